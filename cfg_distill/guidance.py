@@ -1,0 +1,86 @@
+"""Classifier-free guidance: the one formula of guided logits, its negative branch, and its scale over positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+def guided_logits(prompt: Tensor, negative: Tensor, scale: float | Tensor) -> Tensor:
+    r"""Logits under classifier-free guidance.
+
+    .. math:: z_\text{guided} = z(\text{negative}) + \gamma \, (z(\text{prompt}) - z(\text{negative}))
+
+    Scale 0 is the negative branch, 1 the prompt branch exactly, above 1 guidance. Mixing logits or log-probabilities
+    gives the same distribution: they differ by a constant a position. Source: Cideron et al., ICLR 2025, section 2;
+    Sanchez et al., arXiv 2306.17806, Eq. 7.
+
+    Args:
+        prompt: logits given the prompt, ``[..., V]``.
+        negative: logits given the negative (or no) prompt on the same generated prefix, ``[..., V]``.
+        scale: gamma, a number or a tensor that broadcasts against the logits.
+
+    Returns:
+        Guided logits, ``[..., V]``.
+
+    Example:
+        >>> guided_logits(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]), 3.0)
+        tensor([4., 0.])
+    """
+    # torch.lerp computes from the nearer end, so that scale 1 returns the prompt's logits to the bit.
+    return torch.lerp(negative, prompt, scale)
+
+
+@dataclass
+class Guidance:
+    """How the frozen start model is guided: the teacher of the distillation, and the baseline to beat.
+
+    Args:
+        scale: gamma. 1 is no guidance; the paper's text-to-music setting is 3.
+        negative: the negative prompt. None drops the prompt: the unconditional branch.
+        schedule: how gamma moves over the generated positions: ``constant``, or from ``scale`` to ``final_scale`` as a
+            straight line (``linear``) or a half cosine (``cosine``).
+        final_scale: gamma at ``positions`` and beyond; None keeps ``scale``. Read when ``schedule`` is not constant.
+        positions: the number of generated positions over which gamma moves.
+    """
+
+    scale: float = 1.0
+    negative: str | None = None
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    final_scale: float | None = None
+    positions: int = 128
+
+    @property
+    def active(self) -> bool:
+        """Whether a second forward pass is needed at all."""
+        return self.scale != 1.0 or (self.schedule != "constant" and self.final_scale not in (None, 1.0))
+
+    def problems(self) -> list[str]:
+        """What is wrong with these settings, a sentence each."""
+        found = []
+        for key, value in (("scale", self.scale), ("final_scale", self.final_scale)):
+            if value is not None and not value >= 0:
+                found.append(
+                    f"Key `guidance.{key}`: expected a number of at least 0 (1 is no guidance), but got {value}."
+                    " To push away from a prompt, give it as `guidance.negative`."
+                )
+        if self.schedule != "constant" and self.final_scale is None:
+            found.append(
+                f"Key `guidance.final_scale`: expected a number for the {self.schedule} schedule, but got none."
+                " Set it, or use `schedule: constant`."
+            )
+        if self.positions < 1:
+            found.append(f"Key `guidance.positions`: expected at least 1, but got {self.positions}.")
+        return found
+
+    def scale_at(self, position_T: Tensor) -> Tensor:
+        """Gamma at generated positions counted from 0: ``[T]`` integers to ``[T]`` float32."""
+        if self.schedule == "constant" or self.final_scale is None:
+            return torch.full(position_T.shape, self.scale, device=position_T.device)
+        progress_T = (position_T.float() / self.positions).clamp(max=1.0)
+        if self.schedule == "cosine":
+            progress_T = (1 - torch.cos(torch.pi * progress_T)) / 2
+        return self.scale + (self.final_scale - self.scale) * progress_T
