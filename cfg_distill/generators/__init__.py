@@ -1,0 +1,7 @@
+"""What is distilled: adapters over transformers models, and the same models under guidance."""
+
+from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.causal_lm import CausalLM
+from cfg_distill.generators.guided import Guided
+
+__all__ = ["CausalLM", "DecodingState", "Encoded", "Generator", "Guided"]

@@ -1,0 +1,210 @@
+"""Any causal language model of transformers as a generator. Text, and whatever else is spelled as text (tunes)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.cache_utils import DynamicCache
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.generators.base import DecodingState, Encoded, Generator
+
+
+class CausalLM(Generator):
+    """A generator over ``AutoModelForCausalLM``. One codebook: the K axis has length 1.
+
+    Args:
+        path: a model folder, a hub name, or ``tunes:base``, the shipped text-to-music model.
+        chat_template: pass prompts through the tokenizer's chat template. None: when it has one.
+        unconditional: the text that stands for a dropped prompt. None: the empty user message under a chat template,
+            else the begin token alone (the end token for models without one, as GPT-2 was trained).
+        dtype: the dtype of the weights.
+    """
+
+    def __init__(
+        self,
+        path: str = "tunes:base",
+        chat_template: bool | None = None,
+        unconditional: str | None = None,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.chat_template = chat_template
+        self.unconditional = unconditional
+        self.dtype = dtype
+
+    # Settings, known before the weights are
+
+    def problems(self) -> list[str]:
+        found = problems_of_folder("model.generator.path", self.path)
+        if not found and self.chat_template and not self.tokenizer.chat_template:
+            found.append(
+                f"Key `model.generator.chat_template`: expected a tokenizer with a chat template, but that of `{self.path}`"
+                " has none. Set it to false, or use an instruction-tuned model."
+            )
+        return found
+
+    @cached_property
+    def config(self) -> Any:
+        return self._from_hub(AutoConfig, resolve(self.path))
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        tokenizer = self._from_hub(AutoTokenizer, resolve(self.path), padding_side="left")
+        if tokenizer.pad_token_id is None:
+            # Only its id is needed: padded cells are masked everywhere.
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    @property
+    def max_positions(self) -> int | None:
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def end_token(self) -> int | None:  # type: ignore[override]
+        return self.tokenizer.eos_token_id
+
+    @property
+    def pad_token(self) -> int:  # type: ignore[override]
+        return self.tokenizer.pad_token_id
+
+    # Weights
+
+    def load(self) -> Self:
+        if not hasattr(self, "model"):
+            self.model = self._load_model(self.path)
+        return self
+
+    def load_weights(self, folder: str) -> None:
+        state = self._load_model(folder).state_dict()
+        own = self.model.state_dict()
+        wrong = sorted(own.keys() ^ state.keys())
+        wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
+                  if state[name].shape != own[name].shape]  # fmt: skip
+        if wrong:
+            raise ConfigError(f"Weights of `{folder}` do not fit the model `{self.path}`: {'; '.join(wrong[:8])}.")
+        self.model.load_state_dict(state)
+
+    def _load_model(self, path: str) -> Any:
+        return self._from_hub(AutoModelForCausalLM, resolve(path), dtype=getattr(torch, self.dtype))
+
+    @staticmethod
+    def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
+        try:
+            return loader.from_pretrained(path, **settings)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"Model `{path}`: expected a model folder or a reachable hub name of a causal language model,"
+                f" but transformers could not load it: {reason}"
+            ) from error
+
+    def frozen_copy(self) -> Self:
+        frozen = copy.copy(self)
+        frozen._modules = {"model": copy.deepcopy(self.model).requires_grad_(False).eval()}
+        return frozen
+
+    def save(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        # Neutral on purpose: a distilled model carries its guidance, and a library default of top-k 50 is not its distribution.
+        GenerationConfig(
+            do_sample=True,
+            temperature=1.0,
+            top_k=0,
+            top_p=1.0,
+            bos_token_id=self.tokenizer.bos_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+            pad_token_id=self.tokenizer.pad_token_id,
+        ).save_pretrained(folder)
+
+    # Prompts
+
+    def _text(self, prompt: str | None) -> str:
+        templated = self.tokenizer.chat_template if self.chat_template is None else self.chat_template
+        if prompt is None and self.unconditional is not None:
+            return self.unconditional
+        if not templated:
+            return prompt if prompt else (self.tokenizer.bos_token or self.tokenizer.eos_token)
+        try:
+            return self.tokenizer.apply_chat_template(
+                [{"role": "user", "content": prompt or ""}], tokenize=False, add_generation_prompt=True
+            )
+        except Exception as error:  # jinja2's TemplateError; its package is no dependency of ours
+            if type(error).__module__.partition(".")[0] != "jinja2":
+                raise
+            raise ConfigError(f"Prompt {prompt!r}: {error}") from error
+
+    def encode(self, prompts: Sequence[str | None]) -> Encoded:
+        texts = [self._text(prompt) for prompt in prompts]
+        templated = self.tokenizer.chat_template if self.chat_template is None else self.chat_template
+        # A chat template spells its own special tokens; elsewhere the tokenizer adds what the model was trained with,
+        # unless the text is already the begin token alone.
+        rows = [
+            self.tokenizer(
+                text, add_special_tokens=not templated and text not in (self.tokenizer.bos_token, self.tokenizer.eos_token)
+            )["input_ids"]
+            for text in texts
+        ]
+        batch = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+        return Encoded({name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")})
+
+    # Logits
+
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Tensor]:
+        encoded = self.encode(prompts).tensors
+        mask_BS = encoded["attention_mask"]
+        output = self.model(
+            input_ids=encoded["input_ids"],
+            attention_mask=mask_BS,
+            position_ids=_positions(mask_BS),
+            past_key_values=DynamicCache(config=self.model.config),
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        state = DecodingState(output.past_key_values, {"mask": mask_BS}).repeat_interleave(repeats)
+        return state, output.logits.repeat_interleave(repeats, dim=0)
+
+    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Tensor]:
+        mask_NS = torch.nn.functional.pad(state.tensors["mask"], (0, 1), value=1)
+        output = self.model(
+            input_ids=tokens_NK,
+            attention_mask=mask_NS,
+            position_ids=mask_NS.sum(-1, keepdim=True) - 1,
+            past_key_values=state.cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return DecodingState(output.past_key_values, {"mask": mask_NS}), output.logits
+
+    def logits(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Tensor:
+        tokens_NT, mask_NT = tokens_NKT[:, 0], mask_NKT[:, 0]
+        encoded = self.encode(prompts).repeat_interleave(len(tokens_NT) // len(prompts)).tensors
+        # The logits of position n read the tokens before it: the last generated token is never an input.
+        mask_NS = torch.cat([encoded["attention_mask"], mask_NT[:, :-1].long()], dim=1)
+        output = self.model(
+            input_ids=torch.cat([encoded["input_ids"], tokens_NT[:, :-1]], dim=1),
+            attention_mask=mask_NS,
+            position_ids=_positions(mask_NS),
+            use_cache=False,
+            logits_to_keep=tokens_NT.shape[1],
+        )
+        return output.logits[:, None]
+
+    def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[str]:
+        rows = [tokens_T[mask_T].tolist() for tokens_T, mask_T in zip(tokens_NKT[:, 0], mask_NKT[:, 0], strict=True)]
+        return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def _positions(mask_NS: Tensor) -> Tensor:
+    """Position ids under left padding: the first real token is at 0."""
+    return (mask_NS.cumsum(-1) - 1).clamp(min=0)

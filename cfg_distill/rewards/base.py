@@ -1,0 +1,41 @@
+"""The protocol of a reward. Shapes: B prompts, G samples a prompt."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor, nn
+
+from cfg_distill.samples import Samples
+
+
+@dataclass
+class GroupReward:
+    """What a reward says of groups.
+
+    Attributes:
+        reward_BG: the reward of each sample.
+        advantage_BG: the weight of each sample's score in the policy gradient, baseline and factor included, such that
+            ``grad D = E[(1/G) sum_i advantage_i * grad log student(y_i)]``.
+    """
+
+    reward_BG: Tensor
+    advantage_BG: Tensor
+
+
+class Reward(nn.Module, ABC):
+    """A function of a group of samples of one prompt."""
+
+    def problems(self, group: int) -> list[str]:
+        """What is wrong with the settings for groups of this size, found without loading weights."""
+        return []
+
+    def load(self) -> Self:
+        """Load what the reward needs; does nothing the second time."""
+        return self
+
+    @abstractmethod
+    def forward(self, samples: Samples) -> GroupReward:
+        """Rewards and advantages of B groups, without gradient."""

@@ -1,0 +1,6 @@
+"""Rollouts: groups of samples a prompt, plain or guided, with a KV cache and every sampling parameter explicit."""
+
+from cfg_distill.sampling.distribution import Sampling
+from cfg_distill.sampling.rollout import Rollout, rollout
+
+__all__ = ["Rollout", "Sampling", "rollout"]

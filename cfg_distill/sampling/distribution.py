@@ -1,0 +1,77 @@
+"""The distribution that tokens are drawn from: temperature and filters over logits, each stated by the recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Sampling:
+    """How samples are drawn. Every parameter is stated here: no default of a library slips in.
+
+    Args:
+        samples: G, samples a prompt.
+        max_new_tokens: T, the longest sample.
+        temperature: divides the logits; 0 takes the likeliest token (not while training).
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens whose probabilities first reach p; 1 keeps all.
+    """
+
+    samples: int = 4
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def problems(self, max_positions: int | None = None, training: bool = False) -> list[str]:
+        """What is wrong with these settings, a sentence each."""
+        found = []
+        if self.samples < 1:
+            found.append(f"Key `sampling.samples`: expected at least 1, but got {self.samples}.")
+        if self.max_new_tokens < 1:
+            found.append(f"Key `sampling.max_new_tokens`: expected at least 1, but got {self.max_new_tokens}.")
+        if max_positions is not None and self.max_new_tokens >= max_positions:
+            found.append(
+                f"Key `sampling.max_new_tokens`: expected fewer than the model's {max_positions} positions, prompt included,"
+                f" but got {self.max_new_tokens}. Lower it."
+            )
+        if self.temperature < 0 or (training and self.temperature == 0):
+            wanted = "a number above 0 (on-policy samples must be random)" if training else "a number of at least 0"
+            found.append(f"Key `sampling.temperature`: expected {wanted}, but got {self.temperature}. Use 1 for the model's own.")
+        if self.top_k < 0:
+            found.append(f"Key `sampling.top_k`: expected 0 (keep all) or more, but got {self.top_k}.")
+        if not 0 < self.top_p <= 1:
+            found.append(f"Key `sampling.top_p`: expected a number in (0, 1], but got {self.top_p}.")
+        return found
+
+    def log_probs(self, logits: Tensor) -> Tensor:
+        """Log-probabilities of the sampling distribution, float32: ``[..., V]`` to ``[..., V]``; -inf where filtered."""
+        logits = logits.float()
+        if self.temperature == 0:
+            likeliest = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
+            return torch.zeros_like(logits).masked_fill(~likeliest, -torch.inf)
+        logits = logits / self.temperature
+        if self.top_k:
+            smallest = logits.topk(min(self.top_k, logits.shape[-1])).values[..., -1:]
+            logits = logits.masked_fill(logits < smallest, -torch.inf)
+        if self.top_p < 1:
+            ordered, order = logits.sort(descending=True)
+            probs = ordered.softmax(-1)
+            # A token stays while the mass before it is below p: the likeliest one always does.
+            dropped = probs.cumsum(-1) - probs >= self.top_p
+            logits = logits.masked_fill(dropped.gather(-1, order.argsort(-1)), -torch.inf)
+        return logits.log_softmax(-1)
+
+
+def draw_tokens(log_probs: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """One token a row by inverse transform sampling: ``[..., V]`` log-probabilities to ``[...]`` indices.
+
+    One uniform number a row and one cumulative sum; ``torch.multinomial`` is tens of times slower on large vocabularies.
+    """
+    cumulative = log_probs.double().exp().cumsum(-1)
+    uniform = torch.rand(log_probs.shape[:-1], dtype=torch.float64, device=log_probs.device, generator=generator)
+    # right=True takes the first token whose cumulative mass EXCEEDS the draw: never one of probability zero.
+    return torch.searchsorted(cumulative, (uniform * cumulative[..., -1]).unsqueeze(-1), right=True).squeeze(-1)
