@@ -1,13 +1,13 @@
 """English prompts to condition slots, by one table of keywords.
 
-The model is conditioned on four slots: origin, rhythm, metre, mode. The same table is read by `understand` (Python: slots,
-key, tempo and the words that meant nothing) and by the chat template (Jinja: slots only), which is stored in the tokenizer,
-so that an exported student reads plain English with transformers alone.
+The model is conditioned on four slots: origin, rhythm, metre, mode. The same table is read by `understand` (Python:
+slots, key, tempo and the words that meant nothing) and by the chat template (Jinja: slots only), which is stored in the
+tokenizer, so that an exported student reads plain English with transformers alone.
 
-How a prompt is read: lower case; every character that is not a letter, digit, `#` or `/` parts words; from left to right
-the longest keyword that starts at a word is taken ("slip jig" before "jig"), whole words only ("marching" is not "march").
-The first mention of a slot wins. A keyword may also IMPLY slots (a jig is in 6/8, a sad tune is minor): these count only
-where nothing was said. A slot neither said nor implied stays null.
+How a prompt is read: lower case; every character that is not a letter, digit, `#` or `/` parts words; from left to
+right the longest keyword that starts at a word is taken ("slip jig" before "jig"), whole words only ("marching" is not
+"march"). The first mention of a slot wins. A keyword may also IMPLY slots (a jig is in 6/8, a sad tune is minor): these
+count only where nothing was said. A slot neither said nor implied stays null.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MODES = ("major", "minor", "dorian", "mixolydian")
 
 @dataclass(frozen=True)
 class Keyword:
-    """What one word or phrase says, implies, and (for rendering alone) how much faster than usual the tune is played."""
+    """What one word or phrase says and implies, and (for rendering alone) how much faster than usual to play."""
 
     says: dict[str, str] = field(default_factory=dict)
     implies: dict[str, str] = field(default_factory=dict)
@@ -36,7 +36,9 @@ def _table() -> dict[str, Keyword]:
     """The keywords, by phrase: the single source of `understand` and of `chat_template`."""
     table: dict[str, Keyword] = {}
 
-    def add(phrases: str, says: dict[str, str] | None = None, implies: dict[str, str] | None = None, tempo: float = 1.0) -> None:
+    def add(
+        phrases: str, says: dict[str, str] | None = None, implies: dict[str, str] | None = None, tempo: float = 1.0
+    ) -> None:
         for phrase in phrases.split(", "):
             table[phrase] = Keyword(says or {}, implies or {}, tempo)
 
@@ -75,9 +77,9 @@ def _table() -> dict[str, Keyword]:
 TABLE = _table()
 _LONGEST = max(len(phrase.split()) for phrase in TABLE)
 _FILLER_TEXT = (
-    "a an and the of in on for from with to by at as is it its that this my me some please i write play compose make give "
-    "want would like tune tunes music piece melody dance dancing traditional trad folk old style time key set mode mood "
-    "feel feeling very rather number session fiddle sharp flat 19th century"
+    "a an and the of in on for from with to by at as is it its that this my me some please i write play compose make "
+    "give want would like tune tunes music piece melody dance dancing traditional trad folk old style time key set "
+    "mode mood feel feeling very rather number session fiddle sharp flat 19th century"
 )
 _FILLERS = frozenset(_FILLER_TEXT.split())
 
@@ -112,7 +114,10 @@ def words_of(text: str) -> list[str]:
 
 def nothing_understood(prompt: str) -> str:
     """The message for a prompt without a single keyword; the chat template raises the same one."""
-    return f"Expected a prompt that says something about a tune, but understood nothing in: {prompt} - say one or more of: {UNDERSTOOD}"
+    return (
+        f"Expected a prompt that says something about a tune, but understood nothing in: {prompt}"
+        f" - say one or more of: {UNDERSTOOD}"
+    )
 
 
 def understand(prompt: str | None) -> Understanding:
@@ -198,11 +203,10 @@ def chat_template() -> str:
     says = repr({phrase: keyword.says for phrase, keyword in TABLE.items()})
     implies = repr({phrase: keyword.implies for phrase, keyword in TABLE.items() if keyword.implies})
     before, after = nothing_understood("\0").split("\0")
-    slots = " ~ ' ' ~ ".join(
-        f"'<{slot}:' ~ (state.{slot} or state.implied_{slot} or '{NULL}') ~ '>'" for slot in SLOTS
-    )
+    slots = " ~ ' ' ~ ".join(f"'<{slot}:' ~ (state.{slot} or state.implied_{slot} or '{NULL}') ~ '>'" for slot in SLOTS)
     take = "".join(
-        f"{{%- if '{slot}' in says[phrase] and not state.{slot} %}}{{%- set state.{slot} = says[phrase]['{slot}'] %}}{{%- endif %}}\n"
+        f"{{%- if '{slot}' in says[phrase] and not state.{slot} %}}"
+        f"{{%- set state.{slot} = says[phrase]['{slot}'] %}}{{%- endif %}}\n"
         f"{{%- if phrase in implies and '{slot}' in implies[phrase] and not state.implied_{slot} %}}"
         f"{{%- set state.implied_{slot} = implies[phrase]['{slot}'] %}}{{%- endif %}}\n"
         for slot in SLOTS
@@ -216,7 +220,8 @@ def chat_template() -> str:
         "{%- for message in messages %}{%- if message['role'] == 'user' %}"
         "{%- set state.message = message['content'] or '' %}{%- endif %}{%- endfor %}\n"
         "{%- for character in state.message.lower().replace('♭', 'b').replace('♯', '#') %}"
-        f"{{%- set state.text = state.text ~ (character if character in '{_WORD_CHARACTERS}' else ' ') %}}{{%- endfor %}}\n"
+        f"{{%- set state.text = state.text ~ (character if character in '{_WORD_CHARACTERS}' else ' ') %}}"
+        "{%- endfor %}\n"
         "{%- set words = state.text.split() %}\n"
         "{%- for word in words %}{%- if loop.index0 >= state.next %}{%- set position = loop.index0 %}\n"
         "{%- set state.found = '' %}\n"

@@ -78,7 +78,9 @@ def test_none_is_the_unconditional_prompt() -> None:
     assert understand(None).slots == slots()
 
 
-@pytest.mark.parametrize("prompt", ["marching aircraft", "blues 'in' \"Chicago\" {{ 1 }}", "!!!", "reeling and jigging", "lively"])
+@pytest.mark.parametrize(
+    "prompt", ["marching aircraft", "blues 'in' \"Chicago\" {{ 1 }}", "!!!", "reeling and jigging", "lively"]
+)
 def test_nothing_understood_says_what_is(prompt: str) -> None:
     with pytest.raises(ConfigError, match="slip jig") as python:
         understand(prompt)
@@ -90,7 +92,21 @@ def test_nothing_understood_says_what_is(prompt: str) -> None:
 def test_python_and_template_agree() -> None:
     """Some hundred random prompts: keywords, their prefixes, fillers, odd casing and punctuation, unicode."""
     generator = random.Random(0)
-    vocabulary = [*TABLE, "a", "in", "slip", "quick", "key of", "air craft", "reel-time", "jigsaw", "Émigré", "İ", "tune", "x"]
+    vocabulary = [
+        *TABLE,
+        "a",
+        "in",
+        "slip",
+        "quick",
+        "key of",
+        "air craft",
+        "reel-time",
+        "jigsaw",
+        "Émigré",
+        "İ",
+        "tune",
+        "x",
+    ]
     separators = [" ", "  ", ", ", "-", "\n", "... ", "'", ";", "\t", " — "]
     casings = [str.lower, str.upper, str.title, str.swapcase]
     for _ in range(400):
@@ -106,6 +122,10 @@ def test_python_and_template_agree() -> None:
 
 
 def test_last_user_message_counts() -> None:
-    messages = [{"role": "user", "content": "a jig"}, {"role": "assistant", "content": "reel"}, {"role": "user", "content": "an air"}]
+    messages = [
+        {"role": "user", "content": "a jig"},
+        {"role": "assistant", "content": "reel"},
+        {"role": "user", "content": "an air"},
+    ]
     rendered, _ = render_jinja_template([messages], chat_template=chat_template())
     assert rendered[0] == prefix(slots(rhythm="air"))
