@@ -58,22 +58,22 @@ class Guidance:
         """Whether a second forward pass is needed at all."""
         return self.scale != 1.0 or (self.schedule != "constant" and self.final_scale not in (None, 1.0))
 
-    def problems(self) -> list[str]:
-        """What is wrong with these settings, a sentence each."""
+    def problems(self, key: str = "model.guidance") -> list[str]:
+        """What is wrong with these settings, a sentence each; ``key`` is where the user wrote them."""
         found = []
-        for key, value in (("scale", self.scale), ("final_scale", self.final_scale)):
+        for name, value in (("scale", self.scale), ("final_scale", self.final_scale)):
             if value is not None and not value >= 0:
                 found.append(
-                    f"Key `guidance.{key}`: expected a number of at least 0 (1 is no guidance), but got {value}."
-                    " To push away from a prompt, give it as `guidance.negative`."
+                    f"Key `{key}.{name}`: expected a number of at least 0 (1 is no guidance), but got {value}."
+                    " To push away from a prompt, give it as `{key}.negative`."
                 )
         if self.schedule != "constant" and self.final_scale is None:
             found.append(
-                f"Key `guidance.final_scale`: expected a number for the {self.schedule} schedule, but got none."
+                f"Key `{key}.final_scale`: expected a number for the {self.schedule} schedule, but got none."
                 " Set it, or use `schedule: constant`."
             )
         if self.positions < 1:
-            found.append(f"Key `guidance.positions`: expected at least 1, but got {self.positions}.")
+            found.append(f"Key `{key}.positions`: expected at least 1, but got {self.positions}.")
         return found
 
     def scale_at(self, position_T: Tensor) -> Tensor:

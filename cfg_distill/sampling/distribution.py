@@ -26,25 +26,27 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
 
-    def problems(self, max_positions: int | None = None, training: bool = False) -> list[str]:
-        """What is wrong with these settings, a sentence each."""
+    def problems(
+        self, max_positions: int | None = None, training: bool = False, key: str = "model.sampling"
+    ) -> list[str]:
+        """What is wrong with these settings, a sentence each; ``key`` is where the user wrote them."""
         found = []
         if self.samples < 1:
-            found.append(f"Key `sampling.samples`: expected at least 1, but got {self.samples}.")
+            found.append(f"Key `{key}.samples`: expected at least 1, but got {self.samples}.")
         if self.max_new_tokens < 1:
-            found.append(f"Key `sampling.max_new_tokens`: expected at least 1, but got {self.max_new_tokens}.")
+            found.append(f"Key `{key}.max_new_tokens`: expected at least 1, but got {self.max_new_tokens}.")
         if max_positions is not None and self.max_new_tokens >= max_positions:
             found.append(
-                f"Key `sampling.max_new_tokens`: expected fewer than the model's {max_positions} positions, prompt included,"
+                f"Key `{key}.max_new_tokens`: expected fewer than the model's {max_positions} positions, prompt included,"
                 f" but got {self.max_new_tokens}. Lower it."
             )
         if self.temperature < 0 or (training and self.temperature == 0):
             wanted = "a number above 0 (on-policy samples must be random)" if training else "a number of at least 0"
-            found.append(f"Key `sampling.temperature`: expected {wanted}, but got {self.temperature}. Use 1 for the model's own.")
+            found.append(f"Key `{key}.temperature`: expected {wanted}, but got {self.temperature}. Use 1 for the model's own.")
         if self.top_k < 0:
-            found.append(f"Key `sampling.top_k`: expected 0 (keep all) or more, but got {self.top_k}.")
+            found.append(f"Key `{key}.top_k`: expected 0 (keep all) or more, but got {self.top_k}.")
         if not 0 < self.top_p <= 1:
-            found.append(f"Key `sampling.top_p`: expected a number in (0, 1], but got {self.top_p}.")
+            found.append(f"Key `{key}.top_p`: expected a number in (0, 1], but got {self.top_p}.")
         return found
 
     def log_probs(self, logits: Tensor) -> Tensor:

@@ -1,0 +1,134 @@
+"""Divergences between two next-token distributions, as pure functions that return (sum, count).
+
+All of them take raw logits ``[..., V]`` and a mask ``[...]`` of the cells that count, work in float32 (half precision
+makes a KL negative), and never read a masked cell: NaN there changes neither value nor gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+# From log-probabilities of student and teacher, [M, V] each, to one value a cell, [M].
+CellDivergence = Callable[[Tensor, Tensor], Tensor]
+
+
+def _log_probs(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Log-probabilities of the valid cells, float32: ``[..., V]`` to ``[M, V]``."""
+    valid = logits.flatten(0, -2) if mask is None else logits[mask.bool()]
+    return valid.float().log_softmax(-1)
+
+
+def reverse_kl_cells(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(student || teacher) of log-probabilities ``[M, V]``, a value a cell ``[M]``."""
+    return (student.exp() * (student - teacher)).sum(-1)
+
+
+def forward_kl_cells(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) of log-probabilities ``[M, V]``, a value a cell ``[M]``."""
+    return reverse_kl_cells(teacher, student)
+
+
+def jensen_shannon_cells(student: Tensor, teacher: Tensor, weight: float = 0.5) -> Tensor:
+    """JSD(b) / (b (1 - b)) of log-probabilities ``[M, V]``, a value a cell ``[M]``; at 0 and 1 its limits."""
+    if weight == 0:
+        return forward_kl_cells(student, teacher)
+    if weight == 1:
+        return reverse_kl_cells(student, teacher)
+    mixture = torch.logaddexp(teacher + math.log(weight), student + math.log1p(-weight))
+    divergence = weight * reverse_kl_cells(teacher, mixture) + (1 - weight) * reverse_kl_cells(student, mixture)
+    return divergence / (weight * (1 - weight))
+
+
+def entropy_cells(log_probs: Tensor) -> Tensor:
+    """Entropy in nats of log-probabilities ``[M, V]``, a value a cell ``[M]``."""
+    return -(log_probs.exp() * log_probs).sum(-1)
+
+
+def entropy_aware_cells(student: Tensor, teacher: Tensor, threshold: float) -> Tensor:
+    """Reverse KL, plus forward KL where the teacher's entropy exceeds the threshold; a value a cell ``[M]``."""
+    uncertain = (entropy_cells(teacher) > threshold).to(student.dtype)
+    return reverse_kl_cells(student, teacher) + uncertain * forward_kl_cells(student, teacher)
+
+
+def _sum_and_count(cells: CellDivergence, student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"Expected `student` and `teacher` of one shape but got {tuple(student.shape)} and {tuple(teacher.shape)}."
+        )
+    values = cells(_log_probs(student, mask), _log_probs(teacher, mask))
+    return values.sum(), torch.tensor(values.numel(), device=values.device)
+
+
+def reverse_kl(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""Sum over cells of the full-vocabulary :math:`\mathrm{KL}(\text{student} \| \text{teacher})`, and their number.
+
+    Mode-seeking; the paper's choice on the student's own samples. Source: Cideron et al., ICLR 2025, Eq. 2.
+
+    Args:
+        student: logits, ``[..., V]``.
+        teacher: logits, ``[..., V]``.
+        mask: True on the cells that count, ``[...]``; None counts all.
+
+    Raises:
+        ValueError: shapes differ.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> value, count = reverse_kl(student, teacher)
+        >>> round(value.item(), 4), count.item()
+        (0.1201, 1)
+    """
+    return _sum_and_count(reverse_kl_cells, student, teacher, mask)
+
+
+def forward_kl(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    r"""Sum over cells of :math:`\mathrm{KL}(\text{teacher} \| \text{student})`, and their number.
+
+    Mass-covering. Arguments and errors as in :func:`reverse_kl`.
+    """
+    return _sum_and_count(forward_kl_cells, student, teacher, mask)
+
+
+def jensen_shannon(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, weight: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    r"""Sum over cells of the generalised Jensen-Shannon divergence, divided by b (1 - b), and their number.
+
+    .. math:: \frac{b\,\mathrm{KL}(t \| m) + (1-b)\,\mathrm{KL}(s \| m)}{b (1-b)}, \qquad m = b\,t + (1-b)\,s
+
+    The divisor makes forward KL the limit at b = 0 and reverse KL the limit at b = 1, so that beta keeps its meaning
+    whatever b is. Source: Agarwal et al., arXiv 2306.13649, Eq. 1 (there without the divisor).
+
+    Args:
+        student: logits, ``[..., V]``.
+        teacher: logits, ``[..., V]``.
+        mask: True on the cells that count, ``[...]``; None counts all.
+        weight: b, in [0, 1].
+
+    Raises:
+        ValueError: shapes differ, or b outside [0, 1].
+    """
+    if not 0 <= weight <= 1:
+        raise ValueError(f"Expected argument `weight` in [0, 1] but got {weight}.")
+    return _sum_and_count(lambda s, t: jensen_shannon_cells(s, t, weight), student, teacher, mask)
+
+
+def entropy_aware_kl(
+    student: Tensor, teacher: Tensor, mask: Tensor | None = None, threshold: float = 2.0
+) -> tuple[Tensor, Tensor]:
+    """Sum over cells of reverse KL, plus forward KL where the teacher's entropy exceeds ``threshold`` nats, and their number.
+
+    Where the teacher is sure the student seeks its mode; where it is not, the student must cover it. Arguments and errors
+    as in :func:`reverse_kl`.
+    """
+    return _sum_and_count(lambda s, t: entropy_aware_cells(s, t, threshold), student, teacher, mask)
+
+
+def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Sum over cells of the entropy in nats of logits ``[..., V]``, and their number."""
+    values = entropy_cells(_log_probs(logits, mask))
+    return values.sum(), torch.tensor(values.numel(), device=values.device)
