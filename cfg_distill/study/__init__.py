@@ -1,0 +1,9 @@
+"""A whole study in one file: fits, merges, baselines, evaluation, front. Run again, it goes on where it stopped.
+
+Importing this room loads no torch: the work is done in processes of their own.
+"""
+
+from cfg_distill.study.models import evaluate_models
+from cfg_distill.study.run import run_study
+
+__all__ = ["evaluate_models", "run_study"]
