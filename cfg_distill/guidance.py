@@ -65,7 +65,7 @@ class Guidance:
             if value is not None and not value >= 0:
                 found.append(
                     f"Key `{key}.{name}`: expected a number of at least 0 (1 is no guidance), but got {value}."
-                    " To push away from a prompt, give it as `{key}.negative`."
+                    f" To push away from a prompt, give it as `{key}.negative`."
                 )
         if self.schedule != "constant" and self.final_scale is None:
             found.append(

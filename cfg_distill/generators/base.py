@@ -6,6 +6,7 @@ know streams only, so that a new way to mix models is a new stream and nothing e
 
 from __future__ import annotations
 
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -138,6 +139,12 @@ class Generator(nn.Module, ABC):
     @abstractmethod
     def frozen_copy(self) -> Self:
         """The teacher: the same weights, never to move."""
+
+    def spec(self) -> dict[str, Any]:
+        """The class path and plain arguments that make this generator again; checkpoints carry it for the export."""
+        kind = type(self)
+        init_args = {name: getattr(self, name) for name in inspect.signature(kind).parameters}
+        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
 
     @property
     def device(self) -> torch.device:

@@ -100,6 +100,6 @@ def _check_positions(generator: Generator, prompts: Sequence[str], sampling: Sam
     longest = max(tensor.shape[-1] for tensor in generator.encode(prompts).tensors.values())
     if longest + sampling.max_new_tokens > limit:
         raise ConfigError(
-            f"Key `model.sampling.max_new_tokens`: the longest prompt has {longest} tokens and the model {limit} positions, so expected"
+            f"Key `max_new_tokens`: the longest prompt has {longest} tokens and the model {limit} positions, so expected"
             f" at most {limit - longest}, but got {sampling.max_new_tokens}. Lower it, or shorten the prompts."
         )
