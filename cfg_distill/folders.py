@@ -7,6 +7,7 @@ from pathlib import Path
 from cfg_distill.errors import ConfigError
 
 SHIPPED = {name: Path(__file__).parent / "tunes" / "weights" / name for name in ("base", "encoder", "judge")}
+RECIPES = Path(__file__).parent / "recipes"
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
@@ -22,6 +23,15 @@ def resolve(path: str) -> str:
     if name not in SHIPPED:
         raise ConfigError(f"Model `{path}`: expected one of {[f'tunes:{known}' for known in SHIPPED]}, but got `{path}`.")
     return str(SHIPPED[name])
+
+
+def find_file(path: str | Path) -> Path:
+    """The file itself, or the one of this name shipped with the package, so that ``recipes/...`` works in any folder."""
+    path = Path(path).expanduser()
+    if not path.exists() and path.parts[:1] == ("recipes",):
+        shipped = RECIPES.joinpath(*path.parts[1:])
+        return shipped if shipped.exists() else path
+    return path
 
 
 def problems_of_folder(key: str, path: str) -> list[str]:

@@ -1,0 +1,86 @@
+"""The command line. ``main`` imports only what the named command needs: ``--help`` and the light commands stay light."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from cfg_distill import __version__
+from cfg_distill.errors import ConfigError
+
+__all__ = ["COMMANDS", "main"]
+
+COMMANDS = {
+    "fit": "train a student: fit --config recipes/NAME.yaml [overrides]",
+    "validate": "validate a student: the options of fit",
+    "study": "fits, merges, baselines and evaluation in one file: study STUDY.yaml [--out DIR]",
+    "evaluate": "quality and diversity of finished models: evaluate --model DIR ... --prompts FILE",
+    "merge": "merge model folders: merge --models A B --weights 0.5 0.5 --out DIR",
+    "generate": "draw samples: generate --model DIR --prompt TEXT",
+    "export": "checkpoint to a plain Hugging Face folder: export --checkpoint FILE --out DIR",
+    "recipes": "list the recipes, or copy one to edit: recipes [NAME]",
+}
+_LIGHTNING = ("fit", "validate")
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items())
+    return (
+        "usage: cfg-distill COMMAND [options]\n\n"
+        "Distil classifier-free guidance into a model that needs none, and keep its samples diverse.\n\n"
+        f"commands:\n{commands}\n\n"
+        "options:\n  --help     this text; cfg-distill COMMAND --help says more\n  --version  the version\n\n"
+        "Where to start: cfg-distill recipes"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, or 2 after a user's mistake. A bug of ours keeps its traceback."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(f"cfg-distill {__version__}")
+        return 0
+    command, rest = words[0], words[1:]
+    try:
+        if command not in COMMANDS:
+            raise ConfigError(_unknown(command))
+        if command in _LIGHTNING:
+            from cfg_distill.cli import fit
+
+            fit.run(command, rest)
+        else:
+            importlib.import_module(f"cfg_distill.cli.{command}").run(rest)
+    except ConfigError as error:
+        _print_problems(command, error.problems)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output (head, less) went away; nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _unknown(command: str) -> str:
+    nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
+    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+    return f"Expected a command, one of {', '.join(COMMANDS)}, but got `{command}`.{hint}"
+
+
+def _print_problems(command: str, problems: list[str]) -> None:
+    # Every process of a distributed run meets the same mistake; the first one says it.
+    if any(os.environ.get(rank, "0") != "0" for rank in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
+        return
+    name = f"cfg-distill {command}" if command in COMMANDS else "cfg-distill"
+    if len(problems) == 1:
+        print(f"{name}: {problems[0]}", file=sys.stderr)
+        return
+    listed = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
+    print(f"{name}: {len(problems)} problems, nothing was started:\n{listed}", file=sys.stderr)

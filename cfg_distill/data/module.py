@@ -1,0 +1,108 @@
+"""PromptData: the prompts of a fit."""
+
+import lightning as L
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from cfg_distill.data.batches import PromptBatches, Prompts
+from cfg_distill.data.reading import normalised, read_prompts
+from cfg_distill.errors import ConfigError
+
+
+class PromptData(L.LightningDataModule):
+    """Train, validation and report prompts, kept apart. A batch is a list of texts.
+
+    A run stopped in the middle of an epoch goes on at the next batch. See :func:`cfg_distill.data.read_prompts` for the kinds
+    of files.
+
+    Args:
+        train: the prompts to train on.
+        validation: the prompts that callbacks and metrics see during a fit; empty for none.
+        report: the prompts of the final evaluation. Never loaded by a fit: named here so that it is checked that none of
+            them is trained or validated on.
+        batch_size: prompts in a training batch, on each device.
+        validation_batch_size: prompts in a validation batch; 0 for ``batch_size``.
+        field: the JSON field or CSV column that holds the prompt.
+        shuffle: train in another order every epoch.
+        seed: of that order.
+    """
+
+    def __init__(
+        self,
+        train: str,
+        validation: str = "",
+        report: str = "",
+        batch_size: int = 8,
+        validation_batch_size: int = 0,
+        field: str = "prompt",
+        shuffle: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.files = {"train": train, "validation": validation, "report": report}
+        self.batch_size = batch_size
+        self.validation_batch_size = validation_batch_size
+        self.field = field
+        self.shuffle = shuffle
+        self.seed = seed
+        self.prompts: dict[str, list[str]] = {}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings and the files, a sentence each."""
+        found = []
+        if self.batch_size < 1:
+            found.append(f"Key `data.batch_size`: expected at least 1, but got {self.batch_size}.")
+        if self.validation_batch_size < 0:
+            got = self.validation_batch_size
+            found.append(f"Key `data.validation_batch_size`: expected at least 1, or 0 for `batch_size`, but got {got}.")
+        prompts = {}
+        for name, path in self.files.items():
+            if path or name == "train":
+                try:
+                    prompts[name] = read_prompts(path, self.field)
+                except ConfigError as error:
+                    found += [f"Key `data.{name}`: {problem}" for problem in error.problems]
+        for kept_apart, others in (("validation", ("train",)), ("report", ("train", "validation"))):
+            found += [_shared(kept_apart, other, prompts) for other in others if _overlap(kept_apart, other, prompts)]
+        return found
+
+    def setup(self, stage: str) -> None:
+        """Read the files.
+
+        Raises:
+            ConfigError: see :meth:`problems`.
+        """
+        if self.prompts:
+            return
+        if problems := self.problems():
+            raise ConfigError(problems)
+        self.prompts = {name: read_prompts(self.files[name], self.field) for name in ("train", "validation") if self.files[name]}
+
+    def train_dataloader(self) -> StatefulDataLoader:
+        return self._loader("train", self.batch_size, self.shuffle)
+
+    def val_dataloader(self) -> StatefulDataLoader | list:
+        if "validation" not in self.prompts:
+            return []
+        return self._loader("validation", self.validation_batch_size or self.batch_size, shuffle=False)
+
+    def _loader(self, name: str, batch_size: int, shuffle: bool) -> StatefulDataLoader:
+        prompts = self.prompts[name]
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        batches = PromptBatches(len(prompts), batch_size, shuffle, self.seed, rank, world)
+        # The sampler deals whole batches: batch_size=None turns the loader's own batching off.
+        return StatefulDataLoader(Prompts(prompts), batch_size=None, sampler=batches)
+
+
+def _overlap(name: str, other: str, prompts: dict[str, list[str]]) -> list[str]:
+    """The prompts of ``name`` that ``other`` has too, up to case and space."""
+    known = {normalised(prompt) for prompt in prompts.get(other, ())}
+    return sorted({prompt for prompt in prompts.get(name, ()) if normalised(prompt) in known})
+
+
+def _shared(name: str, other: str, prompts: dict[str, list[str]]) -> str:
+    both = _overlap(name, other, prompts)
+    shown = ", ".join(map(repr, both[:3])) + (", ..." if len(both) > 3 else "")
+    return (
+        f"Key `data.{name}`: expected prompts that `data.{other}` does not have, but {len(both)} are in both: {shown}."
+        " Take them out of one of the files."
+    )

@@ -1,0 +1,114 @@
+"""Prompts from files: text, JSON lines, CSV, and Hugging Face datasets on disk. No torch in here."""
+
+from __future__ import annotations
+
+import csv
+import difflib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import find_file
+
+SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
+
+
+def read_prompts(path: str | Path, field: str = "prompt") -> list[str]:
+    """The prompts of a file, in its order, without blank ones.
+
+    ``.txt``: a prompt a line. ``.jsonl``: a JSON object a line, its ``field``, or a JSON string a line. ``.csv`` and
+    ``.tsv``: the column ``field`` under a header. A folder: a dataset that Hugging Face ``datasets`` saved to disk, its
+    column ``field``. A path ``recipes/...`` that does not exist is looked up among the shipped recipes.
+
+    Raises:
+        ConfigError: the file is missing, empty, of another kind, or lacks the field.
+
+    Example:
+        >>> read_prompts("recipes/no-such-file.txt")
+        Traceback (most recent call last):
+        cfg_distill.errors.ConfigError: Expected a file of prompts, but `recipes/no-such-file.txt` does not exist. ...
+    """
+    file = find_file(path)
+    if not str(path) or not file.exists():
+        raise ConfigError(f"Expected a file of prompts, but `{path}` does not exist. Check the path.")
+    if not file.is_dir() and file.suffix not in SUFFIXES:
+        raise ConfigError(f"Expected a file of prompts, one of {', '.join(SUFFIXES)}, but got `{path}`.")
+    try:
+        rows = list(_saved_dataset(file, field) if file.is_dir() else _rows(file, field))
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"File `{path}`: expected text in UTF-8, but it cannot be read: {error}.") from error
+    prompts = [prompt.strip() for prompt in rows if prompt.strip()]
+    if not prompts:
+        raise ConfigError(f"Expected at least one prompt, but `{path}` holds none. Write one a line.")
+    return prompts
+
+
+def normalised(prompt: str) -> str:
+    """The prompt without what does not tell two prompts apart: case and space.
+
+    Example:
+        >>> normalised("  An Irish   jig ")
+        'an irish jig'
+    """
+    return " ".join(prompt.casefold().split())
+
+
+def _rows(file: Path, field: str) -> Iterable[str]:
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        if file.suffix == ".txt":
+            yield from lines
+        elif file.suffix == ".jsonl":
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield _of_json(file, number, line, field)
+        else:
+            table = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
+            if table.fieldnames and field not in table.fieldnames:
+                raise ConfigError(_no_field(f"File `{file}`", field, table.fieldnames))
+            try:
+                yield from (row[field] or "" for row in table)
+            except csv.Error as error:
+                raise ConfigError(f"File `{file}`, line {table.line_num}: expected CSV, but {error}.") from error
+
+
+def _of_json(file: Path, number: int, line: str, field: str) -> str:
+    where = f"File `{file}`, line {number}"
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where}: expected a JSON object, but it cannot be read: {error}.") from error
+    if isinstance(row, dict):
+        if field not in row:
+            raise ConfigError(_no_field(where, field, row))
+        row = row[field]
+    if not isinstance(row, str):
+        raise ConfigError(f"{where}: expected text in `{field}`, but got {type(row).__name__}.")
+    return row
+
+
+def _saved_dataset(folder: Path, field: str) -> Iterable[str]:
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"Expected a file of prompts ({', '.join(SUFFIXES)}), but `{folder}` is a folder. To read a Hugging Face dataset"
+            " saved to disk, run `pip install datasets`."
+        ) from error
+    try:
+        rows: Any = datasets.load_from_disk(str(folder))
+    except FileNotFoundError as error:
+        raise ConfigError(f"Folder `{folder}`: expected a dataset saved by Hugging Face datasets, but {error}") from error
+    if isinstance(rows, dict):
+        raise ConfigError(f"Folder `{folder}`: expected one split of a dataset. Name one, as `{folder}/{next(iter(rows))}`.")
+    if field not in rows.column_names:
+        raise ConfigError(_no_field(f"Folder `{folder}`", field, rows.column_names))
+    return rows[field]
+
+
+def _no_field(where: str, field: str, known: Iterable[str]) -> str:
+    names = list(known)
+    nearest = difflib.get_close_matches(field, names, n=1, cutoff=0.5) or names[:1]
+    hint = f" Set `field: {nearest[0]}`?" if nearest else ""
+    return f"{where}: expected a field `{field}`, but it has {names}.{hint}"
