@@ -45,6 +45,7 @@ def _table() -> dict[str, Keyword]:
     add("irish, ireland, dublin, kerry, cork, o neill", {"origin": "irish"})
     add("scottish, scots, scotland, highland, highlands, edinburgh, glasgow", {"origin": "scottish"})
     add("american, america, new england, yankee, boston, appalachian", {"origin": "american"})
+    add("english, england, northumbrian, northumbria, northumberland, newcastle", {"origin": "english"})
 
     add("jig, jigs, double jig, double jigs, single jig", {"rhythm": "jig"}, {"metre": "6/8"})
     add("slip jig, slip jigs, slipjig, slipjigs, hop jig, hop jigs", {"rhythm": "slip jig"}, {"metre": "9/8"})
@@ -84,7 +85,7 @@ _FILLER_TEXT = (
 _FILLERS = frozenset(_FILLER_TEXT.split())
 
 UNDERSTOOD = (
-    "origin (Irish, Scottish, American), rhythm (reel, jig, slip jig, hornpipe, strathspey, march, air), "
+    "origin (Irish, Scottish, American, English), rhythm (reel, jig, slip jig, hornpipe, strathspey, march, air), "
     "metre (2/4, 3/4, 4/4, 6/8, 9/8, waltz, polka), mode (major, minor, dorian, mixolydian, sad, cheerful)"
 )
 
