@@ -1,0 +1,240 @@
+"""Arithmetic on state dicts. Every formula is one function of tensors, applied to each name.
+
+Computed in float32 (float64 where the checkpoint is), written back in the checkpoint's dtype: the widest of the merged
+ones. Integer and boolean tensors are no weights: they must be equal, and are kept. Tied tensors stay tied.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial, reduce
+
+import torch
+from torch import Tensor
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.merging.methods import problems_of_merge
+
+State = Mapping[str, Tensor]
+Compute = Callable[[Iterable[Tensor]], Tensor]
+
+SMALL_SINE = 1e-4
+"""Below this sine of the angle SLERP equals LERP to 1e-8, and its quotients lose their digits."""
+
+
+def lerp(a: State, b: State, weight: float) -> dict[str, Tensor]:
+    r"""Linear interpolation: :math:`\theta(l) = (1 - l)\,\theta_a + l\,\theta_b`.
+
+    The knob between quality and diversity at deployment (Cideron et al., ICLR 2025, section 3.3). The ends are exact.
+
+    Args:
+        a: the state dict at weight 0.
+        b: the state dict at weight 1.
+        weight: l, in [0, 1].
+
+    Raises:
+        ConfigError: names or shapes differ, or an integer tensor does, or the weight is outside [0, 1].
+
+    Example:
+        >>> lerp({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
+        {'w': tensor([0.2500, 0.2500])}
+    """
+    return merge_states("lerp", [a, b], [1 - weight, weight])
+
+
+def slerp(a: State, b: State, start: State, weight: float) -> dict[str, Tensor]:
+    r"""Spherical interpolation of task vectors :math:`d = \theta - \theta_\text{start}`, tensor by tensor.
+
+    .. math:: \theta_\text{start}
+        + \frac{\sin((1-l)\,\Omega)}{\sin\Omega}\, d_a + \frac{\sin(l\,\Omega)}{\sin\Omega}\, d_b
+
+    with :math:`\Omega` the angle between the two task vectors of the tensor. Falls back to LERP where the sine is
+    small: a task vector that is zero, or two that are parallel or opposite. Source: WARP, arXiv 2406.16768, Eq. 4.
+
+    Args:
+        a: the state dict at weight 0.
+        b: the state dict at weight 1.
+        start: the state dict that both were trained from.
+        weight: l, in [0, 1].
+
+    Raises:
+        ConfigError: as :func:`lerp`.
+    """
+    return merge_states("slerp", [a, b], [1 - weight, weight], start)
+
+
+def liti(start: State, merged: State, weight: float) -> dict[str, Tensor]:
+    r"""Linear interpolation towards the start model: :math:`(1 - e)\,\theta_\text{start} + e\,\theta_\text{merged}`.
+
+    Source: WARP, arXiv 2406.16768, section 3.3.
+
+    Args:
+        start: the state dict at weight 0.
+        merged: the state dict at weight 1.
+        weight: e, in [0, 1].
+
+    Raises:
+        ConfigError: as :func:`lerp`.
+    """
+    return merge_states("liti", [merged], [weight], start)
+
+
+def soup(states: Sequence[State]) -> dict[str, Tensor]:
+    """The uniform mean of two or more state dicts (model soups, arXiv 2203.05482). Raises as :func:`lerp`."""
+    return merge_states("soup", states)
+
+
+def weighted(states: Sequence[State], weights: Sequence[float]) -> dict[str, Tensor]:
+    """The mean of two or more state dicts under weights in [0, 1] that sum to 1. Raises as :func:`lerp`."""
+    return merge_states("weighted", states, weights)
+
+
+def ema(states: Sequence[State], decay: float) -> dict[str, Tensor]:
+    r"""The moving average of checkpoints, oldest first: :math:`\bar\theta \leftarrow m\,\bar\theta + (1 - m)\,\theta`.
+
+    It begins at the first state dict. Raises as :func:`lerp`.
+
+    Args:
+        states: two or more state dicts.
+        decay: m, in [0, 1].
+    """
+    return merge_states("ema", states, [decay])
+
+
+def merge_states(
+    method: str, states: Sequence[State], weights: Sequence[float] = (), start: State | None = None
+) -> dict[str, Tensor]:
+    """Merge state dicts by the name of a method.
+
+    Args:
+        method: a name of :data:`METHODS`.
+        states: the models.
+        weights: as the method asks.
+        start: the model that all others were trained from, for the methods that need it.
+
+    Raises:
+        ConfigError: the request does not fit the method; names or shapes differ; an integer tensor differs.
+    """
+    found = problems_of_merge(method, len(states), weights, start is not None)
+    every = ([] if start is None else [start]) + list(states)
+    labels = ([] if start is None else ["start"]) + [f"model {number}" for number in range(1, len(states) + 1)]
+    if not found and states:
+        found = mismatches([{name: signature(tensor) for name, tensor in state.items()} for state in every], labels)
+    if found:
+        raise ConfigError(found)
+    unequal = [name for name in every[0] if not_averaged(every[0][name].dtype) and not _all_equal(every, name)]
+    if unequal:
+        raise ConfigError(f"Integer tensors differ between the models, and have no mean: {listed(unequal)}.")
+
+    compute = tensor_function(method, weights)
+    merged: dict[str, Tensor] = {}
+    done: dict[tuple[object, ...], Tensor] = {}
+    for name in every[0]:
+        tensors = [state[name] for state in every]
+        key = tuple((tensor.data_ptr(), tensor.shape, tensor.stride()) if tensor.numel() else name
+                    for tensor in tensors)  # fmt: skip
+        if key not in done:
+            done[key] = merge_tensors(tensors, [tensor.dtype for tensor in tensors], compute)
+        merged[name] = done[key]
+    return merged
+
+
+def merge_tensors(tensors: Iterable[Tensor], dtypes: Sequence[torch.dtype], compute: Compute) -> Tensor:
+    """One tensor of the result: computed in float32 or wider, returned in the widest of the dtypes.
+
+    Args:
+        tensors: the tensor of each model, the start model first where there is one; read one after the other.
+        dtypes: their dtypes.
+        compute: the formula, from :func:`tensor_function`.
+    """
+    dtype = reduce(torch.promote_types, dtypes)
+    if not_averaged(dtype):
+        return next(iter(tensors)).clone()
+    wide = torch.promote_types(dtype, torch.float32)
+    return compute(tensor.detach().to(wide) for tensor in tensors).to(dtype, copy=True)
+
+
+def tensor_function(method: str, weights: Sequence[float]) -> Compute:
+    """The formula of a method for one tensor of each model."""
+    if method in ("soup", "weighted"):
+        return partial(_mean, weights=weights)
+    if method == "ema":
+        return lambda tensors: reduce(lambda average, tensor: torch.lerp(tensor, average, weights[0]), tensors)
+    last = weights[-1]
+    if method == "slerp":
+        return lambda tensors: _slerp(tuple(tensors), last)
+    return lambda tensors: torch.lerp(*tensors, last)  # type: ignore[call-overload]
+
+
+def _mean(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
+    total: Tensor | None = None
+    count = 0
+    for count, tensor in enumerate(tensors, start=1):
+        term = tensor * weights[count - 1] if weights else tensor
+        total = term if total is None else total + term
+    assert total is not None
+    return total if weights else total / count
+
+
+def _slerp(tensors: tuple[Tensor, ...], weight: float) -> Tensor:
+    start, a, b = tensors
+    if weight in (0, 1):
+        return b if weight else a
+    delta_a, delta_b = a - start, b - start
+    # Sums over millions of products: in float64, or the cosine of a small angle is noise.
+    dot, square_a, square_b = ((x.double() * y.double()).sum() for x, y in
+                               ((delta_a, delta_b), (delta_a, delta_a), (delta_b, delta_b)))  # fmt: skip
+    norms = (square_a * square_b).sqrt()
+    cosine = (dot / norms).clamp(-1, 1) if norms > 0 else torch.ones_like(norms)
+    angle = torch.acos(cosine)
+    sine = torch.sin(angle)
+    if sine < SMALL_SINE:
+        return torch.lerp(a, b, weight)
+    share_a = (torch.sin((1 - weight) * angle) / sine).to(a.dtype)
+    share_b = (torch.sin(weight * angle) / sine).to(a.dtype)
+    return start + share_a * delta_a + share_b * delta_b
+
+
+# What can be merged
+
+
+def signature(tensor: Tensor) -> tuple[tuple[int, ...], bool]:
+    """What must agree between models for one name: the shape, and whether the tensor is averaged."""
+    return tuple(tensor.shape), not_averaged(tensor.dtype)
+
+
+def not_averaged(dtype: torch.dtype) -> bool:
+    """Whether tensors of this dtype are kept instead of averaged."""
+    return not (dtype.is_floating_point or dtype.is_complex)
+
+
+def mismatches(models: Sequence[Mapping[str, tuple[tuple[int, ...], bool]]], labels: Sequence[str]) -> list[str]:
+    """Where the names and signatures of models differ from those of the first, a sentence a model and kind."""
+    first, found = models[0], []
+    for model, label in zip(models[1:], labels[1:], strict=True):
+        missing, extra = first.keys() - model.keys(), model.keys() - first.keys()
+        if missing:
+            found.append(f"Tensors of {labels[0]} that {label} lacks: {listed(sorted(missing))}.")
+        if extra:
+            found.append(f"Tensors of {label} that {labels[0]} lacks: {listed(sorted(extra))}.")
+        common = sorted(first.keys() & model.keys())
+        shapes = [f"{name} {list(first[name][0])} vs {list(model[name][0])}"
+                  for name in common if first[name][0] != model[name][0]]  # fmt: skip
+        if shapes:
+            found.append(f"Shapes differ between {labels[0]} and {label}: {listed(shapes)}.")
+        kinds = [name for name in common if first[name][0] == model[name][0] and first[name][1] != model[name][1]]
+        if kinds:
+            found.append(f"Integer in one of {labels[0]} and {label}, floating point in the other: {listed(kinds)}.")
+    if found:
+        found.append("Only models of one architecture, trained from one start model, can be merged.")
+    return found
+
+
+def listed(names: Sequence[str], limit: int = 20) -> str:
+    """The names, and how many more there are."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _all_equal(states: Sequence[State], name: str) -> bool:
+    return all(torch.equal(states[0][name], state[name]) for state in states[1:])

@@ -1,0 +1,79 @@
+"""The methods of merging: how many models each takes, what its weights mean, and what is wrong with a request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to merge.
+
+    Attributes:
+        summary: what it computes, in a line.
+        models: how many models it takes; None for two or more.
+        weights: ``shares``, one a model, that sum to 1; ``one``, a single number in [0, 1]; ``none``.
+        start: whether it needs the model that all others were trained from.
+    """
+
+    summary: str
+    models: int | None
+    weights: Literal["shares", "one", "none"]
+    start: bool = False
+
+
+METHODS: dict[str, Method] = {
+    "lerp": Method("(1 - l) A + l B; weights 1 - l and l", models=2, weights="shares"),
+    "slerp": Method("along the arc between task vectors, tensor by tensor", models=2, weights="shares", start=True),
+    "liti": Method("(1 - e) start + e A; weight e", models=1, weights="one", start=True),
+    "soup": Method("uniform mean", models=None, weights="none"),
+    "weighted": Method("weighted mean", models=None, weights="shares"),
+    "ema": Method("moving average over checkpoints, oldest first; weight: the decay", models=None, weights="one"),
+}
+
+
+def problems_of_merge(method: str, num_models: int, weights: Sequence[float], start: bool) -> list[str]:
+    """What is wrong with a merge, a sentence each, before any file is opened.
+
+    Args:
+        method: a name of :data:`METHODS`.
+        num_models: how many models are given, the start model not counted.
+        weights: the weights given.
+        start: whether a start model is given.
+    """
+    if method not in METHODS:
+        return [f"Key `method`: expected one of {list(METHODS)}, but got {method!r}."]
+    rule = METHODS[method]
+    found = []
+    if rule.models is not None and num_models != rule.models:
+        found.append(f"Key `models`: expected exactly {rule.models} for the method {method}, but got {num_models}.")
+    if rule.models is None and num_models < 2:
+        found.append(f"Key `models`: expected at least 2 for the method {method}, but got {num_models}.")
+    if rule.start and not start:
+        found.append(f"Key `start`: the method {method} needs the model that all others were trained from. Name it.")
+    if start and not rule.start:
+        found.append(f"Key `start`: the method {method} takes none. Leave it out, or use one of {_with_start()}.")
+    return found + _problems_of_weights(method, rule, num_models, weights)
+
+
+def _problems_of_weights(method: str, rule: Method, num_models: int, weights: Sequence[float]) -> list[str]:
+    if rule.weights == "none":
+        return [f"Key `weights`: the method {method} takes none. Leave them out, or use `weighted`."] if weights else []
+    expected = num_models if rule.weights == "shares" else 1
+    if len(weights) != expected:
+        meaning = "one a model" if rule.weights == "shares" else rule.summary
+        return [f"Key `weights`: expected {expected} for the method {method} ({meaning}), but got {len(weights)}."]
+    outside = [weight for weight in weights if not 0 <= weight <= 1]
+    if outside:
+        return [f"Key `weights`: expected numbers in [0, 1], but got {', '.join(map(str, outside))}."]
+    total = math.fsum(weights)
+    if rule.weights == "shares" and abs(total - 1) > 1e-6:
+        return [f"Key `weights`: expected a sum of 1, but {' + '.join(map(str, weights))} = {total:.6g}. Scale them."]
+    return []
+
+
+def _with_start() -> list[str]:
+    return [name for name, method in METHODS.items() if method.start]

@@ -1,0 +1,173 @@
+"""Reading and writing the weights of a Hugging Face folder one tensor at a time, sharded or not.
+
+The library's writer wants every tensor of a file at once, which is the whole model. The format is a length, a JSON
+header and the bytes (github.com/huggingface/safetensors, "Format"), and shapes are known before the values: so the
+header is written first and the tensors are streamed behind it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import resolve
+from cfg_distill.merging.arithmetic import not_averaged
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf")
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class FolderWeights:
+    """The weights of a model folder, opened lazily: headers at once, values when asked.
+
+    Args:
+        path: a folder with ``model.safetensors``, or with shards and their index; or ``tunes:base``.
+        key: the setting that named it, for the messages.
+
+    Attributes:
+        shapes, dtypes: of each tensor, in the order of the files.
+
+    Raises:
+        ConfigError: no such folder, no safetensors in it, a shard missing or truncated.
+    """
+
+    def __init__(self, path: str | Path, key: str = "models") -> None:
+        self.path, self.key = str(path), key
+        self.folder = Path(resolve(self.path)).expanduser()
+        self.files = self._files()
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, torch.dtype] = {}
+        self._file_of: dict[str, Path] = {}
+        self._handles: dict[Path, Any] = {}
+        for file in self.files:
+            self._read_header(file)
+
+    def tensor(self, name: str) -> Tensor:
+        return self._handles[self._file_of[name]].get_tensor(name)
+
+    def signatures(self) -> dict[str, tuple[tuple[int, ...], bool]]:
+        """What must agree between models, without reading a value."""
+        return {name: (shape, not_averaged(self.dtypes[name])) for name, shape in self.shapes.items()}
+
+    def drop(self, name: str) -> None:
+        """Leave a tensor out."""
+        del self.shapes[name], self.dtypes[name], self._file_of[name]
+
+    def _files(self) -> list[Path]:
+        if not self.folder.is_dir():
+            raise ConfigError(f"Key `{self.key}`: expected a model folder, but there is none at `{self.path}`.")
+        if (self.folder / SINGLE).is_file():
+            return [self.folder / SINGLE]
+        if not (self.folder / INDEX).is_file():
+            others = sorted(file.name for file in self.folder.iterdir() if file.suffix in SUFFIXES)
+            what = f"only {', '.join(others)}" if others else "no weights"
+            raise ConfigError(
+                f"Key `{self.key}`: expected {SINGLE} (or its shards and {INDEX}) in `{self.path}`, but found {what}."
+                " Save the model with transformers' save_pretrained, or a checkpoint with `cfg-distill export`."
+            )
+        shards = sorted(set(json.loads((self.folder / INDEX).read_text())["weight_map"].values()))
+        missing = [shard for shard in shards if not (self.folder / shard).is_file()]
+        if missing:
+            raise ConfigError(
+                f"Key `{self.key}`: `{self.path}/{INDEX}` names files that are not there: {', '.join(missing)}."
+            )
+        return [self.folder / shard for shard in shards]
+
+    def _read_header(self, file: Path) -> None:
+        try:
+            opened = self._handles[file] = safe_open(str(file), framework="pt")
+        except Exception as error:  # safetensors_rust.SafetensorError: truncated, or no safetensors at all
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise ConfigError(f"Key `{self.key}`: `{file}` cannot be read as safetensors: {error}.") from error
+        for name in opened.keys():  # noqa: SIM118 - no mapping
+            view = opened.get_slice(name)
+            if view.get_dtype() not in DTYPES:
+                raise ConfigError(
+                    f"Key `{self.key}`: `{file}` holds {name} as {view.get_dtype()}; expected one of {list(DTYPES)}."
+                    " Quantised weights have no mean: merge first, quantise then."
+                )
+            self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), DTYPES[view.get_dtype()]
+            self._file_of[name] = file
+
+
+def write_weights(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    tensor: Callable[[str], Tensor],
+    max_shard_bytes: int,
+) -> None:
+    """Stream tensors into ``model.safetensors``, or into shards with an index when they exceed the size.
+
+    Args:
+        folder: where to write.
+        shapes: of each tensor, by name.
+        dtypes: of each tensor, by name.
+        tensor: gives the values of a name; asked once a name, and let go before the next.
+        max_shard_bytes: the largest file; a single larger tensor has a file of its own.
+    """
+    sizes = {name: torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in shapes.items()}
+    shards: list[list[str]] = [[]]
+    for name in sorted(shapes):
+        if shards[-1] and sum(sizes[other] for other in shards[-1]) + sizes[name] > max_shard_bytes:
+            shards.append([])
+        shards[-1].append(name)
+    if len(shards) == 1:
+        _write_file(folder / SINGLE, shards[0], shapes, dtypes, tensor)
+        return
+    weight_map = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_file(folder / file, names, shapes, dtypes, tensor)
+        weight_map.update(dict.fromkeys(names, file))
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _write_file(
+    path: Path,
+    names: list[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    dtypes: Mapping[str, torch.dtype],
+    tensor: Callable[[str], Tensor],
+) -> None:
+    # Wide dtypes first, as the library does: then every tensor is aligned to its own width.
+    names = sorted(names, key=lambda name: (-dtypes[name].itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in names:
+        begin, end = end, end + torch.Size(shapes[name]).numel() * dtypes[name].itemsize
+        header[name] = {"dtype": NAMES[dtypes[name]], "shape": list(shapes[name]), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            values = tensor(name)
+            if tuple(values.shape) != tuple(shapes[name]) or values.dtype != dtypes[name]:
+                raise ValueError(f"{name}: {values.dtype} {list(values.shape)} is not what the header says.")
+            file.write(values.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
