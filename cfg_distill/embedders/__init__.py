@@ -1,0 +1,8 @@
+"""Frozen models that map decoded outputs to vectors: what rewards and metrics compare."""
+
+from cfg_distill.embedders.base import Embedder
+from cfg_distill.embedders.ngrams import NGramCounts
+from cfg_distill.embedders.similarity import cosine_distances
+from cfg_distill.embedders.text import TransformerEmbedder
+
+__all__ = ["Embedder", "NGramCounts", "TransformerEmbedder", "cosine_distances"]

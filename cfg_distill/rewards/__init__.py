@@ -1,0 +1,19 @@
+"""Functions of a group of samples that the student is trained to raise, each with the baseline that keeps its gradient right."""
+
+from cfg_distill.rewards.base import GroupReward, Reward
+from cfg_distill.rewards.mixed import Mixed
+from cfg_distill.rewards.pairwise import PairwiseDiversity, PairwiseReward, pairwise_baseline, pairwise_diversity
+from cfg_distill.rewards.sample import PromptAdherence, SampleReward, leave_one_out
+
+__all__ = [
+    "GroupReward",
+    "Mixed",
+    "PairwiseDiversity",
+    "PairwiseReward",
+    "PromptAdherence",
+    "Reward",
+    "SampleReward",
+    "leave_one_out",
+    "pairwise_baseline",
+    "pairwise_diversity",
+]

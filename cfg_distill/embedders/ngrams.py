@@ -1,0 +1,53 @@
+"""An embedder without weights: hashed counts of n-grams of whitespace tokens."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from cfg_distill.embedders.base import Embedder
+
+
+class NGramCounts(Embedder):
+    """Counts of n-grams, each hashed into one of D buckets.
+
+    Needs no training, so it measures diversity independently of a learnt reward; the order of a text matters only within
+    n tokens. A text of fewer than n tokens counts as one gram, so that no text maps to the zero vector.
+
+    Args:
+        n: tokens in a gram.
+        buckets: D. Grams that share a bucket are not told apart: keep it well above the number of grams of one text.
+    """
+
+    def __init__(self, n: int = 2, buckets: int = 8192) -> None:
+        super().__init__()
+        self.n = n
+        self.buckets = buckets
+
+    def problems(self) -> list[str]:
+        settings = {"n": self.n, "buckets": self.buckets}
+        return [
+            f"Key `embedder.init_args.{key}`: expected at least 1, but got {value}."
+            for key, value in settings.items()
+            if value < 1
+        ]
+
+    def load(self) -> Self:
+        return self
+
+    def embed(self, outputs: Sequence[str]) -> Tensor:
+        counts_ND = torch.zeros(len(outputs), self.buckets)
+        for row, text in enumerate(outputs):
+            # CRC and not hash(): the same on every machine and in every process.
+            buckets = [zlib.crc32(" ".join(gram).encode()) % self.buckets for gram in ngrams(text.split(), self.n)]
+            counts_ND[row] = torch.bincount(torch.tensor(buckets), minlength=self.buckets)
+        return counts_ND
+
+
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """The n-grams in order; all tokens as one shorter gram when there are fewer than n."""
+    return [tuple(tokens[start : start + n]) for start in range(max(1, len(tokens) - n + 1))]

@@ -1,0 +1,112 @@
+"""Any sentence encoder of transformers as an embedder of texts. Shapes: N texts, S tokens, D embedding width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+from cfg_distill.embedders.base import Embedder
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import problems_of_folder, resolve
+
+
+class TransformerEmbedder(Embedder):
+    """An ``AutoModel`` encoder with pooled, L2-normalised last hidden states, in float32 whatever the trainer's precision.
+
+    Args:
+        path: a model folder or a hub name.
+        pooling: ``mean`` over the tokens, as most sentence encoders are trained, or ``cls``, the first token.
+        batch_size: texts at once; texts of like length share a batch.
+        max_length: tokens of a text that are read; the rest is cut off.
+    """
+
+    model: Any
+
+    def __init__(
+        self, path: str, pooling: Literal["mean", "cls"] = "mean", batch_size: int = 32, max_length: int = 256
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.pooling = pooling
+        self.batch_size = batch_size
+        self.max_length = max_length
+
+    def problems(self) -> list[str]:
+        found = problems_of_folder("embedder.init_args.path", self.path)
+        for key, value in (("batch_size", self.batch_size), ("max_length", self.max_length)):
+            if value < 1:
+                found.append(f"Key `embedder.init_args.{key}`: expected at least 1, but got {value}.")
+        if self.pooling not in ("mean", "cls"):
+            found.append(f"Key `embedder.init_args.pooling`: expected `mean` or `cls`, but got `{self.pooling}`.")
+        if found:
+            return found
+        try:
+            positions = getattr(self.config, "max_position_embeddings", None)
+        except ConfigError as error:
+            return error.problems
+        if positions is not None and self.max_length > positions:
+            found.append(
+                f"Key `embedder.init_args.max_length`: expected at most the {positions} positions of `{self.path}`,"
+                f" but got {self.max_length}. Lower it."
+            )
+        return found
+
+    def load(self) -> Self:
+        if not hasattr(self, "model"):
+            self.model = self._from_hub(AutoModel, dtype=torch.float32).requires_grad_(False).eval()
+        return self
+
+    @cached_property
+    def config(self) -> Any:
+        return self._from_hub(AutoConfig)
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        tokenizer = self._from_hub(AutoTokenizer, padding_side="right")
+        if tokenizer.pad_token_id is None:
+            # Only its id is needed: padded cells are masked.
+            tokenizer.pad_token = tokenizer.eos_token
+        return tokenizer
+
+    def _from_hub(self, loader: Any, **settings: Any) -> Any:
+        try:
+            return loader.from_pretrained(resolve(self.path), **settings)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"Embedder `{self.path}`: expected a model folder or a reachable hub name of a text encoder,"
+                f" but transformers could not load it: {reason}"
+            ) from error
+
+    @torch.no_grad()
+    def embed(self, outputs: Sequence[str]) -> Tensor:
+        # Dropout in a reward would be noise; a parent's train() must not switch it on.
+        self.model.eval()
+        device = self.model.device
+        limit = min(self.max_length, self.tokenizer.model_max_length)
+        rows = self.tokenizer(list(outputs), truncation=True, max_length=limit)["input_ids"]
+        # A tokenizer that adds nothing leaves an empty text without a token to read.
+        rows = [row or [self.tokenizer.pad_token_id] for row in rows]
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        batches = [order[start : start + self.batch_size] for start in range(0, len(order), self.batch_size)]
+        with torch.autocast(device.type, enabled=False):
+            sorted_ND = torch.cat([self._pooled([rows[index] for index in batch]) for batch in batches])
+        embedding_ND = torch.empty_like(sorted_ND)
+        embedding_ND[torch.tensor(order, device=device)] = sorted_ND
+        return torch.nn.functional.normalize(embedding_ND, dim=-1)
+
+    def _pooled(self, rows: list[list[int]]) -> Tensor:
+        batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.model.device)
+        mask_NS = torch.arange(batch["input_ids"].shape[1], device=self.model.device) < torch.tensor(
+            [[len(row)] for row in rows], device=self.model.device
+        )
+        hidden_NSD = self.model(input_ids=batch["input_ids"], attention_mask=mask_NS.long()).last_hidden_state.float()
+        if self.pooling == "cls":
+            return hidden_NSD[:, 0]
+        mask_NS1 = mask_NS.unsqueeze(-1)
+        return hidden_NSD.where(mask_NS1, 0.0).sum(1) / mask_NS1.sum(1)

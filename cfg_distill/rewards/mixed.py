@@ -1,0 +1,147 @@
+"""Several rewards as one. Shapes: B prompts, G samples a prompt, R rewards."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Literal, Self
+
+import torch
+from torch import Tensor, nn
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.rewards.base import GroupReward, Reward
+from cfg_distill.rewards.pairwise import PairwiseReward, mean_among_others, mean_with_others
+from cfg_distill.rewards.running import RunningMean, all_reduced
+from cfg_distill.rewards.sample import SampleReward, leave_one_out
+from cfg_distill.samples import Samples
+
+
+class Mixed(Reward):
+    r"""Several rewards, each normalised, then added or multiplied.
+
+    ``additive`` maximises :math:`\sum_k w_k D_k / s_k`. Advantages add, each with the baseline of its own reward; s_k is the
+    root mean square of the advantages of reward k, so that equal weights pull equally hard.
+
+    ``multiplicative`` maximises :math:`E \prod_k (R_k / s_k)^{w_k}`: one sample must be good under all rewards at once. Rewards
+    of one sample multiply to q(y); a pairwise reward makes the objective :math:`E\, q(y)\, r(y, y')`, which is a mean over
+    pairs of the kernel :math:`\tfrac12 (q(y) + q(y'))\, r(y, y')`, and takes its right baseline: the product of the rewards with
+    their leave-one-out mean would be as wrong here as it is for diversity alone. s_k is the mean of reward k. A reward below 0
+    counts as 0. Needs G >= 3 with a pairwise reward, and rewards that are per sample or pairwise.
+
+    Each scale s_k is the mean over the first ``calibration`` batches (over all ranks) and then FIXED, and saved with the run:
+    the objective stays one objective. A scale that went on following the rewards would pull ever harder as they level out, and
+    beta would lose its meaning. Dividing by the standard deviation of each group does that at every step.
+
+    Args:
+        rewards: a name for each reward.
+        weights: the weight of each reward by its name (the exponent, when multiplicative); 1 where not given.
+        mode: ``additive`` or ``multiplicative``.
+        calibration: batches that set the scales; 0 leaves the rewards in their own units, so that beta means what it means
+            for one of them alone.
+
+    Raises:
+        ConfigError: a reward's name holds a full stop, which no module name may.
+    """
+
+    def __init__(
+        self,
+        rewards: dict[str, Reward],
+        weights: dict[str, float] = {},  # noqa: B006 - never changed; shown as the default by --help
+        mode: Literal["additive", "multiplicative"] = "additive",
+        calibration: int = 100,
+    ) -> None:
+        super().__init__()
+        if dotted := [name for name in rewards if "." in name]:
+            raise ConfigError(f"Key `reward.init_args.rewards`: expected names without a full stop, but got {dotted}.")
+        self.rewards = nn.ModuleDict(rewards)
+        self.weights = {name: float(weights.get(name, 1.0)) for name in rewards}
+        self.unknown = [name for name in weights if name not in rewards]
+        self.mode = mode
+        self.calibration = calibration
+        # The mean square of the advantages when additive, the mean reward when multiplicative.
+        self.past = RunningMean(momentum=1.0, shape=(len(rewards),))
+
+    def problems(self, group: int) -> list[str]:
+        found = []
+        if not self.rewards:
+            found.append("Key `reward.init_args.rewards`: expected at least one reward, but got none.")
+        for name in self.unknown:
+            near = difflib.get_close_matches(name, self.weights, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            found.append(
+                f"Key `reward.init_args.weights`: expected names of rewards ({', '.join(self.weights)}), but got `{name}`.{hint}"
+            )
+        if self.mode not in ("additive", "multiplicative"):
+            found.append(f"Key `reward.init_args.mode`: expected `additive` or `multiplicative`, but got `{self.mode}`.")
+        if self.calibration < 0:
+            found.append(f"Key `reward.init_args.calibration`: expected at least 0, but got {self.calibration}.")
+        for name, reward in self.rewards.items():
+            if self.mode == "multiplicative" and not isinstance(reward, SampleReward | PairwiseReward):
+                found.append(
+                    f"Key `reward.init_args.rewards.{name}`: expected a SampleReward or a PairwiseReward when multiplicative,"
+                    f" but got {type(reward).__name__}: the gradient of the product needs to know its parts. Use"
+                    " `mode: additive`."
+                )
+            if self.mode == "multiplicative" and isinstance(reward, PairwiseReward) and group == 2:
+                found.append(
+                    "Key `reward.init_args.mode`: expected at least 3 samples a prompt for `multiplicative` with a pairwise"
+                    " reward, but got 2. Set `model.sampling.samples` to 3 or more, or `mode: additive`."
+                )
+                # Its own advice, a running mean, would not help here.
+                continue
+            found += [f"In `rewards.{name}`: {problem}" for problem in reward.problems(group)]
+        return found
+
+    def load(self) -> Self:
+        for reward in self.rewards.values():
+            reward.load()
+        return self
+
+    @torch.no_grad()
+    def forward(self, samples: Samples) -> GroupReward:
+        return self._added(samples) if self.mode == "additive" else self._multiplied(samples)
+
+    def _added(self, samples: Samples) -> GroupReward:
+        parts = {name: reward(samples) for name, reward in self.rewards.items()}
+        advantage_RBG = torch.stack([part.advantage_BG.to(self.past.value) for part in parts.values()])
+        reward_RBG = torch.stack([part.reward_BG.to(self.past.value) for part in parts.values()])
+        scale_R = self._scales(advantage_RBG.square()).sqrt()
+        factor_R = advantage_RBG.new_tensor(list(self.weights.values())) / scale_R
+        return GroupReward(torch.tensordot(factor_R, reward_RBG, 1), torch.tensordot(factor_R, advantage_RBG, 1))
+
+    def _multiplied(self, samples: Samples) -> GroupReward:
+        # Factors of one sample [B, G, 1] and of pairs [B, G, G] stay apart until all are known.
+        own = {name: reward.score(samples) for name, reward in self.rewards.items() if isinstance(reward, SampleReward)}
+        pairs = {name: reward.pairs(samples) for name, reward in self.rewards.items() if isinstance(reward, PairwiseReward)}
+        own = {name: value.to(self.past.value).clamp(min=0) for name, value in own.items()}
+        pairs = {name: value.to(self.past.value).clamp(min=0) for name, value in pairs.items()}
+        seen = [own[name] if name in own else mean_with_others(pairs[name]) for name in self.rewards]
+        scale = dict(zip(self.rewards, self._scales(torch.stack(seen)), strict=True))
+        quality_BG = torch.ones_like(seen[0])
+        for name, value_BG in own.items():
+            quality_BG = quality_BG * (value_BG / scale[name]) ** self.weights[name]
+        if not pairs:
+            return GroupReward(quality_BG, quality_BG - leave_one_out(quality_BG))
+        kernel_BGG = (quality_BG.unsqueeze(-1) + quality_BG.unsqueeze(-2)) / 2
+        for name, value_BGG in pairs.items():
+            kernel_BGG = kernel_BGG * (value_BGG / scale[name]) ** self.weights[name]
+        reward_BG = mean_with_others(kernel_BGG)
+        return GroupReward(reward_BG, 2 * (reward_BG - mean_among_others(kernel_BGG)))
+
+    def _scales(self, seen_RBG: Tensor) -> Tensor:
+        """The scales that hold for this batch, ``[R]``: the mean before it, while the mean still moves taken in after."""
+        if not self.calibration:
+            return torch.ones_like(self.past.value)
+        first = self.past.updates == 0
+        if first or (self.training and self.past.updates < self.calibration):
+            count = torch.full((1,), float(seen_RBG[0].numel()), device=seen_RBG.device)
+            *total, number = all_reduced(torch.cat([seen_RBG.flatten(1).sum(1), count])).unbind()
+            mean_R = torch.stack(total) / number
+            # Only the very first batch, which has no past, is scaled by itself.
+            scale_R = mean_R if first else self.past.value.clone()
+            if self.training:
+                self.past.update(torch.stack(total), number)
+        else:
+            scale_R = self.past.value
+        # A reward that never moved has nothing to be scaled by, and nothing to add.
+        return torch.where(scale_R > 0, scale_R, 1.0)

@@ -1,0 +1,49 @@
+"""A mean over the batches of a run, the same on all ranks, saved with the run."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+import torch
+from torch import Tensor, distributed, nn
+
+
+def all_reduced(total: Tensor) -> Tensor:
+    """The sum over ranks; the tensor itself in a single process."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return total
+    total = total.clone()
+    distributed.all_reduce(total)
+    return total
+
+
+class RunningMean(nn.Module):
+    """An exponential moving mean over batches, in float32; over the first batches the plain mean, so that none dominates.
+
+    Read :attr:`value` BEFORE :meth:`update` sees the current batch, and it is independent of the batch's samples.
+
+    Args:
+        momentum: the part of the past that is kept; 1 takes the plain mean over all batches.
+        shape: of the mean.
+    """
+
+    value: Tensor
+    updates: Tensor
+
+    def __init__(self, momentum: float, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.value = nn.Buffer(torch.zeros(shape))
+        self.updates = nn.Buffer(torch.zeros((), dtype=torch.long))
+
+    def update(self, total: Tensor, count: Tensor) -> None:
+        """Take in a batch: the sum and the number of its values, already summed over ranks."""
+        newest = max(1 - self.momentum, 1 / (int(self.updates) + 1))
+        self.value.lerp_((total / count).to(self.value), newest)
+        self.updates += 1
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        # In half precision a slow mean stands still: keep it in float32 when the module around it is converted.
+        super()._apply(fn, recurse)
+        self.value = self.value.float()
+        return self
