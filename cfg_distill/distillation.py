@@ -20,7 +20,7 @@ from cfg_distill.frozen import fingerprint
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import Loss, LossInputs, ReverseKL, entropy, reverse_kl
-from cfg_distill.samples import Samples, decoded, draw
+from cfg_distill.samples import Samples, decoded
 from cfg_distill.sampling import Rollout, Sampling, rollout
 
 
@@ -137,9 +137,13 @@ class CFGDistillation(L.LightningModule):
 
     # One step
 
+    def rollout(self, prompts: Sequence[str], seed: int = 0) -> Rollout:
+        """Groups of samples that the student learns from: its own, without guidance. Override to roll out differently."""
+        return rollout(self.student, prompts, self.sampling, seed=seed)
+
     def draw(self, prompts: Sequence[str], seed: int = 0) -> Samples:
-        """Samples of the student as it is now, without guidance."""
-        return draw(self.student, prompts, self.sampling, seed=seed)
+        """Decoded samples of the student as it is now."""
+        return decoded(self.student, prompts, self.rollout(prompts, seed))
 
     def score(self, prompts: Sequence[str], drawn: Rollout) -> LossInputs:
         """Logits of student and guided teacher on the student's samples."""
@@ -152,7 +156,7 @@ class CFGDistillation(L.LightningModule):
         return LossInputs(student_NKTV, teacher_NKTV, tokens_NKT, mask_NKT, samples, self.sampling)
 
     def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
-        drawn = rollout(self.student, batch, self.sampling, seed=self._rollout_seed(self.global_step, batch_idx))
+        drawn = self.rollout(batch, self._rollout_seed(self.global_step, batch_idx))
         inputs = self.score(batch, drawn)
         count = self._count_of(drawn)
         terms = {name: loss(inputs) for name, loss in self.losses.items()}
@@ -163,18 +167,19 @@ class CFGDistillation(L.LightningModule):
         self._log_step(inputs, terms, total, count)
         self._count = self._count.to(count.device) + count
         # Divided by a constant here, by the true count of all micro-batches and ranks before the optimiser steps.
-        return {"loss": total / self._count_bound(len(batch)), "samples": inputs.samples}
+        return {"loss": total / self._count_scale, "samples": inputs.samples}
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn Lightning's mean of means over micro-batches and ranks into all-reduced sum over all-reduced count."""
-        mean_count = self.all_gather(self._count).float().mean() / self.trainer.accumulate_grad_batches
+        mean_count = self.all_gather(self._count).float().mean().item() / self.trainer.accumulate_grad_batches
+        factor = self._count_scale / mean_count
         for parameter in self.student.parameters():
             if parameter.grad is not None:
-                parameter.grad.mul_(self._bound / mean_count)
+                parameter.grad.mul_(factor)
         self._count = torch.zeros_like(self._count)
 
     def validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
-        drawn = rollout(self.student, batch, self.sampling, seed=self._rollout_seed(-1, batch_idx))
+        drawn = self.rollout(batch, self._rollout_seed(-1, batch_idx))
         inputs = self.score(batch, drawn)
         kl, count = reverse_kl(inputs.student_NKTV, inputs.teacher_NKTV, inputs.mask_NKT)
         cells = int(count)
@@ -200,12 +205,10 @@ class CFGDistillation(L.LightningModule):
             return torch.tensor(len(drawn.mask_NKT), device=drawn.mask_NKT.device)
         return drawn.mask_NKT.any(1).sum()
 
-    def _count_bound(self, num_prompts: int) -> int:
-        """A constant of the order of one micro-batch's count, the same on every rank and step of a run."""
-        if not hasattr(self, "_bound"):
-            positions = self.sampling.max_new_tokens if self.reduction == "mean" else 1
-            self._bound = num_prompts * self.sampling.samples * positions
-        return self._bound
+    @property
+    def _count_scale(self) -> int:
+        """A constant of the order of one prompt's count: it keeps the gradients of half precision in range."""
+        return self.sampling.samples * (self.sampling.max_new_tokens if self.reduction == "mean" else 1)
 
     def _measure_gradients(self, terms: Mapping[str, Tensor], count: Tensor) -> None:
         parameters = [p for p in self.student.parameters() if p.requires_grad]

@@ -1,0 +1,142 @@
+"""The causal language model generator against transformers' own generate and forward."""
+
+import pytest
+import torch
+from tiny import tiny_folder
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.generators import CausalLM, Guided
+from cfg_distill.guidance import Guidance
+from cfg_distill.sampling import Sampling, rollout
+
+RAGGED = ["w1", "w2 w3 w4 w5 w6", "w7 w8 w9"]
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    return CausalLM(tiny_folder(tmp_path_factory.mktemp("model"))).load().eval()
+
+
+def generate(generator, prompt, **settings):
+    """transformers' greedy continuation of one prompt, alone in its batch."""
+    ids = generator.encode([prompt]).tensors
+    output = generator.model.generate(**ids, do_sample=False, max_new_tokens=12, pad_token_id=0, **settings)
+    return output[0, ids["input_ids"].shape[1] :].tolist()
+
+
+def greedy(generator, prompts, guidance=None):
+    drawn = rollout(generator, prompts, Sampling(samples=2, max_new_tokens=12, temperature=0), guidance)
+    groups = [
+        [tokens[mask].tolist() for tokens, mask in zip(tokens_GT, mask_GT, strict=True)]
+        for tokens_GT, mask_GT in zip(drawn.tokens_BGKT[:, :, 0], drawn.mask_BGKT[:, :, 0], strict=True)
+    ]
+    assert all(first == second for first, second in groups)
+    return [first for first, _ in groups]
+
+
+def test_greedy_rollouts_are_those_of_transformers_on_ragged_prompts(generator):
+    assert greedy(generator, RAGGED) == [generate(generator, prompt) for prompt in RAGGED]
+
+
+@pytest.mark.parametrize("negative", [None, "w2 w10 w11"])
+@pytest.mark.parametrize("scale", [1.5, 3.0])
+def test_guided_greedy_rollouts_are_those_of_transformers(generator, scale, negative):
+    ids = generator.encode([negative]).tensors
+    theirs = [
+        generate(
+            generator,
+            prompt,
+            guidance_scale=scale,
+            negative_prompt_ids=ids["input_ids"],
+            negative_prompt_attention_mask=ids["attention_mask"],
+        )
+        for prompt in RAGGED
+    ]
+    ours = greedy(generator, RAGGED, Guidance(scale=scale, negative=negative))
+    assert ours == theirs
+    assert ours != greedy(generator, RAGGED)
+
+
+def test_per_sample_end_tokens(generator):
+    drawn = rollout(generator, RAGGED, Sampling(samples=16, max_new_tokens=40), seed=3)
+    tokens_NT, mask_NT = drawn.tokens_NKT[:, 0], drawn.mask_NKT[:, 0]
+    lengths = mask_NT.sum(-1)
+    assert lengths.min() < lengths.max()
+    for tokens_T, mask_T, length in zip(tokens_NT, mask_NT, lengths, strict=True):
+        assert mask_T[:length].all() and not mask_T[length:].any()
+        assert (tokens_T[: length - 1] != generator.end_token).all()
+        assert length == len(tokens_T) or tokens_T[length - 1] == generator.end_token
+        assert (tokens_T[length:] == generator.pad_token).all()
+
+
+def test_log_probs_of_a_rollout_are_those_of_scoring_it(generator):
+    sampling = Sampling(samples=4, max_new_tokens=20, temperature=0.8, top_p=0.9)
+    for stream, guidance in ((generator, None), (Guided(generator, Guidance(2.0)), Guidance(2.0))):
+        drawn = rollout(generator, RAGGED, sampling, guidance, seed=1)
+        with torch.no_grad():
+            logits_NKTV = stream.logits(RAGGED, drawn.tokens_NKT, drawn.mask_NKT)
+        scored = sampling.log_probs(logits_NKTV).gather(-1, drawn.tokens_NKT.unsqueeze(-1)).squeeze(-1)
+        mask = drawn.mask_NKT
+        torch.testing.assert_close(scored[mask], drawn.log_probs_BGKT.flatten(0, 1)[mask], rtol=1e-3, atol=1e-4)
+
+
+def test_rollouts_are_seeded_and_leave_global_state_alone(generator):
+    sampling = Sampling(samples=3, max_new_tokens=10)
+    state = torch.get_rng_state()
+    first, again, other = (rollout(generator, RAGGED, sampling, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(state, torch.get_rng_state())
+    assert torch.equal(first.tokens_BGKT, again.tokens_BGKT)
+    assert not torch.equal(first.tokens_BGKT, other.tokens_BGKT)
+
+
+def test_the_prompt_is_computed_once_a_group(generator):
+    rows = []
+    hook = generator.model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
+    )
+    rollout(generator, RAGGED, Sampling(samples=5, max_new_tokens=3), Guidance(2.0))
+    hook.remove()
+    assert rows[0][0] == 2 * len(RAGGED)
+    assert rows[1:] == [(2 * len(RAGGED) * 5, 1)] * (len(rows) - 1)
+
+
+def test_prompt_beyond_the_positions_is_refused(generator):
+    with pytest.raises(ConfigError, match="at most 59, but got 60"):
+        rollout(generator, RAGGED, Sampling(max_new_tokens=60))
+
+
+def test_frozen_copy_shares_nothing_and_save_asks_for_no_guidance(generator, tmp_path):
+    teacher = generator.frozen_copy()
+    assert not any(p.requires_grad for p in teacher.parameters())
+    mine = {p.data_ptr() for p in generator.parameters()}
+    assert not mine & {p.data_ptr() for p in teacher.parameters()}
+    generator.save(tmp_path)
+    again = CausalLM(str(tmp_path)).load()
+    assert again.model.generation_config.top_k == 0
+    assert again.model.generation_config.guidance_scale in (None, 1)
+    ids = generator.encode(RAGGED).tensors
+    torch.testing.assert_close(again.model(**ids).logits, generator.model(**ids).logits)
+
+
+def test_problems_are_found_without_weights(tmp_path):
+    (missing,) = CausalLM(str(tmp_path / "none")).problems()
+    assert "does not exist" in missing
+    folder = tiny_folder(tmp_path / "model")
+    (tmp_path / "model" / "model.safetensors").unlink()
+    (weightless,) = CausalLM(folder).problems()
+    assert "model.safetensors" in weightless
+    (template,) = CausalLM(tiny_folder(tmp_path / "model"), chat_template=True).problems()
+    assert "chat_template" in template
+    (shipped,) = CausalLM("tunes:bass").problems()
+    assert "tunes:base" in shipped
+
+
+def test_weights_of_another_shape_are_refused(generator, tmp_path):
+    folder = tiny_folder(tmp_path)
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.resize_token_embeddings(18)
+    model.save_pretrained(folder)
+    with pytest.raises(ConfigError, match=r"embed_tokens.weight \[18, 16\] vs \[16, 16\]"):
+        generator.load_weights(folder)

@@ -1,0 +1,266 @@
+"""CFGDistillation on a tiny real model: what must hold of the training itself."""
+
+import copy
+import os
+import socket
+
+import lightning as L
+import pytest
+import torch
+from tiny import tiny_folder
+from torch import nn
+from torch.nn.functional import pad
+
+from cfg_distill import CFGDistillation
+from cfg_distill.errors import ConfigError
+from cfg_distill.frozen import fingerprint
+from cfg_distill.generators import CausalLM
+from cfg_distill.guidance import Guidance
+from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, reverse_kl
+from cfg_distill.rewards.base import GroupReward, Reward
+from cfg_distill.sampling import Rollout, Sampling, rollout
+
+PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7", "w8 w9", "w10"]
+
+
+class FirstToken(Reward):
+    """A reward of each sample's own first token, against the mean of its siblings."""
+
+    def forward(self, samples):
+        reward_BG = samples.rollout.tokens_BGKT[:, :, 0, 0].float()
+        siblings_BG = (reward_BG.sum(-1, keepdim=True) - reward_BG) / (samples.group - 1)
+        return GroupReward(reward_BG, reward_BG - siblings_BG)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tiny_folder(tmp_path / "model")
+
+
+def module(folder, kind=CFGDistillation, **settings):
+    defaults = {
+        "generator": CausalLM(folder),
+        "guidance": Guidance(2.0),
+        "sampling": Sampling(samples=3, max_new_tokens=16),
+        "losses": {"kl": ReverseKL(), "diversity": PolicyGradient(FirstToken(), weight=0.1)},
+        "optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.5),
+        "measure_gradients_every": 0,
+    }
+    return kind(**(defaults | settings))
+
+
+class PerPrompt(CFGDistillation):
+    """Each prompt's group depends on the prompt alone: the same samples however prompts are batched."""
+
+    def rollout(self, prompts, seed=0):
+        groups = [rollout(self.student, [prompt], self.sampling, seed=PROMPTS.index(prompt)) for prompt in prompts]
+        longest = max(group.tokens_BGKT.shape[-1] for group in groups)
+        fields = ("tokens_BGKT", "mask_BGKT", "log_probs_BGKT")
+        return Rollout(
+            *(
+                torch.cat([pad(getattr(group, name), (0, longest - group.tokens_BGKT.shape[-1])) for group in groups])
+                for name in fields
+            )
+        )
+
+
+def per_prompt_module(folder, reduction):
+    losses = {"kl": ReverseKL(score_term=True), "diversity": PolicyGradient(FirstToken(), weight=0.1)}
+    return module(folder, kind=PerPrompt, reduction=reduction, losses=losses)
+
+
+def train_as_rank(rank, folder, out, port):
+    """One of two ranks: what a launcher does, then a fit like any other."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "RANK": str(rank),
+                   "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
+    torch.set_num_threads(1)
+    model = per_prompt_module(folder, "mean")
+    fit(model, [PROMPTS[rank::2]], devices=2, strategy="ddp", use_distributed_sampler=False)
+    torch.save(weights(model), f"{out}/rank{rank}.pt")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def fit(model, batches, validation=None, **settings):
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, max_epochs=1, **settings,
+    )  # fmt: skip
+    trainer.fit(model, loader(batches), loader(validation or [PROMPTS[:1]]))
+    return trainer
+
+
+def loader(batches):
+    return torch.utils.data.DataLoader(batches, batch_size=None)
+
+
+def weights(model):
+    return torch.cat([p.detach().flatten() for p in model.student.parameters()])
+
+
+def test_equal_weights_without_guidance_have_no_divergence(folder):
+    model = module(folder, guidance=Guidance(1.0))
+    model.configure_model()
+    drawn = model.draw(PROMPTS).rollout
+    inputs = model.score(PROMPTS, drawn)
+    value, count = reverse_kl(inputs.student_NKTV, inputs.teacher_NKTV, inputs.mask_NKT)
+    assert value / count < 1e-6
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+def test_micro_batches_change_nothing(folder, reduction):
+    """One batch of six prompts, or three of two accumulated: the same rollouts give the same step."""
+    whole, split = (per_prompt_module(folder, reduction) for _ in range(2))
+    whole.configure_model()
+    start = weights(whole)
+    lengths = whole.draw(PROMPTS).rollout.mask_BGKT.sum((1, 2, 3))
+    assert lengths.min() < lengths.max()
+    fit(whole, [PROMPTS])
+    fit(split, [PROMPTS[:2], PROMPTS[2:4], PROMPTS[4:]], accumulate_grad_batches=3)
+    torch.testing.assert_close(weights(whole), weights(split), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(weights(whole), start, atol=1e-4)
+
+
+def test_two_processes_are_one(folder, tmp_path):
+    """Two ranks over gloo, groups of different lengths on each, against one process with all prompts."""
+    whole = per_prompt_module(folder, "mean")
+    fit(whole, [PROMPTS[0::2] + PROMPTS[1::2]])
+    torch.multiprocessing.spawn(train_as_rank, (folder, str(tmp_path), free_port()), nprocs=2)
+    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
+    assert torch.equal(*ranks)
+    torch.testing.assert_close(ranks[0], weights(whole), rtol=1e-4, atol=1e-6)
+
+
+def test_teacher_and_frozen_parts_stay_out(folder, tmp_path):
+    model = module(folder)
+    model.configure_model()
+    before = fingerprint(model.teacher)
+    trainer = fit(model, [PROMPTS[:2]] * 3)
+    assert fingerprint(model.teacher) == before != fingerprint(model.student)
+    optimised = {id(p) for group in trainer.optimizers[0].param_groups for p in group["params"]}
+    assert optimised == {id(p) for p in model.student.parameters()}
+    checkpoint = tmp_path / "student.ckpt"
+    trainer.save_checkpoint(checkpoint)
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert state and not any(name.startswith("teacher.") for name in state)
+    again = module(folder)
+    again.configure_model()
+    again.load_state_dict(state)
+    assert torch.equal(weights(again), weights(model))
+    with pytest.raises(RuntimeError, match="does not fit"):
+        again.load_state_dict({name.replace("lm_head", "head"): value for name, value in state.items()})
+
+
+def test_a_moving_teacher_is_caught(folder):
+    class Moving(CFGDistillation):
+        def on_train_batch_end(self, *_):
+            next(self.teacher.parameters()).data += 1
+
+    model = module(folder)
+    model.__class__ = Moving
+    with pytest.raises(RuntimeError, match="teacher's weights changed"):
+        fit(model, [PROMPTS[:2]])
+
+
+def test_start_gives_the_student_its_weights_and_the_teacher_none(folder, tmp_path):
+    start = tiny_folder(tmp_path / "start", seed=1)
+    model = module(folder, start=start)
+    model.configure_model()
+    assert fingerprint(model.teacher) == fingerprint(CausalLM(folder).load())
+    assert fingerprint(model.student) == fingerprint(CausalLM(start).load())
+
+
+def test_distillation_reaches_the_guided_teacher(folder):
+    torch.manual_seed(0)
+    model = module(
+        folder,
+        losses={"kl": ReverseKL()},
+        sampling=Sampling(samples=8, max_new_tokens=12),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=5e-3),
+    )
+    kls = []
+
+    class Record(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            kls.append(float(trainer.callback_metrics["train/kl_per_token"]))
+
+    fit(model, [PROMPTS] * 60, callbacks=[Record()])
+    assert sum(kls[-5:]) < 0.25 * sum(kls[:5])
+
+
+def test_mixed_precision_and_validation(folder):
+    model = module(folder, measure_gradients_every=1)
+    trainer = fit(model, [PROMPTS[:2]] * 2, [PROMPTS[2:4]], precision="bf16-mixed")
+    logged = trainer.callback_metrics
+    for key in ("train/kl", "train/diversity", "train/diversity_reward", "gradient_ratio/diversity", "val/kl_per_token",
+                "val/entropy_student", "val/entropy_teacher"):  # fmt: skip
+        assert logged[key].isfinite(), key
+    assert logged["train/kl"] >= 0
+
+
+def test_gradient_norms_are_those_of_the_terms_alone(folder):
+    model = module(folder, measure_gradients_every=1)
+    before = copy.deepcopy(model.losses)
+    fit(model, [PROMPTS], limit_train_batches=1)
+    measured = dict(model.gradient_norms)
+    for name in before:
+        alone = module(folder, losses={name: before[name]}, measure_gradients_every=0)
+        alone.losses[name].weight.fill_(1.0)
+        norms = []
+
+        class Norm(L.Callback):
+            def on_before_zero_grad(self, trainer, pl_module, optimizer, norms=norms):
+                grads = [p.grad for p in pl_module.student.parameters() if p.grad is not None]
+                norms.extend([torch.stack([g.norm() for g in grads]).norm()] if grads else [])
+
+        fit(alone, [PROMPTS, PROMPTS], callbacks=[Norm()], max_steps=1, gradient_clip_val=None)
+        # the step at lr 0.5 moves the weights after the gradient was taken: the gradient itself stays
+        grads = [p.grad for p in alone.student.parameters() if p.grad is not None]
+        torch.testing.assert_close(measured[name], torch.stack([g.norm() for g in grads]).norm())
+
+
+def test_score_term_is_the_exact_gradient_of_the_sequence_divergence():
+    """A policy over two positions, enumerated: the surrogate's expected gradient against autograd of the expectation."""
+    torch.manual_seed(0)
+    first_V = torch.randn(3, dtype=torch.float64, requires_grad=True)
+    second_VV = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
+    teacher_first_V, teacher_second_VV = torch.randn(3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    p_first, p_second = first_V.softmax(-1), second_VV.softmax(-1)
+    exact = reverse_kl(first_V[None], teacher_first_V[None])[0]
+    for v in range(3):
+        exact = exact + p_first[v] * reverse_kl(second_VV[v][None], teacher_second_VV[v][None])[0]
+    wanted = torch.autograd.grad(exact, [first_V, second_VV], retain_graph=True)
+
+    def expected(score_term):
+        total = [torch.zeros_like(first_V), torch.zeros_like(second_VV)]
+        for v in range(3):
+            for w in range(3):
+                tokens_NKT = torch.tensor([[[v, w]]])
+                student = torch.stack([first_V, second_VV[v]])[None, None]
+                teacher = torch.stack([teacher_first_V, teacher_second_VV[v]])[None, None]
+                mask = torch.ones(1, 1, 2, dtype=torch.bool)
+                inputs = LossInputs(student, teacher, tokens_NKT, mask, None, Sampling())
+                gradient = torch.autograd.grad(ReverseKL(score_term=score_term)(inputs), [first_V, second_VV])
+                probability = (p_first[v] * p_second[v, w]).detach()
+                total = [t + probability * g for t, g in zip(total, gradient, strict=True)]
+        return total
+
+    for ours, theirs in zip(expected(True), wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(expected(False)[0], wanted[0], rtol=1e-2)
+
+
+def test_all_problems_at_once_before_weights(tmp_path):
+    model = module(
+        str(tmp_path / "nowhere"), guidance=Guidance(-1.0), sampling=Sampling(temperature=0), start=str(tmp_path / "none")
+    )
+    with pytest.raises(ConfigError) as caught:
+        model.configure_model()
+    text = str(caught.value)
+    for key in ("model.generator.path", "model.guidance.scale", "model.sampling.temperature", "model.start"):
+        assert f"`{key}`" in text
+    assert not isinstance(getattr(model.student, "model", None), nn.Module)
