@@ -25,7 +25,11 @@ _MODES = {
 _FIFTHS = {"F": -1, "C": 0, "G": 1, "D": 2, "A": 3, "E": 4, "B": 5}
 _TUPLET_TIME = {2: 3, 3: 2, 4: 3, 6: 2, 8: 3}
 
-_IGNORED = re.compile(r'"[^"\n]*"|![^!\s]*!|\+[^+\s|]*\+|\{[^}]*\}|\[r:[^\]]*\]|%.*|\\\s*$|`|[~.uvHLTSPOMRJ](?=[\^=_A-Ga-gz(\[.])', re.M)
+# Chord names, decorations, grace notes, comments, continued lines, and single letters that decorate the next note.
+_IGNORED = re.compile(
+    r'"[^"\n]*"|![^!\s]*!|\+[^+\s|]*\+|\{[^}]*\}|\[r:[^\]]*\]|%.*|\\\s*$|`|[~.uvHLTSPOMRJ](?=[\^=_A-Ga-gz(\[.])',
+    re.M,
+)
 _TOKEN = re.compile(
     r"(?P<field>\[[A-Za-z]:[^\]\n]*\])"
     r"|(?P<chord>\[[^\]\n|:0-9][^\]\n|:]*\])(?P<chord_length>\d*/*\d*)"
@@ -38,7 +42,7 @@ _TOKEN = re.compile(
 )
 
 
-class NotOneVoice(ValueError):
+class NotOneVoiceError(ValueError):
     """The tune has several voices, changes key or metre, or uses signs that this reader does not know."""
 
 
@@ -65,12 +69,12 @@ def key_of(text: str) -> tuple[int, str, dict[str, int]]:
     """"A Mixolydian" -> tonic as pitch class, mode, accidental of each letter.
 
     Raises:
-        NotOneVoice: no key that is known.
+        NotOneVoiceError: no key that is known.
     """
     match = re.match(r"\s*([A-G])([#b]?)\s*([A-Za-z]*)", text.split("%")[0])
     name = match[3].lower()[:3] if match and match[3] != "M" else ""
     if match is None or (name not in _MODES and name != "mi"):
-        raise NotOneVoice(f"key {text!r}")
+        raise NotOneVoiceError(f"key {text!r}")
     mode, shift = _MODES.get(name, ("minor", -3))
     sign = {"#": 1, "b": -1, "": 0}[match[2]]
     fifths = _FIFTHS[match[1]] + 7 * sign + shift
@@ -97,7 +101,7 @@ def read(block: str) -> Score:
     """One tune, from its text after "X:".
 
     Raises:
-        NotOneVoice: see there.
+        NotOneVoiceError: see there.
     """
     fields: dict[str, list[str]] = {}
     lines: list[str] = []
@@ -112,11 +116,11 @@ def read(block: str) -> Score:
         elif "K" in fields:
             lines.append(line)
     if "K" not in fields or "M" not in fields or len(set(fields.get("V", []))) > 1:
-        raise NotOneVoice("no key, no metre or several voices")
+        raise NotOneVoiceError("no key, no metre or several voices")
     tonic, mode, signature = key_of(fields["K"][0])
     metre = metre_of(fields["M"][0])
     if not re.fullmatch(r"\d+/\d+", metre):
-        raise NotOneVoice(f"metre {metre!r}")
+        raise NotOneVoiceError(f"metre {metre!r}")
     unit = Fraction(fields["L"][0].split("%")[0].strip()) if fields.get("L") else Fraction(1, 8)
     score = Score(fields, tonic, mode, metre)
     score.events = _events(_IGNORED.sub("", "\n".join(lines)), unit * 8, score, signature)
@@ -163,7 +167,7 @@ def _events(text: str, unit: Fraction, score: Score, signature: dict[str, int]) 
         elif match["chord"]:
             inside = re.findall(r"(\^\^|\^|__|_|=)?([A-Ga-g])([,']*)(\d*/*\d*)", match["chord"])
             if not inside:
-                raise NotOneVoice(match["chord"])
+                raise NotOneVoiceError(match["chord"])
             top = max(pitch(accidental, letter, octave) for accidental, letter, octave, _ in inside)
             add(top, _factor(match["chord_length"]) * _factor(inside[0][3]))
         elif match["tuplet"]:
@@ -190,9 +194,9 @@ def _events(text: str, unit: Fraction, score: Score, signature: dict[str, int]) 
             elif (letter == "K" and key_of(value)[::2] != (score.tonic, signature)) or (
                 letter == "M" and metre_of(value) != score.metre
             ):
-                raise NotOneVoice(f"{letter} changes")
+                raise NotOneVoiceError(f"{letter} changes")
         elif match["unknown"] and match["unknown"] in "&Z":
-            raise NotOneVoice(f"sign {match['unknown']!r}")
+            raise NotOneVoiceError(f"sign {match['unknown']!r}")
     return _tidy(events)
 
 

@@ -18,17 +18,18 @@ from functools import cache
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.tunes.abc import BARS, NotOneVoice, Note, Score, note_token, parse_note, read
-from cfg_distill.tunes.abc import most_common_length
+from cfg_distill.tunes.abc import BARS, Note, NotOneVoiceError, Score, most_common_length, note_token, parse_note, read
+from cfg_distill.tunes.bars import METRES, bar_validity
 from cfg_distill.tunes.split import SPLITS, assign_splits, cluster
 
 COLLECTIONS = {"oneills1850": "irish", "ryansMammoth": "american", "airdsAirs": "scottish", "miscFolk": "english"}
-METRES = ("2/4", "3/4", "4/4", "6/8", "9/8")
 MODES = ("major", "minor", "dorian", "mixolydian")
 LONGEST = 400  # notes and bars
 
 # Where O'Neill prints what: the numbers of his book, for transcriptions without an R: field.
-_ONEILL = ((1, "air"), (693, "jig"), (1111, "slip jig"), (1176, "reel"), (1558, "hornpipe"), (1751, None), (1801, "march"))
+_ONEILL = (
+    (1, "air"), (693, "jig"), (1111, "slip jig"), (1176, "reel"), (1558, "hornpipe"), (1751, None), (1801, "march"),
+)  # fmt: skip
 _RHYTHMS = (
     (r"slip ?jig|hop jig", "slip jig"), (r"reel", "reel"), (r"strathspey|strathpey", "strathspey"),
     (r"hornpipe|clog", "hornpipe"), (r"march|quick ?-?step|troop|retreat", "march"), (r"jig", "jig"),
@@ -70,7 +71,7 @@ def corpus_folder() -> Path:
     """
     found = importlib.util.find_spec("music21")
     if found is None or found.origin is None:
-        raise ConfigError("Expected the package `music21`, whose scores the tunes are read from, but it is not installed.")
+        raise ConfigError("Expected the package `music21` (the tunes are read from it), but it is not installed.")
     return Path(found.origin).parent / "corpus"
 
 
@@ -151,7 +152,7 @@ def parse_tunes(text: str, collection: str, origin: str) -> list[Tune]:
     for block in re.split(r"(?m)^X:", text)[1:]:
         try:
             tune = make_tune(read(block), f"{collection}/{block.splitlines()[0].strip()}", origin)
-        except (NotOneVoice, ZeroDivisionError, ValueError):
+        except (NotOneVoiceError, ZeroDivisionError, ValueError):
             continue
         if tune is not None:
             tunes.append(tune)
@@ -182,7 +183,7 @@ def make_tune(score: Score, name: str, origin: str) -> Tune | None:
             tokens.append(event)
         else:
             tokens.append(note_token(None if event.pitch is None else event.pitch - tonic, event.length))
-    if full_bars(tokens, metre) < 0.7:
+    if bar_validity(" ".join(tokens), metre) < 0.7:
         return None
     title = (fields.get("T") or [""])[0]
     return Tune(
@@ -214,34 +215,6 @@ def settle_mode(tonic: int, mode: str, events: Sequence[Note | str]) -> tuple[in
     if found is None or len(set(closes)) > 1 or len(closes) < 2:
         return tonic, mode
     return closes[-1], found
-
-
-def bars_of(tokens: Iterable[str]) -> list[tuple[Fraction, bool]]:
-    """Length of each bar in eighth notes, and whether it stands at the edge of a part (after or before a double bar or
-    a repeat, at the start or the end of the tune), where an upbeat or its complement may stand."""
-    bars: list[tuple[Fraction, bool]] = []
-    length, edge = Fraction(0), True
-    for token in tokens:
-        note = parse_note(token)
-        if note is not None:
-            length += note[1]
-        elif token in BARS:
-            at_edge = token != "|"
-            if length > 0:
-                bars.append((length, edge or at_edge))
-                edge, length = at_edge, Fraction(0)
-            else:
-                edge = edge or at_edge
-    if length > 0:
-        bars.append((length, True))
-    return bars
-
-
-def full_bars(tokens: Iterable[str], metre: str) -> float:
-    """Share of bars that add up to the metre. A shorter bar at the edge of a part does not count: it is an upbeat."""
-    whole = Fraction(metre) * 8
-    counted = [length == whole for length, edge in bars_of(tokens) if not (edge and length < whole)]
-    return sum(counted) / len(counted) if counted else 0.0
 
 
 def pitches_of(tokens: Iterable[str]) -> list[int]:

@@ -11,7 +11,7 @@ import hashlib
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from itertools import combinations
+from itertools import combinations, pairwise
 
 SPLITS = ("train", "validation", "test")
 SHARED = 0.2  # of the rarer runs of the shorter tune
@@ -21,7 +21,7 @@ COMMON = 12  # a run in more tunes than this is common property
 
 def shingles(pitches: Sequence[int]) -> set[tuple[int, ...]]:
     """The runs of eight intervals of a melody. A repeated note is one note: bowings differ between books."""
-    moves = [after - before for before, after in zip(pitches, pitches[1:], strict=False) if after != before]
+    moves = [after - before for before, after in pairwise(pitches) if after != before]
     return {tuple(moves[start : start + RUN]) for start in range(len(moves) - RUN + 1)}
 
 

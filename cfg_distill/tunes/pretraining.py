@@ -1,0 +1,190 @@
+"""Pre-training of the embedded model: a plain LlamaForCausalLM on the tunes, written as a plain Hugging Face folder."""
+
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.tunes.data import IGNORED
+
+
+def nll(logits_NTV: Tensor, labels_NT: Tensor) -> tuple[Tensor, Tensor]:
+    """Negative log-likelihood of the labels in nats: the sum, and how many were predicted.
+
+    The logits at position t predict the label at t + 1. Labels of -100 do not count.
+    """
+    sum_ = functional.cross_entropy(
+        logits_NTV[:, :-1].flatten(0, 1).float(), labels_NT[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
+    )
+    return sum_, (labels_NT[:, 1:] != IGNORED).sum()
+
+
+def warmup_cosine(step: int, warmup: int, total: int, floor: float = 0.0) -> float:
+    """Factor on the learning rate: linear to 1 in ``warmup`` steps, then half a cosine down to ``floor``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Pretraining(lightning.LightningModule):
+    """Next-token training with dropout; logs `val/nll` (with condition) and `val/nll_null` (all conditions dropped).
+
+    At the end of a fit the best weights (by the ModelCheckpoint of the trainer; the last ones if there is none) are
+    written to ``out`` with config, tokenizer and a neutral generation config.
+
+    Args:
+        optimizer: of all parameters; matrices get its weight decay, gains do not.
+        out: the folder to write.
+        overwrite: write even when the folder holds a model.
+        width, layers, heads, intermediate: of the network.
+        dropout: on the embeddings and on what each attention and each feed-forward block adds; attention weights too.
+        warmup_steps: of the learning rate.
+        decay_steps: the step at which the learning rate has fallen to 0.
+        max_length: positions of the network.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        out: str = "runs/tunes/base",
+        overwrite: bool = False,
+        width: int = 224,
+        layers: int = 4,
+        heads: int = 4,
+        intermediate: int = 512,
+        dropout: float = 0.1,
+        warmup_steps: int = 100,
+        decay_steps: int = 3000,
+        max_length: int = 512,
+    ) -> None:
+        super().__init__()
+        self.optimizer, self.out, self.overwrite = optimizer, out, overwrite
+        self.width, self.layers, self.heads, self.intermediate = width, layers, heads, intermediate
+        self.dropout, self.warmup_steps, self.decay_steps = dropout, warmup_steps, decay_steps
+        self.max_length = max_length
+
+    # Life cycle
+
+    def configure_model(self) -> None:
+        """The network needs the size of the vocabulary, which the data know."""
+        if hasattr(self, "network"):
+            return
+        tokenizer = self._tokenizer
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.heads,
+            intermediate_size=self.intermediate,
+            max_position_embeddings=self.max_length,
+            attention_dropout=self.dropout,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        self.network = LlamaForCausalLM(config)
+        add_dropout(self.network, self.dropout)
+
+    def on_fit_start(self) -> None:
+        if not self.overwrite and (Path(self.out) / "config.json").exists():
+            raise ConfigError(
+                f"Key `model.out`: expected a folder without a model, but `{self.out}` holds one."
+                " Name another, or set model.overwrite to true."
+            )
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        sum_, count = self._nll(batch)
+        loss = sum_ / count
+        self.log("train/nll", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._log_nll("val", batch, dataloader_idx)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._log_nll("test", batch, dataloader_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(parameter_groups(self.network))  # type: ignore[arg-type]
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.decay_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            self.load_state_dict(torch.load(best, map_location=self.device, weights_only=True)["state_dict"])
+        save_folder(self.network, self._tokenizer, self.out)
+
+    # Parts
+
+    @property
+    def _tokenizer(self) -> PreTrainedTokenizerFast:
+        return self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+
+    def _nll(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        # No mask: the padding is on the right, where causal attention never looks.
+        return nll(self.network(input_ids=batch["tokens"]).logits, batch["labels"])
+
+    def _log_nll(self, stage: str, batch: dict[str, Tensor], loader: int) -> None:
+        sum_, count = self._nll(batch)
+        name = f"{stage}/nll_null" if loader else f"{stage}/nll"
+        # Weighted by the number of predicted tokens: the mean over tokens, whatever the batches.
+        self.log(name, sum_ / count, batch_size=int(count), add_dataloader_idx=False, prog_bar=True, sync_dist=True)
+
+
+def add_dropout(network: LlamaForCausalLM, probability: float) -> None:
+    """Dropout that LlamaConfig does not offer, as forward hooks: the saved network stays a plain Llama.
+
+    It falls on the embeddings and on what each block adds to the residual stream, while the network is in training.
+    """
+
+    def drop(module: nn.Module, inputs: Any, output: Any) -> Any:
+        first, *rest = output if isinstance(output, tuple) else (output,)
+        first = functional.dropout(first, probability, module.training)
+        return (first, *rest) if isinstance(output, tuple) else first
+
+    network.model.embed_tokens.register_forward_hook(drop)
+    for layer in network.model.layers:
+        layer.self_attn.register_forward_hook(drop)  # type: ignore[union-attr]
+        layer.mlp.register_forward_hook(drop)  # type: ignore[union-attr]
+
+
+def parameter_groups(network: nn.Module) -> Iterable[dict[str, Any]]:
+    """Matrices with the optimiser's weight decay, gains of the norms without."""
+    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in parameters if parameter.ndim >= 2]},
+        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def save_folder(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: str | Path) -> None:
+    """A plain Hugging Face folder. Its generation config is neutral: transformers' `generate` samples the model's own
+    distribution (its defaults would decode greedily, or with top-k 50)."""
+    network.generation_config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=256,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    network.save_pretrained(out)
+    tokenizer.save_pretrained(out)
