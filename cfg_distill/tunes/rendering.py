@@ -17,7 +17,7 @@ import numpy as np
 import symusic
 
 from cfg_distill.tunes.abc import SPELLING, Note
-from cfg_distill.tunes.bars import METRES, Bar, likely_metre, played, read_bars, repeats
+from cfg_distill.tunes.bars import METRES, Bar, Sign, likely_metre, played, read_bars, repeats
 from cfg_distill.tunes.prompts import NULL, Understanding, understand
 
 RATE = 22050
@@ -126,17 +126,24 @@ def to_abc(setting: Setting, title: str = "") -> str:
     head = ["X:1", "T:" + (" ".join(title.split()) or "Tune")]
     head += [f"R:{setting.rhythm}"] if setting.rhythm != NULL else []
     head += [f"M:{setting.metre}", "L:1/8", f"Q:{metre_unit}={round(beats)}", f"K:{setting.key} {setting.mode}"]
-    opens, closes, endings = set(), set(), {}
-    for repeat in repeats(setting.bars):
+    opens, closes, endings = set[int](), set[int](), dict[int, str]()
+    bars, found = setting.bars, list(repeats(setting.bars))
+    if any(repeat.ending < repeat.stop and other.start == repeat.stop for repeat in found for other in found):
+        # A second ending that is itself repeated: readers of ABC differ, so it is written out.
+        bars, found = [Bar(Sign(), bar.notes, Sign()) for bar in played(bars)], []
+    inside = set[int]()
+    for repeat in found:
+        # A double bar inside a repeat would end its first ending for some readers.
+        inside.update(range(repeat.start, repeat.stop))
         opens.add(repeat.start)
         closes.add(repeat.stop - 1)
         if repeat.ending < repeat.stop:
             endings[repeat.ending], endings[repeat.stop] = "[1 ", "[2 "
     lines, line = [], ""
-    for index, bar in enumerate(setting.bars):
+    for index, bar in enumerate(bars):
         line += ("|: " if index in opens else "") + endings.get(index, "") + _bar_text(setting, bar)
-        is_last = index == len(setting.bars) - 1
-        is_edge = bar.right is not None and bar.right.edge
+        is_last = index == len(bars) - 1
+        is_edge = bar.right is not None and bar.right.edge and index not in inside
         line += " :| " if index in closes else " |] " if is_last else " || " if is_edge else " | "
         if (index + 1) % 4 == 0 or is_last:
             lines.append(line.strip())
