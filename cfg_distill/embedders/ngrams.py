@@ -15,8 +15,8 @@ from cfg_distill.embedders.base import Embedder
 class NGramCounts(Embedder):
     """Counts of n-grams, each hashed into one of D buckets.
 
-    Needs no training, so it measures diversity independently of a learnt reward; the order of a text matters only within
-    n tokens. A text of fewer than n tokens counts as one gram, so that no text maps to the zero vector.
+    Needs no training, so it measures diversity independently of a learnt reward; the order of a text matters only
+    within n tokens. A text of fewer than n tokens counts as one gram, so that no text maps to the zero vector.
 
     Args:
         n: tokens in a gram.

@@ -30,7 +30,7 @@ def cosine_distances(embeddings: Tensor) -> Tensor:
         ``[..., G, G]``: symmetric, 0 on the diagonal, in [0, 2].
 
     Example:
-        >>> cosine_distances(torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]]))
+        >>> cosine_distances(torch.tensor([[1.0, 0.0], [0.0, 2.0], [-1.0, 0.0]])).round(decimals=4)
         tensor([[0., 1., 2.],
                 [1., 0., 1.],
                 [2., 1., 0.]])

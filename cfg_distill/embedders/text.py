@@ -16,7 +16,7 @@ from cfg_distill.folders import problems_of_folder, resolve
 
 
 class TransformerEmbedder(Embedder):
-    """An ``AutoModel`` encoder with pooled, L2-normalised last hidden states, in float32 whatever the trainer's precision.
+    """An ``AutoModel`` encoder: pooled, L2-normalised last hidden states, float32 whatever the trainer's precision.
 
     Args:
         path: a model folder or a hub name.

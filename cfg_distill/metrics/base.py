@@ -5,22 +5,28 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Any, Literal, Self
 
+import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from cfg_distill.embedders import Embedder
 from cfg_distill.samples import Samples
 
 
 class SampleMetric(Metric):
     """One value a prompt, kept until the end.
 
+    In a ``MetricCollection`` pass ``compute_groups=False``: torchmetrics takes two metrics that agree on the first
+    batch (two that are both 0, say) for one and the same, and from then on updates only the first.
+
     Attributes:
-        axis: which axis of the front the metric belongs to; ``guard`` metrics show a failure and lie on neither.
+        axis: which axis of the front the metric belongs to; ``guard`` metrics show a failure and lie on neither. On the
+            two axes higher is better.
     """
 
     axis: Literal["quality", "diversity", "guard"] = "quality"
-    higher_is_better = True
+    higher_is_better: bool | None = True
     is_differentiable = False
     full_state_update = False
     values: list[Tensor] | Tensor
@@ -42,12 +48,64 @@ class SampleMetric(Metric):
         return self
 
     def update(self, samples: Samples) -> None:
-        self.values.append(self.score(samples).float())  # type: ignore[union-attr]
+        """Take in the groups of a batch of prompts."""
+        self.values.append(self.score(samples).float().to(self.device))  # type: ignore[union-attr]
 
     def per_prompt(self) -> Tensor:
-        """The values so far, one a prompt in the order seen, ``[number of prompts]``."""
+        """The values of this process so far, one a prompt in the order seen, ``[number of prompts]``."""
         return dim_zero_cat(self.values)
 
     def compute(self) -> Tensor:
-        """The mean over prompts, NaN left out."""
+        """The mean over prompts (of all processes), NaN left out."""
         return self.per_prompt().nanmean()
+
+
+class TextMetric(SampleMetric):
+    """A metric that scores the texts of one prompt at a time: override :meth:`score_group`."""
+
+    @abstractmethod
+    def score_group(self, texts: list[str]) -> float:
+        """The value of one group of G texts; NaN where the metric does not apply."""
+
+    def score(self, samples: Samples) -> Tensor:
+        return torch.tensor([self.score_group(texts) for texts in samples.groups()])
+
+
+class EmbeddingMetric(SampleMetric):
+    """A metric that looks at samples through a frozen embedder.
+
+    The embedder is no submodule: it never enters a state dict or a checkpoint, and clones of the metric share it.
+
+    Args:
+        embedder: the frozen model.
+    """
+
+    def __init__(self, embedder: Embedder, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._frozen = _Shared(embedder)
+
+    @property
+    def embedder(self) -> Embedder:
+        return self._frozen.embedder
+
+    def problems(self) -> list[str]:
+        return self.embedder.problems()
+
+    def load(self) -> Self:
+        self.embedder.load()
+        return self
+
+    def embedded(self, samples: Samples) -> Tensor:
+        """The embeddings of the groups, ``[B, G, D]``, computed on the metric's device."""
+        embedding_ND = self.embedder.to(self.device).embed(samples.outputs)
+        return embedding_ND.unflatten(0, (len(samples.prompts), samples.group))
+
+
+class _Shared:
+    """Holds an embedder out of sight of ``nn.Module``; copying it copies the reference."""
+
+    def __init__(self, embedder: Embedder) -> None:
+        self.embedder = embedder
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
+        return self

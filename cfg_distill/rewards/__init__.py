@@ -1,4 +1,4 @@
-"""Functions of a group of samples that the student is trained to raise, each with the baseline that keeps its gradient right."""
+"""What the student is trained to raise: functions of a group of samples, each with its right baseline."""
 
 from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.rewards.mixed import Mixed

@@ -19,25 +19,27 @@ from cfg_distill.samples import Samples
 class Mixed(Reward):
     r"""Several rewards, each normalised, then added or multiplied.
 
-    ``additive`` maximises :math:`\sum_k w_k D_k / s_k`. Advantages add, each with the baseline of its own reward; s_k is the
-    root mean square of the advantages of reward k, so that equal weights pull equally hard.
+    ``additive`` maximises :math:`\sum_k w_k D_k / s_k`. Advantages add, each with the baseline of its own reward; s_k
+    is the root mean square of the advantages of reward k, so that equal weights pull equally hard.
 
-    ``multiplicative`` maximises :math:`E \prod_k (R_k / s_k)^{w_k}`: one sample must be good under all rewards at once. Rewards
-    of one sample multiply to q(y); a pairwise reward makes the objective :math:`E\, q(y)\, r(y, y')`, which is a mean over
-    pairs of the kernel :math:`\tfrac12 (q(y) + q(y'))\, r(y, y')`, and takes its right baseline: the product of the rewards with
-    their leave-one-out mean would be as wrong here as it is for diversity alone. s_k is the mean of reward k. A reward below 0
-    counts as 0. Needs G >= 3 with a pairwise reward, and rewards that are per sample or pairwise.
+    ``multiplicative`` maximises :math:`E \prod_k (R_k / s_k)^{w_k}`: one sample must be good under all rewards at once.
+    Rewards of one sample multiply to q(y); a pairwise reward makes the objective :math:`E\, q(y)\, r(y, y')`, which is
+    a mean over pairs of the kernel :math:`\tfrac12 (q(y) + q(y'))\, r(y, y')`, and takes its right baseline: the
+    product of the rewards with their leave-one-out mean would be as wrong here as it is for diversity alone. s_k is the
+    mean of reward k. A reward below 0 counts as 0. Needs G >= 3 with a pairwise reward, and rewards that are per sample
+    or pairwise.
 
-    Each scale s_k is the mean over the first ``calibration`` batches (over all ranks) and then FIXED, and saved with the run:
-    the objective stays one objective. A scale that went on following the rewards would pull ever harder as they level out, and
-    beta would lose its meaning. Dividing by the standard deviation of each group does that at every step.
+    Each scale s_k is the mean over the first ``calibration`` batches (over all ranks) and then FIXED, and saved with
+    the run: the objective stays one objective. A scale that went on following the rewards would pull ever harder as
+    they level out, and beta would lose its meaning. Dividing by the standard deviation of each group does that at every
+    step.
 
     Args:
         rewards: a name for each reward.
         weights: the weight of each reward by its name (the exponent, when multiplicative); 1 where not given.
         mode: ``additive`` or ``multiplicative``.
-        calibration: batches that set the scales; 0 leaves the rewards in their own units, so that beta means what it means
-            for one of them alone.
+        calibration: batches that set the scales; 0 leaves the rewards in their own units, so that beta means what it
+            means for one of them alone.
 
     Raises:
         ConfigError: a reward's name holds a full stop, which no module name may.
@@ -69,23 +71,26 @@ class Mixed(Reward):
             near = difflib.get_close_matches(name, self.weights, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             found.append(
-                f"Key `reward.init_args.weights`: expected names of rewards ({', '.join(self.weights)}), but got `{name}`.{hint}"
+                f"Key `reward.init_args.weights`: expected names of rewards ({', '.join(self.weights)}),"
+                f" but got `{name}`.{hint}"
             )
         if self.mode not in ("additive", "multiplicative"):
-            found.append(f"Key `reward.init_args.mode`: expected `additive` or `multiplicative`, but got `{self.mode}`.")
+            found.append(
+                f"Key `reward.init_args.mode`: expected `additive` or `multiplicative`, but got `{self.mode}`."
+            )
         if self.calibration < 0:
             found.append(f"Key `reward.init_args.calibration`: expected at least 0, but got {self.calibration}.")
         for name, reward in self.rewards.items():
             if self.mode == "multiplicative" and not isinstance(reward, SampleReward | PairwiseReward):
                 found.append(
-                    f"Key `reward.init_args.rewards.{name}`: expected a SampleReward or a PairwiseReward when multiplicative,"
-                    f" but got {type(reward).__name__}: the gradient of the product needs to know its parts. Use"
-                    " `mode: additive`."
+                    f"Key `reward.init_args.rewards.{name}`: expected a SampleReward or a PairwiseReward when"
+                    f" multiplicative, but got {type(reward).__name__}: the gradient of the product needs to know its"
+                    " parts. Use `mode: additive`."
                 )
             if self.mode == "multiplicative" and isinstance(reward, PairwiseReward) and group == 2:
                 found.append(
-                    "Key `reward.init_args.mode`: expected at least 3 samples a prompt for `multiplicative` with a pairwise"
-                    " reward, but got 2. Set `model.sampling.samples` to 3 or more, or `mode: additive`."
+                    "Key `reward.init_args.mode`: expected at least 3 samples a prompt for `multiplicative` with a"
+                    " pairwise reward, but got 2. Set `model.sampling.samples` to 3 or more, or `mode: additive`."
                 )
                 # Its own advice, a running mean, would not help here.
                 continue
@@ -112,7 +117,9 @@ class Mixed(Reward):
     def _multiplied(self, samples: Samples) -> GroupReward:
         # Factors of one sample [B, G, 1] and of pairs [B, G, G] stay apart until all are known.
         own = {name: reward.score(samples) for name, reward in self.rewards.items() if isinstance(reward, SampleReward)}
-        pairs = {name: reward.pairs(samples) for name, reward in self.rewards.items() if isinstance(reward, PairwiseReward)}
+        pairs = {
+            name: reward.pairs(samples) for name, reward in self.rewards.items() if isinstance(reward, PairwiseReward)
+        }
         own = {name: value.to(self.past.value).clamp(min=0) for name, value in own.items()}
         pairs = {name: value.to(self.past.value).clamp(min=0) for name, value in pairs.items()}
         seen = [own[name] if name in own else mean_with_others(pairs[name]) for name in self.rewards]
@@ -129,7 +136,7 @@ class Mixed(Reward):
         return GroupReward(reward_BG, 2 * (reward_BG - mean_among_others(kernel_BGG)))
 
     def _scales(self, seen_RBG: Tensor) -> Tensor:
-        """The scales that hold for this batch, ``[R]``: the mean before it, while the mean still moves taken in after."""
+        """The scales for this batch, ``[R]``: the mean of the batches before it, which then takes this one in."""
         if not self.calibration:
             return torch.ones_like(self.past.value)
         first = self.past.updates == 0

@@ -1,12 +1,14 @@
-"""Pairwise diversity of a group, and the baseline that leaves its gradient unbiased. Shapes: B prompts, G samples, D width.
+"""Pairwise diversity of a group, and the baseline that leaves its gradient unbiased.
+
+Shapes: B prompts, G samples a prompt, D embedding width.
 
 The objective is a mean over pairs, D(theta) = E r(y, y'). Its gradient is
 
     grad D = E[ (2/G) sum_i (r_i - b_i) * grad log student(y_i) ],      r_i = 1/(G-1) * sum_{j != i} r(y_i, y_j)
 
-for any b_i independent of y_i. The usual leave-one-out mean of rewards is not: r_j holds r(y_i, y_j). It gives (G-2)/(G-1)
-of the gradient, exactly zero at G = 2, and the group mean gives (G-2)/G of it. The pairwise baseline leaves out every PAIR
-that touches y_i. Derivation: METHOD in docs; objective: Cideron et al., ICLR 2025, section 3.2.
+for any b_i independent of y_i. The usual leave-one-out mean of rewards is not: r_j holds r(y_i, y_j). It gives
+(G-2)/(G-1) of the gradient, exactly zero at G = 2, and the group mean gives (G-2)/G of it. The pairwise baseline leaves
+out every PAIR that touches y_i. Objective: Cideron et al., ICLR 2025, section 3.2.
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ def mean_with_others(pairs: Tensor) -> Tensor:
     group = pairs.shape[-1]
     if group < 2:
         raise ValueError(
-            f"Expected at least 2 samples a group but got {group}: one sample differs from nothing. Draw more samples a prompt."
+            f"Expected at least 2 samples a group but got {group}: one sample differs from nothing."
+            " Draw more samples a prompt."
         )
     return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / (group - 1)
 
@@ -46,9 +49,9 @@ def mean_among_others(pairs: Tensor) -> Tensor:
     group = pairs.shape[-1]
     if group < 3:
         raise ValueError(
-            f"Expected at least 3 samples a group for the pairwise baseline but got {group}: no pair leaves a sample out, and"
-            " the leave-one-out mean of rewards would make the gradient exactly zero at 2. Draw more samples a prompt, or"
-            " use a running-mean baseline."
+            f"Expected at least 3 samples a group for the pairwise baseline but got {group}: no pair leaves a sample"
+            " out, and the leave-one-out mean of rewards would make the gradient exactly zero at 2. Draw more samples a"
+            " prompt, or use a running-mean baseline."
         )
     with_sample = mean_with_others(pairs) * (group - 1)
     all_pairs = with_sample.sum(-1, keepdim=True) / 2
@@ -95,7 +98,7 @@ def pairwise_baseline(embeddings: Tensor) -> Tensor:
         ValueError: a group of fewer than 3 samples.
 
     Example:
-        >>> pairwise_baseline(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]))
+        >>> pairwise_baseline(torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])).round(decimals=4)
         tensor([1., 1., 0.])
     """
     return mean_among_others(cosine_distances(embeddings))
@@ -105,9 +108,9 @@ class PairwiseReward(Reward):
     """A reward that is a mean over pairs of a group: override :meth:`pairs`, and the gradient is unbiased.
 
     Args:
-        baseline: ``pairwise``, the mean over the pairs that leave the sample out, needs G >= 3. ``running_mean``, the mean
-            reward of the batches BEFORE this one (over all ranks), is for G = 2: unbiased too, with more variance. The
-            first batch has no past, and takes the mean of its other prompts instead.
+        baseline: ``pairwise``, the mean over the pairs that leave the sample out, needs G >= 3. ``running_mean``, the
+            mean reward of the batches BEFORE this one (over all ranks), is for G = 2: unbiased too, with more variance.
+            The first batch has no past, and takes the mean of its other prompts instead.
         momentum: the part of the past that the running mean keeps at each batch. It moves in train mode only.
     """
 
@@ -124,13 +127,13 @@ class PairwiseReward(Reward):
         found = []
         if group < 2:
             found.append(
-                f"Key `model.sampling.samples`: expected at least 3 samples a prompt for a diversity reward, but got {group}:"
-                " one sample differs from nothing. Set it to 4, say, or remove the loss."
+                f"Key `model.sampling.samples`: expected at least 3 samples a prompt for a diversity reward, but got"
+                f" {group}: one sample differs from nothing. Set it to 4, say, or remove the loss."
             )
         elif group < 3 and self.baseline == "pairwise":
             found.append(
-                "Key `reward.init_args.baseline`: expected `running_mean` for 2 samples a prompt, but got `pairwise`: no pair"
-                " leaves a sample out, and the leave-one-out gradient of 2 samples is exactly zero. Set"
+                "Key `reward.init_args.baseline`: expected `running_mean` for 2 samples a prompt, but got `pairwise`:"
+                " no pair leaves a sample out, and the leave-one-out gradient of 2 samples is exactly zero. Set"
                 " `model.sampling.samples` to 3 or more, or `baseline: running_mean`."
             )
         if self.baseline not in ("pairwise", "running_mean"):

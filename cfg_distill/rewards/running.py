@@ -18,7 +18,7 @@ def all_reduced(total: Tensor) -> Tensor:
 
 
 class RunningMean(nn.Module):
-    """An exponential moving mean over batches, in float32; over the first batches the plain mean, so that none dominates.
+    """An exponential moving mean over batches, in float32; over the first ones the plain mean, so that none dominates.
 
     Read :attr:`value` BEFORE :meth:`update` sees the current batch, and it is independent of the batch's samples.
 

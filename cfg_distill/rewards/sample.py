@@ -19,10 +19,10 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
     .. math:: b_i = \frac{1}{G-1} \sum_{j \ne i} r_j
 
-    The right baseline for a reward of one sample, since the others' rewards know nothing of it. NOT for pairwise rewards:
-    there r_j holds r(y_i, y_j), and the gradient shrinks by (G-2)/(G-1), at G = 2 to nothing; use
-    :func:`cfg_distill.rewards.pairwise_baseline`. Source: Kool et al., 2019, "Buy 4 REINFORCE Samples, Get a Baseline for
-    Free!".
+    The right baseline for a reward of one sample, since the others' rewards know nothing of it. NOT for pairwise
+    rewards: there r_j holds r(y_i, y_j), and the gradient shrinks by (G-2)/(G-1), at G = 2 to nothing; use
+    :func:`cfg_distill.rewards.pairwise_baseline`. Source: Kool et al., 2019, "Buy 4 REINFORCE Samples, Get a Baseline
+    for Free!".
 
     Raises:
         ValueError: a group of one sample.
@@ -48,8 +48,8 @@ class SampleReward(Reward):
         if group >= 2:
             return []
         return [
-            f"Key `model.sampling.samples`: expected at least 2 samples a prompt (the baseline of a sample is the mean of the"
-            f" others), but got {group}. Set it to 4, say."
+            f"Key `model.sampling.samples`: expected at least 2 samples a prompt (the baseline of a sample is the mean"
+            f" of the others), but got {group}. Set it to 4, say."
         ]
 
     @torch.no_grad()

@@ -1,0 +1,185 @@
+"""Diversity and degeneration counted on whitespace tokens, without any model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from sacrebleu.metrics import BLEU
+from torch import Tensor
+
+from cfg_distill.metrics.base import SampleMetric, TextMetric
+from cfg_distill.samples import Samples
+
+
+def _grams(texts: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """All n-grams of all texts; a text of fewer than n tokens has none."""
+    rows = [text.split() for text in texts]
+    return [tuple(row[start : start + n]) for row in rows for start in range(len(row) - n + 1)]
+
+
+def distinct_n(texts: Sequence[str], n: int = 2) -> float:
+    """Different n-grams over all n-grams of the texts together, in (0, 1]; NaN when they hold none.
+
+    Falls with the length of the texts whatever their diversity; see :func:`expectation_adjusted_distinct`.
+    Source: Li et al., arXiv 1510.03055, section 5.
+
+    Example:
+        >>> distinct_n(["a b a b", "a c"], n=2)
+        0.75
+    """
+    grams = _grams(texts, n)
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def expectation_adjusted_distinct(texts: Sequence[str], vocabulary: int, n: int = 1) -> float:
+    r"""Distinct-n without its length bias: different n-grams over the number to expect of as many uniform draws.
+
+    .. math:: \text{EAD} = \frac{N}{V \, (1 - ((V-1)/V)^C)}
+
+    with N different n-grams among C, and V possible ones. NaN when the texts hold none.
+    Source: Liu et al., arXiv 2202.13587, Eq. 3.
+
+    Args:
+        texts: the samples of one prompt.
+        vocabulary: V, the number of different n-grams that can occur; for n = 1 the tokens of the vocabulary.
+        n: tokens in a gram.
+
+    Example:
+        >>> round(expectation_adjusted_distinct(["a b a"], vocabulary=10), 4)
+        0.738
+    """
+    grams = _grams(texts, n)
+    if not grams:
+        return math.nan
+    # expm1 and log1p: for a large V the plain formula is a difference of nearly equal numbers.
+    expected = -vocabulary * math.expm1(len(grams) * math.log1p(-1 / vocabulary)) if vocabulary > 1 else 1.0
+    return len(set(grams)) / expected
+
+
+def repeated_n(text: str, n: int = 4) -> float:
+    """The share of a text's n-grams that it has said before, in [0, 1); 0 when it holds none.
+
+    Example:
+        >>> repeated_n("a b a b a b", n=2)
+        0.6
+    """
+    grams = _grams([text], n)
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+class DistinctN(TextMetric):
+    """Different n-grams over all n-grams of a prompt's samples; see :func:`distinct_n`.
+
+    Args:
+        n: tokens in a gram.
+    """
+
+    axis = "diversity"
+
+    def __init__(self, n: int = 2, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.n = n
+
+    def problems(self) -> list[str]:
+        return _at_least_one("DistinctN", n=self.n)
+
+    def score_group(self, texts: list[str]) -> float:
+        return distinct_n(texts, self.n)
+
+
+class EAD(TextMetric):
+    """Expectation-adjusted distinct n-grams of a prompt's samples; see :func:`expectation_adjusted_distinct`.
+
+    Args:
+        vocabulary: the number of different n-grams that can occur.
+        n: tokens in a gram.
+    """
+
+    axis = "diversity"
+
+    def __init__(self, vocabulary: int, n: int = 1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.vocabulary = vocabulary
+        self.n = n
+
+    def problems(self) -> list[str]:
+        return _at_least_one("EAD", vocabulary=self.vocabulary, n=self.n)
+
+    def score_group(self, texts: list[str]) -> float:
+        return expectation_adjusted_distinct(texts, self.vocabulary, self.n)
+
+
+class SelfBLEUDiversity(TextMetric):
+    """1 - self-BLEU: how little of a sample can be put together from pieces of its siblings.
+
+    Self-BLEU is the mean BLEU of each sample with the others of its prompt as references, by sacrebleu on whitespace
+    tokens. It grows with the number of references: compare at one G only. NaN for a group of one. Source: Zhu et al.,
+    arXiv 1802.01886.
+
+    Args:
+        n: the longest gram; orders that a sample is too short for are left out (sacrebleu's effective order), and an
+            order without a match is smoothed (``exp``, sacrebleu's default).
+    """
+
+    axis = "diversity"
+
+    def __init__(self, n: int = 4, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.n = n
+
+    def problems(self) -> list[str]:
+        return _at_least_one("SelfBLEUDiversity", n=self.n)
+
+    @cached_property
+    def bleu(self) -> BLEU:
+        # `force` silences a warning about text that looks tokenised: it is.
+        return BLEU(tokenize="none", max_ngram_order=self.n, effective_order=True, force=True)
+
+    def score_group(self, texts: list[str]) -> float:
+        if len(texts) < 2:
+            return math.nan
+        others = [texts[:index] + texts[index + 1 :] for index in range(len(texts))]
+        scores = [self.bleu.sentence_score(text, rest).score for text, rest in zip(texts, others, strict=True)]
+        return 1 - sum(scores) / len(scores) / 100
+
+
+class Repetition(TextMetric):
+    """The share of n-grams that a sample says again, averaged over a prompt's samples; see :func:`repeated_n`.
+
+    Args:
+        n: tokens in a gram.
+    """
+
+    axis = "guard"
+    higher_is_better = False
+
+    def __init__(self, n: int = 4, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.n = n
+
+    def problems(self) -> list[str]:
+        return _at_least_one("Repetition", n=self.n)
+
+    def score_group(self, texts: list[str]) -> float:
+        return sum(repeated_n(text, self.n) for text in texts) / len(texts)
+
+
+class Length(SampleMetric):
+    """Mean generated positions of a prompt's samples, end token included: a reward that buys length shows here."""
+
+    axis = "guard"
+    higher_is_better = None
+
+    def score(self, samples: Samples) -> Tensor:
+        return samples.rollout.mask_BGKT.any(2).sum(-1).float().mean(-1)
+
+
+def _at_least_one(metric: str, **settings: int) -> list[str]:
+    return [
+        f"Metric `{metric}`, key `{key}`: expected at least 1, but got {value}."
+        for key, value in settings.items()
+        if value < 1
+    ]
