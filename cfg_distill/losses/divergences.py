@@ -1,7 +1,7 @@
 """Divergences between two next-token distributions, as pure functions that return (sum, count).
 
-All of them take raw logits ``[..., V]`` and a mask ``[...]`` of the cells that count, work in float32 (half precision
-makes a KL negative), and never read a masked cell: NaN there changes neither value nor gradient.
+All of them take raw logits ``[..., V]`` and a mask ``[...]`` of the cells that count, work in float32 or better (half
+precision makes a KL negative), and never read a masked cell: NaN there changes neither value nor gradient.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ CellDivergence = Callable[[Tensor, Tensor], Tensor]
 
 
 def _log_probs(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """Log-probabilities of the valid cells, float32: ``[..., V]`` to ``[M, V]``."""
+    """Log-probabilities of the valid cells, at least float32: ``[..., V]`` to ``[M, V]``."""
     valid = logits.flatten(0, -2) if mask is None else logits[mask.bool()]
-    return valid.float().log_softmax(-1)
+    return valid.to(torch.promote_types(valid.dtype, torch.float32)).log_softmax(-1)
 
 
 def reverse_kl_cells(student: Tensor, teacher: Tensor) -> Tensor:
