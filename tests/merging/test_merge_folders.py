@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import tiny_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.merging import lerp, merge_folders, slerp, soup
-from tests.tiny import tiny_folder
 
 
 @pytest.fixture
