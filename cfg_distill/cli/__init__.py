@@ -1,4 +1,4 @@
-"""The command line. ``main`` imports only what the named command needs: ``--help`` and the light commands stay light."""
+"""The command line. ``main`` imports only what the named command needs: light commands stay light."""
 
 from __future__ import annotations
 

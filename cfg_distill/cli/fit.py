@@ -43,7 +43,9 @@ def with_recipes_found(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
             asked = word if following else value
             file = find_file(asked)
             if not file.is_file():
-                problems.append(f"Option `--config`: expected a YAML file, but `{asked}` does not exist. See cfg-distill recipes.")
+                problems.append(
+                    f"Option `--config`: expected a YAML file, but `{asked}` does not exist. See cfg-distill recipes."
+                )
             files.append(file)
             word = str(file) if following else f"{name}={file}"
         following = not following and word in ("--config", "-c")

@@ -3,37 +3,131 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import re
+import traceback
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from cfg_distill.cli.checks import Walk
 from cfg_distill.cli.fit import run_name
+from cfg_distill.cli.overrides import overrides_of, put
+from cfg_distill.errors import ConfigError
 
 _VERSION = "CFG_DISTILL_RUN_VERSION"
+_PARSING = (ArgumentError, MisconfigurationException)
 
 
 class CommandLine(LightningCLI):
-    """LightningCLI with this package's defaults: runs/<recipe>/version_N, a student-only optimiser, one error for all problems."""
+    """LightningCLI with this package's defaults: runs/<recipe>/version_N, and one error for all problems."""
 
-    def __init__(self, *args: Any, run_folder: str, **kwargs: Any) -> None:
-        self.run_folder = run_folder
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self, command: str, words: Sequence[str], recipe: dict[str, Any], folder: str, **settings: Any
+    ) -> None:
+        self.words = list(words)
+        self.recipe = recipe
+        self.folder = folder
+        self.command = command
+        strict = {"exit_on_error": False}
+        super().__init__(
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={**strict, "prog": "cfg-distill", "fit": dict(strict), "validate": dict(strict)},
+            args=[command, *words],
+            **settings,
+        )
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
 
+    # Parsing
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        walk = Walk()
+        own = self._subcommand_parsers[self.command]
+        try:
+            self.config = parser.parse_args(args)
+        except _PARSING as error:
+            raise ConfigError(self._all_problems(parser, walk, str(error))) from error
+        walk.keys(own, self.recipe)
+        problems = walk.nulls
+        checkpoint = self.config[self.command].get("ckpt_path")
+        if checkpoint not in (None, "last", "best", "hpc") and not Path(checkpoint).exists():
+            problems.append(
+                f"Key `ckpt_path`: expected a checkpoint or `last`, but `{checkpoint}` does not exist. Check the path."
+            )
+        if problems:
+            raise ConfigError([*problems, *self._problems_inside(self.recipe)])
+
+    def _all_problems(self, parser: LightningArgumentParser, walk: Walk, first: str) -> list[str]:
+        """After a parser gave up: every problem of files and options, and of what can be built without them."""
+        own = self._subcommand_parsers[self.command]
+        recipe, of_options = self.recipe, []
+        walk.keys(own, recipe)
+        for override in overrides_of(self.words):
+            tried, again = put(recipe, override), Walk()
+            again.keys(own, tried)
+            if new := [problem for problem in again.problems if problem not in walk.problems]:
+                of_options += new
+            else:  # a good option; it may have mended what the files lack
+                recipe, walk = tried, again
+        walk.problems += of_options
+        good = Walk().keys(own, recipe)
+        return [*walk.problems, *self._problems_inside(good)] if walk.problems else [_shortened(first)]
+
+    def _problems_inside(self, recipe: dict[str, Any]) -> list[str]:
+        """What model and data themselves find wrong, where they can be built."""
+        settings = (
+            ("model", self._model_class, self.subclass_mode_model),
+            ("data", self._datamodule_class, self.subclass_mode_data),
+        )
+        found: list[str] = []
+        for key, base, by_path in settings:
+            parser = ArgumentParser(exit_on_error=False)
+            add = parser.add_subclass_arguments if by_path else parser.add_class_arguments
+            add(base, key, fail_untyped=False)
+            try:
+                built = parser.instantiate_classes(parser.parse_object({key: recipe.get(key) or {}}))
+            except ConfigError as error:
+                found += error.problems
+            except Exception:
+                continue  # it lacks what was wrong, and that has been said
+            else:
+                found += _problems_of(built.get(key))
+        return found
+
+    # Building
+
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning's own lets the hyper-parameters saved in the checkpoint win over file and command line."""
+        """Do nothing: Lightning's own lets the checkpoint's hyper-parameters win over file and command line."""
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except (ConfigError, MisconfigurationException, ValueError) as error:
+            if not isinstance(error, ConfigError) and not _from_lightning(error):
+                raise
+            own = error.problems if isinstance(error, ConfigError) else [f"In `trainer`: {_shortened(str(error))}"]
+            self._dump_config()
+            inside = [problem for problem in self._problems_inside(self.config_dump) if problem not in own]
+            raise ConfigError([*own, *inside]) from error
+        problems = _problems_of(self.model) + _problems_of(self.datamodule)
+        if problems:
+            raise ConfigError(problems)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
-        root = config.get("default_root_dir") or self.run_folder
+        root = config.get("default_root_dir") or self.folder
         config["default_root_dir"] = root
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             resume = self._get(self.config, "ckpt_path") == "last"
@@ -54,19 +148,36 @@ def run_version(root: Path, resume: bool) -> int:
 
 
 def start(command: str, words: Sequence[str], files: Sequence[Path], recipe: dict[str, Any]) -> None:
-    """Build the command line for what the recipe names, and run it."""
+    """Build the command line for what the recipe names, and run it.
+
+    Raises:
+        ConfigError: all problems of the configuration, before any weight is loaded.
+    """
+    _quieten()
     model_by_path, data_by_path = (_names_class(key, words, recipe) for key in ("model", "data"))
-    CommandLine(
-        LightningModule if model_by_path else _default("distillation", "CFGDistillation"),
-        LightningDataModule if data_by_path else _default("data", "PromptData"),
-        subclass_mode_model=model_by_path,
-        subclass_mode_data=data_by_path,
-        auto_configure_optimizers=False,
-        seed_everything_default=0,
-        save_config_kwargs={"overwrite": True},
-        run_folder=f"runs/{run_name(files)}",
-        args=[command, *words],
-    )
+    try:
+        CommandLine(
+            command,
+            words,
+            recipe,
+            folder=f"runs/{run_name(files)}",
+            model_class=LightningModule if model_by_path else _default("distillation", "CFGDistillation"),
+            datamodule_class=LightningDataModule if data_by_path else _default("data", "PromptData"),
+            subclass_mode_model=model_by_path,
+            subclass_mode_data=data_by_path,
+        )
+    except MisconfigurationException as error:  # what Lightning finds wrong once it runs, such as a metric to monitor
+        raise ConfigError(_shortened(str(error))) from error
+
+
+def _quieten() -> None:
+    """Silence what says nothing about the run: advertisements, and deprecations inside Lightning and torchdata."""
+    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    log.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+    warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning)
+    warnings.filterwarnings("ignore", message=".*LeafSpec")
+    # Prompts need no worker processes: reading one is a list index.
+    warnings.filterwarnings("ignore", message=".*does not have many workers")
 
 
 def _default(module: str, name: str) -> Any:
@@ -77,4 +188,19 @@ def _default(module: str, name: str) -> Any:
 def _names_class(key: str, words: Sequence[str], recipe: dict[str, Any]) -> bool:
     """Whether the recipe or the command line names a class of its own for ``model`` or ``data``."""
     given = any(re.match(rf"--{key}(\.class_path)?(=|$)", word) for word in words)
-    return given or "class_path" in (recipe.get(key) or {})
+    return given or isinstance(recipe.get(key), str) or "class_path" in (recipe.get(key) or {})
+
+
+def _problems_of(part: Any) -> list[str]:
+    problems = getattr(part, "problems", None)
+    return list(problems()) if callable(problems) else []
+
+
+def _from_lightning(error: BaseException) -> bool:
+    """Whether Lightning itself raised it: then a setting of the trainer is wrong, not our code."""
+    place = traceback.extract_tb(error.__traceback__)[-1].filename
+    return isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in place
+
+
+def _shortened(message: str) -> str:
+    return " ".join(message.split())

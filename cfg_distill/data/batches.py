@@ -25,9 +25,9 @@ class Prompts(Dataset):
 class PromptBatches(DistributedSampler):
     """Indices of whole batches, as even in size as can be, the same number of them on every process.
 
-    The order depends on seed and epoch only. It is cut into ``len(self) * world`` batches of near-equal size, dealt to the
-    processes in turn: no prompt is dropped, and none is repeated unless there are more batches to deal than prompts. So a
-    metric over all processes sees each prompt once, and no process waits for a forward that another never makes.
+    The order depends on seed and epoch only. It is cut into ``len(self) * world`` batches of near-equal size, dealt to
+    the processes in turn: no prompt is dropped, and none is repeated unless there are more batches to deal than prompts.
+    So a metric over all processes sees each prompt once, and no process waits for a forward that another never makes.
 
     It is a DistributedSampler, so that Lightning tells it the epoch and puts no sampler of its own in its place.
 
@@ -41,7 +41,7 @@ class PromptBatches(DistributedSampler):
     """
 
     def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int, rank: int = 0, world: int = 1) -> None:
-        super().__init__(range(size), num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)  # type: ignore[arg-type]
+        super().__init__(Prompts([""] * size), num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
         self.size = size
         share = -(-size // world)
         self.num_batches = -(-share // batch_size)

@@ -11,14 +11,14 @@ from cfg_distill.errors import ConfigError
 class PromptData(L.LightningDataModule):
     """Train, validation and report prompts, kept apart. A batch is a list of texts.
 
-    A run stopped in the middle of an epoch goes on at the next batch. See :func:`cfg_distill.data.read_prompts` for the kinds
-    of files.
+    A run stopped in the middle of an epoch goes on at the next batch. For the kinds of files, see
+    :func:`cfg_distill.data.read_prompts`.
 
     Args:
         train: the prompts to train on.
         validation: the prompts that callbacks and metrics see during a fit; empty for none.
-        report: the prompts of the final evaluation. Never loaded by a fit: named here so that it is checked that none of
-            them is trained or validated on.
+        report: the prompts of the final evaluation. Never loaded by a fit: named here so that it is checked that none
+            of them is trained or validated on.
         batch_size: prompts in a training batch, on each device.
         validation_batch_size: prompts in a validation batch; 0 for ``batch_size``.
         field: the JSON field or CSV column that holds the prompt.
@@ -53,7 +53,9 @@ class PromptData(L.LightningDataModule):
             found.append(f"Key `data.batch_size`: expected at least 1, but got {self.batch_size}.")
         if self.validation_batch_size < 0:
             got = self.validation_batch_size
-            found.append(f"Key `data.validation_batch_size`: expected at least 1, or 0 for `batch_size`, but got {got}.")
+            found.append(
+                f"Key `data.validation_batch_size`: expected at least 1, or 0 for `batch_size`, but got {got}."
+            )
         prompts = {}
         for name, path in self.files.items():
             if path or name == "train":
@@ -75,7 +77,9 @@ class PromptData(L.LightningDataModule):
             return
         if problems := self.problems():
             raise ConfigError(problems)
-        self.prompts = {name: read_prompts(self.files[name], self.field) for name in ("train", "validation") if self.files[name]}
+        self.prompts = {
+            name: read_prompts(self.files[name], self.field) for name in ("train", "validation") if self.files[name]
+        }
 
     def train_dataloader(self) -> StatefulDataLoader:
         return self._loader("train", self.batch_size, self.shuffle)

@@ -93,15 +93,19 @@ def _saved_dataset(folder: Path, field: str) -> Iterable[str]:
         import datasets
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"Expected a file of prompts ({', '.join(SUFFIXES)}), but `{folder}` is a folder. To read a Hugging Face dataset"
-            " saved to disk, run `pip install datasets`."
+            f"Expected a file of prompts ({', '.join(SUFFIXES)}), but `{folder}` is a folder. To read a Hugging Face"
+            " dataset saved to disk, run `pip install datasets`."
         ) from error
     try:
         rows: Any = datasets.load_from_disk(str(folder))
     except FileNotFoundError as error:
-        raise ConfigError(f"Folder `{folder}`: expected a dataset saved by Hugging Face datasets, but {error}") from error
+        raise ConfigError(
+            f"Folder `{folder}`: expected a dataset saved by Hugging Face datasets, but {error}"
+        ) from error
     if isinstance(rows, dict):
-        raise ConfigError(f"Folder `{folder}`: expected one split of a dataset. Name one, as `{folder}/{next(iter(rows))}`.")
+        raise ConfigError(
+            f"Folder `{folder}`: expected one split of a dataset. Name one, as `{folder}/{next(iter(rows))}`."
+        )
     if field not in rows.column_names:
         raise ConfigError(_no_field(f"Folder `{folder}`", field, rows.column_names))
     return rows[field]

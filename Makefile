@@ -1,0 +1,39 @@
+# `make quickstart` and `make test` need Python 3.11 or newer and make; they build .venv when it is not up to date.
+
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+READY := .venv/.installed
+TORCH = $(shell grep '^torch==' constraints.txt)
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint bench clean
+
+help:  ## what can be made
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
+
+quickstart: $(READY)  ## the whole method on the shipped text-to-music model, into runs/quickstart
+	$(BIN)/cfg-distill study recipes/quickstart.yaml
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff, mypy, codespell
+	$(BIN)/ruff check .
+	$(BIN)/mypy cfg_distill
+	$(BIN)/codespell
+
+bench: $(READY)  ## the benchmarks
+	$(BIN)/python -m pytest tests/benchmarks -s -m bench --override-ini addopts=
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info
+
+# The stamp is older than its sources exactly when something must be installed anew.
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Expected Python 3.11 or newer on the PATH, but found none. Install it, or run: make PYTHON=/path/to/python"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q "setuptools>=77" -c constraints.txt
+	$(BIN)/python -m pip install -q "$(TORCH)"
+	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	touch $@
