@@ -1,0 +1,142 @@
+"""Attribute judge: which origin, rhythm and mode does a tune have, by its music tokens alone?
+
+It never sees the condition, so its probability of what was asked measures how well a sample follows its prompt.
+Shapes: N segments, C values of an attribute.
+"""
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cfg_distill.tunes.network import TuneNetwork, load_network
+from cfg_distill.tunes.segments import ATTRIBUTES, UNLABELLED
+from cfg_distill.tunes.tokenizer import VALUES
+from cfg_distill.tunes.training import NetworkTraining
+
+
+def balanced_accuracy(logits_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
+    """Accuracy, and its mean over the values that occur; unlabelled segments do not count."""
+    known_N = labels_N != UNLABELLED
+    labels_N, hits_N = labels_N[known_N], (logits_NC.argmax(-1) == labels_N)[known_N].float()
+    each = [hits_N[labels_N == value].mean() for value in labels_N.unique()]
+    return hits_N.mean(), torch.stack(each).mean()
+
+
+def balanced_nll(logits_NC: Tensor, labels_N: Tensor) -> Tensor:
+    """Negative log-likelihood in which every value that occurs weighs the same, whatever its number of segments."""
+    known_N = labels_N != UNLABELLED
+    logits_NC, labels_N = logits_NC[known_N], labels_N[known_N]
+    losses_N = cross_entropy(logits_NC, labels_N, reduction="none")
+    return torch.stack([losses_N[labels_N == value].mean() for value in labels_N.unique()]).mean()
+
+
+def best_temperature(logits_NC: Tensor, labels_N: Tensor) -> float:
+    """The divisor of the logits with the lowest balanced NLL (temperature scaling, Guo et al. 2017, section 4.2)."""
+    candidates = torch.logspace(-1, 1, 161).tolist()
+    return float(min(candidates, key=lambda temperature: balanced_nll(logits_NC / temperature, labels_N).item()))
+
+
+class JudgeTraining(NetworkTraining):
+    """Trains the judge with logit adjustment (Menon et al. 2021, Eq. 10): the loss adds the log frequency of each value
+    to its logit, so that the logits themselves stand for values equally likely beforehand. Without it a judge of modes
+    would call everything major.
+
+    Logs `val/<attribute>` (accuracy), `val/<attribute>_balanced`, and `val/nll` (balanced, mean over attributes). At
+    the end the temperatures are fitted on the validation tunes.
+
+    Args:
+        optimizer: of all parameters.
+        out, overwrite, width, blocks, kernel, dropout, warmup_steps, decay_steps: see `NetworkTraining`.
+        smoothing: label smoothing.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        out: str = "runs/tunes/judge",
+        overwrite: bool = False,
+        width: int = 96,
+        blocks: int = 5,
+        kernel: int = 5,
+        dropout: float = 0.15,
+        warmup_steps: int = 50,
+        decay_steps: int = 1000,
+        smoothing: float = 0.05,
+    ) -> None:
+        super().__init__(optimizer, out, overwrite, width, blocks, kernel, dropout, warmup_steps, decay_steps)
+        self.smoothing = smoothing
+
+    def heads(self) -> dict[str, int]:
+        return {attribute: len(VALUES[attribute]) for attribute in ATTRIBUTES}
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        outputs = self.network(batch["tokens"])
+        losses = []
+        for attribute, logits_NC in outputs.items():
+            counts_C = self.trainer.datamodule.counts(attribute)  # type: ignore[attr-defined]
+            prior_C = (counts_C / counts_C.sum()).log().to(logits_NC.device)
+            labels_N = batch[attribute]
+            if bool((labels_N != UNLABELLED).any()):
+                losses.append(
+                    cross_entropy(
+                        logits_NC + prior_C, labels_N, ignore_index=UNLABELLED, label_smoothing=self.smoothing
+                    )
+                )
+        loss = torch.stack(losses).mean()
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._log("val", batch)
+
+    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+        self._log("test", batch)
+
+    def finish(self) -> None:
+        """Fits the temperatures on the validation tunes."""
+        batch = next(iter(self.trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
+        for attribute, logits_NC in self.network(batch["tokens"].to(self.device)).items():
+            self.network.config.temperatures[attribute] = best_temperature(logits_NC.cpu(), batch[attribute])
+
+    def _log(self, stage: str, batch: dict[str, Tensor]) -> None:
+        values: dict[str, Tensor] = {}
+        nlls = []
+        for attribute, logits_NC in self.network(batch["tokens"]).items():
+            plain, balanced = balanced_accuracy(logits_NC, batch[attribute])
+            values |= {f"{stage}/{attribute}": plain, f"{stage}/{attribute}_balanced": balanced}
+            nlls.append(balanced_nll(logits_NC, batch[attribute]))
+        values[f"{stage}/nll"] = torch.stack(nlls).mean()
+        self.log_dict(values, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
+
+
+class Judge:
+    """The trained judge over decoded tunes. Constructing one loads nothing; `load` does.
+
+    Args:
+        path: a folder, or "tunes:judge".
+    """
+
+    network: TuneNetwork
+
+    def __init__(self, path: str = "tunes:judge") -> None:
+        self.path = path
+
+    def load(self) -> Self:
+        if not hasattr(self, "network"):
+            self.network = load_network(self.path)
+        return self
+
+    def probabilities(self, tunes: Sequence[str]) -> dict[str, Tensor]:
+        """Calibrated probabilities by attribute, `[N, values]` in the order of `tokenizer.VALUES`.
+
+        All values count as equally likely beforehand. A tune without notes has probability 0 for every value: silence
+        must not earn the prior.
+        """
+        self.load()
+        logits = self.network.read(tunes)
+        sounds_N1 = (self.network.numbers_of(tunes) > 0).any(-1, keepdim=True)
+        return {name: logits_NC.softmax(-1) * sounds_N1.to(logits_NC.device) for name, logits_NC in logits.items()}

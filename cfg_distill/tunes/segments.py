@@ -1,0 +1,115 @@
+"""Segments of tunes as batches: pairs of two parts of one tune for the encoder, labelled beginnings for the judge."""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import lightning
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from cfg_distill.tunes.abc import BARS
+from cfg_distill.tunes.corpus import Tune, load_corpus, tunes_of, vocabulary
+from cfg_distill.tunes.tokenizer import VALUES
+
+UNLABELLED = -1
+ATTRIBUTES = ("origin", "rhythm", "mode")
+
+
+def two_parts(tokens: Sequence[str], draw: random.Random, shortest: int, longest: int) -> list[Sequence[str]]:
+    """Two segments of a tune that do not overlap. The tune must hold at least twice ``shortest`` tokens."""
+    cut = draw.randint(shortest, len(tokens) - shortest)
+    parts = []
+    for part in (tokens[:cut], tokens[cut:]):
+        length = draw.randint(shortest, max(shortest, min(longest, len(part))))
+        start = draw.randint(0, len(part) - length)
+        parts.append(part[start : start + length])
+    return parts
+
+
+def like_a_sample(tokens: Sequence[str], draw: random.Random, shortest: int, longest: int) -> Sequence[str]:
+    """A segment as a model's sample would be: half of them begin where the tune does, the others at a bar."""
+    bars = [place for place, token in enumerate(tokens) if token in BARS and len(tokens) - place > shortest]
+    start = draw.choice(bars) if bars and draw.random() < 0.5 else 0
+    return tokens[start : start + draw.randint(shortest, longest)]
+
+
+class SegmentsData(lightning.LightningDataModule):
+    """Tunes of the corpus as segments, drawn anew every epoch; validation and test segments stay the same.
+
+    A batch is a dict: `tokens` [N, T] (0 is padding), `family` [N] (number of the family of near-duplicates), and
+    `origin`, `rhythm`, `mode` [N], -1 where the source does not say. With pairs, rows 2i and 2i + 1 are one tune's.
+
+    Args:
+        pairs: two segments a tune that do not overlap, instead of one segment like a sample.
+        batch_size: tunes a batch.
+        shortest, longest: tokens of a segment.
+        seed: of the order and of the segments.
+    """
+
+    def __init__(
+        self, pairs: bool = False, batch_size: int = 128, shortest: int = 48, longest: int = 128, seed: int = 0
+    ) -> None:
+        super().__init__()
+        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+        self.shortest, self.longest = shortest, longest
+
+    def setup(self, stage: str | None = None) -> None:
+        if hasattr(self, "music"):
+            return
+        self.music = vocabulary(load_corpus())
+        self.numbers = {token: number for number, token in enumerate(self.music, start=1)}
+        fits: Callable[[Tune], bool] = lambda tune: not self.pairs or len(tune.tokens) >= 2 * self.shortest  # noqa: E731
+        self.tunes = {split: list(filter(fits, tunes_of(split))) for split in ("train", "validation", "test")}
+
+    def counts(self, attribute: str) -> Tensor:
+        """How many training tunes have each value of an attribute, `[values]`."""
+        values = [getattr(tune, attribute) for tune in self.tunes["train"]]
+        return torch.tensor([values.count(value) for value in VALUES[attribute]], dtype=torch.float)
+
+    def train_dataloader(self) -> DataLoader:
+        draw = random.Random(self.seed)
+        generator = torch.Generator().manual_seed(self.seed)
+        return DataLoader(
+            self.tunes["train"],  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            shuffle=True,
+            drop_last=len(self.tunes["train"]) > self.batch_size,
+            generator=generator,
+            collate_fn=partial(self.collate, draw=draw),
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._all_at_once("validation")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._all_at_once("test")
+
+    def _all_at_once(self, split: str) -> DataLoader:
+        """One batch that holds every tune of a split: retrieval and calibration look at all of them together."""
+        # A fresh draw a batch: the same segments in every epoch.
+        return DataLoader(
+            self.tunes[split],  # type: ignore[arg-type]
+            batch_size=max(1, len(self.tunes[split])),
+            collate_fn=lambda tunes: self.collate(tunes, random.Random(self.seed)),
+        )
+
+    def collate(self, tunes: Sequence[Tune], draw: random.Random) -> dict[str, Tensor]:
+        rows: list[list[int]] = []
+        owners: list[Tune] = []
+        for tune in tunes:
+            if self.pairs:
+                segments = two_parts(tune.tokens, draw, self.shortest, self.longest)
+            else:
+                segments = [like_a_sample(tune.tokens, draw, self.shortest, self.longest)]
+            rows += [[self.numbers[token] for token in segment] for segment in segments]
+            owners += [tune] * len(segments)
+        tokens_NT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for row, numbers in enumerate(rows):
+            tokens_NT[row, : len(numbers)] = torch.tensor(numbers)
+        batch = {"tokens": tokens_NT, "family": torch.tensor([tune.cluster for tune in owners])}
+        for attribute in ATTRIBUTES:
+            known = {value: number for number, value in enumerate(VALUES[attribute])}
+            batch[attribute] = torch.tensor([known.get(getattr(tune, attribute), UNLABELLED) for tune in owners])
+        return batch
