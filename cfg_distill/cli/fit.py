@@ -14,8 +14,8 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.folders import find_file
 
 
-def run(command: str, argv: Sequence[str]) -> None:
-    """Parse, check everything, then train or validate.
+def run(command: str, argv: Sequence[str], check_only: bool = False) -> None:
+    """Parse, check everything, then train or validate; a study checks only, and then starts a process that does it all.
 
     Raises:
         ConfigError: all problems of the configuration, before any weight is loaded.
@@ -26,7 +26,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     words, files = with_recipes_found(argv)
     from cfg_distill.cli.lightning import start
 
-    start(command, words, files, merged(files))
+    start(command, words, files, merged(files), check_only)
 
 
 def with_recipes_found(argv: Sequence[str]) -> tuple[list[str], list[Path]]:

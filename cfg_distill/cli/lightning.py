@@ -31,9 +31,16 @@ class CommandLine(LightningCLI):
     """LightningCLI with this package's defaults: runs/<recipe>/version_N, and one error for all problems."""
 
     def __init__(
-        self, command: str, words: Sequence[str], recipe: dict[str, Any], folder: str, **settings: Any
+        self,
+        command: str,
+        words: Sequence[str],
+        recipe: dict[str, Any],
+        folder: str,
+        check_only: bool = False,
+        **settings: Any,
     ) -> None:
         self.words = list(words)
+        self.check_only = check_only
         self.recipe = recipe
         self.folder = folder
         self.command = command
@@ -126,6 +133,10 @@ class CommandLine(LightningCLI):
         if problems:
             raise ConfigError(problems)
 
+    def _run_subcommand(self, subcommand: str) -> None:
+        if not self.check_only:
+            super()._run_subcommand(subcommand)
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         root = config.get("default_root_dir") or self.folder
         config["default_root_dir"] = root
@@ -147,8 +158,10 @@ def run_version(root: Path, resume: bool) -> int:
     return version
 
 
-def start(command: str, words: Sequence[str], files: Sequence[Path], recipe: dict[str, Any]) -> None:
-    """Build the command line for what the recipe names, and run it.
+def start(
+    command: str, words: Sequence[str], files: Sequence[Path], recipe: dict[str, Any], check_only: bool = False
+) -> None:
+    """Build the command line for what the recipe names, and run it, unless it shall only be checked.
 
     Raises:
         ConfigError: all problems of the configuration, before any weight is loaded.
@@ -161,6 +174,7 @@ def start(command: str, words: Sequence[str], files: Sequence[Path], recipe: dic
             words,
             recipe,
             folder=f"runs/{run_name(files)}",
+            check_only=check_only,
             model_class=LightningModule if model_by_path else _default("distillation", "CFGDistillation"),
             datamodule_class=LightningDataModule if data_by_path else _default("data", "PromptData"),
             subclass_mode_model=model_by_path,

@@ -1,8 +1,30 @@
-"""A study: its steps, run in order of need, each skipped when its inputs are unchanged."""
+"""A study: its steps, several at once, in order of need, each skipped when its inputs are unchanged."""
 
 from __future__ import annotations
 
+import fcntl
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.files import write_text
+from cfg_distill.study.check import command_of, problems_of
+from cfg_distill.study.config import Study, read_study
+from cfg_distill.study.display import Display, Forecast, clock
+from cfg_distill.study.processes import Child, Fit, Worker
+from cfg_distill.study.record import changes, record_of
+from cfg_distill.study.steps import Ledger, Step, last_checkpoint, plan
+
+RECORD = "study.json"
+LOCK_SECONDS = 30.0
 
 
 def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
@@ -18,5 +40,252 @@ def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool =
 
     Raises:
         ConfigError: problems of the file, all at once; or the file changed since the study was begun.
+        StepFailed: a step's process failed.
+        KeyboardInterrupt: interrupted; processes were stopped, and the same command goes on.
     """
-    raise NotImplementedError
+    study = read_study(path)
+    problems = problems_of(study)
+    if problems:
+        raise ConfigError(problems)
+    folder = Path(out or study.out)
+    record = record_of(study)
+    _compare(folder, record, overwrite)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder) as lock, _sigterm_as_interrupt():
+        runner = Runner(study, folder, lock, overwrite)
+        try:
+            with runner.display:
+                runner.check()
+                write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+                runner.run()
+        except KeyboardInterrupt:
+            runner.display.say(f"Stopped. To go on: cfg-distill study {path}" + (f" --out {out}" if out else ""))
+            raise
+        finally:
+            runner.close()
+    print((folder / "table.txt").read_text(encoding="utf-8"))
+    print(f"Wrote {folder}: front.json, front.png, table.txt, timings.json, students/, merges/, samples/.")
+    return folder
+
+
+def _compare(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
+    """Refuse to go on with a study that changed, and to write among strange files."""
+    begun = folder / RECORD
+    if overwrite or not folder.exists() or not any(p.name != ".lock" for p in folder.iterdir()):
+        return
+    if not begun.is_file():
+        raise ConfigError(f"Key `out`: `{folder}` holds files, but no study. Name another folder, or pass --overwrite.")
+    found = changes(json.loads(begun.read_text(encoding="utf-8")), record)
+    if found:
+        raise ConfigError(
+            f"The study in `{folder}` was begun with other settings; expected nothing but additions, but these differ:\n    "
+            + "\n    ".join(found)
+            + "\n  Undo them to go on, pass --overwrite to remake what depends on them, or name another folder with --out."
+        )
+
+
+class Runner:
+    """Runs the steps of one study.
+
+    Args:
+        study: the study.
+        folder: of the results.
+        lock: held open, and passed to every process.
+        overwrite: steps made by other code are remade.
+    """
+
+    def __init__(self, study: Study, folder: Path, lock: IO[str], overwrite: bool) -> None:
+        self.study = study
+        self.folder = folder
+        self.lock = lock
+        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.parallel = study.parallel or self.cores
+        self.steps = plan(study, folder)
+        self.ledger = Ledger(folder, under_other_code=not overwrite)
+        self.forecast = Forecast(self.steps, self.parallel)
+        self.display = Display(self.forecast)
+        self.started = time.monotonic()
+        self.earlier = _read(folder / "timings.json").get("wall_seconds", 0.0)
+        self.idle: list[Worker] = []
+        self.children: list[Child] = []
+        self.guard = threading.Lock()
+        self.closing = False
+
+    def check(self) -> None:
+        """Ask what takes torch to know, before anything runs: metrics, models and every recipe.
+
+        Raises:
+            ConfigError: all problems of all of them.
+        """
+        given = self.study.evaluation
+        models = [p.model for p in self.study.points().values() if p.model not in (*self.study.fits, *self.study.merges)]
+        headline = {name: getattr(given.headline, name) for name in ("quality", "diversity", "independent")}
+        job = {"do": "check", "metrics": given.metrics, "headline": headline, "models": sorted(set(models))}
+        jobs = [("evaluation", job | {"max_new_tokens": given.max_new_tokens})]
+        jobs += [(f"fits.{name}", {"do": "check_fit", "words": command_of(fit)}) for name, fit in self.study.fits.items()]
+        problems: list[str] = []
+        with ThreadPoolExecutor(self.parallel) as pool:
+            futures = [(name, pool.submit(self._in_worker, f"check {name}", each)) for name, each in jobs]
+            self._wait_for([future for _, future in futures])
+            for name, future in futures:
+                try:
+                    answer = future.result()
+                except ConfigError as error:
+                    problems += [p.removeprefix("check ") if name != "evaluation" else p.removeprefix("check evaluation: ") for p in error.problems]
+                else:
+                    # Two processes on one accelerator would fight for its memory.
+                    if answer.get("accelerator") and not self.study.parallel:
+                        self.parallel = self.forecast.parallel = 1
+        if problems:
+            raise ConfigError(problems)
+
+    def run(self) -> None:
+        """Run every step that is not done."""
+        finished: set[str] = set()
+        running: dict[Future[None], Step] = {}
+        with ThreadPoolExecutor(self.parallel) as pool:
+            try:
+                while len(finished) < len(self.steps):
+                    for step in self._ready(finished, {each.label for each in running.values()}):
+                        if self.ledger.is_done(step):
+                            finished.add(step.label)
+                            self.forecast.finish(step.label)
+                            break
+                        if len(running) < self.parallel:
+                            running[pool.submit(self._run_step, step)] = step
+                            break
+                    else:
+                        done = self._wait_for(list(running), FIRST_COMPLETED)
+                        for future in done:
+                            future.result()
+                            finished.add(running.pop(future).label)
+                        self._write_timings()
+            except BaseException:
+                self.close()  # first, or the pool would wait for its threads, and they for their processes
+                raise
+        self._write_timings()
+        if self.ledger.other_code:
+            self.display.say(
+                f"Note: kept {len(self.ledger.other_code)} steps that an earlier state of cfg_distill's code made;"
+                " --overwrite remakes them."
+            )
+
+    def _ready(self, finished: set[str], running: set[str]) -> list[Step]:
+        """Steps that could run now, those that others wait for first."""
+        ready = [s for s in self.steps if s.label not in finished | running and all(need in finished for need in s.needs)]
+        return sorted(ready, key=lambda step: step.kind == "evaluate")
+
+    def _wait_for(self, futures: list[Future[Any]], when: str = "ALL_COMPLETED") -> set[Future[Any]]:
+        while True:
+            done, waiting = wait(futures, timeout=0.25, return_when=when)
+            self.display.show()
+            if not waiting or (done and when == FIRST_COMPLETED):
+                return done
+
+    def _run_step(self, step: Step) -> None:
+        began = time.monotonic()
+        self.ledger.begin(step)
+        self.forecast.share(step.label, 0.0)
+        try:
+            if step.kind == "fit":
+                peak = self._fit(step)
+            else:
+                peak = self._in_worker(step.label, step.job)["peak_memory_mb"]
+        except BaseException:
+            self.ledger.pause(step, time.monotonic() - began)
+            raise
+        self.ledger.finish(step, time.monotonic() - began, peak)
+        self.forecast.finish(step.label)
+
+    def _fit(self, step: Step) -> float:
+        folder = step.outputs[0].parent
+        progress = self.folder / "steps" / f"{step.label}.progress"
+        with self.guard:
+            self._refuse_when_closing()
+            fit = Fit(step.job["words"], self._log(step.label), progress, self._threads(), self.lock)
+            self.children.append(fit)
+        peak = fit.run(step.label, lambda share: self.forecast.share(step.label, share))
+        write_text(step.outputs[0], json.dumps(last_checkpoint(folder)) + "\n")
+        return peak
+
+    def _in_worker(self, label: str, job: dict[str, Any]) -> dict[str, Any]:
+        with self.guard:
+            self._refuse_when_closing()
+            if not self.idle:
+                log = self._log(f"worker {1 + sum(isinstance(child, Worker) for child in self.children)}")
+                self.idle.append(Worker(log, self._threads(), self.lock))
+                self.children.append(self.idle[-1])
+            worker = self.idle.pop()
+        answer = worker.run(label, job, lambda share: self.forecast.share(label, share))
+        self.idle.append(worker)
+        return answer
+
+    def _log(self, label: str) -> Path:
+        return self.folder / "logs" / f"{label.replace(' ', '_')}.log"
+
+    def _threads(self) -> int:
+        return max(self.cores // self.parallel, 1)
+
+    def _refuse_when_closing(self) -> None:
+        if self.closing:
+            raise KeyboardInterrupt
+
+    def close(self) -> None:
+        """Stop every process that still runs, and wait for it."""
+        with self.guard:
+            self.closing = True
+            children = list(self.children)
+        for child in children:
+            child.stop()
+        for child in children:
+            child.end()
+
+    def _write_timings(self) -> None:
+        wall = self.earlier + time.monotonic() - self.started
+        entries = {step.label: self.ledger.entry(step.label) for step in self.steps}
+        steps = {
+            label: {key: entry[key] for key in ("seconds", "peak_memory_mb")}
+            for label, entry in entries.items()
+            if entry.get("state") == "done"
+        }
+        timings = {"wall_seconds": round(wall, 1), "wall": clock(wall), "cores": self.cores, "parallel": self.parallel}
+        write_text(self.folder / "timings.json", json.dumps(timings | {"steps": steps}, indent=1) + "\n")
+
+
+def _read(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[IO[str]]:
+    """Let one study at a time into a folder; the fits of a killed one count until they have stopped."""
+    with (folder / ".lock").open("w") as lock:
+        deadline = time.monotonic() + LOCK_SECONDS
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"Key `out`: another study still works in `{folder}`. Wait for it, stop it, or name another folder."
+                    ) from error
+                time.sleep(0.5)
+        yield lock
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A study that is asked to end stops its processes first."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,86 @@
+"""Comparisons of systems on the same prompts, paired: hard prompts weigh on both sides alike.
+
+The intervals carry the noise of prompts and sampling seeds. They do not carry that of training: one would need students of
+several training seeds. Shapes: M systems, P prompts, S sampling seeds, R resamples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cfg_distill.evaluation.system import System
+from cfg_distill.metrics.front import Interval, bootstrap_interval
+
+RESAMPLES = 2000
+
+
+def difference(left: System, right: System, metric: str) -> Interval:
+    """How much ``left`` is above ``right`` in one metric: the mean difference and its 95 % interval.
+
+    Raises:
+        ValueError: the systems were evaluated on different prompts.
+    """
+    left_PS, right_PS = paired([left, right], metric)
+    return bootstrap_interval(left_PS - right_PS)
+
+
+def paired(systems: Sequence[System], metric: str) -> np.ndarray:
+    """The values of several systems on their common prompts, ``[M, P, S]``; NaN in one is NaN in all.
+
+    Raises:
+        ValueError: the systems were evaluated on different prompts.
+    """
+    if any(system.prompts != systems[0].prompts for system in systems):
+        raise ValueError(f"Expected systems on the same prompts but got {[system.name for system in systems]}.")
+    values_MPS = np.stack([system.cells(metric) for system in systems])
+    values_MPS[:, np.isnan(values_MPS).any(axis=0)] = np.nan
+    return values_MPS
+
+
+def height_above(
+    system: System, front: Sequence[System], quality: str, diversity: str, resamples: int = RESAMPLES, seed: int = 0
+) -> Interval:
+    """How far a system lies above the front of others, along the diversity axis, with a 95 % interval.
+
+    The front is the strongest one: whatever a mixture of its systems reaches, which answers a share of the prompts by one
+    and the rest by another. The height is the system's diversity minus the largest diversity that any mixture of at least
+    its quality has; 0 stands for the latter where no mixture has that quality. Prompts, and within each its seeds, are
+    redrawn jointly for all systems and both metrics.
+    """
+    quality_MPS, diversity_MPS = (paired([system, *front], metric) for metric in (quality, diversity))
+    random = np.random.default_rng(seed)
+    _, prompts, seeds = quality_MPS.shape
+
+    def height(prompt: np.ndarray, seed: np.ndarray) -> float:
+        quality_M, diversity_M = (np.nanmean(v[:, prompt, seed], axis=(1, 2)) for v in (quality_MPS, diversity_MPS))
+        return float(diversity_M[0] - mixture_diversity(quality_M[0], quality_M[1:], diversity_M[1:]))
+
+    everything = np.arange(prompts)[:, None], np.arange(seeds)[None]
+    heights_R = [
+        height(random.integers(prompts, size=(prompts, 1)), random.integers(seeds, size=(prompts, seeds)))
+        for _ in range(resamples)
+    ]
+    low, high = np.quantile(heights_R, [0.025, 0.975])
+    return Interval(height(*everything), float(low), float(high))
+
+
+def mixture_diversity(at_least: float, quality_M: np.ndarray, diversity_M: np.ndarray) -> float:
+    """The largest diversity of a mixture of points whose quality is ``at_least``; 0 if there is none.
+
+    A linear programme with one constraint: its optimum mixes at most two points, one on either side.
+
+    Example:
+        >>> mixture_diversity(0.5, np.array([0.0, 1.0]), np.array([0.8, 0.2]))
+        0.5
+    """
+    enough = quality_M >= at_least
+    if not enough.any():
+        return 0.0
+    best = diversity_M[enough].max()
+    for good_quality, good_diversity in zip(quality_M[enough], diversity_M[enough], strict=True):
+        for quality, its_diversity in zip(quality_M[~enough], diversity_M[~enough], strict=True):
+            share = (at_least - quality) / (good_quality - quality)
+            best = max(best, share * good_diversity + (1 - share) * its_diversity)
+    return float(best)

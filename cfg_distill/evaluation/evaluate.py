@@ -1,0 +1,77 @@
+"""Draw samples of held-out prompts and score them. Shapes: B prompts, G samples a prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from cfg_distill.evaluation.system import Kind, System
+from cfg_distill.generators import Generator
+from cfg_distill.guidance import Guidance
+from cfg_distill.metrics.base import SampleMetric
+from cfg_distill.samples import Samples, draw
+from cfg_distill.sampling import Sampling
+
+SEEDS_APART = 1_000_003
+"""Distance between the random streams of two sampling seeds: more than there are prompts."""
+
+
+def evaluate(
+    generator: Generator,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    guidance: Guidance | None,
+    metrics: Mapping[str, SampleMetric],
+    seeds: Sequence[int] = (0,),
+    batch_size: int = 8,
+    name: str = "model",
+    kind: Kind = "model",
+    progress: Callable[[int, int], None] | None = None,
+    listen: Callable[[Samples], None] | None = None,
+) -> System:
+    """A point of the front.
+
+    Args:
+        generator: the model, loaded.
+        prompts: held-out prompts.
+        sampling: G samples a prompt, their length, temperature and filters.
+        guidance: samples under guidance, at twice the forward passes; None for none.
+        metrics: name -> metric, loaded; they are reset.
+        seeds: of sampling: every prompt is sampled anew under each.
+        batch_size: prompts at once. The random numbers of a batch depend on its first prompt's place, so another batch
+            size gives other samples of the same distribution.
+        name: of the system.
+        kind: of the system.
+        progress: called with the batches done and their number.
+        listen: called with the samples of every batch of the first seed.
+    """
+    system = System(
+        name=name,
+        kind=kind,
+        model=str(getattr(generator, "path", type(generator).__name__)),
+        temperature=sampling.temperature,
+        guidance=guidance.scale if guidance is not None else 1.0,
+        samples=sampling.samples,
+        seeds=list(seeds),
+        prompts=list(prompts),
+        axes={metric: measure.axis for metric, measure in metrics.items()},
+        values={metric: [] for metric in metrics},
+        relative_cost=2.0 if guidance is not None and guidance.active else 1.0,
+    )
+    starts = range(0, len(prompts), batch_size)
+    done = 0
+    for seed in seeds:
+        for measure in metrics.values():
+            measure.reset()
+        for start in starts:
+            batch = list(prompts[start : start + batch_size])
+            samples = draw(generator, batch, sampling, guidance, seed * SEEDS_APART + start)
+            for measure in metrics.values():
+                measure.update(samples)
+            if listen is not None and seed == seeds[0]:
+                listen(samples)
+            done += 1
+            if progress is not None:
+                progress(done, len(starts) * len(seeds))
+        for metric, measure in metrics.items():
+            system.values[metric].append(measure.per_prompt().tolist())
+    return system

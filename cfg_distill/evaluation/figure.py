@@ -1,0 +1,196 @@
+"""The front as a picture: quality over diversity, the baselines' sweeps beside the line of students and merges.
+
+It draws entries of front.json, so that a study, a report, TensorBoard and a reader with the file alone make the same picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patheffects import withStroke
+from matplotlib.transforms import Bbox
+
+Point = Mapping[str, Any]
+
+# Okabe and Ito: apart for every common colour vision; the markers differ too.
+STYLES: dict[str, dict[str, Any]] = {
+    "students": {"color": "#0072B2", "marker": "o", "size": 7.5, "linestyle": "-", "linewidth": 2.0},
+    "guidance": {"color": "#D55E00", "marker": "s", "size": 7, "linestyle": "--", "linewidth": 1.3},
+    "base": {"color": "#4D4D4D", "marker": "^", "size": 8.5, "linestyle": ":", "linewidth": 1.3},
+}
+LEGEND = {
+    "students": "students and their merges, no guidance",
+    "guidance": "base with guidance, at twice the cost",
+    "base": "base at several temperatures",
+}
+FAMILY = {"student": "students", "merge": "students", "model": "students", "guidance": "guidance", "base": "base"}
+
+
+def front_figure(
+    points: Sequence[Point],
+    quality: str,
+    diversity: str,
+    independent: str | None = None,
+    title: str = "",
+    note: str = "",
+) -> Figure:
+    """The whole figure: the front, and a second panel under an independent measure of diversity.
+
+    Args:
+        points: entries of front.json.
+        quality: the metric of the vertical axis.
+        diversity: the metric of the horizontal axis.
+        independent: a measure of diversity that was no reward, for the second panel; None for no panel.
+        title: one line that states what was found.
+        note: one line below it: prompts, samples, what the bars mean.
+    """
+    across = [diversity] if independent is None else [diversity, independent]
+    figure = Figure(figsize=(8.2 if independent is None else 12.0, 5.6), dpi=150, layout="constrained")
+    ratios = {"width_ratios": [1.45, 1][: len(across)]}
+    panels = figure.subplots(1, len(across), squeeze=False, sharey=True, gridspec_kw=ratios)[0]
+    legend = {}
+    for panel, metric in zip(panels, across, strict=True):
+        legend |= draw_front(panel, points, quality, metric)
+    panels[0].set_ylabel(_axis_label(quality, "quality"))
+    if independent is not None:
+        panels[1].tick_params(left=False)
+    figure.suptitle(title or f"{quality} and {diversity}".replace("_", " "), x=0.012, ha="left", fontsize=13)
+    if note:
+        figure.text(0.012, 0.925, note, fontsize=9, color="#555555")
+        panels[0].set_title(" ", fontsize=12)  # keeps the room that the note takes
+    columns = min(len(legend), 3)
+    figure.legend(legend.values(), legend, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+    _place_labels(figure, panels)
+    return figure
+
+
+def draw_front(panel: Axes, points: Sequence[Point], quality: str, diversity: str) -> dict[str, Line2D]:
+    """Lines, points and intervals of one panel; returns what its legend says.
+
+    Labels are written but not placed: that takes the size of the panel.
+    """
+    panel.set_xlabel(_axis_label(diversity, "diversity"))
+    panel.grid(color="#E6E6E6", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.tick_params(labelsize=9)
+    panel.margins(0.12)
+    usual = _usual_temperature(points)
+    legend = {}
+    for (family, temperature), line in _lines(points).items():
+        drawn = [p for p in line if quality in p["quality"] and diversity in p["diversity"]]
+        own = [p for p in drawn if FAMILY[p["kind"]] == family]
+        if not own:
+            continue
+        style = STYLES[family]
+        is_usual = temperature in (None, usual)
+        path = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": style["linewidth"] if is_usual else 1.0}
+        dots = {"color": style["color"], "marker": style["marker"], "markersize": style["size"], "markeredgewidth": 1.0}
+        dots |= {"markeredgecolor": "white"} if is_usual else {"markerfacecolor": "white"}
+        joined = [p for p in drawn if family != "students" or p.get("knob") is not None]
+        panel.plot(*_means(joined, quality, diversity), **path, alpha=0.85, zorder=2)
+        x, y = _means(own, quality, diversity)
+        bars = {"xerr": _bars(p["diversity"][diversity] for p in own), "yerr": _bars(p["quality"][quality] for p in own)}
+        panel.errorbar(x, y, **bars, fmt="none", ecolor=style["color"], elinewidth=0.9, alpha=0.3, zorder=1)
+        panel.plot(x, y, **dots, linestyle="", zorder=4)
+        legend[LEGEND[family] + ("" if is_usual else f", T {temperature:g}")] = Line2D([], [], **(dots | path))
+        for point, *place in zip(own, x, y, strict=True):
+            text = panel.annotate(point["name"], place, (0, 0), textcoords="offset points", fontsize=9, zorder=5)
+            text.set(color=style["color"], gid="label", path_effects=[withStroke(linewidth=2.5, foreground="white")])
+    return legend
+
+
+def _axis_label(metric: str, axis: str) -> str:
+    words = metric.replace("_", " ")
+    return words if axis in words else f"{axis}: {words}"
+
+
+def _means(points: Sequence[Point], quality: str, diversity: str) -> tuple[list[float], list[float]]:
+    return [p["diversity"][diversity]["mean"] for p in points], [p["quality"][quality]["mean"] for p in points]
+
+
+def _lines(points: Sequence[Point]) -> dict[tuple[str, float | None], list[Point]]:
+    """Points by the line they lie on, in the order in which the line is drawn."""
+    lines: dict[tuple[str, float | None], list[Point]] = {}
+    bases = [p for p in points if p["kind"] == "base"]
+    for temperature in dict.fromkeys(p["temperature"] for p in points if p["kind"] == "guidance"):
+        swept = [p for p in points if p["kind"] == "guidance" and p["temperature"] == temperature]
+        start = [p for p in bases if p["temperature"] == temperature]  # guidance 1
+        lines["guidance", temperature] = start[:1] + sorted(swept, key=lambda p: p["guidance"])
+    if bases:
+        lines["base", None] = sorted(bases, key=lambda p: p["temperature"])
+    students = [p for p in points if FAMILY[p["kind"]] == "students"]
+    for temperature in dict.fromkeys(p["temperature"] for p in students):
+        own = [p for p in students if p["temperature"] == temperature]
+        lines["students", temperature] = sorted(own, key=lambda p: -1.0 if p.get("knob") is None else p["knob"])
+    return dict(sorted(lines.items(), key=lambda item: list(STYLES).index(item[0][0])))
+
+
+def _usual_temperature(points: Sequence[Point]) -> float:
+    """The temperature of most points: its markers are filled."""
+    temperatures = [p["temperature"] for p in points]
+    return max(temperatures, key=temperatures.count)
+
+
+def _bars(values: Iterable[Mapping[str, float]]) -> list[list[float]]:
+    values = list(values)
+    return [[v["mean"] - v["low"] for v in values], [v["high"] - v["mean"] for v in values]]
+
+
+# Labels
+
+_DIRECTIONS = [(1, 0.55), (-1, 0.55), (1, -0.55), (-1, -0.55), (0, 1), (0, -1), (1, 0), (-1, 0)]
+
+
+def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
+    """Put every label beside its point where it covers least of other labels, points and lines."""
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # the sizes of texts and panels are known from here on
+    renderer = canvas.get_renderer()
+    scale = figure.dpi / 72
+    for panel in panels:
+        labels = [text for text in panel.texts if text.get_gid() == "label"]
+        centres = [panel.transData.transform(text.xy) for text in labels]  # type: ignore[attr-defined]
+        taken = [_box(x, y, 9 * scale, 9 * scale) for x, y in centres]
+        lined = [box for line in panel.lines for box in _along(panel, line, 4 * scale)]
+        frame = panel.get_window_extent(renderer)
+        for text, (x, y) in zip(labels, centres, strict=True):
+            size = text.get_window_extent(renderer)
+            best: tuple[float, Bbox, tuple[float, float]] | None = None
+            for reach, (across, up) in product((9.0, 15.0, 22.0), _DIRECTIONS):
+                centre = (x + across * (size.width / 2 + reach * scale * 0.8), y + up * (size.height / 2 + reach * scale * 0.8))
+                box = _box(*centre, size.width, size.height)
+                cost = reach + 12 * sum(_overlap(box, other) for other in taken) + sum(_overlap(box, other) for other in lined) / 2
+                cost += 100 * (size.width * size.height - _overlap(box, frame))
+                if best is None or cost < best[0]:
+                    best = (cost, box, centre)
+            assert best is not None
+            taken.append(best[1])
+            text.set_position(((best[2][0] - x) / scale, (best[2][1] - y) / scale))
+            text.set(ha="center", va="center")
+
+
+def _box(x: float, y: float, width: float, height: float) -> Bbox:
+    return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
+
+
+def _overlap(a: Bbox, b: Bbox) -> float:
+    """Area in square pixels."""
+    shared = Bbox.intersection(a, b)
+    return 0.0 if shared is None else shared.width * shared.height
+
+
+def _along(panel: Axes, line: Any, size: float) -> list[Bbox]:
+    """Small boxes along a line."""
+    corners = panel.transData.transform(line.get_xydata()) if len(line.get_xdata()) else []
+    boxes = []
+    for (x0, y0), (x1, y1) in zip(corners[:-1], corners[1:], strict=True):
+        steps = max(int(max(abs(x1 - x0), abs(y1 - y0)) / size), 1)
+        boxes += [_box(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps, size, size) for i in range(steps + 1)]
+    return boxes

@@ -1,0 +1,195 @@
+"""What workers do: check, export, merge, evaluate, draw the front. Importing this module imports torch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import ArgumentParser
+
+from cfg_distill.data import read_prompts
+from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation import System, evaluate as evaluate_system, front_figure, front_table
+from cfg_distill.files import write_text
+from cfg_distill.generators import CausalLM
+from cfg_distill.guidance import Guidance
+from cfg_distill.merging import merge_folders
+from cfg_distill.metrics.base import SampleMetric
+from cfg_distill.samples import Samples
+from cfg_distill.sampling import Sampling
+from cfg_distill.study.claims import finding, judge
+from cfg_distill.study.config import Claims, Headline
+from cfg_distill.study.listening import Writer
+
+Report = Callable[[float], None]
+
+_kept: dict[str, Any] = {}
+"""Metrics and the last generator, for the next job of this worker: most of the time would go into loading them again."""
+
+
+def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
+    """Metrics from name -> class_path and init_args.
+
+    Raises:
+        ConfigError: no such class, or arguments that it does not take; all of them at once.
+    """
+    metrics, problems = {}, []
+    for name, spec in specs.items():
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(SampleMetric, "metric", required=True)
+        try:
+            metric = parser.instantiate_classes(parser.parse_object({"metric": spec})).metric
+        except ConfigError as error:
+            problems += [f"Key `evaluation.metrics.{name}`: {problem}" for problem in error.problems]
+        except Exception as error:  # whatever jsonargparse raises; its text names the key
+            problems.append(f"Key `evaluation.metrics.{name}`: {' '.join(str(error).split())}")
+        else:
+            problems += [f"Key `evaluation.metrics.{name}`: {problem}" for problem in metric.problems()]
+            metrics[name] = metric
+    if problems:
+        raise ConfigError(problems)
+    return metrics
+
+
+def device() -> torch.device:
+    """The accelerator when there is one."""
+    return torch.device(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else torch.device("cpu")
+
+
+def check(
+    report: Report, metrics: Mapping[str, Any], headline: Mapping[str, Any], models: Sequence[str], max_new_tokens: int
+) -> dict[str, Any]:
+    """What only torch can tell: metrics by class path, models that are there already, and whether there is an accelerator.
+
+    Raises:
+        ConfigError: all problems.
+    """
+    problems = []
+    try:
+        axes = {name: metric.axis for name, metric in metrics_of(metrics).items()}
+    except ConfigError as error:
+        problems += error.problems
+    else:
+        for key, name in headline.items():
+            wanted = "quality" if key == "quality" else "diversity"
+            if name is not None and axes[name] != wanted:
+                problems.append(
+                    f"Key `evaluation.headline.{key}`: expected a metric of {wanted}, but `{name}` is one of {axes[name]}."
+                )
+    for model in models:
+        generator = CausalLM(model)
+        found = generator.problems()
+        problems += found or Sampling(max_new_tokens=max_new_tokens).problems(generator.max_positions)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return {"accelerator": device().type != "cpu"}
+
+
+def check_fit(report: Report, words: Sequence[str]) -> None:
+    """All problems of a recipe with its overrides, as ``cfg-distill fit`` finds them; nothing is loaded.
+
+    Raises:
+        ConfigError: all problems.
+    """
+    from cfg_distill.cli import fit
+
+    fit.run("fit", words[1:], check_only=True)
+
+
+def export(report: Report, fit: str, out: str) -> None:
+    """The student of a finished fit as a plain folder."""
+    from cfg_distill.cli.export import export_checkpoint
+
+    checkpoint = json.loads((Path(fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
+    export_checkpoint(Path(checkpoint), Path(out), overwrite=True)
+
+
+def merge(report: Report, models: Sequence[str], weights: Sequence[float], method: str, start: str, out: str) -> None:
+    """A merge of folders."""
+    merge_folders(models, weights, method, out, start=start or None, overwrite=True)
+
+
+def evaluate(
+    report: Report,
+    name: str,
+    kind: Any,
+    model: str,
+    guidance: Mapping[str, Any],
+    prompts: str,
+    field: str,
+    metrics: Mapping[str, Any],
+    seeds: Sequence[int],
+    batch_size: int,
+    file: str,
+    samples_folder: str,
+    written: int,
+    written_samples: int,
+    **sampling: Any,
+) -> None:
+    """One point of the front, its values and some samples."""
+    specs = json.dumps(metrics, sort_keys=True)
+    if _kept.get("specs") != specs:
+        loaded = {name: metric.load().to(device()) for name, metric in metrics_of(metrics).items()}
+        _kept.update(specs=specs, metrics=loaded)
+    generator = CausalLM(model).load().to(device())
+    writer = Writer(generator, Path(samples_folder), written, written_samples)
+    system = evaluate_system(
+        generator,
+        read_prompts(prompts, field),
+        Sampling(**sampling),
+        Guidance(**guidance),
+        _kept["metrics"],
+        seeds=seeds,
+        batch_size=batch_size,
+        name=name,
+        kind=kind,
+        progress=lambda done, total: report(done / total),
+        listen=writer,
+    )
+    writer.finish()
+    system.save(Path(file))
+
+
+def front(
+    report: Report,
+    systems: Sequence[str],
+    headline: Mapping[str, Any],
+    claims: Mapping[str, Any] | None,
+    knobs: Sequence[float | None],
+    out: str,
+) -> None:
+    """front.json, front.png and table.txt from the values of all systems."""
+    found = [System.read(Path(file)) for file in systems]
+    for system, knob in zip(found, knobs, strict=True):
+        system.knob = knob
+    shown = Headline(**headline)
+    by_name = {system.name: system for system in found}
+    judged = judge(by_name, Claims(**claims), shown) if claims else []
+    title = finding(by_name, Claims(**claims), shown) if claims else ""
+    write_front(Path(out), found, shown, judged, title)
+
+
+def write_front(
+    out: Path, systems: Sequence[System], headline: Headline, claims: Sequence[Mapping[str, str]] = (), title: str = ""
+) -> str:
+    """Write front.json, front.png and table.txt; returns the table."""
+    points = [system.point() for system in systems]
+    write_text(out / "front.json", json.dumps({"systems": points, "claims": list(claims)}, indent=1) + "\n")
+    first = systems[0]
+    note = (
+        f"{len(first.prompts)} held-out prompts, {first.samples} samples of each, sampling seeds"
+        f" {', '.join(map(str, first.seeds))}; bars: 95 % bootstrap intervals over prompts and seeds"
+    )
+    figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
+    staged = out / ".front.png"
+    figure.savefig(staged, format="png")
+    staged.replace(out / "front.png")
+    table = front_table(points) + f"\n\n{note[0].upper()}{note[1:]}.\n"
+    for claim in claims:
+        table += f"\n{claim['verdict'].upper():9}  {claim['claim']}\n           {claim['evidence']}\n"
+    write_text(out / "table.txt", table)
+    return table

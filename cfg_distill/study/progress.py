@@ -1,0 +1,41 @@
+"""How far a fit is, in a file that the study reads."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from cfg_distill.files import write_text
+from cfg_distill.study.worker import peak_memory_mb
+
+
+class WriteProgress(L.Callback):
+    """Write the optimiser steps done and planned into a small JSON file, once a step, on the first process.
+
+    A study adds it to its fits; a fit of your own shows the usual bar. When the study is gone (killed, so that it could not
+    stop its fits), the fit stops too: started again, the study would otherwise have two fits in one folder.
+
+    Args:
+        file: where to write.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+        self.parent = os.getppid()
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._write(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._write(trainer)
+
+    def _write(self, trainer: L.Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
+        if os.getppid() != self.parent:
+            raise SystemExit("The study that started this fit is gone: the fit stops. The same study command goes on with it.")
+        total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
+        progress = {"done": trainer.global_step, "total": total, "peak_memory_mb": peak_memory_mb()}
+        write_text(self.file, json.dumps(progress), durable=False)

@@ -1,0 +1,105 @@
+"""What a study was begun with, and what its steps were made from: digests, and a comparison that names every change."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import cfg_distill
+from cfg_distill.folders import find_file, resolve
+from cfg_distill.study.check import recipe_of
+from cfg_distill.study.config import Study
+
+READ_WHOLE = 256 * 2**20
+"""Larger files are known by size and time of change: a study must not read 100 GB before it starts."""
+
+GROWING = ("study.fits", "study.merges", "study.baselines", "study.systems", "study.evaluation.metrics", "recipes", "files")
+"""Where new names may be added to a study that has begun. Anything else that differs is a change."""
+
+FREE = ("study.out", "study.parallel")
+"""What may differ: it changes no result."""
+
+
+def record_of(study: Study) -> dict[str, Any]:
+    """Everything that decides the results of a study: the file, its recipes, and digests of the files they name."""
+    recipes = {name: recipe_of(fit) for name, fit in study.fits.items()}
+    whole = json.loads(json.dumps({"study": asdict(study), "recipes": recipes}, default=str))
+    whole["study"]["evaluation"]["prompts"] = str(study.evaluation.prompts)
+    return whole | {"files": digests(whole), "version": cfg_distill.__version__}
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:
+    """What differs between two records other than additions, a line each."""
+    lines = []
+    for name in dict.fromkeys([*old, *new]):
+        path = f"{key}.{name}" if key else str(name)
+        if path in FREE or old.get(name, None) == new.get(name, None):
+            continue
+        if name not in old and key in GROWING:
+            continue
+        if path == "study.claims" and old.get(name) is None:
+            continue
+        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
+            lines += changes(old[name], new[name], path)
+        else:
+            lines.append(f"{path.removeprefix('study.')}: {_said(old, name)} -> {_said(new, name)}")
+    return lines
+
+
+def _said(record: Mapping[str, Any], name: str) -> str:
+    if name not in record:
+        return "nothing"
+    text = json.dumps(record[name])
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def digests(content: Any) -> dict[str, str]:
+    """The digest of every file and model folder that a nested config names."""
+    return {text: digest([found]) for text in sorted(set(_strings(content))) if (found := _existing(text)) is not None}
+
+
+def _strings(content: Any) -> Iterator[str]:
+    if isinstance(content, Mapping):
+        content = content.values()
+    if isinstance(content, str):
+        yield content
+    elif isinstance(content, Iterable):
+        for each in content:
+            yield from _strings(each)
+
+
+def _existing(text: str) -> Path | None:
+    """The file or model folder a text names, if it names one."""
+    if not text or len(text) > 1000 or "\n" in text:
+        return None
+    path = find_file(text) if not text.startswith("tunes:") else Path(resolve(text))
+    try:
+        return path if path.is_file() or (path / "config.json").is_file() else None
+    except (OSError, ValueError):
+        return None
+
+
+def digest(paths: Iterable[Path]) -> str:
+    """One digest over files, and over the files directly in folders; names of temporary files left out."""
+    total = hashlib.sha256()
+    for path in paths:
+        files = sorted(p for p in path.iterdir() if p.is_file() and p.name[0] != ".") if path.is_dir() else [path]
+        for file in files:
+            total.update(f"{file.name}\0{file.stat().st_size}\0".encode())
+            if file.stat().st_size > READ_WHOLE:
+                total.update(str(file.stat().st_mtime_ns).encode())
+            else:
+                with file.open("rb") as stream:
+                    total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def source_digest() -> str:
+    """A digest of this package's own code: a study notices that it goes on under other code."""
+    root = Path(cfg_distill.__file__).parent
+    # callbacks is a link in a checkout, and rglob follows none.
+    return digest([*sorted(root.rglob("*.py")), *sorted((root / "callbacks").glob("*.py"))])
