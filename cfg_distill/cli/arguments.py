@@ -11,6 +11,14 @@ from typing import NoReturn
 from cfg_distill.errors import ConfigError
 
 
+class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows defaults where there is something to show."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        shown = action.default not in (None, False, []) and action.option_strings
+        return super()._get_help_string(action) if shown else action.help
+
+
 class Arguments(argparse.ArgumentParser):
     """An argument parser that raises :class:`ConfigError`, and names the nearest option to a misspelled one."""
 
@@ -19,7 +27,7 @@ class Arguments(argparse.ArgumentParser):
             prog=f"cfg-distill {command}",
             description=description,
             allow_abbrev=False,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Defaults,
         )
 
     def read(self, argv: Sequence[str]) -> argparse.Namespace:
@@ -45,8 +53,35 @@ class Arguments(argparse.ArgumentParser):
         raise ConfigError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
-def refuse_existing(out: Path, overwrite: bool) -> list[str]:
-    """A problem when the output exists and holds something, unless it may be overwritten."""
-    if overwrite or not out.exists() or (out.is_dir() and not any(out.iterdir())):
+def add_sampling(
+    parser: argparse.ArgumentParser, samples: int, max_new_tokens: int | None, temperatures: bool = False
+) -> None:
+    """The sampling options that ``generate`` and ``evaluate`` share."""
+    longest = "the longest sample" + ("; default: as long as the model sees" if max_new_tokens is None else "")
+    parser.add_argument("--samples", type=int, default=samples, metavar="N", help="samples a prompt")
+    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help=longest)
+    if temperatures:
+        parser.add_argument(
+            "--temperature", nargs="+", type=float, default=[1.0], metavar="T", help="1 is the model's own"
+        )
+        return
+    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="1 is the model's own")
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 0: all")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest mass P; 1: all")
+
+
+def refuse_existing(out: Path, overwrite: bool, model: bool = False) -> list[str]:
+    """A problem when the output exists and holds something that may not be overwritten.
+
+    Args:
+        out: the file or folder to write.
+        overwrite: whether the user asked to overwrite.
+        model: a whole model folder is replaced, so that only a model folder may be.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
-    return [f"Option `--out`: `{out}` exists. Name another one, or pass --overwrite to replace it."]
+    if not overwrite:
+        return [f"Option `--out`: `{out}` exists. Name another one, or pass --overwrite."]
+    if model and not (out / "config.json").is_file():
+        return [f"Option `--out`: `{out}` exists and is no model folder, so it is not replaced. Name another one."]
+    return []

@@ -131,7 +131,7 @@ class Walk:
         strangers = [key for key in spec if key not in _SPEC_KEYS]
         for key in strangers:
             self.problems.append(
-                f"Key `{path}.{key}`: no such key beside `class_path`. Put the arguments of the class under `init_args`."
+                f"Key `{path}.{key}`: no such key beside `class_path`. Its arguments go under `init_args`."
             )
         found = find_class(spec["class_path"], wanted, describe(expected))
         if isinstance(found, str):

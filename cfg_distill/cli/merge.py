@@ -6,22 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cfg_distill.cli.arguments import Arguments
-
-METHODS = {
-    "lerp": "straight line between two models (the paper's choice)",
-    "slerp": "arc between the changes of two models from --start, layer by layer",
-    "liti": "first merges, then walks from --start towards, or beyond, the merge",
-    "soup": "plain average of any number of models",
-    "weighted": "weighted average of any number of models",
-    "ema": "exponential average of checkpoints, oldest first",
-}
+from cfg_distill.merging import METHODS
 
 
 def run(argv: Sequence[str]) -> None:
     parser = Arguments("merge", "Merge model folders of one architecture: safetensors in, safetensors out.")
     parser.add_argument("--models", nargs="+", type=Path, required=True, metavar="DIR", help="the folders to merge")
-    parser.add_argument("--weights", nargs="*", type=float, default=[], metavar="W", help="as the method asks")
-    methods = "; ".join(f"{name}: {text}" for name, text in METHODS.items())
+    parser.add_argument(
+        "--weights",
+        nargs="*",
+        type=float,
+        default=[],
+        metavar="W",
+        help="shares for lerp, slerp and weighted; one number for liti and ema; none for soup",
+    )
+    methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
     parser.add_argument("--method", choices=METHODS, default="lerp", help=methods)
     parser.add_argument("--start", type=Path, metavar="DIR", help="the model that all others were trained from")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")

@@ -26,7 +26,7 @@ class PromptBatches(DistributedSampler):
     """Indices of whole batches, as even in size as can be, the same number of them on every process.
 
     The order depends on seed and epoch only. It is cut into ``len(self) * world`` batches of near-equal size, dealt to
-    the processes in turn: no prompt is dropped, and none is repeated unless there are more batches to deal than prompts.
+    the processes in turn: no prompt is dropped; one is repeated only when there are more batches than prompts.
     So a metric over all processes sees each prompt once, and no process waits for a forward that another never makes.
 
     It is a DistributedSampler, so that Lightning tells it the epoch and puts no sampler of its own in its place.

@@ -1,0 +1,21 @@
+"""``cfg-distill study``: a whole study in one file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from cfg_distill.cli.arguments import Arguments
+
+
+def run(argv: Sequence[str]) -> None:
+    parser = Arguments("study", "Fits, merges, baselines and evaluation in one file. Run again, it goes on.")
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study; recipes/... finds a shipped one")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the results; default: as the file says")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="the file changed since the study was begun: remake what depends on it"
+    )
+    given = parser.read(argv)
+    from cfg_distill.study import run_study
+
+    run_study(given.study, given.out, given.overwrite)
