@@ -1,4 +1,4 @@
-"""Fronts of quality and diversity, and the intervals of their points. Shapes: P prompts, S seeds, M points."""
+"""Fronts of quality and diversity, and the intervals of their points. Shapes: P prompts, S seeds, R resamples, M points."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def pareto(points: ArrayLike) -> NDArray[np.bool_]:
     """
     points_M2 = _as_points(points)
     # [M, M]: column j beats row i.
-    no_worse_MM = (points_M2[None] >= points_M2[:, None]).all(-1)
-    better_MM = (points_M2[None] > points_M2[:, None]).any(-1)
-    return ~(no_worse_MM & better_MM).any(1)
+    no_worse_MM = np.all(points_M2[None] >= points_M2[:, None], axis=-1)
+    better_MM = np.any(points_M2[None] > points_M2[:, None], axis=-1)
+    beaten_M: NDArray[np.bool_] = np.any(no_worse_MM & better_MM, axis=1)
+    return ~beaten_M
 
 
 def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
@@ -85,13 +86,16 @@ def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 
         raise ValueError(f"Expected argument `values` of shape [P] or [P, S] with a value but got {values_PS.shape}.")
     prompts, seeds = values_PS.shape
     random = np.random.default_rng(seed)
-    means = []
-    for _ in range(resamples):
-        rows_P1 = random.integers(prompts, size=(prompts, 1))
-        drawn_PS = values_PS[rows_P1, random.integers(seeds, size=(prompts, seeds))]
+    means: list[float] = []
+    # Many draws at once, as many as fit some megabytes.
+    chunk = max(1, 500_000 // values_PS.size)
+    for start in range(0, resamples, chunk):
+        draws = min(chunk, resamples - start)
+        rows_RP1 = random.integers(prompts, size=(draws, prompts, 1))
+        drawn_RPS = values_PS[rows_RP1, random.integers(seeds, size=(draws, prompts, seeds))]
+        counts_R = np.isfinite(drawn_RPS).sum((1, 2))
         # A draw of nothing but NaN says nothing.
-        if np.isfinite(drawn_PS).any():
-            means.append(np.nanmean(drawn_PS))
+        means += (np.nansum(drawn_RPS, (1, 2))[counts_R > 0] / counts_R[counts_R > 0]).tolist()
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.nanmean(values_PS)), float(low), float(high))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from typing import Literal, Self
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,7 @@ class Mixed(Reward):
             )
         if self.calibration < 0:
             found.append(f"Key `reward.init_args.calibration`: expected at least 0, but got {self.calibration}.")
-        for name, reward in self.rewards.items():
+        for name, reward in self._parts().items():
             if self.mode == "multiplicative" and not isinstance(reward, SampleReward | PairwiseReward):
                 found.append(
                     f"Key `reward.init_args.rewards.{name}`: expected a SampleReward or a PairwiseReward when"
@@ -98,16 +98,19 @@ class Mixed(Reward):
         return found
 
     def load(self) -> Self:
-        for reward in self.rewards.values():
+        for reward in self._parts().values():
             reward.load()
         return self
+
+    def _parts(self) -> dict[str, Reward]:
+        return cast(dict[str, Reward], dict(self.rewards.items()))
 
     @torch.no_grad()
     def forward(self, samples: Samples) -> GroupReward:
         return self._added(samples) if self.mode == "additive" else self._multiplied(samples)
 
     def _added(self, samples: Samples) -> GroupReward:
-        parts = {name: reward(samples) for name, reward in self.rewards.items()}
+        parts = {name: reward(samples) for name, reward in self._parts().items()}
         advantage_RBG = torch.stack([part.advantage_BG.to(self.past.value) for part in parts.values()])
         reward_RBG = torch.stack([part.reward_BG.to(self.past.value) for part in parts.values()])
         scale_R = self._scales(advantage_RBG.square()).sqrt()
@@ -116,9 +119,11 @@ class Mixed(Reward):
 
     def _multiplied(self, samples: Samples) -> GroupReward:
         # Factors of one sample [B, G, 1] and of pairs [B, G, G] stay apart until all are known.
-        own = {name: reward.score(samples) for name, reward in self.rewards.items() if isinstance(reward, SampleReward)}
+        own = {
+            name: reward.score(samples) for name, reward in self._parts().items() if isinstance(reward, SampleReward)
+        }
         pairs = {
-            name: reward.pairs(samples) for name, reward in self.rewards.items() if isinstance(reward, PairwiseReward)
+            name: reward.pairs(samples) for name, reward in self._parts().items() if isinstance(reward, PairwiseReward)
         }
         own = {name: value.to(self.past.value).clamp(min=0) for name, value in own.items()}
         pairs = {name: value.to(self.past.value).clamp(min=0) for name, value in pairs.items()}

@@ -1,0 +1,104 @@
+"""Vendi score and pairwise diversity against closed forms, SVD and scipy; embedders stay out of states and copies."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+from torchmetrics import MetricCollection
+
+from cfg_distill.embedders import NGramCounts
+from cfg_distill.metrics import PairwiseCosineDiversity, PromptAdherence, VendiScore, vendi_score
+
+PROMPTS = ["a b", "c"]
+GROUPS = [["a b", "a b", "c d"], ["x y z", "x y w", "q"]]
+
+
+def test_vendi_of_identical_and_orthogonal_samples():
+    torch.testing.assert_close(vendi_score(torch.ones(7, 3)), torch.tensor(1.0))
+    torch.testing.assert_close(vendi_score(torch.eye(5) * 3), torch.tensor(5.0))
+
+
+@pytest.mark.parametrize("cosine", [0.0, 0.3, 0.9, -0.5])
+def test_vendi_of_two_samples_in_closed_form(cosine):
+    """The eigenvalues of K / 2 are (1 + c) / 2 and (1 - c) / 2."""
+    embedding_GD = torch.tensor([[1.0, 0.0], [cosine, (1 - cosine**2) ** 0.5]])
+    expected = np.exp(scipy.stats.entropy([(1 + cosine) / 2, (1 - cosine) / 2]))
+    assert vendi_score(embedding_GD).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_vendi_against_singular_values():
+    embedding_BGD = torch.randn(3, 6, 4, generator=torch.Generator().manual_seed(0))
+    for row_GD, score in zip(embedding_BGD.double().numpy(), vendi_score(embedding_BGD), strict=True):
+        units_GD = row_GD / np.linalg.norm(row_GD, axis=-1, keepdims=True)
+        eigenvalues = np.linalg.svd(units_GD, compute_uv=False) ** 2 / len(units_GD)
+        assert score.item() == pytest.approx(np.exp(scipy.stats.entropy(eigenvalues)), rel=1e-4)
+
+
+def test_metrics_keep_a_value_a_prompt(samples_of):
+    metric = PairwiseCosineDiversity(NGramCounts(n=1))
+    metric.update(samples_of(PROMPTS, GROUPS))
+    metric.update(samples_of(["d"], [["e", "f", "g"]]))
+    expected = torch.tensor([2 / 3, (1 - 2 / 3 + 1 + 1) / 3, 1.0])
+    torch.testing.assert_close(metric.per_prompt(), expected)
+    torch.testing.assert_close(metric.compute(), expected.mean())
+
+
+def test_vendi_score_metric_and_order_within_the_group(samples_of):
+    values = []
+    for order in ([0, 1, 2], [2, 0, 1]):
+        metric = VendiScore(NGramCounts(n=1))
+        metric.update(samples_of(PROMPTS, [[group[index] for index in order] for group in GROUPS]))
+        values.append(metric.per_prompt())
+    torch.testing.assert_close(values[0], values[1])
+    assert values[0][0].item() == pytest.approx(np.exp(scipy.stats.entropy([2 / 3, 1 / 3])), rel=1e-5)
+
+
+def test_adherence_to_the_prompt(samples_of):
+    metric = PromptAdherence(NGramCounts(n=1))
+    metric.update(samples_of(PROMPTS, GROUPS))
+    torch.testing.assert_close(metric.per_prompt(), torch.tensor([2 / 3, 0.0]))
+
+
+def test_a_group_of_one_has_no_pairwise_diversity(samples_of):
+    metric = PairwiseCosineDiversity(NGramCounts())
+    metric.update(samples_of(["a"], [["b"]]))
+    assert metric.compute().isnan()
+
+
+def test_embedders_stay_out_of_states_and_copies(samples_of):
+    class Weighted(NGramCounts):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(3))
+
+        def __deepcopy__(self, memo: dict) -> "Weighted":
+            raise AssertionError("the embedder was copied")
+
+    embedder = Weighted()
+    module = torch.nn.Module()
+    module.metric = PairwiseCosineDiversity(embedder)
+    assert not module.state_dict()
+    assert not list(module.parameters())
+    collection = MetricCollection(
+        {"diversity": module.metric, "vendi": VendiScore(embedder)}, compute_groups=False, prefix="val/"
+    ).clone(prefix="test/")
+    copied = copy.deepcopy(collection).to("cpu")
+    copied.update(samples_of(PROMPTS, GROUPS))
+    assert copied.compute().keys() == {"test/diversity", "test/vendi"}
+    assert copied["diversity"].embedder is embedder
+    assert not copied.state_dict()
+    hash(copied["diversity"])
+
+
+def test_metric_pickles(samples_of):
+    metric = pickle.loads(pickle.dumps(PairwiseCosineDiversity(NGramCounts(n=1))))
+    metric.update(samples_of(PROMPTS, GROUPS))
+    assert metric.per_prompt()[0].item() == pytest.approx(2 / 3)
+
+
+def test_problems_come_from_the_embedder():
+    assert VendiScore(NGramCounts()).problems() == []
+    assert "buckets" in VendiScore(NGramCounts(buckets=0)).problems()[0]

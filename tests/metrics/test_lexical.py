@@ -1,0 +1,99 @@
+import itertools
+import math
+
+import pytest
+import torch
+from torchmetrics.functional.text import bleu_score
+
+from cfg_distill.metrics import (
+    EAD,
+    DistinctN,
+    Length,
+    Repetition,
+    SelfBLEUDiversity,
+    distinct_n,
+    expectation_adjusted_distinct,
+    repeated_n,
+)
+
+TEXTS = ["the cat sat on the mat", "the cat lay on a mat today", "a dog sat on the mat"]
+
+
+def test_distinct_counts_over_the_group_and_not_across_texts():
+    assert distinct_n(["a b", "b a", "a b"], n=2) == pytest.approx(2 / 3)
+    assert distinct_n(["a b", "b a", "a b"], n=1) == pytest.approx(2 / 6)
+    assert math.isnan(distinct_n(["a", ""], n=2))
+
+
+@pytest.mark.parametrize(("vocabulary", "count"), [(3, 2), (4, 5), (1, 4)])
+def test_ead_is_one_on_average_over_all_uniform_texts(vocabulary, count):
+    """The divisor is the expected number of different tokens: enumerate every text of that length."""
+    texts = itertools.product("abcd"[:vocabulary], repeat=count)
+    scores = [expectation_adjusted_distinct([" ".join(text)], vocabulary) for text in texts]
+    assert sum(scores) / len(scores) == pytest.approx(1.0)
+
+
+def test_ead_by_the_published_formula_and_for_large_vocabularies():
+    value = expectation_adjusted_distinct(TEXTS, vocabulary=50)
+    tokens = " ".join(TEXTS).split()
+    assert value == pytest.approx(len(set(tokens)) / (50 * (1 - (49 / 50) ** len(tokens))))
+    assert expectation_adjusted_distinct(TEXTS, vocabulary=10**15) == pytest.approx(distinct_n(TEXTS, n=1))
+    assert math.isnan(expectation_adjusted_distinct([""], vocabulary=10))
+
+
+def test_self_bleu_worked(samples_of):
+    metric = SelfBLEUDiversity()
+    metric.update(
+        samples_of(
+            ["different by a word", "the same", "nothing shared"],
+            [["a b c d e", "a b c d f"], ["a b c d", "a b c d"], ["a b c d", "e f g h"]],
+        )
+    )
+    one_word, same, nothing = metric.per_prompt().tolist()
+    assert one_word == pytest.approx(1 - (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25, abs=1e-6)
+    assert same == pytest.approx(0.0, abs=1e-6)
+    assert nothing > 0.9
+
+
+def test_self_bleu_against_another_library():
+    """Every order has a match here, so that smoothing plays no part."""
+    texts = [text + " and then the cat sat on the mat again" for text in TEXTS]
+    expected = [bleu_score([text], [[other for other in texts if other != text]]).item() for text in texts]
+    assert SelfBLEUDiversity().score_group(texts) == pytest.approx(1 - sum(expected) / 3, abs=1e-5)
+    assert math.isnan(SelfBLEUDiversity().score_group(texts[:1]))
+
+
+def test_repetition_is_within_a_sample():
+    assert repeated_n("a b c a b c a b c", n=3) == pytest.approx(1 - 3 / 7)
+    assert repeated_n("a b", n=4) == 0
+    assert Repetition(n=1).score_group(["a a", "a b"]) == pytest.approx(0.25)
+
+
+def test_metrics_over_batches(samples_of):
+    metrics = {"distinct": DistinctN(n=1), "ead": EAD(vocabulary=4), "repetition": Repetition(n=1), "length": Length()}
+    for metric in metrics.values():
+        metric.update(samples_of(["p"], [["a b", "a"]]))
+        metric.update(samples_of(["q", "r"], [["c", "d"], ["", ""]]))
+    expected = {
+        "distinct": [2 / 3, 1.0, math.nan],
+        "ead": [2 / (4 * (1 - 0.75**3)), 2 / (4 * (1 - 0.75**2)), math.nan],
+        "repetition": [0.0, 0.0, 0.0],
+        "length": [2.5, 2.0, 1.0],
+    }
+    for name, metric in metrics.items():
+        torch.testing.assert_close(metric.per_prompt(), torch.tensor(expected[name]), equal_nan=True)
+        torch.testing.assert_close(metric.compute(), torch.tensor(expected[name]).nanmean())
+
+
+@pytest.mark.parametrize("metric", [DistinctN(n=0), EAD(vocabulary=0), SelfBLEUDiversity(n=0), Repetition(n=0)])
+def test_problems_name_metric_and_key(metric):
+    (problem,) = metric.problems()
+    assert type(metric).__name__ in problem
+    assert "expected at least 1" in problem
+
+
+def test_higher_is_better_on_the_axes():
+    for metric in (DistinctN(), EAD(vocabulary=9), SelfBLEUDiversity()):
+        assert (metric.axis, metric.higher_is_better) == ("diversity", True)
+    assert (Repetition().axis, Repetition().higher_is_better) == ("guard", False)
+    assert (Length().axis, Length().higher_is_better) == ("guard", None)
