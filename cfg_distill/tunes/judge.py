@@ -5,13 +5,14 @@ Shapes: N segments, C values of an attribute.
 """
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cfg_distill.tunes.bars import read_note
 from cfg_distill.tunes.network import TuneNetwork, load_network
 from cfg_distill.tunes.segments import ATTRIBUTES, UNLABELLED
 from cfg_distill.tunes.tokenizer import VALUES
@@ -130,13 +131,22 @@ class Judge:
             self.network = load_network(self.path)
         return self
 
-    def probabilities(self, tunes: Sequence[str]) -> dict[str, Tensor]:
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """Frozen: copies share it."""
+        return self
+
+    def probabilities(self, tunes: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Calibrated probabilities by attribute, `[N, values]` in the order of `tokenizer.VALUES`.
 
         All values count as equally likely beforehand. A tune without notes has probability 0 for every value: silence
         must not earn the prior.
         """
-        self.load()
-        logits = self.network.read(tunes)
-        sounds_N1 = (self.network.numbers_of(tunes) > 0).any(-1, keepdim=True)
-        return {name: logits_NC.softmax(-1) * sounds_N1.to(logits_NC.device) for name, logits_NC in logits.items()}
+        logits = self.load().network.to(device).read(tunes)
+        sounds_N1 = torch.tensor([[_sounds(tune)] for tune in tunes], dtype=torch.bool, device=device)
+        return {name: logits_NC.softmax(-1) * sounds_N1 for name, logits_NC in logits.items()}
+
+
+def _sounds(tune: str) -> bool:
+    """Whether a tune has a note."""
+    notes = (read_note(token) for token in tune.split())
+    return any(note is not None and note.pitch is not None for note in notes)

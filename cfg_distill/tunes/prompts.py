@@ -79,8 +79,8 @@ TABLE = _table()
 _LONGEST = max(len(phrase.split()) for phrase in TABLE)
 _FILLER_TEXT = (
     "a an and the of in on for from with to by at as is it its that this my me some please i write play compose make "
-    "give want would like tune tunes music piece melody dance dancing traditional trad folk old style time key set "
-    "mode mood feel feeling very rather number session fiddle sharp flat 19th century"
+    "give want would like tune tunes music piece melody dance dancing traditional trad folk country old style time key "
+    "set mode mood feel feeling very rather number session fiddle sharp flat 19th century"
 )
 _FILLERS = frozenset(_FILLER_TEXT.split())
 

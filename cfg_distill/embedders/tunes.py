@@ -1,0 +1,39 @@
+"""The shipped tune encoder as an embedder. Shapes: N tunes, D embedding width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cfg_distill.embedders.base import Embedder
+from cfg_distill.folders import problems_of_folder
+from cfg_distill.tunes.network import TuneNetwork, load_network
+
+
+class Tunes(Embedder):
+    """Decoded tunes (music tokens parted by spaces) to unit vectors: segments of one tune lie close together.
+
+    Args:
+        path: ``tunes:encoder``, or a folder that ``cfg-distill fit --config recipes/tunes/encoder.yaml`` wrote.
+    """
+
+    network: TuneNetwork
+
+    def __init__(self, path: str = "tunes:encoder") -> None:
+        super().__init__()
+        self.path = path
+
+    def problems(self) -> list[str]:
+        return problems_of_folder("embedder.init_args.path", self.path)
+
+    def load(self) -> Self:
+        if not hasattr(self, "network"):
+            self.network = load_network(self.path)
+        return self
+
+    def embed(self, outputs: Sequence[str]) -> Tensor:
+        self.load()
+        return normalize(self.network.read(outputs)["embedding"], dim=-1)
