@@ -108,7 +108,7 @@ def read(block: str) -> Score:
     for line in block.splitlines()[1:]:
         match = re.match(r"([A-Za-z]):(.*)", line)
         # A music line may begin like a field ("G:|"): a field's letter is followed by anything but a bar line.
-        if match and not (lines and match[2].startswith(("|", ":"))):
+        if match and not ("K" in fields and match[2].startswith(("|", ":"))):
             letter, value = match[1], match[2].strip()
             fields.setdefault(letter, []).append(value)
             if lines and letter in "LMKV" and letter != "V":
