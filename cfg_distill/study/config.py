@@ -248,6 +248,11 @@ def _value(hint: Any, key: str, content: Any, problems: list[str]) -> Any:
         wrong = [name for name in content if not NAME.fullmatch(str(name))]
         problems += [f"Key `{key}`: names become folders: expected letters, digits, space . _ -, but got `{n}`." for n in wrong]
         return {str(name): _read(NAMED[hint], f"{key}.{name}", each, problems) for name, each in content.items()}
+    if hint == dict[str, Any]:  # class_paths inside stay as they are written: a worker reads them, with torch at hand
+        if not isinstance(content, Mapping):
+            problems.append(f"Key `{key}`: expected keys and values, but got {content!r}.")
+            return {}
+        return {str(name): each for name, each in content.items()}
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:

@@ -101,11 +101,11 @@ def check_fit(report: Report, words: Sequence[str]) -> None:
 
 
 def export(report: Report, fit: str, out: str) -> None:
-    """The student of a finished fit as a plain folder."""
-    from cfg_distill.cli.export import export_checkpoint
+    """The student of a finished fit as a plain folder: the averages of StudentEMA when it has them."""
+    from cfg_distill.cli import export
 
     checkpoint = json.loads((Path(fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
-    export_checkpoint(Path(checkpoint), Path(out), overwrite=True)
+    print(export.export(Path(checkpoint), Path(out)))
 
 
 def merge(report: Report, models: Sequence[str], weights: Sequence[float], method: str, start: str, out: str) -> None:
@@ -174,22 +174,29 @@ def front(
 
 
 def write_front(
-    out: Path, systems: Sequence[System], headline: Headline, claims: Sequence[Mapping[str, str]] = (), title: str = ""
+    out: Path | None,
+    systems: Sequence[System],
+    headline: Headline | None,
+    claims: Sequence[Mapping[str, str]] = (),
+    title: str = "",
 ) -> str:
-    """Write front.json, front.png and table.txt; returns the table."""
+    """Write front.json, front.png (when there is a headline) and table.txt, unless ``out`` is None; returns the table."""
     points = [system.point() for system in systems]
-    write_text(out / "front.json", json.dumps({"systems": points, "claims": list(claims)}, indent=1) + "\n")
     first = systems[0]
     note = (
         f"{len(first.prompts)} held-out prompts, {first.samples} samples of each, sampling seeds"
         f" {', '.join(map(str, first.seeds))}; bars: 95 % bootstrap intervals over prompts and seeds"
     )
-    figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
-    staged = out / ".front.png"
-    figure.savefig(staged, format="png")
-    staged.replace(out / "front.png")
-    table = front_table(points) + f"\n\n{note[0].upper()}{note[1:]}.\n"
+    table = f"{front_table(points)}\n\n{note.replace('bars', '±')}.\n"
     for claim in claims:
         table += f"\n{claim['verdict'].upper():9}  {claim['claim']}\n           {claim['evidence']}\n"
+    if out is None:
+        return table
+    write_text(out / "front.json", json.dumps({"systems": points, "claims": list(claims)}, indent=1) + "\n")
+    if headline is not None:
+        figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
+        staged = out / ".front.png"
+        figure.savefig(staged, format="png")
+        staged.replace(out / "front.png")
     write_text(out / "table.txt", table)
     return table

@@ -3,7 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import find_file, problems_of_folder
+from cfg_distill.study.config import Headline
+
+if TYPE_CHECKING:
+    from cfg_distill.metrics.base import SampleMetric
+
+TEXT_METRICS: dict[str, Any] = {
+    "self_bleu_diversity": {"class_path": "cfg_distill.metrics.SelfBLEUDiversity"},
+    "distinct_2": {"class_path": "cfg_distill.metrics.DistinctN"},
+    "repetition": {"class_path": "cfg_distill.metrics.Repetition"},
+    "length": {"class_path": "cfg_distill.metrics.Length"},
+}
+"""For any text: quality takes an embedder or a judge, which only the user can name."""
 
 
 def evaluate_models(
@@ -37,4 +56,102 @@ def evaluate_models(
     Raises:
         ConfigError: all problems of the arguments at once.
     """
-    raise NotImplementedError
+    problems = [problem for model in models for problem in problems_of_folder("model", model)]
+    folder = Path(out) if out is not None else None
+    if folder is not None and (folder / "front.json").exists() and not overwrite:
+        problems.append(f"Option `--out`: `{folder}` holds results. Name another folder, or pass --overwrite.")
+    if not seeds or len(set(seeds)) < len(seeds):
+        problems.append(f"Option `--seeds`: expected one or more different numbers, but got {list(seeds)}.")
+    if batch_size < 1:
+        problems.append(f"Option `--batch-size`: expected at least 1, but got {batch_size}.")
+
+    from rich.console import Console
+    from rich.progress import track
+
+    from cfg_distill.data import read_prompts
+    from cfg_distill.evaluation import evaluate
+    from cfg_distill.generators import CausalLM
+    from cfg_distill.guidance import Guidance
+    from cfg_distill.sampling import Sampling
+    from cfg_distill.study.jobs import device, metrics_of, write_front
+
+    asked: list[str] = []
+    try:
+        asked = read_prompts(prompts)
+    except ConfigError as error:
+        problems += [f"Option `--prompts`: {problem}" for problem in error.problems]
+    generators = {} if problems else {model: CausalLM(model) for model in models}
+    for model, generator in generators.items():
+        problems += [f"Model `{model}`: {problem}" for problem in generator.problems()]
+    limits = [] if problems else [generator.max_positions for generator in generators.values()]
+    for each in temperature:
+        settings = Sampling(samples=samples, max_new_tokens=max_new_tokens, temperature=each)
+        problems += settings.problems(min((limit for limit in limits if limit is not None), default=None))
+    problems += [problem for scale in guidance for problem in Guidance(scale).problems()]
+    loaded: dict[str, SampleMetric] = {}
+    if not problems:
+        try:
+            loaded = metrics_of(_read_metrics(metrics) if metrics is not None else default_metrics(list(generators.values())))
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+    for metric in loaded.values():
+        metric.load().to(device())
+    plan = list(product(models, temperature, guidance))
+    systems = []
+    console = Console(stderr=True)
+    for model, t, scale in track(plan, "evaluating", console=console, disable=not console.is_terminal):
+        system = evaluate(
+            generators[model].load().to(device()),
+            asked,
+            Sampling(samples=samples, max_new_tokens=max_new_tokens, temperature=t),
+            Guidance(scale),
+            loaded,
+            seeds=seeds,
+            batch_size=batch_size,
+            name=_name(model, t if len(temperature) > 1 else None, scale if len(guidance) > 1 else None),
+            kind="guidance" if scale != 1 else "model",
+        )
+        systems.append(system)
+        if folder is not None:
+            system.save(folder / "systems" / f"{len(systems):02} {Path(model).name}.json")
+    print(write_front(folder, systems, _headline(loaded)))
+
+
+def default_metrics(generators: Sequence[Any]) -> dict[str, Any]:
+    """Those of tunes when every model speaks tunes; else what can be said of any text."""
+    from cfg_distill.study.listening import writes_tunes
+
+    if all(writes_tunes(generator) for generator in generators):
+        return yaml.safe_load(find_file("recipes/tunes/metrics.yaml").read_text(encoding="utf-8"))
+    return TEXT_METRICS
+
+
+def _read_metrics(path: str | Path) -> dict[str, Any]:
+    file = find_file(path)
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"Option `--metrics`: expected a YAML file, but `{path}` does not exist.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Option `--metrics`: `{path}` cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict) or not content:
+        raise ConfigError(f"Option `--metrics`: expected name -> class_path and init_args in `{path}`, but got {content!r}.")
+    return content
+
+
+def _name(model: str, temperature: float | None, scale: float | None) -> str:
+    """What tells a system from the others."""
+    name = Path(model).name if Path(model).exists() else model
+    name += f" guidance {scale:g}" if scale not in (None, 1.0) else ""
+    return name + (f" T {temperature:g}" if temperature is not None else "")
+
+
+def _headline(metrics: dict[str, SampleMetric]) -> Headline | None:
+    """The first metric of each axis, and the second of diversity; None, and so no picture, when an axis has none."""
+    on = {axis: [name for name, metric in metrics.items() if metric.axis == axis] for axis in ("quality", "diversity")}
+    if not on["quality"] or not on["diversity"]:
+        return None
+    return Headline(on["quality"][0], *on["diversity"][:2])

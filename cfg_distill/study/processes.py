@@ -75,6 +75,7 @@ class Fit(Child):
             "--trainer.enable_progress_bar=false",
             "--trainer.callbacks+=cfg_distill.study.progress.WriteProgress",
             f"--trainer.callbacks.file={progress}",
+            f"--trainer.callbacks.study={os.getpid()}",
         ]
         super().__init__(["-m", "cfg_distill.cli", *words, *extra], log, threads, lock)
 

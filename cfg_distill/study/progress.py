@@ -19,11 +19,15 @@ class WriteProgress(L.Callback):
 
     Args:
         file: where to write.
+        study: the process id of the study.
     """
 
-    def __init__(self, file: str) -> None:
+    def __init__(self, file: str, study: int) -> None:
         self.file = Path(file)
-        self.parent = os.getppid()
+        self.study = study
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self._stop_without_study(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._write(trainer)
@@ -34,8 +38,11 @@ class WriteProgress(L.Callback):
     def _write(self, trainer: L.Trainer) -> None:
         if not trainer.is_global_zero:
             return
-        if os.getppid() != self.parent:
-            raise SystemExit("The study that started this fit is gone: the fit stops. The same study command goes on with it.")
+        self._stop_without_study(trainer)
         total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
         progress = {"done": trainer.global_step, "total": total, "peak_memory_mb": peak_memory_mb()}
         write_text(self.file, json.dumps(progress), durable=False)
+
+    def _stop_without_study(self, trainer: L.Trainer) -> None:
+        if trainer.is_global_zero and os.getppid() != self.study:
+            raise SystemExit("The study that started this fit is gone, so the fit stops. Run the study again to go on.")

@@ -24,7 +24,8 @@ from cfg_distill.study.record import changes, record_of
 from cfg_distill.study.steps import Ledger, Step, last_checkpoint, plan
 
 RECORD = "study.json"
-LOCK_SECONDS = 30.0
+LOCK_SECONDS = 60.0
+"""How long to wait for the fits of a killed study to notice that it is gone."""
 
 
 def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
@@ -216,7 +217,11 @@ class Runner:
                 self.idle.append(Worker(log, self._threads(), self.lock))
                 self.children.append(self.idle[-1])
             worker = self.idle.pop()
-        answer = worker.run(label, job, lambda share: self.forecast.share(label, share))
+        try:
+            answer = worker.run(label, job, lambda share: self.forecast.share(label, share))
+        except ConfigError:
+            self.idle.append(worker)  # it is well; what it was given is not
+            raise
         self.idle.append(worker)
         return answer
 
