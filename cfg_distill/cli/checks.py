@@ -204,7 +204,8 @@ def _nearest_choice(expected: Any, value: Any) -> str:
 
 
 def _subclasses(base: type) -> list[type]:
-    return [base, *(found for direct in base.__subclasses__() for found in _subclasses(direct))]
+    direct: list[type] = type.__subclasses__(base)
+    return [base, *(found for child in direct for found in _subclasses(child))]
 
 
 def _takes_value(action: Any) -> bool:

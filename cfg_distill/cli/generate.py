@@ -65,7 +65,7 @@ def run(argv: Sequence[str]) -> None:
 
 def _as_option(problem: str) -> str:
     """A problem of a recipe's key, in the words of this command line."""
-    names = {"model.generator.path": "model", "guidance.scale": "guidance", "guidance.negative": "negative"}
+    names = {"model.generator.path": "model", "model.guidance.scale": "guidance"}
 
     def option(match: re.Match) -> str:
         key = match[2]

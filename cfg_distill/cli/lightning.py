@@ -75,7 +75,7 @@ class CommandLine(LightningCLI):
                 f"Key `ckpt_path`: expected a checkpoint or `last`, but `{checkpoint}` does not exist. Check the path."
             )
         if problems:
-            raise ConfigError([*problems, *self._problems_inside(self.recipe)])
+            raise ConfigError(_without_echoes(problems, self._problems_inside(self.recipe)))
 
     def _all_problems(self, parser: LightningArgumentParser, walk: Walk, first: str) -> list[str]:
         """After a parser gave up: every problem of files and options, and of what can be built without them."""
@@ -91,11 +91,11 @@ class CommandLine(LightningCLI):
                 recipe, walk = tried, again
         walk.problems += of_options
         good = Walk().keys(own, recipe)
-        return [*walk.problems, *self._problems_inside(good)] if walk.problems else [_shortened(first)]
+        return _without_echoes(walk.problems, self._problems_inside(good)) or [_shortened(first)]
 
     def _problems_inside(self, recipe: dict[str, Any]) -> list[str]:
         """What model and data themselves find wrong, where they can be built."""
-        settings = (
+        settings: tuple[tuple[str, Any, bool], ...] = (
             ("model", self._model_class, self.subclass_mode_model),
             ("data", self._datamodule_class, self.subclass_mode_data),
         )
@@ -129,7 +129,8 @@ class CommandLine(LightningCLI):
             self._dump_config()
             inside = [problem for problem in self._problems_inside(self.config_dump) if problem not in own]
             raise ConfigError([*own, *inside]) from error
-        problems = _problems_of(self.model) + _problems_of(self.datamodule)
+        parts = (self.model, self.datamodule, *self.trainer.callbacks)  # type: ignore[attr-defined]
+        problems = [problem for part in parts for problem in _problems_of(part)]
         if problems:
             raise ConfigError(problems)
 
@@ -192,6 +193,10 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec")
     # Prompts need no worker processes: reading one is a list index.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # A run that goes on finds its own checkpoints.
+    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    # On purpose: the student trains without dropout, and its teacher never leaves eval mode.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 
 
 def _default(module: str, name: str) -> Any:
@@ -208,6 +213,19 @@ def _names_class(key: str, words: Sequence[str], recipe: dict[str, Any]) -> bool
 def _problems_of(part: Any) -> list[str]:
     problems = getattr(part, "problems", None)
     return list(problems()) if callable(problems) else []
+
+
+def _without_echoes(found: list[str], inside: list[str]) -> list[str]:
+    """All problems, less those that a part has only because something beneath its key was wrong and left out."""
+    keys = [match[1] for problem in found if (match := re.match(r"Key `([^`]+)`", problem))]
+
+    def echoes(problem: str) -> bool:
+        match = re.match(r"Key `([^`]+)`", problem)
+        return match is not None and any(
+            key == match[1] or key.startswith((f"{match[1]}.", f"{match[1]}[")) for key in keys
+        )
+
+    return found + [problem for problem in inside if problem not in found and not echoes(problem)]
 
 
 def _from_lightning(error: BaseException) -> bool:
