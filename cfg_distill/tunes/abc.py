@@ -38,7 +38,7 @@ _TOKEN = re.compile(
     r"|\((?P<tuplet>\d)(?::(?P<time>\d*))?(?::(?P<count>\d*))?"
     r"|(?P<accidental>\^\^|\^|__|_|=)?(?P<letter>[A-Ga-g])(?P<octave>[,']*)(?P<length>\d*/*\d*)"
     r"|(?P<rest>[zx])(?P<rest_length>\d*/*\d*)"
-    r"|(?P<broken>[<>]+)|(?P<tie>-)|(?P<skip>[\s()y*]+)|(?P<unknown>.)"
+    r"|(?P<broken>[<>]+)|(?P<tie>-)|(?P<skip>[\s()y*])|(?P<unknown>.)"
 )
 
 

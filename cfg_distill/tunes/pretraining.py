@@ -1,7 +1,6 @@
 """Pre-training of the embedded model: a plain LlamaForCausalLM on the tunes, written as a plain Hugging Face folder."""
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.tunes.data import IGNORED
+from cfg_distill.tunes.optimizer import MuonAdamW, parameter_groups
 
 
 def nll(logits_NTV: Tensor, labels_NT: Tensor) -> tuple[Tensor, Tensor]:
@@ -42,11 +42,11 @@ class Pretraining(lightning.LightningModule):
     written to ``out`` with config, tokenizer and a neutral generation config.
 
     Args:
-        optimizer: of all parameters; matrices get its weight decay, gains do not.
+        optimizer: takes the two groups of `parameter_groups`.
         out: the folder to write.
         overwrite: write even when the folder holds a model.
         width, layers, heads, intermediate: of the network.
-        dropout: on the embeddings and on what each attention and each feed-forward block adds; attention weights too.
+        dropout: on the embeddings and on what each attention and each feed-forward block adds.
         warmup_steps: of the learning rate.
         decay_steps: the step at which the learning rate has fallen to 0.
         max_length: positions of the network.
@@ -54,7 +54,7 @@ class Pretraining(lightning.LightningModule):
 
     def __init__(
         self,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
+        optimizer: OptimizerCallable = MuonAdamW,
         out: str = "runs/tunes/base",
         overwrite: bool = False,
         width: int = 224,
@@ -87,7 +87,6 @@ class Pretraining(lightning.LightningModule):
             num_key_value_heads=self.heads,
             intermediate_size=self.intermediate,
             max_position_embeddings=self.max_length,
-            attention_dropout=self.dropout,
             tie_word_embeddings=True,
             bos_token_id=tokenizer.bos_token_id,
             eos_token_id=tokenizer.eos_token_id,
@@ -162,15 +161,6 @@ def add_dropout(network: LlamaForCausalLM, probability: float) -> None:
     for layer in network.model.layers:
         layer.self_attn.register_forward_hook(drop)  # type: ignore[union-attr]
         layer.mlp.register_forward_hook(drop)  # type: ignore[union-attr]
-
-
-def parameter_groups(network: nn.Module) -> Iterable[dict[str, Any]]:
-    """Matrices with the optimiser's weight decay, gains of the norms without."""
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    return [
-        {"params": [parameter for parameter in parameters if parameter.ndim >= 2]},
-        {"params": [parameter for parameter in parameters if parameter.ndim < 2], "weight_decay": 0.0},
-    ]
 
 
 def save_folder(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: str | Path) -> None:
