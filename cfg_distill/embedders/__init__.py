@@ -4,5 +4,6 @@ from cfg_distill.embedders.base import Embedder
 from cfg_distill.embedders.ngrams import NGramCounts
 from cfg_distill.embedders.similarity import cosine_distances
 from cfg_distill.embedders.text import TransformerEmbedder
+from cfg_distill.embedders.tunes import Tunes
 
-__all__ = ["Embedder", "NGramCounts", "TransformerEmbedder", "cosine_distances"]
+__all__ = ["Embedder", "NGramCounts", "TransformerEmbedder", "Tunes", "cosine_distances"]

@@ -1,4 +1,4 @@
-"""Fronts of quality and diversity, and the intervals of their points. Shapes: P prompts, S seeds, R resamples, M points."""
+"""Fronts of quality and diversity, and intervals of their points. P prompts, S seeds, R resamples, M points."""
 
 from __future__ import annotations
 
