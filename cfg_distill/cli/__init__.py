@@ -48,6 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"cfg-distill {__version__}")
         return 0
     command, rest = words[0], words[1:]
+    # A user's own classes, named by class_path, live in files of the current folder.
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
     try:
         if command not in COMMANDS:
             raise ConfigError(_unknown(command))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,6 @@ def run(command: str, argv: Sequence[str], check_only: bool = False) -> None:
     Raises:
         ConfigError: all problems of the configuration, before any weight is loaded.
     """
-    # A user's own classes, named by class_path, live in files of the current folder.
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
     words, files = with_recipes_found(argv)
     from cfg_distill.cli.lightning import start
 
