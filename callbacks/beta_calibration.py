@@ -1,0 +1,109 @@
+"""BetaCalibration: choose beta by the ratio of gradient norms instead of by trial."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cfg_distill.errors import ConfigError
+
+
+class BetaCalibration(Callback):
+    r"""Set the weight of one loss so that its gradient is ``ratio`` times as long as that of another.
+
+    .. math:: w = \text{ratio} \cdot \frac{w_\text{ref} \, \lVert \nabla L_\text{ref} \rVert}{\lVert \nabla L \rVert}
+
+    A beta from a paper holds for its reduction, its embedding and its length only. The ratio carries over. The norms of
+    the unweighted terms are measured by the module, which costs a backward pass a term, during ``num_steps`` optimiser
+    steps; each is averaged over processes and smoothed over steps. The weight is set after every measured batch, logged
+    as ``calibration/weight``, and stays afterwards. It is a buffer of the loss, so a checkpoint holds it.
+
+    The norms are those of each process's own micro-batch; noise makes the norm of the policy gradient the larger, the
+    smaller the batch.
+
+    Args:
+        loss: the name, in ``model.losses``, of the term to weigh.
+        reference: the name of the term to compare with.
+        ratio: the wanted ratio of gradient norms, weights included.
+        start_step: optimiser steps before the first measurement: let the reference settle.
+        num_steps: optimiser steps to measure; 0 for all.
+        momentum: of the smoothing, in [0, 1): the share of the past in each norm.
+    """
+
+    def __init__(
+        self,
+        loss: str = "diversity",
+        reference: str = "kl",
+        ratio: float = 0.5,
+        start_step: int = 0,
+        num_steps: int = 20,
+        momentum: float = 0.9,
+    ) -> None:
+        self.loss = loss
+        self.reference = reference
+        self.ratio = ratio
+        self.start_step = start_step
+        self.num_steps = num_steps
+        self.momentum = momentum
+        self._norms: dict[str, float] = {}
+        self._measured = 0
+        self._measuring = False
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, a sentence each."""
+        found = []
+        if self.loss == self.reference:
+            found.append(
+                f"Key `BetaCalibration.reference`: expected another loss than `loss`, but both are {self.loss}."
+            )
+        if not 0 < self.ratio < math.inf:
+            found.append(f"Key `BetaCalibration.ratio`: expected a number above 0, but got {self.ratio}.")
+        for key in ("start_step", "num_steps"):
+            if getattr(self, key) < 0:
+                found.append(f"Key `BetaCalibration.{key}`: expected 0 or more steps, but got {getattr(self, key)}.")
+        if not 0 <= self.momentum < 1:
+            found.append(f"Key `BetaCalibration.momentum`: expected a number in [0, 1), but got {self.momentum}.")
+        return found
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        losses: Any = pl_module.losses
+        found = self.problems()
+        for key in ("loss", "reference"):
+            if getattr(self, key) not in losses:
+                expected = f"a name of `model.losses` {list(losses)}"
+                found.append(f"Key `BetaCalibration.{key}`: expected {expected}, but got {getattr(self, key)}.")
+        if found:
+            raise ConfigError(found)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        past = trainer.global_step - self.start_step
+        self._measuring = past >= 0 and (not self.num_steps or past < self.num_steps)
+        pl_module.measure_gradients = self._measuring
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self._measuring:
+            self._measure(trainer, pl_module)
+            pl_module.measure_gradients = False
+        pl_module.log("calibration/weight", pl_module.losses[self.loss].weight)
+
+    def _measure(self, trainer: Trainer, module: Any) -> None:
+        losses = module.losses
+        both = torch.stack([module.gradient_norms[name].detach().float() for name in (self.loss, self.reference)])
+        both = trainer.strategy.reduce(both, reduce_op="mean")
+        # A group without any spread of rewards has no gradient, and a step that overflowed an infinite one.
+        if not (torch.isfinite(both).all() and (both > 0).all()):
+            return
+        self._measured += 1
+        for name, norm in zip((self.loss, self.reference), both.tolist(), strict=True):
+            # The plain mean until the momentum has a past to weigh.
+            share = max(1 - self.momentum, 1 / self._measured)
+            self._norms[name] = (1 - share) * self._norms.get(name, 0.0) + share * norm
+        reference = losses[self.reference].weight * self._norms[self.reference]
+        losses[self.loss].weight.copy_(self.ratio * reference / self._norms[self.loss])
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"norms": dict(self._norms), "measured": self._measured}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._norms, self._measured = dict(state_dict["norms"]), state_dict["measured"]

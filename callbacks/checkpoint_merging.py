@@ -1,0 +1,242 @@
+"""CheckpointMerging: at the end of a fit, the line between the student and a partner, scored."""
+
+import json
+import os
+import shutil
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from torch import Tensor
+
+from cfg_distill.callbacks.student_ema import StudentEMA
+from cfg_distill.callbacks.weights import student_weights, write_student
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.merging import merge_states
+from cfg_distill.metrics import SampleMetric
+
+Which = Literal["raw", "ema"]
+
+
+class CheckpointMerging(Callback):
+    """Merge the trained student with a partner over a list of weights, score each merge, and write each as a folder.
+
+    At the end of a fit that was not interrupted, each merge stands in the student while it samples the validation
+    prompts, under the same seeds for every weight. Then the student gets its weights back, to the bit. ``out`` receives
+    a Hugging Face folder a weight, named by it, and ``merges.json`` with the scores; they are logged as
+    ``merge/<weight>/<metric>``. The folder appears whole, at the end.
+
+    The start model of ``slerp`` and ``liti`` is the teacher. Not for sharded students (FSDP2): merge their exported
+    folders with ``cfg-distill merge``.
+
+    Args:
+        partner: a checkpoint of a fit from the same start model, or a Hugging Face folder; empty for ``liti``, which
+            merges the student with the start model.
+        weights: the shares of the student just trained, in [0, 1]; the partner has the rest.
+        method: ``lerp``, ``slerp`` or ``liti``.
+        metrics: name -> metric.
+        use: the student's live weights (``raw``) or the averages of :class:`StudentEMA` (``ema``).
+        use_partner: the same for a partner that is a checkpoint.
+        out: the folder to write; empty for ``merged`` beside the logs.
+        overwrite: replace ``out``.
+    """
+
+    def __init__(
+        self,
+        partner: str = "",
+        weights: list[float] = [0.25, 0.5, 0.75],  # noqa: B006 - never changed; shown as the default by --help
+        method: Literal["lerp", "slerp", "liti"] = "lerp",
+        metrics: dict[str, SampleMetric] = {},  # noqa: B006
+        use: Which = "raw",
+        use_partner: Which = "raw",
+        out: str = "",
+        overwrite: bool = False,
+    ) -> None:
+        self.partner = partner
+        self.weights = weights
+        self.method = method
+        self.metrics = metrics
+        self.use = use
+        self.use_partner = use_partner
+        self.out = out
+        self.overwrite = overwrite
+        self._out = Path()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, a sentence each, found without loading weights."""
+        found = [f"In `CheckpointMerging.metrics.{name}`: {problem}"
+                 for name, metric in self.metrics.items() for problem in metric.problems()]  # fmt: skip
+        if self.method == "liti" and self.partner:
+            found.append(
+                "Key `CheckpointMerging.partner`: liti merges with the start model. Leave it empty, or use lerp."
+            )
+        if self.method != "liti":
+            found += self._problems_of_partner()
+        if not self.weights or not all(0 <= weight <= 1 for weight in self.weights):
+            found.append(f"Key `CheckpointMerging.weights`: expected numbers in [0, 1], but got {self.weights}.")
+        return found
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        found = self.problems()
+        if self.use == "ema" and self._ema(trainer) is None:
+            found.append("Key `CheckpointMerging.use`: ema needs the callback StudentEMA. Add it, or use raw.")
+        if isinstance(trainer.strategy, ModelParallelStrategy):
+            found.append("CheckpointMerging cannot merge a sharded student. Take it out, and use `cfg-distill merge`.")
+        self._out = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "merged").expanduser()
+        if self._out.exists() and not self.overwrite:
+            found.append(
+                f"Key `CheckpointMerging.out`: expected a new folder, but `{self._out}` exists. Name another, or set"
+                " `overwrite: true`."
+            )
+        elif self._out.exists() and not (self._out / "merges.json").is_file():
+            found.append(
+                f"Key `CheckpointMerging.out`: `{self._out}` holds no merges.json, and is not replaced. Name another."
+            )
+        if found:
+            raise ConfigError(found)
+        for metric in self.metrics.values():
+            metric.load()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.metrics and not sum(trainer.num_val_batches):
+            raise ConfigError(
+                "CheckpointMerging scores on the validation prompts, but there are none. Set `data.validation`."
+            )
+        # A partner that does not fit shall not be found out after hours.
+        self._merge(self.weights[0], self._states(trainer, pl_module))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        live = {name: tensor.clone() for name, tensor in student_weights(pl_module).items()}
+        states = self._states(trainer, pl_module)
+        partial = self._out.with_name(f".{self._out.name}.partial")
+        if trainer.is_global_zero:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        rows = []
+        try:
+            for weight in self.weights:
+                write_student(pl_module, self._merge(weight, states))
+                scores = self._score(trainer, pl_module)
+                rows.append({"weight": weight, "folder": f"{weight:g}", "metrics": scores})
+                if trainer.is_global_zero:
+                    self._save(pl_module, partial, rows[-1])
+                for logger in trainer.loggers:
+                    shown = {f"merge/{weight:g}/{name}": value for name, value in scores.items()}
+                    logger.log_metrics(shown, step=trainer.global_step)
+        finally:
+            write_student(pl_module, live)
+        if trainer.is_global_zero:
+            table = self._provenance() | {"rows": rows}
+            (partial / "merges.json").write_text(json.dumps(table, indent=2) + "\n")
+            shutil.rmtree(self._out, ignore_errors=True)
+            os.rename(partial, self._out)
+            rank_zero_info(f"Merges with {self.partner or 'the start model'}, in {self._out}:\n{_table(rows)}")
+        trainer.strategy.barrier()
+
+    # The models
+
+    def _states(self, trainer: Trainer, module: LightningModule) -> dict[str, dict[str, Tensor]]:
+        """Student, partner and start, on the CPU, under the names of a checkpoint."""
+        own = {name: tensor.cpu().clone() for name, tensor in student_weights(module).items()}
+        teacher: Any = module.teacher
+        start = {f"student.{name}": tensor.detach().cpu() for name, tensor in teacher.state_dict().items()}
+        states = {"student": own, "start": {name: start[name] for name in own}}
+        ema = self._ema(trainer)
+        averages = ema.averages(module) if self.use == "ema" and ema is not None else {}
+        for name, average in averages.items():
+            own[name] = average.to("cpu", own[name].dtype)
+        if self.method != "liti":
+            path = Path(resolve(self.partner)).expanduser()
+            states["partner"] = _of_folder(module, path) if path.is_dir() else self._of_checkpoint(path, own)
+        return states
+
+    def _of_checkpoint(self, path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state = checkpoint["state_dict"]
+        if self.use_partner == "ema":
+            averages = checkpoint.get("callbacks", {}).get("StudentEMA", {}).get("weights", {})
+            if not averages:
+                raise ConfigError(f"Key `CheckpointMerging.use_partner`: `{path}` holds no averages. Use raw.")
+            state = state | averages
+        # What does not fit is told by the merge, all of it; an average is float32, the student may be less.
+        return {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in state.items()
+                if name in own or (name.startswith("student.") and tensor.is_floating_point())}  # fmt: skip
+
+    def _merge(self, weight: float, states: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        if self.method == "liti":
+            return merge_states("liti", [states["student"]], [weight], states["start"])
+        start = states["start"] if self.method == "slerp" else None
+        return merge_states(self.method, [states["partner"], states["student"]], [1 - weight, weight], start)
+
+    # What is made of a merge
+
+    def _score(self, trainer: Trainer, module: LightningModule) -> dict[str, float]:
+        if not self.metrics:
+            return {}
+        for metric in self.metrics.values():
+            metric.to(module.device)
+            metric.reset()
+        loaders: Any = trainer.val_dataloaders
+        drawing: Any = module
+        limit = trainer.num_val_batches[0]
+        with torch.no_grad(), trainer.precision_plugin.val_step_context():
+            for number, prompts in enumerate(islice(loaders, None if limit == float("inf") else int(limit))):
+                samples = drawing.draw(prompts, seed=number * trainer.world_size + trainer.global_rank)
+                for metric in self.metrics.values():
+                    metric.update(samples)
+        return {name: float(metric.compute()) for name, metric in self.metrics.items()}
+
+    def _save(self, module: LightningModule, folder: Path, row: dict[str, Any]) -> None:
+        student: Any = module.student
+        student.save(folder / row["folder"])
+        (folder / row["folder"] / "merge.json").write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
+
+    def _provenance(self) -> dict[str, Any]:
+        return {
+            "method": self.method,
+            "partner": self.partner or "the start model",
+            "student_weights": self.use,
+            "partner_weights": self.use_partner,
+        }
+
+    def _problems_of_partner(self) -> list[str]:
+        path = Path(self.partner).expanduser()
+        if not self.partner:
+            return ["Key `CheckpointMerging.partner`: expected a checkpoint or a model folder, but got none. Name it."]
+        if path.is_file():
+            return []
+        if path.suffix == ".ckpt":
+            return [
+                f"Key `CheckpointMerging.partner`: expected a checkpoint, but `{path}` does not exist. Check the path."
+            ]
+        return problems_of_folder("CheckpointMerging.partner", self.partner)
+
+    @staticmethod
+    def _ema(trainer: Trainer) -> StudentEMA | None:
+        return next((callback for callback in trainer.callbacks if isinstance(callback, StudentEMA)), None)  # type: ignore[attr-defined]
+
+
+def _of_folder(module: LightningModule, path: Path) -> dict[str, Tensor]:
+    """The weights of a folder as the generator itself reads them: it lends its place for a moment."""
+    student: Any = module.student
+    live = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    try:
+        student.load_weights(str(path))
+        return {name: tensor.cpu().clone() for name, tensor in student_weights(module).items()}
+    finally:
+        student.load_state_dict(live)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    names = list(rows[0]["metrics"])
+    lines = ["weight  " + "  ".join(f"{name:>10}" for name in names)]
+    lines += [f"{row['weight']:<6g}  " + "  ".join(f"{row['metrics'][name]:>{max(10, len(name))}.4f}" for name in names)
+              for row in rows]  # fmt: skip
+    return "\n".join(lines)

@@ -1,0 +1,165 @@
+"""DiversityLogging: quality and diversity at every validation, a warning on collapse, and the path over the front."""
+
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.metrics import SampleMetric
+from cfg_distill.samples import Samples
+
+
+class DiversityLogging(Callback):
+    """Score the groups that a validation draws, and watch them for collapse.
+
+    At every validation each metric sees the decoded groups of all validation prompts, and is logged as ``val/<name>``;
+    ``val/identical_groups`` is the share of prompts whose samples are all the same tokens. TensorBoard gets the picture
+    of quality over diversity along the training so far. The values of all validations are kept in checkpoints.
+
+    It warns once when a collapse begins, and again only after it has ended: when a metric of the diversity axis falls
+    below ``collapse_below`` of its first value, and when a group has become identical. It stops nothing; to stop, let
+    Lightning's EarlyStopping watch ``val/<name>``.
+
+    Example::
+
+        - class_path: cfg_distill.callbacks.DiversityLogging
+          init_args:
+            metrics:
+              diversity: {class_path: cfg_distill.metrics.EAD}
+
+    Args:
+        metrics: name -> metric.
+        collapse_below: the threshold of the diversity metrics; 0 for no warning.
+        relative: whether the threshold is a share of the first value of this fit, else a value.
+    """
+
+    def __init__(self, metrics: dict[str, SampleMetric], collapse_below: float = 0.5, relative: bool = True) -> None:
+        self.metrics = metrics
+        self.collapse_below = collapse_below
+        self.relative = relative
+        self.history: list[dict[str, float]] = []
+        self._collapsed: list[str] = []
+        self._groups = torch.zeros(2)
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, a sentence each, found without loading weights."""
+        found = [f"In `DiversityLogging.metrics.{name}`: {problem}"
+                 for name, metric in self.metrics.items() for problem in metric.problems()]  # fmt: skip
+        if not self.metrics:
+            found.append("Key `DiversityLogging.metrics`: expected at least one metric, but got none.")
+        highest = 1.0 if self.relative else math.inf
+        if not 0 <= self.collapse_below <= highest:
+            what = "a share in [0, 1] of the first value" if self.relative else "a number of at least 0"
+            found.append(f"Key `DiversityLogging.collapse_below`: expected {what}, but got {self.collapse_below}.")
+        return found
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if problems := self.problems():
+            raise ConfigError(problems)
+        for metric in self.metrics.values():
+            metric.load()
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._groups = torch.zeros(2, device=pl_module.device)
+        for metric in self.metrics.values():
+            metric.to(pl_module.device)
+            metric.reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        samples: Samples = outputs["samples"]
+        for metric in self.metrics.values():
+            metric.update(samples)
+        identical_B = identical_groups(samples)
+        self._groups += torch.stack([identical_B.sum(), torch.tensor(len(identical_B), device=identical_B.device)])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        groups = trainer.strategy.reduce(self._groups, reduce_op="sum").tolist()
+        if not groups[1]:
+            return
+        values = {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        values["identical_groups"] = groups[0] / groups[1]
+        # Equal on all processes already: torchmetrics and the sums above saw to it.
+        pl_module.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True)
+        if trainer.sanity_checking:
+            return
+        self.history.append({"step": float(trainer.global_step)} | values)
+        self._warn(values, round(groups[0]), round(groups[1]))
+        self._show(trainer)
+
+    # Collapse
+
+    def _warn(self, values: dict[str, float], identical: int, groups: int) -> None:
+        reasons = {}
+        for name, metric in self.metrics.items():
+            first = next((past[name] for past in self.history if not math.isnan(past[name])), math.nan)
+            threshold = self.collapse_below * (first if self.relative else 1.0)
+            if metric.axis == "diversity" and values[name] < threshold:
+                reasons[name] = f"{name} is {values[name]:.4g}, below {threshold:.4g}"
+        if identical:
+            reasons["identical_groups"] = f"all samples of {identical} of {groups} prompts are identical"
+        for name, reason in reasons.items():
+            if name not in self._collapsed:
+                rank_zero_warn(
+                    f"Collapse at step {self.history[-1]['step']:.0f}: {reason}."
+                    " Raise the weight of the diversity loss, or train less."
+                )
+        self._collapsed = list(reasons)
+
+    # The picture
+
+    def _show(self, trainer: Trainer) -> None:
+        quality, diversity = (
+            next((name for name, metric in self.metrics.items() if metric.axis == axis), None)
+            for axis in ("quality", "diversity")
+        )
+        if quality is None or diversity is None or not trainer.is_global_zero:
+            return
+        for logger in trainer.loggers:
+            writer = getattr(logger, "experiment", None)
+            if writer is not None and hasattr(writer, "add_figure"):
+                figure = path_figure(self.history, quality, diversity)
+                writer.add_figure("front", figure, global_step=trainer.global_step, close=False)
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [dict(row) for row in self.history], "collapsed": list(self._collapsed)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history, self._collapsed = list(state_dict["history"]), list(state_dict["collapsed"])
+
+
+def identical_groups(samples: Samples) -> Tensor:
+    """Whether all samples of a prompt are the same tokens, ``[B]``; never for groups of one."""
+    tokens_BGKT = samples.rollout.tokens_BGKT
+    # Cells behind the end token hold the pad token: equal samples are equal there too.
+    same_B = (tokens_BGKT == tokens_BGKT[:, :1]).flatten(1).all(1)
+    return same_B if tokens_BGKT.shape[1] > 1 else torch.zeros_like(same_B)
+
+
+def path_figure(history: list[dict[str, float]], quality: str, diversity: str) -> Figure:
+    """Quality over diversity along a training: one point a validation, the first hollow, the last with its step."""
+    figure = Figure(figsize=(6, 4.5), layout="constrained")
+    axes = figure.subplots()
+    x, y = ([row[name] for row in history] for name in (diversity, quality))
+    axes.plot(x, y, color="#0072B2", linewidth=1.2, marker="o", markersize=4)
+    axes.plot(x[:1], y[:1], color="#0072B2", marker="o", markersize=8, markerfacecolor="white")
+    axes.annotate(f"step {history[-1]['step']:.0f}", (x[-1], y[-1]), textcoords="offset points", xytext=(6, 6))
+    axes.set_xlabel(f"{diversity} (diversity)")
+    axes.set_ylabel(f"{quality} (quality)")
+    axes.grid(color="#E6E6E6")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -1,0 +1,87 @@
+"""ExactResume: a resumed run draws the random numbers that an unbroken one would."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+
+class ExactResume(Callback):
+    """Save the state of every random number generator, of every process, and set it again before the next batch.
+
+    Lightning's checkpoints hold none of it. With this callback, and a data loader that goes on in the middle of an
+    epoch (:class:`cfg_distill.data.PromptData` has one), a run stopped after a checkpoint and resumed from it takes the
+    same steps as one never stopped: on one device to the bit. Rollouts do not depend on it, since each has a seed of
+    its own made of the recipe's seed, step and process; dropout, and whatever a reward or a callback of yours draws,
+    do.
+
+    The states of python, numpy, torch and the CUDA device are gathered from all processes and saved once. They are set
+    again right before the first resumed batch, after the data loader has been rebuilt. Resumed on another number of
+    processes, there is no same run to go on with: it says so, and leaves the generators as they are.
+
+    It cannot help a checkpoint taken between the micro-batches of one accumulated step: gradients are not saved.
+
+    Example::
+
+        trainer:
+          callbacks:
+            - class_path: cfg_distill.callbacks.ExactResume
+    """
+
+    def __init__(self) -> None:
+        self._loaded: list[dict[str, Any]] | None = None
+        self._trainer: Trainer | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._trainer = trainer
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        if self._loaded is None:
+            return
+        states, self._loaded = self._loaded, None
+        if len(states) == trainer.world_size:
+            set_random_states(states[trainer.global_rank])
+        else:
+            rank_zero_warn(
+                f"The checkpoint holds the random states of {len(states)} processes, this run has {trainer.world_size}:"
+                " it goes on with other random numbers."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        own = random_states()
+        world = self._trainer.world_size if self._trainer is not None else 1
+        if world == 1:
+            return {"processes": [own]}
+        every: list[Any] = [None] * world
+        torch.distributed.all_gather_object(every, own)
+        return {"processes": every}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._loaded = state_dict["processes"]
+
+
+def random_states() -> dict[str, Any]:
+    """The states of this process's generators, as plain values and tensors: checkpoints load with ``weights_only``."""
+    name, keys, position, has_gauss, cached_gaussian = np.random.get_state()
+    states: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached_gaussian),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """What :func:`random_states` returned, set again; CUDA's only where there is a device."""
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, *rest = states["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"].cpu())
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())

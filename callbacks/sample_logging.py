@@ -1,0 +1,107 @@
+"""SampleLogging: what the student says or plays, in TensorBoard."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.samples import Samples
+
+AudioOf = Callable[[str, str], tuple[np.ndarray, int]]
+
+
+class SampleLogging(Callback):
+    """Log samples of the first validation prompts at every validation: text as text, waveforms as sound.
+
+    They are the samples that the validation drew anyway, so they cost nothing, and the same prompts and seeds come back
+    each time. With :class:`StudentEMA` they are those of the averaged weights. Any logger with TensorBoard's
+    ``add_text`` and ``add_audio`` takes them; rank 0 logs its own.
+
+    Example::
+
+        - class_path: cfg_distill.callbacks.SampleLogging
+          init_args:
+            num_prompts: 4
+            audio: cfg_distill.tunes.rendering.audio
+
+    Args:
+        num_prompts: how many prompts.
+        num_samples: how many samples of each.
+        audio: how a text sounds: a function of sample and prompt that returns a waveform (float32, [length] within -1
+            to 1) and its rate. None for texts that have no sound. Where a generator's samples are waveforms already,
+            its ``sample_rate`` is read.
+    """
+
+    def __init__(self, num_prompts: int = 4, num_samples: int = 2, audio: AudioOf | None = None) -> None:
+        self.num_prompts = num_prompts
+        self.num_samples = num_samples
+        self.audio = audio
+        self._shown: list[tuple[str, list[Any]]] = []
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, a sentence each."""
+        return [
+            f"Key `SampleLogging.{key}`: expected at least 1, but got {getattr(self, key)}."
+            for key in ("num_prompts", "num_samples")
+            if getattr(self, key) < 1
+        ]
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if problems := self.problems():
+            raise ConfigError(problems)
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._shown = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        samples: Samples = outputs["samples"]
+        wanted = self.num_prompts - len(self._shown)
+        for prompt, group in list(zip(samples.prompts, samples.groups(), strict=True))[:wanted]:
+            self._shown.append((prompt, group[: self.num_samples]))
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero or trainer.sanity_checking:
+            return
+        for logger in trainer.loggers:
+            writer = getattr(logger, "experiment", None)
+            if hasattr(writer, "add_text"):
+                for number, (prompt, group) in enumerate(self._shown):
+                    self._log(writer, f"samples/{number}", prompt, group, trainer.global_step, pl_module)
+
+    def _log(self, writer: Any, tag: str, prompt: str, group: list[Any], step: int, module: LightningModule) -> None:
+        texts = [output for output in group if isinstance(output, str)]
+        blocks = [f"    {text}" for text in texts]  # four spaces: TensorBoard shows them as they are
+        writer.add_text(tag, "\n\n".join([f"**{prompt}**", *blocks]), global_step=step)
+        for number, output in enumerate(group):
+            sound = self._sound(output, prompt, module)
+            if sound is not None and hasattr(writer, "add_audio"):
+                waveform, rate = sound
+                wave_1L = torch.as_tensor(waveform, dtype=torch.float32).clamp(-1, 1).reshape(1, -1)
+                writer.add_audio(f"{tag}/{number}", wave_1L, global_step=step, sample_rate=rate)
+
+    def _sound(self, output: Any, prompt: str, module: LightningModule) -> tuple[Any, int] | None:
+        if not isinstance(output, str):
+            wave = torch.as_tensor(output).detach().cpu()
+            rate = getattr(module.student, "sample_rate", None)
+            # [length], or [channels, length] mixed down: TensorBoard plays one channel.
+            return None if rate is None else (wave.float().reshape(-1, wave.shape[-1]).mean(0), int(rate))
+        if self.audio is None:
+            return None
+        try:
+            waveform, rate = self.audio(output, prompt)
+        except Exception as error:  # a student in training may write what no renderer can play
+            rank_zero_warn(f"A sample could not be turned into sound: {type(error).__name__}: {error}")
+            return None
+        return (waveform, rate) if len(waveform) else None

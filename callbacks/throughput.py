@@ -1,0 +1,95 @@
+"""Throughput: generated tokens a second, where the time goes, and the peak of memory."""
+
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from cfg_distill.errors import ConfigError
+
+
+class Throughput(Callback):
+    """Log how fast samples are made and learnt from. It changes nothing in the model.
+
+    Every training step logs, over the last ``window`` batches:
+
+    - ``throughput/tokens_per_second``: generated positions of all processes, up to and including end tokens, over the
+      time of whole batches. Lightning's ThroughputMonitor counts the batch instead, which here is a list of prompts.
+    - ``throughput/seconds_forward``, ``_backward``, ``_optimizer``, ``_batch``: of one batch. Forward is the rollout
+      and the scoring by both models.
+    - ``throughput/memory_gib``: the peak so far, of the GPU, or of the process where there is none.
+
+    On a GPU the phases are told apart by waiting for the device three times a batch, which costs next to nothing beside
+    a rollout.
+
+    Args:
+        window: batches to average over.
+    """
+
+    def __init__(self, window: int = 20) -> None:
+        self.window = window
+        self._batches: deque[dict[str, float]] = deque(maxlen=max(window, 1))
+        self._marks: dict[str, float] = {}
+
+    def problems(self) -> list[str]:
+        """What is wrong with the settings, a sentence each."""
+        if self.window < 1:
+            return [f"Key `Throughput.window`: expected at least 1 batch, but got {self.window}."]
+        return []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if problems := self.problems():
+            raise ConfigError(problems)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self._marks = {}
+        self._mark("start", pl_module)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
+        self._mark("forward", pl_module)
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._mark("backward", pl_module)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._mark("end", pl_module)
+        marks = self._marks
+        if set(marks) != {"start", "forward", "backward", "end"}:
+            return
+        self._batches.append(
+            {
+                "tokens": float(outputs["samples"].rollout.mask_BGKT.any(2).sum()),
+                "forward": marks["forward"] - marks["start"],
+                "backward": marks["backward"] - marks["forward"],
+                "optimizer": marks["end"] - marks["backward"],
+                "batch": marks["end"] - marks["start"],
+            }
+        )
+        totals = {name: sum(batch[name] for batch in self._batches) for name in self._batches[0]}
+        rate = totals["tokens"] / totals["batch"]
+        pl_module.log("throughput/tokens_per_second", rate, on_step=True, sync_dist=True, reduce_fx="sum")
+        for name in ("forward", "backward", "optimizer", "batch"):
+            pl_module.log(f"throughput/seconds_{name}", totals[name] / len(self._batches), on_step=True)
+        pl_module.log("throughput/memory_gib", peak_memory_gib(pl_module.device), on_step=True)
+
+    def _mark(self, name: str, module: LightningModule) -> None:
+        if module.device.type == "cuda":
+            torch.cuda.synchronize(module.device)
+        self._marks[name] = time.perf_counter()
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory so far: that torch held on a GPU, else the resident set of the process (NaN on Windows)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)

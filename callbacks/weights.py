@@ -1,0 +1,64 @@
+"""The weights of a student as callbacks handle them: by their names in a checkpoint, whole or sharded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+
+def student_weights(module: Any) -> dict[str, Tensor]:
+    """What training moves: the student's trainable parameters and floating buffers, named as in a checkpoint.
+
+    A tied tensor stands under each of its names.
+
+    Args:
+        module: the LightningModule; its ``student`` is looked at.
+    """
+    return {
+        f"student.{name}": tensor.detach()
+        for name, tensor in module.student.state_dict(keep_vars=True).items()
+        if tensor.is_floating_point() and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
+    }
+
+
+def write_student(module: Any, values: Mapping[str, Tensor]) -> None:
+    """Copy values, by their names in a checkpoint, into the student; names that it lacks are an error of ours."""
+    weights = student_weights(module)
+    with torch.no_grad():
+        for name, value in values.items():
+            weights[name].copy_(value)
+
+
+def aliases(weights: Mapping[str, Tensor]) -> dict[str, str]:
+    """Every name, with the first name of the same tensor: another one only where tensors are tied."""
+    first: dict[Any, str] = {}
+    return {name: first.setdefault(_place(tensor) or name, name) for name, tensor in weights.items()}
+
+
+def _place(tensor: Tensor) -> Any:
+    # A detached view is a new object on the same memory; of a sharded tensor the local shard tells, unless it is empty.
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return (local.data_ptr(), local.shape, local.stride()) if local.numel() else None
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The full tensor of a sharded one: every process must ask. Lightning saves the callbacks of rank 0 only."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A full tensor on the device of another, cut into its shards where it has some."""
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+
+
+def reshard(module: nn.Module) -> None:
+    """Under FSDP2 a forward without a backward leaves parameters gathered: shard them again before touching them."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()

@@ -1,0 +1,273 @@
+"""Throughput, BetaCalibration, SampleLogging and AtomicCheckpointIO."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers.logger import Logger
+from tiny import tiny_folder
+from tiny_fits import PROMPTS, batches, student_of, trainer
+
+from cfg_distill import CFGDistillation
+from cfg_distill.callbacks import AtomicCheckpointIO, BetaCalibration, SampleLogging, Throughput
+from cfg_distill.errors import ConfigError
+
+
+class Book(Logger):
+    """Writes down what a TensorBoard would get."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[tuple[str, str, int]] = []
+        self.sounds: list[tuple[str, torch.Tensor, int, int]] = []
+        self.rows: list[dict[str, float]] = []
+        writer = SimpleNamespace(add_text=self._text, add_audio=self._audio)
+        self.experiment = writer
+
+    name = "book"
+    version = 0
+
+    def _text(self, tag: str, text: str, global_step: int) -> None:
+        self.texts.append((tag, text, global_step))
+
+    def _audio(self, tag: str, wave: torch.Tensor, global_step: int, sample_rate: int) -> None:
+        self.sounds.append((tag, wave, global_step, sample_rate))
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        self.rows.append(dict(metrics))
+
+    def log_hyperparams(self, *arguments: Any, **settings: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    return tiny_folder(tmp_path / "model")
+
+
+class Tokens(Callback):
+    """Generated positions of each batch."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+        rollout = outputs["samples"].rollout
+        ends = rollout.tokens_BGKT[:, :, 0] == 2
+        length = rollout.tokens_BGKT.shape[-1]
+        first_end = torch.where(ends.any(-1), ends.int().argmax(-1) + 1, length)
+        self.counts.append(int(first_end.sum()))
+
+
+def test_throughput_counts_generated_tokens_over_a_window(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A clock of four readings a batch: forward 1 s, backward 2 s, optimiser 3 s; then 10 s that belong to nobody.
+    clock = itertools.accumulate(itertools.cycle([10.0, 1.0, 2.0, 3.0]))
+    monkeypatch.setattr("cfg_distill.callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    book, tokens = Book(), Tokens()
+    trainer([Throughput(window=2), tokens], logger=book).fit(student_of(folder), batches(4))
+    rows = [row for row in book.rows if "throughput/tokens_per_second" in row]
+    rates = [row["throughput/tokens_per_second"] for row in rows]
+    counts = tokens.counts
+    expected = [counts[0] / 6] + [(one + two) / 12 for one, two in itertools.pairwise(counts)]
+    assert rates == pytest.approx(expected)
+    assert [rows[-1][f"throughput/seconds_{name}"] for name in ("forward", "backward", "optimizer", "batch")] == [
+        1,
+        2,
+        3,
+        6,
+    ]
+    assert 0.1 < rows[-1]["throughput/memory_gib"] < 64
+
+
+class Measured(CFGDistillation):
+    """Counts measurements."""
+
+    measurements = 0
+
+    def _measure_gradients(self, *arguments: Any) -> None:
+        self.measurements += 1
+        super()._measure_gradients(*arguments)
+
+
+def gradient_norm(module: CFGDistillation, name: str, prompts: list[str], seed: int) -> float:
+    inputs = module.score(prompts, module.rollout(prompts, seed))
+    parameters = [p for p in module.student.parameters() if p.requires_grad]
+    gradients = torch.autograd.grad(module.losses[name](inputs), parameters, allow_unused=True)
+    return float(np.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients if g is not None)))
+
+
+def test_the_calibrated_weight_gives_the_wanted_ratio(folder: str) -> None:
+    module = student_of(folder, kind=Measured)
+    calibration = BetaCalibration(ratio=0.7, num_steps=1, momentum=0.0)
+    trainer([calibration], max_steps=1).fit(module, batches(1))
+    fresh = student_of(folder)
+    fresh.configure_model()
+    seed = module._rollout_seed(0, 0)
+    kl, diversity = (gradient_norm(fresh, name, PROMPTS[:2], seed) for name in ("kl", "diversity"))
+    assert module.losses["diversity"].weight.item() * diversity == pytest.approx(0.7 * kl, rel=1e-3)
+    assert module.losses["kl"].weight.item() == 1.0
+
+
+def test_calibration_measures_for_as_many_steps_as_asked_and_smooths(folder: str) -> None:
+    module, book = student_of(folder, kind=Measured), Book()
+    norms: list[dict[str, float]] = []
+
+    class Norms(Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+            if pl_module.measurements > len(norms):
+                norms.append({name: float(norm) for name, norm in pl_module.gradient_norms.items()})
+
+    callbacks = [Norms(), BetaCalibration(ratio=0.5, start_step=1, num_steps=3, momentum=0.6)]
+    trainer(callbacks, logger=book).fit(module, batches(7))
+    assert module.measurements == len(norms) == 3
+    smoothed = {name: norms[0][name] for name in ("kl", "diversity")}
+    for number, row in enumerate(norms[1:], start=2):
+        share = max(0.4, 1 / number)
+        smoothed = {name: (1 - share) * smoothed[name] + share * row[name] for name in smoothed}
+    expected = 0.5 * smoothed["kl"] / smoothed["diversity"]
+    assert module.losses["diversity"].weight.item() == pytest.approx(expected, rel=1e-4)
+    weights = [row["calibration/weight"] for row in book.rows if "calibration/weight" in row]
+    assert weights[0] == pytest.approx(0.1)
+    assert weights[-1] == weights[-2] == pytest.approx(expected, rel=1e-4)
+
+
+def test_calibration_names_the_losses_there_are(folder: str) -> None:
+    with pytest.raises(
+        ConfigError, match=r"`BetaCalibration.loss`: expected a name of `model.losses` \['kl', 'diversity'\], but"
+    ):
+        trainer([BetaCalibration(loss="diversty")]).fit(student_of(folder), batches(1))
+
+
+def sine(text: str, prompt: str) -> tuple[np.ndarray, int]:
+    if not text:
+        raise ValueError("nothing to play")
+    return np.sin(np.arange(100, dtype=np.float32)), 8000
+
+
+def test_samples_are_logged_as_text_and_sound(folder: str) -> None:
+    book, module = Book(), student_of(folder)
+    callback = SampleLogging(num_prompts=3, num_samples=2, audio=sine)
+    seen: list[Any] = []
+
+    class Seen(Callback):
+        def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+            seen.append(outputs["samples"])
+
+    sanity = {"num_sanity_val_steps": 1, "val_check_interval": 2}
+    trainer([callback, Seen()], logger=book, **sanity).fit(module, batches(4), batches(3))
+    assert [(tag, step) for tag, _, step in book.texts] == [(f"samples/{n}", step) for step in (2, 4) for n in range(3)]
+    samples = seen[1]
+    assert book.texts[1][1].startswith("**w3**")
+    assert all(text in book.texts[1][1] for text in samples.groups()[1][:2])
+    assert (
+        samples.groups()[1][2] not in book.texts[1][1].split("\n\n")
+        or samples.groups()[1][2] in samples.groups()[1][:2]
+    )
+    tags = [tag for tag, _, step, _ in book.sounds if step == 2]
+    assert tags == [f"samples/{prompt}/{sample}" for prompt in range(3) for sample in range(2)]
+    assert book.sounds[0][1].shape == (1, 100)
+    assert book.sounds[0][3] == 8000
+
+
+def test_what_cannot_be_played_is_said_and_training_goes_on(folder: str) -> None:
+    def unplayable(text: str, prompt: str) -> tuple[np.ndarray, int]:
+        raise ValueError("no bar line")
+
+    book = Book()
+    with pytest.warns(UserWarning, match="could not be turned into sound: ValueError: no bar line"):
+        trainer([SampleLogging(audio=unplayable)], logger=book).fit(student_of(folder), batches(1), batches(1))
+    assert book.texts
+    assert not book.sounds
+
+
+def test_waveforms_need_no_renderer() -> None:
+    callback = SampleLogging()
+    module: Any = SimpleNamespace(student=SimpleNamespace(sample_rate=16000))
+    stereo = torch.stack([torch.ones(50), torch.zeros(50)])
+    waveform, rate = callback._sound(stereo, "w1", module)
+    assert rate == 16000
+    assert torch.equal(waveform, torch.full((50,), 0.5))
+
+
+# Checkpoints
+
+
+def test_a_fit_saves_and_resumes_through_the_plugin(folder: str, tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path / "saved", filename="{step}", every_n_train_steps=1, save_top_k=1, monitor=None)
+    trainer([saving], plugins=[AtomicCheckpointIO()]).fit(student_of(folder), batches(3))
+    assert [path.name for path in (tmp_path / "saved").iterdir()] == ["step=3.ckpt"]
+    again = trainer([], plugins=[AtomicCheckpointIO()], max_epochs=2)
+    again.fit(student_of(folder), batches(3), ckpt_path=tmp_path / "saved" / "step=3.ckpt")
+    assert again.global_step == 6
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, plugin = tmp_path / "run" / "last.ckpt", AtomicCheckpointIO()
+    plugin.save_checkpoint({"step": 1, "tensor": torch.arange(1000)}, path)
+
+    def disk_full(checkpoint: Any, file: Any) -> None:
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", disk_full)
+    with pytest.raises(OSError, match="No space left"):
+        plugin.save_checkpoint({"step": 2}, path)
+    monkeypatch.undo()
+
+    def refuse(source: Any, target: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(PermissionError):
+        plugin.save_checkpoint({"step": 3}, path)
+    assert plugin.load_checkpoint(path, weights_only=True)["step"] == 1
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+def test_what_reads_back_damaged_never_gets_the_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    save = torch.save
+
+    def faulty_disk(checkpoint: Any, file: Any) -> None:
+        save(checkpoint, file)
+        if damage == "truncated":
+            file.truncate(file.tell() - 200)
+        else:
+            file.seek(file.tell() // 2)
+            file.write(b"\xff" * 8)
+
+    monkeypatch.setattr(torch, "save", faulty_disk)
+    with pytest.raises(OSError, match=r"was written, but (cannot be read|.* reads back damaged)"):
+        AtomicCheckpointIO().save_checkpoint({"tensor": torch.zeros(10000)}, tmp_path / "x.ckpt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_file_and_its_folder_reach_the_disk_before_and_after_the_rename(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def sync(descriptor: int) -> None:
+        order.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name}")
+        fsync(descriptor)
+
+    def rename(source: Any, target: Any) -> None:
+        order.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", rename)
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "x.ckpt")
+    assert order == ["sync .x.ckpt.partial", "rename", f"sync {tmp_path.name}"]
