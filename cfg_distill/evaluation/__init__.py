@@ -1,4 +1,4 @@
-"""Systems (a model and how it is sampled) on held-out prompts: values a prompt, paired comparisons, the front as a figure."""
+"""Systems, models and how they are sampled, on held-out prompts: values a prompt, paired comparisons, the front."""
 
 from cfg_distill.evaluation.compare import difference, height_above
 from cfg_distill.evaluation.evaluate import evaluate

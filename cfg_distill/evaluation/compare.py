@@ -1,7 +1,7 @@
 """Comparisons of systems on the same prompts, paired: hard prompts weigh on both sides alike.
 
-The intervals carry the noise of prompts and sampling seeds. They do not carry that of training: one would need students of
-several training seeds. Shapes: M systems, P prompts, S sampling seeds, R resamples.
+The intervals carry the noise of prompts and sampling seeds. They do not carry that of training: one would need students
+of several training seeds. Shapes: M systems, P prompts, S sampling seeds, R resamples.
 """
 
 from __future__ import annotations
@@ -44,10 +44,10 @@ def height_above(
 ) -> Interval:
     """How far a system lies above the front of others, along the diversity axis, with a 95 % interval.
 
-    The front is the strongest one: whatever a mixture of its systems reaches, which answers a share of the prompts by one
-    and the rest by another. The height is the system's diversity minus the largest diversity that any mixture of at least
-    its quality has; 0 stands for the latter where no mixture has that quality. Prompts, and within each its seeds, are
-    redrawn jointly for all systems and both metrics.
+    The front is the strongest one: whatever a mixture of its systems reaches, which answers a share of the prompts by
+    one and the rest by another. The height is the system's diversity minus the largest diversity that any mixture of at
+    least its quality has; 0 stands for the latter where no mixture has that quality. Prompts, and within each its
+    seeds, are redrawn jointly for all systems and both metrics.
     """
     quality_MPS, diversity_MPS = (paired([system, *front], metric) for metric in (quality, diversity))
     random = np.random.default_rng(seed)

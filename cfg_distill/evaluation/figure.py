@@ -1,12 +1,12 @@
 """The front as a picture: quality over diversity, the baselines' sweeps beside the line of students and merges.
 
-It draws entries of front.json, so that a study, a report, TensorBoard and a reader with the file alone make the same picture.
+It draws entries of front.json, so that a study, TensorBoard and a reader with the file alone make the same picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -90,13 +90,20 @@ def draw_front(panel: Axes, points: Sequence[Point], quality: str, diversity: st
             continue
         style = STYLES[family]
         is_usual = temperature in (None, usual)
-        path = {"color": style["color"], "linestyle": style["linestyle"], "linewidth": style["linewidth"] if is_usual else 1.0}
+        path = {
+            "color": style["color"],
+            "linestyle": style["linestyle"],
+            "linewidth": style["linewidth"] if is_usual else 1.0,
+        }
         dots = {"color": style["color"], "marker": style["marker"], "markersize": style["size"], "markeredgewidth": 1.0}
         dots |= {"markeredgecolor": "white"} if is_usual else {"markerfacecolor": "white"}
         joined = [p for p in drawn if family != "students" or p.get("knob") is not None]
         panel.plot(*_means(joined, quality, diversity), **path, alpha=0.85, zorder=2)
         x, y = _means(own, quality, diversity)
-        bars = {"xerr": _bars(p["diversity"][diversity] for p in own), "yerr": _bars(p["quality"][quality] for p in own)}
+        bars = {
+            "xerr": _bars(p["diversity"][diversity] for p in own),
+            "yerr": _bars(p["quality"][quality] for p in own),
+        }
         panel.errorbar(x, y, **bars, fmt="none", ecolor=style["color"], elinewidth=0.9, alpha=0.3, zorder=1)
         panel.plot(x, y, **dots, linestyle="", zorder=4)
         legend[LEGEND[family] + ("" if is_usual else f", T {temperature:g}")] = Line2D([], [], **(dots | path))
@@ -164,9 +171,16 @@ def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
             size = text.get_window_extent(renderer)
             best: tuple[float, Bbox, tuple[float, float]] | None = None
             for reach, (across, up) in product((9.0, 15.0, 22.0), _DIRECTIONS):
-                centre = (x + across * (size.width / 2 + reach * scale * 0.8), y + up * (size.height / 2 + reach * scale * 0.8))
+                centre = (
+                    x + across * (size.width / 2 + reach * scale * 0.8),
+                    y + up * (size.height / 2 + reach * scale * 0.8),
+                )
                 box = _box(*centre, size.width, size.height)
-                cost = reach + 12 * sum(_overlap(box, other) for other in taken) + sum(_overlap(box, other) for other in lined) / 2
+                cost = (
+                    reach
+                    + 12 * sum(_overlap(box, other) for other in taken)
+                    + sum(_overlap(box, other) for other in lined) / 2
+                )
                 cost += 100 * (size.width * size.height - _overlap(box, frame))
                 if best is None or cost < best[0]:
                     best = (cost, box, centre)
@@ -190,7 +204,7 @@ def _along(panel: Axes, line: Any, size: float) -> list[Bbox]:
     """Small boxes along a line."""
     corners = panel.transData.transform(line.get_xydata()) if len(line.get_xdata()) else []
     boxes = []
-    for (x0, y0), (x1, y1) in zip(corners[:-1], corners[1:], strict=True):
+    for (x0, y0), (x1, y1) in pairwise(corners):
         steps = max(int(max(abs(x1 - x0), abs(y1 - y0)) / size), 1)
         boxes += [_box(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps, size, size) for i in range(steps + 1)]
     return boxes

@@ -1,4 +1,4 @@
-"""All problems of a study that can be found without torch: names, files, prompts that were trained on. And its recipes."""
+"""All problems of a study that can be found without torch: names, files, prompts that were trained on."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ def command_of(fit: Fit) -> list[str]:
 def _problems_of_fit(key: str, fit: Fit, earlier: list[str]) -> list[str]:
     problems = []
     if not find_file(fit.config).is_file():
-        problems.append(f"Key `{key}.config`: expected a recipe, but `{fit.config}` does not exist. See cfg-distill recipes.")
+        problems.append(
+            f"Key `{key}.config`: expected a recipe, but `{fit.config}` does not exist. See cfg-distill recipes."
+        )
     else:
         try:
             recipe_of(fit)
@@ -103,7 +105,9 @@ def _problems_of_evaluation(study: Study) -> list[str]:
     for name in ("quality", "diversity", "independent"):
         metric = getattr(given.headline, name)
         if metric is not None and metric not in given.metrics:
-            problems.append(unknown_name(f"evaluation.headline.{name}", metric, given.metrics, "a name under `metrics`"))
+            problems.append(
+                unknown_name(f"evaluation.headline.{name}", metric, given.metrics, "a name under `metrics`")
+            )
     if not given.seeds or len(set(given.seeds)) < len(given.seeds):
         problems.append(f"Key `evaluation.seeds`: expected one or more different numbers, but got {given.seeds}.")
     for name in ("samples", "max_new_tokens", "batch_size"):
@@ -120,7 +124,9 @@ def _problems_of_claims(study: Study) -> list[str]:
     known = study.points()
     names = ("start", "guidance", "quality", "diversity", "merge")
     asked = {name: getattr(study.claims, name) for name in names}
-    problems = [unknown_name(f"claims.{key}", name, known, "a system") for key, name in asked.items() if name not in known]
+    problems = [
+        unknown_name(f"claims.{key}", name, known, "a system") for key, name in asked.items() if name not in known
+    ]
     if not study.claims.margin > 0:
         problems.append(f"Key `claims.margin`: expected a number above 0, but got {study.claims.margin}.")
     return problems
@@ -139,8 +145,8 @@ def _trained_on(study: Study) -> list[str]:
                 both = [prompt for prompt in seen if normalised(prompt) in held_out]
                 if both:
                     problems.append(
-                        f"Key `evaluation.prompts`: expected held-out prompts, but {len(both)} of them are in `data.{part}`"
-                        f" of fits.{name}: {both[0]!r}, for one. Take them out of one of the files."
+                        f"Key `evaluation.prompts`: expected held-out prompts, but {len(both)} of them are in"
+                        f" `data.{part}` of fits.{name}: {both[0]!r}, for one. Take them out of one of the files."
                     )
         except ConfigError:
             continue  # a missing file is reported where it is named

@@ -18,7 +18,7 @@ def above(interval: Interval) -> Verdict:
 
 
 def not_below(interval: Interval, margin: float) -> Verdict:
-    """Whether a system reaches another up to a margin; it may well be better. Decided when the interval is on one side."""
+    """Whether a system reaches another up to a margin; it may be better. Decided when the interval is on one side."""
     return "holds" if interval.low > -margin else "fails" if interval.high < -margin else "undecided"
 
 
@@ -30,8 +30,8 @@ def all_of(*verdicts: Verdict) -> Verdict:
 def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> list[dict[str, str]]:
     """The claims of front.json: ``claim``, ``verdict``, ``evidence``.
 
-    Verdicts rest on the headline quality and diversity. Where the headline names an independent measure of diversity, the
-    evidence tells the difference under it too.
+    Verdicts rest on the headline quality and diversity. Where the headline names an independent measure of diversity,
+    the evidence tells the difference under it too.
 
     Args:
         systems: name -> system, all of the study.
@@ -62,7 +62,7 @@ def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> l
     ratio = student.relative_cost / guided.relative_cost
     return [
         {
-            "claim": "Distillation reaches the quality of guidance, which is above that of the base, at half of its forward cost",
+            "claim": "Distillation reaches the quality of guidance, above that of the base, at half of its forward cost",
             "verdict": all_of(
                 not_below(quality(student, guided), margin),
                 above(quality(guided, start)),
@@ -82,8 +82,10 @@ def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> l
             "evidence": said(diverse, guided),
         },
         {
-            "claim": "The half-way merge reaches the quality of guidance at a higher diversity, above the front of the baselines",
-            "verdict": all_of(not_below(quality(merge, guided), margin), above(diversity(merge, guided)), above(height)),
+            "claim": "The half-way merge reaches the quality of guidance at more diversity, above the front of the baselines",
+            "verdict": all_of(
+                not_below(quality(merge, guided), margin), above(diversity(merge, guided)), above(height)
+            ),
             "evidence": f"{quality_said(merge, guided)}, margin {margin:g}; {said(merge, guided)};"
             f" height above the front of {len(baselines)} baselines and their mixtures = {shown(height)}",
         },

@@ -198,7 +198,9 @@ def read_study(path: str | Path) -> Study:
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"File `{path}`: expected YAML, but it cannot be read: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"File `{path}`: expected YAML, but it cannot be read: {' '.join(str(error).split())}"
+        ) from error
     problems: list[str] = []
     study = _read(Study, "", content, problems)
     if problems or study is None:
@@ -246,7 +248,9 @@ def _value(hint: Any, key: str, content: Any, problems: list[str]) -> Any:
             problems.append(f"Key `{key}`: expected names with a description each, but got {content!r}.")
             return {}
         wrong = [name for name in content if not NAME.fullmatch(str(name))]
-        problems += [f"Key `{key}`: names become folders: expected letters, digits, space . _ -, but got `{n}`." for n in wrong]
+        problems += [
+            f"Key `{key}`: names become folders: expected letters, digits, space . _ -, but got `{n}`." for n in wrong
+        ]
         return {str(name): _read(NAMED[hint], f"{key}.{name}", each, problems) for name, each in content.items()}
     if hint == dict[str, Any]:  # class_paths inside stay as they are written: a worker reads them, with torch at hand
         if not isinstance(content, Mapping):

@@ -62,7 +62,7 @@ class Forecast:
         return left
 
     def seconds_left(self) -> float:
-        """No less than the longest chain of steps that wait for each other, or than all work shared among the processes."""
+        """No less than the longest chain of steps that wait for each other, or than all work shared by the processes."""
         left = self.remaining()
         chain: dict[str, float] = {}
         for step in self.steps:
@@ -78,7 +78,13 @@ class Display:
         self.console = console or Console(stderr=True)
         self.started = time.monotonic()
         self.last_line = -EVERY_SECONDS
-        columns = (TextColumn("study"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"), TextColumn("{task.description}"))
+        columns = (
+            TextColumn("study"),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[left]}"),
+            TextColumn("{task.description}"),
+        )
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("starting", total=1.0, left="")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,13 @@ from jsonargparse import ArgumentParser
 
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation import System, evaluate as evaluate_system, front_figure, front_table
+from cfg_distill.evaluation import System, front_figure, front_table
+from cfg_distill.evaluation import evaluate as evaluate_system
 from cfg_distill.files import write_text
 from cfg_distill.generators import CausalLM
 from cfg_distill.guidance import Guidance
 from cfg_distill.merging import merge_folders
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Sampling
 from cfg_distill.study.claims import finding, judge
 from cfg_distill.study.config import Claims, Headline
@@ -28,7 +27,7 @@ from cfg_distill.study.listening import Writer
 Report = Callable[[float], None]
 
 _kept: dict[str, Any] = {}
-"""Metrics and the last generator, for the next job of this worker: most of the time would go into loading them again."""
+"""The metrics, for the next job of this worker: loading them takes longer than many a job."""
 
 
 def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
@@ -57,13 +56,17 @@ def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
 
 def device() -> torch.device:
     """The accelerator when there is one."""
-    return torch.device(torch.accelerator.current_accelerator() or "cpu") if torch.accelerator.is_available() else torch.device("cpu")
+    return (
+        torch.device(torch.accelerator.current_accelerator() or "cpu")
+        if torch.accelerator.is_available()
+        else torch.device("cpu")
+    )
 
 
 def check(
     report: Report, metrics: Mapping[str, Any], headline: Mapping[str, Any], models: Sequence[str], max_new_tokens: int
 ) -> dict[str, Any]:
-    """What only torch can tell: metrics by class path, models that are there already, and whether there is an accelerator.
+    """What only torch can tell: metrics by class path, models that are there already, if there is an accelerator.
 
     Raises:
         ConfigError: all problems.
@@ -78,7 +81,8 @@ def check(
             wanted = "quality" if key == "quality" else "diversity"
             if name is not None and axes[name] != wanted:
                 problems.append(
-                    f"Key `evaluation.headline.{key}`: expected a metric of {wanted}, but `{name}` is one of {axes[name]}."
+                    f"Key `evaluation.headline.{key}`: expected a metric of {wanted}, but `{name}` is one of"
+                    f" {axes[name]}."
                 )
     for model in models:
         generator = CausalLM(model)
@@ -180,7 +184,7 @@ def write_front(
     claims: Sequence[Mapping[str, str]] = (),
     title: str = "",
 ) -> str:
-    """Write front.json, front.png (when there is a headline) and table.txt, unless ``out`` is None; returns the table."""
+    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; returns the table."""
     points = [system.point() for system in systems]
     first = systems[0]
     note = (

@@ -91,7 +91,9 @@ def evaluate_models(
     loaded: dict[str, SampleMetric] = {}
     if not problems:
         try:
-            loaded = metrics_of(_read_metrics(metrics) if metrics is not None else default_metrics(list(generators.values())))
+            loaded = metrics_of(
+                _read_metrics(metrics) if metrics is not None else default_metrics(list(generators.values()))
+            )
         except ConfigError as error:
             problems += error.problems
     if problems:
@@ -136,9 +138,13 @@ def _read_metrics(path: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ConfigError(f"Option `--metrics`: expected a YAML file, but `{path}` does not exist.") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"Option `--metrics`: `{path}` cannot be read as YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(
+            f"Option `--metrics`: `{path}` cannot be read as YAML: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(content, dict) or not content:
-        raise ConfigError(f"Option `--metrics`: expected name -> class_path and init_args in `{path}`, but got {content!r}.")
+        raise ConfigError(
+            f"Option `--metrics`: expected name -> class_path and init_args in `{path}`, but got {content!r}."
+        )
     return content
 
 

@@ -38,7 +38,7 @@ class Child:
         log.parent.mkdir(parents=True, exist_ok=True)
         self.log = log
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-        # Who still runs holds the lock: after a kill -9 of the study, the next one waits until its fits have stopped too.
+        # Who still runs holds the lock: after a kill -9 of the study, the next one waits until its fits have stopped.
         with log.open("a", encoding="utf-8") as output:
             self.process = subprocess.Popen(
                 [sys.executable, *words],

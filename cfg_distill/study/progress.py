@@ -14,8 +14,8 @@ from cfg_distill.study.worker import peak_memory_mb
 class WriteProgress(L.Callback):
     """Write the optimiser steps done and planned into a small JSON file, once a step, on the first process.
 
-    A study adds it to its fits; a fit of your own shows the usual bar. When the study is gone (killed, so that it could not
-    stop its fits), the fit stops too: started again, the study would otherwise have two fits in one folder.
+    A study adds it to its fits; a fit of your own shows the usual bar. When the study is gone (killed, so that it could
+    not stop its fits), the fit stops too: started again, the study would otherwise have two fits in one folder.
 
     Args:
         file: where to write.

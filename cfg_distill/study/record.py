@@ -17,7 +17,15 @@ from cfg_distill.study.config import Study
 READ_WHOLE = 256 * 2**20
 """Larger files are known by size and time of change: a study must not read 100 GB before it starts."""
 
-GROWING = ("study.fits", "study.merges", "study.baselines", "study.systems", "study.evaluation.metrics", "recipes", "files")
+GROWING = (
+    "study.fits",
+    "study.merges",
+    "study.baselines",
+    "study.systems",
+    "study.evaluation.metrics",
+    "recipes",
+    "files",
+)
 """Where new names may be added to a study that has begun. Anything else that differs is a change."""
 
 FREE = ("study.out", "study.parallel")

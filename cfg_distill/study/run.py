@@ -79,9 +79,9 @@ def _compare(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
     found = changes(json.loads(begun.read_text(encoding="utf-8")), record)
     if found:
         raise ConfigError(
-            f"The study in `{folder}` was begun with other settings; expected nothing but additions, but these differ:\n    "
+            f"The study in `{folder}` was begun with other settings; expected additions only, but these differ:\n    "
             + "\n    ".join(found)
-            + "\n  Undo them to go on, pass --overwrite to remake what depends on them, or name another folder with --out."
+            + "\n  Undo them to go on, pass --overwrite to remake what depends on them, or name another --out."
         )
 
 
@@ -119,11 +119,15 @@ class Runner:
             ConfigError: all problems of all of them.
         """
         given = self.study.evaluation
-        models = [p.model for p in self.study.points().values() if p.model not in (*self.study.fits, *self.study.merges)]
+        models = [
+            p.model for p in self.study.points().values() if p.model not in (*self.study.fits, *self.study.merges)
+        ]
         headline = {name: getattr(given.headline, name) for name in ("quality", "diversity", "independent")}
         job = {"do": "check", "metrics": given.metrics, "headline": headline, "models": sorted(set(models))}
         jobs = [("evaluation", job | {"max_new_tokens": given.max_new_tokens})]
-        jobs += [(f"fits.{name}", {"do": "check_fit", "words": command_of(fit)}) for name, fit in self.study.fits.items()]
+        jobs += [
+            (f"fits.{name}", {"do": "check_fit", "words": command_of(fit)}) for name, fit in self.study.fits.items()
+        ]
         problems: list[str] = []
         with ThreadPoolExecutor(self.parallel) as pool:
             futures = [(name, pool.submit(self._in_worker, f"check {name}", each)) for name, each in jobs]
@@ -132,7 +136,10 @@ class Runner:
                 try:
                     answer = future.result()
                 except ConfigError as error:
-                    problems += [p.removeprefix("check ") if name != "evaluation" else p.removeprefix("check evaluation: ") for p in error.problems]
+                    problems += [
+                        p.removeprefix("check ") if name != "evaluation" else p.removeprefix("check evaluation: ")
+                        for p in error.problems
+                    ]
                 else:
                     # Two processes on one accelerator would fight for its memory.
                     if answer.get("accelerator") and not self.study.parallel:
@@ -173,7 +180,9 @@ class Runner:
 
     def _ready(self, finished: set[str], running: set[str]) -> list[Step]:
         """Steps that could run now, those that others wait for first."""
-        ready = [s for s in self.steps if s.label not in finished | running and all(need in finished for need in s.needs)]
+        ready = [
+            s for s in self.steps if s.label not in finished | running and all(need in finished for need in s.needs)
+        ]
         return sorted(ready, key=lambda step: step.kind == "evaluate")
 
     def _wait_for(self, futures: list[Future[Any]], when: str = "ALL_COMPLETED") -> set[Future[Any]]:
@@ -188,10 +197,7 @@ class Runner:
         self.ledger.begin(step)
         self.forecast.share(step.label, 0.0)
         try:
-            if step.kind == "fit":
-                peak = self._fit(step)
-            else:
-                peak = self._in_worker(step.label, step.job)["peak_memory_mb"]
+            peak = self._fit(step) if step.kind == "fit" else self._in_worker(step.label, step.job)["peak_memory_mb"]
         except BaseException:
             self.ledger.pause(step, time.monotonic() - began)
             raise
@@ -273,7 +279,7 @@ def _locked(folder: Path) -> Iterator[IO[str]]:
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise ConfigError(
-                        f"Key `out`: another study still works in `{folder}`. Wait for it, stop it, or name another folder."
+                        f"Key `out`: another study still works in `{folder}`. Wait for it, or name another folder."
                     ) from error
                 time.sleep(0.5)
         yield lock

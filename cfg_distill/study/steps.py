@@ -76,8 +76,19 @@ def plan(study: Study, out: Path) -> list[Step]:
         steps.append(_evaluation_step(study, name, point, *use(point.model), out))
     evaluations = [step for step in steps if step.kind == "evaluate"]
     files = [str(step.outputs[0]) for step in evaluations]
-    shown = [asdict(study.evaluation.headline), study.claims and asdict(study.claims), [study.knob(n) for n in study.points()]]
-    front = {"do": "front", "systems": files, "headline": shown[0], "claims": shown[1], "knobs": shown[2], "out": str(out)}
+    shown = [
+        asdict(study.evaluation.headline),
+        study.claims and asdict(study.claims),
+        [study.knob(n) for n in study.points()],
+    ]
+    front = {
+        "do": "front",
+        "systems": files,
+        "headline": shown[0],
+        "claims": shown[1],
+        "knobs": shown[2],
+        "out": str(out),
+    }
     outputs = [out / "front.json", out / "front.png", out / "table.txt"]
     steps.append(Step("front", "", front, outputs, [step.label for step in evaluations], shown, 3.0))
     return steps
@@ -92,8 +103,8 @@ def last_checkpoint(folder: Path) -> dict[str, str]:
     found = sorted(folder.glob("version_*/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ConfigError(
-            f"Fit `{folder.name}`: expected a checkpoint `last.ckpt`, but it wrote none. Give its recipe a ModelCheckpoint with"
-            " `save_last: true`."
+            f"Fit `{folder.name}`: expected a checkpoint `last.ckpt`, but it wrote none. Give its recipe a"
+            " ModelCheckpoint with `save_last: true`."
         )
     return {"checkpoint": str(found[-1]), "digest": digest([found[-1]])}
 
@@ -106,7 +117,11 @@ def _fit_step(name: str, fit: Fit, start: str, needs: list[str], out: Path) -> S
     words += [f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
     trainer, sampling = recipe.get("trainer") or {}, (recipe.get("model") or {}).get("sampling") or {}
     steps = trainer.get("max_steps", -1)
-    rows = (recipe.get("data") or {}).get("batch_size", 8) * sampling.get("samples", 4) * sampling.get("max_new_tokens", 128)
+    rows = (
+        (recipe.get("data") or {}).get("batch_size", 8)
+        * sampling.get("samples", 4)
+        * sampling.get("max_new_tokens", 128)
+    )
     config = {"recipe": recipe, "start": fit.start, "files": digests([recipe, fit.start])}
     effort = max(steps, 1) * rows * 3e-4 + 15
     return Step("fit", name, {"words": words}, [folder / "done.json"], needs, config, effort, [folder])

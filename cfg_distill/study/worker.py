@@ -1,7 +1,8 @@
 """A worker of a study: reads a job a line, does it, says how far it is. It imports torch once for many jobs.
 
-Answers, a JSON object a line: ``{"share": 0.5}`` while it works; at the end ``{"peak_memory_mb": ...}``, or ``{"problems":
-[...]}`` after a user's mistake, or ``{"failed": "..."}`` after another error, whose traceback goes to the log.
+Answers, a JSON object a line: ``{"share": 0.5}`` while it works; at the end ``{"peak_memory_mb": ...}``, or
+``{"problems": [...]}`` after a user's mistake, or ``{"failed": "..."}`` after another error, whose traceback goes to
+the log.
 """
 
 from __future__ import annotations
