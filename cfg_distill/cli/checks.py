@@ -37,7 +37,7 @@ class Walk:
         complained = " ".join(self.problems[before:])
         for dest, action in actions.items():
             # A misspelled required key is one mistake, not two.
-            if action.required and not _holds(values, dest) and f"`{dest}`?" not in complained:
+            if action.required and not _holds(values, dest) and f"`{dest.split('.')[-1]}`?" not in complained:
                 self.problems.append(
                     f"Key `{path}{dest}`: expected {describe(_type(action))}, but it is missing. Set it."
                 )

@@ -193,6 +193,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*LeafSpec")
     # Prompts need no worker processes: reading one is a list index.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
+    # No validation prompts: that was the wish.
+    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
     # A run that goes on finds its own checkpoints.
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     # On purpose: the student trains without dropout, and its teacher never leaves eval mode.

@@ -1,0 +1,76 @@
+"""The dispatcher: light where it should be, exit codes, one message."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from cfg_distill.cli import COMMANDS, main
+
+HEAVY = ("torch", "lightning", "transformers", "jsonargparse", "numpy", "matplotlib")
+
+
+def imported_by(*commands: list[str]) -> set[str]:
+    """The heavy packages that these commands import, in a fresh process."""
+    code = (
+        "import sys, contextlib, io; from cfg_distill.cli import main\n"
+        f"for words in {list(commands)!r}:\n"
+        "    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(SystemExit): main(words)\n"
+        f"print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_light_commands_import_nothing_heavy() -> None:
+    light = [[], ["--help"], ["--version"], ["fitt"], ["recipes"], *([name, "--help"] for name in COMMANDS)]
+    assert imported_by(*[words for words in light if words[:1] not in (["fit"], ["validate"])]) == set()
+
+
+def test_help_answers_at_once() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([sys.executable, "-c", "from cfg_distill.cli import main; main(['--help'])"], check=True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.2
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
+    assert main([]) == 0
+    shown = capsys.readouterr().out
+    assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture) -> None:
+    assert main(["generat", "--model", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "got `generat`. Did you mean `generate`?" in said and "Traceback" not in said
+
+
+def test_misspelled_options_are_named_together(capsys: pytest.CaptureFixture) -> None:
+    assert main(["merge", "--modles", "a", "--wieghts=1", "--out", "x"]) == 2
+    said = capsys.readouterr().err
+    assert "2 problems" in said
+    assert "`--modles`: no such option. Did you mean `--models`?" in said
+    assert "`--wieghts`: no such option. Did you mean `--weights`?" in said
+
+
+def test_missing_and_wrong_options(capsys: pytest.CaptureFixture) -> None:
+    assert main(["merge", "--out", "x"]) == 2
+    assert "required: --models" in capsys.readouterr().err
+    assert main(["generate", "--model", "x", "--prompt", "y", "--samples", "many"]) == 2
+    assert "--samples: invalid int value: 'many'" in capsys.readouterr().err
+
+
+def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert main(["fitt"]) == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_of_ours_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cfg_distill.cli import recipes
+
+    monkeypatch.setattr(recipes, "shipped", lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["recipes"])

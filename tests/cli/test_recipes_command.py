@@ -1,0 +1,49 @@
+"""``cfg-distill recipes``: list, copy, never overwrite unasked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cfg_distill.cli import main, recipes
+
+
+@pytest.fixture
+def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    package = folder / "package"
+    (package / "tunes").mkdir(parents=True)
+    (package / "tunes" / "quality.yaml").write_text("# The quality student.\n# More.\nmodel: {}\n")
+    (package / "quickstart.yaml").write_text("# The whole method.\nfits: {}\n")
+    monkeypatch.setattr(recipes, "RECIPES", package)
+    return package
+
+
+def test_list(shipped: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["recipes"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "recipes/quickstart.yaml     The whole method.",
+        "recipes/tunes/quality.yaml  The quality student.",
+    ]
+
+
+@pytest.mark.parametrize("name", ["tunes/quality", "tunes/quality.yaml", "recipes/tunes/quality.yaml"])
+def test_copy_refuses_what_exists(shipped: Path, folder: Path, capsys: pytest.CaptureFixture, name: str) -> None:
+    assert main(["recipes", name]) == 0
+    mine = folder / "quality.yaml"
+    assert mine.read_text() == (shipped / "tunes" / "quality.yaml").read_text()
+    mine.write_text("edited")
+    assert main(["recipes", name]) == 2
+    assert "`quality.yaml` exists" in capsys.readouterr().err and mine.read_text() == "edited"
+    assert main(["recipes", name, "--overwrite"]) == 0
+    assert mine.read_text() != "edited"
+
+
+def test_copy_elsewhere(shipped: Path, folder: Path) -> None:
+    assert main(["recipes", "quickstart", "--out", "new/study.yaml"]) == 0
+    assert (folder / "new" / "study.yaml").read_text().startswith("# The whole method.")
+
+
+def test_unknown_name(shipped: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["recipes", "tunes/qualty"]) == 2
+    assert "Did you mean `tunes/quality`?" in capsys.readouterr().err

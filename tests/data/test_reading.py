@@ -1,0 +1,103 @@
+"""Prompts from files of every kind, and what is said of bad ones."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from cfg_distill import folders
+from cfg_distill.data import read_prompts
+from cfg_distill.data.reading import normalised
+from cfg_distill.errors import ConfigError
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return str(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.txt", "an Irish jig\n\n  a reel \n"),
+        ("a.txt", "\ufeffan Irish jig\r\na reel"),
+        ("a.jsonl", '{"prompt": "an Irish jig", "id": 1}\n\n"a reel"\n'),
+        ("a.csv", 'id,prompt\n1,"an Irish jig"\n2,a reel\n'),
+        ("a.tsv", "prompt\tid\nan Irish jig\t1\na reel\t2\n"),
+    ],
+)
+def test_every_kind_of_file_gives_the_same_prompts(tmp_path: Path, name: str, text: str) -> None:
+    assert read_prompts(written(tmp_path, name, text)) == ["an Irish jig", "a reel"]
+
+
+def test_a_quoted_cell_may_hold_commas_and_lines(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, "a.csv", 'text\n"slow,\nsad"\n'), field="text") == ["slow,\nsad"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.txt", " \n\n", "at least one prompt"),
+        ("a.md", "a reel", r"one of \.txt, \.jsonl, \.csv, \.tsv"),
+        ("a.jsonl", '{"promt": "a reel"}', r"line 1: expected a field `prompt`.*Set `field: promt`\?"),
+        ("a.jsonl", '"a reel"\n{"prompt": ', "line 2: expected a JSON object"),
+        ("a.jsonl", '{"prompt": 3}', "expected text in `prompt`, but got int"),
+        ("a.csv", "text,id\na reel,1\n", r"expected a field `prompt`, but it has \['text', 'id'\]"),
+        ("a.csv", 'prompt\n"a reel', "expected CSV"),
+    ],
+)
+def test_bad_files_are_named_with_their_mistake(tmp_path: Path, name: str, text: str, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read_prompts(written(tmp_path, name, text))
+
+
+def test_missing_file() -> None:
+    with pytest.raises(ConfigError, match=r"`nowhere\.txt` does not exist"):
+        read_prompts("nowhere.txt")
+    with pytest.raises(ConfigError, match="`` does not exist"):
+        read_prompts("")
+
+
+def test_text_that_is_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ConfigError, match="expected text in UTF-8"):
+        read_prompts(tmp_path / "a.txt")
+
+
+def test_shipped_prompts_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = tmp_path / "package"
+    (shipped / "tunes").mkdir(parents=True)
+    (shipped / "tunes" / "train.txt").write_text("shipped")
+    monkeypatch.setattr(folders, "RECIPES", shipped)
+    monkeypatch.chdir(tmp_path)
+    assert read_prompts("recipes/tunes/train.txt") == ["shipped"]
+    (tmp_path / "recipes" / "tunes").mkdir(parents=True)
+    (tmp_path / "recipes" / "tunes" / "train.txt").write_text("mine")
+    assert read_prompts("recipes/tunes/train.txt") == ["mine"]
+
+
+class _Rows(SimpleNamespace):
+    def __getitem__(self, field: str) -> list[str]:
+        return self.columns[field]
+
+
+def test_a_dataset_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = _Rows(column_names=["text"], columns={"text": ["a reel", " "]})
+    loaded: dict[str, object] = {str(tmp_path): rows, str(tmp_path / "all"): {"train": rows}}
+    (tmp_path / "all").mkdir()
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_from_disk=loaded.__getitem__))
+    assert read_prompts(tmp_path, field="text") == ["a reel"]
+    with pytest.raises(ConfigError, match=r"expected a field `prompt`, but it has \['text'\]"):
+        read_prompts(tmp_path)
+    with pytest.raises(ConfigError, match=r"Name one, as `.*all/train`"):
+        read_prompts(tmp_path / "all")
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ConfigError, match="pip install datasets"):
+        read_prompts(tmp_path)
+
+
+def test_normalised_keeps_what_tells_prompts_apart() -> None:
+    assert normalised(" A  Reel\t") == normalised("a reel") != normalised("a reel in G")
