@@ -62,7 +62,7 @@ def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> l
     ratio = student.relative_cost / guided.relative_cost
     return [
         {
-            "claim": "Distillation reaches the quality of guidance, above that of the base, at half of its forward cost",
+            "claim": "Distillation reaches the quality of guidance, which is above the base, at half its forward cost",
             "verdict": all_of(
                 not_below(quality(student, guided), margin),
                 above(quality(guided, start)),
@@ -82,7 +82,7 @@ def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> l
             "evidence": said(diverse, guided),
         },
         {
-            "claim": "The half-way merge reaches the quality of guidance at more diversity, above the front of the baselines",
+            "claim": "The half-way merge reaches the quality of guidance at more diversity, above the baselines' front",
             "verdict": all_of(
                 not_below(quality(merge, guided), margin), above(diversity(merge, guided)), above(height)
             ),

@@ -35,6 +35,7 @@ class Forecast:
 
     def share(self, label: str, share: float) -> None:
         """A running step is so far."""
+        # Threads call this while the main one reads: single dict operations only.
         started = self.running.get(label, (time.monotonic(), 0.0))[0]
         self.running[label] = (started, share)
         if share > 0.02:
@@ -42,8 +43,9 @@ class Forecast:
 
     def finish(self, label: str) -> None:
         """A step is done, now or long ago."""
-        if label in self.running:
-            self.seconds[label] = time.monotonic() - self.running.pop(label)[0]
+        started, _ = self.running.pop(label, (None, 0.0))
+        if started is not None:
+            self.seconds[label] = time.monotonic() - started
         self.done.add(label)
 
     def remaining(self) -> dict[str, float]:
@@ -57,12 +59,13 @@ class Forecast:
         for step in self.steps:
             if step.label not in self.done:
                 whole = self.seconds.get(step.label, step.effort * scale[step.kind])
-                ran = time.monotonic() - self.running[step.label][0] if step.label in self.running else 0.0
+                now = time.monotonic()
+                ran = now - self.running.get(step.label, (now, 0.0))[0]
                 left[step.label] = max(whole - ran, 0.5)
         return left
 
     def seconds_left(self) -> float:
-        """No less than the longest chain of steps that wait for each other, or than all work shared by the processes."""
+        """No less than the longest chain of steps that wait for each other, or than all work shared by processes."""
         left = self.remaining()
         chain: dict[str, float] = {}
         for step in self.steps:

@@ -65,8 +65,8 @@ def device() -> torch.device:
 
 def check(
     report: Report, metrics: Mapping[str, Any], headline: Mapping[str, Any], models: Sequence[str], max_new_tokens: int
-) -> dict[str, Any]:
-    """What only torch can tell: metrics by class path, models that are there already, if there is an accelerator.
+) -> None:
+    """What only torch can tell: metrics by class path, and models that are there already.
 
     Raises:
         ConfigError: all problems.
@@ -90,6 +90,10 @@ def check(
         problems += found or Sampling(max_new_tokens=max_new_tokens).problems(generator.max_positions)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def accelerator(report: Report) -> dict[str, bool]:
+    """Whether there is one."""
     return {"accelerator": device().type != "cpu"}
 
 

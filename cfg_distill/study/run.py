@@ -56,8 +56,9 @@ def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool =
         runner = Runner(study, folder, lock, overwrite)
         try:
             with runner.display:
-                runner.check()
-                write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
+                if _read(folder / RECORD) != record:
+                    runner.check()
+                    write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
                 runner.run()
         except KeyboardInterrupt:
             runner.display.say(f"Stopped. To go on: cfg-distill study {path}" + (f" --out {out}" if out else ""))
@@ -129,54 +130,66 @@ class Runner:
             (f"fits.{name}", {"do": "check_fit", "words": command_of(fit)}) for name, fit in self.study.fits.items()
         ]
         problems: list[str] = []
-        with ThreadPoolExecutor(self.parallel) as pool:
+        with self._pool(self.parallel) as pool:
             futures = [(name, pool.submit(self._in_worker, f"check {name}", each)) for name, each in jobs]
             self._wait_for([future for _, future in futures])
             for name, future in futures:
                 try:
-                    answer = future.result()
+                    future.result()
                 except ConfigError as error:
                     problems += [
                         p.removeprefix("check ") if name != "evaluation" else p.removeprefix("check evaluation: ")
                         for p in error.problems
                     ]
-                else:
-                    # Two processes on one accelerator would fight for its memory.
-                    if answer.get("accelerator") and not self.study.parallel:
-                        self.parallel = self.forecast.parallel = 1
         if problems:
             raise ConfigError(problems)
 
     def run(self) -> None:
         """Run every step that is not done."""
         finished: set[str] = set()
+        if not self.study.parallel and not self._all_done():
+            # Two processes on one accelerator would fight for its memory.
+            with self._pool(1) as pool:
+                asked = pool.submit(self._in_worker, "start", {"do": "accelerator"})
+                self._wait_for([asked])
+                self.parallel = self.forecast.parallel = 1 if asked.result()["accelerator"] else self.parallel
         running: dict[Future[None], Step] = {}
-        with ThreadPoolExecutor(self.parallel) as pool:
-            try:
-                while len(finished) < len(self.steps):
-                    for step in self._ready(finished, {each.label for each in running.values()}):
-                        if self.ledger.is_done(step):
-                            finished.add(step.label)
-                            self.forecast.finish(step.label)
-                            break
-                        if len(running) < self.parallel:
-                            running[pool.submit(self._run_step, step)] = step
-                            break
-                    else:
-                        done = self._wait_for(list(running), FIRST_COMPLETED)
-                        for future in done:
-                            future.result()
-                            finished.add(running.pop(future).label)
-                        self._write_timings()
-            except BaseException:
-                self.close()  # first, or the pool would wait for its threads, and they for their processes
-                raise
+        with self._pool(self.parallel) as pool:
+            while len(finished) < len(self.steps):
+                for step in self._ready(finished, {each.label for each in running.values()}):
+                    if self.ledger.is_done(step):
+                        finished.add(step.label)
+                        self.forecast.finish(step.label)
+                        break
+                    if len(running) < self.parallel:
+                        running[pool.submit(self._run_step, step)] = step
+                        break
+                else:
+                    done = self._wait_for(list(running), FIRST_COMPLETED)
+                    for future in done:
+                        future.result()
+                        finished.add(running.pop(future).label)
+                    self._write_timings()
         self._write_timings()
         if self.ledger.other_code:
             self.display.say(
                 f"Note: kept {len(self.ledger.other_code)} steps that an earlier state of cfg_distill's code made;"
                 " --overwrite remakes them."
             )
+
+    @contextmanager
+    def _pool(self, threads: int) -> Iterator[ThreadPoolExecutor]:
+        """Threads that wait for processes; after an exception these are stopped first, or they would wait on."""
+        with ThreadPoolExecutor(threads) as pool:
+            try:
+                yield pool
+            except BaseException:
+                self.close()
+                raise
+
+    def _all_done(self) -> bool:
+        """Whether no step is left: an entry of a step exists once the steps it needs are done."""
+        return all(self.ledger.entry(step.label).get("state") == "done" for step in self.steps)
 
     def _ready(self, finished: set[str], running: set[str]) -> list[Step]:
         """Steps that could run now, those that others wait for first."""
