@@ -1,0 +1,10 @@
+"""The embedded default: a small text-to-music model with its corpus, tokenizer, encoder, judge and rendering.
+
+Only what needs no torch is imported here; networks, metrics and data modules are imported from their files.
+"""
+
+from cfg_distill.tunes.bars import bar_validity
+from cfg_distill.tunes.corpus import Tune, load_corpus, tunes_of
+from cfg_distill.tunes.prompts import Understanding, chat_template, understand
+
+__all__ = ["Tune", "Understanding", "bar_validity", "chat_template", "load_corpus", "tunes_of", "understand"]

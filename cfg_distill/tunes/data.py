@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from cfg_distill.tunes.corpus import load_corpus, tunes_of, vocabulary
 from cfg_distill.tunes.prompts import NULL, SLOTS
+from cfg_distill.tunes.split import SPLITS
 from cfg_distill.tunes.tokenizer import build_tokenizer, sequence_of
 
 IGNORED = -100
@@ -118,14 +119,15 @@ class TunesData(lightning.LightningDataModule):
         if hasattr(self, "tokenizer"):
             return
         self.tokenizer = build_tokenizer(vocabulary(load_corpus()), self.max_length)
-        self.rows = {
-            split: [self.tokenizer.convert_tokens_to_ids(sequence_of(tune)) for tune in tunes_of(split)]
-            for split in ("train", "validation", "test")
-        }
-        null = self.tokenizer.convert_tokens_to_ids([f"<{slot}:{NULL}>" for slot in SLOTS])
+        self.rows = {split: [self._numbers(sequence_of(tune)) for tune in tunes_of(split)] for split in SPLITS}
+        null = self._numbers([f"<{slot}:{NULL}>" for slot in SLOTS])
         self.drop = DropConditions(null, self.drop_each, self.drop_all)
         self.drop_everything = DropConditions(null, together=1.0)
         self.draw = random.Random(self.seed)
+
+    def _numbers(self, tokens: Sequence[str]) -> list[int]:
+        numbers = self.tokenizer.convert_tokens_to_ids(list(tokens))
+        return [numbers] if isinstance(numbers, int) else numbers
 
     def train_dataloader(self) -> DataLoader:
         rows = self.rows["train"]

@@ -115,14 +115,14 @@ class Pretraining(lightning.LightningModule):
         self._log_nll("test", batch, dataloader_idx)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self.network))  # type: ignore[arg-type]
+        optimizer = self.optimizer(parameter_groups(self.network))
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.decay_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_fit_end(self) -> None:
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best:
@@ -159,8 +159,8 @@ def add_dropout(network: LlamaForCausalLM, probability: float) -> None:
 
     network.model.embed_tokens.register_forward_hook(drop)
     for layer in network.model.layers:
-        layer.self_attn.register_forward_hook(drop)  # type: ignore[union-attr]
-        layer.mlp.register_forward_hook(drop)  # type: ignore[union-attr]
+        layer.self_attn.register_forward_hook(drop)
+        layer.mlp.register_forward_hook(drop)
 
 
 def save_folder(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: str | Path) -> None:

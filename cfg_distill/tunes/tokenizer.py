@@ -17,7 +17,7 @@ from cfg_distill.tunes.prompts import NULL, SLOTS, chat_template
 VALUES: dict[str, tuple[str, ...]] = {
     "origin": ("irish", "american", "scottish", "english"),
     "rhythm": ("reel", "jig", "slip jig", "hornpipe", "strathspey", "march", "air"),
-    "metre": METRES,
+    "metre": tuple(METRES),
     "mode": MODES,
 }
 PAD, BEGIN, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"

@@ -1,5 +1,6 @@
 """Reading ABC and the corpus. The ABC in here was composed for these tests."""
 
+from collections import Counter, defaultdict
 from fractions import Fraction
 
 import pytest
@@ -33,6 +34,7 @@ def tokens(body: str, key: str = "C", metre: str = "4/4", unit: str = "1/8") -> 
         ("c2 c/2 c/ c3/2 c// c,", "c:2 c:1/2 c:1/2 c:3/2 c:1/4 C:1"),
         ("A>B A<B A>>B", "A:3/2 B:1/2 A:1/2 B:3/2 A:7/4 B:1/4"),
         ("(3ABc d", "A:2/3 B:2/3 c:2/3 d:1"),
+        ("d (3ABc ((3ABc) d", "d:1 A:2/3 B:2/3 c:2/3 A:2/3 B:2/3 c:2/3 d:1"),
         ("(3:2:2A2B d", "A:4/3 B:2/3 d:1"),
         ("^F F|F", "^F:1 ^F:1 | F:1"),
         ("A-A B-|B", "A:2 B:1 | B:1"),
@@ -52,7 +54,7 @@ def test_notation_is_read(body: str, expected: str) -> None:
 def test_key_signatures() -> None:
     assert tokens("FC", "D") == ["^F:1", "^C:1"]
     assert tokens("BE", "Gm") == ["_B:1", "_E:1"]
-    assert tokens("FC", "A Mixolydian") == ["^F:1", "^C:1"][:1] + ["^C:1"]
+    assert tokens("FC", "A Mixolydian") == ["^F:1", "^C:1"]
     assert tokens("FC", "Ador") == ["^F:1", "C:1"]
 
 
@@ -101,7 +103,7 @@ def test_a_key_signature_alone_is_not_taken_for_the_tonic() -> None:
     tune = make_tune(read(f"1\nT:x\nM:4/4\nL:1/8\nK:G\n{part}\n{part}\n"), "x", "irish")
     assert tune is not None
     assert tune.mode == "dorian"
-    assert tune.tokens[0] == "C:1"
+    assert tune.tokens[0].lower() == "c:1"
 
 
 @pytest.mark.parametrize(
@@ -147,18 +149,24 @@ def test_a_small_corpus_is_finished() -> None:
 
 def test_the_corpus() -> None:
     tunes = load_corpus()
-    assert 3400 < len(tunes) < 4000
+    assert 3600 < len(tunes) < 4000
     assert len({tune.tokens for tune in tunes}) == len(tunes)
     parted: dict[int, set[str]] = {}
     for tune in tunes:
         parted.setdefault(tune.cluster, set()).add(tune.split)
     assert all(len(splits) == 1 for splits in parted.values())
     validity = [bar_validity(" ".join(tune.tokens), tune.metre) for tune in tunes]
-    assert sum(validity) / len(validity) > 0.96
-    train = set().union(*(shingles(pitches_of(tune.tokens)) for tune in tunes if tune.split == "train"))
+    assert sum(validity) / len(validity) > 0.985
+    # Independent of the families: no held-out tune has most of its runs of nine notes in one tune of the training set.
+    owners: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, tune in enumerate(tunes):
+        if tune.split == "train":
+            for run in shingles(pitches_of(tune.tokens)):
+                owners[run].append(index)
     for split in ("validation", "test"):
         chosen = [tune for tune in tunes if tune.split == split]
-        assert 0.04 < len(chosen) / len(tunes) < 0.08
-        # Independent of the families: no held-out tune has most of its runs of nine notes in the training set.
-        shares = [len(own & train) / len(own) for own in (shingles(pitches_of(tune.tokens)) for tune in chosen) if own]
-        assert sum(share > 0.6 for share in shares) <= 0.02 * len(chosen)
+        assert 0.05 < len(chosen) / len(tunes) < 0.07
+        for tune in chosen:
+            own = shingles(pitches_of(tune.tokens))
+            shared = Counter(index for run in own for index in owners[run])
+            assert max(shared.values(), default=0) < 0.5 * len(own), tune.name
