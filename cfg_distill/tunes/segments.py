@@ -108,8 +108,14 @@ class SegmentsData(lightning.LightningDataModule):
         tokens_NT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
         for row, numbers in enumerate(rows):
             tokens_NT[row, : len(numbers)] = torch.tensor(numbers)
-        batch = {"tokens": tokens_NT, "family": torch.tensor([tune.cluster for tune in owners])}
-        for attribute in ATTRIBUTES:
-            known = {value: number for number, value in enumerate(VALUES[attribute])}
-            batch[attribute] = torch.tensor([known.get(getattr(tune, attribute), UNLABELLED) for tune in owners])
-        return batch
+        family_N = torch.tensor([tune.cluster for tune in owners])
+        return {"tokens": tokens_NT, "family": family_N, **labels_of(owners)}
+
+
+def labels_of(tunes: Sequence[Tune]) -> dict[str, Tensor]:
+    """Numbers of the values of each attribute, `[N]`, in the order of `tokenizer.VALUES`."""
+    labels = {}
+    for attribute in ATTRIBUTES:
+        known = {value: number for number, value in enumerate(VALUES[attribute])}
+        labels[attribute] = torch.tensor([known.get(getattr(tune, attribute), UNLABELLED) for tune in tunes])
+    return labels
