@@ -59,10 +59,14 @@ class LengthBuckets(Sampler[list[int]]):
         lengths: length of each sequence.
         budget: tokens a batch.
         seed: of the order; the same seed gives the same epochs. None: always from short to long.
+        rank, replicas: of several processes each takes its share of the batches, all equally many.
     """
 
-    def __init__(self, lengths: Sequence[int], budget: int, seed: int | None) -> None:
+    def __init__(
+        self, lengths: Sequence[int], budget: int, seed: int | None, rank: int = 0, replicas: int = 1
+    ) -> None:
         self.lengths, self.budget, self.seed, self.epoch = lengths, budget, seed, 0
+        self.rank, self.replicas = rank, replicas
 
     def batches(self, epoch: int) -> list[list[int]]:
         draw = random.Random(f"{self.seed}-{epoch}")
@@ -79,7 +83,7 @@ class LengthBuckets(Sampler[list[int]]):
             batches[-1].append(index)
         if self.seed is not None:
             draw.shuffle(batches)
-        return batches
+        return batches[: len(batches) // self.replicas * self.replicas][self.rank :: self.replicas]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -130,10 +134,11 @@ class TunesData(lightning.LightningDataModule):
         return [numbers] if isinstance(numbers, int) else numbers
 
     def train_dataloader(self) -> DataLoader:
-        rows = self.rows["train"]
+        rows, trainer = self.rows["train"], self.trainer
+        rank, replicas = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         return DataLoader(
             rows,  # type: ignore[arg-type]
-            batch_sampler=LengthBuckets([len(row) for row in rows], self.batch_tokens, self.seed),
+            batch_sampler=LengthBuckets([len(row) for row in rows], self.batch_tokens, self.seed, rank, replicas),
             collate_fn=lambda chosen: collate([self.drop(row, self.draw) for row in chosen], self._pad),
         )
 

@@ -132,6 +132,9 @@ def test_buckets_hold_every_tune_once_within_the_budget() -> None:
     assert sum(lengths) > 0.85 * padded
     assert first != second
     assert list(LengthBuckets(lengths, 1000, seed=3)) == first
+    shares = [list(LengthBuckets(lengths, 1000, 3, rank, 2)) for rank in range(2)]
+    assert len(shares[0]) == len(shares[1]) == len(first) // 2
+    assert [batch for pair in zip(*shares, strict=True) for batch in pair] == first[: len(first) // 2 * 2]
 
 
 def test_the_learning_rate_rises_then_falls_to_nothing() -> None:
