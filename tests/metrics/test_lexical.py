@@ -45,13 +45,13 @@ def test_self_bleu_worked(samples_of):
     metric = SelfBLEUDiversity()
     metric.update(
         samples_of(
-            ["different by a word", "the same", "nothing shared"],
-            [["a b c d e", "a b c d f"], ["a b c d", "a b c d"], ["a b c d", "e f g h"]],
+            ["different by a word", "the same", "the same, short", "nothing shared"],
+            [["a b c d e", "a b c d f"], ["a b c d", "a b c d"], ["a b", "a b"], ["a b c d", "e f g h"]],
         )
     )
-    one_word, same, nothing = metric.per_prompt().tolist()
+    one_word, same, short, nothing = metric.per_prompt().tolist()
     assert one_word == pytest.approx(1 - (4 / 5 * 3 / 4 * 2 / 3 * 1 / 2) ** 0.25, abs=1e-6)
-    assert same == pytest.approx(0.0, abs=1e-6)
+    assert [same, short] == pytest.approx([0.0, 0.0], abs=1e-6)
     assert nothing > 0.9
 
 
