@@ -1,0 +1,82 @@
+"""The picture: every system is there, no label covers another, and the table marks the best."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from matplotlib.transforms import Bbox
+
+from cfg_distill.evaluation import front_figure, front_table
+
+
+def point(name: str, kind: str, quality: float, diversity: float, guidance: float = 1.0, t: float = 1.0, knob=None):
+    def around(mean: float) -> dict[str, float]:
+        return {"mean": mean, "low": mean - 0.02, "high": mean + 0.03}
+
+    return {
+        "name": name,
+        "kind": kind,
+        "quality": {"quality": around(quality)},
+        "diversity": {"diversity": around(diversity), "bigram": around(diversity / 2 + 0.4)},
+        "guards": {"length": around(5.0)},
+        "relative_cost": 1.0 if guidance == 1 else 2.0,
+        "temperature": t,
+        "guidance": guidance,
+        "knob": knob,
+    }
+
+
+POINTS = [
+    point("base", "base", 0.649, 0.665),
+    point("base T 0.8", "base", 0.677, 0.657, t=0.8),
+    point("guidance 1.5", "guidance", 0.685, 0.575, 1.5),
+    point("guidance 2", "guidance", 0.693, 0.518, 2.0),
+    point("guidance 3", "guidance", 0.694, 0.434, 3.0),
+    point("quality", "student", 0.694, 0.525, knob=0.0),
+    point("half", "merge", 0.681, 0.581, knob=0.5),
+    point("diversity", "student", 0.651, 0.655, knob=1.0),
+]
+
+
+def labels(panel):
+    return [text for text in panel.texts if text.get_gid() == "label"]
+
+
+@pytest.mark.parametrize("independent", [None, "bigram"])
+def test_every_system_is_labelled_and_no_label_covers_another(independent):
+    figure = front_figure(POINTS, "quality", "diversity", independent, "what was found", "what the bars mean")
+    renderer = figure.canvas.get_renderer()
+    assert len(figure.axes) == (1 if independent is None else 2)
+    for panel in figure.axes:
+        assert {text.get_text() for text in labels(panel)} == {p["name"] for p in POINTS}
+        boxes = [Bbox.from_bounds(*text.get_window_extent(renderer).bounds) for text in labels(panel)]
+        for a, b in itertools.combinations(boxes, 2):
+            shared = Bbox.intersection(a, b)
+            assert shared is None or shared.width * shared.height < 1
+
+
+def test_lines_join_sweeps_in_their_order():
+    figure = front_figure(POINTS[::-1], "quality", "diversity")
+    paths = {line.get_color(): line.get_xdata() for line in figure.axes[0].lines if line.get_linestyle() != "None"}
+    assert list(paths["#0072B2"]) == [0.525, 0.581, 0.655]  # by the knob
+    assert list(paths["#D55E00"]) == [0.665, 0.575, 0.518, 0.434]  # guidance 1, which is the base, to 3
+    assert list(paths["#4D4D4D"]) == [0.657, 0.665]  # by temperature
+
+
+def test_bars_are_the_intervals():
+    figure = front_figure(POINTS[:1], "quality", "diversity")
+    ends = np.concatenate([np.concatenate(bar.get_segments()) for bar in figure.axes[0].collections])
+    assert ends.min(0) == pytest.approx([0.645, 0.629])
+    assert ends.max(0) == pytest.approx([0.695, 0.679])
+
+
+def test_the_table_marks_the_best_and_tells_half_widths():
+    table = front_table(POINTS).splitlines()
+    row = {line.split("  ")[0]: line for line in table}
+    assert "0.694 ±0.025*" in row["guidance 3"]
+    assert "0.665 ±0.025*" in row["base"]
+    assert "0.649 ±0.025 " in row["base"]
+    assert "2x" in row["guidance 2"]
+    assert "5.000 ±0.025*" not in "\n".join(table)  # a guard has no best

@@ -1,0 +1,126 @@
+"""The study file: every problem at once, in one message each, before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.study.check import command_of, problems_of, recipe_of
+from cfg_distill.study.config import read_study
+from cfg_distill.study.run import run_study
+
+
+def test_a_right_file_has_no_problem(place):
+    assert problems_of(read_study("study.yaml")) == []
+
+
+def test_the_shipped_quick_start_is_right():
+    study = read_study("recipes/quickstart.yaml")
+    assert problems_of(study) == []
+    assert list(study.points()) == [
+        *("base", "base T 0.8", "guidance 1.5", "guidance 2", "guidance 3"),
+        *("quality", "diversity", "quarter", "half", "three quarters"),
+    ]
+
+
+def test_keys_and_types_are_reported_together(change):
+    path = change({"fit": {}, "fits/quality/confg": "x", "evaluation/samples": "many", "evaluation/prompts": None})
+    with pytest.raises(ConfigError) as caught:
+        read_study(path)
+    text = str(caught.value)
+    assert len(caught.value.problems) == 4
+    assert "Key `fit`: expected a known key" in text
+    assert "Did you mean `fits`?" in text
+    assert "Key `fits.quality.confg`" in text
+    assert "Did you mean `config`?" in text
+    assert "Key `evaluation.samples`: expected int, but got 'many'." in text
+    assert "Key `evaluation.prompts`: expected, but the study file has none." in text
+
+
+def test_what_names_mean_is_reported_together(change):
+    path = change(
+        {
+            "fits/quality/config": "missing.yaml",
+            "fits/diversity/start": "qualty",
+            "merges/half/models": ["quality", "divrsity"],
+            "merges/half/weights": [0.5, 0.6],
+            "baselines/half": {"model": "base"},
+            "baselines/guidance 2/guidance": -1.0,
+            "evaluation/headline/quality": "word",
+            "evaluation/seeds": [1, 1],
+            "claims/merge": "hlaf",
+        }
+    )
+    with pytest.raises(ConfigError) as caught:
+        run_study(path)
+    text = str(caught.value)
+    assert "Key `fits.quality.config`: expected a recipe, but `missing.yaml` does not exist." in text
+    assert "Key `fits.diversity.start`" in text
+    assert "Did you mean `quality`?" in text
+    assert "Key `merges.half.models`" in text
+    assert "Did you mean `diversity`?" in text
+    assert "Key `merges.half.weights`: expected a sum of 1, but 0.5 + 0.6 = 1.1." in text
+    assert "Key `baselines.half`: the name is taken." in text
+    assert "Key `baselines.guidance 2.guidance`: expected a number of at least 0" in text
+    assert "Did you mean `words`?" in text
+    assert "Key `evaluation.seeds`: expected one or more different numbers" in text
+    assert "Did you mean `half`?" in text
+    assert len(caught.value.problems) == 9
+
+
+def test_a_fit_cannot_start_from_a_later_one(change):
+    assert "Key `fits.quality.start`" in str(problems_of(read_study(change({"fits/quality/start": "diversity"}))))
+
+
+@pytest.mark.parametrize("content", ["", "- a\n- b\n", "just text"])
+def test_a_file_that_is_no_mapping(place, content):
+    (place / "study.yaml").write_text(content)
+    with pytest.raises(ConfigError, match="expected keys and values"):
+        read_study("study.yaml")
+
+
+def test_a_missing_file_and_broken_yaml(place):
+    with pytest.raises(ConfigError, match=r"`no.yaml` does not exist"):
+        read_study("no.yaml")
+    (place / "study.yaml").write_text("a: [1,")
+    with pytest.raises(ConfigError, match="expected YAML"):
+        read_study("study.yaml")
+
+
+def test_prompts_that_were_trained_on_are_not_held_out(place):
+    (place / "report.txt").write_text("w5\n W2 \n")
+    problems = problems_of(read_study("study.yaml"))
+    assert len(problems) == 2  # of both fits
+    assert "1 of them are in `data.train` of fits.quality: 'w2'" in problems[0]
+
+
+def test_overrides_reach_recipe_and_command(change):
+    overrides = {"trainer.max_steps": 3, "data.shuffle": False, "model.start": "x"}
+    fit = read_study(change({"fits/quality/overrides": overrides})).fits["quality"]
+    recipe = recipe_of(fit)
+    assert (recipe["trainer"]["max_steps"], recipe["trainer"]["devices"]) == (3, 1)
+    assert command_of(fit) == [
+        *("fit", "--config", "fit.yaml", "--trainer.max_steps=3", "--data.shuffle=false", "--model.start=x")
+    ]
+
+
+def test_kinds_and_knobs(place):
+    study = read_study("study.yaml")
+    kinds = {name: study.kind(name) for name in study.points()}
+    assert list(kinds.values()) == ["base", "base", "guidance", "student", "student", "merge"]
+    assert [study.knob(name) for name in ("quality", "half", "diversity", "base")] == [0.0, 0.5, 1.0, None]
+
+
+def test_the_command_line_exits_with_2_and_loads_no_torch(place):
+    code = (
+        "import sys; from cfg_distill.cli import main; code = main(['study', 'study.yaml', '--out', 'base']);"
+        " print('torch' in sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stdout.strip() == "False"
+    assert "`base` holds files, but no study" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,92 @@
+"""What counts as a change of a study that has begun."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.study.config import read_study
+from cfg_distill.study.record import changes, digest, record_of
+from cfg_distill.study.run import run_study
+
+
+@pytest.fixture
+def begun(place) -> dict:
+    return record_of(read_study("study.yaml"))
+
+
+def test_the_same_study_has_no_changes(begun):
+    assert changes(begun, record_of(read_study("study.yaml"))) == []
+
+
+@pytest.mark.parametrize(
+    "addition",
+    [
+        {"merges/quarter": {"models": ["quality", "diversity"], "weights": [0.75, 0.25]}},
+        {"baselines/guidance 3": {"model": "base", "guidance": 3.0}},
+        {"systems": {"half T 0.8": {"model": "half", "temperature": 0.8}}},
+        {"evaluation/metrics/repetition": {"class_path": "cfg_distill.metrics.Repetition"}},
+        {"fits/third": {"config": "fit.yaml"}},
+        {"out": "elsewhere", "parallel": 1},
+    ],
+)
+def test_additions_are_no_changes(begun, change, addition):
+    assert changes(begun, record_of(read_study(change(addition)))) == []
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"evaluation/samples": 4}, "evaluation.samples: 3 -> 4"),
+        ({"claims/margin": 0.1}, "claims.margin: 0.02 -> 0.1"),
+        ({"merges/half/weights": [0.4, 0.6]}, "merges.half.weights: [0.5, 0.5] -> [0.4, 0.6]"),
+        ({"baselines/base T 0.8": None}, "baselines.base T 0.8: "),
+        ({"fits/quality/overrides": {"trainer.max_steps": 5}}, "recipes.quality.trainer.max_steps: 12 -> 5"),
+    ],
+)
+def test_a_change_is_named_with_both_values(begun, change, changed, said):
+    found = changes(begun, record_of(read_study(change(changed))))
+    assert any(line.startswith(said) for line in found), found
+
+
+def test_a_recipe_prompts_or_weights_that_changed(begun, place):
+    (place / "fit.yaml").write_text((place / "fit.yaml").read_text().replace("1.0e-2", "2.0e-2"))
+    (place / "train.txt").write_text("other\n")
+    (place / "base" / "model.safetensors").write_text("other weights")
+    found = "\n".join(changes(begun, record_of(read_study("study.yaml"))))
+    assert "recipes.quality.model.optimizer.init_args.lr: 0.01 -> 0.02" in found
+    assert "files.train.txt: " in found
+    assert "files.base: " in found
+
+
+def test_a_study_that_changed_is_refused_before_anything_runs(begun, place, change):
+    out = place / "out"
+    out.mkdir()
+    import json
+
+    (out / "study.json").write_text(json.dumps(begun))
+    with pytest.raises(ConfigError) as caught:
+        run_study(change({"evaluation/samples": 4}))
+    message = str(caught.value)
+    assert "evaluation.samples: 3 -> 4" in message
+    assert "--overwrite" in message
+    assert "--out" in message
+    assert sorted(path.name for path in out.iterdir()) == ["study.json"]
+
+
+def test_strange_files_are_not_written_among(place):
+    (place / "out").mkdir()
+    (place / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="holds files, but no study"):
+        run_study("study.yaml")
+
+
+def test_a_digest_sees_names_and_bytes(tmp_path):
+    (tmp_path / "a").write_text("1")
+    first = digest([tmp_path])
+    (tmp_path / ".hidden").write_text("a temporary file")
+    assert digest([tmp_path]) == first
+    (tmp_path / "a").write_text("2")
+    second = digest([tmp_path])
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert len({first, second, digest([tmp_path])}) == 3

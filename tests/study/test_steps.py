@@ -1,0 +1,121 @@
+"""The plan, and when a step may be skipped."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfg_distill.study.config import read_study
+from cfg_distill.study.display import Forecast, clock
+from cfg_distill.study.steps import Ledger, Step, plan
+
+
+@pytest.fixture
+def steps(place) -> dict[str, Step]:
+    return {step.label: step for step in plan(read_study("study.yaml"), place / "out")}
+
+
+def test_the_plan_is_in_order_of_need(steps, place):
+    seen: set[str] = set()
+    for step in steps.values():
+        assert set(step.needs) <= seen
+        seen.add(step.label)
+    assert steps["fit diversity"].needs == ["export quality"]
+    assert steps["merge half"].needs == ["export diversity", "export quality"]
+    assert steps["evaluate half"].needs == ["merge half"]
+    assert steps["evaluate base"].needs == []
+    assert set(steps["front"].needs) == {label for label in steps if label.startswith("evaluate")}
+
+
+def test_a_fit_is_the_command_of_a_user_and_goes_on(steps, place):
+    words = steps["fit diversity"].job["words"]
+    assert words[:3] == ["fit", "--config", "fit.yaml"]
+    assert "--model.guidance.scale=3.0" in words
+    assert f"--model.start={place / 'out' / 'students' / 'quality'}" in words
+    assert f"--trainer.default_root_dir={place / 'out' / 'fits' / 'diversity'}" in words
+    assert "--ckpt_path=last" in words
+
+
+@pytest.fixture
+def step(tmp_path) -> Step:
+    return Step("merge", "half", {}, [tmp_path / "made"], config={"weights": [0.5]}, traces=[tmp_path / "trace"])
+
+
+def made(ledger: Ledger, step: Step, content: str = "weights") -> None:
+    ledger.begin(step)
+    step.outputs[0].write_text(content)
+    ledger.finish(step, 1.0, 100.0)
+
+
+def test_a_step_is_skipped_only_while_all_is_as_it_was(tmp_path, step):
+    ledger = Ledger(tmp_path, under_other_code=True)
+    assert not ledger.is_done(step)
+    made(ledger, step)
+    assert Ledger(tmp_path, under_other_code=True).is_done(step)
+    step.config = {"weights": [0.4]}
+    assert not ledger.is_done(step)
+    step.config = {"weights": [0.5]}
+    step.outputs[0].write_text("other weights")
+    assert not ledger.is_done(step)
+    step.outputs[0].unlink()
+    assert not ledger.is_done(step)
+
+
+def test_a_step_is_remade_when_one_before_it_made_something_else(tmp_path, step):
+    ledger = Ledger(tmp_path, under_other_code=True)
+    after = Step("evaluate", "half", {}, [tmp_path / "value"], needs=["merge half"])
+    made(ledger, step)
+    made(ledger, after)
+    made(ledger, step)
+    assert ledger.is_done(after)  # remade, but the same
+    made(ledger, step, "other weights")
+    assert not ledger.is_done(after)
+
+
+def test_other_code_is_told_or_refused(tmp_path, step):
+    made(Ledger(tmp_path, under_other_code=True), step)
+    lenient, strict = Ledger(tmp_path, under_other_code=True), Ledger(tmp_path, under_other_code=False)
+    lenient.source = strict.source = "other code"
+    assert lenient.is_done(step)
+    assert lenient.other_code == ["merge half"]
+    assert not strict.is_done(step)
+
+
+def test_an_unfinished_step_goes_on_only_as_the_same_step(tmp_path, step):
+    ledger = Ledger(tmp_path, under_other_code=True)
+    assert not ledger.begin(step)
+    step.traces[0].write_text("half done")
+    ledger.pause(step, 5.0)
+    assert ledger.begin(step)
+    assert step.traces[0].exists()
+    ledger.pause(step, 2.0)
+    assert ledger.entry(step.label)["seconds"] == 7.0
+    step.config = {"weights": [0.4]}
+    assert not ledger.begin(step)
+    assert not step.traces[0].exists()
+    assert ledger.entry(step.label)["seconds"] == 0.0
+
+
+def test_the_forecast_scales_guesses_by_what_was_measured(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("cfg_distill.study.display.time.monotonic", lambda: now[0])
+    steps = [Step("evaluate", name, {}, [], effort=effort) for name, effort in (("a", 10.0), ("b", 20.0), ("c", 20.0))]
+    forecast = Forecast(steps, parallel=1)
+    assert forecast.seconds_left() == pytest.approx(50)
+    forecast.share("evaluate a", 0.0)
+    now[0] = 30.0
+    forecast.finish("evaluate a")  # three times the guess
+    assert forecast.seconds_left() == pytest.approx(120)
+    forecast.share("evaluate b", 0.0)
+    now[0] = 45.0
+    forecast.share("evaluate b", 0.5)  # 15 s for a half
+    assert forecast.remaining()["evaluate b"] == pytest.approx(15)
+    assert forecast.seconds_left() < 15 + 60
+
+
+def test_the_forecast_knows_what_waits_for_what():
+    chain = [Step("fit", "a", {}, [], effort=10.0), Step("fit", "b", {}, [], needs=["fit a"], effort=10.0)]
+    assert Forecast(chain, parallel=2).seconds_left() == pytest.approx(20)
+    assert Forecast([*chain, Step("evaluate", "c", {}, [], effort=60.0)], parallel=2).seconds_left() == pytest.approx(
+        60
+    )
+    assert clock(245.2) == "4:05"
