@@ -30,7 +30,7 @@ class DiversityLogging(Callback):
         - class_path: cfg_distill.callbacks.DiversityLogging
           init_args:
             metrics:
-              diversity: {class_path: cfg_distill.metrics.EAD}
+              distinct: {class_path: cfg_distill.metrics.DistinctN}
 
     Args:
         metrics: name -> metric.

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 
 class ExactResume(Callback):
-    """Save the state of every random number generator, of every process, and set it again before the next batch.
+    """Save the state of every random number generator, of every process, and go on from it.
 
     Lightning's checkpoints hold none of it. With this callback, and a data loader that goes on in the middle of an
     epoch (:class:`cfg_distill.data.PromptData` has one), a run stopped after a checkpoint and resumed from it takes the
@@ -18,9 +18,14 @@ class ExactResume(Callback):
     its own made of the recipe's seed, step and process; dropout, and whatever a reward or a callback of yours draws,
     do.
 
-    The states of python, numpy, torch and the CUDA device are gathered from all processes and saved once. They are set
-    again right before the first resumed batch, after the data loader has been rebuilt. Resumed on another number of
-    processes, there is no same run to go on with: it says so, and leaves the generators as they are.
+    A checkpoint holds the states of python, numpy, torch and the CUDA device of all processes, as they were at the end
+    of the last batch. Validation leaves the generators as it found them: whether it has run or not when a run is
+    resumed, training draws the same numbers. Resumed on another number of processes, there is no same run to go on
+    with: the callback says so, and leaves the generators as they are.
+
+    A loader that has no generator of its own draws a number from torch whenever an iterator of it is made, between
+    epochs: give it one (``DataLoader(..., generator=torch.Generator())``), as :class:`cfg_distill.data.PromptData`
+    does.
 
     It cannot help a checkpoint taken between the micro-batches of one accumulated step: gradients are not saved.
 
@@ -32,26 +37,42 @@ class ExactResume(Callback):
     """
 
     def __init__(self) -> None:
+        self._batch_end: dict[str, Any] | None = None
         self._loaded: list[dict[str, Any]] | None = None
         self._trainer: Trainer | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded is None:
             return
-        states, self._loaded = self._loaded, None
-        if len(states) == trainer.world_size:
-            set_random_states(states[trainer.global_rank])
+        if len(self._loaded) == trainer.world_size:
+            self._batch_end = self._loaded[trainer.global_rank]
         else:
             rank_zero_warn(
-                f"The checkpoint holds the random states of {len(states)} processes, this run has {trainer.world_size}:"
-                " it goes on with other random numbers."
+                f"The checkpoint holds the random states of {len(self._loaded)} processes, this run has"
+                f" {trainer.world_size}: it goes on with other random numbers."
             )
+            self._loaded = None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        # Not before: a resumed run makes the iterators of its loaders anew, and may or may not validate first.
+        if self._loaded is not None and self._batch_end is not None:
+            set_random_states(self._batch_end)
+        self._loaded = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batch_end = random_states()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._batch_end is not None:
+            set_random_states(self._batch_end)
 
     def state_dict(self) -> dict[str, Any]:
-        own = random_states()
+        own = self._batch_end or random_states()
         world = self._trainer.world_size if self._trainer is not None else 1
         if world == 1:
             return {"processes": [own]}

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill import CFGDistillation
+from cfg_distill.data import PromptData
 from cfg_distill.generators import CausalLM
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import PolicyGradient, ReverseKL
@@ -116,3 +119,51 @@ class Recorder(L.Callback):
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         self.after.append(snapshot(pl_module))
+
+
+# Fits that depend on every random number generator
+
+
+class Noisy(FirstToken):
+    """A reward that draws from every global generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.drawn: list[float] = []
+
+    def forward(self, samples: Samples) -> GroupReward:
+        group = super().forward(samples)
+        self.drawn.append(random.random() + np.random.rand() + torch.rand(()).item())
+        return GroupReward(group.reward_BG, group.advantage_BG * self.drawn[-1])
+
+
+def noisy_student(folder: str) -> tuple[Any, list[float]]:
+    reward = Noisy()
+    return student_of(folder, losses={"kl": ReverseKL(), "diversity": PolicyGradient(reward, weight=0.1)}), reward.drawn
+
+
+def prompt_data(folder: Path) -> PromptData:
+    (folder / "train.txt").write_text("\n".join(PROMPTS[:6]))
+    (folder / "validation.txt").write_text("\n".join(PROMPTS[6:]))
+    return PromptData(str(folder / "train.txt"), str(folder / "validation.txt"), batch_size=2)
+
+
+def noisy_run(
+    folder: str, root: Path, callbacks: list[Any], ckpt: Path | None = None, **settings: Any
+) -> tuple[Any, list[float]]:
+    """Two epochs of three batches, with a validation in the middle of each."""
+    module, drawn = noisy_student(folder)
+    defaults: dict[str, Any] = {"max_epochs": 2, "val_check_interval": 2}
+    fitted = trainer(callbacks, root=root, **(defaults | settings))
+    fitted.fit(module, datamodule=prompt_data(root), ckpt_path=None if ckpt is None else str(ckpt))
+    return module, drawn
+
+
+def every_step(root: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(root / "saved", filename="{step}", every_n_train_steps=1, save_top_k=-1)
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)

@@ -1,6 +1,7 @@
 """PromptData: the prompts of a fit."""
 
 import lightning as L
+import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill.data.batches import PromptBatches, Prompts
@@ -94,7 +95,9 @@ class PromptData(L.LightningDataModule):
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = PromptBatches(len(prompts), batch_size, shuffle, self.seed, rank, world)
         # The sampler deals whole batches: batch_size=None turns the loader's own batching off.
-        return StatefulDataLoader(Prompts(prompts), batch_size=None, sampler=batches)
+        # A generator of its own: making an iterator draws a number, which a resumed run does at other moments.
+        own = torch.Generator()
+        return StatefulDataLoader(Prompts(prompts), batch_size=None, sampler=batches, generator=own)
 
 
 def _overlap(name: str, other: str, prompts: dict[str, list[str]]) -> list[str]:

@@ -1,0 +1,122 @@
+"""What two processes must agree on, or keep apart: a sharded average, and random states."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import tiny_folder
+from tiny_fits import every_step, noisy_run, same, seed_everything, snapshot
+
+from cfg_distill.callbacks import ExactResume, StudentEMA
+from cfg_distill.callbacks.weights import student_weights, whole
+
+
+def work(rank: int, folder: str, out: str, port: int) -> None:
+    """One of two processes, for both tests: starting them costs more than they do."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "RANK": str(rank),
+                   "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
+    os.environ.pop("PL_GLOBAL_SEED", None)  # Lightning would give both processes the seed of an earlier test
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    resume(rank, folder, out)
+    average_sharded(rank, out)
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with what the two processes wrote."""
+    out = tmp_path_factory.mktemp("both")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(work, (tiny_folder(out / "model"), str(out), port), nprocs=2)
+    return out
+
+
+# Random states
+
+
+def resume(rank: int, folder: str, root: str) -> None:
+    two = {"devices": 2, "strategy": "ddp", "max_epochs": 1}
+    seed_everything(rank)
+    unbroken, drawn = noisy_run(folder, Path(root), [ExactResume(), every_step(Path(root))], **two)
+    seed_everything(99)
+    resumed, again = noisy_run(folder, Path(root), [ExactResume()], ckpt=Path(root) / "saved" / "step=1.ckpt", **two)
+    torch.save(
+        {"drawn": drawn, "again": again, "same": same(snapshot(unbroken), snapshot(resumed))},
+        f"{root}/resumed{rank}.pt",
+    )
+
+
+def test_each_process_gets_its_own_state_back(both: Path) -> None:
+    first, second = (torch.load(both / f"resumed{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["drawn"] != second["drawn"]
+    for rank in (first, second):
+        assert rank["again"] == rank["drawn"][1:]
+        assert rank["same"]
+
+
+# Half of every tensor each
+
+
+class Sharded(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.student = torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.Linear(4, 6))
+
+
+def average_sharded(rank: int, out: str) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+    from torch.distributed.tensor import DTensor
+
+    module: Any = Sharded()
+    fully_shard(module.student, mesh=init_device_mesh("cpu", (2,)))
+    ema = StudentEMA(decay=0.5, warmup=False)
+    ema.update(module)
+    with torch.no_grad():
+        for parameter in module.student.parameters():
+            parameter.add_(1.0)
+    ema.update(module)
+    assert all(isinstance(average, DTensor) for average in ema._averages.values())
+    state = ema.state_dict()
+
+    # A forward without a backward leaves the parameters gathered; swapping must cope.
+    with torch.no_grad():
+        module.student(torch.zeros(1, 6))
+    ema.swap_in(module)
+    swapped = {name: whole(tensor).clone() for name, tensor in student_weights(module).items()}
+    with torch.no_grad():
+        module.student(torch.zeros(1, 6))
+    ema.swap_out(module)
+    live = {name: whole(tensor).clone() for name, tensor in student_weights(module).items()}
+
+    again = StudentEMA(decay=0.5, warmup=False)
+    again.load_state_dict(state)
+    averages = again.averages(module)
+    assert all(isinstance(average, DTensor) for average in averages.values())
+    resumed = {name: whole(average) for name, average in averages.items()}
+    local = {name: average.to_local() for name, average in averages.items()}
+    torch.save(
+        {"saved": state["weights"], "swapped": swapped, "live": live, "resumed": resumed, "local": local},
+        f"{out}/sharded{rank}.pt",
+    )
+
+
+def test_a_sharded_student_is_averaged_in_shards_and_saved_whole(both: Path) -> None:
+    expected = {name: tensor + 0.5 for name, tensor in student_weights(Sharded()).items()}
+    first, second = (torch.load(both / f"sharded{rank}.pt", weights_only=True) for rank in (0, 1))
+    for got in (first, second):
+        for name, tensor in expected.items():
+            for what in ("saved", "swapped", "resumed"):
+                torch.testing.assert_close(got[what][name], tensor)
+            torch.testing.assert_close(got["live"][name], tensor + 0.5)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(torch.cat([first["local"][name], second["local"][name]]), tensor)
