@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 
 SPELLING = ("C", "^C", "D", "_E", "E", "F", "^F", "G", "_A", "A", "_B", "B")
 BARS = ("|", "||", "|:", ":|", "::", "[1", "[2")
@@ -66,7 +67,7 @@ class Score:
 
 
 def key_of(text: str) -> tuple[int, str, dict[str, int]]:
-    """"A Mixolydian" -> tonic as pitch class, mode, accidental of each letter.
+    """ "A Mixolydian" -> tonic as pitch class, mode, accidental of each letter.
 
     Raises:
         NotOneVoiceError: no key that is known.
@@ -249,6 +250,7 @@ def note_token(pitch: int | None, length: Fraction) -> str:
 _NOTE_TOKEN = re.compile(r"(?:(z)|([\^_]?)([A-Ga-g])([,']*)):(\d+(?:/\d+)?)")
 
 
+@cache
 def parse_note(token: str) -> tuple[int | None, Fraction] | None:
     """The inverse of `note_token`; None for a token that is no note (a bar, a special token)."""
     match = _NOTE_TOKEN.fullmatch(token)

@@ -62,9 +62,7 @@ class LengthBuckets(Sampler[list[int]]):
         rank, replicas: of several processes each takes its share of the batches, all equally many.
     """
 
-    def __init__(
-        self, lengths: Sequence[int], budget: int, seed: int | None, rank: int = 0, replicas: int = 1
-    ) -> None:
+    def __init__(self, lengths: Sequence[int], budget: int, seed: int | None, rank: int = 0, replicas: int = 1) -> None:
         self.lengths, self.budget, self.seed, self.epoch = lengths, budget, seed, 0
         self.rank, self.replicas = rank, replicas
 

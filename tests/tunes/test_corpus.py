@@ -39,7 +39,7 @@ def tokens(body: str, key: str = "C", metre: str = "4/4", unit: str = "1/8") -> 
         ("^F F|F", "^F:1 ^F:1 | F:1"),
         ("A-A B-|B", "A:2 B:1 | B:1"),
         ("A-B", "A:1 B:1"),
-        ("{ab}A \"Am\"B !trill!c ~d .e", "A:1 B:1 c:1 d:1 e:1"),
+        ('{ab}A "Am"B !trill!c ~d .e', "A:1 B:1 c:1 d:1 e:1"),
         ("[CEG]2 [ceg]", "G:2 g:1"),
         ("|:A|B|1c:|2d|]", "|: A:1 | B:1 | [1 c:1 :| [2 d:1 ||"),
         ("A::B:|\n|:c :|", "A:1 :: B:1 :: c:1 :|"),
