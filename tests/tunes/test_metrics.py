@@ -39,7 +39,7 @@ def samples(prompts: list[str], outputs: list[str]) -> Samples:
         (f"{FULL} | C:5 | {FULL} |", "6/8", 2 / 3),
         (f"G:1 | {FULL} | {FULL} | C:5 |", "6/8", 1.0),  # upbeat and its complement
         (f"G:1 | {FULL} | C:5 :| G:1 | {FULL} | C:5 :|", "6/8", 1.0),
-        (f"G:1 | {FULL} | C:4 :| G:1 | {FULL} | C:5 :|", "6/8", 3 / 4),  # 4 + 1 is no bar, 1 + 5 is
+        (f"G:1 | {FULL} | C:4 :| G:1 | {FULL} | C:5 :|", "6/8", 2 / 4),  # 4 + 1 is no bar, on neither side
         (f"{FULL} | {FULL} | C:2", "6/8", 1.0),  # breaks off
         (f"{FULL} | C:7", "6/8", 1 / 2),  # too long already
         (f"{FULL} {FULL}", "6/8", 0.0),  # no bar sign: one bar, too long
