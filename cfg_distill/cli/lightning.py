@@ -67,7 +67,7 @@ class CommandLine(LightningCLI):
             self.config = parser.parse_args(args)
         except _PARSING as error:
             raise ConfigError(self._all_problems(parser, walk, str(error))) from error
-        walk.keys(own, self.recipe)
+        good = walk.keys(own, self.recipe)
         problems = walk.nulls
         checkpoint = self.config[self.command].get("ckpt_path")
         if checkpoint not in (None, "last", "best", "hpc") and not Path(checkpoint).exists():
@@ -75,7 +75,7 @@ class CommandLine(LightningCLI):
                 f"Key `ckpt_path`: expected a checkpoint or `last`, but `{checkpoint}` does not exist. Check the path."
             )
         if problems:
-            raise ConfigError(_without_echoes(problems, self._problems_inside(self.recipe)))
+            raise ConfigError(_without_echoes(problems, self._problems_inside(good)))
 
     def _all_problems(self, parser: LightningArgumentParser, walk: Walk, first: str) -> list[str]:
         """After a parser gave up: every problem of files and options, and of what can be built without them."""
@@ -195,8 +195,10 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # No validation prompts: that was the wish.
     warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-    # A run that goes on finds its own checkpoints.
+    # `--ckpt_path last` also starts a run; one that goes on finds its own checkpoints, and another may go on from them.
+    warnings.filterwarnings("ignore", message=".*there is no last checkpoint available")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", message="The dirpath has changed")
     # On purpose: the student trains without dropout, and its teacher never leaves eval mode.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch.utils.data import Dataset, DistributedSampler
@@ -50,14 +50,48 @@ class PromptBatches(DistributedSampler):
         return self.num_batches
 
     def __iter__(self) -> Iterator[Any]:
-        order = self._order()
-        total = self.num_batches * self.num_replicas
-        for number in range(self.rank, total, self.num_replicas):
-            batch = order[number * self.size // total : (number + 1) * self.size // total]
-            yield batch or [order[number % self.size]]
+        return _Deal(self)
 
-    def _order(self) -> list[int]:
+    def order(self) -> list[int]:
         if not self.shuffle:
             return list(range(self.size))
         random = torch.Generator().manual_seed(self.seed + self.epoch)
         return torch.randperm(self.size, generator=random).tolist()
+
+
+class _Deal:
+    """One epoch's batches, with a state.
+
+    The loader's own way to resume knows no epochs: from a checkpoint of an epoch's last step it would deal an empty
+    epoch, and one epoch would never be trained on.
+    """
+
+    def __init__(self, batches: PromptBatches) -> None:
+        self.batches = batches
+        self.order: list[int] = []
+        self.number = 0
+        self.loaded: dict[str, int] | None = None
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> list[int]:
+        batches = self.batches
+        if not self.order:
+            # Only now: the epoch is told after the state is loaded.
+            self.order = batches.order()
+            if self.loaded is not None and self.loaded["epoch"] == batches.epoch:
+                self.number = self.loaded["number"]
+            self.loaded = None
+        if self.number == len(batches):
+            raise StopIteration
+        place, total = self.number * batches.num_replicas + batches.rank, len(batches) * batches.num_replicas
+        self.number += 1
+        batch = self.order[place * batches.size // total : (place + 1) * batches.size // total]
+        return batch or [self.order[place % batches.size]]
+
+    def state_dict(self) -> dict[str, int]:
+        return self.loaded or {"epoch": self.batches.epoch, "number": self.number}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.loaded = state_dict

@@ -97,7 +97,7 @@ def test_a_batch_is_a_list_of_texts_and_epochs_differ(files: dict[str, str]) -> 
 
 
 @pytest.mark.filterwarnings("ignore:.*callbacks used to create the checkpoint")
-@pytest.mark.parametrize("stop", [1, 2, 3, 5])
+@pytest.mark.parametrize("stop", [1, 2, 3, 5, 6])
 def test_resumed_in_mid_epoch_it_goes_on_exactly(tmp_path: Path, files: dict[str, str], stop: int) -> None:
     def data() -> PromptData:
         return PromptData(**files, batch_size=4, seed=1)

@@ -1,0 +1,239 @@
+"""``cfg-distill fit``: runs from files, overrides, their folders, their resumption; and all refusals."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from cfg_distill import folders
+from cfg_distill.cli import main
+
+LOSS = """
+from cfg_distill.losses import ReverseKL
+
+class Mine(ReverseKL):
+    def __init__(self, factor: float = 1.0, **kwargs) -> None:
+        super().__init__(**kwargs)
+        print("mine", factor)
+        self.factor = factor
+
+    def forward(self, inputs):
+        return self.factor * super().forward(inputs)
+"""
+
+
+@pytest.fixture
+def recipe(folder: Path, tiny_model: str) -> Path:
+    """A fit of three steps on a tiny model, in the folder that the test stands in."""
+    (folder / "train.txt").write_text("w1 w2\nw3\nw4 w5\nw6\n")
+    (folder / "validation.txt").write_text("w7\n")
+    content = {
+        "model": {
+            "generator": {"class_path": "cfg_distill.generators.CausalLM", "init_args": {"path": tiny_model}},
+            "guidance": {"scale": 3.0},
+            "sampling": {"samples": 3, "max_new_tokens": 4},
+            "losses": {"kl": {"class_path": "cfg_distill.losses.ReverseKL", "init_args": {"weight": 1.0}}},
+            "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}},
+        },
+        "data": {"train": "train.txt", "validation": "validation.txt", "batch_size": 2},
+        "trainer": {
+            "max_steps": 3,
+            "accelerator": "cpu",
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [
+                {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_last": True}}
+            ],
+        },
+    }
+    (folder / "tiny.yaml").write_text("# A tiny fit.\n" + yaml.safe_dump(content))
+    return folder / "tiny.yaml"
+
+
+def edited(recipe: Path, name: str, change: Any) -> str:
+    """A copy of the recipe with one change."""
+    content = yaml.safe_load(recipe.read_text())
+    change(content)
+    (recipe.parent / name).write_text(yaml.safe_dump(content))
+    return name
+
+
+def checkpoint(version: int) -> dict[str, Any]:
+    return torch.load(f"runs/tiny/version_{version}/checkpoints/last.ckpt", weights_only=True)
+
+
+def test_a_run_has_a_folder_of_its_own(recipe: Path) -> None:
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    assert checkpoint(0)["global_step"] == 3
+    saved = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())
+    assert saved["model"]["guidance"]["scale"] == 3.0 and saved["seed_everything"] == 0
+    # A second run stands beside the first one and touches nothing of it.
+    before = Path("runs/tiny/version_0/checkpoints/last.ckpt").read_bytes()
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=1"]) == 0
+    assert checkpoint(1)["global_step"] == 1
+    assert Path("runs/tiny/version_0/checkpoints/last.ckpt").read_bytes() == before
+
+
+def test_last_goes_on_in_the_same_folder(recipe: Path) -> None:
+    words = ["fit", "--config", "tiny.yaml", "--ckpt_path", "last"]
+    assert main([*words, "--trainer.max_steps=2", "--trainer.default_root_dir=here"]) == 0
+    assert main([*words, "--trainer.max_steps=4", "--trainer.default_root_dir=here"]) == 0
+    assert [path.name for path in Path("here").iterdir()] == ["version_0"]
+    assert torch.load("here/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+
+
+def test_the_command_line_wins_over_the_checkpoint(recipe: Path) -> None:
+    assert main(["fit", "--config", "tiny.yaml"]) == 0
+    resumed = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--trainer.max_steps=4"]
+    assert main(["fit", "--config", "tiny.yaml", *resumed, "--model.guidance.scale=2.5"]) == 0
+    assert yaml.safe_load(Path("runs/tiny/version_1/config.yaml").read_text())["model"]["guidance"]["scale"] == 2.5
+
+
+def test_several_files_and_one_number_of_a_loss(recipe: Path) -> None:
+    Path("mine.yaml").write_text("model: {guidance: {scale: 2.0}}\ntrainer: {max_steps: 1}\n")
+    words = ["fit", "--config", "tiny.yaml", "--config", "mine.yaml", "--model.losses.kl.init_args.weight=9"]
+    assert main(words) == 0
+    model = yaml.safe_load(Path("runs/tiny/version_0/config.yaml").read_text())["model"]
+    assert model["guidance"]["scale"] == 2.0
+    assert model["losses"]["kl"]["init_args"]["weight"] == 9
+    assert checkpoint(0)["state_dict"]["losses.kl.weight"] == 9
+
+
+def test_a_class_of_the_users_own_file(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("mine_loss.py").write_text(LOSS)
+    own = edited(recipe, "own.yaml", lambda c: c["model"]["losses"].update(kl={"class_path": "mine_loss.Mine"}))
+    assert main(["fit", "--config", own, "--model.losses.kl.factor=2", "--trainer.max_steps=1"]) == 0
+    assert "mine 2.0" in capsys.readouterr().out
+
+
+def test_a_shipped_recipe_is_found_from_any_folder(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shipped = recipe.parent / "package"
+    (shipped / "tunes").mkdir(parents=True)
+    recipe.rename(shipped / "tunes" / "tiny.yaml")
+    monkeypatch.setattr(folders, "RECIPES", shipped)
+    assert main(["fit", "--config=recipes/tunes/tiny.yaml", "--trainer.max_steps=1"]) == 0
+    assert checkpoint(0)["global_step"] == 1
+
+
+def test_validate(recipe: Path) -> None:
+    assert main(["validate", "--config", "tiny.yaml"]) == 0
+
+
+# Refusals
+
+
+def refused(capsys: pytest.CaptureFixture, *words: str) -> list[str]:
+    """The problems that a refused command names: exit code 2, one message, no traceback, nothing written."""
+    assert main(["fit", *words]) == 2
+    said = capsys.readouterr().err
+    assert "Traceback" not in said and not Path("runs").exists()
+    message = said[said.index("cfg-distill fit:") :].strip().splitlines()
+    return [line.strip() for line in message[1:]] if "problems" in message[0] else message
+
+
+def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    def change(content: dict[str, Any]) -> None:
+        content["model"]["sampling"]["smaples"] = content["model"]["sampling"].pop("samples")
+        content["model"]["guidance"]["scale"] = -1
+        content["data"] |= {"batch_size": "two", "validation": "nowhere.txt"}
+        content["trainer"]["callbacks"].append({"class_path": "cfg_distill.callbacks.StudentEmma"})
+
+    said = refused(capsys, "--config", edited(recipe, "bad.yaml", change), "--trainer.max_stepz=3")
+    expected = [
+        "Key `model.sampling.smaples`: no such key. Did you mean `samples`?",
+        "Key `data.batch_size`: expected a whole number, but got 'two'.",
+        "Key `trainer.callbacks[1].class_path`: expected the import path of a Callback, but module `cfg_distill.callbacks`"
+        " has no `StudentEmma`. Did you mean `StudentEMA`?",
+        "Key `trainer.max_stepz`: no such key. Did you mean `max_steps`?",
+        "Key `model.guidance.scale`: expected a number of at least 0",
+        "Key `data.validation`: Expected a file of prompts, but `nowhere.txt` does not exist.",
+    ]
+    assert len(said) == len(expected), said
+    for sentence in expected:
+        assert any(sentence in line for line in said), sentence
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--model.guidance.scale=-1"], "`model.guidance.scale`: expected a number of at least 0"),
+        (["--model.sampling.temperature=0"], "`model.sampling.temperature`: expected a number above 0"),
+        (["--model.sampling.max_new_tokens=64"], "expected fewer than the model's 64 positions"),
+        (["--model.generator.init_args.path=./nothing"], "`./nothing` does not exist"),
+        (["--model.losses.kl.wieght=2"], "`model.losses.kl.init_args.wieght`: no such key. Did you mean `weight`?"),
+        (["--data.train=nowhere.txt"], "`nowhere.txt` does not exist"),
+        (["--data.report=train.txt"], "4 are in both"),
+        (["--trainer.accelerator=gpu", "--trainer.devices=64"], "In `trainer`:"),
+        (["--trainer.strategy=magic"], "In `trainer`:"),
+        (["--trainer.max_steps"], "max_steps"),
+        (["--ckpt_path=nowhere.ckpt"], "Key `ckpt_path`: expected a checkpoint or `last`"),
+        (["--config=nowhere.yaml"], "`nowhere.yaml` does not exist. See cfg-distill recipes."),
+    ],
+)
+def test_refusals(recipe: Path, capsys: pytest.CaptureFixture, words: list[str], said: str) -> None:
+    problems = refused(capsys, "--config", "tiny.yaml", *words)
+    assert len(problems) == 1 and said in problems[0], problems
+
+
+def test_empty_prompts_and_empty_keys(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("train.txt").write_text("\n")
+    bad = edited(recipe, "bad.yaml", lambda content: content["data"].update(batch_size=None))
+    said = refused(capsys, "--config", bad)
+    assert len(said) == 2
+    assert "`data.batch_size`: expected a whole number, but it is empty" in said[0]
+    assert "Key `data.train`: Expected at least one prompt, but `train.txt` holds none" in said[1]
+
+
+def test_groups_too_small_for_the_reward(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    embedder = {"class_path": "cfg_distill.embedders.NGramCounts"}
+    reward = {"class_path": "cfg_distill.rewards.PairwiseDiversity", "init_args": {"embedder": embedder}}
+    term = {"class_path": "cfg_distill.losses.PolicyGradient", "init_args": {"reward": reward}}
+    bad = edited(recipe, "bad.yaml", lambda content: content["model"]["losses"].update(diversity=term))
+    for samples, said in ((1, "at least 3 samples a prompt"), (2, "`running_mean` for 2 samples")):
+        (problem,) = refused(capsys, "--config", bad, f"--model.sampling.samples={samples}")
+        assert "model.losses.diversity" in problem and said in problem
+
+
+def test_a_model_folder_without_weights(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("hollow").mkdir()
+    Path("hollow/config.json").write_text("{}")
+    (problem,) = refused(capsys, "--config", "tiny.yaml", "--model.generator.init_args.path=hollow")
+    assert "`model.generator.path`: expected a model folder with weights" in problem
+
+
+def test_files_that_are_no_recipes(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("bad.yaml").write_text("model: [1\n")
+    assert "File `bad.yaml`: expected YAML" in refused(capsys, "--config", "bad.yaml")[0]
+    Path("bad.yaml").write_text("- model\n")
+    assert "expected keys and values, but got list" in refused(capsys, "--config", "bad.yaml")[0]
+
+
+def test_a_metric_that_is_never_logged(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["--trainer.callbacks.monitor=val/nothing", "--trainer.logger=false", "--trainer.default_root_dir=out"]
+    (problem,) = refused(capsys, "--config", "tiny.yaml", *words)
+    assert "val/nothing" in problem
+
+
+def test_a_bug_in_the_users_file_keeps_its_traceback(recipe: Path) -> None:
+    Path("broken.py").write_text("import nothing_of_this_name\n")
+    own = edited(recipe, "own.yaml", lambda c: c["model"]["losses"].update(kl={"class_path": "broken.Mine"}))
+    with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
+        main(["fit", "--config", own])
+
+
+@pytest.mark.slow
+def test_two_processes(recipe: Path) -> None:
+    command = [sys.executable, "-m", "cfg_distill.cli", "fit", "--config", "tiny.yaml", "--trainer.devices=2"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in Path("runs/tiny").iterdir()] == ["version_0"]
+    assert checkpoint(0)["global_step"] == 3
+    refused = subprocess.run([*command, "--data.train=nowhere.txt"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2 and refused.stderr.count("nowhere.txt") == 1

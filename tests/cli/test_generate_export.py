@@ -1,0 +1,178 @@
+"""``generate``, ``export`` and ``merge``: what they write, what transformers makes of it, what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cfg_distill.callbacks import StudentEMA
+from cfg_distill.cli import main
+from cfg_distill.generators import CausalLM
+
+
+def said(capsys: pytest.CaptureFixture, *words: str) -> str:
+    assert main(list(words)) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+# generate
+
+
+def test_generate_is_seeded_and_prints(tiny_model: str, capsys: pytest.CaptureFixture) -> None:
+    words = ["generate", "--model", tiny_model, "--prompt", "w1 w2", "w3", "--samples", "2", "--max-new-tokens", "5"]
+    shown = []
+    for seed in ("0", "0", "1"):
+        assert main([*words, "--seed", seed]) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1] != shown[2]
+    assert "== w1 w2 (2 of 2)" in shown[0] and "== w3 (1 of 2)" in shown[0]
+
+
+def test_greedy_samples_are_those_of_transformers(tiny_model: str, folder: Path) -> None:
+    words = ["generate", "--model", tiny_model, "--prompt", "w1 w2", "--samples", "1", "--temperature", "0"]
+    assert main([*words, "--max-new-tokens", "6", "--out", "samples"]) == 0
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokens = tokenizer("w1 w2", return_tensors="pt")
+    expected = model.generate(**tokens, do_sample=False, max_new_tokens=6)[0, tokens["input_ids"].shape[1] :]
+    assert Path("samples/01-w1-w2-1.txt").read_text() == tokenizer.decode(expected, skip_special_tokens=True)
+
+
+def test_generate_refuses_to_overwrite(tiny_model: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["generate", "--model", tiny_model, "--prompt", "w1", "--max-new-tokens", "2", "--out", "samples"]
+    assert main(words) == 0
+    assert "`samples` exists. Name another one, or pass --overwrite." in said(capsys, *words)
+    assert main([*words, "--overwrite"]) == 0
+
+
+def test_generate_names_all_problems(tiny_model: str, capsys: pytest.CaptureFixture) -> None:
+    words = ["--guidance=-1", "--temperature=-1", "--max-new-tokens=64", "--top-p=0", "--samples=0"]
+    message = said(capsys, "generate", "--model", tiny_model, "--prompt", "w1", *words)
+    assert "5 problems" in message
+    for option in ("guidance", "temperature", "max-new-tokens", "top-p", "samples"):
+        assert f"Option `--{option}`: expected" in message
+
+
+def test_generate_other_refusals(tiny_model: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("hollow").mkdir()
+    Path("hollow/config.json").write_text("{}")
+    assert "Option `--model`: expected a model folder with weights" in said(
+        capsys, "generate", "--model", "hollow", "--prompt", "w1"
+    )
+    assert "no effect without guidance" in said(
+        capsys, "generate", "--model", tiny_model, "--prompt", "w1", "--negative", "w2"
+    )
+    assert "one of ['tunes:base'" in said(capsys, "generate", "--model", "tunes:bass", "--prompt", "w1")
+
+
+def test_tunes_are_written_as_abc_midi_and_wav(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["generate", "--model", "tunes:base", "--samples", "1", "--out", "tunes", "--max-new-tokens", "60"]
+    assert main([*words, "--prompt", "a spooky Irish jig in G"]) == 0
+    output = capsys.readouterr()
+    assert "`spooky` not understood" in output.err
+    assert "X:1" in output.out and "M:6/8" in output.out
+    stem = Path("tunes/01-a-spooky-irish-jig-in-g-1")
+    assert stem.with_suffix(".abc").read_text().startswith("X:1")
+    assert stem.with_suffix(".mid").read_bytes()[:4] == b"MThd"
+    assert stem.with_suffix(".wav").read_bytes()[:4] == b"RIFF"
+
+
+def test_a_tune_prompt_of_which_nothing_is_understood(capsys: pytest.CaptureFixture) -> None:
+    message = said(capsys, "generate", "--model", "tunes:base", "--prompt", "quantum chromodynamics", "dodecaphony")
+    assert "2 problems" in message
+    assert "understood nothing in: quantum chromodynamics" in message and "rhythm (reel, jig" in message
+
+
+# export
+
+
+@pytest.fixture
+def checkpoint(folder: Path, tiny_model: str) -> Path:
+    """A checkpoint as a fit writes it: a student that moved, and averages that lie elsewhere."""
+    student = CausalLM(tiny_model).load()
+    state = {f"student.{name}": value + 0.5 for name, value in student.state_dict().items()}
+    content: dict[str, Any] = {
+        "state_dict": state | {"losses.kl.weight": torch.ones(())},
+        "generator": student.spec(),
+        "global_step": 7,
+        "callbacks": {StudentEMA().state_key: {"weights": {name: value - 0.25 for name, value in state.items()}}},
+    }
+    torch.save(content, folder / "last.ckpt")
+    return folder / "last.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("words", "shift", "kind"),
+    [
+        ([], 0.25, "the averages of StudentEMA"),
+        (["--weights", "ema"], 0.25, "the averages of StudentEMA"),
+        (["--weights", "raw"], 0.5, "the raw (live) weights"),
+    ],
+)
+def test_exported_folders_load_with_transformers_alone(
+    checkpoint: Path, tiny_model: str, capsys: pytest.CaptureFixture, words: list[str], shift: float, kind: str
+) -> None:
+    assert main(["export", "--checkpoint", "last.ckpt", "--out", "student", *words]) == 0
+    assert f"Wrote student: {kind} of last.ckpt at step 7." in capsys.readouterr().out
+    start = AutoModelForCausalLM.from_pretrained(tiny_model).state_dict()
+    student = AutoModelForCausalLM.from_pretrained("student")
+    for name, value in student.state_dict().items():
+        torch.testing.assert_close(value, start[name] + shift)
+    assert student.generation_config.top_k == 0 and student.generation_config.temperature == 1.0
+    tokens = AutoTokenizer.from_pretrained("student")("w1 w2", return_tensors="pt")
+    assert student.generate(**tokens, max_new_tokens=3).shape[0] == 1
+    assert not list(Path().glob(".student*"))
+
+
+def test_export_refusals(checkpoint: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["export", "--checkpoint", "last.ckpt", "--out", "student"]) == 0
+    again = ["export", "--checkpoint", "last.ckpt", "--out", "student"]
+    assert "`student` exists" in said(capsys, *again)
+    assert main([*again, "--overwrite"]) == 0
+
+    Path("mine").mkdir()
+    Path("mine/thesis.txt").write_text("years of work")
+    message = said(capsys, "export", "--checkpoint", "nowhere.ckpt", "--out", "mine", "--overwrite")
+    assert "`nowhere.ckpt` does not exist" in message and "is no model folder, so it is not replaced" in message
+    assert Path("mine/thesis.txt").exists()
+
+    Path("text.ckpt").write_text("no checkpoint")
+    assert "cannot be read as a checkpoint" in said(capsys, "export", "--checkpoint", "text.ckpt", "--out", "x")
+    torch.save({"state_dict": {}}, "other.ckpt")
+    assert "names no generator" in said(capsys, "export", "--checkpoint", "other.ckpt", "--out", "x")
+    assert "a sharded checkpoint" in said(capsys, "export", "--checkpoint", "mine", "--out", "x")
+
+    content = torch.load("last.ckpt", weights_only=True) | {"callbacks": {}}
+    torch.save(content, "raw.ckpt")
+    assert "holds none. Pass --weights raw" in said(
+        capsys, "export", "--checkpoint", "raw.ckpt", "--out", "x", "--weights", "ema"
+    )
+    content["generator"]["init_args"]["path"] = "./gone"
+    torch.save(content, "gone.ckpt")
+    message = said(capsys, "export", "--checkpoint", "gone.ckpt", "--out", "x")
+    assert "its start model is needed again" in message and "`./gone` does not exist" in message
+    assert not Path("x").exists()
+
+
+# merge
+
+
+def test_merge(folder: Path, tiny_model: str, capsys: pytest.CaptureFixture) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    model.save_pretrained("other")
+    words = ["merge", "--models", tiny_model, "other", "--out", "merged"]
+    assert main([*words, "--weights", "0.75", "0.25"]) == 0
+    merged = AutoModelForCausalLM.from_pretrained("merged").state_dict()
+    for name, value in AutoModelForCausalLM.from_pretrained(tiny_model).state_dict().items():
+        torch.testing.assert_close(merged[name], value + 0.25)
+    message = said(capsys, *words, "--weights", "0.75")
+    assert "2 problems" in message and "`weights`: expected 2" in message and "merged" in message
