@@ -148,6 +148,6 @@ def _trained_on(study: Study) -> list[str]:
                         f"Key `evaluation.prompts`: expected held-out prompts, but {len(both)} of them are in"
                         f" `data.{part}` of fits.{name}: {both[0]!r}, for one. Take them out of one of the files."
                     )
-        except ConfigError:
+        except (ConfigError, FileNotFoundError):
             continue  # a missing file is reported where it is named
     return problems

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from jsonargparse import ArgumentParser
+from transformers.utils import logging as transformers_logging
 
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError
@@ -23,6 +24,8 @@ from cfg_distill.sampling import Sampling
 from cfg_distill.study.claims import finding, judge
 from cfg_distill.study.config import Claims, Headline
 from cfg_distill.study.listening import Writer
+
+transformers_logging.disable_progress_bar()
 
 Report = Callable[[float], None]
 

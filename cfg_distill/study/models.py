@@ -101,6 +101,9 @@ def evaluate_models(
 
     for metric in loaded.values():
         metric.load().to(device())
+    # Folders by their own names, as long as these tell them apart.
+    last = {model: Path(model).name if Path(model).is_dir() else model for model in models}
+    short = last if len(set(last.values())) == len(last) else {model: model for model in models}
     plan = list(product(models, temperature, guidance))
     systems = []
     console = Console(stderr=True)
@@ -113,7 +116,7 @@ def evaluate_models(
             loaded,
             seeds=seeds,
             batch_size=batch_size,
-            name=_name(model, t if len(temperature) > 1 else None, scale if len(guidance) > 1 else None),
+            name=_name(short[model], t if len(temperature) > 1 else None, scale if len(guidance) > 1 else None),
             kind="guidance" if scale != 1 else "model",
         )
         systems.append(system)
@@ -150,9 +153,12 @@ def _read_metrics(path: str | Path) -> dict[str, Any]:
 
 def _name(model: str, temperature: float | None, scale: float | None) -> str:
     """What tells a system from the others."""
-    name = Path(model).name if Path(model).exists() else model
-    name += f" guidance {scale:g}" if scale not in (None, 1.0) else ""
-    return name + (f" T {temperature:g}" if temperature is not None else "")
+    parts = [model.rstrip("/")]
+    if scale not in (None, 1.0):
+        parts.append(f"guidance {scale:g}")
+    if temperature is not None:
+        parts.append(f"T {temperature:g}")
+    return ", ".join(parts)
 
 
 def _headline(metrics: dict[str, SampleMetric]) -> Headline | None:

@@ -1,0 +1,57 @@
+"""``cfg-distill evaluate``: points for finished models, and what is wrong with its options."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.study import evaluate_models
+
+SETTINGS = {"samples": 3, "max_new_tokens": 5, "batch_size": 2}
+
+
+def test_points_of_every_temperature_and_scale(real, capsys):
+    evaluate_models(["base"], "report.txt", out="ev", temperature=[1.0, 0.5], guidance=[1.0, 2.0], **SETTINGS)
+    front = json.loads(Path("ev/front.json").read_text())
+    assert [system["name"] for system in front["systems"]] == [
+        *("base, T 1", "base, guidance 2, T 1", "base, T 0.5", "base, guidance 2, T 0.5")
+    ]
+    assert [system["relative_cost"] for system in front["systems"]] == [1.0, 2.0, 1.0, 2.0]
+    assert {"self_bleu_diversity", "distinct_2"} == front["systems"][0]["diversity"].keys()
+    table = Path("ev/table.txt").read_text()
+    assert table in capsys.readouterr().out
+    assert not Path("ev/front.png").exists()  # no quality metric: none can be chosen for any text
+    with pytest.raises(ConfigError, match="--overwrite"):
+        evaluate_models(["base"], "report.txt", out="ev", **SETTINGS)
+
+
+def test_metrics_of_a_file_make_a_picture(real, monkeypatch):
+    monkeypatch.syspath_prepend(str(real))
+    Path("metrics.yaml").write_text(
+        "words: {class_path: mine.Words}\ndistinct: {class_path: cfg_distill.metrics.DistinctN, init_args: {n: 1}}\n"
+    )
+    evaluate_models(["base"], "report.txt", out="ev", metrics="metrics.yaml", **SETTINGS)
+    assert Path("ev/front.png").exists()
+    assert json.loads(Path("ev/front.json").read_text())["systems"][0]["quality"].keys() == {"words"}
+
+
+def test_all_problems_at_once(place):
+    with pytest.raises(ConfigError) as caught:
+        evaluate_models(["nowhere/in/sight", "base"], "none.txt", seeds=[1, 1], guidance=[-1.0], samples=0)
+    text = str(caught.value)
+    assert "`nowhere/in/sight` does not exist" in text
+    assert "Option `--prompts`" in text
+    assert "Option `--seeds`" in text
+    assert "guidance.scale`" in text
+    assert "sampling.samples`" in text
+
+
+@pytest.mark.parametrize("content", ["", "[1, 2]", "words: {class_path: mine.Wrods}"])
+def test_metrics_that_cannot_be_read(real, content, monkeypatch):
+    monkeypatch.syspath_prepend(str(real))
+    Path("metrics.yaml").write_text(content)
+    with pytest.raises(ConfigError, match="metrics"):
+        evaluate_models(["base"], "report.txt", metrics="metrics.yaml", **SETTINGS)

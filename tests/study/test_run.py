@@ -1,0 +1,173 @@
+"""Real tiny studies: through to the end, killed, interrupted, added to."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cfg_distill.cli import main
+
+PATIENCE_SECONDS = 600  # on a busy machine
+
+
+def start() -> subprocess.Popen:
+    words = [sys.executable, "-m", "cfg_distill.cli", "study", "study.yaml"]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def steps_of(fit: str) -> int:
+    file = Path("out/steps") / f"fit {fit}.progress"
+    return json.loads(file.read_text())["done"] if file.exists() else 0
+
+
+def entry(label: str) -> dict:
+    return json.loads((Path("out/steps") / f"{label}.json").read_text())
+
+
+def fits_running() -> list[str]:
+    found = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    here = str(Path("out").resolve())
+    return [
+        line
+        for line in found.splitlines()
+        if "cfg_distill.cli fit" in line and (here in line or "--trainer.default_root_dir=out/" in line)
+    ]
+
+
+@pytest.mark.slow
+def test_a_study_that_is_killed_and_interrupted_ends_like_one_that_is_not(real, change):
+    change({"fits/quality/overrides": {"trainer.max_steps": 40}, "out": str(real / "out")})
+    # What a user would type, never interrupted.
+    assert (
+        main(["fit", "--config", "fit.yaml", "--trainer.max_steps=40", f"--trainer.default_root_dir={real / 'mine'}"])
+        == 0
+    )
+    (checkpoint,) = (real / "mine").rglob("last.ckpt")
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", "mine_exported"]) == 0
+
+    # Killed without warning in its first fit: the fit notices, and stops before it is done.
+    study = start()
+    wait_until(lambda: steps_of("quality") >= 4, study)
+    study.kill()
+    study.wait()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while fits_running():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert steps_of("quality") < 40
+    assert entry("fit quality")["state"] == "begun"
+
+    # Started again, it goes on from the last checkpoint; interrupted, it stops its fit and says how to go on.
+    study = start()
+    killed_at = steps_of("quality")
+    wait_until(
+        lambda: killed_at <= steps_of("quality") < 40 and "fit quality.progress" in os.listdir("out/steps"), study
+    )
+    study.send_signal(signal.SIGINT)
+    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
+    assert study.returncode == 130, text
+    assert "To go on: cfg-distill study study.yaml" in text
+    assert not fits_running()
+
+    # To the end.
+    study = start()
+    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
+    assert study.returncode == 0, text
+    ours, theirs = (
+        load_file(folder / "model.safetensors") for folder in (Path("out/students/quality"), Path("mine_exported"))
+    )
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == theirs[name]).all() for name in ours)
+    assert "Restored all states from the checkpoint" in Path("out/logs/fit_quality.log").read_text()
+    _check_results(text)
+
+    # Nothing is left to do; an addition does only what is new.
+    before = {path.name: path.stat().st_mtime_ns for path in Path("out/steps").iterdir()}
+    study = start()
+    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
+    assert study.returncode == 0, text
+    assert {path.name: path.stat().st_mtime_ns for path in Path("out/steps").iterdir()} == before
+    change({"merges/quarter": {"models": ["quality", "diversity"], "weights": [0.75, 0.25]}})
+    study = start()
+    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
+    assert study.returncode == 0, text
+    after = {path.name: path.stat().st_mtime_ns for path in Path("out/steps").iterdir()}
+    remade = {name for name, when in after.items() if before.get(name) != when}
+    assert remade == {"merge quarter.json", "evaluate quarter.json", "front.json"}
+
+    # A change is refused with exit code 2.
+    change({"evaluation/samples": 4})
+    study = start()
+    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
+    assert study.returncode == 2
+    assert "evaluation.samples: 3 -> 4" in text
+    assert "Traceback" not in text
+
+
+def _check_results(text: str) -> None:
+    out = Path("out")
+    front = json.loads((out / "front.json").read_text())
+    assert front.keys() == {"systems", "claims"}
+    names = [system["name"] for system in front["systems"]]
+    assert names == ["base", "base T 0.8", "guidance 2", "quality", "diversity", "half"]
+    for system in front["systems"]:
+        for axis in ("quality", "diversity"):
+            for interval in system[axis].values():
+                assert interval.keys() == {"mean", "low", "high"}
+                assert interval["low"] <= interval["mean"] <= interval["high"]
+        assert system["relative_cost"] == (2.0 if system["name"] == "guidance 2" else 1.0)
+        assert system["seeds"] == [0, 1]
+        assert system["samples"] == 3
+        assert len(list((out / "samples" / system["name"]).glob("*.txt"))) == 6
+    assert len(front["claims"]) == 4
+    assert {claim["verdict"] for claim in front["claims"]} <= {"holds", "fails", "undecided"}
+    assert (out / "front.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "table.txt").read_text() in text
+    assert re.search(r"study +\d+%, \d+:\d\d left", text)  # a line now and then, without a terminal
+    for folder in ("students/quality", "students/diversity", "merges/half"):
+        AutoModelForCausalLM.from_pretrained(out / folder)
+        AutoTokenizer.from_pretrained(out / folder)
+    timings = json.loads((out / "timings.json").read_text())
+    assert timings["wall_seconds"] > 0
+    assert timings["steps"]["fit quality"]["peak_memory_mb"] > 50
+
+
+@pytest.mark.slow
+def test_problems_that_take_torch_to_see_are_told_together(real, change, capsys):
+    change(
+        {
+            "evaluation/metrics/words": {"class_path": "mine.Wrods"},
+            "evaluation/metrics/distinct": {"class_path": "cfg_distill.metrics.DistinctN", "init_args": {"m": 3}},
+            "fits/quality/overrides": {"model.sampling.sampels": 3},
+            "fits/diversity/overrides": {"model.guidance.scale": -1.0},
+        }
+    )
+    assert main(["study", "study.yaml"]) == 2
+    text = capsys.readouterr().err
+    assert "evaluation.metrics.words" in text
+    assert "evaluation.metrics.distinct" in text
+    assert "fits.quality" in text
+    assert "sampels" in text
+    assert "fits.diversity" in text
+    assert "guidance.scale" in text
+    assert "Traceback" not in text
+    assert not Path("out/steps").exists()
