@@ -64,9 +64,9 @@ class SegmentsData(lightning.LightningDataModule):
         self.tunes = {split: list(filter(fits, tunes_of(split))) for split in ("train", "validation", "test")}
 
     def counts(self, attribute: str) -> Tensor:
-        """How many training tunes have each value of an attribute, `[values]`."""
+        """How many training tunes have each value of an attribute, at least 1 (its logarithm is used), `[values]`."""
         values = [getattr(tune, attribute) for tune in self.tunes["train"]]
-        return torch.tensor([values.count(value) for value in VALUES[attribute]], dtype=torch.float)
+        return torch.tensor([values.count(value) for value in VALUES[attribute]], dtype=torch.float).clamp(min=1)
 
     def train_dataloader(self) -> DataLoader:
         draw = random.Random(self.seed)
