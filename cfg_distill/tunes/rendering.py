@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import symusic
@@ -188,14 +189,15 @@ def _odd_part(number: int) -> int:
     return number // (number & -number)
 
 
-def to_midi(setting: Setting) -> symusic.Score:
-    """A one-track score, 480 ticks a quarter, repeats written out."""
+def to_midi(setting: Setting) -> Any:
+    """A `symusic.Score` of one track, 480 ticks a quarter, repeats written out."""
     ticks = 480
-    score = symusic.Score(ticks)
+    # symusic's classes are made at run time; a type checker knows none of their attributes.
+    score: Any = symusic.Score(ticks)
     score.tempos.append(symusic.Tempo(0, qpm=setting.eighths_a_second * 30))
     numerator, denominator = setting.metre.split("/")
     score.time_signatures.append(symusic.TimeSignature(0, int(numerator), int(denominator)))
-    track = symusic.Track("tune", program=73)
+    track: Any = symusic.Track("tune", program=73)
     for note in played_notes(setting):
         start, stop = round(note.start * ticks / 2), round((note.start + note.eighths) * ticks / 2)
         track.notes.append(symusic.Note(start, max(1, stop - start), note.pitch, 100 if note.accent else 84))

@@ -9,7 +9,9 @@ from jinja2.exceptions import TemplateError
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.prompts import NULL, SLOTS, TABLE, chat_template, nothing_understood, prefix, understand
+from cfg_distill.tunes.tokenizer import VALUES
 
 PROMPTS = Path(__file__).parents[2] / "recipes" / "tunes" / "prompts"
 
@@ -129,3 +131,29 @@ def test_last_user_message_counts() -> None:
     ]
     rendered, _ = render_jinja_template([messages], chat_template=chat_template())
     assert rendered[0] == prefix(slots(rhythm="air"))
+
+
+def prompts_of(name: str) -> list[str]:
+    return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+
+
+def test_prompt_files_are_understood_and_kept_apart() -> None:
+    files = {name: [understand(prompt) for prompt in prompts_of(name)] for name in ("train", "validation", "report")}
+    assert {name: len(meanings) for name, meanings in files.items()} == {"train": 40, "validation": 12, "report": 24}
+    assert not [meaning for meanings in files.values() for meaning in meanings if meaning.unknown_words]
+    combinations = {name: {tuple(meaning.slots.values()) for meaning in meanings} for name, meanings in files.items()}
+    for one, other in itertools.combinations(combinations, 2):
+        assert not combinations[one] & combinations[other]
+
+
+def test_every_prompt_asks_for_something_the_corpus_has() -> None:
+    tunes = [tune.slots for tune in tunes_of("train")]
+    for prompt in (*prompts_of("train"), *prompts_of("validation"), *prompts_of("report")):
+        asked = {slot: value for slot, value in understand(prompt).slots.items() if value != NULL}
+        assert sum(asked.items() <= slots.items() for slots in tunes) >= 8, prompt
+
+
+def test_table_names_only_values_of_the_model() -> None:
+    for phrase, keyword in TABLE.items():
+        for slot, value in (*keyword.says.items(), *keyword.implies.items()):
+            assert value in VALUES[slot], phrase
