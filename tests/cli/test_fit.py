@@ -149,7 +149,7 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
     expected = [
         "Key `model.sampling.smaples`: no such key. Did you mean `samples`?",
         "Key `data.batch_size`: expected a whole number, but got 'two'.",
-        "Key `trainer.callbacks[1].class_path`: expected the import path of a Callback, but module `cfg_distill.callbacks`"
+        "`trainer.callbacks[1].class_path`: expected the import path of a Callback, but module `cfg_distill.callbacks`"
         " has no `StudentEmma`. Did you mean `StudentEMA`?",
         "Key `trainer.max_stepz`: no such key. Did you mean `max_steps`?",
         "Key `model.guidance.scale`: expected a number of at least 0",
