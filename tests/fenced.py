@@ -8,6 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+# What makes any fit a matter of seconds.
+SHORT_FIT = [
+    "--trainer.max_steps=1",
+    "--trainer.val_check_interval=1",
+    "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--data.batch_size=2",
+    "--data.validation_batch_size=2",
+    "--model.sampling.samples=3",
+    "--model.sampling.max_new_tokens=6",
+]
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _NAME = re.compile(r"# ([\w./-]+\.\w+)\n")
 
@@ -43,5 +56,7 @@ def blocks(page: str) -> list[Block]:
         Block(match[1], match[2], (re.findall(r"^#{2,} (.+)$", text[: match.start()], re.MULTILINE) or [""])[-1])
         for match in _BLOCK.finditer(text)
     ]
-    assert 2 * len(found) == len(re.findall(r"^```", text, re.MULTILINE)), f"{page}: a fence is open or names no language"
+    assert 2 * len(found) == len(re.findall(r"^```", text, re.MULTILINE)), (
+        f"{page}: a fence is open or names no language"
+    )
     return found

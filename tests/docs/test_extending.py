@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from fenced import Block, blocks
+from fenced import SHORT_FIT, Block, blocks
 from tiny import tiny_folder, tiny_tokenizer
 
 from cfg_distill.cli import main
@@ -17,11 +17,24 @@ PAGE = "docs/extending.md"
 BLOCKS = blocks(PAGE)
 SECTIONS = list(dict.fromkeys(block.heading for block in BLOCKS))
 SHORT = {
-    "fit": """--trainer.max_steps=1 --trainer.limit_val_batches=1 --trainer.accelerator=cpu --trainer.enable_progress_bar=false
-        --data.batch_size=2 --data.validation_batch_size=2 --model.sampling.max_new_tokens=6""".split(),
+    "fit": SHORT_FIT,
     "evaluate": ["--samples=2", "--max-new-tokens=6", "--out=points"],
     "export": [],
 }
+# What TensorBoard shows of each part once it has run.
+SEEN = {
+    "A reward": "train/diversity_reward",
+    "A loss": "train/entropy_per_token",
+    "A callback": "weight/diversity",
+    "A metric": "val/openings",
+    "A generator": "train/kl_per_token",
+}
+
+
+def logged(events: Path) -> list[str]:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    return EventAccumulator(str(events)).Reload().Tags()["scalars"]
 
 
 def section(heading: str) -> list[Block]:
@@ -65,7 +78,8 @@ def test_the_commands_of_a_section_run(heading: str, desk: Path) -> None:
         assert program == "cfg-distill"
         assert main([command, *words, *SHORT[command]]) == 0
     if any(words[1] == "fit" for words in commands):
-        assert list(desk.glob("runs/*/version_0/events.out.tfevents.*"))
+        (events,) = desk.glob("runs/*/version_0/events.out.tfevents.*")
+        assert SEEN[heading] in logged(events)
     if heading == "A generator":
         from transformers import AutoModelForSeq2SeqLM
 
@@ -81,6 +95,7 @@ def test_the_page_leaves_no_block_out() -> None:
 
 
 # The parts do what they say
+
 
 def samples_of(outputs: list[str], prompts: int) -> Any:
     from cfg_distill.samples import Samples

@@ -25,13 +25,10 @@ def found(class_path: str) -> Any:
 
 def keys_of(cls: type) -> dict[str, Any]:
     """Name -> default of each named argument; lists and dicts that a factory makes are made."""
-    factories = {f.name: f.default_factory for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else {}
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    made = {f.name: f.default_factory() for f in fields if f.default_factory is not dataclasses.MISSING}
     parameters = inspect.signature(cls).parameters.values()
-    return {
-        p.name: factories[p.name]() if factories.get(p.name, dataclasses.MISSING) is not dataclasses.MISSING else p.default
-        for p in parameters
-        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    }
+    return {p.name: p.default for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)} | made
 
 
 def rows(text: str) -> dict[str, str]:
@@ -80,13 +77,9 @@ def test_every_metric_is_listed_under_its_axis() -> None:
         assert cls.axis == axis, class_path
         assert set(re.findall(r"`(\w+)`", arguments)) == set(keys_of(cls)), class_path
     modules = [importlib.import_module(name) for name in ("cfg_distill.metrics", "cfg_distill.tunes.metrics")]
-    concrete = {
-        f"{module.__name__}.{name}"
-        for module in modules
-        for name in module.__all__
-        if inspect.isclass(cls := getattr(module, name)) and issubclass(cls, SampleMetric) and not inspect.isabstract(cls)
-    }
-    assert concrete == {class_path for class_path, *_ in listed}
+    public = {f"{module.__name__}.{name}": getattr(module, name) for module in modules for name in module.__all__}
+    metrics = {path for path, part in public.items() if inspect.isclass(part) and issubclass(part, SampleMetric)}
+    assert {path for path in metrics if not inspect.isabstract(public[path])} == {path for path, *_ in listed}
 
 
 def test_every_shipped_recipe_is_listed() -> None:
