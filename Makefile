@@ -24,7 +24,7 @@ lint: $(READY)  ## ruff, mypy, codespell
 	$(BIN)/codespell
 
 bench: $(READY)  ## the benchmarks
-	$(BIN)/python -m pytest tests/benchmarks -s -m bench --override-ini addopts=
+	$(BIN)/python -m pytest tests/benchmarks -s -m bench
 
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info
