@@ -71,7 +71,9 @@ def merged(files: Sequence[Path]) -> dict[str, Any]:
 
 
 def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """``update`` over ``base``; another class_path drops the arguments of the one before."""
+    """``update`` over ``base``; another class_path drops the arguments of the one before, none may leave out ``init_args``."""
+    if "class_path" in base and update and not update.keys() & {"class_path", "init_args", "dict_kwargs"}:
+        update = {"init_args": update}
     if "class_path" in update and update["class_path"] != base.get("class_path"):
         base = {}
     result = dict(base)

@@ -41,7 +41,7 @@ class Whole:
         part: Part,
         parts: dict[str, Part] = {},  # noqa: B006
         listed: list[Part] = [],  # noqa: B006
-        settings: Settings = Settings(),  # noqa: B008
+        settings: Settings = Settings(),
         reduction: Literal["sum", "mean"] = "mean",
         optimizer: Callable[[Iterable], torch.optim.Optimizer] = torch.optim.AdamW,
         count: int = 1,

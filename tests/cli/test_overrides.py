@@ -63,5 +63,7 @@ def test_later_files_win_and_another_class_drops_the_arguments() -> None:
         "model": {"losses": {"kl": {"class_path": "m.KL", "init_args": {"weight": 9}}}},
         "trainer": {"callbacks": []},
     }
+    short = {"model": {"losses": {"kl": {"weight": 9}}}}
+    assert merge(RECIPE, short)["model"] == merge(RECIPE, update)["model"]
     other = {"model": {"losses": {"kl": {"class_path": "m.JS"}}}}
     assert merge(RECIPE, other)["model"]["losses"]["kl"] == {"class_path": "m.JS"}
