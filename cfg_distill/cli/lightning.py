@@ -14,6 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from cfg_distill.cli.checks import Walk
 from cfg_distill.cli.fit import run_name
 from cfg_distill.cli.overrides import overrides_of, put
+from cfg_distill.cli.progress import StepProgress
 from cfg_distill.errors import ConfigError
 
 _VERSION = "CFG_DISTILL_RUN_VERSION"
@@ -144,6 +146,11 @@ class CommandLine(LightningCLI):
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             resume = self._get(self.config, "ckpt_path") == "last"
             config["logger"] = TensorBoardLogger(root, name="", version=run_version(Path(root), resume))
+        own = config.get("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        shown = config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in own)
+        if shown and config["max_steps"] > 0:
+            callbacks = [*callbacks, StepProgress()]
         return super()._instantiate_trainer(config, callbacks)
 
 

@@ -122,6 +122,12 @@ def test_a_shipped_recipe_is_found_from_any_folder(recipe: Path, monkeypatch: py
     assert checkpoint(0)["global_step"] == 1
 
 
+def test_progress_is_counted_in_steps(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.enable_progress_bar=true"]) == 0
+    shown = capsys.readouterr().out
+    assert "3/3" in shown and "loss=" in shown
+
+
 def test_validate(recipe: Path) -> None:
     assert main(["validate", "--config", "tiny.yaml"]) == 0
 
