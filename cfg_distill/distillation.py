@@ -19,7 +19,7 @@ from cfg_distill.folders import problems_of_folder
 from cfg_distill.frozen import fingerprint
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import Loss, LossInputs, ReverseKL, entropy, reverse_kl
+from cfg_distill.losses import Loss, LossInputs, entropy, reverse_kl
 from cfg_distill.samples import Samples, decoded
 from cfg_distill.sampling import Rollout, Sampling, rollout
 
@@ -38,9 +38,9 @@ class CFGDistillation(L.LightningModule):
 
     Args:
         generator: the start model: the teacher, and what the student begins as.
+        losses: the mix, a name for each term.
         guidance: how the teacher is guided.
         sampling: how the student samples while training and in validation.
-        losses: the mix, a name for each term.
         start: a folder of the same architecture whose weights the student begins with (a quality student, say); empty
             for the generator's own. The teacher stays the generator.
         reduction: what the terms are divided by: ``sum`` the number of samples (a sum over positions, the paper's), ``mean``
@@ -57,9 +57,9 @@ class CFGDistillation(L.LightningModule):
     def __init__(
         self,
         generator: Generator,
+        losses: dict[str, Loss],
         guidance: Guidance = Guidance(scale=3.0),
         sampling: Sampling = Sampling(),
-        losses: dict[str, Loss] = {"kl": ReverseKL()},  # noqa: B006 - never changed; shown as the default by --help
         start: str = "",
         reduction: Literal["sum", "mean"] = "mean",
         optimizer: OptimizerCallable = torch.optim.AdamW,
