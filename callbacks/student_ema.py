@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from cfg_distill.callbacks.weights import aliases, reshard, sharded_like, student_weights, whole, write_student
+from cfg_distill.callbacks.weights import aliases, sharded_like, student_weights, whole, write_student
 from cfg_distill.errors import ConfigError
 
 
@@ -108,7 +108,6 @@ class StudentEMA(Callback):
             return
         self._place(module)
         with self._plain_tensors():
-            reshard(module)
             weights = student_weights(module)
             self._live = {name: weights[name].clone() for name in self._averages}
             write_student(module, self._averages)
@@ -118,7 +117,6 @@ class StudentEMA(Callback):
         if not self._live:
             return
         with self._plain_tensors():
-            reshard(module)
             write_student(module, self._live)
         self._live = {}
 

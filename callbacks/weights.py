@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def student_weights(module: Any) -> dict[str, Tensor]:
     """What training moves: the student's trainable parameters and floating buffers, named as in a checkpoint.
 
-    A tied tensor stands under each of its names.
+    A tied tensor stands under each of its names. Of a sharded student (FSDP2) these are the shards, also after a forward
+    that left the parameters gathered: asking for a state dict shards them again.
 
     Args:
         module: the LightningModule; its ``student`` is looked at.
@@ -55,10 +55,3 @@ def sharded_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A full tensor on the device of another, cut into its shards where it has some."""
     tensor = tensor.to(like.device)
     return distribute_tensor(tensor, like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
-
-
-def reshard(module: nn.Module) -> None:
-    """Under FSDP2 a forward without a backward leaves parameters gathered: shard them again before touching them."""
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.reshard()

@@ -137,6 +137,13 @@ class Noisy(FirstToken):
         return GroupReward(group.reward_BG, group.advantage_BG * self.drawn[-1])
 
 
+class Restless(L.Callback):
+    """Draws from every global generator while validating."""
+
+    def on_validation_batch_end(self, *arguments: Any) -> None:
+        _ = random.random() + np.random.rand() + torch.rand(()).item()
+
+
 def noisy_student(folder: str) -> tuple[Any, list[float]]:
     reward = Noisy()
     return student_of(folder, losses={"kl": ReverseKL(), "diversity": PolicyGradient(reward, weight=0.1)}), reward.drawn
@@ -154,7 +161,7 @@ def noisy_run(
     """Two epochs of three batches, with a validation in the middle of each."""
     module, drawn = noisy_student(folder)
     defaults: dict[str, Any] = {"max_epochs": 2, "val_check_interval": 2}
-    fitted = trainer(callbacks, root=root, **(defaults | settings))
+    fitted = trainer([*callbacks, Restless()], root=root, **(defaults | settings))
     fitted.fit(module, datamodule=prompt_data(root), ckpt_path=None if ckpt is None else str(ckpt))
     return module, drawn
 

@@ -202,6 +202,19 @@ def test_validating_a_checkpoint_alone_uses_its_averages(folder: str, tmp_path: 
     assert same(snapshot(again), snapshot(module))
 
 
+def test_averages_loaded_while_validating_can_be_updated_afterwards(folder: str) -> None:
+    ema, module = StudentEMA(decay=0.9), student_of(folder)
+    module.configure_model()
+    ema.update(module)
+    again = StudentEMA(decay=0.9)
+    again.load_state_dict(ema.state_dict())
+    with torch.inference_mode():  # as Lightning validates
+        again.swap_in(module)
+        again.swap_out(module)
+    again.update(module)
+    assert again.updates == 2
+
+
 def test_a_half_precision_student_is_averaged_in_float32(folder: str) -> None:
     from cfg_distill.generators import CausalLM
 
