@@ -19,7 +19,7 @@ def shipped() -> dict[str, Path]:
 def description(path: Path) -> str:
     """The first comment line of a recipe."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    return next((line.lstrip("# ").rstrip() for line in lines if line.startswith("#")), "")
+    return next((line.lstrip("# ").rstrip(": ") for line in lines if line.startswith("#")), "")
 
 
 def run(argv: Sequence[str]) -> None:
