@@ -222,7 +222,7 @@ class Runner:
         progress = self.folder / "steps" / f"{step.label}.progress"
         with self.guard:
             self._refuse_when_closing()
-            fit = Fit(step.job["words"], self._log(step.label), progress, self._threads_of_fit(), self.lock)
+            fit = Fit(step.job["words"], self._log(step.label), progress, self._threads(), self.lock)
             self.children.append(fit)
         peak = fit.run(step.label, lambda share: self.forecast.share(step.label, share))
         write_text(step.outputs[0], json.dumps(last_checkpoint(folder)) + "\n")
@@ -248,12 +248,8 @@ class Runner:
         return self.folder / "logs" / f"{label.replace(' ', '_')}.log"
 
     def _threads(self) -> int:
+        """Threads of each process. More than cores in all would have them wait for each other: a fit then stands still."""
         return max(self.cores // self.parallel, 1)
-
-    def _threads_of_fit(self) -> int:
-        """All cores for the fits that can run at once: evaluations beside them are short, and then a core would idle."""
-        independent = sum(fit.start not in self.study.fits for fit in self.study.fits.values())
-        return max(self.cores // min(self.parallel, independent), 1)
 
     def _refuse_when_closing(self) -> None:
         if self.closing:
