@@ -97,11 +97,10 @@ class Fit(Child):
             raise ConfigError([f"{label}: {line}" for line in self.tail(3)])
         if code != 0:
             raise StepFailed(label, f"exit code {code}; its last words: {' | '.join(self.tail(2))}", self.log)
-        return self.peak_memory_mb()
-
-    def peak_memory_mb(self) -> float:
-        """The peak that the progress callback last wrote."""
-        return float(self._progress().get("peak_memory_mb", 0.0))
+        progress = self._progress()
+        if not progress.get("finished"):
+            raise StepFailed(label, "it was stopped before its end", self.log)
+        return float(progress["peak_memory_mb"])
 
     def _progress(self) -> dict[str, Any]:
         try:

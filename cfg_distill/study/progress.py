@@ -12,7 +12,7 @@ from cfg_distill.study.worker import peak_memory_mb
 
 
 class WriteProgress(L.Callback):
-    """Write the optimiser steps done and planned into a small JSON file, once a step, on the first process.
+    """Write the optimiser steps done and planned into a small JSON file, once a step, and whether the fit is at its end.
 
     A study adds it to its fits; a fit of your own shows the usual bar. When the study is gone (killed, so that it could
     not stop its fits), the fit stops too: started again, the study would otherwise have two fits in one folder.
@@ -35,12 +35,17 @@ class WriteProgress(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         self._write(trainer)
 
-    def _write(self, trainer: L.Trainer) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not reached by a fit that was asked to end, which may well leave with exit code 0.
+        self._write(trainer, finished=True)
+
+    def _write(self, trainer: L.Trainer, finished: bool = False) -> None:
         if not trainer.is_global_zero:
             return
         self._stop_without_study(trainer)
         total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
         progress = {"done": trainer.global_step, "total": total, "peak_memory_mb": peak_memory_mb()}
+        progress["finished"] = finished
         write_text(self.file, json.dumps(progress), durable=False)
 
     def _stop_without_study(self, trainer: L.Trainer) -> None:

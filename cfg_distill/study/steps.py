@@ -100,7 +100,7 @@ def last_checkpoint(folder: Path) -> dict[str, str]:
     Raises:
         ConfigError: the fit wrote none.
     """
-    found = sorted(folder.glob("version_*/checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime)
+    found = sorted(folder.rglob("last*.ckpt"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ConfigError(
             f"Fit `{folder.name}`: expected a checkpoint `last.ckpt`, but it wrote none. Give its recipe a"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,17 +19,27 @@ from cfg_distill.cli import main
 PATIENCE_SECONDS = 600  # on a busy machine
 
 
-def start() -> subprocess.Popen:
-    words = [sys.executable, "-m", "cfg_distill.cli", "study", "study.yaml"]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+class StudyProcess:
+    """``cfg-distill study study.yaml``, its output in a file."""
 
+    def __init__(self) -> None:
+        words = [sys.executable, "-m", "cfg_distill.cli", "study", "study.yaml"]
+        with Path("said.txt").open("w") as said:
+            self.process = subprocess.Popen(words, stdout=said, stderr=subprocess.STDOUT)
+        self.began = time.time()
 
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    def end(self) -> tuple[int, str]:
+        """Its exit code and what it said."""
+        return self.process.wait(PATIENCE_SECONDS), Path("said.txt").read_text()
+
+    def wait_until_in_fit(self, fit: str, step: int) -> None:
+        """Until this run's fit has done so many steps."""
+        file = Path("out/steps") / f"fit {fit}.progress"
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not (file.exists() and file.stat().st_mtime > self.began and steps_of(fit) >= step):
+            assert self.process.poll() is None, Path("said.txt").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
 
 
 def steps_of(fit: str) -> int:
@@ -65,33 +73,30 @@ def test_a_study_that_is_killed_and_interrupted_ends_like_one_that_is_not(real, 
     assert main(["export", "--checkpoint", str(checkpoint), "--out", "mine_exported"]) == 0
 
     # Killed without warning in its first fit: the fit notices, and stops before it is done.
-    study = start()
-    wait_until(lambda: steps_of("quality") >= 4, study)
-    study.kill()
-    study.wait()
+    study = StudyProcess()
+    study.wait_until_in_fit("quality", 4)
+    study.process.kill()
+    study.end()
     deadline = time.monotonic() + PATIENCE_SECONDS
     while fits_running():
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    assert steps_of("quality") < 40
+    killed_at = steps_of("quality")
+    assert 4 <= killed_at < 40
     assert entry("fit quality")["state"] == "begun"
 
     # Started again, it goes on from the last checkpoint; interrupted, it stops its fit and says how to go on.
-    study = start()
-    killed_at = steps_of("quality")
-    wait_until(
-        lambda: killed_at <= steps_of("quality") < 40 and "fit quality.progress" in os.listdir("out/steps"), study
-    )
-    study.send_signal(signal.SIGINT)
-    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
-    assert study.returncode == 130, text
+    study = StudyProcess()
+    study.wait_until_in_fit("quality", killed_at + 2)
+    study.process.send_signal(signal.SIGINT)
+    code, text = study.end()
+    assert code == 130, text
     assert "To go on: cfg-distill study study.yaml" in text
     assert not fits_running()
 
     # To the end.
-    study = start()
-    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
-    assert study.returncode == 0, text
+    code, text = StudyProcess().end()
+    assert code == 0, text
     ours, theirs = (
         load_file(folder / "model.safetensors") for folder in (Path("out/students/quality"), Path("mine_exported"))
     )
@@ -102,23 +107,20 @@ def test_a_study_that_is_killed_and_interrupted_ends_like_one_that_is_not(real, 
 
     # Nothing is left to do; an addition does only what is new.
     before = {path.name: path.stat().st_mtime_ns for path in Path("out/steps").iterdir()}
-    study = start()
-    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
-    assert study.returncode == 0, text
+    code, text = StudyProcess().end()
+    assert code == 0, text
     assert {path.name: path.stat().st_mtime_ns for path in Path("out/steps").iterdir()} == before
     change({"merges/quarter": {"models": ["quality", "diversity"], "weights": [0.75, 0.25]}})
-    study = start()
-    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
-    assert study.returncode == 0, text
+    code, text = StudyProcess().end()
+    assert code == 0, text
     after = {path.name: path.stat().st_mtime_ns for path in Path("out/steps").iterdir()}
     remade = {name for name, when in after.items() if before.get(name) != when}
     assert remade == {"merge quarter.json", "evaluate quarter.json", "front.json"}
 
     # A change is refused with exit code 2.
     change({"evaluation/samples": 4})
-    study = start()
-    text, _ = study.communicate(timeout=PATIENCE_SECONDS)
-    assert study.returncode == 2
+    code, text = StudyProcess().end()
+    assert code == 2
     assert "evaluation.samples: 3 -> 4" in text
     assert "Traceback" not in text
 
