@@ -69,6 +69,11 @@ class CFGDistillation(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        if unusable := [name for name in losses if "." in name or hasattr(nn.ModuleDict, name)]:
+            raise ConfigError(
+                f"Key `model.losses`: expected names that are no attribute of a module, without a full stop, but got {unusable}."
+                " Rename them."
+            )
         self.generator_spec = generator.spec()
         self.student = generator
         self.teacher: Generator | None = None

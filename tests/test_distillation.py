@@ -264,3 +264,8 @@ def test_all_problems_at_once_before_weights(tmp_path):
     for key in ("model.generator.path", "model.guidance.scale", "model.sampling.temperature", "model.start"):
         assert f"`{key}`" in text
     assert not isinstance(getattr(model.student, "model", None), nn.Module)
+
+
+def test_a_loss_name_that_a_module_cannot_hold_is_refused(folder):
+    with pytest.raises(ConfigError, match=r"`model.losses`.*\['forward', 'a.b'\].*Rename"):
+        module(folder, losses={"forward": ReverseKL(), "kl": ReverseKL(), "a.b": ReverseKL()})
