@@ -40,13 +40,14 @@ class Child:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
         # Who still runs holds the lock: after a kill -9 of the study, the next one waits until its fits have stopped.
         with log.open("a", encoding="utf-8") as output:
+            pipes: dict[str, Any] = {"stdout": output, "stdin": subprocess.DEVNULL} | settings
             self.process = subprocess.Popen(
                 [sys.executable, *words],
                 stderr=output,
                 start_new_session=True,
                 pass_fds=[lock.fileno()],
                 env=environment,
-                **({"stdout": output, "stdin": subprocess.DEVNULL} | settings),
+                **pipes,
             )
 
     def stop(self) -> None:

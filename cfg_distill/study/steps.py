@@ -70,7 +70,8 @@ def plan(study: Study, out: Path) -> list[Step]:
         start_needs, start = use(merge.start)
         job = asdict(merge) | {"do": "merge", "models": [f for _, f in used], "start": start, "out": str(folder)}
         needs = sorted({need for found, _ in used for need in found} | set(start_needs))
-        steps.append(Step("merge", name, job, [folder], needs, asdict(merge) | digests(job["models"]), 1.0))
+        given = [model for model in (*merge.models, merge.start) if model not in made]  # the others are in `needs`
+        steps.append(Step("merge", name, job, [folder], needs, asdict(merge) | digests(given), 1.0))
         made[name] = (f"merge {name}", str(folder))
     for name, point in study.points().items():
         steps.append(_evaluation_step(study, name, point, *use(point.model), out))
@@ -122,7 +123,7 @@ def _fit_step(name: str, fit: Fit, start: str, needs: list[str], out: Path) -> S
         * sampling.get("samples", 4)
         * sampling.get("max_new_tokens", 128)
     )
-    config = {"recipe": recipe, "start": fit.start, "files": digests([recipe, fit.start])}
+    config = {"recipe": recipe, "start": fit.start, "files": digests([recipe, "" if needs else fit.start])}
     effort = max(steps, 1) * rows * 3e-4 + 15
     return Step("fit", name, {"words": words}, [folder / "done.json"], needs, config, effort, [folder])
 

@@ -35,6 +35,15 @@ def test_a_fit_is_the_command_of_a_user_and_goes_on(steps, place):
     assert "--ckpt_path=last" in words
 
 
+def test_what_the_study_makes_itself_changes_no_plan(steps, place):
+    """A fingerprint of a model that is there only after the first run would make that run's work look stale."""
+    for folder in ("students/quality", "students/diversity", "merges/half"):
+        (place / "out" / folder).mkdir(parents=True)
+        (place / "out" / folder / "config.json").write_text("{}")
+    for step in plan(read_study("study.yaml"), place / "out"):
+        assert step == steps[step.label]
+
+
 @pytest.fixture
 def step(tmp_path) -> Step:
     return Step("merge", "half", {}, [tmp_path / "made"], config={"weights": [0.5]}, traces=[tmp_path / "trace"])
