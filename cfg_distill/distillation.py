@@ -4,7 +4,7 @@ Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import numpy as np
@@ -71,8 +71,8 @@ class CFGDistillation(L.LightningModule):
         super().__init__()
         if unusable := [name for name in losses if "." in name or hasattr(nn.ModuleDict, name)]:
             raise ConfigError(
-                f"Key `model.losses`: expected names that are no attribute of a module, without a full stop, but got {unusable}."
-                " Rename them."
+                "Key `model.losses`: expected names that are no attribute of a module, without a full stop,"
+                f" but got {unusable}. Rename them."
             )
         self.generator_spec = generator.spec()
         self.student = generator
@@ -104,7 +104,7 @@ class CFGDistillation(L.LightningModule):
             found += problems_of_folder("model.start", self.start)
         if not self.losses:
             found.append("Key `model.losses`: expected at least one loss, but got none. Add `kl`.")
-        for name, loss in self.losses.items():
+        for name, loss in self._mix.items():
             found += [f"In `model.losses.{name}`: {problem}" for problem in loss.problems(self.sampling.samples)]
         return found
 
@@ -122,7 +122,7 @@ class CFGDistillation(L.LightningModule):
         self.teacher = self.student.frozen_copy()
         if self.start:
             self.student.load_weights(self.start)
-        for loss in self.losses.values():
+        for loss in self._mix.values():
             loss.load()
         self.train(self.training)
 
@@ -164,11 +164,11 @@ class CFGDistillation(L.LightningModule):
         drawn = self.rollout(batch, self._rollout_seed(self.global_step, batch_idx))
         inputs = self.score(batch, drawn)
         count = self._count_of(drawn)
-        terms = {name: loss(inputs) for name, loss in self.losses.items()}
+        terms = {name: loss(inputs) for name, loss in self._mix.items()}
         every = self.measure_gradients_every
         if self.measure_gradients or (every and self.global_step % every == 0 and self._count == 0):
             self._measure_gradients(terms, count)
-        total = sum((self.losses[name].weight_at(self.global_step) * term for name, term in terms.items()), start=0.0)
+        total = torch.stack([self._mix[name].weight_at(self.global_step) * term for name, term in terms.items()]).sum()
         self._log_step(inputs, terms, total, count)
         self._count = self._count.to(count.device) + count
         # Divided by a constant here, by the true count of all micro-batches and ranks before the optimiser steps.
@@ -176,8 +176,8 @@ class CFGDistillation(L.LightningModule):
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn Lightning's mean of means over micro-batches and ranks into all-reduced sum over all-reduced count."""
-        mean_count = self.all_gather(self._count).float().mean().item() / self.trainer.accumulate_grad_batches
-        factor = self._count_scale / mean_count
+        counts = cast(Tensor, self.all_gather(self._count))
+        factor = self._count_scale * self.trainer.accumulate_grad_batches / counts.float().mean().item()
         for parameter in self.student.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
@@ -200,6 +200,10 @@ class CFGDistillation(L.LightningModule):
 
     # Its parts
 
+    @property
+    def _mix(self) -> dict[str, Loss]:
+        return cast(dict[str, Loss], dict(self.losses.items()))
+
     def _rollout_seed(self, step: int, batch_idx: int) -> int:
         # Distinct streams for training (step >= 0) and validation (-1: the same draws at every validation).
         entropy_words = (self.seed, step + 1, batch_idx, self.global_rank)
@@ -221,7 +225,7 @@ class CFGDistillation(L.LightningModule):
             gradients = torch.autograd.grad(term / count, parameters, retain_graph=True, allow_unused=True)
             norms = [gradient.norm() for gradient in gradients if gradient is not None]
             self.gradient_norms[name] = torch.stack(norms).norm()
-        weighted = {name: self.losses[name].weight * norm for name, norm in self.gradient_norms.items()}
+        weighted = {name: self._mix[name].weight * norm for name, norm in self.gradient_norms.items()}
         self.log_dict({f"gradient_norm/{name}": norm for name, norm in weighted.items()})
         reference, *others = weighted
         for name in others:
@@ -237,8 +241,8 @@ class CFGDistillation(L.LightningModule):
             }
         for name, term in terms.items():
             shown[f"train/{name}"] = term.detach() / count
-            shown[f"weight/{name}"] = self.losses[name].weight_at(self.global_step)
-            shown |= {f"train/{name}_{key}": value for key, value in self.losses[name].logs.items()}
+            shown[f"weight/{name}"] = self._mix[name].weight_at(self.global_step)
+            shown |= {f"train/{name}_{key}": value for key, value in self._mix[name].logs.items()}
         self.log_dict(shown)
         self.log("train/loss", total.detach() / count, prog_bar=True)
 

@@ -21,7 +21,9 @@ def resolve(path: str) -> str:
     if prefix != "tunes":
         return str(path)
     if name not in SHIPPED:
-        raise ConfigError(f"Model `{path}`: expected one of {[f'tunes:{known}' for known in SHIPPED]}, but got `{path}`.")
+        raise ConfigError(
+            f"Model `{path}`: expected one of {[f'tunes:{known}' for known in SHIPPED]}, but got `{path}`."
+        )
     return str(SHIPPED[name])
 
 

@@ -256,7 +256,10 @@ def test_score_term_is_the_exact_gradient_of_the_sequence_divergence():
 
 def test_all_problems_at_once_before_weights(tmp_path):
     model = module(
-        str(tmp_path / "nowhere"), guidance=Guidance(-1.0), sampling=Sampling(temperature=0), start=str(tmp_path / "none")
+        str(tmp_path / "nowhere"),
+        guidance=Guidance(-1.0),
+        sampling=Sampling(temperature=0),
+        start=str(tmp_path / "none"),
     )
     with pytest.raises(ConfigError) as caught:
         model.configure_model()

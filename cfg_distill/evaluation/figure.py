@@ -54,7 +54,7 @@ def front_figure(
     figure = Figure(figsize=(8.2 if independent is None else 12.0, 5.6), dpi=150, layout="constrained")
     ratios = {"width_ratios": [1.45, 1][: len(across)]}
     panels = figure.subplots(1, len(across), squeeze=False, sharey=True, gridspec_kw=ratios)[0]
-    legend = {}
+    legend: dict[str, Any] = {}
     for panel, metric in zip(panels, across, strict=True):
         legend |= draw_front(panel, points, quality, metric)
     panels[0].set_ylabel(_axis_label(quality, "quality"))
@@ -65,7 +65,7 @@ def front_figure(
         figure.text(0.012, 0.925, note, fontsize=9, color="#555555")
         panels[0].set_title(" ", fontsize=12)  # keeps the room that the note takes
     columns = min(len(legend), 3)
-    figure.legend(legend.values(), legend, loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+    figure.legend(list(legend.values()), list(legend), loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
     _place_labels(figure, panels)
     return figure
 
@@ -82,7 +82,7 @@ def draw_front(panel: Axes, points: Sequence[Point], quality: str, diversity: st
     panel.tick_params(labelsize=9)
     panel.margins(0.12)
     usual = _usual_temperature(points)
-    legend = {}
+    legend: dict[str, Any] = {}
     for (family, temperature), line in _lines(points).items():
         drawn = [p for p in line if quality in p["quality"] and diversity in p["diversity"]]
         own = [p for p in drawn if FAMILY[p["kind"]] == family]
@@ -104,11 +104,14 @@ def draw_front(panel: Axes, points: Sequence[Point], quality: str, diversity: st
             "xerr": _bars(p["diversity"][diversity] for p in own),
             "yerr": _bars(p["quality"][quality] for p in own),
         }
-        panel.errorbar(x, y, **bars, fmt="none", ecolor=style["color"], elinewidth=0.9, alpha=0.3, zorder=1)
+        faint: dict[str, Any] = {"fmt": "none", "ecolor": style["color"], "elinewidth": 0.9, "alpha": 0.3, "zorder": 1}
+        panel.errorbar(x, y, **(bars | faint))
         panel.plot(x, y, **dots, linestyle="", zorder=4)
         legend[LEGEND[family] + ("" if is_usual else f", T {temperature:g}")] = Line2D([], [], **(dots | path))
         for point, *place in zip(own, x, y, strict=True):
-            text = panel.annotate(point["name"], place, (0, 0), textcoords="offset points", fontsize=9, zorder=5)
+            text = panel.annotate(
+                point["name"], (place[0], place[1]), (0, 0), textcoords="offset points", fontsize=9, zorder=5
+            )
             text.set(color=style["color"], gid="label", path_effects=[withStroke(linewidth=2.5, foreground="white")])
     return legend
 
@@ -202,7 +205,7 @@ def _overlap(a: Bbox, b: Bbox) -> float:
 
 def _along(panel: Axes, line: Any, size: float) -> list[Bbox]:
     """Small boxes along a line."""
-    corners = panel.transData.transform(line.get_xydata()) if len(line.get_xdata()) else []
+    corners: Any = panel.transData.transform(line.get_xydata()) if len(line.get_xdata()) else []
     boxes = []
     for (x0, y0), (x1, y1) in pairwise(corners):
         steps = max(int(max(abs(x1 - x0), abs(y1 - y0)) / size), 1)

@@ -29,6 +29,8 @@ class CausalLM(Generator):
         dtype: the dtype of the weights.
     """
 
+    model: Any  # transformers' own classes type their call too loosely to check against
+
     def __init__(
         self,
         path: str = "tunes:base",
@@ -151,7 +153,8 @@ class CausalLM(Generator):
         # unless the text is already the begin token alone.
         rows = [
             self.tokenizer(
-                text, add_special_tokens=not templated and text not in (self.tokenizer.bos_token, self.tokenizer.eos_token)
+                text,
+                add_special_tokens=not templated and text not in (self.tokenizer.bos_token, self.tokenizer.eos_token),
             )["input_ids"]
             for text in texts
         ]

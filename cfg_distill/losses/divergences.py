@@ -54,7 +54,9 @@ def entropy_aware_cells(student: Tensor, teacher: Tensor, threshold: float) -> T
     return reverse_kl_cells(student, teacher) + uncertain * forward_kl_cells(student, teacher)
 
 
-def _sum_and_count(cells: CellDivergence, student: Tensor, teacher: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def _sum_and_count(
+    cells: CellDivergence, student: Tensor, teacher: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor]:
     if student.shape != teacher.shape:
         raise ValueError(
             f"Expected `student` and `teacher` of one shape but got {tuple(student.shape)} and {tuple(teacher.shape)}."

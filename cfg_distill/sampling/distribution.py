@@ -42,7 +42,9 @@ class Sampling:
             )
         if self.temperature < 0 or (training and self.temperature == 0):
             wanted = "a number above 0 (on-policy samples must be random)" if training else "a number of at least 0"
-            found.append(f"Key `{key}.temperature`: expected {wanted}, but got {self.temperature}. Use 1 for the model's own.")
+            found.append(
+                f"Key `{key}.temperature`: expected {wanted}, but got {self.temperature}. Use 1 for the model's own."
+            )
         if self.top_k < 0:
             found.append(f"Key `{key}.top_k`: expected 0 (keep all) or more, but got {self.top_k}.")
         if not 0 < self.top_p <= 1:

@@ -156,7 +156,7 @@ def _bar_text(setting: Setting, bar: Bar) -> str:
     """The notes of a bar. Accidentals are written whenever a letter was altered before in the bar, in any octave: so
     both readings of ABC (an accidental holds for its octave, or for all) give the same notes."""
     order = "FCGDAEB" if setting.fifths > 0 else "BEADGCF"
-    signature = dict.fromkeys(order[:abs(setting.fifths)], 1 if setting.fifths > 0 else -1)
+    signature = dict.fromkeys(order[: abs(setting.fifths)], 1 if setting.fifths > 0 else -1)
     altered: set[str] = set()
     written: list[tuple[str, Fraction]] = []
     for note in bar.notes:

@@ -60,7 +60,9 @@ def test_tokens_a_second() -> None:
         "rollout with guidance, against generate with guidance_scale": median["ours", 2.0] / median["generate", 2.0],
         "rollout without guidance, against with": median["ours", 1.0] / median["ours", 2.0],
     }
-    print(f"\n{len(PROMPTS)} prompts x {SAMPLES} samples x {LENGTH} tokens, tunes:base, {torch.get_num_threads()} threads")
+    print(
+        f"\n{len(PROMPTS)} prompts x {SAMPLES} samples x {LENGTH} tokens, tunes:base, {torch.get_num_threads()} threads"
+    )
     for name, ratio in table.items():
         print(f"{ratio:6.2f}x tokens a second  {name}")
     out = Path("runs/benchmarks/rollout.json")
