@@ -156,3 +156,8 @@ class Worker(Child):
             with contextlib.suppress(BrokenPipeError):
                 self.process.stdin.close()
         super().stop()
+
+    def end(self) -> None:
+        super().end()
+        if self.process.stdout is not None:
+            self.process.stdout.close()
