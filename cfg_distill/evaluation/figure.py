@@ -65,7 +65,9 @@ def front_figure(
         figure.text(0.012, 0.925, note, fontsize=9, color="#555555")
         panels[0].set_title(" ", fontsize=12)  # keeps the room that the note takes
     columns = min(len(legend), 3)
-    figure.legend(list(legend.values()), list(legend), loc="outside lower left", ncols=columns, frameon=False, fontsize=9)
+    figure.legend(
+        list(legend.values()), list(legend), loc="outside lower left", ncols=columns, frameon=False, fontsize=9
+    )
     _place_labels(figure, panels)
     return figure
 
@@ -107,7 +109,8 @@ def draw_front(panel: Axes, points: Sequence[Point], quality: str, diversity: st
         faint: dict[str, Any] = {"fmt": "none", "ecolor": style["color"], "elinewidth": 0.9, "alpha": 0.3, "zorder": 1}
         panel.errorbar(x, y, **(bars | faint))
         panel.plot(x, y, **dots, linestyle="", zorder=4)
-        legend[LEGEND[family] + ("" if is_usual else f", T {temperature:g}")] = Line2D([], [], **(dots | path))
+        meaning = LEGEND[family] if family != "base" or len(own) > 1 else "base"
+        legend[meaning + ("" if is_usual else f", T {temperature:g}")] = Line2D([], [], **(dots | path))
         for point, *place in zip(own, x, y, strict=True):
             text = panel.annotate(
                 point["name"], (place[0], place[1]), (0, 0), textcoords="offset points", fontsize=9, zorder=5

@@ -177,13 +177,18 @@ class Study:
         return "student" if point.model in self.fits else "merge" if point.model in self.merges else "base"
 
     def knob(self, name: str) -> float | None:
-        """Where a system lies between the two models of a merge: 0 the first, 1 the second; None if on no such line."""
-        model = self.points()[name].model
-        for merge in self.merges.values():
-            if len(merge.models) == len(merge.weights) == 2 and model in merge.models:
-                return float(merge.models.index(model))
-        merged = self.merges.get(model)
-        return merged.weights[1] if merged and len(merged.models) == len(merged.weights) == 2 else None
+        """Where a system lies between the two models that are merged: 0 the first, 1 the second; None if on no such line.
+
+        Merges of several pairs lie on several lines, and then none is drawn.
+        """
+        on_line = {key: merge for key, merge in self.merges.items() if len(merge.models) == len(merge.weights) == 2}
+        pairs = {tuple(merge.models) for merge in on_line.values()}
+        if len(pairs) != 1:
+            return None
+        model, (ends,) = self.points()[name].model, pairs
+        if model in ends:
+            return float(ends.index(model))
+        return on_line[model].weights[1] if model in on_line else None
 
 
 def read_study(path: str | Path) -> Study:

@@ -9,7 +9,7 @@ import pytest
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.study.check import command_of, problems_of, recipe_of
-from cfg_distill.study.config import read_study
+from cfg_distill.study.config import Merge, read_study
 from cfg_distill.study.run import run_study
 
 
@@ -20,10 +20,10 @@ def test_a_right_file_has_no_problem(place):
 def test_the_shipped_quick_start_is_right():
     study = read_study("recipes/quickstart.yaml")
     assert problems_of(study) == []
-    assert list(study.points()) == [
-        *("base", "base T 0.8", "guidance 1.5", "guidance 2", "guidance 3"),
-        *("quality", "diversity", "quarter", "half", "three quarters"),
-    ]
+    assert list(study.fits) == ["quality", "diversity"]
+    assert [merge.weights[1] for merge in study.merges.values()] == [0.25, 0.5, 0.75]
+    base = {point.guidance for point in study.baselines.values() if point.model == "tunes:base"}
+    assert {1.0, 1.5, 2.0, 3.0} <= base
 
 
 def test_keys_and_types_are_reported_together(change):
@@ -112,6 +112,8 @@ def test_kinds_and_knobs(place):
     kinds = {name: study.kind(name) for name in study.points()}
     assert list(kinds.values()) == ["base", "base", "guidance", "student", "student", "merge"]
     assert [study.knob(name) for name in ("quality", "half", "diversity", "base")] == [0.0, 0.5, 1.0, None]
+    study.merges["other"] = Merge(["quality", "half"], [0.5, 0.5])
+    assert study.knob("half") is None
 
 
 def test_the_command_line_exits_with_2_and_loads_no_torch(place):
