@@ -100,21 +100,22 @@ def draw_front(panel: Axes, points: Sequence[Point], quality: str, diversity: st
         dots = {"color": style["color"], "marker": style["marker"], "markersize": style["size"], "markeredgewidth": 1.0}
         dots |= {"markeredgecolor": "white"} if is_usual else {"markerfacecolor": "white"}
         joined = [p for p in drawn if family != "students" or p.get("knob") is not None]
-        panel.plot(*_means(joined, quality, diversity), **path, alpha=0.85, zorder=2)
+        # A second sweep along a line of its own follows the first: names and bars would only bury it.
+        quiet = not is_usual and len(joined) > 1
+        panel.plot(*_means(joined, quality, diversity), **path, alpha=0.5 if quiet else 0.85, zorder=2)
         x, y = _means(own, quality, diversity)
         bars = {
             "xerr": _bars(p["diversity"][diversity] for p in own),
             "yerr": _bars(p["quality"][quality] for p in own),
         }
         faint: dict[str, Any] = {"fmt": "none", "ecolor": style["color"], "elinewidth": 0.9, "alpha": 0.3, "zorder": 1}
-        panel.errorbar(x, y, **(bars | faint))
-        panel.plot(x, y, **dots, linestyle="", zorder=4)
+        if not quiet:
+            panel.errorbar(x, y, **(bars | faint))
+        panel.plot(x, y, **(dots | {"markersize": 5.0} if quiet else dots), linestyle="", zorder=3 if quiet else 4)
         meaning = LEGEND[family] if family != "base" or len(own) > 1 else "base"
         legend[meaning + ("" if is_usual else f", T {temperature:g}")] = Line2D([], [], **(dots | path))
-        for point, *place in zip(own, x, y, strict=True):
-            text = panel.annotate(
-                point["name"], (place[0], place[1]), (0, 0), textcoords="offset points", fontsize=9, zorder=5
-            )
+        for point, a, b in () if quiet else zip(own, x, y, strict=True):
+            text = panel.annotate(point["name"], (a, b), (0, 0), textcoords="offset points", fontsize=9, zorder=5)
             text.set(color=style["color"], gid="label", path_effects=[withStroke(linewidth=2.5, foreground="white")])
     return legend
 
@@ -170,20 +171,25 @@ def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
     for panel in panels:
         labels = [text for text in panel.texts if text.get_gid() == "label"]
         centres = [panel.transData.transform(text.xy) for text in labels]  # type: ignore[attr-defined]
-        taken = [_box(x, y, 9 * scale, 9 * scale) for x, y in centres]
+        taken = [
+            _box(x, y, (line.get_markersize() + 1) * scale)
+            for line in panel.lines
+            if line.get_linestyle() == "None"
+            for x, y in panel.transData.transform(line.get_xydata())
+        ]
         lined = [box for line in panel.lines for box in _along(panel, line, 4 * scale)]
         frame = panel.get_window_extent(renderer)
         for text, (x, y) in zip(labels, centres, strict=True):
             size = text.get_window_extent(renderer)
             best: tuple[float, Bbox, tuple[float, float]] | None = None
-            for reach, (across, up) in product((9.0, 15.0, 22.0), _DIRECTIONS):
+            for reach, (across, up) in product((8.0, 12.0, 17.0, 24.0), _DIRECTIONS):
                 centre = (
                     x + across * (size.width / 2 + reach * scale * 0.8),
                     y + up * (size.height / 2 + reach * scale * 0.8),
                 )
                 box = _box(*centre, size.width, size.height)
                 cost = (
-                    reach
+                    20 * reach
                     + 12 * sum(_overlap(box, other) for other in taken)
                     + sum(_overlap(box, other) for other in lined) / 2
                 )
@@ -196,7 +202,9 @@ def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
             text.set(ha="center", va="center")
 
 
-def _box(x: float, y: float, width: float, height: float) -> Bbox:
+def _box(x: float, y: float, width: float, height: float | None = None) -> Bbox:
+    """A box around a point; a square when no height is given."""
+    height = width if height is None else height
     return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
 
 

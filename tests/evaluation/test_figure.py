@@ -65,6 +65,15 @@ def test_lines_join_sweeps_in_their_order():
     assert list(paths["#4D4D4D"]) == [0.657, 0.665]  # by temperature
 
 
+def test_a_second_temperature_is_drawn_without_names():
+    cold = [point(f"{p['name']} T 0.8", p["kind"], p["quality"]["quality"]["mean"] + 0.02, 0.6, p["guidance"], 0.8,
+                  p["knob"]) for p in POINTS[2:]]  # fmt: skip
+    panel = front_figure(POINTS + cold, "quality", "diversity").axes[0]
+    assert {text.get_text() for text in labels(panel)} == {p["name"] for p in POINTS}
+    shown = sum(len(line.get_xdata()) for line in panel.lines if line.get_linestyle() == "None")
+    assert shown == len(POINTS) + len(cold)
+
+
 def test_bars_are_the_intervals():
     figure = front_figure(POINTS[:1], "quality", "diversity")
     ends = np.concatenate([np.concatenate(bar.get_segments()) for bar in figure.axes[0].collections])
