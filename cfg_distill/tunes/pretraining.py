@@ -1,19 +1,17 @@
 """Pre-training of the embedded model: a plain LlamaForCausalLM on the tunes, written as a plain Hugging Face folder."""
 
-import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import lightning
-import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from cfg_distill.errors import ConfigError
 from cfg_distill.tunes.data import IGNORED
 from cfg_distill.tunes.optimizer import MuonAdamW, parameter_groups
+from cfg_distill.tunes.training import FolderTraining
 
 
 def nll(logits_NTV: Tensor, labels_NT: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,15 +25,7 @@ def nll(logits_NTV: Tensor, labels_NT: Tensor) -> tuple[Tensor, Tensor]:
     return sum_, (labels_NT[:, 1:] != IGNORED).sum()
 
 
-def warmup_cosine(step: int, warmup: int, total: int, floor: float = 0.0) -> float:
-    """Factor on the learning rate: linear to 1 in ``warmup`` steps, then half a cosine down to ``floor``."""
-    if step < warmup:
-        return (step + 1) / warmup
-    done = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
-
-
-class Pretraining(lightning.LightningModule):
+class Pretraining(FolderTraining):
     """Next-token training with dropout; logs `val/nll` (with condition) and `val/nll_null` (all conditions dropped).
 
     At the end of a fit the best weights (by the ModelCheckpoint of the trainer; the last ones if there is none) are
@@ -66,11 +56,9 @@ class Pretraining(lightning.LightningModule):
         decay_steps: int = 3000,
         max_length: int = 512,
     ) -> None:
-        super().__init__()
-        self.optimizer, self.out, self.overwrite = optimizer, out, overwrite
+        super().__init__(optimizer, out, overwrite, warmup_steps, decay_steps)
         self.width, self.layers, self.heads, self.intermediate = width, layers, heads, intermediate
-        self.dropout, self.warmup_steps, self.decay_steps = dropout, warmup_steps, decay_steps
-        self.max_length = max_length
+        self.dropout, self.max_length = dropout, max_length
 
     # Life cycle
 
@@ -95,13 +83,6 @@ class Pretraining(lightning.LightningModule):
         self.network = LlamaForCausalLM(config)
         add_dropout(self.network, self.dropout)
 
-    def on_fit_start(self) -> None:
-        if not self.overwrite and (Path(self.out) / "config.json").exists():
-            raise ConfigError(
-                f"Key `model.out`: expected a folder without a model, but `{self.out}` holds one."
-                " Name another, or set model.overwrite to true."
-            )
-
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         sum_, count = self._nll(batch)
         loss = sum_ / count
@@ -114,20 +95,11 @@ class Pretraining(lightning.LightningModule):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int, dataloader_idx: int = 0) -> None:
         self._log_nll("test", batch, dataloader_idx)
 
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(parameter_groups(self.network))
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.decay_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    def trainable(self) -> Iterable[Any]:
+        return parameter_groups(self.network)
 
-    def on_fit_end(self) -> None:
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            self.load_state_dict(torch.load(best, map_location=self.device, weights_only=True)["state_dict"])
-        save_folder(self.network, self._tokenizer, self.out)
+    def write(self, folder: str) -> None:
+        save_folder(self.network, self._tokenizer, folder)
 
     # Parts
 

@@ -1,6 +1,8 @@
-"""What the training of the encoder and of the judge share: the network, its optimiser, and writing the folder."""
+"""What the trainings of the shipped models share: the schedule, and writing the best weights as a folder."""
 
+import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +12,68 @@ from lightning.pytorch.cli import OptimizerCallable
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.tunes.network import NetworkConfig, TuneNetwork
-from cfg_distill.tunes.pretraining import warmup_cosine
 
 
-class NetworkTraining(lightning.LightningModule, ABC):
-    """Trains a `TuneNetwork`; at the end of a fit the best weights (by the trainer's ModelCheckpoint; the last ones if
-    there is none) are written to ``out``.
+def warmup_cosine(step: int, warmup: int, total: int, floor: float = 0.0) -> float:
+    """Factor on the learning rate: linear to 1 in ``warmup`` steps, then half a cosine down to ``floor``."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = min((step - warmup) / max(total - warmup, 1), 1.0)
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class FolderTraining(lightning.LightningModule, ABC):
+    """Trains what :meth:`write` writes: at the end of a fit, with the best weights (by the trainer's ModelCheckpoint; the
+    last ones if there is none) in place.
+
+    Args:
+        optimizer: of :meth:`trainable`.
+        out: the folder to write.
+        overwrite: write even when the folder holds a model.
+        warmup_steps: of the learning rate.
+        decay_steps: the step at which it has fallen to 0.
+    """
+
+    def __init__(
+        self, optimizer: OptimizerCallable, out: str, overwrite: bool, warmup_steps: int, decay_steps: int
+    ) -> None:
+        super().__init__()
+        self.optimizer, self.out, self.overwrite = optimizer, out, overwrite
+        self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
+
+    @abstractmethod
+    def write(self, folder: str) -> None:
+        """Write the model that was trained."""
+
+    def trainable(self) -> Iterable[Any]:
+        """What the optimiser gets: parameters, or groups of them."""
+        return self.parameters()
+
+    def on_fit_start(self) -> None:
+        if not self.overwrite and (Path(self.out) / "config.json").exists():
+            raise ConfigError(
+                f"Key `model.init_args.out`: expected a folder without a model, but `{self.out}` holds one."
+                " Name another, or set model.init_args.overwrite to true."
+            )
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer(self.trainable())
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.decay_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            self.load_state_dict(torch.load(best, map_location=self.device, weights_only=True)["state_dict"])
+        self.write(self.out)
+
+
+class NetworkTraining(FolderTraining):
+    """Trains a `TuneNetwork`: the encoder and the judge.
 
     Args:
         optimizer: of all parameters.
@@ -38,10 +96,8 @@ class NetworkTraining(lightning.LightningModule, ABC):
         warmup_steps: int = 50,
         decay_steps: int = 1000,
     ) -> None:
-        super().__init__()
-        self.optimizer, self.out, self.overwrite = optimizer, out, overwrite
+        super().__init__(optimizer, out, overwrite, warmup_steps, decay_steps)
         self.width, self.blocks, self.kernel, self.dropout = width, blocks, kernel, dropout
-        self.warmup_steps, self.decay_steps = warmup_steps, decay_steps
 
     @abstractmethod
     def heads(self) -> dict[str, int]:
@@ -57,27 +113,8 @@ class NetworkTraining(lightning.LightningModule, ABC):
                 NetworkConfig(music, self.heads(), self.width, self.blocks, self.kernel, self.dropout)
             )
 
-    def on_fit_start(self) -> None:
-        if not self.overwrite and (Path(self.out) / "config.json").exists():
-            raise ConfigError(
-                f"Key `model.out`: expected a folder without a model, but `{self.out}` holds one."
-                " Name another, or set model.overwrite to true."
-            )
-
-    def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer(self.parameters())
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, self.decay_steps)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def on_fit_end(self) -> None:
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            self.load_state_dict(torch.load(best, map_location=self.device, weights_only=True)["state_dict"])
+    def write(self, folder: str) -> None:
         self.network.eval()
         with torch.no_grad():
             self.finish()
-        self.network.save(self.out)
+        self.network.save(folder)

@@ -105,7 +105,7 @@ def test_fit_learns_and_writes_the_folder(tmp_path: Path) -> None:
     tunes = data.tunes["test"]
     embedding = Tunes(str(tmp_path / "out")).load().embed([" ".join(tune.tokens[:10]) for tune in tunes])
     torch.testing.assert_close(embedding.norm(dim=-1), torch.ones(8))
-    with pytest.raises(ConfigError, match=r"model\.out"):
+    with pytest.raises(ConfigError, match=r"model\.init_args\.out"):
         trainer.fit(module, data)
 
 

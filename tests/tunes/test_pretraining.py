@@ -15,8 +15,9 @@ from cfg_distill.folders import resolve
 from cfg_distill.tunes.corpus import Tune, tunes_of
 from cfg_distill.tunes.data import IGNORED, DropConditions, LengthBuckets, TunesData, collate
 from cfg_distill.tunes.optimizer import MuonAdamW, parameter_groups
-from cfg_distill.tunes.pretraining import Pretraining, add_dropout, nll, warmup_cosine
+from cfg_distill.tunes.pretraining import Pretraining, add_dropout, nll
 from cfg_distill.tunes.tokenizer import build_tokenizer, sequence_of
+from cfg_distill.tunes.training import warmup_cosine
 
 TUNES = [
     Tune("a", "irish", "jig", "6/8", "major", ("C:1", "E:1", "G:1", "|", "C:3", "||")),
@@ -65,7 +66,7 @@ def test_two_tunes_are_learnt_by_heart_and_the_folder_is_plain(tmp_path: Path) -
     settings = model.generation_config
     assert (settings.do_sample, settings.temperature, settings.top_k, settings.top_p) == (True, 1.0, 0, 1.0)
     assert settings.eos_token_id == tokenizer.eos_token_id
-    with pytest.raises(ConfigError, match=r"model.out.*holds one.*overwrite"):
+    with pytest.raises(ConfigError, match=r"model.init_args.out.*holds one.*overwrite"):
         fit(tmp_path)
 
 
