@@ -34,6 +34,11 @@ def test_draws_follow_the_distribution():
     assert stats.chisquare(counts[kept], (probs[kept] * 20_000).double().numpy()).pvalue > 1e-3
 
 
+def test_a_draw_on_the_edge_never_takes_a_token_of_probability_zero(monkeypatch):
+    monkeypatch.setattr(torch, "rand", lambda *shape, **settings: torch.zeros(*shape, dtype=torch.float64))
+    assert draw_tokens(torch.tensor([[0.0, 0.0, 0.4, 0.6]]).log()).tolist() == [2]
+
+
 def test_draws_are_seeded():
     log_probs = torch.randn(100, 9).log_softmax(-1)
     first, again, other = (draw_tokens(log_probs, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
