@@ -1,0 +1,148 @@
+"""Sound as data: a waveform that knows its rate, reading and resampling it, and writing it without ever clipping.
+
+Shapes: C channels, L samples of sound. Reading, resampling and writing need ``pip install "cfg-distill[audio]"``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfg_distill.errors import ConfigError
+
+PEAK = 0.99
+"""The largest magnitude that is written, -0.09 dBFS: below full scale, so that rounding to 16 bits cannot clip."""
+
+
+@dataclass(frozen=True, eq=False)
+class Waveform:
+    """A piece of sound, as generators decode it and everything else takes it.
+
+    Attributes:
+        samples: ``[C, L]`` float32, on the CPU. Full scale is -1 to 1; a model may exceed it.
+        rate: samples a second.
+    """
+
+    samples: Tensor
+    rate: int
+
+    def __post_init__(self) -> None:
+        if self.samples.ndim != 2:
+            raise ValueError(f"Expected argument `samples` of shape [C, L] but got {list(self.samples.shape)}.")
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return self.samples.shape[-1] / self.rate
+
+    @property
+    def peak(self) -> float:
+        """The largest magnitude; 0 when it holds no sample."""
+        return float(self.samples.abs().max()) if self.samples.numel() else 0.0
+
+    def mono(self) -> Tensor:
+        """The mean of the channels, ``[L]``."""
+        return self.samples.mean(0)
+
+
+def problems_of_audio_extra() -> list[str]:
+    """A sentence when the libraries behind reading and writing are missing; nothing is imported that is there."""
+    missing = [name for name in ("soundfile", "soxr") if importlib.util.find_spec(name) is None]
+    if not missing:
+        return []
+    return [f'Sound needs {" and ".join(missing)}, which are not installed. Run `pip install "cfg-distill[audio]"`.']
+
+
+def _library(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f'Sound needs `{name}`, which is not installed. Run `pip install "cfg-distill[audio]"`.'
+        ) from error
+    except OSError as error:  # soundfile without its system library
+        raise ConfigError(f"Sound needs `{name}`, which cannot be loaded: {error}") from error
+
+
+def read_audio(file: str | Path, rate: int | None = None) -> Waveform:
+    """A sound file, of any kind that libsndfile reads (WAV, FLAC, OGG, MP3, ...).
+
+    Args:
+        file: where it is.
+        rate: resample to it; None: as it is in the file.
+
+    Raises:
+        ConfigError: the audio extra or the file is missing, or the file is no sound.
+    """
+    soundfile = _library("soundfile")
+    if not Path(file).is_file():
+        raise ConfigError(f"Expected a sound file, but `{file}` does not exist. Check the path.")
+    try:
+        samples_LC, its_rate = soundfile.read(str(file), dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        raise ConfigError(
+            f"File `{file}`: expected sound (WAV, FLAC, OGG, MP3), but it cannot be read: {error}"
+        ) from error
+    waveform = Waveform(torch.from_numpy(samples_LC.T.copy()), its_rate)
+    return waveform if rate is None else resampled(waveform, rate)
+
+
+def resampled(waveform: Waveform, rate: int) -> Waveform:
+    """The same sound at another rate, by soxr in its high quality, all channels in phase; itself when the rate fits.
+
+    Raises:
+        ConfigError: the audio extra is missing.
+    """
+    if waveform.rate == rate:
+        return waveform
+    samples_LC = waveform.samples.detach().cpu().float().T.contiguous().numpy()
+    resampled_LC = _library("soxr").resample(samples_LC, waveform.rate, rate, quality="HQ")
+    return Waveform(torch.from_numpy(resampled_LC.T.copy()), rate)
+
+
+def within_full_scale(waveform: Waveform) -> tuple[Waveform, float]:
+    """The waveform with its peak at most :data:`PEAK`, and the gain in decibels that was applied, 0 for none.
+
+    One gain for the whole clip and all channels: a limiter or a clip would distort, a gain a channel would move the
+    stereo image. Quiet clips stay as they are: loudness is a property of the model, and silence must stay visible.
+
+    Example:
+        >>> scaled, gain = within_full_scale(Waveform(torch.tensor([[0.5, -1.98]]), 8000))
+        >>> scaled.samples, round(gain, 2)
+        (tensor([[ 0.2500, -0.9900]]), -6.02)
+    """
+    peak = waveform.peak
+    if not math.isfinite(peak):
+        raise ValueError("Expected finite samples but got NaN or infinity: the model or the codec diverged.")
+    if peak <= PEAK:
+        return waveform, 0.0
+    return Waveform(waveform.samples * (PEAK / peak), waveform.rate), 20 * math.log10(PEAK / peak)
+
+
+def write_audio(file: str | Path, waveform: Waveform) -> float:
+    """Write a 16-bit WAV file, whole or not at all, after :func:`within_full_scale`; a file of the name is replaced.
+
+    Returns:
+        The gain in decibels, for whoever tells the user: 0 when the clip fits as it is.
+
+    Raises:
+        ConfigError: the audio extra is missing.
+        ValueError: samples that are not finite.
+    """
+    soundfile = _library("soundfile")
+    scaled, gain = within_full_scale(waveform)
+    file = Path(file)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    staged = file.with_name(f".{file.name}.{os.getpid()}")
+    samples_LC = scaled.samples.detach().cpu().float().T.contiguous().numpy()
+    soundfile.write(str(staged), samples_LC, waveform.rate, subtype="PCM_16", format="WAV")
+    staged.replace(file)
+    return gain
