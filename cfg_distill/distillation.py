@@ -19,9 +19,17 @@ from cfg_distill.folders import problems_of_folder
 from cfg_distill.frozen import fingerprint
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import Loss, LossInputs, entropy, reverse_kl
+from cfg_distill.losses import Divergence, Loss, LossInputs, mix
+from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
 from cfg_distill.samples import Samples, decoded
 from cfg_distill.sampling import Rollout, Sampling, rollout
+
+# What is logged whatever the losses are: a value for each cell.
+_WATCHED = {
+    "kl_per_token": lambda cells: reverse_kl_cells(cells.student_log_probs_MV, cells.teacher_log_probs_MV),
+    "entropy_student": lambda cells: entropy_cells(cells.student_log_probs_MV),
+    "entropy_teacher": lambda cells: entropy_cells(cells.teacher_log_probs_MV),
+}
 
 
 class CFGDistillation(L.LightningModule):
@@ -49,8 +57,12 @@ class CFGDistillation(L.LightningModule):
         scheduler: from the optimiser to a scheduler; it steps with the optimiser.
         dropout: keep the student's dropout while training. Off by default: the probability that trains must be that of the
             distribution that sampled.
-        measure_gradients_every: steps between measurements of the gradient norm of each term; 0 for never. One costs a
-            backward pass a term.
+        micro_batch: samples that are scored and differentiated at once, a divisor or a multiple of G; 0 for the whole batch.
+            It lowers the memory of a step and changes nothing else: rollouts stay as large as the batch.
+        logits_chunk: cells whose logits exist at once, head, losses and their gradients in one pass; 0 makes all logits at
+            once, and differentiates them by autograd.
+        measure_gradients_every: steps between measurements of the gradient norm of each term, and of entropies; 0 for
+            never. One costs a backward pass a term.
         seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
     """
 
@@ -65,6 +77,8 @@ class CFGDistillation(L.LightningModule):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         dropout: bool = False,
+        micro_batch: int = 0,
+        logits_chunk: int = 64,
         measure_gradients_every: int = 10,
         seed: int = 0,
     ) -> None:
@@ -85,6 +99,8 @@ class CFGDistillation(L.LightningModule):
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.dropout = dropout
+        self.micro_batch = micro_batch
+        self.logits_chunk = logits_chunk
         self.measure_gradients_every = measure_gradients_every
         self.seed = seed
         self.measure_gradients = False
@@ -104,7 +120,21 @@ class CFGDistillation(L.LightningModule):
             found += problems_of_folder("model.start", self.start)
         if not self.losses:
             found.append("Key `model.losses`: expected at least one loss, but got none. Add `kl`.")
+        for key, value in (("micro_batch", self.micro_batch), ("logits_chunk", self.logits_chunk)):
+            if value < 0:
+                found.append(f"Key `model.{key}`: expected 0 (all at once) or more, but got {value}.")
+        group = self.sampling.samples
+        if self.micro_batch > 0 and group % self.micro_batch and self.micro_batch % group:
+            found.append(
+                f"Key `model.micro_batch`: expected a divisor or a multiple of `model.sampling.samples`, {group}, but got"
+                f" {self.micro_batch}."
+            )
         for name, loss in self._mix.items():
+            if isinstance(loss, Divergence) and len(loss.codebook_weights) not in (0, self.student.num_codebooks):
+                found.append(
+                    f"Key `model.losses.{name}.init_args.codebook_weights`: expected {self.student.num_codebooks} numbers, one"
+                    f" a codebook, but got {len(loss.codebook_weights)}."
+                )
             found += [f"In `model.losses.{name}`: {problem}" for problem in loss.problems(self.sampling.samples)]
         return found
 
@@ -150,29 +180,53 @@ class CFGDistillation(L.LightningModule):
         """Decoded samples of the student as it is now."""
         return decoded(self.student, prompts, self.rollout(prompts, seed))
 
-    def score(self, prompts: Sequence[str], drawn: Rollout) -> LossInputs:
-        """Logits of student and guided teacher on the student's samples."""
+    def score(self, samples: Samples, prompts: Sequence[str] | None = None, rows: slice = slice(None)) -> LossInputs:
+        """Predictions of student and guided teacher on the student's samples, or on some rows of them.
+
+        Args:
+            samples: the whole batch.
+            prompts: the prompts of these rows, each of which has the same number of them; None for all.
+            rows: which rows.
+        """
         assert self.teacher is not None
-        tokens_NKT, mask_NKT = drawn.tokens_NKT, drawn.mask_NKT
+        prompts = samples.prompts if prompts is None else prompts
+        tokens_NKT, mask_NKT = samples.rollout.tokens_NKT[rows], samples.rollout.mask_NKT[rows]
         with torch.no_grad():
-            teacher_NKTV = Guided(self.teacher, self.guidance).logits(prompts, tokens_NKT, mask_NKT)
-        student_NKTV = self.student.logits(prompts, tokens_NKT, mask_NKT)
-        samples = decoded(self.student, prompts, drawn)
-        return LossInputs(student_NKTV, teacher_NKTV, tokens_NKT, mask_NKT, samples, self.sampling)
+            teacher = Guided(self.teacher, self.guidance).scored(prompts, tokens_NKT, mask_NKT)
+        student = self.student.scored(prompts, tokens_NKT, mask_NKT)
+        return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
     def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+        if self._count == 0:
+            # Here and not by Lightning, which would do it after the micro-batches below.
+            cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad()
         drawn = self.rollout(batch, self._rollout_seed(self.global_step, batch_idx))
-        inputs = self.score(batch, drawn)
-        count = self._count_of(drawn)
-        terms = {name: loss(inputs) for name, loss in self._mix.items()}
+        samples = decoded(self.student, batch, drawn)
+        credits = {name: loss.credit(samples) for name, loss in self._mix.items()}
+        weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
         every = self.measure_gradients_every
-        if self.measure_gradients or (every and self.global_step % every == 0 and self._count == 0):
-            self._measure_gradients(terms, count)
-        total = torch.stack([self._mix[name].weight_at(self.global_step) * term for name, term in terms.items()]).sum()
-        self._log_step(inputs, terms, total, count)
+        measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._count == 0)
+        sums: dict[str, Tensor] = {}
+        earlier = torch.zeros((), device=drawn.tokens_BGKT.device)
+        parts = self._micro_batches(batch)
+        for number, (prompts, rows) in enumerate(parts):
+            inputs = self.score(samples, prompts, rows)
+            if measuring and number == 0:
+                self._measure_gradients(inputs, credits)
+            total, part = mix(self._mix, inputs, weights, credits, _WATCHED if measuring else None, self.logits_chunk)
+            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+            if number + 1 < len(parts):
+                # Each micro-batch's graph is gone before the next; the last one's backward pass is Lightning's.
+                self.trainer.strategy.backward(total / self._count_scale, None)
+                earlier += total.detach()
+        count = self._count_of(drawn.mask_NKT)
+        self._log_step(drawn, weights, sums, count)
         self._count = self._count.to(count.device) + count
         # Divided by a constant here, by the true count of all micro-batches and ranks before the optimiser steps.
-        return {"loss": total / self._count_scale, "samples": inputs.samples}
+        return {"loss": (total + earlier) / self._count_scale, "samples": samples}
+
+    def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
+        """Nothing: Lightning calls this between training_step and the backward pass, and micro-batches have gone by."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn Lightning's mean of means over micro-batches and ranks into all-reduced sum over all-reduced count."""
@@ -185,18 +239,17 @@ class CFGDistillation(L.LightningModule):
 
     def validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
         drawn = self.rollout(batch, self._rollout_seed(-1, batch_idx))
-        inputs = self.score(batch, drawn)
-        kl, count = reverse_kl(inputs.student_NKTV, inputs.teacher_NKTV, inputs.mask_NKT)
-        cells = int(count)
-        shown = {
-            "val/kl_per_token": kl,
-            "val/entropy_student": entropy(inputs.student_NKTV, inputs.mask_NKT)[0],
-            "val/entropy_teacher": entropy(inputs.teacher_NKTV, inputs.mask_NKT)[0],
-        }
+        samples = decoded(self.student, batch, drawn)
+        sums: dict[str, Tensor] = {}
+        for prompts, rows in self._micro_batches(batch):
+            part = mix({}, self.score(samples, prompts, rows), {}, {}, _WATCHED, self.logits_chunk)[1]
+            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+        cells = int(drawn.mask_NKT.sum())
         # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.
-        self.log_dict({name: value / count for name, value in shown.items()}, batch_size=cells, sync_dist=True)
-        self.log("val/length", drawn.mask_NKT.any(1).sum(-1).float().mean(), batch_size=len(batch), sync_dist=True)
-        return {"samples": inputs.samples}
+        shown = {f"val/{name}": value / cells for name, value in sums.items()}
+        self.log_dict(shown, batch_size=cells, sync_dist=True)
+        self.log("val/length", drawn.length_N.float().mean(), batch_size=len(batch), sync_dist=True)
+        return {"samples": samples}
 
     # Its parts
 
@@ -209,19 +262,35 @@ class CFGDistillation(L.LightningModule):
         entropy_words = (self.seed, step + 1, batch_idx, self.global_rank)
         return int(np.random.SeedSequence(entropy_words).generate_state(1, np.uint64)[0] >> 1)
 
-    def _count_of(self, drawn: Rollout) -> Tensor:
+    def _micro_batches(self, prompts: Sequence[str]) -> list[tuple[Sequence[str], slice]]:
+        """Prompts and rows to be scored together, in the order of the rows."""
+        group = self.sampling.samples
+        if not self.micro_batch:
+            return [(prompts, slice(None))]
+        if self.micro_batch < group:
+            starts = range(0, len(prompts) * group, self.micro_batch)
+            return [([prompts[start // group]], slice(start, start + self.micro_batch)) for start in starts]
+        together = self.micro_batch // group
+        return [
+            (prompts[first : first + together], slice(first * group, (first + together) * group))
+            for first in range(0, len(prompts), together)
+        ]
+
+    def _count_of(self, mask_NKT: Tensor) -> Tensor:
         if self.reduction == "sum":
-            return torch.tensor(len(drawn.mask_NKT), device=drawn.mask_NKT.device)
-        return drawn.mask_NKT.any(1).sum()
+            return torch.tensor(len(mask_NKT), device=mask_NKT.device)
+        return mask_NKT[:, 0].sum()
 
     @property
     def _count_scale(self) -> int:
         """A constant of the order of one prompt's count: it keeps the gradients of half precision in range."""
         return self.sampling.samples * (self.sampling.max_new_tokens if self.reduction == "mean" else 1)
 
-    def _measure_gradients(self, terms: Mapping[str, Tensor], count: Tensor) -> None:
+    def _measure_gradients(self, inputs: LossInputs, credits: Mapping[str, Tensor | None]) -> None:
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        for name, term in terms.items():
+        count = self._count_of(inputs.mask_NKT)
+        for name, loss in self._mix.items():
+            term = mix({name: loss}, inputs, {name: 1.0}, credits, chunk=self.logits_chunk)[0]
             gradients = torch.autograd.grad(term / count, parameters, retain_graph=True, allow_unused=True)
             norms = [gradient.norm() for gradient in gradients if gradient is not None]
             self.gradient_norms[name] = torch.stack(norms).norm()
@@ -231,20 +300,23 @@ class CFGDistillation(L.LightningModule):
         for name in others:
             self.log(f"gradient_ratio/{name}", weighted[name] / weighted[reference])
 
-    def _log_step(self, inputs: LossInputs, terms: Mapping[str, Tensor], total: Tensor, count: Tensor) -> None:
-        cells = inputs.mask_NKT.sum()
-        with torch.no_grad():
-            shown = {
-                "train/entropy_student": entropy(inputs.student_NKTV, inputs.mask_NKT)[0] / cells,
-                "train/entropy_teacher": entropy(inputs.teacher_NKTV, inputs.mask_NKT)[0] / cells,
-                "train/length": inputs.mask_NKT.any(1).sum(-1).float().mean(),
-            }
-        for name, term in terms.items():
-            shown[f"train/{name}"] = term.detach() / count
-            shown[f"weight/{name}"] = self._mix[name].weight_at(self.global_step)
-            shown |= {f"train/{name}_{key}": value for key, value in self._mix[name].logs.items()}
+    def _log_step(
+        self, drawn: Rollout, weights: Mapping[str, Tensor], sums: Mapping[str, Tensor], count: Tensor
+    ) -> None:
+        cells = drawn.mask_NKT.sum()
+        shown = {"train/length": drawn.length_N.float().mean()}
+        for name, value in sums.items():
+            if name in _WATCHED:
+                shown[f"train/{name}"] = value / cells
+        for name, loss in self._mix.items():
+            shown[f"train/{name}"] = sums[name] / count
+            shown[f"weight/{name}"] = weights[name]
+            if isinstance(loss, Divergence):
+                shown[f"train/{name}_per_token"] = sums[name] / cells
+            shown |= {f"train/{name}_{key}": value for key, value in loss.logs.items()}
         self.log_dict(shown)
-        self.log("train/loss", total.detach() / count, prog_bar=True)
+        total = torch.stack([weights[name] * sums[name] for name in weights]).sum()
+        self.log("train/loss", total / count, prog_bar=True)
 
     # Checkpoints hold the student and what the losses learnt; frozen models come from where they came from
 

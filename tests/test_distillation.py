@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from cfg_distill import CFGDistillation
 from cfg_distill.errors import ConfigError
 from cfg_distill.frozen import fingerprint
-from cfg_distill.generators import CausalLM
+from cfg_distill.generators import CausalLM, Scored
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, reverse_kl
 from cfg_distill.rewards.base import GroupReward, Reward
@@ -105,8 +105,7 @@ def weights(model):
 def test_equal_weights_without_guidance_have_no_divergence(folder):
     model = module(folder, guidance=Guidance(1.0))
     model.configure_model()
-    drawn = model.draw(PROMPTS).rollout
-    inputs = model.score(PROMPTS, drawn)
+    inputs = model.score(model.draw(PROMPTS))
     value, count = reverse_kl(inputs.student_NKTV, inputs.teacher_NKTV, inputs.mask_NKT)
     assert value / count < 1e-6
 
@@ -243,7 +242,9 @@ def test_score_term_is_the_exact_gradient_of_the_sequence_divergence():
                 student = torch.stack([first_V, second_VV[v]])[None, None]
                 teacher = torch.stack([teacher_first_V, teacher_second_VV[v]])[None, None]
                 mask = torch.ones(1, 1, 2, dtype=torch.bool)
-                inputs = LossInputs(student, teacher, tokens_NKT, mask, None, Sampling())
+                inputs = LossInputs(
+                    Scored(logits_NKTV=student), Scored(logits_NKTV=teacher), tokens_NKT, mask, Sampling(), None
+                )
                 gradient = torch.autograd.grad(ReverseKL(score_term=score_term)(inputs), [first_V, second_VV])
                 probability = (p_first[v] * p_second[v, w]).detach()
                 total = [t + probability * g for t, g in zip(total, gradient, strict=True)]

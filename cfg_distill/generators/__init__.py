@@ -1,7 +1,8 @@
 """What is distilled: adapters over transformers models, and the same models under guidance."""
 
-from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.base import DecodingState, Encoded, Generator, Prompt
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.guided import Guided
+from cfg_distill.generators.scored import Head, Scored
 
-__all__ = ["CausalLM", "DecodingState", "Encoded", "Generator", "Guided"]
+__all__ = ["CausalLM", "DecodingState", "Encoded", "Generator", "Guided", "Head", "Prompt", "Scored"]

@@ -1,6 +1,6 @@
 """The protocol of a generator. Shapes: N rows (B prompts x G samples), K codebooks, T generated positions, V vocabulary.
 
-A *stream* is whatever yields logits for tokens: a generator, or a generator under guidance. Sampling and the losses
+A *stream* is whatever predicts tokens: a generator, or a generator under guidance. Sampling and the losses
 know streams only, so that a new way to mix models is a new stream and nothing else.
 """
 
@@ -15,6 +15,23 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
+
+from cfg_distill.generators.scored import Scored
+
+
+class Prompt(str):
+    """A prompt is its text; what else it conditions on travels with it.
+
+    Attributes:
+        conditions: by name, for generators that know it: ``{"melody": "tune.wav"}``.
+    """
+
+    conditions: dict[str, str]
+
+    def __new__(cls, text: str, **conditions: str) -> Prompt:
+        prompt = super().__new__(cls, text)
+        prompt.conditions = conditions
+        return prompt
 
 
 @dataclass
@@ -46,23 +63,26 @@ class DecodingState:
 
 
 class Stream(Protocol):
-    """Logits of tokens, at once or step by step."""
+    """Predictions of tokens, at once or step by step.
 
-    num_codebooks: int
+    Tokens live in the layout of :mod:`cfg_distill.generators.delay`: at position t, codebook k holds frame ``t - delays[k]``.
+    """
+
+    delays: tuple[int, ...]
     end_token: int | None
     pad_token: int
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Tensor]:
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Scored]:
         """Read the prompts, each once, and open ``repeats`` continuations of each.
 
-        Returns the state of ``N = len(prompts) * repeats`` rows and the logits of their first token, ``[N, K, V]``.
+        Returns the state of ``N = len(prompts) * repeats`` rows and the predictions of their first position (T = 1).
         """
 
-    def step(self, state: Any, tokens_NK: Tensor) -> tuple[Any, Tensor]:
-        """Append one position of tokens; returns the state and the logits of the next one, ``[N, K, V]``."""
+    def step(self, state: Any, tokens_NK: Tensor) -> tuple[Any, Scored]:
+        """Append one position of tokens; returns the state and the predictions of the next one (T = 1)."""
 
-    def logits(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Tensor:
-        """Logits of every generated position at once, ``[N, K, T, V]``, row n belonging to prompt n // (N / B).
+    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+        """Predictions at every generated position at once, row n belonging to prompt n // (N / B).
 
         Values at masked cells are arbitrary.
         """
@@ -73,15 +93,24 @@ class Generator(nn.Module, ABC):
 
     Attributes:
         model: the transformers network; set by :meth:`load`.
-        num_codebooks: K; 1 for text.
-        end_token: the token after which a sample is finished; None when all samples have the full length.
-        pad_token: fills the cells behind the end token.
+        delays: the delay of each codebook in positions, the first 0; ``(0,)`` for text.
+        end_token: the token (of codebook 0) after which a sample is finished; None when all samples have the full length.
+        pad_token: fills the cells that do not exist: behind the end token, and before a delayed codebook begins.
+        sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
+        frame_rate: frames a second of sound; None for text.
     """
 
     model: nn.Module
-    num_codebooks: int = 1
+    delays: tuple[int, ...] = (0,)
     end_token: int | None = None
     pad_token: int = 0
+    sample_rate: int | None = None
+    frame_rate: float | None = None
+
+    @property
+    def num_codebooks(self) -> int:
+        """K."""
+        return len(self.delays)
 
     @abstractmethod
     def problems(self) -> list[str]:
@@ -108,6 +137,10 @@ class Generator(nn.Module, ABC):
     def max_positions(self) -> int | None:
         """Positions the model can see, prompt included; None without a limit. Known before the weights are."""
 
+    def prompt_positions(self, prompts: Sequence[str | None]) -> int:
+        """Positions of :attr:`max_positions` that the longest of the prompts takes; override where a prompt takes none."""
+        return max(tensor.shape[-1] for tensor in self.encode(prompts).tensors.values())
+
     @abstractmethod
     def encode(self, prompts: Sequence[str | None]) -> Encoded:
         """Prompts as tensors on the model's device. None stands for the unconditional prompt.
@@ -117,16 +150,20 @@ class Generator(nn.Module, ABC):
         """
 
     @abstractmethod
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Tensor]:
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
         """See :meth:`Stream.prefill`."""
 
     @abstractmethod
-    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Tensor]:
+    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Scored]:
         """See :meth:`Stream.step`."""
 
     @abstractmethod
+    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+        """See :meth:`Stream.scored`."""
+
     def logits(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Tensor:
-        """See :meth:`Stream.logits`."""
+        """Logits at every generated position, ``[N, K, T, V]``; arbitrary at masked cells."""
+        return self.scored(prompts, tokens_NKT, mask_NKT).whole()
 
     @abstractmethod
     def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[Any]:

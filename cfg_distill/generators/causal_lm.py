@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.cache_utils import DynamicCache
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.scored import Head, Scored
+
+log = logging.getLogger(__name__)
 
 
 class CausalLM(Generator):
@@ -27,6 +32,8 @@ class CausalLM(Generator):
         unconditional: the text that stands for a dropped prompt. None: the empty user message under a chat template,
             else the begin token alone (the end token for models without one, as GPT-2 was trained).
         dtype: the dtype of the weights.
+        prompt_once: read each prompt once for its whole group while training, through the key-value cache. Off: once a
+            sample, for models whose cache takes no gradient.
     """
 
     model: Any  # transformers' own classes type their call too loosely to check against
@@ -37,12 +44,14 @@ class CausalLM(Generator):
         chat_template: bool | None = None,
         unconditional: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        prompt_once: bool = True,
     ) -> None:
         super().__init__()
         self.path = path
         self.chat_template = chat_template
         self.unconditional = unconditional
         self.dtype = dtype
+        self.prompt_once = prompt_once
 
     # Settings, known before the weights are
 
@@ -161,53 +170,66 @@ class CausalLM(Generator):
         batch = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
         return Encoded({name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")})
 
-    # Logits
+    # Predictions
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Tensor]:
+    @cached_property
+    def _linear_head(self) -> bool:
+        """Whether the logits are a linear map of the last states: found by a forward pass, not by a list of models."""
+        layer = self.model.get_output_embeddings()
+        if type(layer) is not nn.Linear or isinstance(layer.weight, DTensor):
+            return False
+        with torch.no_grad():
+            probe_NS = torch.arange(4, device=self.device)[None]
+            logits = self.model(input_ids=probe_NS, use_cache=False).logits
+            states = self.model.base_model(input_ids=probe_NS, use_cache=False).last_hidden_state
+            found = torch.allclose(layer(states).float(), logits.float(), rtol=1e-2, atol=1e-3)
+        if not found:
+            log.warning(
+                "The logits of `%s` are no linear map of its states (a soft cap?): they are computed whole.", self.path
+            )
+        return found
+
+    def _predict(self, ids_NS: Tensor, mask_NS: Tensor, cache: Any, last: int) -> Scored:
+        """Run the network over new tokens; predictions after each of the ``last`` ones."""
+        inputs = {
+            "input_ids": ids_NS,
+            "attention_mask": mask_NS,
+            "position_ids": (mask_NS.cumsum(-1) - 1).clamp(min=0)[:, -ids_NS.shape[1] :],
+            "past_key_values": cache,
+            "use_cache": cache is not None,
+        }
+        if not self._linear_head:
+            return Scored(logits_NKTV=self.model(**inputs, logits_to_keep=last).logits[:, None])
+        layer = self.model.get_output_embeddings()
+        head = Head(layer.weight[None], None if layer.bias is None else layer.bias[None])
+        return Scored(self.model.base_model(**inputs).last_hidden_state[:, -last:], head)
+
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
         encoded = self.encode(prompts).tensors
         mask_BS = encoded["attention_mask"]
-        output = self.model(
-            input_ids=encoded["input_ids"],
-            attention_mask=mask_BS,
-            position_ids=_positions(mask_BS),
-            past_key_values=DynamicCache(config=self.model.config),
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        state = DecodingState(output.past_key_values, {"mask": mask_BS}).repeat_interleave(repeats)
-        return state, output.logits.repeat_interleave(repeats, dim=0)
+        cache = DynamicCache(config=self.model.config)
+        first = self._predict(encoded["input_ids"], mask_BS, cache, last=1)
+        return DecodingState(cache, {"mask": mask_BS}).repeat_interleave(repeats), first.repeat_interleave(repeats)
 
-    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Tensor]:
+    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Scored]:
         mask_NS = torch.nn.functional.pad(state.tensors["mask"], (0, 1), value=1)
-        output = self.model(
-            input_ids=tokens_NK,
-            attention_mask=mask_NS,
-            position_ids=mask_NS.sum(-1, keepdim=True) - 1,
-            past_key_values=state.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return DecodingState(output.past_key_values, {"mask": mask_NS}), output.logits
+        predicted = self._predict(tokens_NK, mask_NS, state.cache, last=1)
+        return DecodingState(state.cache, {"mask": mask_NS}), predicted
 
-    def logits(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Tensor:
-        tokens_NT, mask_NT = tokens_NKT[:, 0], mask_NKT[:, 0]
-        encoded = self.encode(prompts).repeat_interleave(len(tokens_NT) // len(prompts)).tensors
-        # The logits of position n read the tokens before it: the last generated token is never an input.
-        mask_NS = torch.cat([encoded["attention_mask"], mask_NT[:, :-1].long()], dim=1)
-        output = self.model(
-            input_ids=torch.cat([encoded["input_ids"], tokens_NT[:, :-1]], dim=1),
-            attention_mask=mask_NS,
-            position_ids=_positions(mask_NS),
-            use_cache=False,
-            logits_to_keep=tokens_NT.shape[1],
-        )
-        return output.logits[:, None]
+    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+        # The prediction at position n reads the tokens before it: the last generated token is never an input.
+        tokens_NT, mask_NT = tokens_NKT[:, 0, :-1], mask_NKT[:, 0, :-1].long()
+        num_new, repeats = tokens_NT.shape[1], len(tokens_NT) // len(prompts)
+        if self.prompt_once and repeats > 1:
+            state, first = self.prefill(prompts, repeats)
+            if not num_new:
+                return first
+            mask_NS = torch.cat([state.tensors["mask"], mask_NT], dim=1)
+            return first + self._predict(tokens_NT, mask_NS, state.cache, last=num_new)
+        encoded = self.encode(prompts).repeat_interleave(repeats).tensors
+        mask_NS = torch.cat([encoded["attention_mask"], mask_NT], dim=1)
+        return self._predict(torch.cat([encoded["input_ids"], tokens_NT], dim=1), mask_NS, None, last=num_new + 1)
 
     def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[str]:
         rows = [tokens_T[mask_T].tolist() for tokens_T, mask_T in zip(tokens_NKT[:, 0], mask_NKT[:, 0], strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
-
-
-def _positions(mask_NS: Tensor) -> Tensor:
-    """Position ids under left padding: the first real token is at 0."""
-    return (mask_NS.cumsum(-1) - 1).clamp(min=0)

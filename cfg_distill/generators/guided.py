@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from cfg_distill.generators.base import DecodingState, Generator
+from cfg_distill.generators.scored import Scored
 from cfg_distill.guidance import Guidance, guided_logits
 
 
 class Guided:
-    """The stream of guided logits of one generator: both branches see the same generated prefix.
+    """The stream of guided predictions of one generator: both branches see the same generated prefix.
 
     Decoding runs both branches as one batch of 2N rows; scoring runs them one after the other, which costs the same and
     holds half the activations.
@@ -22,32 +23,35 @@ class Guided:
     def __init__(self, generator: Generator, guidance: Guidance) -> None:
         self.generator = generator
         self.guidance = guidance
-        self.num_codebooks = generator.num_codebooks
+        self.delays = generator.delays
         self.end_token = generator.end_token
         self.pad_token = generator.pad_token
 
-    def _negatives(self, prompts: Sequence[str | None]) -> list[str | None]:
-        return [self.guidance.negative] * len(prompts)
+    def _mix(self, prompt: Scored, negative: Scored, position_T: Tensor) -> Scored:
+        scale_T1 = self.guidance.scale_at(position_T)[:, None]
+        if prompt.states_NTD is None or negative.states_NTD is None:
+            return Scored(logits_NKTV=guided_logits(prompt.whole().float(), negative.whole().float(), scale_T1))
+        # The formula is affine, and so is the head: mixed states give mixed logits, for one head product instead of two.
+        states_NTD = guided_logits(prompt.states_NTD.float(), negative.states_NTD.float(), scale_T1)
+        return Scored(states_NTD.to(prompt.states_NTD.dtype), prompt.head)
 
-    def _mix(self, logits_2NKV: Tensor, position: int) -> Tensor:
-        prompt_NKV, negative_NKV = logits_2NKV.float().chunk(2)
-        scale = self.guidance.scale_at(torch.tensor([position], device=logits_2NKV.device))
-        return guided_logits(prompt_NKV, negative_NKV, scale)
+    def _mix_halves(self, both: Scored, position: int, device: torch.device) -> Scored:
+        half = both.num_rows // 2
+        return self._mix(both.rows(slice(half)), both.rows(slice(half, None)), torch.tensor([position], device=device))
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Tensor]:
-        both = [*prompts, *self._negatives(prompts)]
-        state, logits_2NKV = self.generator.prefill(both, repeats)
-        return (state, 0), self._mix(logits_2NKV, 0)
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Scored]:
+        state, both = self.generator.prefill([*prompts, *[self.guidance.negative] * len(prompts)], repeats)
+        return (state, 0), self._mix_halves(both, 0, self.generator.device)
 
-    def step(self, state: tuple[DecodingState, int], tokens_NK: Tensor) -> tuple[Any, Tensor]:
+    def step(self, state: tuple[DecodingState, int], tokens_NK: Tensor) -> tuple[Any, Scored]:
         inner, position = state
-        inner, logits_2NKV = self.generator.step(inner, tokens_NK.repeat(2, 1))
-        return (inner, position + 1), self._mix(logits_2NKV, position + 1)
+        inner, both = self.generator.step(inner, tokens_NK.repeat(2, 1))
+        return (inner, position + 1), self._mix_halves(both, position + 1, tokens_NK.device)
 
-    def logits(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Tensor:
-        prompt_NKTV = self.generator.logits(prompts, tokens_NKT, mask_NKT).float()
+    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+        prompt = self.generator.scored(prompts, tokens_NKT, mask_NKT)
         if not self.guidance.active:
-            return prompt_NKTV
-        negative_NKTV = self.generator.logits(self._negatives(prompts), tokens_NKT, mask_NKT).float()
-        scale_T = self.guidance.scale_at(torch.arange(tokens_NKT.shape[-1], device=tokens_NKT.device))
-        return guided_logits(prompt_NKTV, negative_NKTV, scale_T[:, None])
+            return prompt
+        # One negative for all rows: read once, not once a prompt.
+        negative = self.generator.scored([self.guidance.negative], tokens_NKT, mask_NKT)
+        return self._mix(prompt, negative, torch.arange(tokens_NKT.shape[-1], device=tokens_NKT.device))

@@ -1,11 +1,16 @@
 """What the student is trained by: divergences from the guided teacher, and the policy gradient of a group reward."""
 
-from cfg_distill.losses.base import Loss, LossInputs
-from cfg_distill.losses.distillation import EntropyAwareKL, ForwardKL, JensenShannon, ReverseKL
+from cfg_distill.losses.base import CellLoss, Loss, LossInputs, mix
+from cfg_distill.losses.chunked import Cells, CellTerm, sum_over_cells
+from cfg_distill.losses.distillation import Divergence, EntropyAwareKL, ForwardKL, JensenShannon, ReverseKL
 from cfg_distill.losses.divergences import entropy, entropy_aware_kl, forward_kl, jensen_shannon, reverse_kl
 from cfg_distill.losses.policy_gradient import PolicyGradient, token_log_probs
 
 __all__ = [
+    "CellLoss",
+    "CellTerm",
+    "Cells",
+    "Divergence",
     "EntropyAwareKL",
     "ForwardKL",
     "JensenShannon",
@@ -17,6 +22,8 @@ __all__ = [
     "entropy_aware_kl",
     "forward_kl",
     "jensen_shannon",
+    "mix",
     "reverse_kl",
+    "sum_over_cells",
     "token_log_probs",
 ]

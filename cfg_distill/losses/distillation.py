@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from cfg_distill.losses.base import Loss, LossInputs
+from cfg_distill.losses.base import CellLoss, LossInputs
+from cfg_distill.losses.chunked import Cells, CellTerm, sum_over_cells
 from cfg_distill.losses.divergences import (
     entropy_aware_cells,
     forward_kl_cells,
@@ -17,7 +19,7 @@ from cfg_distill.losses.divergences import (
 from cfg_distill.losses.policy_gradient import token_log_probs
 
 
-class Divergence(Loss):
+class Divergence(CellLoss):
     """A divergence a position, summed over positions and codebooks.
 
     Args:
@@ -27,14 +29,21 @@ class Divergence(Loss):
         score_term: add the gradient through the sampling, which the default truncates as GKD does (arXiv 2306.13649):
             ``sum_n (sum_{m>n} KL_m) grad log student(y_n)``. With it the gradient is that of the sequence divergence, exact
             and noisier.
+        codebook_weights: a factor for each codebook; empty for 1 each.
     """
 
     def __init__(
-        self, weight: float = 1.0, warmup_steps: int = 0, temperature: float = 1.0, score_term: bool = False
+        self,
+        weight: float = 1.0,
+        warmup_steps: int = 0,
+        temperature: float = 1.0,
+        score_term: bool = False,
+        codebook_weights: Sequence[float] = (),
     ) -> None:
         super().__init__(weight, warmup_steps)
         self.temperature = temperature
         self.score_term = score_term
+        self.codebook_weights = tuple(codebook_weights)
 
     def problems(self, group: int) -> list[str]:
         if self.temperature > 0:
@@ -42,43 +51,58 @@ class Divergence(Loss):
         return [f"Key `temperature` of a divergence: expected a number above 0, but got {self.temperature}. Use 1."]
 
     @abstractmethod
-    def cells(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         """The divergence of log-probabilities ``[M, V]``, a value a cell ``[M]``."""
 
-    def forward(self, inputs: LossInputs) -> Tensor:
-        mask_NKT = inputs.mask_NKT
-        student_MV, teacher_MV = (
-            (logits_NKTV[mask_NKT].float() / self.temperature).log_softmax(-1)
-            for logits_NKTV in (inputs.student_NKTV, inputs.teacher_NKTV)
-        )
-        cells_M = self.cells(student_MV, teacher_MV)
-        total = cells_M.sum()
-        self.logs = {"per_token": total.detach() / mask_NKT.sum()}
-        if self.score_term:
-            total = total + self._score_term(cells_M.detach(), inputs)
-        return total
+    def _values(self, cells: Cells) -> Tensor:
+        if self.temperature == 1:
+            values_M = self.divergence(cells.student_log_probs_MV, cells.teacher_log_probs_MV)
+        else:
+            student_MV, teacher_MV = (
+                (logits_MV.float() / self.temperature).log_softmax(-1)
+                for logits_MV in (cells.student_MV, cells.teacher_MV)
+            )
+            values_M = self.divergence(student_MV, teacher_MV)
+        return values_M * self.codebook_weights[cells.codebook] if self.codebook_weights else values_M
 
-    def _score_term(self, cells_M: Tensor, inputs: LossInputs) -> Tensor:
-        cells_NKT = torch.zeros(inputs.mask_NKT.shape, device=cells_M.device).masked_scatter(inputs.mask_NKT, cells_M)
-        position_NT = cells_NKT.sum(1)
-        after_NT = position_NT.flip(-1).cumsum(-1).flip(-1) - position_NT
-        log_probs_NKT = token_log_probs(inputs.student_NKTV, inputs.tokens_NKT, inputs.mask_NKT, inputs.sampling)
-        surrogate = (after_NT * log_probs_NKT.sum(1)).sum()
-        # It has a gradient and no value: the logged loss stays the divergence.
-        return surrogate - surrogate.detach()
+    def cells(self, inputs: LossInputs) -> CellTerm:
+        if not self.score_term:
+            return self._values
+        later_NT = self._later(inputs)
+
+        def exact(cells: Cells) -> Tensor:
+            log_probs_M = token_log_probs(cells, inputs.sampling)
+            # It has a gradient and no value: the logged loss stays the divergence.
+            score_M = later_NT[cells.row_M, cells.position_M] * (log_probs_M - log_probs_M.detach())
+            return self._values(cells) + score_M
+
+        return exact
+
+    @torch.no_grad()
+    def _later(self, inputs: LossInputs) -> Tensor:
+        """The divergence at all later positions of each sample, ``[N, T]``."""
+        position_NT = torch.zeros(inputs.mask_NKT[:, 0].shape, device=inputs.mask_NKT.device)
+
+        def gather(cells: Cells) -> Tensor:
+            values_M = self._values(cells)
+            position_NT.index_put_((cells.row_M, cells.position_M), values_M.to(position_NT), accumulate=True)
+            return values_M
+
+        sum_over_cells(inputs.student, inputs.teacher, inputs.tokens_NKT, inputs.mask_NKT, {"": gather}, {}, chunk=128)
+        return position_NT.flip(-1).cumsum(-1).flip(-1) - position_NT
 
 
 class ReverseKL(Divergence):
     """KL(student || guided teacher): the paper's term (Cideron et al., ICLR 2025, Eq. 2). Arguments: :class:`Divergence`."""
 
-    def cells(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return reverse_kl_cells(student, teacher)
 
 
 class ForwardKL(Divergence):
     """KL(guided teacher || student). Arguments: :class:`Divergence`."""
 
-    def cells(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return forward_kl_cells(student, teacher)
 
 
@@ -91,6 +115,7 @@ class JensenShannon(Divergence):
         warmup_steps: see :class:`Divergence`.
         temperature: see :class:`Divergence`.
         score_term: see :class:`Divergence`.
+        codebook_weights: see :class:`Divergence`.
     """
 
     def __init__(
@@ -100,8 +125,9 @@ class JensenShannon(Divergence):
         warmup_steps: int = 0,
         temperature: float = 1.0,
         score_term: bool = False,
+        codebook_weights: Sequence[float] = (),
     ) -> None:
-        super().__init__(weight, warmup_steps, temperature, score_term)
+        super().__init__(weight, warmup_steps, temperature, score_term, codebook_weights)
         self.mixture = mixture
 
     def problems(self, group: int) -> list[str]:
@@ -110,7 +136,7 @@ class JensenShannon(Divergence):
             found.append(f"Key `mixture` of JensenShannon: expected a number in [0, 1], but got {self.mixture}.")
         return found
 
-    def cells(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return jensen_shannon_cells(student, teacher, self.mixture)
 
 
@@ -123,6 +149,7 @@ class EntropyAwareKL(Divergence):
         warmup_steps: see :class:`Divergence`.
         temperature: see :class:`Divergence`.
         score_term: see :class:`Divergence`.
+        codebook_weights: see :class:`Divergence`.
     """
 
     def __init__(
@@ -132,9 +159,10 @@ class EntropyAwareKL(Divergence):
         warmup_steps: int = 0,
         temperature: float = 1.0,
         score_term: bool = False,
+        codebook_weights: Sequence[float] = (),
     ) -> None:
-        super().__init__(weight, warmup_steps, temperature, score_term)
+        super().__init__(weight, warmup_steps, temperature, score_term, codebook_weights)
         self.threshold = threshold
 
-    def cells(self, student: Tensor, teacher: Tensor) -> Tensor:
+    def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return entropy_aware_cells(student, teacher, self.threshold)

@@ -1,4 +1,4 @@
-"""The policy gradient of a group reward. Shapes: N rows (B prompts x G samples), K codebooks, T positions, V vocabulary."""
+"""The policy gradient of a group reward. Shapes: N rows (B prompts x G samples), V vocabulary, M cells of one codebook."""
 
 from __future__ import annotations
 
@@ -7,21 +7,22 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from cfg_distill.losses.base import Loss, LossInputs
+from cfg_distill.losses.base import CellLoss, LossInputs
+from cfg_distill.losses.chunked import Cells, CellTerm
 from cfg_distill.rewards.base import Reward
+from cfg_distill.samples import Samples
 from cfg_distill.sampling import Sampling
 
 
-def token_log_probs(logits_NKTV: Tensor, tokens_NKT: Tensor, mask_NKT: Tensor, sampling: Sampling) -> Tensor:
-    """log student(token) under the distribution that drew it, temperature and filters included; 0 where masked, [N, K, T]."""
-    log_probs_MV = sampling.log_probs(logits_NKTV[mask_NKT])
-    picked_M = log_probs_MV.gather(-1, tokens_NKT[mask_NKT].unsqueeze(-1)).squeeze(-1)
+def token_log_probs(cells: Cells, sampling: Sampling) -> Tensor:
+    """log student(token) under the distribution that drew it, temperature and filters included, ``[M]``."""
+    log_probs_MV = cells.student_log_probs_MV if sampling.plain else sampling.log_probs(cells.student_MV)
+    picked_M = log_probs_MV.gather(-1, cells.tokens_M.unsqueeze(-1)).squeeze(-1)
     # On the edge of top-p, rounding may drop at scoring a token that was drawn: it gives no gradient.
-    picked_M = torch.where(picked_M.isfinite(), picked_M, 0.0)
-    return torch.zeros(mask_NKT.shape, device=picked_M.device).masked_scatter(mask_NKT, picked_M)
+    return torch.where(picked_M.isfinite(), picked_M, 0.0)
 
 
-class PolicyGradient(Loss):
+class PolicyGradient(CellLoss):
     """REINFORCE for a reward on groups: ``- sum_i advantage_i * log student(y_i)``.
 
     Divided by the number of samples, its gradient is that of -D(theta). The advantage carries the baseline and the factor
@@ -55,11 +56,14 @@ class PolicyGradient(Loss):
         self.reward.load()
         return self
 
-    def forward(self, inputs: LossInputs) -> Tensor:
-        outcome = self.reward(inputs.samples)
-        log_probs_NKT = token_log_probs(inputs.student_NKTV, inputs.tokens_NKT, inputs.mask_NKT, inputs.sampling)
-        log_probs_N = log_probs_NKT.sum((-2, -1))
-        if self.scale == "token":
-            log_probs_N = log_probs_N * inputs.sampling.max_new_tokens / inputs.mask_NKT.any(-2).sum(-1)
+    def credit(self, samples: Samples) -> Tensor:
+        outcome = self.reward(samples)
         self.logs = {"reward": outcome.reward_BG.mean(), "advantage_std": outcome.advantage_BG.std()}
-        return -(outcome.advantage_BG.flatten().to(log_probs_N) * log_probs_N).sum()
+        return outcome.advantage_BG.flatten()
+
+    def cells(self, inputs: LossInputs) -> CellTerm:
+        assert inputs.credit_N is not None
+        credit_N = inputs.credit_N.to(inputs.tokens_NKT.device, torch.float32)
+        if self.scale == "token":
+            credit_N = credit_N * inputs.sampling.max_new_tokens / inputs.length_N
+        return lambda cells: -credit_N[cells.row_M] * token_log_probs(cells, inputs.sampling)

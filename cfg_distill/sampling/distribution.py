@@ -26,6 +26,11 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
 
+    @property
+    def plain(self) -> bool:
+        """Whether samples are drawn from the model's own distribution: temperature 1, no filter."""
+        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
+
     def problems(
         self, max_positions: int | None = None, training: bool = False, key: str = "model.sampling"
     ) -> list[str]:

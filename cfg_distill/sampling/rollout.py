@@ -11,17 +11,18 @@ from torch import Tensor
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.generators.base import Stream
+from cfg_distill.generators.delay import cells_at
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
 
 
 @dataclass
 class Rollout:
-    """Groups of samples.
+    """Groups of samples, in the layout of :mod:`cfg_distill.generators.delay`.
 
     Attributes:
-        tokens_BGKT: generated tokens; the pad token behind the end token.
-        mask_BGKT: True on generated cells up to and including the end token.
+        tokens_BGKT: generated tokens; the pad token in cells that do not exist.
+        mask_BGKT: True on cells that exist: the frames of a codebook up to and including the end token.
         log_probs_BGKT: log-probability of each token under the distribution that drew it; 0 where masked.
     """
 
@@ -36,6 +37,11 @@ class Rollout:
     @property
     def mask_NKT(self) -> Tensor:
         return self.mask_BGKT.flatten(0, 1)
+
+    @property
+    def length_N(self) -> Tensor:
+        """Frames of each sample, the end token included."""
+        return self.mask_NKT[:, 0].sum(-1)
 
 
 @torch.no_grad()
@@ -76,30 +82,37 @@ def _decode(
     stream: Stream, prompts: Sequence[str], sampling: Sampling, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     random = torch.Generator(device).manual_seed(seed)
-    alive_N1 = torch.ones(len(prompts) * sampling.samples, 1, dtype=torch.bool, device=device)
+    num_frames = sampling.max_new_tokens
+    delays_K = torch.tensor(stream.delays, device=device)
+    # The frame of each row's end token; num_frames while it has none.
+    end_N = torch.full((len(prompts) * sampling.samples,), num_frames, device=device)
     columns: list[tuple[Tensor, Tensor, Tensor]] = []
-    state, logits_NKV = stream.prefill(prompts, sampling.samples)
-    while True:
-        log_probs_NKV = sampling.log_probs(logits_NKV)
+    state, next_one = stream.prefill(prompts, sampling.samples)
+    for position in range(num_frames + max(stream.delays)):
+        exists_NK = cells_at(position, delays_K, num_frames, end_N)
+        log_probs_NKV = sampling.log_probs(next_one.whole()[:, :, 0])
         drawn_NK = draw_tokens(log_probs_NKV, random)
-        tokens_NK = torch.where(alive_N1, drawn_NK, stream.pad_token)
+        tokens_NK = torch.where(exists_NK, drawn_NK, stream.pad_token)
         picked_NK = log_probs_NKV.gather(-1, drawn_NK.unsqueeze(-1)).squeeze(-1)
-        columns.append((tokens_NK, alive_N1.expand_as(tokens_NK), torch.where(alive_N1, picked_NK, 0.0)))
+        columns.append((tokens_NK, exists_NK, torch.where(exists_NK, picked_NK, 0.0)))
         if stream.end_token is not None:
-            alive_N1 = alive_N1 & (tokens_NK != stream.end_token).all(-1, keepdim=True)
-        if len(columns) == sampling.max_new_tokens or not alive_N1.any():
-            tokens, mask, log_probs = (torch.stack(parts, dim=-1) for parts in zip(*columns, strict=True))
-            return tokens, mask, log_probs
-        state, logits_NKV = stream.step(state, tokens_NK)
+            end_N = torch.where(exists_NK[:, 0] & (tokens_NK[:, 0] == stream.end_token), position, end_N)
+            # Delayed codebooks finish the frames before the end token.
+            if (end_N + max(0, max(stream.delays) - 1)).amax() <= position:
+                break
+        if position + 1 < num_frames + max(stream.delays):
+            state, next_one = stream.step(state, tokens_NK)
+    tokens, mask, log_probs = (torch.stack(parts, dim=-1) for parts in zip(*columns, strict=True))
+    return tokens, mask, log_probs
 
 
 def _check_positions(generator: Generator, prompts: Sequence[str], sampling: Sampling) -> None:
     limit = generator.max_positions
     if limit is None:
         return
-    longest = max(tensor.shape[-1] for tensor in generator.encode(prompts).tensors.values())
-    if longest + sampling.max_new_tokens > limit:
+    taken = generator.prompt_positions(prompts) + max(generator.delays)
+    if taken + sampling.max_new_tokens > limit:
         raise ConfigError(
-            f"Key `max_new_tokens`: the longest prompt has {longest} tokens and the model {limit} positions, so expected"
-            f" at most {limit - longest}, but got {sampling.max_new_tokens}. Lower it, or shorten the prompts."
+            f"Key `max_new_tokens`: the longest prompt takes {taken} of the model's {limit} positions, so expected"
+            f" at most {limit - taken}, but got {sampling.max_new_tokens}. Lower it, or shorten the prompts."
         )
