@@ -1,30 +1,54 @@
-"""Model folders: the names of the shipped ones, and what can be said of a folder without loading its weights."""
+"""Model folders: the names of shipped and packaged ones, and what can be said of a folder without loading its weights."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.text import PACKAGED, converted, problems_of_gguf
 
 SHIPPED = {name: Path(__file__).parent / "tunes" / "weights" / name for name in ("base", "encoder", "judge")}
+KNOWN: dict[str, Collection[str]] = {"tunes": SHIPPED, "text": PACKAGED}
 RECIPES = Path(__file__).parent / "recipes"
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 
 
-def resolve(path: str) -> str:
-    """The folder behind ``tunes:base``, ``tunes:encoder`` or ``tunes:judge``; any other path or hub name unchanged.
+def source(path: str) -> Path | None:
+    """What is behind ``tunes:NAME``, ``text:NAME`` or a GGUF file as it was installed; None for any other path.
 
     Raises:
-        ConfigError: for a ``tunes:`` name that is not shipped.
+        ConfigError: no such name, or its package is not installed.
     """
     prefix, _, name = str(path).partition(":")
-    if prefix != "tunes":
-        return str(path)
-    if name not in SHIPPED:
+    if prefix not in KNOWN:
+        file = Path(path).expanduser()
+        return file if file.suffix == ".gguf" and file.is_file() else None
+    if name not in KNOWN[prefix]:
         raise ConfigError(
-            f"Model `{path}`: expected one of {[f'tunes:{known}' for known in SHIPPED]}, but got `{path}`."
+            f"Model `{path}`: expected one of {[f'{prefix}:{known}' for known in KNOWN[prefix]]}, but got `{path}`."
         )
-    return str(SHIPPED[name])
+    if prefix == "tunes":
+        return SHIPPED[name]
+    try:
+        return PACKAGED[name].path()
+    except ConfigError as error:
+        raise ConfigError(f"Model `{path}`: {error}") from error
+
+
+def resolve(path: str) -> str:
+    """The folder behind ``tunes:base``, ``text:smollm2`` and the like; any other path or hub name unchanged.
+
+    A GGUF file becomes the folder it was converted to, and is converted when it was not; see
+    :func:`cfg_distill.text.converted`.
+
+    Raises:
+        ConfigError: no such name, its package is not installed, or a GGUF file cannot be converted.
+    """
+    found = source(path)
+    if found is None:
+        return str(path)
+    return str(converted(found) if found.suffix == ".gguf" else found)
 
 
 def find_file(path: str | Path) -> Path:
@@ -39,9 +63,12 @@ def find_file(path: str | Path) -> Path:
 def problems_of_folder(key: str, path: str) -> list[str]:
     """What is wrong with a model folder, without loading it. A hub name (``owner/name``, no such folder) passes."""
     try:
-        folder = Path(resolve(path))
+        found = source(path)
     except ConfigError as error:
         return [f"Key `{key}`: {problem}" for problem in error.problems]
+    if found is not None and found.suffix == ".gguf":
+        return [f"Key `{key}`: {problem}" for problem in problems_of_gguf(found)]
+    folder = found or Path(path)
     if not folder.exists():
         if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1:
             return [f"Key `{key}`: expected a model folder, but `{path}` does not exist. Check the path."]

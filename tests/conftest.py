@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,15 @@ from tiny import tiny_folder
 
 # Many small tensors on few cores: threads only stand in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A cache of this session's own, so that what is converted is converted by the code under test; it may grow large."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["CFG_DISTILL_CACHE"] = str(folder)
+    yield folder
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import cfg_distill
-from cfg_distill.folders import find_file, resolve
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import find_file, resolve, source
 from cfg_distill.study.check import recipe_of
 from cfg_distill.study.config import Study
 
@@ -70,6 +71,13 @@ def digests(content: Any) -> dict[str, str]:
     return {text: digest([found]) for text in sorted(set(_strings(content))) if (found := _existing(text)) is not None}
 
 
+def prepare(content: Any) -> None:
+    """Convert the GGUF models that a nested config names, where the user sees it, and before workers want them."""
+    for text in sorted(set(_strings(content))):
+        if (found := _existing(text)) is not None and found.suffix == ".gguf":
+            resolve(text)
+
+
 def _strings(content: Any) -> Iterator[str]:
     if isinstance(content, Mapping):
         content = content.values()
@@ -84,7 +92,11 @@ def _existing(text: str) -> Path | None:
     """The file or model folder a text names, if it names one."""
     if not text or len(text) > 1000 or "\n" in text:
         return None
-    path = find_file(text) if not text.startswith("tunes:") else Path(resolve(text))
+    try:
+        # A packaged model is known by the file it came as: the cache it was converted into may be deleted and made anew.
+        path = source(text) or find_file(text)
+    except ConfigError:
+        return None  # no model, or one that is reported where it is named
     try:
         return path if path.is_file() or (path / "config.json").is_file() else None
     except (OSError, ValueError):

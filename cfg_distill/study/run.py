@@ -20,7 +20,7 @@ from cfg_distill.study.check import command_of, problems_of
 from cfg_distill.study.config import Study, read_study
 from cfg_distill.study.display import Display, Forecast, clock
 from cfg_distill.study.processes import Child, Fit, Worker
-from cfg_distill.study.record import changes, record_of
+from cfg_distill.study.record import changes, prepare, record_of
 from cfg_distill.study.steps import Ledger, Step, last_checkpoint, plan
 
 RECORD = "study.json"
@@ -51,6 +51,7 @@ def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool =
     folder = Path(out or study.out)
     record = record_of(study)
     _compare(folder, record, overwrite)
+    prepare(record)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder) as lock, _sigterm_as_interrupt():
         runner = Runner(study, folder, lock, overwrite)

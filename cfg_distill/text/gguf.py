@@ -1,0 +1,116 @@
+"""A GGUF file as a plain Hugging Face folder, converted once. Importing this module imports no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.text.cache import cache_folder, locked
+
+REVISION = 1
+"""Of what :func:`_convert` writes: a new one makes every file anew."""
+
+
+def problems_of_gguf(file: Path) -> list[str]:
+    """What is wrong with a GGUF file as far as its first bytes tell, and what is missing to convert it."""
+    with file.open("rb") as stream:
+        if (magic := stream.read(4)) != b"GGUF":
+            return [f"Model `{file}`: expected a GGUF file, but it begins with {magic!r}. Download it again."]
+    missing = [library for library in ("gguf", "accelerate") if find_spec(library) is None]
+    if not missing:
+        return []
+    return [
+        f"Model `{file}`: expected the libraries gguf and accelerate to convert it, but {' and '.join(missing)} cannot be"
+        ' imported. Install what text needs: pip install "cfg-distill[text]"'
+    ]
+
+
+def converted(file: Path) -> Path:
+    """The folder of safetensors (float32), tokenizer and chat template made from a GGUF file; made when it is not there.
+
+    The folder lies in :func:`~cfg_distill.text.cache.cache_folder` under a name with a digest of the file, appears whole
+    or not at all, and of several processes one makes it. A line on stderr says what happens.
+
+    Raises:
+        ConfigError: the libraries are missing, or transformers cannot read the file.
+    """
+    folder = cache_folder() / "models" / f"{file.stem}-{_digest(file)}"
+    if folder.is_dir():
+        return folder
+    if problems := problems_of_gguf(file):
+        raise ConfigError(problems)
+    with locked(folder.parent):
+        if not folder.is_dir():  # another process may have made it while this one waited
+            _say(f"Converting {file.name} to safetensors, once (about {_seconds(file)} s on one core) ...")
+            began = time.monotonic()
+            staged = folder.with_name(f".{folder.name}.{os.getpid()}")
+            try:
+                _convert(file, staged)
+                staged.replace(folder)
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
+            _say(f"Converted in {time.monotonic() - began:.0f} s: {folder} (delete it at will).")
+    return folder
+
+
+def _digest(file: Path) -> str:
+    """Of size, head and tail: reading a large file whole would take as long as loading the converted one."""
+    size, part = file.stat().st_size, 2**20
+    digest = hashlib.sha256(f"{REVISION} {size}".encode())
+    with file.open("rb") as stream:
+        digest.update(stream.read(part))
+        stream.seek(max(size - part, 0))
+        digest.update(stream.read(part))
+    return digest.hexdigest()[:12]
+
+
+def _seconds(file: Path) -> int:
+    """A guess: 20 s for 100 MB, of which 10 are the vocabulary, whatever the size."""
+    return round(10 + file.stat().st_size / 10e6)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _convert(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    with _explained(file):
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        # The weights are plain floats now; the marks of the file they came from would refuse save_pretrained.
+        for holder, mark in (
+            (model, "hf_quantizer"),
+            (model, "quantization_method"),
+            (model.config, "quantization_config"),
+        ):
+            if hasattr(holder, mark):
+                delattr(holder, mark)
+        model.is_quantized = False
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _explained(file: Path) -> Iterator[None]:
+    """What transformers and gguf raise for a file they cannot read, as a problem of the user's."""
+    try:
+        yield
+    except (ValueError, KeyError, IndexError, NotImplementedError, OSError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ConfigError(
+            f"Model `{file}`: expected a GGUF file of a causal language model, of an architecture and a quantisation that"
+            f" transformers reads (F32, F16, BF16, Q4_0 to Q8_0, Q2_K to Q6_K), but: {reason} Use another file of the"
+            " model, or its Hugging Face folder."
+        ) from error
