@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from cfg_distill.audio import Waveform, within_full_scale
 from cfg_distill.errors import ConfigError
 from cfg_distill.samples import Samples
 
@@ -32,8 +33,8 @@ class SampleLogging(Callback):
         num_prompts: how many prompts.
         num_samples: how many samples of each.
         audio: how a text sounds: a function of sample and prompt that returns a waveform (float32, [length] within -1
-            to 1) and its rate. None for texts that have no sound. Where a generator's samples are waveforms already,
-            its ``sample_rate`` is read.
+            to 1) and its rate. None for texts that have no sound. The samples of audio models need none: they are played
+            as they are, mixed down to one channel, and turned down where they exceed full scale.
     """
 
     def __init__(self, num_prompts: int = 4, num_samples: int = 2, audio: AudioOf | None = None) -> None:
@@ -78,30 +79,28 @@ class SampleLogging(Callback):
             writer = getattr(logger, "experiment", None)
             if hasattr(writer, "add_text"):
                 for number, (prompt, group) in enumerate(self._shown):
-                    self._log(writer, f"samples/{number}", prompt, group, trainer.global_step, pl_module)
+                    self._log(writer, f"samples/{number}", prompt, group, trainer.global_step)
 
-    def _log(self, writer: Any, tag: str, prompt: str, group: list[Any], step: int, module: LightningModule) -> None:
+    def _log(self, writer: Any, tag: str, prompt: str, group: list[Any], step: int) -> None:
         texts = [output for output in group if isinstance(output, str)]
         blocks = [f"    {text}" for text in texts]  # four spaces: TensorBoard shows them as they are
         writer.add_text(tag, "\n\n".join([f"**{prompt}**", *blocks]), global_step=step)
         for number, output in enumerate(group):
-            sound = self._sound(output, prompt, module)
-            if sound is not None and hasattr(writer, "add_audio"):
-                waveform, rate = sound
-                wave_1L = torch.as_tensor(waveform, dtype=torch.float32).clamp(-1, 1).reshape(1, -1)
-                writer.add_audio(f"{tag}/{number}", wave_1L, global_step=step, sample_rate=rate)
+            sound = self._sound(output, prompt) if hasattr(writer, "add_audio") else None
+            if sound is not None:
+                writer.add_audio(f"{tag}/{number}", sound.samples, global_step=step, sample_rate=sound.rate)
 
-    def _sound(self, output: Any, prompt: str, module: LightningModule) -> tuple[Any, int] | None:
-        if not isinstance(output, str):
-            wave = torch.as_tensor(output).detach().cpu()
-            rate = getattr(module.student, "sample_rate", None)
-            # [length], or [channels, length] mixed down: TensorBoard plays one channel.
-            return None if rate is None else (wave.float().reshape(-1, wave.shape[-1]).mean(0), int(rate))
-        if self.audio is None:
-            return None
+    def _sound(self, output: Any, prompt: str) -> Waveform | None:
+        """What is played: one channel, since TensorBoard plays no more, within full scale; None when there is nothing."""
         try:
-            waveform, rate = self.audio(output, prompt)
+            if isinstance(output, Waveform):
+                mono = Waveform(output.mono()[None].float(), output.rate)
+            elif self.audio is None or not isinstance(output, str):
+                return None
+            else:
+                samples, rate = self.audio(output, prompt)
+                mono = Waveform(torch.as_tensor(samples, dtype=torch.float32).reshape(1, -1), rate)
+            return within_full_scale(mono)[0] if mono.samples.numel() else None
         except Exception as error:  # a student in training may write what no renderer can play
             rank_zero_warn(f"A sample could not be turned into sound: {type(error).__name__}: {error}")
             return None
-        return (waveform, rate) if len(waveform) else None

@@ -1,6 +1,17 @@
 """torchmetrics classes over pure functions: diversity, quality, guards, distance to the teacher; fronts, intervals."""
 
+from cfg_distill.metrics.audio import (
+    AudioRepetition,
+    CLAPAdherence,
+    ClippingRate,
+    SilenceRate,
+    WaveformMetric,
+    clipped_share,
+    repeated_share,
+    silent_share,
+)
 from cfg_distill.metrics.base import EmbeddingMetric, SampleMetric, TextMetric
+from cfg_distill.metrics.corpus import FAD, KAD, CorpusMetric, frechet_distance, kernel_distance
 from cfg_distill.metrics.embedding import PairwiseCosineDiversity, PromptAdherence, VendiScore, vendi_score
 from cfg_distill.metrics.front import Interval, bootstrap_interval, hypervolume, pareto
 from cfg_distill.metrics.lexical import (
@@ -17,6 +28,12 @@ from cfg_distill.metrics.model import Entropy, KLToTeacher
 
 __all__ = [
     "EAD",
+    "FAD",
+    "KAD",
+    "AudioRepetition",
+    "CLAPAdherence",
+    "ClippingRate",
+    "CorpusMetric",
     "DistinctN",
     "EmbeddingMetric",
     "Entropy",
@@ -28,13 +45,20 @@ __all__ = [
     "Repetition",
     "SampleMetric",
     "SelfBLEUDiversity",
+    "SilenceRate",
     "TextMetric",
     "VendiScore",
+    "WaveformMetric",
     "bootstrap_interval",
+    "clipped_share",
     "distinct_n",
     "expectation_adjusted_distinct",
+    "frechet_distance",
     "hypervolume",
+    "kernel_distance",
     "pareto",
     "repeated_n",
+    "repeated_share",
+    "silent_share",
     "vendi_score",
 ]

@@ -18,6 +18,7 @@ from tiny import tiny_folder
 from tiny_fits import PROMPTS, batches, student_of, trainer
 
 from cfg_distill import CFGDistillation
+from cfg_distill.audio import Waveform
 from cfg_distill.callbacks import AtomicCheckpointIO, BetaCalibration, SampleLogging, Throughput
 from cfg_distill.errors import ConfigError
 
@@ -102,7 +103,7 @@ class Measured(CFGDistillation):
 
 
 def gradient_norm(module: CFGDistillation, name: str, prompts: list[str], seed: int) -> float:
-    inputs = module.score(prompts, module.rollout(prompts, seed))
+    inputs = module.score(module.draw(prompts, seed))
     parameters = [p for p in module.student.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(module.losses[name](inputs), parameters, allow_unused=True)
     return float(np.sqrt(sum(float((g.double() ** 2).sum()) for g in gradients if g is not None)))
@@ -191,12 +192,18 @@ def test_what_cannot_be_played_is_said_and_training_goes_on(folder: str) -> None
 
 
 def test_waveforms_need_no_renderer() -> None:
-    callback = SampleLogging()
-    module: Any = SimpleNamespace(student=SimpleNamespace(sample_rate=16000))
-    stereo = torch.stack([torch.ones(50), torch.zeros(50)])
-    waveform, rate = callback._sound(stereo, "w1", module)
-    assert rate == 16000
-    assert torch.equal(waveform, torch.full((50,), 0.5))
+    book, callback = Book(), SampleLogging()
+    stereo = Waveform(torch.stack([torch.ones(50), torch.zeros(50)]), 16000)
+    loud = Waveform(torch.tensor([[0.5, -2.0]]), 8000)
+    broken = Waveform(torch.full((1, 4), torch.nan), 8000)
+    with pytest.warns(UserWarning, match="could not be turned into sound: ValueError: Expected finite samples"):
+        callback._log(book.experiment, "samples/0", "w1", [stereo, loud, broken], 3)
+    assert [(tag, step, rate) for tag, _, step, rate in book.sounds] == [
+        ("samples/0/0", 3, 16000),
+        ("samples/0/1", 3, 8000),
+    ]
+    assert torch.equal(book.sounds[0][1], torch.full((1, 50), 0.5))
+    torch.testing.assert_close(book.sounds[1][1], torch.tensor([[0.2475, -0.99]]))
 
 
 # Checkpoints

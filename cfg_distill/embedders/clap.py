@@ -1,0 +1,225 @@
+"""Audio encoders of transformers as embedders of sound. Shapes: N clips, L samples of sound, D embedding width."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from functools import cache, cached_property
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoTokenizer
+
+from cfg_distill.audio import Waveform, problems_of_audio_extra, resampled
+from cfg_distill.embedders.base import Embedder
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import problems_of_folder, resolve
+
+SHORTEST = 0.1
+"""Seconds: shorter clips are filled up with silence, since an encoder's first convolutions need some samples."""
+
+
+class AudioEmbedder(Embedder):
+    """Any audio encoder of transformers (wav2vec 2.0, HuBERT, WavLM, AST, ...): its last hidden states, averaged.
+
+    Clips are mixed down to one channel and brought to the encoder's rate. A clip longer than a window is read in
+    evenly spaced windows, whose unit vectors are averaged: no window is drawn at random, so that a clip has one vector.
+    Windows of one length share a batch; nothing is padded, so nothing of a neighbour leaks in.
+
+    Args:
+        path: a model folder or a hub name.
+        batch_size: windows at once.
+        window: seconds of sound that are read at once.
+    """
+
+    model: Any
+    kind = "an audio encoder (wav2vec 2.0, HuBERT, AST)"
+
+    def __init__(self, path: str, batch_size: int = 16, window: float = 10.0) -> None:
+        super().__init__()
+        self.path = path
+        self.batch_size = batch_size
+        self.window = window
+
+    # Settings, known before the weights are
+
+    def problems(self) -> list[str]:
+        found = problems_of_folder("embedder.init_args.path", self.path) + problems_of_audio_extra()
+        if self.batch_size < 1:
+            found.append(f"Key `embedder.init_args.batch_size`: expected at least 1, but got {self.batch_size}.")
+        if self.window < SHORTEST:
+            found.append(
+                f"Key `embedder.init_args.window`: expected at least {SHORTEST} seconds, but got {self.window}."
+            )
+        try:
+            return found or self._problems_of_model()
+        except ConfigError as error:
+            return error.problems
+
+    def _problems_of_model(self) -> list[str]:
+        """What the configuration and the feature extractor tell."""
+        if getattr(self.extractor, "sampling_rate", None) is None:
+            return [self._unfit(f"its feature extractor `{type(self.extractor).__name__}` reads no sound")]
+        return []
+
+    def _unfit(self, reason: str) -> str:
+        return (
+            f"Key `embedder.init_args.path`: expected {self.kind}, but `{self.path}` is none: {reason}."
+            " Name another folder or hub name."
+        )
+
+    @cached_property
+    def config(self) -> Any:
+        return self._from_hub(AutoConfig)
+
+    @cached_property
+    def extractor(self) -> Any:
+        return self._from_hub(AutoFeatureExtractor)
+
+    @property
+    def rate(self) -> int:
+        """Samples a second that the encoder reads."""
+        return self.extractor.sampling_rate
+
+    def _from_hub(self, loader: Any, **settings: Any) -> Any:
+        try:
+            return loader.from_pretrained(resolve(self.path), **settings)
+        except (OSError, ValueError, ImportError) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise ConfigError(
+                f"Key `embedder.init_args.path`: expected a folder or a reachable hub name of {self.kind}, but"
+                f" transformers could not load `{self.path}`: {reason}. Without a network, name a folder that holds it."
+            ) from error
+
+    def load(self) -> Self:
+        if not hasattr(self, "model"):
+            model = self._from_hub(AutoModel, dtype=torch.float32)
+            # Of an encoder-decoder (Whisper) only the encoder hears.
+            encoder = model.get_encoder() if model.config.is_encoder_decoder else model
+            self.model = encoder.requires_grad_(False).eval()
+        return self
+
+    # Vectors
+
+    @torch.no_grad()
+    def embed(self, outputs: Sequence[Waveform]) -> Tensor:
+        # Dropout in a reward would be noise; a parent's train() must not switch it on.
+        self.model.eval()
+        windows = [self._windows(clip) for clip in outputs]
+        flat = [window_L for clip in windows for window_L in clip]
+        order = sorted(range(len(flat)), key=lambda index: len(flat[index]))
+        vectors: dict[int, Tensor] = {}
+        with torch.autocast(self.model.device.type, enabled=False):
+            for batch in self._batches(order, [len(window_L) for window_L in flat]):
+                vectors |= zip(batch, self._vectors([flat[index] for index in batch]).float(), strict=True)
+        unit_MD = normalize(torch.stack([vectors[index] for index in range(len(flat))]), dim=-1)
+        means = [part_ND.mean(0) for part_ND in unit_MD.split([len(clip) for clip in windows])]
+        return normalize(torch.stack(means), dim=-1)
+
+    def _windows(self, clip: Waveform) -> list[np.ndarray]:
+        """A clip as mono sound at the encoder's rate, in windows of one length."""
+        if not isinstance(clip, Waveform):
+            raise ConfigError(
+                f"Embedder `{self.path}` hears sound, but got a {type(clip).__name__}: the model writes no sound."
+                " Use an embedder of text."
+            )
+        if clip.rate != self.rate:
+            _tell_once(self.path, clip.rate, self.rate)
+        mono = resampled(Waveform(clip.mono()[None], clip.rate), self.rate).samples[0].numpy()
+        mono = np.pad(mono, (0, max(0, math.ceil(SHORTEST * self.rate) - len(mono))))
+        length = int(self.window * self.rate)
+        count = math.ceil(len(mono) / length)
+        starts = np.linspace(0, max(0, len(mono) - length), count).astype(int)
+        return [mono[start : start + length] for start in starts]
+
+    def _batches(self, order: list[int], lengths: list[int]) -> list[list[int]]:
+        """Indices, sorted by length, in batches of one length each."""
+        batches: list[list[int]] = []
+        for index in order:
+            if not batches or len(batches[-1]) == self.batch_size or lengths[batches[-1][0]] != lengths[index]:
+                batches.append([])
+            batches[-1].append(index)
+        return batches
+
+    def _vectors(self, windows: list[np.ndarray]) -> Tensor:
+        """Windows of one length to ``[N, D]``."""
+        features = self.extractor(windows, sampling_rate=self.rate, return_tensors="pt")
+        # Its first entry is the sound; a mask would be all ones, and some encoders were trained without any.
+        name = self.extractor.model_input_names[0]
+        output = self.model(features[name].to(self.model.device, torch.float32))
+        return output.last_hidden_state.mean(1)
+
+
+class CLAP(AudioEmbedder):
+    """A CLAP model: sound through its audio tower, text through its text tower, into one space.
+
+    So the cosine of a clip with its prompt is adherence (:class:`cfg_distill.rewards.PromptAdherence`), and the cosine
+    of two clips is what a diversity reward takes. transformers' feature extractor crops long clips at random and, for
+    models with fusion, marks one random clip of a batch as long; here neither happens (see :class:`AudioEmbedder`): a
+    reward must not depend on a clip's neighbours. Source: Wu et al., arXiv 2211.06687.
+
+    Args:
+        path: a model folder or a hub name, such as ``laion/larger_clap_music``.
+        batch_size: windows or texts at once.
+    """
+
+    kind = "a CLAP model"
+
+    def __init__(self, path: str, batch_size: int = 16) -> None:
+        super().__init__(path, batch_size)
+
+    def _problems_of_model(self) -> list[str]:
+        if self.config.model_type != "clap":
+            return [self._unfit(f"its config.json says `{self.config.model_type}`")]
+        return super()._problems_of_model()
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        return self._from_hub(AutoTokenizer)
+
+    def load(self) -> Self:
+        super().load()
+        self.window = float(self.extractor.max_length_s)
+        return self
+
+    @torch.no_grad()
+    def embed(self, outputs: Sequence[Waveform | str]) -> Tensor:
+        if outputs and all(isinstance(output, str) for output in outputs):
+            return self._embed_texts([str(output) for output in outputs])
+        return super().embed(outputs)  # type: ignore[arg-type]
+
+    def _embed_texts(self, texts: list[str]) -> Tensor:
+        self.model.eval()
+        device = self.model.device
+        # Positions of the text tower start behind its padding token's.
+        positions = self.config.text_config.max_position_embeddings - self.config.text_config.pad_token_id - 1
+        limit = min(self.tokenizer.model_max_length, positions)
+        parts = []
+        with torch.autocast(device.type, enabled=False):
+            for start in range(0, len(texts), self.batch_size):
+                batch = self.tokenizer(
+                    texts[start : start + self.batch_size],
+                    padding=True,
+                    truncation=True,
+                    max_length=limit,
+                    return_tensors="pt",
+                ).to(device)
+                output = self.model.get_text_features(batch["input_ids"], batch["attention_mask"])
+                parts.append(output.pooler_output.float())
+        return normalize(torch.cat(parts), dim=-1)
+
+    def _vectors(self, windows: list[np.ndarray]) -> Tensor:
+        features = self.extractor(windows, sampling_rate=self.rate, return_tensors="pt")["input_features"]
+        is_longer_N1 = torch.zeros(len(windows), 1, dtype=torch.bool)
+        output = self.model.get_audio_features(features.to(self.model.device, torch.float32), is_longer_N1)
+        return output.pooler_output
+
+
+@cache
+def _tell_once(path: str, rate: int, wanted: int) -> None:
+    if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+        logging.getLogger(__name__).warning("Sound of %d Hz is resampled to the %d Hz of `%s`.", rate, wanted, path)

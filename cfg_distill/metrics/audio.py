@@ -1,0 +1,197 @@
+"""Metrics of sound: adherence, and the guards against silence, clipping and loops.
+
+Shapes: B prompts, G samples a prompt, C channels, L samples of sound, M windows.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cfg_distill.audio import Waveform
+from cfg_distill.embedders import CLAP
+from cfg_distill.errors import ConfigError
+from cfg_distill.metrics.base import SampleMetric
+from cfg_distill.metrics.embedding import PromptAdherence
+from cfg_distill.samples import Samples
+
+
+def silent_share(waveform: Waveform, level: float = -60.0, frame: float = 0.1) -> float:
+    """The share of a clip's frames whose root mean square lies below a level; 1 for a clip of no length.
+
+    Args:
+        waveform: the clip; the loudest channel decides.
+        level: decibels relative to full scale (a constant 1 is 0 dBFS).
+        frame: seconds. A shorter rest at the end belongs to no frame, unless it is all there is.
+
+    Example:
+        >>> silent_share(Waveform(torch.tensor([[0.5] * 100 + [0.0] * 300]), 1000))
+        0.75
+    """
+    if waveform.samples.shape[-1] == 0:
+        return 1.0
+    length = min(max(1, round(frame * waveform.rate)), waveform.samples.shape[-1])
+    power_CF = waveform.samples.double().square().unfold(-1, length, length).mean(-1)
+    return float((power_CF.amax(0) < 10 ** (level / 10)).double().mean())
+
+
+def clipped_share(waveform: Waveform, level: float = 0.999) -> float:
+    """The share of a clip's samples at or beyond full scale; 0 for a clip of no length.
+
+    Example:
+        >>> clipped_share(Waveform(torch.tensor([[0.5, -1.0, 1.3, 0.9]]), 1000))
+        0.5
+    """
+    samples = waveform.samples
+    return float((samples.abs() >= level).double().mean()) if samples.numel() else 0.0
+
+
+def repeated_share(
+    waveform: Waveform, window: float = 0.5, hop: float = 0.02, similarity: float = 0.995, level: float = -60.0
+) -> float:
+    """The share of a clip's windows that sound like an earlier one which they do not overlap; 0 for a short clip.
+
+    Two windows are alike when their magnitude spectrograms have a cosine of at least ``similarity``, so that a loop is
+    found whatever its phase, and a held tone counts too. Silent windows belong to :func:`silent_share` and are left
+    out. Music repeats itself: read the number beside that of the teacher, not against 0.
+
+    Args:
+        waveform: the clip, mixed down.
+        window: seconds that are compared.
+        hop: seconds between windows: the smallest step of a loop's length that is told. 0.02 is a frame of EnCodec's
+            at 50 a second, so a loop of tokens is met exactly.
+        similarity: the cosine from which two windows are alike.
+        level: decibels relative to full scale below which a window is silent.
+    """
+    mono = waveform.mono()
+    step = max(1, round(hop * waveform.rate))
+    frames = max(1, round(window / hop))
+    if len(mono) < 2 * frames * step:
+        return 0.0
+    # A spectrum a hop, with no padding at the ends; the transform is two hops long.
+    shape = torch.hann_window(2 * step, device=mono.device)
+    spectrum_HF = torch.stft(mono, 2 * step, step, window=shape, center=False, return_complex=True).abs().T
+    gram_HH = spectrum_HF @ spectrum_HF.T
+    count = len(gram_HH) - frames + 1
+    # The inner product of two windows is the sum along a diagonal of the frames' own: no window is ever copied.
+    dot_MM = torch.stack([gram_HH[k : k + count, k : k + count] for k in range(frames)]).sum(0)
+    power_M = dot_MM.diagonal()
+    audible_M = power_M / (frames * spectrum_HF.shape[1]) > 10 ** (level / 10) * shape.square().sum()
+    cosine_MM = dot_MM / (power_M[:, None] * power_M).sqrt().clamp(min=torch.finfo(dot_MM.dtype).tiny)
+    # Only windows that lie earlier by a whole window, and are heard.
+    alike_MM = (cosine_MM >= similarity).tril(-frames) & audible_M
+    heard = int(audible_M[frames:].sum())
+    return int((alike_MM.any(-1) & audible_M).sum()) / heard if heard else 0.0
+
+
+class WaveformMetric(SampleMetric):
+    """A guard that scores one clip at a time: override :meth:`score_clip`. The value of a prompt is the mean."""
+
+    axis = "guard"
+    higher_is_better = False
+
+    @abstractmethod
+    def score_clip(self, clip: Waveform) -> float:
+        """The value of one clip."""
+
+    def score(self, samples: Samples) -> Tensor:
+        if wrong := [output for output in samples.outputs if not isinstance(output, Waveform)]:
+            raise ConfigError(
+                f"Metric `{type(self).__name__}`: expected sound, but the model writes a {type(wrong[0]).__name__}."
+                " Take it out of the metrics, or use an audio model."
+            )
+        return torch.tensor([[self.score_clip(clip) for clip in group] for group in samples.groups()]).mean(-1)
+
+
+class SilenceRate(WaveformMetric):
+    """The share of silent frames, averaged over a prompt's samples; see :func:`silent_share`.
+
+    Args:
+        level: decibels relative to full scale below which a frame is silent.
+        frame: its seconds.
+    """
+
+    def __init__(self, level: float = -60.0, frame: float = 0.1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.level = level
+        self.frame = frame
+
+    def problems(self) -> list[str]:
+        return _below_zero(self, level=self.level) + _above_zero(self, frame=self.frame)
+
+    def score_clip(self, clip: Waveform) -> float:
+        return silent_share(clip, self.level, self.frame)
+
+
+class ClippingRate(WaveformMetric):
+    """The share of samples of sound at or beyond full scale, averaged over clips; see :func:`clipped_share`.
+
+    Args:
+        level: the magnitude that counts as full scale.
+    """
+
+    def __init__(self, level: float = 0.999, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.level = level
+
+    def problems(self) -> list[str]:
+        return _above_zero(self, level=self.level)
+
+    def score_clip(self, clip: Waveform) -> float:
+        return clipped_share(clip, self.level)
+
+
+class AudioRepetition(WaveformMetric):
+    """The share of windows that repeat an earlier one, averaged over a prompt's samples; see :func:`repeated_share`.
+
+    Args:
+        window: seconds that are compared.
+        hop: seconds between windows.
+        similarity: the cosine of two magnitude spectrograms from which they are alike.
+    """
+
+    def __init__(self, window: float = 0.5, hop: float = 0.02, similarity: float = 0.995, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.window = window
+        self.hop = hop
+        self.similarity = similarity
+
+    def problems(self) -> list[str]:
+        found = _above_zero(self, window=self.window, hop=self.hop)
+        if not found and self.hop > self.window:
+            found.append(f"Metric `AudioRepetition`, key `hop`: expected at most the window, but got {self.hop}.")
+        if not 0 < self.similarity <= 1:
+            got = self.similarity
+            found.append(f"Metric `AudioRepetition`, key `similarity`: expected a number in (0, 1], but got {got}.")
+        return found
+
+    def score_clip(self, clip: Waveform) -> float:
+        return repeated_share(clip, self.window, self.hop, self.similarity)
+
+
+class CLAPAdherence(PromptAdherence):
+    """Mean cosine of a prompt's clips with the prompt, under CLAP, which reads both.
+
+    Args:
+        embedder: the CLAP model. As the reward's it shows what was trained; report another one's too.
+    """
+
+    def __init__(self, embedder: CLAP, **settings: Any) -> None:
+        super().__init__(embedder, **settings)
+
+
+def _above_zero(metric: SampleMetric, **settings: float) -> list[str]:
+    return _wrong(metric, "a number above 0", {k: v for k, v in settings.items() if not (v > 0 and math.isfinite(v))})
+
+
+def _below_zero(metric: SampleMetric, **settings: float) -> list[str]:
+    return _wrong(metric, "decibels below 0", {k: v for k, v in settings.items() if not v < 0})
+
+
+def _wrong(metric: SampleMetric, expected: str, settings: dict[str, float]) -> list[str]:
+    name = type(metric).__name__
+    return [f"Metric `{name}`, key `{key}`: expected {expected}, but got {value}." for key, value in settings.items()]

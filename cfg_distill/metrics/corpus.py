@@ -1,0 +1,226 @@
+"""Distances between all samples of a model and real sound: FAD and KAD, with an interval over prompts.
+
+Shapes: P prompts, G samples a prompt, N and R vectors of two sets, D embedding width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+
+from cfg_distill.audio import Waveform, read_audio
+from cfg_distill.embedders import Embedder
+from cfg_distill.errors import ConfigError
+from cfg_distill.metrics.base import EmbeddingMetric
+from cfg_distill.samples import Samples
+
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
+
+
+class _AsTheyAre(nn.Module):
+    """The feature network of a distance between vectors: none."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return vectors
+
+
+def frechet_distance(vectors: Tensor, reference: Tensor) -> Tensor:
+    r"""Squared Frechet distance between the normal distributions fitted to two sets, by torchmetrics, in float64.
+
+    .. math:: \lVert \mu_1 - \mu_2 \rVert^2 + \operatorname{tr}(\Sigma_1 + \Sigma_2 - 2 (\Sigma_1 \Sigma_2)^{1/2})
+
+    Biased upwards in small sets, the more the wider the vectors: compare at equal numbers of samples only.
+    Source: Kilgour et al., arXiv 1812.08466.
+
+    Args:
+        vectors: ``[N, D]``, N at least 2.
+        reference: ``[R, D]``, R at least 2.
+
+    Returns:
+        A float64 scalar.
+    """
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(vectors.shape[-1])).to(vectors.device)
+    metric.set_dtype(torch.float64)
+    metric.update(reference.double(), real=True)
+    metric.update(vectors.double(), real=False)
+    return metric.compute()
+
+
+def kernel_distance(vectors: Tensor, reference: Tensor, bandwidth: float | None = None) -> Tensor:
+    r"""Unbiased squared maximum mean discrepancy under a Gaussian kernel, in float64; it may fall below 0.
+
+    .. math:: \frac{\sum_{i \ne j} k(x_i, x_j)}{N (N-1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{R (R-1)}
+        - \frac{2 \sum_{ij} k(x_i, y_j)}{N R}, \qquad k(a, b) = e^{-\lVert a - b \rVert^2 / (2 \sigma^2)}
+
+    Source: Chung et al., arXiv 2502.15602; Gretton et al., JMLR 2012, Eq. 3.
+
+    Args:
+        vectors: ``[N, D]``, N at least 2.
+        reference: ``[R, D]``, R at least 2.
+        bandwidth: sigma. None: the median distance between two vectors of the reference, as the paper has it.
+
+    Returns:
+        A float64 scalar.
+    """
+    x_ND, y_RD = vectors.double(), reference.double()
+    sigma = float(torch.pdist(y_RD).median()) if bandwidth is None else bandwidth
+    sigma = max(sigma, 1e-6)  # a reference of copies has none
+
+    def kernel(a: Tensor, b: Tensor) -> Tensor:
+        return torch.exp(-torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist").square() / (2 * sigma**2))
+
+    def mean_of_pairs(a: Tensor) -> Tensor:
+        k = kernel(a, a)
+        return (k.sum() - k.trace()) / (len(a) * (len(a) - 1))
+
+    return mean_of_pairs(x_ND) + mean_of_pairs(y_RD) - 2 * kernel(x_ND, y_RD).mean()
+
+
+def jackknife(groups: Tensor, reference: Tensor, statistic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    r"""A statistic of all samples as one number a prompt: their mean is the statistic, their spread its uncertainty.
+
+    .. math:: v_p = \theta + (P - 1) \Big(\frac{1}{P} \sum_q \theta_{-q} - \theta_{-p}\Big)
+
+    where theta is the statistic of all samples and theta_-p that without prompt p's. The variance of the mean of these
+    values is the jackknife's variance of theta, so a bootstrap over prompts gives theta an interval like that of any
+    mean. They are Tukey's pseudo-values, moved so that their mean is theta itself. Source: Efron and Tibshirani, 1993,
+    section 11.5.
+
+    Args:
+        groups: ``[P, G, D]``.
+        reference: ``[R, D]``.
+        statistic: from ``[N, D]`` and the reference to a scalar; needs N of at least 2.
+
+    Returns:
+        ``[P]`` float32: all NaN for one sample in all, all theta where too few remain without a prompt.
+    """
+    prompts, group, _ = groups.shape
+    if prompts * group < 2:
+        return torch.full((prompts,), torch.nan)
+    whole = statistic(groups.flatten(0, 1), reference)
+    if (prompts - 1) * group < 2:
+        return whole.float().expand(prompts)
+    kept = ~torch.eye(prompts, dtype=torch.bool, device=groups.device)
+    without_P = torch.stack([statistic(groups[kept_P].flatten(0, 1), reference) for kept_P in kept])
+    return (whole + (prompts - 1) * (without_P.mean() - without_P)).float()
+
+
+class CorpusMetric(EmbeddingMetric):
+    """A distance between all samples and a folder of real sound, which has no value a prompt of its own.
+
+    It keeps the vectors and gives each prompt its jackknife value (:func:`jackknife`), so that intervals and paired
+    comparisons work as for any other metric; :meth:`compute` is the distance itself. A guard: lower is better, and it
+    belongs on neither axis, since variety and fidelity both move it.
+
+    Args:
+        embedder: the frozen model whose space is measured in; not that of the reward alone.
+        reference: a folder of sound files (WAV, FLAC, OGG, MP3, AIFF), subfolders included.
+        seconds: reference files are cut into clips of this length, that of the samples; a rest shorter than half of it
+            is left out.
+    """
+
+    axis = "guard"
+    higher_is_better = False
+
+    def __init__(self, embedder: Embedder, reference: str, seconds: float = 10.0, **settings: Any) -> None:
+        super().__init__(embedder, **settings)
+        self.reference = reference
+        self.seconds = seconds
+        self._reference_RD: Tensor | None = None
+
+    @abstractmethod
+    def statistic(self, vectors: Tensor, reference: Tensor) -> Tensor:
+        """The distance of ``[N, D]`` from ``[R, D]``, a scalar."""
+
+    def problems(self) -> list[str]:
+        found = super().problems()
+        if not self.seconds > 0:
+            found.append(f"Metric `{self._name}`, key `seconds`: expected a number above 0, but got {self.seconds}.")
+        if not self._files():
+            found.append(
+                f"Metric `{self._name}`, key `reference`: expected a folder with sound files ({', '.join(SOUNDS)}), but"
+                f" `{self.reference}` holds none. Name a folder of real clips."
+            )
+        return found
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _files(self) -> list[Path]:
+        return sorted(file for file in Path(self.reference).expanduser().rglob("*") if file.suffix.lower() in SOUNDS)
+
+    def load(self) -> Self:
+        super().load()
+        if self._reference_RD is None:
+            parts = []
+            for file in self._files():  # a file at a time: a collection need not fit the memory
+                if clips := _cut(read_audio(file), self.seconds):
+                    parts.append(self.embedder.to(self.device).embed(clips))
+            if sum(map(len, parts)) < 2:
+                raise ConfigError(
+                    f"Metric `{self._name}`, key `reference`: expected at least two clips of {self.seconds:g} s in"
+                    f" `{self.reference}`, but it holds {sum(map(len, parts))}. Add files, or lower `seconds`."
+                )
+            self._reference_RD = torch.cat(parts)
+        return self
+
+    def update(self, samples: Samples) -> None:
+        self.values.append(self.embedded(samples).float())  # type: ignore[union-attr]
+
+    def score(self, samples: Samples) -> Tensor:
+        return self._values(self.embedded(samples))
+
+    def per_prompt(self) -> Tensor:
+        return self._values(super().per_prompt())
+
+    def compute(self) -> Tensor:
+        """The distance of all samples (of all processes) from the reference."""
+        return self.statistic(super().per_prompt().flatten(0, 1), self._clips()).float()
+
+    def _values(self, groups: Tensor) -> Tensor:
+        return jackknife(groups, self._clips(), self.statistic)
+
+    def _clips(self) -> Tensor:
+        assert self._reference_RD is not None
+        return self._reference_RD.to(self.device)
+
+
+class FAD(CorpusMetric):
+    """Frechet audio distance to a folder of real sound; see :func:`frechet_distance`.
+
+    The arguments are those of :class:`CorpusMetric`.
+    """
+
+    def statistic(self, vectors: Tensor, reference: Tensor) -> Tensor:
+        return frechet_distance(vectors, reference)
+
+
+class KAD(CorpusMetric):
+    """Kernel audio distance to a folder of real sound, times 100 as its paper reports it; see :func:`kernel_distance`.
+
+    The arguments are those of :class:`CorpusMetric`.
+    """
+
+    _bandwidth: float | None = None
+
+    def statistic(self, vectors: Tensor, reference: Tensor) -> Tensor:
+        if self._bandwidth is None:  # the reference's, and the same for every system
+            self._bandwidth = float(torch.pdist(reference.double()).median())
+        return 100 * kernel_distance(vectors, reference, self._bandwidth)
+
+
+def _cut(waveform: Waveform, seconds: float) -> list[Waveform]:
+    """A file as clips of one length, and its rest when that is at least half as long."""
+    pieces = waveform.samples.split(max(1, round(seconds * waveform.rate)), dim=-1)
+    return [Waveform(piece, waveform.rate) for piece in pieces if 2 * piece.shape[-1] >= seconds * waveform.rate]

@@ -1,0 +1,136 @@
+"""Audio encoders: as transformers computes them, whatever the batch, the rate and the length; wrong ones are named."""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+from tiny_audio import noise, tiny_clap, tiny_hubert, tone
+from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel, HubertModel
+
+from cfg_distill.audio import Waveform, resampled
+from cfg_distill.embedders import CLAP, AudioEmbedder, clap
+from cfg_distill.errors import ConfigError
+from cfg_distill.rewards import PairwiseDiversity
+from cfg_distill.rewards.sample import PromptAdherence
+from cfg_distill.samples import Samples
+from cfg_distill.sampling import Rollout
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["plain", "fusion"])
+def clap_folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> str:
+    return tiny_clap(tmp_path_factory.mktemp("clap"), fusion=request.param)
+
+
+@pytest.fixture(scope="module")
+def hubert_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_hubert(tmp_path_factory.mktemp("hubert"))
+
+
+def test_clap_vectors_are_those_of_transformers(clap_folder: str) -> None:
+    model = ClapModel.from_pretrained(clap_folder).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(clap_folder)
+    clips = [tone(300), noise(1), tone(1200, seconds=0.8)]
+    features = extractor([clip.samples[0].numpy() for clip in clips], sampling_rate=8000, return_tensors="pt")
+    features["is_longer"] = torch.zeros(3, 1, dtype=torch.bool)
+    with torch.no_grad():
+        expected_ND = model.get_audio_features(**features).pooler_output
+    embedder = CLAP(clap_folder)
+    assert embedder.problems() == []
+    vectors_ND = embedder.load().embed(clips)
+    assert vectors_ND.shape == (3, 12) and not vectors_ND.requires_grad
+    torch.testing.assert_close(vectors_ND, expected_ND)
+    tokens = AutoTokenizer.from_pretrained(clap_folder)(["80s synth pop", "calm"], padding=True, return_tensors="pt")
+    with torch.no_grad():
+        expected_ND = model.get_text_features(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+    torch.testing.assert_close(embedder.embed(["80s synth pop", "calm"]), expected_ND)
+
+
+def test_a_clip_has_one_vector_whatever_lies_beside_it(clap_folder: str, hubert_folder: str) -> None:
+    # Two windows and a bit: transformers' own extractor would crop it at random.
+    long = Waveform(torch.cat([tone(300, 1.2).samples, noise(3, 1.1).samples], dim=1), 8000)
+    for embedder in (CLAP(clap_folder, batch_size=2), AudioEmbedder(hubert_folder, batch_size=2, window=1.0)):
+        embedder.load().train()  # a parent's train() must not switch dropout on
+        alone_D = embedder.embed([long])[0]
+        crowd_ND = embedder.embed([noise(5), long, tone(200, 0.3), long, noise(6, 1.7)])
+        torch.testing.assert_close(crowd_ND[1], alone_D, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(crowd_ND[3], alone_D, atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(crowd_ND.norm(dim=-1), torch.ones(5))
+        assert (crowd_ND[0] - crowd_ND[2]).abs().max() > 1e-3
+
+
+def test_windows_cover_a_long_clip_evenly(clap_folder: str) -> None:
+    embedder = CLAP(clap_folder).load()
+    long = noise(4, seconds=2.5)
+    windows = embedder._windows(long)
+    assert [len(window) for window in windows] == [8000] * 3
+    np.testing.assert_array_equal(windows[1], long.samples[0, 6000:14000])
+    parts_MD = embedder.embed([Waveform(torch.from_numpy(window)[None], 8000) for window in windows])
+    mean_D = parts_MD.mean(0)
+    torch.testing.assert_close(embedder.embed([long])[0], mean_D / mean_D.norm())
+    # Clips of no length are silence.
+    torch.testing.assert_close(
+        *embedder.embed([Waveform(torch.zeros(1, 0), 8000), Waveform(torch.zeros(1, 800), 8000)])
+    )
+
+
+def test_other_rates_and_channels(hubert_folder: str, caplog: pytest.LogCaptureFixture) -> None:
+    clap._tell_once.cache_clear()
+    embedder = AudioEmbedder(hubert_folder).load()
+    mono, stereo = noise(0, channels=1), noise(0, channels=2)
+    with caplog.at_level(logging.WARNING):
+        vectors_ND = embedder.embed([mono, stereo, noise(1)])
+        embedder.embed([mono])
+    said = [record.getMessage() for record in caplog.records if "resampled" in record.getMessage()]
+    assert said == [f"Sound of 8000 Hz is resampled to the 16000 Hz of `{hubert_folder}`."]
+    # The same as resampling and mixing down beforehand, and then transformers alone.
+    model = HubertModel.from_pretrained(hubert_folder).eval()
+    extractor = AutoFeatureExtractor.from_pretrained(hubert_folder)
+    for vector_D, clip in zip(vectors_ND, (mono, stereo), strict=False):
+        mixed = resampled(clip, 16000).samples.mean(0).numpy()
+        features = extractor(mixed, sampling_rate=16000, return_tensors="pt")
+        with torch.no_grad():
+            mean_D = model(features["input_values"]).last_hidden_state[0].mean(0)
+        torch.testing.assert_close(vector_D, mean_D / mean_D.norm(), atol=1e-4, rtol=1e-4)
+
+
+def test_rewards_take_clap(clap_folder: str) -> None:
+    empty = torch.zeros(2, 3, 1, 1)
+    outputs = [tone(200), tone(200), noise(1), tone(900), tone(300), noise(2)]
+    samples = Samples(["calm piano", "loud rock"], outputs, Rollout(empty.long(), empty.bool(), empty))
+    embedder = CLAP(clap_folder).load()
+    reward_BG = PairwiseDiversity(embedder)(samples).reward_BG
+    vectors_BGD, texts_BD = embedder.embed(outputs).unflatten(0, (2, 3)), embedder.embed(samples.prompts)
+    # The two equal tones of the first prompt differ from the noise only.
+    expected = (1 - vectors_BGD[0, 0] @ vectors_BGD[0, 2]) / 2
+    torch.testing.assert_close(reward_BG[0, 0], expected, atol=1e-5, rtol=1e-4)
+    adherence_BG = PromptAdherence(embedder).score(samples)
+    torch.testing.assert_close(adherence_BG[1, 2], vectors_BGD[1, 2] @ texts_BD[1])
+
+
+def test_wrong_encoders_are_named(clap_folder: str, hubert_folder: str, tiny_model: str) -> None:
+    assert "config.json says `hubert`" in CLAP(hubert_folder).problems()[0]
+    assert "`./nowhere` does not exist" in AudioEmbedder("./nowhere").problems()[0]
+    assert "expected at least 1, but got 0" in CLAP(clap_folder, batch_size=0).problems()[0]
+    assert "expected at least 0.1 seconds" in AudioEmbedder(hubert_folder, window=0.01).problems()[0]
+    assert "of an audio encoder (wav2vec 2.0, HuBERT, AST), but" in AudioEmbedder(tiny_model).problems()[0]
+    with pytest.raises(ConfigError, match="hears sound, but got a str: the model writes no sound"):
+        AudioEmbedder(hubert_folder).load().embed(["w1"])
+    with pytest.raises(ConfigError, match="got a str"):
+        CLAP(clap_folder).load().embed([tone(200), "w1"])
+
+
+def test_a_hub_name_out_of_reach_names_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    (problem,) = CLAP("laion/larger_clap_music_that_is_not_here").problems()
+    assert problem.startswith(
+        "Key `embedder.init_args.path`: expected a folder or a reachable hub name of a CLAP model"
+    )
+    assert "Without a network, name a folder that holds it." in problem
+
+
+def test_a_missing_extra_is_a_problem(clap_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(clap, "problems_of_audio_extra", lambda: ['Run `pip install "cfg-distill[audio]"`.'])
+    assert CLAP(clap_folder).problems() == ['Run `pip install "cfg-distill[audio]"`.']
