@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
+
+from cfg_distill.frozen import trained_names
 
 
 def student_weights(module: Any) -> dict[str, Tensor]:
-    """What training moves: the student's trainable parameters and floating buffers, named as in a checkpoint.
+    """What training moves: the student's trainable parameters and, unless some are frozen, floating buffers; named as in a checkpoint.
+
+    Of a LoRA student that is the adapter.
 
     A tied tensor stands under each of its names. Of a sharded student (FSDP2) these are the shards, also after a forward
     that left the parameters gathered: asking for a state dict shards them again.
@@ -19,10 +23,11 @@ def student_weights(module: Any) -> dict[str, Tensor]:
     Args:
         module: the LightningModule; its ``student`` is looked at.
     """
+    trained = trained_names(module.student)
     return {
         f"student.{name}": tensor.detach()
         for name, tensor in module.student.state_dict(keep_vars=True).items()
-        if tensor.is_floating_point() and (tensor.requires_grad or not isinstance(tensor, nn.Parameter))
+        if name in trained and tensor.is_floating_point()
     }
 
 

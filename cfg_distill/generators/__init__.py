@@ -3,6 +3,8 @@
 from cfg_distill.generators.base import DecodingState, Encoded, Generator, Prompt
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.guided import Guided
+from cfg_distill.generators.lora import LoRA
+from cfg_distill.generators.opening import open_generator
 from cfg_distill.generators.scored import Head, Scored
 
-__all__ = ["CausalLM", "DecodingState", "Encoded", "Generator", "Guided", "Head", "Prompt", "Scored"]
+__all__ = ["CausalLM", "DecodingState", "Encoded", "Generator", "Guided", "Head", "LoRA", "Prompt", "Scored", "open_generator"]

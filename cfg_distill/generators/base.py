@@ -6,16 +6,19 @@ know streams only, so that a new way to mix models is a new stream and nothing e
 
 from __future__ import annotations
 
+import copy
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor, nn
 
+from cfg_distill.folders import problems_of_folder
+from cfg_distill.generators.lora import LoRA, merge_adapter, without_adapter
 from cfg_distill.generators.scored import Scored
 
 
@@ -98,9 +101,13 @@ class Generator(nn.Module, ABC):
         pad_token: fills the cells that do not exist: behind the end token, and before a delayed codebook begins.
         sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
         frame_rate: frames a second of sound; None for text.
+        path: the folder or hub name of the start model.
+        lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
     """
 
     model: nn.Module
+    path: str
+    lora: LoRA | None = None
     delays: tuple[int, ...] = (0,)
     end_token: int | None = None
     pad_token: int = 0
@@ -126,11 +133,16 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def load_weights(self, folder: str) -> None:
-        """Take the weights of another folder of the same architecture.
+        """Take the weights of another folder of the same architecture; a LoRA student takes an adapter of its base.
 
         Raises:
             ConfigError: names or shapes differ.
         """
+
+    def problems_of_start(self, folder: str) -> list[str]:
+        """Why :meth:`load_weights` could not take a folder, a sentence each, found without loading weights."""
+        found = problems_of_folder("model.start", folder)
+        return found if found or self.lora is None else self.lora.problems_of_start(folder, self.path)
 
     @property
     @abstractmethod
@@ -171,16 +183,31 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
-        """Write a plain Hugging Face folder that transformers alone loads and that asks for no guidance."""
+        """Write a plain Hugging Face folder that transformers alone loads and that asks for no guidance.
 
-    @abstractmethod
+        Of a LoRA student: an adapter folder in peft's format.
+        """
+
     def frozen_copy(self) -> Self:
-        """The teacher: the same weights, never to move."""
+        """The teacher: the same weights, never to move. That of a LoRA student is the base, on the student's own tensors."""
+        model = copy.deepcopy(self.model) if self.lora is None else without_adapter(self.model)
+        frozen = copy.copy(self)
+        frozen.lora = None
+        frozen._modules = {"model": model.requires_grad_(False).eval()}
+        return frozen
+
+    def merge_adapter(self) -> Self:
+        """Add the adapter to the weights: a generator without LoRA that samples as before."""
+        if self.lora is not None:
+            merge_adapter(self.model)
+            self.lora = None
+        return self
 
     def spec(self) -> dict[str, Any]:
         """The class path and plain arguments that make this generator again; checkpoints carry it for the export."""
         kind = type(self)
-        init_args = {name: getattr(self, name) for name in inspect.signature(kind).parameters}
+        given = {name: getattr(self, name) for name in inspect.signature(kind).parameters}
+        init_args = {name: asdict(value) if is_dataclass(value) else value for name, value in given.items()}
         return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,8 +15,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from transformers.cache_utils import DynamicCache
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.folders import base_of, is_adapter, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.scored import Head, Scored
 
 log = logging.getLogger(__name__)
@@ -27,13 +27,15 @@ class CausalLM(Generator):
     """A generator over ``AutoModelForCausalLM``. One codebook: the K axis has length 1.
 
     Args:
-        path: a model folder, a hub name, or ``tunes:base``, the shipped text-to-music model.
+        path: a model folder, a hub name, or ``tunes:base``, the shipped text-to-music model. An adapter folder stands for its
+            base with the adapter added to the weights.
         chat_template: pass prompts through the tokenizer's chat template. None: when it has one.
         unconditional: the text that stands for a dropped prompt. None: the empty user message under a chat template,
             else the begin token alone (the end token for models without one, as GPT-2 was trained).
         dtype: the dtype of the weights.
         prompt_once: read each prompt once for its whole group while training, through the key-value cache. Off: once a
             sample, for models whose cache takes no gradient.
+        lora: train an adapter instead of all weights; the teacher then shares the base's weights.
     """
 
     model: Any  # transformers' own classes type their call too loosely to check against
@@ -45,6 +47,7 @@ class CausalLM(Generator):
         unconditional: str | None = None,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         prompt_once: bool = True,
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         self.path = path
@@ -52,6 +55,7 @@ class CausalLM(Generator):
         self.unconditional = unconditional
         self.dtype = dtype
         self.prompt_once = prompt_once
+        self.lora = lora
 
     # Settings, known before the weights are
 
@@ -62,15 +66,23 @@ class CausalLM(Generator):
                 f"Key `model.generator.chat_template`: expected a tokenizer with a chat template, but that of `{self.path}`"
                 " has none. Set it to false, or use an instruction-tuned model."
             )
+        if self.lora is not None:
+            found += self.lora.problems(self.path, None if found else self._without_weights)
         return found
+
+    def _without_weights(self) -> Any:
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(self.config)
 
     @cached_property
     def config(self) -> Any:
-        return self._from_hub(AutoConfig, resolve(self.path))
+        return self._from_hub(AutoConfig, resolve(base_of(self.path)))
 
     @cached_property
     def tokenizer(self) -> Any:
-        tokenizer = self._from_hub(AutoTokenizer, resolve(self.path), padding_side="left")
+        bare = is_adapter(self.path) and not (Path(self.path).expanduser() / "tokenizer_config.json").is_file()
+        source = base_of(self.path) if bare else self.path
+        tokenizer = self._from_hub(AutoTokenizer, resolve(source), padding_side="left")
         if tokenizer.pad_token_id is None:
             # Only its id is needed: padded cells are masked everywhere.
             tokenizer.pad_token = tokenizer.eos_token
@@ -93,9 +105,14 @@ class CausalLM(Generator):
     def load(self) -> Self:
         if not hasattr(self, "model"):
             self.model = self._load_model(self.path)
+            if self.lora is not None:
+                self.lora.inject(self.model)
         return self
 
     def load_weights(self, folder: str) -> None:
+        if self.lora is not None:
+            fill(self.model, read_adapter(folder), folder)
+            return
         state = self._load_model(folder).state_dict()
         own = self.model.state_dict()
         wrong = sorted(own.keys() ^ state.keys())
@@ -106,7 +123,10 @@ class CausalLM(Generator):
         self.model.load_state_dict(state)
 
     def _load_model(self, path: str) -> Any:
-        return self._from_hub(AutoModelForCausalLM, resolve(path), dtype=getattr(torch, self.dtype))
+        model = self._from_hub(AutoModelForCausalLM, resolve(base_of(path)), dtype=getattr(torch, self.dtype))
+        if is_adapter(path):
+            add_adapter(model, read_adapter(path), path)
+        return model
 
     @staticmethod
     def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
@@ -119,14 +139,12 @@ class CausalLM(Generator):
                 f" but transformers could not load it: {reason}"
             ) from error
 
-    def frozen_copy(self) -> Self:
-        frozen = copy.copy(self)
-        frozen._modules = {"model": copy.deepcopy(self.model).requires_grad_(False).eval()}
-        return frozen
-
     def save(self, folder: str | Path) -> None:
-        self.model.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+        if self.lora is not None:
+            save_adapter(self.model, self.path, folder, task_type="CAUSAL_LM")
+            return
+        self.model.save_pretrained(folder)
         # Neutral on purpose: a distilled model carries its guidance, and a library default of top-k 50 is not its distribution.
         GenerationConfig(
             do_sample=True,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from cfg_distill.merging.methods import METHODS, Method, problems_of_merge
 
 if TYPE_CHECKING:
+    from cfg_distill.merging.adapters import merge_adapters
     from cfg_distill.merging.arithmetic import ema, lerp, liti, merge_states, slerp, soup, weighted
     from cfg_distill.merging.folders import merge_folders
 
@@ -20,6 +21,7 @@ __all__ = [
     "ema",
     "lerp",
     "liti",
+    "merge_adapters",
     "merge_folders",
     "merge_states",
     "problems_of_merge",
@@ -32,4 +34,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{'folders' if name == 'merge_folders' else 'arithmetic'}"), name)
+    place = {"merge_folders": "folders", "merge_adapters": "adapters"}.get(name, "arithmetic")
+    return getattr(import_module(f"{__name__}.{place}"), name)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import shutil
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -14,13 +11,13 @@ from typing import Any
 import torch
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.folders import is_adapter
+from cfg_distill.merging.adapters import merge_adapter_folders
 from cfg_distill.merging.arithmetic import listed, merge_tensors, mismatches, not_averaged, tensor_function
 from cfg_distill.merging.methods import problems_of_merge
-from cfg_distill.merging.safetensors_io import INDEX, FolderWeights, write_weights
+from cfg_distill.merging.outputs import PROVENANCE, carry, problems_of_out, provenance, staged
+from cfg_distill.merging.safetensors_io import FolderWeights, write_weights
 
-CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
-"""Config, generation config, tokenizer, processor, remote code. No README: a model card speaks of its own model."""
-PROVENANCE = "merge.json"
 BOOKKEEPING = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Keys of config.json that may differ between models of one architecture; so may those that end in ``_token_id``."""
 
@@ -36,8 +33,9 @@ def merge_folders(
 ) -> Path:
     """Merge model folders into a new one, which appears whole or not at all.
 
-    Tensor by tensor: memory holds a few tensors, never a model. ``merge.json`` beside the weights records the method,
-    the weights and the SHA-256 of every file read.
+    Adapter folders become one adapter folder (:func:`cfg_distill.merging.adapters.merge_adapter_folders`), whole models a
+    whole model. Tensor by tensor: memory holds a few tensors, never a model. ``merge.json`` beside the weights records
+    the method, the weights and the SHA-256 of every file read.
 
     Args:
         models: model folders; the first gives the config, the tokenizer and so on.
@@ -54,9 +52,11 @@ def merge_folders(
     Raises:
         ConfigError: all that is wrong with the request; then all that is wrong with the folders; nothing is written.
     """
+    if any(is_adapter(model) for model in models):
+        return merge_adapter_folders(models, weights, method, out, start, overwrite)
     out = Path(out).expanduser()
     found = problems_of_merge(method, len(models), weights, start is not None)
-    found += _problems_of_out(out, models, start, overwrite)
+    found += problems_of_out(out, models, start, overwrite)
     sources: list[FolderWeights] = []
     for key, path in ([("start", start)] if start is not None else []) + [("models", model) for model in models]:
         try:
@@ -77,33 +77,13 @@ def merge_folders(
     def merged(name: str) -> torch.Tensor:
         return merge_tensors((source.tensor(name) for source in sources), dtypes[name], compute)
 
-    # Beside the target, hence on its file system: the rename at the end is atomic. What a killed merge left is cleared.
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        _carry(sources[-len(models)].folder, partial)
+    with staged(out) as partial:
+        carry(sources[-len(models)].folder, partial)
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
         write_weights(partial, shapes, widest, merged, max_shard_bytes)
-        provenance = _provenance(method, weights, sources, with_start=start is not None)
-        (partial / PROVENANCE).write_text(json.dumps(provenance, indent=2) + "\n")
-        _move(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        table = provenance(method, weights, sources, with_start=start is not None)
+        (partial / PROVENANCE).write_text(json.dumps(table, indent=2) + "\n")
     return out
-
-
-def _problems_of_out(out: Path, models: Sequence[str | Path], start: str | Path | None, overwrite: bool) -> list[str]:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return []
-    if not overwrite:
-        return [f"Key `out`: expected a new folder, but `{out}` exists. Name another, or allow it with --overwrite."]
-    inputs = [Path(path).expanduser().resolve() for path in (*models, *([start] if start is not None else []))]
-    if out.resolve() in inputs:
-        return [f"Key `out`: `{out}` is one of the models to merge. Name another folder."]
-    if not any((out / name).is_file() for name in ("config.json", PROVENANCE)):
-        return [f"Key `out`: only a model folder can be overwritten, but `{out}` holds no config.json. Name another."]
-    return []
 
 
 def _drop_tied_copies(sources: list[FolderWeights]) -> None:
@@ -150,46 +130,3 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def _bookkeeping(name: str) -> bool:
     last = name.rpartition(".")[2]
     return last in BOOKKEEPING or last.endswith("_token_id")
-
-
-def _carry(source: Path, target: Path) -> None:
-    for pattern in CARRIED:
-        for file in source.glob(pattern):
-            if file.is_file() and file.name not in (INDEX, PROVENANCE) and not (target / file.name).exists():
-                shutil.copy2(file, target / file.name)
-    templates = source / "additional_chat_templates"
-    if templates.is_dir():
-        shutil.copytree(templates, target / templates.name)
-
-
-def _provenance(
-    method: str, weights: Sequence[float], sources: list[FolderWeights], with_start: bool
-) -> dict[str, Any]:
-    described = [
-        {"path": source.path, "sha256": {file.name: _sha256(file) for file in source.files}} for source in sources
-    ]
-    return {
-        "method": method,
-        "weights": list(weights),
-        "models": described[1:] if with_start else described,
-        "start": described[0] if with_start else None,
-    }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _move(partial: Path, out: Path) -> None:
-    replaced = out.parent / f".{out.name}.replaced"
-    shutil.rmtree(replaced, ignore_errors=True)
-    if out.exists():
-        os.rename(out, replaced)
-    os.rename(partial, out)
-    descriptor = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    shutil.rmtree(replaced, ignore_errors=True)

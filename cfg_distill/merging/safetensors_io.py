@@ -135,24 +135,25 @@ def write_weights(
             shards.append([])
         shards[-1].append(name)
     if len(shards) == 1:
-        _write_file(folder / SINGLE, shards[0], shapes, dtypes, tensor)
+        write_file(folder / SINGLE, shards[0], shapes, dtypes, tensor)
         return
     weight_map = {}
     for number, names in enumerate(shards, start=1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_file(folder / file, names, shapes, dtypes, tensor)
+        write_file(folder / file, names, shapes, dtypes, tensor)
         weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
-def _write_file(
+def write_file(
     path: Path,
     names: list[str],
     shapes: Mapping[str, tuple[int, ...]],
     dtypes: Mapping[str, torch.dtype],
     tensor: Callable[[str], Tensor],
 ) -> None:
+    """Stream tensors into one file; arguments as :func:`write_weights`."""
     # Wide dtypes first, as the library does: then every tensor is aligned to its own width.
     names = sorted(names, key=lambda name: (-dtypes[name].itemsize, name))
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -167,7 +167,7 @@ def test_a_merge_that_fails_half_way_leaves_nothing(
         raise RuntimeError("disk on fire")
 
     out = merge_folders(models[:2], [1.0, 0.0], "lerp", tmp_path / "out")
-    monkeypatch.setattr("cfg_distill.merging.folders._provenance", fail)
+    monkeypatch.setattr("cfg_distill.merging.folders.provenance", fail)
     with pytest.raises(RuntimeError, match="disk on fire"):
         merge_folders(models[:2], [0.5, 0.5], "lerp", out, overwrite=True)
     assert_equal(state(out), state(models[0]))

@@ -1,0 +1,199 @@
+"""LoRA adapters as numbers: the low-rank change of each linear layer, read from folders in peft's format.
+
+Shapes: R rank, I inputs, O outputs of a layer. Neither peft nor the base is needed to read, mix or write an adapter.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
+
+PREFIX = "base_model.model."
+"""peft's own, before the name of every layer."""
+_OTHERWISE = (
+    "use_dora",
+    "lora_bias",
+    "modules_to_save",
+    "layer_replication",
+    "target_parameters",
+    "trainable_token_indices",
+    "alora_invocation_tokens",
+    "arrow_config",
+    "use_bdlora",
+)
+"""Settings under which a layer is not its weight plus ``scale * B A``."""
+
+
+class Factors(NamedTuple):
+    r"""The change of one linear layer, :math:`\Delta W = s\, B A`.
+
+    Attributes:
+        a_RI: A.
+        b_OR: B.
+        scale: s, which is alpha / rank.
+    """
+
+    a_RI: Tensor
+    b_OR: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        return len(self.a_RI)
+
+    @property
+    def delta_shape(self) -> tuple[int, int]:
+        return len(self.b_OR), self.a_RI.shape[1]
+
+    def delta_OI(self) -> Tensor:
+        """The change itself, in float32 or wider."""
+        wide = torch.promote_types(self.a_RI.dtype, torch.float32)
+        return self.scale * (self.b_OR.to(wide) @ self.a_RI.to(wide))
+
+
+Adapter = dict[str, Factors]
+"""Layer -> its change."""
+
+
+class AdapterFolder:
+    """An adapter folder, opened lazily: names and shapes at once, values when asked.
+
+    Args:
+        path: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
+        key: the setting that named it, for the messages.
+
+    Attributes:
+        config: what ``adapter_config.json`` says.
+        base: the folder or hub name of the base.
+        shapes: layer -> R, I, O.
+        dtype: of the first layer, and so of all.
+
+    Raises:
+        ConfigError: a file is missing or broken, or the adapter is more than a low-rank change of linear layers.
+    """
+
+    def __init__(self, path: str | Path, key: str = "models") -> None:
+        self.path = str(path)
+        self.folder = Path(self.path).expanduser()
+        try:
+            self.config = adapter_config(path)
+        except ConfigError as error:
+            raise ConfigError([f"Key `{key}`: {problem}" for problem in error.problems]) from error
+        self.base: str = self.config["base_model_name_or_path"]
+        self.file = self.folder / ADAPTER_WEIGHTS
+        self.files = [self.file]
+        self._tensors = self._open(key)
+        self.shapes = self._shapes(key)
+        one = next(iter(self.shapes))
+        self.dtype: torch.dtype = self._tensors.get_tensor(_names(one)[0]).dtype
+
+    def factors(self, layer: str) -> Factors:
+        """The values of one layer."""
+        a_RI, b_OR = (self._tensors.get_tensor(f"{PREFIX}{layer}.lora_{which}.weight") for which in "AB")
+        return Factors(a_RI, b_OR, self.scale(layer))
+
+    def adapter(self) -> Adapter:
+        """The values of all layers."""
+        return {layer: self.factors(layer) for layer in self.shapes}
+
+    def scale(self, layer: str) -> float:
+        """alpha over rank; peft's patterns give a layer its own."""
+        rank = self.shapes[layer][0]
+        alphas = self.config.get("alpha_pattern") or {}
+        own = next((alpha for pattern, alpha in alphas.items() if re.match(rf"(.*\.)?({pattern})$", layer)), None)
+        alpha = self.config.get("lora_alpha", 8) if own is None else own
+        return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
+
+    def _open(self, key: str) -> Any:
+        if not self.file.is_file():
+            raise ConfigError(f"Key `{key}`: expected {ADAPTER_WEIGHTS} in `{self.path}`, but it is not there.")
+        try:
+            return safe_open(str(self.file), framework="pt")
+        except Exception as error:  # safetensors_rust.SafetensorError
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise ConfigError(f"Key `{key}`: `{self.file}` cannot be read as safetensors: {error}.") from error
+
+    def _shapes(self, key: str) -> dict[str, tuple[int, int, int]]:
+        kind = self.config.get("peft_type", "LORA")
+        settings = [name for name in _OTHERWISE if self.config.get(name)]
+        if kind != "LORA" or settings or self.config.get("bias", "none") != "none":
+            what = f"peft_type {kind}" if kind != "LORA" else ", ".join(settings) or f"bias {self.config['bias']}"
+            raise ConfigError(
+                f"Key `{key}`: expected plain LoRA of linear layers in `{self.path}`, but its {ADAPTER_CONFIG} sets"
+                f" {what}. Merge it into its base with peft, and use whole models."
+            )
+        names = list(self._tensors.keys())
+        sizes = {name: tuple(self._tensors.get_slice(name).get_shape()) for name in names}
+        layers = [match[1] for name in names if (match := re.fullmatch(rf"{PREFIX}(.+)\.lora_A\.weight", name))]
+        pairs = {name for layer in layers for name in _names(layer)}
+        strange = sorted(pairs ^ set(names)) + [name for name in sorted(pairs & set(names)) if len(sizes[name]) != 2]
+        if strange or not names:
+            what = f"but found {', '.join(strange[:5])}" if names else "but there is none"
+            raise ConfigError(
+                f"Key `{key}`: expected lora_A and lora_B of linear layers in `{self.path}`, {what}."
+                " Merge it into its base with peft, and use whole models."
+            )
+        return {layer: (*sizes[_names(layer)[0]], sizes[_names(layer)[1]][0]) for layer in layers}
+
+
+def _names(layer: str) -> tuple[str, str]:
+    return f"{PREFIX}{layer}.lora_A.weight", f"{PREFIX}{layer}.lora_B.weight"
+
+
+def tensors_of(layer: str, factors: Factors) -> dict[str, Tensor]:
+    """The two tensors of a layer by their names in an adapter folder."""
+    return dict(zip(_names(layer), (factors.a_RI, factors.b_OR), strict=True))
+
+
+def config_of(
+    ranks: Mapping[str, int], scales: Mapping[str, float], targets: list[str], base: str, **settings: Any
+) -> dict[str, Any]:
+    """An ``adapter_config.json`` that peft, transformers and inference engines read.
+
+    The rank and alpha of most layers stand for all; the others are named in peft's patterns.
+
+    Args:
+        ranks: layer -> R.
+        scales: layer -> s.
+        targets: the layers as peft selects them: names, or their ends.
+        base: the folder or hub name of the base.
+        settings: further keys, such as ``task_type``.
+    """
+    rank = Counter(ranks.values()).most_common(1)[0][0]
+    alphas = {layer: scales[layer] * ranks[layer] for layer in ranks}
+    alpha = Counter(alphas.values()).most_common(1)[0][0]
+    return {
+        "peft_type": "LORA",
+        "base_model_name_or_path": base,
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "rank_pattern": {layer: own for layer, own in ranks.items() if own != rank},
+        "alpha_pattern": {layer: _plain(own) for layer, own in alphas.items() if own != alpha},
+        "target_modules": sorted(targets),
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "use_rslora": False,
+        "inference_mode": True,
+    } | settings
+
+
+def _plain(alpha: float) -> float:
+    return int(alpha) if float(alpha).is_integer() else alpha
+
+
+def write_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Write ``adapter_config.json``."""
+    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

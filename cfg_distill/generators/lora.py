@@ -1,0 +1,329 @@
+"""LoRA students: a low-rank adapter on the linear layers of a frozen base, whose tensors the teacher shares.
+
+Shapes: R rank, I inputs, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import importlib.util
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from cfg_distill.adapters import Adapter, AdapterFolder, Factors, config_of, tensors_of, write_config
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import ADAPTER_WEIGHTS, base_of, is_adapter, whole_path
+
+NAME = "default"
+"""peft's name for the one adapter of a model."""
+
+
+@dataclass
+class LoRA:
+    r"""Train a low-rank change of some linear layers instead of all weights.
+
+    .. math:: W' = W + \frac{\alpha}{R}\, B A, \qquad A \in \mathbb{R}^{R \times I},\ B \in \mathbb{R}^{O \times R}
+
+    with W frozen and B zero at first. Source: Hu et al., arXiv 2106.09685. The adapter is float32 also where the base is
+    in half precision. peft does the layers (``pip install "cfg-distill[lora]"``).
+
+    Args:
+        rank: R.
+        alpha: its quotient with the rank scales the change.
+        targets: names of linear layers, or the ends of names (``q_proj``); ``all-linear`` for all but the output head.
+        dropout: of what enters the adapter while training; it takes ``model.dropout: true``.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    targets: list[str] | Literal["all-linear"] = "all-linear"
+    dropout: float = 0.0
+
+    def problems(self, path: str, network: Callable[[], nn.Module] | None) -> list[str]:
+        """What is wrong with the settings, a sentence each, found without loading weights.
+
+        Args:
+            path: the base.
+            network: makes the network without weights, asked only when the targets are names; None when there is none.
+        """
+        key = "model.generator.lora"
+        found = []
+        if is_adapter(path):
+            found.append(
+                f"Key `{key}`: expected whole weights to put an adapter on, but `{path}` is an adapter of `{base_of(path)}`."
+                " Name that as the path, and the adapter as `model.start`."
+            )
+        if importlib.util.find_spec("peft") is None:
+            found.append(f'Key `{key}`: LoRA needs the library peft. Install it: pip install "cfg-distill[lora]"')
+        if self.rank < 1:
+            found.append(f"Key `{key}.rank`: expected at least 1, but got {self.rank}.")
+        if not self.alpha > 0:
+            found.append(f"Key `{key}.alpha`: expected a number above 0, but got {self.alpha}.")
+        if not 0 <= self.dropout < 1:
+            found.append(f"Key `{key}.dropout`: expected a number in [0, 1), but got {self.dropout}.")
+        if self.targets == "all-linear":
+            return found
+        if not self.targets or isinstance(self.targets, str):
+            return [*found, f"Key `{key}.targets`: expected names of layers or all-linear, but got {self.targets!r}."]
+        if network is None:
+            return found
+        known = linear_layers(network())
+        ends = sorted({name.rpartition(".")[2] for name in known})
+        for target in self.targets:
+            if not any(_matches(target, name) for name in known):
+                nearest = difflib.get_close_matches(target, ends, n=1, cutoff=0.5)
+                hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
+                found.append(
+                    f"Key `{key}.targets`: expected linear layers (the output head is none of them), but `{target}`"
+                    f" matches none.{hint} There are: {', '.join(ends)}."
+                )
+        return found
+
+    def inject(self, model: nn.Module) -> None:
+        """Freeze a model and put the adapter on its layers, in place."""
+        from peft import LoraConfig, inject_adapter_in_model
+
+        layers = linear_layers(model)
+        chosen = [name for name in layers
+                  if self.targets == "all-linear" or any(_matches(target, name) for target in self.targets)]  # fmt: skip
+        settings = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]  # only divided by the rank
+            target_modules=chosen,
+            lora_dropout=self.dropout,
+            fan_in_fan_out=any(isinstance(layers[name], Conv1D) for name in chosen),
+        )
+        inject_adapter_in_model(settings, model, adapter_name=NAME)
+        for layer in lora_layers(model).values():
+            # peft takes the base's dtype; updates of half precision would be lost in rounding.
+            layer.lora_A.float()
+            layer.lora_B.float()
+
+    def problems_of_start(self, path: str, base: str) -> list[str]:
+        """Why a student of this base cannot begin with a folder, a sentence each, found without loading weights."""
+        if not is_adapter(path):
+            return [
+                f"Key `model.start`: expected an adapter of `{base}`, since the student is one, but `{path}` holds whole"
+                " weights. Make it the base (`model.generator.path`), or train without `lora`."
+            ]
+        if whole_path(base_of(path)) != whole_path(base):
+            return [
+                f"Key `model.start`: expected an adapter of `{base}`, but `{path}` is one of `{base_of(path)}`."
+                " Both must be one."
+            ]
+        try:
+            rank = max(shape[0] for shape in AdapterFolder(path, "model.start").shapes.values())
+        except ConfigError as error:
+            return error.problems
+        if rank > self.rank:
+            return [
+                f"Key `model.generator.lora.rank`: expected at least {rank}, the rank of `{path}`, but got {self.rank}."
+                " Raise it; what is to spare begins at zero."
+            ]
+        return []
+
+
+def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The linear layers of a model by name; not those of its output head."""
+    find_head = getattr(model, "get_output_embeddings", None)
+    head = find_head() if find_head is not None else None
+    of_head = set(head.modules()) if head is not None else set()
+    return {name: module for name, module in model.named_modules()
+            if isinstance(module, (nn.Linear, Conv1D)) and module not in of_head}  # fmt: skip
+
+
+def lora_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers that peft has put in, by name."""
+    return {name: module for name, module in model.named_modules()
+            if hasattr(module, "lora_A") and hasattr(module, "base_layer")}  # fmt: skip
+
+
+def _matches(target: str, name: str) -> bool:
+    return name == target or name.endswith(f".{target}")
+
+
+# The teacher, and the plain model
+
+
+def without_adapter(model: nn.Module) -> Any:
+    """The base: a second tree of modules on the SAME tensors, with the adapter left out.
+
+    Nothing has to be switched off and on: the student's modes and settings are its own.
+    """
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
+    base = copy.deepcopy(model, shared)
+    _take_out(base)
+    return base
+
+
+def merge_adapter(model: nn.Module) -> None:
+    """Add the adapter to the weights, in place, and take it out: the model is a plain one again.
+
+    Computed in float32, written back in the dtype of the base.
+    """
+    for name, factors in adapter_of(model).items():
+        _add(model.get_submodule(f"{name}.base_layer"), factors)
+    _take_out(model)
+
+
+def add_adapter(model: nn.Module, adapter: Mapping[str, Factors], path: str) -> None:
+    """Add the adapter of a folder to a plain model's weights, in place. peft is not needed.
+
+    Raises:
+        ConfigError: a layer that the model lacks, or of another shape.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, (nn.Linear, Conv1D))}
+    wrong = [name for name, factors in adapter.items()
+             if name not in layers or _shape(layers[name]) != factors.delta_shape]  # fmt: skip
+    if wrong:
+        raise ConfigError(f"Adapter `{path}` does not fit its base: {'; '.join(wrong[:8])}.")
+    uses = Counter(id(weight) for module in model.modules() for weight in module._parameters.values())
+    if tied := [name for name in adapter if uses[id(layers[name].weight)] > 1]:
+        raise ConfigError(
+            f"Adapter `{path}` changes {', '.join(tied)}, whose weights another layer shares, and cannot be added to them."
+        )
+    for name, factors in adapter.items():
+        _add(layers[name], factors)
+
+
+def _add(layer: Any, factors: Factors) -> None:
+    with torch.no_grad():
+        delta_OI = factors.delta_OI().to(layer.weight.device)
+        delta = delta_OI.T if isinstance(layer, Conv1D) else delta_OI
+        layer.weight.copy_(layer.weight.to(delta.dtype) + delta)
+
+
+def _shape(layer: Any) -> tuple[int, ...]:
+    """(outputs, inputs) of a linear layer."""
+    shape = tuple(layer.weight.shape)
+    return shape[::-1] if isinstance(layer, Conv1D) else shape
+
+
+def _take_out(model: nn.Module) -> None:
+    for name, layer in lora_layers(model).items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer.base_layer)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+# The adapter as numbers
+
+
+def adapter_of(model: nn.Module) -> Adapter:
+    """The adapter that stands in a model: its own tensors, not copies."""
+    return {name: Factors(layer.lora_A[NAME].weight.detach(), layer.lora_B[NAME].weight.detach(), layer.scaling[NAME])
+            for name, layer in lora_layers(model).items()}  # fmt: skip
+
+
+def fill(model: nn.Module, adapter: Mapping[str, Factors], path: str) -> None:
+    """Let a model's adapter begin as another one, exactly; ranks to spare, and layers that it lacks, stay untrained.
+
+    Raises:
+        ConfigError: the other adapter has layers that this one lacks, other shapes or a larger rank.
+    """
+    own = adapter_of(model)
+    lacking = sorted(adapter.keys() - own.keys())
+    shapes = [f"{name} {list(adapter[name].delta_shape)} vs {list(own[name].delta_shape)}"
+              for name in adapter.keys() & own.keys() if adapter[name].delta_shape != own[name].delta_shape]  # fmt: skip
+    if lacking or shapes:
+        raise ConfigError(
+            f"Adapter `{path}` does not fit the adapter of the student: layers {'; '.join((lacking + shapes)[:8])}."
+            " Set `model.generator.lora.targets` to include its layers."
+        )
+    if larger := [name for name in adapter if adapter[name].rank > own[name].rank]:
+        rank = max(adapter[name].rank for name in larger)
+        raise ConfigError(f"Adapter `{path}` has rank {rank}. Set `model.generator.lora.rank` to it, or more.")
+    with torch.no_grad():
+        for name, mine in own.items():
+            mine.b_OR.zero_()
+            if name in adapter:
+                a_RI, b_OR, scale = adapter[name]
+                # Exact when the scales are equal, or differ by a power of two.
+                mine.a_RI[: len(a_RI)] = a_RI
+                mine.b_OR[:, : len(a_RI)] = b_OR if scale == mine.scale else b_OR.float() * (scale / mine.scale)
+
+
+@contextmanager
+def standing_in(model: nn.Module, adapter: Mapping[str, Factors]) -> Iterator[None]:
+    """Another adapter of the same layers, of any rank, in a model's adapter for a while; its own comes back to the bit."""
+    layers = lora_layers(model)
+    kept = {name: (layer.lora_A[NAME], layer.lora_B[NAME], layer.scaling[NAME]) for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            like = kept[name][0].weight
+            empty = Factors(like[:0], kept[name][1].weight[:, :0], 1.0)
+            a_RI, b_OR, scale = adapter.get(name, empty)
+            layer.lora_A[NAME], layer.lora_B[NAME] = (_linear(tensor.to(like)) for tensor in (a_RI, b_OR))
+            layer.scaling[NAME] = scale
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.lora_A[NAME], layer.lora_B[NAME], layer.scaling[NAME] = kept[name]
+
+
+def _linear(weight: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
+    return linear
+
+
+# Folders
+
+
+def save_adapter(
+    model: nn.Module, base: str, folder: str | Path, task_type: str | None = None, prefix: str = ""
+) -> None:
+    """Write a model's adapter as a folder that peft, transformers and inference engines load.
+
+    Args:
+        model: with an adapter; the whole model of transformers or a part of it.
+        base: the folder, hub name or shipped name that the base was loaded from. Folders are written as whole paths.
+        folder: where to.
+        task_type: as peft names it, so that its own loader makes the right class.
+        prefix: of the part in the whole model: ``decoder.``; empty for the whole.
+    """
+    adapter = {prefix + name: factors for name, factors in adapter_of(model).items() if factors.rank}
+    folder = Path(folder)
+    tensors = {name: tensor.cpu().contiguous() for layer, factors in adapter.items()
+               for name, tensor in tensors_of(layer, factors).items()}  # fmt: skip
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = config_of(
+        {name: factors.rank for name, factors in adapter.items()},
+        {name: factors.scale for name, factors in adapter.items()},
+        list(adapter) if prefix else _targets(model, list(adapter)),
+        whole_path(base),
+        task_type=task_type,
+        fan_in_fan_out=any(isinstance(layer.base_layer, Conv1D) for layer in lora_layers(model).values()),
+    )
+    write_config(folder, config)
+
+
+def _targets(model: nn.Module, chosen: list[str]) -> list[str]:
+    """The ends of names where these select the same layers: short, and what inference engines ask for."""
+    ends = {name.rpartition(".")[2] for name in chosen}
+    selected = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
+    return sorted(ends) if selected == set(chosen) else chosen
+
+
+def read_adapter(path: str, prefix: str = "") -> Adapter:
+    """The adapter of a folder, for a model or, by the prefix, for a part of it.
+
+    Raises:
+        ConfigError: it is broken, or changes other parts.
+    """
+    adapter = AdapterFolder(path, "path").adapter()
+    if strange := [layer for layer in adapter if not layer.startswith(prefix)]:
+        raise ConfigError(f"Adapter `{path}` changes layers outside of `{prefix}`: {'; '.join(strange[:8])}.")
+    return {layer.removeprefix(prefix): factors for layer, factors in adapter.items()}
