@@ -3,7 +3,7 @@
 Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -15,20 +15,21 @@ from torch import Tensor, nn
 
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import problems_of_folder
-from cfg_distill.frozen import fingerprint
+from cfg_distill.frozen import fingerprint, trained_names
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import Divergence, Loss, LossInputs, mix
+from cfg_distill.losses import CellLoss, CellTerm, Divergence, Loss, LossInputs, mix
 from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
 from cfg_distill.samples import Samples, decoded
 from cfg_distill.sampling import Rollout, Sampling, rollout
 
 # What is logged whatever the losses are: a value for each cell.
-_WATCHED = {
-    "kl_per_token": lambda cells: reverse_kl_cells(cells.student_log_probs_MV, cells.teacher_log_probs_MV),
+_ENTROPIES: dict[str, CellTerm] = {
     "entropy_student": lambda cells: entropy_cells(cells.student_log_probs_MV),
     "entropy_teacher": lambda cells: entropy_cells(cells.teacher_log_probs_MV),
+}
+_DISTANCE: dict[str, CellTerm] = {
+    "kl_per_token": lambda cells: reverse_kl_cells(cells.student_log_probs_MV, cells.teacher_log_probs_MV),
 }
 
 
@@ -117,7 +118,11 @@ class CFGDistillation(L.LightningModule):
         found += self.guidance.problems()
         found += self.sampling.problems(limit, training=True)
         if self.start:
-            found += problems_of_folder("model.start", self.start)
+            found += self.student.problems_of_start(self.start)
+        if self.student.lora is not None and self.student.lora.dropout and not self.dropout:
+            found.append(
+                "Key `model.generator.lora.dropout`: it takes `model.dropout: true`, which is false. Set it, or leave it out."
+            )
         if not self.losses:
             found.append("Key `model.losses`: expected at least one loss, but got none. Add `kl`.")
         for key, value in (("micro_batch", self.micro_batch), ("logits_chunk", self.logits_chunk)):
@@ -213,11 +218,13 @@ class CFGDistillation(L.LightningModule):
             inputs = self.score(samples, prompts, rows)
             if measuring and number == 0:
                 self._measure_gradients(inputs, credits)
-            total, part = mix(self._mix, inputs, weights, credits, _WATCHED if measuring else None, self.logits_chunk)
+            total, part = mix(self._mix, inputs, weights, credits, _ENTROPIES if measuring else None, self.logits_chunk)
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             if number + 1 < len(parts):
-                # Each micro-batch's graph is gone before the next; the last one's backward pass is Lightning's.
-                self.trainer.strategy.backward(total / self._count_scale, None)
+                # Each micro-batch's graph is gone before the next; the last one's backward pass is Lightning's, which also
+                # divides by the batches that it accumulates.
+                accumulated = self.trainer.accumulate_grad_batches
+                self.trainer.strategy.backward(total / self._count_scale / accumulated, None)
                 earlier += total.detach()
         count = self._count_of(drawn.mask_NKT)
         self._log_step(drawn, weights, sums, count)
@@ -242,7 +249,7 @@ class CFGDistillation(L.LightningModule):
         samples = decoded(self.student, batch, drawn)
         sums: dict[str, Tensor] = {}
         for prompts, rows in self._micro_batches(batch):
-            part = mix({}, self.score(samples, prompts, rows), {}, {}, _WATCHED, self.logits_chunk)[1]
+            part = mix({}, self.score(samples, prompts, rows), {}, {}, _DISTANCE | _ENTROPIES, self.logits_chunk)[1]
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
         cells = int(drawn.mask_NKT.sum())
         # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.
@@ -306,38 +313,44 @@ class CFGDistillation(L.LightningModule):
         cells = drawn.mask_NKT.sum()
         shown = {"train/length": drawn.length_N.float().mean()}
         for name, value in sums.items():
-            if name in _WATCHED:
+            if name in _ENTROPIES:
                 shown[f"train/{name}"] = value / cells
         for name, loss in self._mix.items():
             shown[f"train/{name}"] = sums[name] / count
             shown[f"weight/{name}"] = weights[name]
-            if isinstance(loss, Divergence):
-                shown[f"train/{name}_per_token"] = sums[name] / cells
+            if isinstance(loss, CellLoss):
+                loss.logs["per_token"] = sums[name] / cells
             shown |= {f"train/{name}_{key}": value for key, value in loss.logs.items()}
         self.log_dict(shown)
         total = torch.stack([weights[name] * sums[name] for name in weights]).sum()
         self.log("train/loss", total / count, prog_bar=True)
 
-    # Checkpoints hold the student and what the losses learnt; frozen models come from where they came from
+    # Checkpoints hold what is trained of the student, and what the losses learnt; frozen weights come from where they came from
 
     def _frozen_prefixes(self) -> tuple[str, ...]:
         frozen = [n for n, m in self.named_modules() if isinstance(m, Embedder) or m is self.teacher]
         return tuple(f"{name}." for name in frozen)
 
+    def _frozen_of(self, names: Iterable[str]) -> list[str]:
+        """Those of the names in a state dict that a checkpoint does not hold."""
+        prefixes, trained = self._frozen_prefixes(), {f"student.{name}" for name in trained_names(self.student)}
+        return [name for name in names
+                if name.startswith(prefixes) or (name.startswith("student.") and name not in trained)]  # fmt: skip
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        frozen = self._frozen_prefixes()
         state = checkpoint["state_dict"]
-        checkpoint["state_dict"] = {name: value for name, value in state.items() if not name.startswith(frozen)}
+        for name in self._frozen_of(list(state)):
+            del state[name]
         checkpoint["generator"] = self.generator_spec
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a checkpoint of the student. Frozen prefixes may be missing, and nothing else.
+        """Load a checkpoint of the student. What is frozen may be missing, and nothing else.
 
         Raises:
             RuntimeError: other keys are missing or unexpected.
         """
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = [name for name in result.missing_keys if not name.startswith(self._frozen_prefixes())]
+        missing = sorted(set(result.missing_keys) - set(self._frozen_of(result.missing_keys)))
         if missing or result.unexpected_keys:
             raise RuntimeError(f"Checkpoint does not fit: missing {missing}, unexpected {result.unexpected_keys}.")
         return result

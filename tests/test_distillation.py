@@ -273,3 +273,31 @@ def test_all_problems_at_once_before_weights(tmp_path):
 def test_a_loss_name_that_a_module_cannot_hold_is_refused(folder):
     with pytest.raises(ConfigError, match=r"`model.losses`.*\['forward', 'a.b'\].*Rename"):
         module(folder, losses={"forward": ReverseKL(), "kl": ReverseKL(), "a.b": ReverseKL()})
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 6, 12])
+def test_micro_batches_inside_a_step_change_nothing(folder, micro_batch):
+    """Parts of a group, groups, several groups and a remainder, against all at once with whole logits."""
+    whole, split = (
+        per_prompt_module(folder, "mean") for _ in range(2)
+    )  # the seed of each group is that of its prompt: the same rollouts
+    whole.logits_chunk = 0
+    split.micro_batch = micro_batch
+    for each in (whole, split):
+        fit(each, [PROMPTS[:5], PROMPTS[1:]], accumulate_grad_batches=2)
+    torch.testing.assert_close(weights(whole), weights(split), rtol=1e-4, atol=1e-6)
+
+
+def test_micro_batches_clip_and_step_as_one(folder):
+    """Gradient clipping and a second step see the gradient of the whole batch, and nothing of the step before."""
+    whole, split = (per_prompt_module(folder, "sum") for _ in range(2))
+    split.micro_batch = 3
+    for each in (whole, split):
+        fit(each, [PROMPTS, PROMPTS[:4], PROMPTS[2:]], gradient_clip_val=0.05)
+    torch.testing.assert_close(weights(whole), weights(split), rtol=1e-4, atol=1e-6)
+
+
+def test_a_micro_batch_must_cut_groups_evenly(folder):
+    problems = module(folder, micro_batch=2, logits_chunk=-1).problems()
+    assert any("`model.micro_batch`" in problem and "3" in problem for problem in problems)
+    assert any("`model.logits_chunk`" in problem for problem in problems)

@@ -121,16 +121,23 @@ def test_rewards(desk: Path) -> None:
 
 
 def test_loss(desk: Path) -> None:
+    from cfg_distill.generators import Scored
+    from cfg_distill.losses import LossInputs
+    from cfg_distill.sampling import Sampling
+
     module = module_of("A loss", desk)
     torch.manual_seed(0)
     student_NKTV = torch.randn(3, 1, 4, 7, requires_grad=True)
     mask_NKT = torch.tensor([[[1, 1, 0, 0]], [[1, 1, 1, 1]], [[1, 0, 0, 0]]]).bool()
 
-    class Inputs:
-        pass
-
-    inputs: Any = Inputs()
-    inputs.student_NKTV, inputs.mask_NKT = student_NKTV, mask_NKT
+    inputs = LossInputs(
+        Scored(logits_NKTV=student_NKTV),
+        Scored(logits_NKTV=torch.zeros(3, 1, 4, 7)),
+        torch.zeros(3, 1, 4, dtype=torch.long),
+        mask_NKT,
+        Sampling(),
+        samples=None,  # type: ignore[arg-type]
+    )
     expected = torch.distributions.Categorical(logits=student_NKTV[mask_NKT]).entropy().sum()
     value = module.EntropyBonus()(inputs)
     torch.testing.assert_close(value, -expected)

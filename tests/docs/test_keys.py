@@ -15,7 +15,7 @@ from fenced import ROOT
 PAGE = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
 _SECTION = re.compile(r"^#### `(cfg_distill[\w.]+)`\n(.*?)(?=^#{2,4} |\Z)", re.MULTILINE | re.DOTALL)
 SECTIONS = {match[1]: match[2] for match in _SECTION.finditer(PAGE)}
-KL_KEYS = {"weight", "warmup_steps", "temperature", "score_term"}
+KL_KEYS = {"weight", "warmup_steps", "temperature", "score_term", "codebook_weights"}
 
 
 def found(class_path: str) -> Any:

@@ -1,0 +1,164 @@
+"""Sums over cells in chunks against their plain twin: whole logits and autograd."""
+
+import pytest
+import torch
+
+from cfg_distill.generators import Head, Scored
+from cfg_distill.generators.delay import cells_at
+from cfg_distill.losses import (
+    CellLoss,
+    EntropyAwareKL,
+    JensenShannon,
+    LossInputs,
+    PolicyGradient,
+    ReverseKL,
+    mix,
+    reverse_kl,
+)
+from cfg_distill.rewards import GroupReward, Reward
+from cfg_distill.samples import Samples
+from cfg_distill.sampling import Rollout, Sampling
+
+N, K, T, V, D = 6, 2, 7, 11, 5
+
+
+class Given(Reward):
+    """Advantages that are what they are: the arithmetic behind them is another room's."""
+
+    def forward(self, samples):
+        advantage_BG = torch.linspace(-1, 1, N).unflatten(0, (2, 3))
+        return GroupReward(advantage_BG, advantage_BG)
+
+
+def setting(sampling=Sampling(samples=3, max_new_tokens=T), dtype=torch.float32, bias=True, masked=torch.nan):
+    """States, heads, tokens and a mask with gaps, the same at each call; masked states are NaN."""
+    draw = torch.Generator().manual_seed(0)
+    mask_NKT = torch.rand(N, K, T, generator=draw) < 0.7
+    mask_NKT[:, :, 0] = True
+    tokens_NKT = torch.randint(V, (N, K, T), generator=draw)
+
+    def leaf(*shape):
+        return torch.randn(*shape, generator=draw).to(dtype)
+
+    states = [leaf(N, T, D), leaf(N, T, D)]
+    for states_NTD in states:
+        states_NTD[~mask_NKT.any(1)] = masked
+    heads = [Head(leaf(K, V, D), leaf(K, V) if bias else None) for _ in range(2)]
+    leaves = [states[0], heads[0].weight_KVD, *([heads[0].bias_KV] if bias else [])]
+    for tensor in leaves:
+        tensor.requires_grad_()
+    student, teacher = (Scored(*pair) for pair in zip(states, heads, strict=True))
+    groups = [tensor.unflatten(0, (2, 3)) for tensor in (tokens_NKT, mask_NKT, torch.zeros(N, K, T))]
+    samples = Samples(["a", "b"], [""] * N, Rollout(*groups))
+    return LossInputs(student, teacher, tokens_NKT, mask_NKT, sampling, samples), leaves
+
+
+FILTERED = Sampling(samples=3, max_new_tokens=T, temperature=0.8, top_k=6)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 1000])
+@pytest.mark.parametrize("sampling", [Sampling(samples=3, max_new_tokens=T), FILTERED])
+@pytest.mark.parametrize(
+    "losses",
+    [
+        {"kl": ReverseKL()},
+        {"kl": ReverseKL(score_term=True, temperature=1.5, codebook_weights=[1.0, 0.25])},
+        {"kl": JensenShannon(0.3), "diversity": PolicyGradient(Given(), scale="token")},
+        {"kl": EntropyAwareKL(2.0), "diversity": PolicyGradient(Given())},
+    ],
+    ids=lambda losses: "+".join(type(loss).__name__ for loss in losses.values()),
+)
+def test_chunks_equal_whole_logits(losses, sampling, chunk):
+    weights = {"kl": torch.tensor(0.7), "diversity": 3.0}
+    found = []
+    for size in (0, chunk):
+        inputs, leaves = setting(sampling)
+        total, sums = mix(losses, inputs, weights, chunk=size)
+        found.append((total, sums, torch.autograd.grad(2 * total, leaves)))
+    (plain, plain_sums, plain_gradients), (fused, fused_sums, fused_gradients) = found
+    torch.testing.assert_close(fused, plain)
+    torch.testing.assert_close(fused_sums, plain_sums)
+    for ours, theirs in zip(fused_gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+        assert theirs.isfinite().all()
+        assert theirs.any()
+
+
+def test_the_plain_twin_is_the_formula():
+    inputs, leaves = setting(masked=0.0)
+    kl, _ = reverse_kl(inputs.student_NKTV, inputs.teacher_NKTV, inputs.mask_NKT)
+    log_probs_NKT = torch.distributions.Categorical(
+        logits=inputs.student_NKTV.masked_fill(~inputs.mask_NKT[..., None], 0.0)
+    ).log_prob(inputs.tokens_NKT)
+    advantage_N = torch.linspace(-1, 1, N)
+    surrogate = -(advantage_N[:, None, None] * log_probs_NKT * inputs.mask_NKT).sum()
+    expected = torch.autograd.grad(0.5 * kl + 2 * surrogate, leaves)
+    inputs, leaves = setting(masked=0.0)
+    losses = {"kl": ReverseKL(), "diversity": PolicyGradient(Given())}
+    total, sums = mix(losses, inputs, {"kl": 0.5, "diversity": 2.0}, chunk=4)
+    torch.testing.assert_close(sums, {"kl": kl.detach(), "diversity": surrogate.detach()})
+    for ours, theirs in zip(torch.autograd.grad(total, leaves), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
+    inputs, leaves = setting(bias=False)
+    inputs.student.head = Head(leaves[1].detach())
+    total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4)
+    total.backward()
+    assert leaves[0].grad.any()
+    assert leaves[1].grad is None
+    with pytest.raises(RuntimeError):
+        total.backward()
+
+
+def test_half_precision_states_keep_the_divergence_positive():
+    inputs, leaves = setting(dtype=torch.bfloat16)
+    inputs.teacher = Scored(inputs.student.states_NTD.detach(), inputs.student.head)
+    total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4)
+    assert total.dtype == torch.float32
+    assert 0 <= total < 1e-4
+    assert torch.autograd.grad(total, leaves)[0].dtype == torch.bfloat16
+
+
+def test_watched_terms_are_summed_and_have_no_part_in_the_gradient():
+    def value(cells):
+        return cells.student_log_probs_MV.exp().square().sum(-1)
+
+    gradients, sums = [], {}
+    for watched in ({}, {"collision": value}):
+        inputs, leaves = setting()
+        total, sums = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, watched=watched, chunk=4)
+        gradients.append(torch.autograd.grad(total, leaves))
+    probs_MV = inputs.student_NKTV[inputs.mask_NKT].softmax(-1)
+    torch.testing.assert_close(sums["collision"], probs_MV.detach().square().sum())
+    for ours, theirs in zip(*gradients, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_loss_sees_the_credit_of_its_own_rows():
+    class Seen(CellLoss):
+        def credit(self, samples):
+            return torch.arange(N)
+
+        def cells(self, inputs):
+            self.seen = inputs.credit_N.tolist()
+            return lambda cells: cells.student_MV.sum(-1)
+
+    loss = Seen()
+    inputs, _ = setting()
+    inputs.rows = slice(2, 5)
+    mix({"": loss}, inputs, {"": 1.0})
+    assert loss.seen == [2, 3, 4]
+
+
+def test_cells_of_delayed_codebooks():
+    """Against the picture of the layout: delays 0, 1, 3, four frames, an end token in frame 2 of the second sample."""
+    expected = [
+        ["1111000", "0111100", "0001111"],
+        ["1110000", "0110000", "0001100"],
+    ]
+    end_N = torch.tensor([4, 2])
+    delays_K = torch.tensor([0, 1, 3])
+    mask_NKT = torch.stack([cells_at(t, delays_K, 4, end_N) for t in range(7)], dim=-1)
+    assert [["".join(str(int(cell)) for cell in row) for row in rows] for rows in mask_NKT] == expected
