@@ -13,7 +13,7 @@ from cfg_distill.frozen import trained_names
 
 
 def student_weights(module: Any) -> dict[str, Tensor]:
-    """What training moves: the student's trainable parameters and, unless some are frozen, floating buffers; named as in a checkpoint.
+    """What training moves of the student: parameters and, unless some are frozen, floating buffers; named as in a checkpoint.
 
     Of a LoRA student that is the adapter.
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.text import PACKAGED, converted, problems_of_gguf
@@ -12,6 +14,7 @@ SHIPPED = {name: Path(__file__).parent / "tunes" / "weights" / name for name in 
 KNOWN: dict[str, Collection[str]] = {"tunes": SHIPPED, "text": PACKAGED}
 RECIPES = Path(__file__).parent / "recipes"
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def source(path: str) -> Path | None:
@@ -60,6 +63,45 @@ def find_file(path: str | Path) -> Path:
     return path
 
 
+def is_adapter(path: str | Path) -> bool:
+    """Whether a path is a folder with a LoRA adapter in peft's format."""
+    return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
+
+
+def adapter_config(path: str | Path) -> dict[str, Any]:
+    """The ``adapter_config.json`` of an adapter folder.
+
+    Raises:
+        ConfigError: it is no JSON object, or names no base.
+    """
+    file = Path(path).expanduser() / ADAPTER_CONFIG
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"`{file}`: expected JSON, but it cannot be read: {error}") from error
+    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path") or None, str):
+        raise ConfigError(
+            f"`{file}`: expected the folder or hub name of the base under `base_model_name_or_path`, but it names none."
+            " Write it there."
+        )
+    return config
+
+
+def base_of(path: str | Path) -> str:
+    """The model behind a path: the base of an adapter folder, else the path itself.
+
+    Raises:
+        ConfigError: the folder's ``adapter_config.json`` names no base.
+    """
+    return adapter_config(path)["base_model_name_or_path"] if is_adapter(path) else str(path)
+
+
+def whole_path(base: str) -> str:
+    """A base as others find it: a folder by its whole path, a hub name as it is."""
+    folder = Path(resolve(base)).expanduser()
+    return str(folder.resolve()) if folder.is_dir() else base
+
+
 def problems_of_folder(key: str, path: str) -> list[str]:
     """What is wrong with a model folder, without loading it. A hub name (``owner/name``, no such folder) passes."""
     try:
@@ -73,6 +115,8 @@ def problems_of_folder(key: str, path: str) -> list[str]:
         if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1:
             return [f"Key `{key}`: expected a model folder, but `{path}` does not exist. Check the path."]
         return []
+    if is_adapter(path):
+        return _problems_of_adapter(key, path, folder)
     if not (folder / "config.json").is_file():
         return [f"Key `{key}`: expected a Hugging Face model folder, but `{path}` holds no config.json."]
     if not any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS):
@@ -81,3 +125,20 @@ def problems_of_folder(key: str, path: str) -> list[str]:
             " Export or copy the weights into it, or name another folder."
         ]
     return []
+
+
+def _problems_of_adapter(key: str, path: str, folder: Path) -> list[str]:
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        return [f"Key `{key}`: expected {ADAPTER_WEIGHTS} in the adapter folder `{path}`, but it is not there."]
+    try:
+        base = base_of(path)
+    except ConfigError as error:
+        return [f"Key `{key}`: {problem}" for problem in error.problems]
+    if is_adapter(base):
+        return [
+            f"Key `{key}`: the base of the adapter `{path}` is an adapter itself, `{base}`. Export one of them merged."
+        ]
+    return [
+        f"{problem} It is the base that `{path}/{ADAPTER_CONFIG}` names; if it lies elsewhere now, change it there."
+        for problem in problems_of_folder(key, base)
+    ]

@@ -7,4 +7,15 @@ from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.opening import open_generator
 from cfg_distill.generators.scored import Head, Scored
 
-__all__ = ["CausalLM", "DecodingState", "Encoded", "Generator", "Guided", "Head", "LoRA", "Prompt", "Scored", "open_generator"]
+__all__ = [
+    "CausalLM",
+    "DecodingState",
+    "Encoded",
+    "Generator",
+    "Guided",
+    "Head",
+    "LoRA",
+    "Prompt",
+    "Scored",
+    "open_generator",
+]
