@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import sys
 from collections.abc import Sequence
@@ -12,13 +13,16 @@ from cfg_distill.cli.arguments import Arguments, add_sampling, refuse_existing
 from cfg_distill.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cfg_distill.samples import Samples
+    from cfg_distill.generators import Generator
 
 _MOST_TOKENS = 512
+_SECONDS = 10.0
 
 
 def run(argv: Sequence[str]) -> None:
-    parser = Arguments("generate", "Draw samples of a model. Tunes are written as ABC, MIDI and WAV with --out.")
+    parser = Arguments(
+        "generate", "Draw samples of a model. With --out, tunes are written as ABC, MIDI and WAV, sound as WAV."
+    )
     parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, a hub name, or tunes:base")
     parser.add_argument(
         "--prompt", nargs="+", required=True, metavar="TEXT", help="one or more prompts, each in quotes"
@@ -28,22 +32,42 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a folder for the samples as files")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help=f"length of sound, instead of --max-new-tokens; default: {_SECONDS:g}",
+    )
+    parser.add_argument("--melody", metavar="FILE", help="a sound file that a melody model follows")
     add_sampling(parser, samples=4, max_new_tokens=None)
     given = parser.read(argv)
 
-    from cfg_distill.generators import CausalLM
+    from cfg_distill.cli.showing import show, write
+    from cfg_distill.generators import Prompt, open_generator
     from cfg_distill.guidance import Guidance
     from cfg_distill.samples import draw
     from cfg_distill.sampling import Sampling
 
-    generator = CausalLM(given.model)
+    generator = open_generator(given.model)
     guidance = Guidance(given.guidance, given.negative)
-    num_tokens = 1 if given.max_new_tokens is None else given.max_new_tokens
-    sampling = Sampling(given.samples, num_tokens, given.temperature, given.top_k, given.top_p)
     found = generator.problems()
-    limit = None if found else generator.max_positions
-    tunes = not found and _speaks_tunes(generator.tokenizer)
-    found = [_as_option(problem) for problem in found + guidance.problems() + sampling.problems(limit)]
+    readable = not found
+    limit = generator.max_positions if readable else None
+    tunes = readable and _speaks_tunes(generator)
+    num_tokens = _tokens_asked_for(given, generator) if readable else given.max_new_tokens
+    sampling = Sampling(
+        given.samples, 1 if num_tokens is None else num_tokens, given.temperature, given.top_k, given.top_p
+    )
+    found = [_as_option(problem) for problem in found + guidance.problems()]
+    if readable:
+        found += _problems_of_length(given, generator)
+    timed = readable and generator.frame_rate is not None and given.max_new_tokens is None
+    # A length in seconds has its own words for what is wrong with it.
+    found += [
+        _as_option(problem)
+        for problem in sampling.problems(None if timed else limit)
+        if not (timed and ".max_new_tokens`" in problem)
+    ]
     if given.negative is not None and not guidance.active:
         found.append("Option `--negative`: has no effect without guidance. Set --guidance above 1.")
     if given.out is not None:
@@ -53,14 +77,49 @@ def run(argv: Sequence[str]) -> None:
     if found:
         raise ConfigError(found)
 
+    prompts = [Prompt(text, melody=given.melody) for text in given.prompt] if given.melody else given.prompt
     generator.load()
-    if given.max_new_tokens is None:
-        longest = generator.encode(given.prompt).tensors["input_ids"].shape[-1]
+    if num_tokens is None:
+        longest = generator.prompt_positions(prompts)
         sampling.max_new_tokens = min(_MOST_TOKENS, limit - longest) if limit else _MOST_TOKENS
-    samples = draw(generator, given.prompt, sampling, guidance, given.seed)
-    _show(samples, tunes)
+    samples = draw(generator, prompts, sampling, guidance, given.seed)
+    show(samples, tunes)
     if given.out is not None:
-        _write(samples, given.out, tunes)
+        write(samples, given.out, tunes)
+
+
+def _tokens_asked_for(given: argparse.Namespace, generator: Generator) -> int | None:
+    """Frames of sound or tokens of text; None for text of no given length."""
+    if generator.frame_rate is None or given.max_new_tokens is not None:
+        return given.max_new_tokens
+    seconds = _SECONDS if given.seconds is None else given.seconds
+    return max(1, round(seconds * generator.frame_rate))
+
+
+def _problems_of_length(given: argparse.Namespace, generator: Generator) -> list[str]:
+    """What is wrong with --seconds, and with sound that goes nowhere."""
+    from cfg_distill.audio import problems_of_audio_extra
+
+    rate, limit = generator.frame_rate, generator.max_positions
+    if rate is None:
+        wrong = [name for name in ("seconds", "melody") if getattr(given, name) is not None]
+        return [f"Option `--{name}`: is for models of sound, but `{given.model}` writes text." for name in wrong]
+    found = []
+    if given.seconds is not None and given.max_new_tokens is not None:
+        found.append("Options `--seconds` and `--max-new-tokens`: both are the length. Give one of them.")
+    elif given.max_new_tokens is None:
+        seconds = _SECONDS if given.seconds is None else given.seconds
+        longest = None if limit is None else (limit - max(generator.delays)) / rate
+        if not seconds > 0:
+            found.append(f"Option `--seconds`: expected a number above 0, but got {seconds:g}.")
+        elif longest is not None and seconds > longest:
+            found.append(
+                f"Option `--seconds`: expected at most {int(longest * 10) / 10:g}, since the model sees {limit} positions at"
+                f" {rate:g} a second, but got {seconds:g}. Lower it."
+            )
+    if given.out is None:
+        found.append(f"Option `--out`: `{given.model}` writes sound, which cannot be printed. Name a folder for it.")
+    return found + problems_of_audio_extra()
 
 
 def _as_option(problem: str) -> str:
@@ -74,11 +133,14 @@ def _as_option(problem: str) -> str:
     return re.sub(r"(Key )?`((?:model\.|guidance\.|sampling\.)[a-z_.]+)`", option, problem)
 
 
-def _speaks_tunes(tokenizer: object) -> bool:
+def _speaks_tunes(generator: Generator) -> bool:
     """Whether the model's vocabulary holds the condition slots of the shipped text-to-music model."""
     from cfg_distill.tunes.prompts import prefix
 
-    vocabulary = tokenizer.get_vocab()  # type: ignore[attr-defined]
+    tokenizer = getattr(generator, "tokenizer", None)
+    if tokenizer is None:
+        return False
+    vocabulary = tokenizer.get_vocab()
     return all(word in vocabulary for word in prefix({}).split())
 
 
@@ -97,32 +159,3 @@ def _tell_what_was_not_understood(prompts: Sequence[str]) -> list[str]:
             words = ", ".join(f"`{word}`" for word in unknown)
             print(f"Prompt {prompt!r}: {words} not understood; what is: {UNDERSTOOD}.", file=sys.stderr)
     return problems
-
-
-def _show(samples: Samples, tunes: bool) -> None:
-    for prompt, group in zip(samples.prompts, samples.groups(), strict=True):
-        for number, output in enumerate(group, start=1):
-            print(f"== {prompt} ({number} of {len(group)})")
-            print(_abc(output, prompt) if tunes else output, end="\n\n")
-
-
-def _abc(tokens: str, prompt: str) -> str:
-    from cfg_distill.tunes.prompts import understand
-    from cfg_distill.tunes.rendering import setting_of, to_abc
-
-    return to_abc(setting_of(tokens, understand(prompt)), prompt).rstrip()
-
-
-def _write(samples: Samples, out: Path, tunes: bool) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for place, (prompt, group) in enumerate(zip(samples.prompts, samples.groups(), strict=True), start=1):
-        words = "-".join(re.findall(r"\w+", prompt.lower()))[:60].strip("-") or "unconditional"
-        for number, output in enumerate(group, start=1):
-            stem = f"{place:02d}-{words}-{number}"
-            if tunes:
-                from cfg_distill.tunes.rendering import render
-
-                render(output, out, stem, prompt)
-            else:
-                (out / f"{stem}.txt").write_text(output, encoding="utf-8")
-    print(f"Wrote {len(samples.outputs)} samples to {out}.")
