@@ -4,6 +4,7 @@ Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -18,8 +19,9 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.frozen import fingerprint, trained_names
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import CellLoss, CellTerm, Divergence, Loss, LossInputs, mix
+from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Divergence, Loss, LossInputs, mix
 from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
+from cfg_distill.memory import advice_on_memory
 from cfg_distill.samples import Samples, decoded
 from cfg_distill.sampling import Rollout, Sampling, rollout
 
@@ -60,8 +62,8 @@ class CFGDistillation(L.LightningModule):
             distribution that sampled.
         micro_batch: samples that are scored and differentiated at once, a divisor or a multiple of G; 0 for the whole batch.
             It lowers the memory of a step and changes nothing else: rollouts stay as large as the batch.
-        logits_chunk: cells whose logits exist at once, head, losses and their gradients in one pass; 0 makes all logits at
-            once, and differentiates them by autograd.
+        logits_chunk: logits that exist at once (cells times vocabulary): head, losses and their gradients in one pass; 0
+            makes all logits at once, and differentiates them by autograd.
         measure_gradients_every: steps between measurements of the gradient norm of each term, and of entropies; 0 for
             never. One costs a backward pass a term.
         seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
@@ -79,7 +81,7 @@ class CFGDistillation(L.LightningModule):
         scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         dropout: bool = False,
         micro_batch: int = 0,
-        logits_chunk: int = 64,
+        logits_chunk: int = LOGITS_CHUNK,
         measure_gradients_every: int = 10,
         seed: int = 0,
     ) -> None:
@@ -202,6 +204,15 @@ class CFGDistillation(L.LightningModule):
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
     def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+        self._advice = partial(advice_on_memory, self.global_step, len(batch), self.sampling, self.micro_batch)
+        with self._advice():
+            return self._training_step(batch, batch_idx)
+
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        with self._advice():
+            super().backward(loss, *args, **kwargs)
+
+    def _training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
         if self._count == 0:
             # Here and not by Lightning, which would do it after the micro-batches below.
             cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad()

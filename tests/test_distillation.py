@@ -301,3 +301,31 @@ def test_a_micro_batch_must_cut_groups_evenly(folder):
     problems = module(folder, micro_batch=2, logits_chunk=-1).problems()
     assert any("`model.micro_batch`" in problem and "3" in problem for problem in problems)
     assert any("`model.logits_chunk`" in problem for problem in problems)
+
+
+@pytest.mark.parametrize("where", ["scored", "backward"])
+def test_out_of_memory_names_what_to_lower(folder, where, monkeypatch):
+    """A real refusal of the allocator, 2^60 bytes, in the forward pass or in the backward pass."""
+
+    class Greedy(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, states):
+            return states * (torch.empty(2**60, dtype=torch.int8)[0] if where == "scored" else 1)
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return gradient * torch.empty(2**60, dtype=torch.int8)[0]
+
+    model = module(folder)
+    own = model.student.scored
+
+    def scored(*arguments):
+        found = own(*arguments)
+        found.states_NTD = Greedy.apply(found.states_NTD)
+        return found
+
+    monkeypatch.setattr(model.student, "scored", scored)
+    with pytest.raises(
+        ConfigError, match=r"Out of memory in step 0: 6 prompts .* x 3 samples .*First lower `model.micro_batch`"
+    ):
+        fit(model, [PROMPTS])

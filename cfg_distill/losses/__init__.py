@@ -1,12 +1,13 @@
 """What the student is trained by: divergences from the guided teacher, and the policy gradient of a group reward."""
 
 from cfg_distill.losses.base import CellLoss, Loss, LossInputs, mix
-from cfg_distill.losses.chunked import Cells, CellTerm, sum_over_cells
+from cfg_distill.losses.chunked import LOGITS_CHUNK, Cells, CellTerm, sum_over_cells
 from cfg_distill.losses.distillation import Divergence, EntropyAwareKL, ForwardKL, JensenShannon, ReverseKL
 from cfg_distill.losses.divergences import entropy, entropy_aware_kl, forward_kl, jensen_shannon, reverse_kl
 from cfg_distill.losses.policy_gradient import PolicyGradient, token_log_probs
 
 __all__ = [
+    "LOGITS_CHUNK",
     "CellLoss",
     "CellTerm",
     "Cells",

@@ -129,7 +129,7 @@ def mix(
         weights: of the terms.
         credits: what :meth:`Loss.credit` gave for the whole batch, by name; None asks now.
         watched: functions of cells that are summed too and have no part in the loss.
-        chunk: cells at a time; 0 makes the logits whole.
+        chunk: logits that exist at a time; 0 makes them whole.
     """
     if credits is None:
         credits = {name: loss.credit(inputs.samples) for name, loss in losses.items()}

@@ -59,6 +59,9 @@ class Cells:
 # From cells to one value each, [M].
 CellTerm = Callable[[Cells], Tensor]
 
+LOGITS_CHUNK = 2**22
+"""Logits that exist at a time unless told otherwise: 16 MB of float32, 85 cells of a vocabulary of 49,152."""
+
 
 def sum_over_cells(
     student: Scored,
@@ -80,7 +83,8 @@ def sum_over_cells(
         mask_NKT: True on the cells that count.
         terms: functions of cells, by name.
         weights: of the terms that are trained; a term without weight is evaluated only.
-        chunk: cells at a time; 0 makes the logits whole and leaves the gradient to autograd: the plain twin.
+        chunk: logits that exist at a time, cells times vocabulary; 0 makes them whole and leaves the gradient to autograd:
+            the plain twin.
     """
     sums = {name: torch.zeros((), device=mask_NKT.device) for name in terms}
     totals = []
@@ -97,8 +101,9 @@ def sum_over_cells(
 
         if chunk and student.states_NTD is not None and student.head is not None:
             bias_V = None if student.head.bias_KV is None else student.head.bias_KV[k]
+            weight_VD = student.head.weight_KVD[k]
             states_MD = student.states_NTD[row_M, position_M]
-            totals.append(_ChunkedSum.apply(states_MD, student.head.weight_KVD[k], bias_V, evaluate, chunk))
+            totals.append(_ChunkedSum.apply(states_MD, weight_VD, bias_V, evaluate, max(1, chunk // len(weight_VD))))
         else:
             totals.append(evaluate(_logits_of(student, k, row_M, position_M)(slice(None)), slice(None)))
     return torch.stack(totals).sum(), sums
@@ -137,15 +142,15 @@ class _ChunkedSum(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         evaluate: Callable[[Tensor, slice], Tensor],
-        chunk: int,
+        num_cells: int,
     ) -> Tensor:
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
         grad_states_MD = torch.empty_like(states_MD) if needs_states else None
         grad_weight_VD = torch.zeros_like(weight_VD) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
         total = states_MD.new_zeros((), dtype=torch.float32)
-        for start in range(0, len(states_MD), chunk):
-            part = slice(start, start + chunk)
+        for start in range(0, len(states_MD), num_cells):
+            part = slice(start, start + num_cells)
             logits_MV = linear(states_MD[part], weight_VD, bias_V)
             if not any((needs_states, needs_weight, needs_bias)):
                 total += evaluate(logits_MV, part)

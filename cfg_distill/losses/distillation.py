@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.losses.base import CellLoss, LossInputs
-from cfg_distill.losses.chunked import Cells, CellTerm, sum_over_cells
+from cfg_distill.losses.chunked import LOGITS_CHUNK, Cells, CellTerm, sum_over_cells
 from cfg_distill.losses.divergences import (
     entropy_aware_cells,
     forward_kl_cells,
@@ -88,7 +88,7 @@ class Divergence(CellLoss):
             position_NT.index_put_((cells.row_M, cells.position_M), values_M.to(position_NT), accumulate=True)
             return values_M
 
-        sum_over_cells(inputs.student, inputs.teacher, inputs.tokens_NKT, inputs.mask_NKT, {"": gather}, {}, chunk=128)
+        sum_over_cells(inputs.student, inputs.teacher, inputs.tokens_NKT, inputs.mask_NKT, {"": gather}, {}, LOGITS_CHUNK)
         return position_NT.flip(-1).cumsum(-1).flip(-1) - position_NT
 
 

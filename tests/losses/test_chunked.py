@@ -56,7 +56,7 @@ def setting(sampling=Sampling(samples=3, max_new_tokens=T), dtype=torch.float32,
 FILTERED = Sampling(samples=3, max_new_tokens=T, temperature=0.8, top_k=6)
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 1000])
+@pytest.mark.parametrize("chunk", [1, 4 * V, 1000 * V])
 @pytest.mark.parametrize("sampling", [Sampling(samples=3, max_new_tokens=T), FILTERED])
 @pytest.mark.parametrize(
     "losses",
@@ -95,7 +95,7 @@ def test_the_plain_twin_is_the_formula():
     expected = torch.autograd.grad(0.5 * kl + 2 * surrogate, leaves)
     inputs, leaves = setting(masked=0.0)
     losses = {"kl": ReverseKL(), "diversity": PolicyGradient(Given())}
-    total, sums = mix(losses, inputs, {"kl": 0.5, "diversity": 2.0}, chunk=4)
+    total, sums = mix(losses, inputs, {"kl": 0.5, "diversity": 2.0}, chunk=4 * V)
     torch.testing.assert_close(sums, {"kl": kl.detach(), "diversity": surrogate.detach()})
     for ours, theirs in zip(torch.autograd.grad(total, leaves), expected, strict=True):
         torch.testing.assert_close(ours, theirs)
@@ -104,7 +104,7 @@ def test_the_plain_twin_is_the_formula():
 def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
     inputs, leaves = setting(bias=False)
     inputs.student.head = Head(leaves[1].detach())
-    total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4)
+    total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     total.backward()
     assert leaves[0].grad.any()
     assert leaves[1].grad is None
@@ -115,7 +115,7 @@ def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
 def test_half_precision_states_keep_the_divergence_positive():
     inputs, leaves = setting(dtype=torch.bfloat16)
     inputs.teacher = Scored(inputs.student.states_NTD.detach(), inputs.student.head)
-    total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4)
+    total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     assert total.dtype == torch.float32
     assert 0 <= total < 1e-4
     assert torch.autograd.grad(total, leaves)[0].dtype == torch.bfloat16
@@ -128,7 +128,7 @@ def test_watched_terms_are_summed_and_have_no_part_in_the_gradient():
     gradients, sums = [], {}
     for watched in ({}, {"collision": value}):
         inputs, leaves = setting()
-        total, sums = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, watched=watched, chunk=4)
+        total, sums = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, watched=watched, chunk=4 * V)
         gradients.append(torch.autograd.grad(total, leaves))
     probs_MV = inputs.student_NKTV[inputs.mask_NKT].softmax(-1)
     torch.testing.assert_close(sums["collision"], probs_MV.detach().square().sum())
