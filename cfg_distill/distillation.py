@@ -256,6 +256,10 @@ class CFGDistillation(L.LightningModule):
         self._count = torch.zeros_like(self._count)
 
     def validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+        with advice_on_memory(self.global_step, len(batch), self.sampling, self.micro_batch):
+            return self._validation_step(batch, batch_idx)
+
+    def _validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
         drawn = self.rollout(batch, self._rollout_seed(-1, batch_idx))
         samples = decoded(self.student, batch, drawn)
         sums: dict[str, Tensor] = {}
