@@ -12,6 +12,7 @@ from cfg_distill.metrics.audio import (
 )
 from cfg_distill.metrics.base import EmbeddingMetric, SampleMetric, TextMetric
 from cfg_distill.metrics.corpus import FAD, KAD, CorpusMetric, frechet_distance, kernel_distance
+from cfg_distill.metrics.degeneration import Degeneration, degenerate
 from cfg_distill.metrics.embedding import PairwiseCosineDiversity, PromptAdherence, VendiScore, vendi_score
 from cfg_distill.metrics.front import Interval, bootstrap_interval, hypervolume, pareto
 from cfg_distill.metrics.lexical import (
@@ -24,6 +25,7 @@ from cfg_distill.metrics.lexical import (
     expectation_adjusted_distinct,
     repeated_n,
 )
+from cfg_distill.metrics.likelihood import LikelihoodMetric, LogProbability, PointwiseMutualInformation, log_likelihood
 from cfg_distill.metrics.model import Entropy, KLToTeacher
 
 __all__ = [
@@ -34,13 +36,17 @@ __all__ = [
     "CLAPAdherence",
     "ClippingRate",
     "CorpusMetric",
+    "Degeneration",
     "DistinctN",
     "EmbeddingMetric",
     "Entropy",
     "Interval",
     "KLToTeacher",
     "Length",
+    "LikelihoodMetric",
+    "LogProbability",
     "PairwiseCosineDiversity",
+    "PointwiseMutualInformation",
     "PromptAdherence",
     "Repetition",
     "SampleMetric",
@@ -51,11 +57,13 @@ __all__ = [
     "WaveformMetric",
     "bootstrap_interval",
     "clipped_share",
+    "degenerate",
     "distinct_n",
     "expectation_adjusted_distinct",
     "frechet_distance",
     "hypervolume",
     "kernel_distance",
+    "log_likelihood",
     "pareto",
     "repeated_n",
     "repeated_share",

@@ -1,0 +1,182 @@
+"""What a base model says of samples: their log-probability, and how much of it is owed to the prompt.
+
+Shapes: B prompts, G samples a prompt, N = B * G rows, K codebooks, T positions, V vocabulary, M cells.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.generators import Generator, Scored
+from cfg_distill.metrics.base import SampleMetric
+from cfg_distill.samples import Samples
+
+CHUNK = 512
+"""Cells whose logits exist at once."""
+
+
+def log_likelihood(scored: Scored, tokens: Tensor, mask: Tensor, chunk: int = CHUNK) -> Tensor:
+    r"""Sum of the log-probabilities of each row's tokens, at temperature 1.
+
+    .. math:: \log p(y) = \sum_{k, t} m_{k t} \log \operatorname{softmax}(z_{k t})_{y_{k t}}
+
+    Args:
+        scored: predictions at every position of ``[N, K, T]``.
+        tokens: y, ``[N, K, T]``.
+        mask: m, True on the cells that exist, ``[N, K, T]``; masked cells are never read.
+        chunk: cells whose logits exist at once.
+
+    Returns:
+        ``[N]`` float32.
+
+    Example:
+        >>> logits = torch.tensor([[[[0.0, 0.0], [0.0, 0.0]]]])
+        >>> scored = Scored(logits_NKTV=logits)
+        >>> log_likelihood(scored, torch.zeros(1, 1, 2, dtype=torch.long), torch.tensor([[[True, False]]]))
+        tensor([-0.6931])
+    """
+    total_N = torch.zeros(len(tokens), device=tokens.device)
+    for k in range(tokens.shape[1]):
+        row_M, position_M = mask[:, k].nonzero(as_tuple=True)
+        for start in range(0, len(row_M), chunk):
+            rows, positions = row_M[start : start + chunk], position_M[start : start + chunk]
+            if scored.states_NTD is not None and scored.head is not None:
+                logits_MV = scored.head.logits(scored.states_NTD[rows, positions], k)
+            else:
+                logits_MV = scored.whole()[rows, k, positions]
+            log_probs_MV = logits_MV.float().log_softmax(-1)
+            total_N.index_add_(0, rows, log_probs_MV.gather(-1, tokens[rows, k, positions, None])[:, 0])
+    return total_N
+
+
+class Reader:
+    """A base model that reads the tokens of samples, with their prompt and without. Metrics of one base share one reader.
+
+    It must have the vocabulary of the models that drew the samples: it reads their very tokens, not their text.
+
+    Args:
+        generator: the base.
+        batch_size: prompts whose groups are read at once.
+    """
+
+    _shared: ClassVar[dict[str, Reader]] = {}
+
+    def __init__(self, generator: Generator, batch_size: int) -> None:
+        self.generator = generator
+        self.batch_size = batch_size
+        self._samples: Samples | None = None
+        self._answers: dict[bool, Tensor] = {}
+
+    @classmethod
+    def of(cls, generator: Generator, batch_size: int) -> Reader:
+        """The reader of a base: the same one for the same settings, so that its weights and answers exist once."""
+        key = json.dumps([generator.spec(), batch_size], sort_keys=True, default=str)
+        return cls._shared.setdefault(key, cls(generator, batch_size))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Reader.of, (self.generator, self.batch_size))
+
+    def load(self) -> None:
+        """Load the base, frozen."""
+        self.generator.load().requires_grad_(False).eval()
+
+    def log_likelihood(self, samples: Samples, with_prompt: bool, device: torch.device) -> Tensor:
+        """log p(sample | its prompt), or without the prompt, summed over cells: ``[N]``. The last answers are kept."""
+        if self._samples is not samples:
+            self._samples, self._answers = samples, {}
+        if with_prompt not in self._answers:
+            self._answers[with_prompt] = self._read(samples, with_prompt, device)
+        return self._answers[with_prompt]
+
+    @torch.no_grad()
+    def _read(self, samples: Samples, with_prompt: bool, device: torch.device) -> Tensor:
+        generator = self.generator.to(device)
+        self._check_vocabulary(samples)
+        tokens_BGKT, mask_BGKT = samples.rollout.tokens_BGKT.to(device), samples.rollout.mask_BGKT.to(device)
+        sums = []
+        for start in range(0, len(samples.prompts), self.batch_size):
+            part = slice(start, start + self.batch_size)
+            tokens_NKT, mask_NKT = tokens_BGKT[part].flatten(0, 1), mask_BGKT[part].flatten(0, 1)
+            # One dropped prompt serves all rows, and is read once.
+            prompts: Sequence[str | None] = samples.prompts[part] if with_prompt else [None]
+            sums.append(log_likelihood(generator.scored(prompts, tokens_NKT, mask_NKT), tokens_NKT, mask_NKT))
+        return torch.cat(sums)
+
+    def _check_vocabulary(self, samples: Samples) -> None:
+        """Tokens of another model would be read as other words, and give numbers that mean nothing."""
+        first, drawn = samples.outputs[0], samples.rollout
+        if isinstance(first, str) and self.generator.decode(drawn.tokens_NKT[:1], drawn.mask_NKT[:1]) != [first]:
+            raise ConfigError(
+                f"Metrics of the likelihood under `{self.generator.path}`: expected samples of models with its vocabulary, but"
+                f" it reads the tokens of {first[:40]!r} as another text. Name the base of these models."
+            )
+
+
+class LikelihoodMetric(SampleMetric):
+    """A metric that asks a base model. The base is no submodule: it never enters a state dict, and clones share it.
+
+    Args:
+        generator: the base that the samples' models were trained from; it reads their very tokens.
+        batch_size: prompts whose groups are read at once.
+    """
+
+    def __init__(self, generator: Generator, batch_size: int = 4, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._reader = Reader.of(generator, batch_size)
+
+    def problems(self) -> list[str]:
+        found = self._reader.generator.problems()
+        if self._reader.batch_size < 1:
+            name = type(self).__name__
+            found.append(f"Metric `{name}`, key `batch_size`: expected at least 1, but got {self._reader.batch_size}.")
+        return found
+
+    def load(self) -> Self:
+        self._reader.load()
+        return self
+
+    def per_token(self, samples: Samples, with_prompt: bool) -> Tensor:
+        """Mean log-probability of a sample's cells, in nats, ``[B, G]``."""
+        sum_N = self._reader.log_likelihood(samples, with_prompt, self.device)
+        mean_N = sum_N / samples.rollout.mask_NKT.sum((-2, -1)).to(sum_N.device)
+        return mean_N.unflatten(0, (len(samples.prompts), samples.group))
+
+
+class LogProbability(LikelihoodMetric):
+    """Mean log-probability a token of the samples under the base, given the prompt, in nats: a guard.
+
+    It falls when text breaks, and rises with blandness and repetition: neither end is quality. Arguments:
+    :class:`LikelihoodMetric`.
+    """
+
+    axis = "guard"
+    higher_is_better = None
+
+    def score(self, samples: Samples) -> Tensor:
+        return self.per_token(samples, with_prompt=True).mean(-1)
+
+
+class PointwiseMutualInformation(LikelihoodMetric):
+    r"""Information on the prompt that a token of the samples carries, in nats, by the base.
+
+    .. math:: \frac{1}{T} \log \frac{p(y \mid x)}{p(y)}
+
+    with p(y) under the dropped prompt. What guidance raises, since its distribution is proportional to
+    p(y) (p(y|x) / p(y))^gamma, a position at a time. Blandness does not buy it (bland text is as likely without the prompt),
+    nor does repetition (what was said before is likely either way). Broken text may: read it beside :class:`LogProbability`.
+    Source of the quantity: Li et al., arXiv 1510.03055, section 3. Arguments: :class:`LikelihoodMetric`.
+    """
+
+    axis = "quality"
+
+    def score(self, samples: Samples) -> Tensor:
+        return (self.per_token(samples, with_prompt=True) - self.per_token(samples, with_prompt=False)).mean(-1)
