@@ -4,6 +4,7 @@ from cfg_distill.generators.base import DecodingState, Encoded, Generator, Promp
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.guided import Guided
 from cfg_distill.generators.lora import LoRA
+from cfg_distill.generators.musicgen import MusicGen
 from cfg_distill.generators.opening import open_generator
 from cfg_distill.generators.scored import Head, Scored
 
@@ -15,6 +16,7 @@ __all__ = [
     "Guided",
     "Head",
     "LoRA",
+    "MusicGen",
     "Prompt",
     "Scored",
     "open_generator",

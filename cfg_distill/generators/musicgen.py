@@ -1,0 +1,271 @@
+"""MusicGen as a generator: mono, stereo and melody models of transformers.
+
+Shapes: B prompts, N rows (B x G samples), K codebooks, T positions, F frames, S positions of a condition, V vocabulary,
+D width. Tokens live in the delayed layout of :mod:`cfg_distill.generators.delay`, which is the model's own: Copet et al.,
+arXiv 2306.05284.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    MusicgenForConditionalGeneration,
+    MusicgenMelodyForConditionalGeneration,
+)
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from cfg_distill.audio import Waveform
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import base_of, is_adapter, problems_of_folder, resolve
+from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.delay import undelayed
+from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
+from cfg_distill.generators.musicgen_shared import SECONDS, Melody, Shared, problems_of_prompt
+from cfg_distill.generators.scored import Head, Scored
+
+_DECODER = "decoder."
+KINDS: dict[str, Any] = {
+    "musicgen": MusicgenForConditionalGeneration,
+    "musicgen_melody": MusicgenMelodyForConditionalGeneration,
+}
+
+
+class MusicGen(Generator):
+    """A generator over ``MusicgenForConditionalGeneration`` and ``MusicgenMelodyForConditionalGeneration``.
+
+    The decoder alone is trained, averaged and kept in checkpoints: text encoder, projections and codec are frozen, and
+    student and teacher share them. No prompt (and the empty one) is the null condition of the model's training.
+
+    A clip has at most ``max_position_embeddings`` positions (2048: 40 s), one a frame and the longest delay; a melody
+    model's conditions take some of them. The position table could be computed further, but the model was trained on 30 s.
+
+    Args:
+        path: a model folder or a hub name. An adapter folder stands for its base with the adapter added to the decoder.
+        dtype: of the decoder's weights; what is frozen stays float32.
+        melody: whether each prompt of a melody model must have a melody (``Prompt(text, melody="tune.wav")``).
+        text_positions: the positions that a melody model reads before the sound for the text of any prompt. It attends to
+            all of them, as it does to a batch's padding in transformers. Other models attend to the text only.
+        lora: train an adapter of the decoder instead of all its weights; the teacher then shares the base's weights.
+    """
+
+    model: Any  # the decoder; transformers' own classes type their call too loosely to check against
+
+    def __init__(
+        self,
+        path: str = "facebook/musicgen-small",
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        melody: Melody = "required",
+        text_positions: int = 64,
+        lora: LoRA | None = None,
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.dtype = dtype
+        self.melody = melody
+        self.text_positions = text_positions
+        self.lora = lora
+
+    # Settings, known before the weights are
+
+    def problems(self) -> list[str]:
+        found = problems_of_folder("model.generator.path", self.path)
+        if found:
+            return found
+        try:
+            kind = self.config.model_type
+        except ConfigError as error:
+            return [f"Key `model.generator.path`: {problem}" for problem in error.problems]
+        if kind not in KINDS:
+            return [
+                f"Key `model.generator.path`: expected a MusicGen (model_type {' or '.join(KINDS)}), but `{self.path}` is"
+                f" of model_type {kind}. Name a MusicGen, or take another generator."
+            ]
+        if self._reads_melody and self.text_positions < 1:
+            found.append(f"Key `model.generator.text_positions`: expected at least 1, but got {self.text_positions}.")
+        if self.lora is not None:
+            found += self.lora.problems(self.path, self._without_weights)
+        return found
+
+    def _without_weights(self) -> Any:
+        with torch.device("meta"):
+            return KINDS[self.config.model_type]._from_config(self.config).decoder
+
+    @cached_property
+    def config(self) -> Any:
+        return _from_hub(AutoConfig, base_of(self.path))
+
+    @property
+    def _reads_melody(self) -> bool:
+        return self.config.model_type == "musicgen_melody"
+
+    @property
+    def delays(self) -> tuple[int, ...]:  # type: ignore[override]
+        decoder = self.config.decoder
+        return tuple(k // decoder.audio_channels for k in range(decoder.num_codebooks))
+
+    @property
+    def pad_token(self) -> int:  # type: ignore[override]
+        return self.config.decoder.pad_token_id
+
+    @property
+    def sample_rate(self) -> int:  # type: ignore[override]
+        return self.config.audio_encoder.sampling_rate
+
+    @property
+    def frame_rate(self) -> float:  # type: ignore[override]
+        return self.config.audio_encoder.frame_rate
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.decoder.max_position_embeddings
+
+    @property
+    def _prefix(self) -> int:
+        """Positions in front of the sound."""
+        return self.config.chroma_length + self.text_positions if self._reads_melody else 0
+
+    def prompt_positions(self, prompts: Sequence[str | None]) -> int:
+        """See :meth:`Generator.prompt_positions`. These are prompts of samples, never negative ones: a melody may be due.
+
+        Raises:
+            ConfigError: prompts that the model cannot read.
+        """
+        self._check(prompts, self.melody)
+        return self._prefix
+
+    def _check(self, prompts: Sequence[str | None], melody: Melody) -> None:
+        if found := [text for prompt in prompts for text in problems_of_prompt(prompt, self._reads_melody, melody)]:
+            raise ConfigError(list(dict.fromkeys(found)))
+
+    # Weights
+
+    def load(self) -> Self:
+        if not hasattr(self, "model"):
+            base = base_of(self.path)
+            whole = self._load_whole(self.path)
+            tokenizer = _from_hub(AutoTokenizer, base)
+            self.model = whole.decoder.to(getattr(torch, self.dtype))
+            # An attribute that no module registers: see Shared.
+            self.shared = Shared(whole, tokenizer, resolve(base), self.text_positions if self._reads_melody else None)
+            if self.lora is not None:
+                self.lora.inject(self.model)
+        return self
+
+    def load_weights(self, folder: str) -> None:
+        if self.lora is not None:
+            fill(self.model, read_adapter(folder, _DECODER), folder)
+            return
+        whole = self._load_whole(folder)
+        own, state = self.model.state_dict(), whole.decoder.state_dict()
+        wrong = sorted(own.keys() ^ state.keys())
+        wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
+                  if state[name].shape != own[name].shape]  # fmt: skip
+        if wrong:
+            raise ConfigError(f"Weights of `{folder}` do not fit the model `{self.path}`: {'; '.join(wrong[:8])}.")
+        if differing := self.shared.differences(whole):
+            raise ConfigError(
+                f"Weights of `{folder}`: expected the text encoder and codec of `{self.path}`, which stay as they are, but"
+                f" found others: {'; '.join(differing[:8])}. Only decoders of one model can be exchanged."
+            )
+        self.model.load_state_dict(state)
+
+    def _load_whole(self, path: str) -> Any:
+        base = base_of(path)
+        found = _from_hub(AutoConfig, base).model_type
+        if found != self.config.model_type:
+            raise ConfigError(f"Model `{path}`: expected model_type {self.config.model_type}, but got {found}.")
+        whole = _from_hub(KINDS[found], base, dtype=torch.float32)
+        if is_adapter(path):
+            add_adapter(whole.decoder, read_adapter(path, _DECODER), path)
+        return whole
+
+    def save(self, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if self.lora is not None:
+            save_adapter(self.model, self.path, folder, prefix=_DECODER)
+            return
+        longest = int(SECONDS * self.frame_rate) + max(self.delays) + 1
+        self.shared.save(self.model, folder, min(longest, self.max_positions - self._prefix))
+
+    # Prompts
+
+    def encode(self, prompts: Sequence[str | None]) -> Encoded:
+        self._check(prompts, "optional")
+        shared = self.shared.to(self.device)
+        rows = [shared.condition_SD(prompt).to(self.model.dtype) for prompt in prompts]
+        condition_BSD = pad_sequence(rows, batch_first=True)
+        length_B = torch.tensor([len(row_SD) for row_SD in rows], device=self.device)
+        mask_BS = torch.arange(condition_BSD.shape[1], device=self.device) < length_B[:, None]
+        return Encoded({"condition": condition_BSD, "mask": mask_BS.long()})
+
+    # Predictions
+
+    def _predict(self, tokens_NKT: Tensor, condition: dict[str, Tensor], cache: Any = None) -> Scored:
+        """Run the decoder over new tokens; predictions after each of them."""
+        if self._reads_melody:  # in front of the sound; already in a cache that has begun
+            inputs = (
+                {}
+                if cache is not None and cache.get_seq_length()
+                else {"encoder_hidden_states": condition["condition"]}
+            )
+        elif not condition:  # attention to nothing adds nothing: its values are zeros and it has no bias
+            inputs = {}
+        else:
+            inputs = {"encoder_hidden_states": condition["condition"], "encoder_attention_mask": condition["mask"]}
+        output = self.model.model(
+            input_ids=tokens_NKT.flatten(0, 1), **inputs, past_key_values=cache, use_cache=cache is not None
+        )
+        # Kept apart, not stacked: a stack would copy all heads at every step.
+        weights: Any = [layer.weight for layer in self.model.lm_heads]
+        return Scored(output.last_hidden_state[:, -tokens_NKT.shape[-1] :], Head(weights))
+
+    def _begin(self, num_rows: int) -> Tensor:
+        """The position before the first one, ``[N, K, 1]``."""
+        return torch.full((num_rows, self.num_codebooks, 1), self.pad_token, device=self.device)
+
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
+        # The keys and values of the text are computed here, once a prompt, and copied for its group.
+        encoded = self.encode(prompts).tensors
+        own = DynamicCache(config=self.model.config)
+        cache = own if self._reads_melody else EncoderDecoderCache(own, DynamicCache(config=self.model.config))
+        first = self._predict(self._begin(len(prompts)), encoded, cache)
+        return DecodingState(cache, encoded).repeat_interleave(repeats), first.repeat_interleave(repeats)
+
+    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Scored]:
+        return state, self._predict(tokens_NK[..., None], state.tensors, state.cache)
+
+    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+        # What a cell that does not exist holds is no input: the model was trained on the pad token there.
+        inputs_NKT = torch.where(mask_NKT, tokens_NKT, self.pad_token)[..., :-1]
+        repeats = len(tokens_NKT) // len(prompts)
+        if self._reads_melody and repeats > 1:  # the conditions are as long as the sound: read once a group
+            state, first = self.prefill(prompts, repeats)
+            return first + self._predict(inputs_NKT, {}, state.cache) if inputs_NKT.shape[-1] else first
+        inputs_NKT = pad(inputs_NKT, (1, 0), value=self.pad_token)
+        if not self._reads_melody and not any(prompts):
+            return self._predict(inputs_NKT, {})
+        return self._predict(inputs_NKT, self.encode(prompts).repeat_interleave(repeats).tensors)
+
+    def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[Waveform]:
+        return self.shared.to(self.device).sound(undelayed(tokens_NKT, self.delays))
+
+
+def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
+    try:
+        return loader.from_pretrained(resolve(path), **settings)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"Model `{path}`: expected a model folder or a reachable hub name of a MusicGen, but transformers could not"
+            f" load it: {reason}"
+        ) from error

@@ -1,0 +1,214 @@
+"""What a MusicGen student and its teacher share: text encoder, melody, codec and files. Training never moves any of it.
+
+Shapes: N rows, K codebooks, F frames, S positions of a condition, D width of the decoder, C channels, L samples of sound.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import FeatureExtractionMixin
+
+from cfg_distill.audio import Waveform, read_audio
+from cfg_distill.errors import ConfigError
+from cfg_distill.generators.chroma import Chroma
+
+SECONDS = 30
+"""The longest clip that MusicGen was trained on."""
+_CACHED = 1024
+_FRAMES_AT_ONCE = 4000
+
+
+class Shared:
+    """The frozen parts of one MusicGen, in float32. No module registers them: no checkpoint, average or optimiser sees them.
+
+    Conditions are computed once a prompt, each alone: its values then depend on no neighbour in a batch, and a resumed run
+    computes what an unbroken one did. They are kept, the last thousand of them, and student and teacher use the same.
+
+    Args:
+        whole: the model of transformers; its decoder is taken out.
+        tokenizer: of the text encoder.
+        path: where the model came from.
+        text_positions: S of the text, for a model that reads it in front of the sound; None for one that attends to it.
+    """
+
+    def __init__(self, whole: Any, tokenizer: Any, path: str, text_positions: int | None) -> None:
+        del whole.decoder
+        self.whole = whole.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.path = path
+        self.text_positions = text_positions
+        self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
+
+    def to(self, device: torch.device) -> Shared:
+        """On a device; the decoder decides which, since Lightning moves that one."""
+        if next(self.whole.parameters()).device != device:
+            self.whole.to(device)
+            self._kept.clear()
+        return self
+
+    @property
+    def config(self) -> Any:
+        """Of the whole model."""
+        return self.whole.config
+
+    # Conditions
+
+    def condition_SD(self, prompt: str | None) -> Tensor:
+        """What the decoder reads of a prompt, ``[S, D]``: zeros for no prompt, as in the model's own training.
+
+        Raises:
+            ConfigError: a prompt that the model cannot read.
+        """
+        if self.text_positions is None:
+            return self._null(1) if not prompt else self._once("text", str(prompt), self._text)
+        melody = conditions_of(prompt).get("melody", "")
+        chroma_SD = self._once("melody", melody, self._melody)
+        text_SD = self._once("text", str(prompt), self._text) if prompt else self._null(0)
+        if len(text_SD) > self.text_positions:
+            raise ConfigError(
+                f"Prompt {prompt!r}: its text takes {len(text_SD)} positions, but"
+                f" `model.generator.text_positions` is {self.text_positions}. Raise it, or shorten the prompt."
+            )
+        # Zeros, and seen by the model, as the padding of a batch is in transformers: of one length for all prompts, so that
+        # the sound stands at the same positions under a prompt and under none.
+        rest_SD = self._null(self.text_positions - len(text_SD))
+        return torch.cat([chroma_SD, text_SD, rest_SD])
+
+    def _once(self, kind: str, value: str, compute: Callable[[str], Tensor]) -> Tensor:
+        key = (kind, value)
+        if key not in self._kept:
+            with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+                self._kept[key] = compute(value)
+            if len(self._kept) > _CACHED:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.whole.parameters()).device
+
+    def _null(self, num_positions: int) -> Tensor:
+        decoder = self.config.decoder
+        width = getattr(decoder, "cross_attention_hidden_size", None) or decoder.hidden_size
+        return torch.zeros(num_positions, width, device=self._device)
+
+    def _text(self, text: str) -> Tensor:
+        ids_1S = torch.tensor([self.tokenizer(text)["input_ids"]], device=self._device)
+        hidden_1SD = self.whole.text_encoder(input_ids=ids_1S).last_hidden_state
+        return self._projected("enc_to_dec_proj", hidden_1SD)[0]
+
+    def _melody(self, file: str) -> Tensor:
+        length = self.config.chroma_length
+        if file:
+            chroma_SC = self._chroma(read_audio(file, self._chroma.rate)).to(self._device)
+        else:
+            chroma_SC = torch.zeros(1, self.config.num_chroma, device=self._device)
+            chroma_SC[:, 0] = 1  # how the model writes "no melody"
+        # A short melody begins again, a long one is cut.
+        chroma_SD = self._projected("audio_enc_to_dec_proj", chroma_SC)
+        return chroma_SD.repeat(-(-length // len(chroma_SD)), 1)[:length]
+
+    def _projected(self, name: str, hidden: Tensor) -> Tensor:
+        projection: nn.Module | None = getattr(self.whole, name, None)
+        return hidden if projection is None else projection(hidden)
+
+    @cached_property
+    def _chroma(self) -> Chroma:
+        return Chroma.of(self.preprocessor)
+
+    # Sound
+
+    @torch.no_grad()
+    def sound(self, tokens_NKF: Tensor) -> list[Waveform]:
+        """Codes to waveforms. The codebooks of a stereo model alternate between left and right."""
+        rows = max(1, _FRAMES_AT_ONCE // max(1, tokens_NKF.shape[-1]))
+        channels = self.config.decoder.audio_channels
+        with torch.autocast(self._device.type, enabled=False):
+            sound_NCL = torch.cat(
+                [
+                    torch.cat([self._decoded(part_NKF[:, side::channels]) for side in range(channels)], dim=1).cpu()
+                    for part_NKF in tokens_NKF.split(rows)
+                ]
+            )
+        return [Waveform(sound_CL.clone(), self.config.audio_encoder.sampling_rate) for sound_CL in sound_NCL]
+
+    def _decoded(self, tokens_NKF: Tensor) -> Tensor:
+        return self.whole.audio_encoder.decode(tokens_NKF[None], audio_scales=[None] * len(tokens_NKF)).audio_values
+
+    # Files
+
+    @cached_property
+    def preprocessor(self) -> dict[str, Any]:
+        """The settings of the model's feature extractor, which for melody models cannot be made without torchaudio."""
+        return FeatureExtractionMixin.get_feature_extractor_dict(self.path)[0]
+
+    def differences(self, other: Any) -> list[str]:
+        """Names of tensors in which another whole model, its decoder aside, is not this one."""
+        own, its = self.whole.state_dict(), other.state_dict()
+        return sorted(
+            name
+            for name in own.keys() | its.keys()
+            if not name.startswith("decoder.")
+            and (name not in own or name not in its or not torch.equal(own[name].cpu(), its[name].cpu()))
+        )
+
+    def save(self, decoder: nn.Module, folder: str | Path, max_length: int) -> None:
+        """Write the whole model with this decoder, tokenizer and processor included.
+
+        Args:
+            decoder: the student's.
+            folder: where to.
+            max_length: positions that ``generate`` fills when nobody says how many.
+        """
+        whole = copy.copy(self.whole)
+        whole._modules = {**self.whole._modules, "decoder": decoder}
+        # Neutral on purpose: a distilled model carries its guidance, and guiding it again would compound. The file of the
+        # start model says 3.
+        settings: dict[str, Any] = {
+            "do_sample": True,
+            "guidance_scale": 1.0,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+        }
+        whole.generation_config = copy.deepcopy(self.whole.generation_config)
+        whole.generation_config.update(**settings, max_length=max_length)
+        whole.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        content = json.dumps(self.preprocessor, indent=2, sort_keys=True)
+        (Path(folder) / "preprocessor_config.json").write_text(content + "\n", encoding="utf-8")
+
+
+def conditions_of(prompt: str | None) -> dict[str, str]:
+    """What a prompt carries besides its text."""
+    return getattr(prompt, "conditions", {})
+
+
+Melody = Literal["required", "optional"]
+
+
+def problems_of_prompt(prompt: str | None, reads_melody: bool, melody: Melody) -> list[str]:
+    """What a model cannot take of a prompt, a sentence each."""
+    conditions = conditions_of(prompt)
+    known = {"melody"} if reads_melody else set()
+    found = [
+        f"Prompt {prompt!r}: carries the condition `{name}`, which the model does not read."
+        + (" It knows melody." if reads_melody else " Use a melody model (model_type musicgen_melody).")
+        for name in sorted(conditions.keys() - known)
+    ]
+    if reads_melody and melody == "required" and not conditions.get("melody"):
+        found.append(
+            f"Prompt {prompt!r}: expected a melody, which this model reads, but it has none. Give each prompt one"
+            ' ({"prompt": ..., "melody": "tune.wav"}), or set `model.generator.melody` to optional.'
+        )
+    return found
