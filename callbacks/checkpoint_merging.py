@@ -11,13 +11,11 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-from torch import Tensor
 
+from cfg_distill.callbacks.mergeable import Mergeable, mergeable
 from cfg_distill.callbacks.student_ema import StudentEMA
-from cfg_distill.callbacks.weights import student_weights, write_student
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import problems_of_folder, resolve
-from cfg_distill.merging import merge_states
 from cfg_distill.metrics import SampleMetric
 
 Which = Literal["raw", "ema"]
@@ -31,7 +29,8 @@ class CheckpointMerging(Callback):
     a Hugging Face folder a weight, named by it, and ``merges.json`` with the scores; they are logged as
     ``merge/<weight>/<metric>``. The folder appears whole, at the end.
 
-    The start model of ``slerp`` and ``liti`` is the teacher. Not for sharded students (FSDP2): merge their exported
+    The start model of ``slerp`` and ``liti`` is the teacher. Of LoRA students the adapters are merged, exactly, and adapter
+    folders written, whose rank is the sum of the two. Not for sharded students (FSDP2): merge their exported
     folders with ``cfg-distill merge``.
 
     Args:
@@ -110,28 +109,25 @@ class CheckpointMerging(Callback):
                 "CheckpointMerging scores on the validation prompts, but there are none. Set `data.validation`."
             )
         # A partner that does not fit shall not be found out after hours.
-        self._merge(self.weights[0], self._states(trainer, pl_module))
+        self._merge(pl_module, self.weights[0], self._models(trainer, pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        live = {name: tensor.clone() for name, tensor in student_weights(pl_module).items()}
-        states = self._states(trainer, pl_module)
+        models = self._models(trainer, pl_module)
         partial = self._out.with_name(f".{self._out.name}.partial")
         if trainer.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         rows = []
-        try:
-            for weight in self.weights:
-                write_student(pl_module, self._merge(weight, states))
+        for weight in self.weights:
+            merged = self._merge(pl_module, weight, models)
+            with mergeable(pl_module).standing_in(merged):
                 scores = self._score(trainer, pl_module)
                 rows.append({"weight": weight, "folder": f"{weight:g}", "metrics": scores})
                 if trainer.is_global_zero:
                     self._save(pl_module, partial, rows[-1])
-                for logger in trainer.loggers:
-                    shown = {f"merge/{weight:g}/{name}": value for name, value in scores.items()}
-                    logger.log_metrics(shown, step=trainer.global_step)
-        finally:
-            write_student(pl_module, live)
+            for logger in trainer.loggers:
+                shown = {f"merge/{weight:g}/{name}": value for name, value in scores.items()}
+                logger.log_metrics(shown, step=trainer.global_step)
         if trainer.is_global_zero:
             table = self._provenance() | {"rows": rows}
             (partial / "merges.json").write_text(json.dumps(table, indent=2) + "\n")
@@ -142,22 +138,17 @@ class CheckpointMerging(Callback):
 
     # The models
 
-    def _states(self, trainer: Trainer, module: LightningModule) -> dict[str, dict[str, Tensor]]:
-        """Student, partner and start, on the CPU, under the names of a checkpoint."""
-        own = {name: tensor.cpu().clone() for name, tensor in student_weights(module).items()}
-        teacher: Any = module.teacher
-        start = {f"student.{name}": tensor.detach().cpu() for name, tensor in teacher.state_dict().items()}
-        states = {"student": own, "start": {name: start[name] for name in own}}
+    def _models(self, trainer: Trainer, module: LightningModule) -> list[Any]:
+        """What is merged, the student last."""
+        source = mergeable(module)
         ema = self._ema(trainer)
-        averages = ema.averages(module) if self.use == "ema" and ema is not None else {}
-        for name, average in averages.items():
-            own[name] = average.to("cpu", own[name].dtype)
-        if self.method != "liti":
-            path = Path(resolve(self.partner)).expanduser()
-            states["partner"] = _of_folder(module, path) if path.is_dir() else self._of_checkpoint(path, own)
-        return states
+        own = source.own(ema.averages(module) if self.use == "ema" and ema is not None else {})
+        if self.method == "liti":
+            return [own]
+        path = Path(resolve(self.partner)).expanduser()
+        return [source.of_folder(str(path)) if path.is_dir() else self._of_checkpoint(source, path), own]
 
-    def _of_checkpoint(self, path: Path, own: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _of_checkpoint(self, source: Mergeable, path: Path) -> Any:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         state = checkpoint["state_dict"]
         if self.use_partner == "ema":
@@ -165,15 +156,11 @@ class CheckpointMerging(Callback):
             if not averages:
                 raise ConfigError(f"Key `CheckpointMerging.use_partner`: `{path}` holds no averages. Use raw.")
             state = state | averages
-        # What does not fit is told by the merge, all of it; an average is float32, the student may be less.
-        return {name: tensor.to(own[name].dtype) if name in own else tensor for name, tensor in state.items()
-                if name in own or (name.startswith("student.") and tensor.is_floating_point())}  # fmt: skip
+        return source.of_checkpoint(str(path), checkpoint.get("generator", {}), state)
 
-    def _merge(self, weight: float, states: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        if self.method == "liti":
-            return merge_states("liti", [states["student"]], [weight], states["start"])
-        start = states["start"] if self.method == "slerp" else None
-        return merge_states(self.method, [states["partner"], states["student"]], [1 - weight, weight], start)
+    def _merge(self, module: LightningModule, weight: float, models: list[Any]) -> Any:
+        weights = [weight] if self.method == "liti" else [1 - weight, weight]
+        return mergeable(module).merge(self.method, models, weights, with_start=self.method in ("slerp", "liti"))
 
     # What is made of a merge
 
@@ -221,17 +208,6 @@ class CheckpointMerging(Callback):
     @staticmethod
     def _ema(trainer: Trainer) -> StudentEMA | None:
         return next((callback for callback in trainer.callbacks if isinstance(callback, StudentEMA)), None)  # type: ignore[attr-defined]
-
-
-def _of_folder(module: LightningModule, path: Path) -> dict[str, Tensor]:
-    """The weights of a folder as the generator itself reads them: it lends its place for a moment."""
-    student: Any = module.student
-    live = {name: tensor.clone() for name, tensor in student.state_dict().items()}
-    try:
-        student.load_weights(str(path))
-        return {name: tensor.cpu().clone() for name, tensor in student_weights(module).items()}
-    finally:
-        student.load_state_dict(live)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

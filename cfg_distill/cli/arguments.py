@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.folders import ADAPTER_CONFIG
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -82,6 +83,6 @@ def refuse_existing(out: Path, overwrite: bool, model: bool = False) -> list[str
         return []
     if not overwrite:
         return [f"Option `--out`: `{out}` exists. Name another one, or pass --overwrite."]
-    if model and not (out / "config.json").is_file():
+    if model and not any((out / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         return [f"Option `--out`: `{out}` exists and is no model folder, so it is not replaced. Name another one."]
     return []

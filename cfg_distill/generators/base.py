@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill.folders import problems_of_folder
-from cfg_distill.generators.lora import LoRA, merge_adapter, without_adapter
+from cfg_distill.generators.lora import LoRA, merge_adapter, problems_of_base, without_adapter
 from cfg_distill.generators.scored import Scored
 
 
@@ -103,11 +103,13 @@ class Generator(nn.Module, ABC):
         frame_rate: frames a second of sound; None for text.
         path: the folder or hub name of the start model.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
+        adapter_prefix: where :attr:`model` lies in the model that adapter folders are for: ``decoder.`` where it is a part.
     """
 
     model: nn.Module
     path: str
     lora: LoRA | None = None
+    adapter_prefix: str = ""
     delays: tuple[int, ...] = (0,)
     end_token: int | None = None
     pad_token: int = 0
@@ -142,7 +144,13 @@ class Generator(nn.Module, ABC):
     def problems_of_start(self, folder: str) -> list[str]:
         """Why :meth:`load_weights` could not take a folder, a sentence each, found without loading weights."""
         found = problems_of_folder("model.start", folder)
-        return found if found or self.lora is None else self.lora.problems_of_start(folder, self.path)
+        if found or self.lora is None:
+            return found
+        return self.problems_of_base(folder, "model.start") or self.lora.problems_of_rank(folder)
+
+    def problems_of_base(self, folder: str, key: str) -> list[str]:
+        """Why a folder is no adapter of this generator's base, a sentence each."""
+        return problems_of_base(folder, self.path, key)
 
     @property
     @abstractmethod

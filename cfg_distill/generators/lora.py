@@ -110,18 +110,8 @@ class LoRA:
             layer.lora_A.float()
             layer.lora_B.float()
 
-    def problems_of_start(self, path: str, base: str) -> list[str]:
-        """Why a student of this base cannot begin with a folder, a sentence each, found without loading weights."""
-        if not is_adapter(path):
-            return [
-                f"Key `model.start`: expected an adapter of `{base}`, since the student is one, but `{path}` holds whole"
-                " weights. Make it the base (`model.generator.path`), or train without `lora`."
-            ]
-        if whole_path(base_of(path)) != whole_path(base):
-            return [
-                f"Key `model.start`: expected an adapter of `{base}`, but `{path}` is one of `{base_of(path)}`."
-                " Both must be one."
-            ]
+    def problems_of_rank(self, path: str) -> list[str]:
+        """Why an adapter folder of the same base is too large to begin with, a sentence each, found without its values."""
         try:
             rank = max(shape[0] for shape in AdapterFolder(path, "model.start").shapes.values())
         except ConfigError as error:
@@ -132,6 +122,20 @@ class LoRA:
                 " Raise it; what is to spare begins at zero."
             ]
         return []
+
+
+def problems_of_base(path: str, base: str, key: str) -> list[str]:
+    """Why a folder is no adapter of a base, a sentence each; ``key`` is the setting that named it."""
+    if not is_adapter(path):
+        return [
+            f"Key `{key}`: expected an adapter of `{base}`, since the student is one, but `{path}` holds whole weights."
+            " Name an adapter, or train without `lora`."
+        ]
+    if whole_path(base_of(path)) != whole_path(base):
+        return [
+            f"Key `{key}`: expected an adapter of `{base}`, but `{path}` is one of `{base_of(path)}`. Both must be of one base."
+        ]
+    return []
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -274,7 +278,8 @@ def standing_in(model: nn.Module, adapter: Mapping[str, Factors]) -> Iterator[No
 
 
 def _linear(weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear = nn.Linear(1, 1, bias=False, device="meta")  # torch warns of one of rank 0
+    linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     return linear
 
