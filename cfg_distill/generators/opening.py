@@ -12,6 +12,7 @@ from cfg_distill.folders import base_of, resolve, source
 from cfg_distill.generators.base import Generator
 
 KINDS = {
+    "dia": "cfg_distill.generators.dia.Dia",
     "musicgen": "cfg_distill.generators.musicgen.MusicGen",
     "musicgen_melody": "cfg_distill.generators.musicgen.MusicGen",
 }

@@ -1,0 +1,269 @@
+"""Dia as a generator: speech of two voices, from a byte-level text encoder and a decoder with nine codebooks.
+
+Shapes: B prompts, N rows (B x G samples), K codebooks, T positions, F frames, S bytes of text, V vocabulary, D width, L samples
+of sound. Tokens live in the delayed layout of :mod:`cfg_distill.generators.delay`; Dia's delays are 0, 8, 9, ..., 15.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
+from transformers import AutoConfig, DiaFeatureExtractor, DiaForConditionalGeneration, DiaProcessor
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from cfg_distill.audio import Waveform
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.delay import undelayed
+from cfg_distill.generators.scored import Head, Scored
+
+_NEVER = -1e4
+"""The logit of a token that cannot be drawn: probability 0 in any precision, and no NaN where two models agree on it."""
+
+
+class Dia(Generator):
+    """A generator over ``DiaForConditionalGeneration``. The codec is frozen, and student and teacher share it.
+
+    Codebook 0 may draw the end token, no codebook a special token beyond it: so the vocabulary ends there, and transformers'
+    ``generate`` draws from the same. Two of its habits are not a model's distribution and are left out: it takes the end
+    token if and only if that is the likeliest, and under guidance it draws from the UNGUIDED distribution, cut to the
+    likeliest tokens of the guided one. Its ``guidance_scale`` s is a scale of 1 + s here.
+
+    Args:
+        path: a model folder or a hub name. Its processor names the codec.
+        dtype: of the weights; the codec stays float32.
+    """
+
+    model: Any  # transformers' own classes type their call too loosely to check against
+
+    def __init__(
+        self,
+        path: str = "nari-labs/Dia-1.6B-0626",
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+    ) -> None:
+        super().__init__()
+        self.path = path
+        self.dtype = dtype
+
+    # Settings, known before the weights are
+
+    def problems(self) -> list[str]:
+        if found := problems_of_folder("model.generator.path", self.path):
+            return found
+        try:
+            kind = self.config.model_type
+            if kind == "dia":
+                _ = self.extractor
+        except ConfigError as error:
+            return [f"Key `model.generator.path`: {problem}" for problem in error.problems]
+        if kind != "dia":
+            return [
+                f"Key `model.generator.path`: expected a Dia (model_type dia), but `{self.path}` is of model_type {kind}."
+                " Name a Dia, or take another generator."
+            ]
+        return []
+
+    @cached_property
+    def config(self) -> Any:
+        return _from_hub(AutoConfig, self.path)
+
+    @cached_property
+    def extractor(self) -> Any:
+        return _from_hub(DiaFeatureExtractor, self.path)
+
+    @property
+    def delays(self) -> tuple[int, ...]:  # type: ignore[override]
+        return tuple(self.config.delay_pattern)
+
+    @property
+    def end_token(self) -> int:  # type: ignore[override]
+        return self.config.decoder_config.eos_token_id
+
+    @property
+    def pad_token(self) -> int:  # type: ignore[override]
+        return self.config.decoder_config.pad_token_id
+
+    @property
+    def sample_rate(self) -> int:  # type: ignore[override]
+        return self.extractor.sampling_rate
+
+    @property
+    def frame_rate(self) -> float:  # type: ignore[override]
+        return self.extractor.sampling_rate / self.extractor.hop_length
+
+    @property
+    def max_positions(self) -> int:
+        return self.config.decoder_config.max_position_embeddings
+
+    def prompt_positions(self, prompts: Sequence[str | None]) -> int:
+        return 0  # the text has an encoder of its own
+
+    # Weights
+
+    def load(self) -> Self:
+        if not hasattr(self, "model"):
+            self.model = self._load_model(self.path)
+            # In an object that no module registers: no checkpoint, average or optimiser sees the codec.
+            self.sound = _Sound(_from_hub(DiaProcessor, self.path))
+        return self
+
+    def _load_model(self, path: str) -> Any:
+        return _from_hub(DiaForConditionalGeneration, path, dtype=getattr(torch, self.dtype))
+
+    def load_weights(self, folder: str) -> None:
+        own, state = self.model.state_dict(), self._load_model(folder).state_dict()
+        wrong = sorted(own.keys() ^ state.keys())
+        wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
+                  if state[name].shape != own[name].shape]  # fmt: skip
+        if wrong:
+            raise ConfigError(f"Weights of `{folder}` do not fit the model `{self.path}`: {'; '.join(wrong[:8])}.")
+        self.model.load_state_dict(state)
+
+    def frozen_copy(self) -> Self:
+        frozen = copy.copy(self)
+        frozen._modules = {"model": copy.deepcopy(self.model).requires_grad_(False).eval()}
+        return frozen
+
+    def save(self, folder: str | Path) -> None:
+        self.model.save_pretrained(folder)
+        self.sound.processor.save_pretrained(folder)
+        # A distilled model carries its guidance: no second one, and no filter that was tuned for it.
+        settings = copy.deepcopy(self.model.generation_config)
+        settings.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, guidance_scale=1.0)
+        settings.save_pretrained(folder)
+
+    # Prompts
+
+    def encode(self, prompts: Sequence[str | None]) -> Encoded:
+        """Bytes of text. The null condition is one byte 0, for Dia's own, a zero for each byte of the prompt, is the same:
+        positions of equal content attend to equal values, and the decoder attends to the text without positions."""
+        limit = self.config.encoder_config.max_position_embeddings
+        rows = [self.sound.processor.tokenizer(str(prompt))["input_ids"] if prompt else [0] for prompt in prompts]
+        if wrong := [
+            f"Prompt {prompt!r}: takes {len(row)} bytes, but `{self.path}` reads {limit}. Shorten it."
+            for prompt, row in zip(prompts, rows, strict=True)
+            if len(row) > limit
+        ]:
+            raise ConfigError(wrong)
+        length_B = torch.tensor([len(row) for row in rows], device=self.device)
+        ids_BS = pad_sequence([torch.tensor(row, device=self.device) for row in rows], batch_first=True)
+        mask_BS = torch.arange(ids_BS.shape[1], device=self.device) < length_B[:, None]
+        return Encoded({"input_ids": ids_BS, "mask": mask_BS.long()})
+
+    def _read(self, prompts: Sequence[str | None]) -> Encoded:
+        """The prompts through the text encoder, each once."""
+        encoded = self.encode(prompts).tensors
+        hidden_BSD = self.model.model.encoder(encoded["input_ids"], encoded["mask"]).last_hidden_state
+        return Encoded({"hidden": hidden_BSD, "mask": encoded["mask"]})
+
+    # Predictions
+
+    def _predict(self, inputs_NKT: Tensor, read: dict[str, Tensor], cache: Any = None) -> Scored:
+        """Run the decoder over new inputs; predictions after each of them."""
+        states_NTD = self.model.model.decoder(
+            input_ids=inputs_NKT.transpose(1, 2).contiguous(),
+            encoder_hidden_states=read["hidden"],
+            encoder_attention_mask=read["mask"],
+            past_key_values=cache,
+        ).last_hidden_state
+        num_drawn = self.end_token + 1
+        weight_KVD = self.model.logits_dense.weight.unflatten(0, (self.num_codebooks, -1))[:, :num_drawn]
+        bias_KV = torch.zeros(self.num_codebooks, num_drawn, dtype=weight_KVD.dtype, device=self.device)
+        bias_KV[1:, self.end_token] = _NEVER
+        return Scored(states_NTD, Head(weight_KVD, bias_KV))
+
+    def _begin(self, num_rows: int) -> Tensor:
+        """The position before the first one, ``[N, K, 1]``."""
+        begin = self.config.decoder_config.bos_token_id
+        return torch.full((num_rows, self.num_codebooks, 1), begin, device=self.device)
+
+    def _inputs(self, tokens_NKT: Tensor, exists_NKT: Tensor, end_N: Tensor, start: int = 0) -> Tensor:
+        """What the decoder reads: its own special tokens in cells that do not exist.
+
+        The begin token before a codebook's first frame, the end token in every codebook at the frame of the end, also where
+        a clip was cut, and the pad token behind it: as ``generate`` has it.
+
+        Args:
+            tokens_NKT: tokens, those of cells that do not exist arbitrary.
+            exists_NKT: which cells exist.
+            end_N: the first frame that is no sound.
+            start: the position of the first of them.
+        """
+        position_T = torch.arange(start, start + tokens_NKT.shape[-1], device=tokens_NKT.device)
+        frame_KT = position_T - torch.tensor(self.delays, device=tokens_NKT.device)[:, None]
+        special_NKT = torch.where(frame_KT == end_N[:, None, None], self.end_token, self.pad_token)
+        special_NKT = torch.where(frame_KT < 0, self.config.decoder_config.bos_token_id, special_NKT)
+        return torch.where(exists_NKT, tokens_NKT, special_NKT)
+
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
+        # The keys and values of the text are computed here, once a prompt, and copied for its group.
+        config = self.config.decoder_config
+        cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        read = self._read(prompts)
+        first = self._predict(self._begin(len(prompts)), read.tensors, cache)
+        unknown_B = torch.full((len(prompts),), torch.iinfo(torch.long).max, device=self.device)
+        state = DecodingState(cache, read.tensors | {"end": unknown_B})
+        return state.repeat_interleave(repeats), first.repeat_interleave(repeats)
+
+    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Scored]:
+        position = state.cache.get_seq_length() - 1  # the begin position lies before the first
+        exists_NK = tokens_NK != self.pad_token
+        over_N = ~exists_NK[:, 0] | (tokens_NK[:, 0] == self.end_token)
+        end_N = torch.where(over_N, state.tensors["end"].clamp(max=position), state.tensors["end"])
+        inputs_NK1 = self._inputs(tokens_NK[..., None], exists_NK[..., None], end_N, position)
+        state = DecodingState(state.cache, state.tensors | {"end": end_N})
+        return state, self._predict(inputs_NK1, state.tensors, state.cache)
+
+    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+        over_NT = ~mask_NKT[:, 0] | (tokens_NKT[:, 0] == self.end_token)
+        # The first of them, or the length where there is none.
+        end_N = pad(over_NT.int(), (0, 1), value=1).argmax(-1)
+        inputs_NKT = self._inputs(tokens_NKT, mask_NKT, end_N)[..., :-1]
+        inputs_NKT = torch.cat([self._begin(len(tokens_NKT)), inputs_NKT], dim=-1)
+        read = self._read(prompts).repeat_interleave(len(tokens_NKT) // len(prompts))
+        return self._predict(inputs_NKT, read.tensors)
+
+    def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[Waveform]:
+        frames_NKF = undelayed(tokens_NKT, self.delays)
+        whole_NF = undelayed(mask_NKT, self.delays).all(1)  # the end token's frame is one of codebook 0 alone
+        return [
+            Waveform(self.sound.of(frames_KF[:, whole_F]), self.sample_rate)
+            for frames_KF, whole_F in zip(frames_NKF, whole_NF, strict=True)
+        ]
+
+
+class _Sound:
+    """The frozen codec, and the processor that names it."""
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+        self.codec = processor.audio_tokenizer.float().requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def of(self, frames_KF: Tensor) -> Tensor:
+        """Codes to sound, ``[1, L]``; of no frame, none."""
+        if not frames_KF.shape[-1]:
+            return torch.zeros(1, 0)
+        self.codec.to(frames_KF.device)
+        with torch.autocast(frames_KF.device.type, enabled=False):
+            return self.codec.decode(audio_codes=frames_KF[None]).audio_values.cpu()
+
+
+def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
+    try:
+        return loader.from_pretrained(resolve(path), **settings)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"Model `{path}`: expected a model folder or a reachable hub name of a Dia, but transformers could not load it:"
+            f" {reason}"
+        ) from error
