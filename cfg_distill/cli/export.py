@@ -143,7 +143,9 @@ def _generator(spec: dict[str, Any], checkpoint: Path) -> Generator:
 
 def _arguments(kind: type, plain: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a generator from those of its :meth:`spec`, where a dataclass is a dict."""
-    hints = get_type_hints(kind.__init__)
-    kinds = {name: [each for each in members(hint) if dataclasses.is_dataclass(each)] for name, hint in hints.items()}
-    return {name: kinds[name][0](**value) if isinstance(value, dict) and kinds.get(name) else value
-            for name, value in plain.items()}  # fmt: skip
+    made = dict(plain)
+    for name, hint in get_type_hints(kind.__init__).items():  # type: ignore[misc]
+        settings = next((each for each in members(hint) if dataclasses.is_dataclass(each)), None)
+        if isinstance(settings, type) and isinstance(made.get(name), dict):
+            made[name] = settings(**made[name])
+    return made

@@ -215,7 +215,10 @@ class Generator(nn.Module, ABC):
         """The class path and plain arguments that make this generator again; checkpoints carry it for the export."""
         kind = type(self)
         given = {name: getattr(self, name) for name in inspect.signature(kind).parameters}
-        init_args = {name: asdict(value) if is_dataclass(value) else value for name, value in given.items()}
+        init_args = {
+            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+            for name, value in given.items()
+        }
         return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
 
     @property

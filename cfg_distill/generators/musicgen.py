@@ -58,6 +58,7 @@ class MusicGen(Generator):
         lora: train an adapter of the decoder instead of all its weights; the teacher then shares the base's weights.
     """
 
+    adapter_prefix = _DECODER
     model: Any  # the decoder; transformers' own classes type their call too loosely to check against
 
     def __init__(

@@ -174,8 +174,10 @@ def merge_adapter_folders(
     for layer in sorted({name for source in sources for name in source.shapes}):
         holders = [source if source is not None and layer in source.shapes else None for source in places]
         # Only the arc looks at values, a layer at a time.
-        shares = (_arc(weights[-1], [source and source.factors(layer) for source in holders]) if method == "slerp"
-                  else _shares(method, weights, len(models)))  # fmt: skip
+        if method == "slerp":
+            shares = _arc(weights[-1], [None if source is None else source.factors(layer) for source in holders])
+        else:
+            shares = _shares(method, weights, len(models))
         terms = [(share, source) for share, source in zip(shares, holders, strict=True) if source is not None and share]
         if terms:
             used[layer] = terms
@@ -206,8 +208,8 @@ def _write(folder: Path, used: Mapping[str, list[tuple[float, AdapterFolder]]], 
         like = Factors(
             torch.empty(ranks[layer], inputs, device="meta"), torch.empty(outputs, ranks[layer], device="meta"), 1
         )
-        for name, tensor in tensors_of(layer, like).items():
-            shapes[name], dtypes[name], layer_of[name] = tuple(tensor.shape), dtype, layer
+        for name, empty in tensors_of(layer, like).items():
+            shapes[name], dtypes[name], layer_of[name] = tuple(empty.shape), dtype, layer
 
     def tensor(name: str) -> Tensor:
         return tensors_of(layer_of[name], merged(layer_of[name]))[name]

@@ -5,16 +5,29 @@ from __future__ import annotations
 import os
 import socket
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny import tiny_folder
-from tiny_fits import every_step, noisy_run, same, seed_everything, snapshot
+from tiny_fits import (
+    EverySoMany,
+    every_step,
+    noisy_run,
+    same,
+    seed_everything,
+    snapshot,
+    student_of,
+    trainer,
+)
 
+from cfg_distill import CFGDistillation
 from cfg_distill.callbacks import ExactResume, StudentEMA
 from cfg_distill.callbacks.weights import student_weights, whole
+from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.sampling import Rollout
 
 
 def work(rank: int, folder: str, out: str, port: int) -> None:
@@ -25,6 +38,10 @@ def work(rank: int, folder: str, out: str, port: int) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     resume(rank, folder, out)
+    torch.save(
+        adapter_after([2 * step + rank for step in range(3)], folder, devices=2, strategy="ddp"),
+        f"{out}/adapter{rank}.pt",
+    )
     average_sharded(rank, out)
 
 
@@ -60,6 +77,36 @@ def test_each_process_gets_its_own_state_back(both: Path) -> None:
     for rank in (first, second):
         assert rank["again"] == rank["drawn"][1:]
         assert rank["same"]
+
+
+# The adapter of a LoRA student
+
+
+class SameDraws(CFGDistillation):
+    """A student whose samples depend on the prompts alone, not on the process."""
+
+    def rollout(self, prompts: Sequence[str], seed: int = 0) -> Rollout:
+        return super().rollout(prompts, seed=sum(map(ord, "".join(prompts))))
+
+
+def adapter_after(numbers: list[int], folder: str, **settings: Any) -> dict[str, torch.Tensor]:
+    """The adapter after steps over these batches."""
+    seed_everything(0)
+    module = student_of(folder, SameDraws, generator=CausalLM(folder, lora=LoRA(rank=2)))
+    data = torch.utils.data.DataLoader([EverySoMany(6)[number] for number in numbers], batch_size=None)
+    trainer([], use_distributed_sampler=False, **settings).fit(module, data)
+    return student_weights(module)
+
+
+def test_two_processes_train_the_adapter_that_one_would(both: Path, tiny_model: str) -> None:
+    first, second = (torch.load(both / f"adapter{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert same(first, second)
+    alone = adapter_after(list(range(6)), tiny_model, accumulate_grad_batches=2)
+    begin = adapter_after([0], tiny_model, limit_train_batches=0)
+    assert alone.keys() == first.keys() and all("lora_" in name for name in alone)
+    for name, tensor in alone.items():
+        torch.testing.assert_close(first[name], tensor, atol=1e-6, rtol=1e-4)
+        assert not torch.equal(tensor, begin[name])
 
 
 # Half of every tensor each
