@@ -43,7 +43,13 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_musicgen(
-    folder: Path, kind: str = "mono", seed: int = 0, scale: float = 5.0, text_width: int = 12, positions: int = 64
+    folder: Path,
+    kind: str = "mono",
+    seed: int = 0,
+    scale: float = 5.0,
+    text_width: int = 12,
+    positions: int = 64,
+    sharpness: float = 1.0,
 ) -> str:
     """A MusicGen of a few thousand parameters in a Hugging Face folder.
 
@@ -54,6 +60,7 @@ def tiny_musicgen(
         scale: makes weights larger, so that prompts and distributions differ visibly.
         text_width: of the text encoder; 16 is that of the decoder, which then needs no projection.
         positions: of the decoder's table.
+        sharpness: a factor on the heads: distributions with fewer likely tokens.
     """
     torch.manual_seed(seed)
     text = T5Config(
@@ -84,7 +91,7 @@ def tiny_musicgen(
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.startswith(("decoder", "enc_to", "audio_enc_to")) and parameter.ndim == 2:
-                parameter.normal_(0, 0.06 * scale)
+                parameter.normal_(0, 0.06 * scale * (sharpness if "lm_heads" in name else 1.0))
     model.generation_config.update(
         decoder_start_token_id=PAD,
         pad_token_id=PAD,
