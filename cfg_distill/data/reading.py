@@ -11,6 +11,7 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import find_file
+from cfg_distill.prompt import Prompt
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
 
@@ -19,8 +20,10 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[str]:
     """The prompts of a file, in its order, without blank ones.
 
     ``.txt``: a prompt a line. ``.jsonl``: a JSON object a line, its ``field``, or a JSON string a line. ``.csv`` and
-    ``.tsv``: the column ``field`` under a header. A folder: a dataset that Hugging Face ``datasets`` saved to disk, its
-    column ``field``. A path ``recipes/...`` that does not exist is looked up among the shipped recipes.
+    ``.tsv``: the column ``field`` under a header. What else a prompt conditions on stands in the JSON object
+    ``conditions`` (``{"prompt": "80s synth pop", "conditions": {"melody": "tune.wav"}}``) or in a column
+    ``conditions.melody``: such prompts are :class:`~cfg_distill.prompt.Prompt`. A folder: a dataset that Hugging Face
+    ``datasets`` saved to disk, its column ``field``. A path ``recipes/...`` that does not exist is looked up among the shipped recipes.
 
     Raises:
         ConfigError: the file is missing, empty, of another kind, or lacks the field.
@@ -39,7 +42,7 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[str]:
         rows = list(_saved_dataset(file, field) if file.is_dir() else _rows(file, field))
     except UnicodeDecodeError as error:
         raise ConfigError(f"File `{path}`: expected text in UTF-8, but it cannot be read: {error}.") from error
-    prompts = [prompt.strip() for prompt in rows if prompt.strip()]
+    prompts = [_stripped(prompt) for prompt in rows if prompt.strip()]
     if not prompts:
         raise ConfigError(f"Expected at least one prompt, but `{path}` holds none. Write one a line.")
     return prompts
@@ -68,9 +71,23 @@ def _rows(file: Path, field: str) -> Iterable[str]:
             if table.fieldnames and field not in table.fieldnames:
                 raise ConfigError(_no_field(f"File `{file}`", field, table.fieldnames))
             try:
-                yield from (row[field] or "" for row in table)
+                yield from (_of_row(row, field) for row in table)
             except csv.Error as error:
                 raise ConfigError(f"File `{file}`, line {table.line_num}: expected CSV, but {error}.") from error
+
+
+def _stripped(prompt: str) -> str:
+    return Prompt(prompt.strip(), **prompt.conditions) if isinstance(prompt, Prompt) else prompt.strip()
+
+
+def _of_row(row: dict[str, str | None], field: str) -> str:
+    conditions = {
+        name.removeprefix("conditions."): value
+        for name, value in row.items()
+        if name.startswith("conditions.") and value
+    }
+    text = row[field] or ""
+    return Prompt(text, **conditions) if conditions else text
 
 
 def _of_json(file: Path, number: int, line: str, field: str) -> str:
@@ -79,13 +96,18 @@ def _of_json(file: Path, number: int, line: str, field: str) -> str:
         row = json.loads(line)
     except json.JSONDecodeError as error:
         raise ConfigError(f"{where}: expected a JSON object, but it cannot be read: {error}.") from error
+    conditions: Any = {}
     if isinstance(row, dict):
         if field not in row:
             raise ConfigError(_no_field(where, field, row))
-        row = row[field]
+        conditions, row = row.get("conditions") or {}, row[field]
     if not isinstance(row, str):
         raise ConfigError(f"{where}: expected text in `{field}`, but got {type(row).__name__}.")
-    return row
+    if not isinstance(conditions, dict) or not all(isinstance(value, str) for value in conditions.values()):
+        raise ConfigError(
+            f'{where}: expected names and texts in `conditions`, as {{"melody": "tune.wav"}}, but got {conditions}.'
+        )
+    return Prompt(row, **conditions) if conditions else row
 
 
 def _saved_dataset(folder: Path, field: str) -> Iterable[str]:

@@ -1,12 +1,13 @@
 """What is distilled: adapters over transformers models, and the same models under guidance."""
 
-from cfg_distill.generators.base import DecodingState, Encoded, Generator, Prompt
+from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.guided import Guided
 from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.musicgen import MusicGen
 from cfg_distill.generators.opening import open_generator
 from cfg_distill.generators.scored import Head, Scored
+from cfg_distill.prompt import Prompt
 
 __all__ = [
     "CausalLM",

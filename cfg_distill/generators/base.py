@@ -22,21 +22,6 @@ from cfg_distill.generators.lora import LoRA, merge_adapter, problems_of_base, w
 from cfg_distill.generators.scored import Scored
 
 
-class Prompt(str):
-    """A prompt is its text; what else it conditions on travels with it.
-
-    Attributes:
-        conditions: by name, for generators that know it: ``{"melody": "tune.wav"}``.
-    """
-
-    conditions: dict[str, str]
-
-    def __new__(cls, text: str, **conditions: str) -> Prompt:
-        prompt = super().__new__(cls, text)
-        prompt.conditions = conditions
-        return prompt
-
-
 @dataclass
 class Encoded:
     """Prompts ready for a generator: tensors that share their first dimension, one row a prompt."""

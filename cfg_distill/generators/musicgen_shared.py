@@ -209,6 +209,6 @@ def problems_of_prompt(prompt: str | None, reads_melody: bool, melody: Melody) -
     if reads_melody and melody == "required" and not conditions.get("melody"):
         found.append(
             f"Prompt {prompt!r}: expected a melody, which this model reads, but it has none. Give each prompt one"
-            ' ({"prompt": ..., "melody": "tune.wav"}), or set `model.generator.melody` to optional.'
+            ' ({"prompt": ..., "conditions": {"melody": "tune.wav"}}), or set `model.generator.melody` to optional.'
         )
     return found

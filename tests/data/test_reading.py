@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -101,3 +103,20 @@ def test_a_dataset_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_normalised_keeps_what_tells_prompts_apart() -> None:
     assert normalised(" A  Reel\t") == normalised("a reel") != normalised("a reel in G")
+
+
+def test_conditions_travel_with_their_prompt(tmp_path):
+    lines = tmp_path / "prompts.jsonl"
+    lines.write_text('{"prompt": " a waltz ", "conditions": {"melody": "a.wav"}}\n{"prompt": "a march"}\n')
+    table = tmp_path / "prompts.csv"
+    table.write_text("prompt,conditions.melody\na waltz,a.wav\na march,\n")
+    for file in (lines, table):
+        waltz, march = read_prompts(file)
+        assert (waltz, march) == ("a waltz", "a march")
+        assert waltz.conditions == {"melody": "a.wav"}
+        assert not hasattr(march, "conditions")
+        for copied in (copy.deepcopy(waltz), pickle.loads(pickle.dumps(waltz))):
+            assert (copied, copied.conditions) == (waltz, waltz.conditions)
+    lines.write_text('{"prompt": "a waltz", "conditions": ["a.wav"]}\n')
+    with pytest.raises(ConfigError, match="line 1: expected names and texts in `conditions`"):
+        read_prompts(lines)
