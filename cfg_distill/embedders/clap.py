@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any, Self
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoTokenizer
 
@@ -21,6 +22,19 @@ from cfg_distill.folders import problems_of_folder, resolve
 
 SHORTEST = 0.1
 """Seconds: shorter clips are filled up with silence, since an encoder's first convolutions need some samples."""
+
+
+class _Encoder(nn.Module):
+    """A frozen network, and the vectors of the clips that it has heard, for as long as the clips live."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(False).eval()
+        self.heard: WeakKeyDictionary[Waveform, Tensor] = WeakKeyDictionary()
+
+
+# A reward and several metrics mostly name one encoder: it is loaded once in a process, and hears each clip once.
+_encoders: WeakValueDictionary[tuple[str, str, float], _Encoder] = WeakValueDictionary()
 
 
 class AudioEmbedder(Embedder):
@@ -36,7 +50,7 @@ class AudioEmbedder(Embedder):
         window: seconds of sound that are read at once.
     """
 
-    model: Any
+    encoder: _Encoder
     kind = "an audio encoder (wav2vec 2.0, HuBERT, AST)"
 
     def __init__(self, path: str, batch_size: int = 16, window: float = 10.0) -> None:
@@ -96,12 +110,21 @@ class AudioEmbedder(Embedder):
             ) from error
 
     def load(self) -> Self:
-        if not hasattr(self, "model"):
-            model = self._from_hub(AutoModel, dtype=torch.float32)
-            # Of an encoder-decoder (Whisper) only the encoder hears.
-            encoder = model.get_encoder() if model.config.is_encoder_decoder else model
-            self.model = encoder.requires_grad_(False).eval()
+        if not hasattr(self, "encoder"):
+            key = (type(self).__name__, resolve(self.path), self.window)
+            encoder = _encoders.get(key)
+            if encoder is None:
+                model = self._from_hub(AutoModel, dtype=torch.float32)
+                # Of an encoder-decoder (Whisper) only the encoder hears.
+                encoder = _Encoder(model.get_encoder() if model.config.is_encoder_decoder else model)
+                _encoders[key] = encoder
+            self.encoder = encoder
         return self
+
+    @property
+    def model(self) -> Any:
+        """The network of transformers, which may be shared with other embedders."""
+        return self.encoder.network
 
     # Vectors
 
@@ -109,16 +132,23 @@ class AudioEmbedder(Embedder):
     def embed(self, outputs: Sequence[Waveform]) -> Tensor:
         # Dropout in a reward would be noise; a parent's train() must not switch it on.
         self.model.eval()
-        windows = [self._windows(clip) for clip in outputs]
-        flat = [window_L for clip in windows for window_L in clip]
+        device, heard = self.model.device, self.encoder.heard
+        windows = {clip: self._windows(clip) for clip in dict.fromkeys(outputs) if not self._has_heard(clip)}
+        flat = [window_L for parts in windows.values() for window_L in parts]
         order = sorted(range(len(flat)), key=lambda index: len(flat[index]))
         vectors: dict[int, Tensor] = {}
-        with torch.autocast(self.model.device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False):
             for batch in self._batches(order, [len(window_L) for window_L in flat]):
                 vectors |= zip(batch, self._vectors([flat[index] for index in batch]).float(), strict=True)
-        unit_MD = normalize(torch.stack([vectors[index] for index in range(len(flat))]), dim=-1)
-        means = [part_ND.mean(0) for part_ND in unit_MD.split([len(clip) for clip in windows])]
-        return normalize(torch.stack(means), dim=-1)
+        taken = 0
+        for clip, parts in windows.items():
+            unit_MD = normalize(torch.stack([vectors[taken + index] for index in range(len(parts))]), dim=-1)
+            heard[clip] = normalize(unit_MD.mean(0), dim=-1)
+            taken += len(parts)
+        return torch.stack([heard[clip].to(device) for clip in outputs])
+
+    def _has_heard(self, clip: Waveform) -> bool:
+        return isinstance(clip, Waveform) and clip in self.encoder.heard
 
     def _windows(self, clip: Waveform) -> list[np.ndarray]:
         """A clip as mono sound at the encoder's rate, in windows of one length."""
@@ -182,9 +212,8 @@ class CLAP(AudioEmbedder):
         return self._from_hub(AutoTokenizer)
 
     def load(self) -> Self:
-        super().load()
         self.window = float(self.extractor.max_length_s)
-        return self
+        return super().load()
 
     @torch.no_grad()
     def embed(self, outputs: Sequence[Waveform | str]) -> Tensor:

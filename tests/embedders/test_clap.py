@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from tiny_audio import noise, tiny_clap, tiny_hubert, tone
-from transformers import AutoFeatureExtractor, AutoTokenizer, ClapModel, HubertModel
+from transformers import (
+    ASTConfig,
+    ASTFeatureExtractor,
+    ASTModel,
+    AutoFeatureExtractor,
+    AutoTokenizer,
+    ClapModel,
+    HubertModel,
+)
 
 from cfg_distill.audio import Waveform, resampled
 from cfg_distill.embedders import CLAP, AudioEmbedder, clap
@@ -53,12 +63,35 @@ def test_a_clip_has_one_vector_whatever_lies_beside_it(clap_folder: str, hubert_
     long = Waveform(torch.cat([tone(300, 1.2).samples, noise(3, 1.1).samples], dim=1), 8000)
     for embedder in (CLAP(clap_folder, batch_size=2), AudioEmbedder(hubert_folder, batch_size=2, window=1.0)):
         embedder.load().train()  # a parent's train() must not switch dropout on
-        alone_D = embedder.embed([long])[0]
-        crowd_ND = embedder.embed([noise(5), long, tone(200, 0.3), long, noise(6, 1.7)])
+        alone_D = embedder.embed([Waveform(long.samples, 8000)])[0]
+        again = Waveform(long.samples, 8000)  # another clip of the same sound: what was heard is not heard again
+        crowd_ND = embedder.embed([noise(5), long, tone(200, 0.3), again, noise(6, 1.7)])
         torch.testing.assert_close(crowd_ND[1], alone_D, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(crowd_ND[3], alone_D, atol=1e-6, rtol=1e-5)
         torch.testing.assert_close(crowd_ND.norm(dim=-1), torch.ones(5))
         assert (crowd_ND[0] - crowd_ND[2]).abs().max() > 1e-3
+
+
+def test_one_encoder_hears_each_clip_once(clap_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = CLAP(clap_folder).load(), CLAP(clap_folder).load()
+    assert one.model is other.model
+    calls: list[int] = []
+    vectors = CLAP._vectors
+
+    def counted(self: CLAP, windows: list[np.ndarray]) -> torch.Tensor:
+        calls.append(len(windows))
+        return vectors(self, windows)
+
+    monkeypatch.setattr(CLAP, "_vectors", counted)
+    clips = [tone(310), noise(11), tone(310)]
+    first_ND = one.embed([*clips, clips[0]])
+    assert sum(calls) == 3  # equal sound is another clip, the same clip is not
+    torch.testing.assert_close(other.embed(clips[1:]), first_ND[1:3])
+    assert sum(calls) == 3
+    known = len(one.encoder.heard)
+    del clips
+    gc.collect()
+    assert len(one.encoder.heard) <= known - 3  # nothing is kept longer than the clips themselves
 
 
 def test_windows_cover_a_long_clip_evenly(clap_folder: str) -> None:
@@ -94,6 +127,26 @@ def test_other_rates_and_channels(hubert_folder: str, caplog: pytest.LogCaptureF
         with torch.no_grad():
             mean_D = model(features["input_values"]).last_hidden_state[0].mean(0)
         torch.testing.assert_close(vector_D, mean_D / mean_D.norm(), atol=1e-4, rtol=1e-4)
+
+
+def test_a_spectrogram_encoder(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = ASTConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, max_length=64, num_mel_bins=16,
+        patch_size=8, frequency_stride=8, time_stride=8,
+    )  # fmt: skip
+    ASTModel(config).save_pretrained(tmp_path)
+    ASTFeatureExtractor(sampling_rate=16000, num_mel_bins=16, max_length=64).save_pretrained(tmp_path)
+    embedder = AudioEmbedder(str(tmp_path), window=0.6)
+    assert embedder.problems() == []
+    clips = [noise(0, rate=16000), tone(500, rate=16000)]
+    features = ASTFeatureExtractor.from_pretrained(tmp_path)(
+        [clip.samples[0].numpy() for clip in clips], sampling_rate=16000, return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected_ND = ASTModel.from_pretrained(tmp_path).eval()(features["input_values"]).last_hidden_state.mean(1)
+    expected_ND = expected_ND / expected_ND.norm(dim=-1, keepdim=True)
+    torch.testing.assert_close(embedder.load().embed(clips), expected_ND)
 
 
 def test_rewards_take_clap(clap_folder: str) -> None:
