@@ -20,10 +20,11 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[str]:
     """The prompts of a file, in its order, without blank ones.
 
     ``.txt``: a prompt a line. ``.jsonl``: a JSON object a line, its ``field``, or a JSON string a line. ``.csv`` and
-    ``.tsv``: the column ``field`` under a header. What else a prompt conditions on stands in the JSON object
-    ``conditions`` (``{"prompt": "80s synth pop", "conditions": {"melody": "tune.wav"}}``) or in a column
-    ``conditions.melody``: such prompts are :class:`~cfg_distill.prompt.Prompt`. A folder: a dataset that Hugging Face
-    ``datasets`` saved to disk, its column ``field``. A path ``recipes/...`` that does not exist is looked up among the shipped recipes.
+    ``.tsv``: the column ``field`` under a header. A folder: a dataset that Hugging Face ``datasets`` saved to disk, its
+    column ``field``. A path ``recipes/...`` that does not exist is looked up among the shipped recipes.
+
+    What else a prompt conditions on stands in the JSON object ``conditions`` (``{"prompt": "80s synth pop", "conditions":
+    {"melody": "tune.wav"}}``) or in a column ``conditions.melody``: such prompts are :class:`~cfg_distill.prompt.Prompt`.
 
     Raises:
         ConfigError: the file is missing, empty, of another kind, or lacks the field.
