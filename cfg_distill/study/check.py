@@ -9,14 +9,14 @@ from cfg_distill.cli.fit import merge, merged
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import normalised
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import find_file, problems_of_folder
+from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.merging.methods import problems_of_merge
 from cfg_distill.study.config import Fit, Point, Study, unknown_name
 
 
 def problems_of(study: Study) -> list[str]:
     """What is wrong with a study, a sentence each."""
-    problems: list[str] = []
+    problems: list[str] = _problems_of_adapters(study)
     models: list[str] = []
     for name, fit in study.fits.items():
         problems += _problems_of_fit(f"fits.{name}", fit, models)
@@ -84,6 +84,44 @@ def _problems_of_model(key: str, model: str, earlier: list[str]) -> list[str]:
     if "/" not in model and ":" not in model and not find_file(model).exists():
         return [unknown_name(key, model, earlier, "a model folder or a fit or merge named further up")]
     return problems_of_folder(key, model)
+
+
+def _problems_of_adapters(study: Study) -> list[str]:
+    """Fits and merges that put LoRA adapters and whole models together."""
+    adapters: dict[str, bool] = {}
+    problems = []
+    for name, fit in study.fits.items():
+        adapters[name] = _trains_adapter(fit)
+        if adapters[name] and fit.start and not _is_adapter(fit.start, adapters):
+            problems.append(
+                f"Key `fits.{name}.start`: expected an adapter, since this fit trains one, but `{fit.start}` is a whole model."
+                " Give both fits the same `lora`, or neither."
+            )
+    for name, merge_ in study.merges.items():
+        kinds = [_is_adapter(model, adapters) for model in merge_.models]
+        adapters[name] = any(kinds)
+        if any(kinds) and not all(kinds):
+            whole = [model for model, adapter in zip(merge_.models, kinds, strict=True) if not adapter]
+            problems.append(
+                f"Key `merges.{name}.models`: expected adapters, or whole models, but only {', '.join(whole)} is a whole one."
+                " Give all fits the same `lora`, or none."
+            )
+    return problems
+
+
+def _is_adapter(model: str, made: dict[str, bool]) -> bool:
+    return made[model] if model in made else is_adapter(model)
+
+
+def _trains_adapter(fit: Fit) -> bool:
+    try:
+        inner: Any = recipe_of(fit)
+    except (ConfigError, FileNotFoundError):
+        return False  # reported where it is named
+    for key in ("model", "generator", "lora"):
+        inner = inner.get(key) if isinstance(inner, dict) else None
+        inner = inner.get("init_args", inner) if isinstance(inner, dict) else inner
+    return bool(inner)
 
 
 def _problems_of_point(key: str, point: Point, models: list[str]) -> list[str]:

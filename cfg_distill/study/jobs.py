@@ -16,7 +16,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import System, front_figure, front_table
 from cfg_distill.evaluation import evaluate as evaluate_system
 from cfg_distill.files import write_text
-from cfg_distill.generators import CausalLM
+from cfg_distill.generators import open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.merging import merge_folders
 from cfg_distill.metrics.base import SampleMetric
@@ -88,7 +88,7 @@ def check(
                     f" {axes[name]}."
                 )
     for model in models:
-        generator = CausalLM(model)
+        generator = open_generator(model)
         found = generator.problems()
         problems += found or Sampling(max_new_tokens=max_new_tokens).problems(generator.max_positions)
     if problems:
@@ -146,7 +146,7 @@ def evaluate(
     if _kept.get("specs") != specs:
         loaded = {name: metric.load().to(device()) for name, metric in metrics_of(metrics).items()}
         _kept.update(specs=specs, metrics=loaded)
-    generator = CausalLM(model).load().to(device())
+    generator = open_generator(model).load().to(device())
     writer = Writer(generator, Path(samples_folder), written, written_samples)
     system = evaluate_system(
         generator,

@@ -1,10 +1,12 @@
-"""Samples to be read and heard: text for any model; ABC, MIDI and WAV for tunes."""
+"""Samples to be read and heard: text; ABC, MIDI and WAV for tunes; WAV for sound."""
 
 from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+from cfg_distill.audio import Waveform, write_audio
 from cfg_distill.generators import Generator
 from cfg_distill.samples import Samples
 
@@ -30,7 +32,7 @@ class Writer:
         self.folder = folder
         self.prompts = prompts
         self.samples = samples
-        self.kept: list[tuple[str, list[str]]] = []
+        self.kept: list[tuple[str, list[Any]]] = []
 
     def __call__(self, samples: Samples) -> None:
         missing = self.prompts - len(self.kept)
@@ -45,6 +47,9 @@ class Writer:
         for number, (prompt, group) in enumerate(self.kept, start=1):
             for letter, output in zip("abcdefghijklmnopqrstuvwxyz", group, strict=False):
                 stem = f"{number:02}{letter}"
+                if isinstance(output, Waveform):
+                    write_audio(staged / f"{stem}.wav", output)
+                    output = f"{stem}.wav"
                 (staged / f"{stem}.txt").write_text(f"{prompt}\n\n{output}\n", encoding="utf-8")
                 if self.are_tunes:
                     from cfg_distill.tunes.rendering import render

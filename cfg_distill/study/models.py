@@ -24,6 +24,13 @@ TEXT_METRICS: dict[str, Any] = {
 }
 """For any text: quality takes an embedder or a judge, which only the user can name."""
 
+SOUND_METRICS: dict[str, Any] = {
+    "silence": {"class_path": "cfg_distill.metrics.SilenceRate"},
+    "clipping": {"class_path": "cfg_distill.metrics.ClippingRate"},
+    "repetition": {"class_path": "cfg_distill.metrics.AudioRepetition"},
+}
+"""For any sound: adherence and diversity take an embedder, which only the user can name."""
+
 
 def evaluate_models(
     models: Sequence[str],
@@ -41,7 +48,7 @@ def evaluate_models(
     """Evaluate each model at each temperature and guidance scale; prints the table.
 
     Args:
-        models: model folders, hub names or ``tunes:base``.
+        models: model folders, adapter folders, hub names or ``tunes:base``.
         prompts: a file of prompts: text (a prompt a line), JSON lines or CSV.
         out: a folder for front.json, front.png, table.txt and the per-prompt values; None only prints.
         samples: samples a prompt and seed.
@@ -70,7 +77,7 @@ def evaluate_models(
 
     from cfg_distill.data import read_prompts
     from cfg_distill.evaluation import evaluate
-    from cfg_distill.generators import CausalLM
+    from cfg_distill.generators import open_generator
     from cfg_distill.guidance import Guidance
     from cfg_distill.sampling import Sampling
     from cfg_distill.study.jobs import device, metrics_of, write_front
@@ -80,9 +87,13 @@ def evaluate_models(
         asked = read_prompts(prompts)
     except ConfigError as error:
         problems += [f"Option `--prompts`: {problem}" for problem in error.problems]
-    generators = {} if problems else {model: CausalLM(model) for model in models}
+    generators = {} if problems else {model: open_generator(model) for model in models}
     for model, generator in generators.items():
         problems += [f"Model `{model}`: {problem}" for problem in generator.problems()]
+    if not problems and len({generator.sample_rate is None for generator in generators.values()}) > 1:
+        problems.append(
+            "Option `--model`: expected models of text, or models of sound, but got both. Evaluate them apart."
+        )
     limits = [] if problems else [generator.max_positions for generator in generators.values()]
     for each in temperature:
         settings = Sampling(samples=samples, max_new_tokens=max_new_tokens, temperature=each)
@@ -126,9 +137,11 @@ def evaluate_models(
 
 
 def default_metrics(generators: Sequence[Any]) -> dict[str, Any]:
-    """Those of tunes when every model speaks tunes; else what can be said of any text."""
+    """Those of tunes when every model speaks tunes; else what can be said of any text, or of any sound."""
     from cfg_distill.study.listening import writes_tunes
 
+    if any(generator.sample_rate is not None for generator in generators):
+        return SOUND_METRICS
     if all(writes_tunes(generator) for generator in generators):
         return yaml.safe_load(find_file("recipes/tunes/metrics.yaml").read_text(encoding="utf-8"))
     return TEXT_METRICS

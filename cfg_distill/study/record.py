@@ -11,7 +11,7 @@ from typing import Any
 
 import cfg_distill
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import find_file, resolve, source
+from cfg_distill.folders import base_of, find_file, is_adapter, resolve, source
 from cfg_distill.study.check import recipe_of
 from cfg_distill.study.config import Study
 
@@ -68,7 +68,10 @@ def _said(record: Mapping[str, Any], name: str) -> str:
 
 def digests(content: Any) -> dict[str, str]:
     """The digest of every file and model folder that a nested config names."""
-    return {text: digest([found]) for text in sorted(set(_strings(content))) if (found := _existing(text)) is not None}
+    found = {text: path for text in sorted(set(_strings(content))) if (path := _existing(text)) is not None}
+    # An adapter is another model on another base.
+    bases = {text: _existing(base_of(path)) for text, path in found.items() if is_adapter(path)}
+    return {text: digest([path] + [base for base in [bases.get(text)] if base]) for text, path in found.items()}
 
 
 def prepare(content: Any) -> None:
@@ -98,7 +101,7 @@ def _existing(text: str) -> Path | None:
     except ConfigError:
         return None  # no model, or one that is reported where it is named
     try:
-        return path if path.is_file() or (path / "config.json").is_file() else None
+        return path if path.is_file() or (path / "config.json").is_file() or is_adapter(path) else None
     except (OSError, ValueError):
         return None
 
