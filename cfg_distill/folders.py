@@ -23,8 +23,8 @@ def source(path: str) -> Path | None:
     Raises:
         ConfigError: no such name, or its package is not installed.
     """
-    prefix, _, name = str(path).partition(":")
-    if prefix not in KNOWN:
+    prefix, colon, name = str(path).partition(":")
+    if not colon or prefix not in KNOWN:
         file = Path(path).expanduser()
         return file if file.suffix == ".gguf" and file.is_file() else None
     if name not in KNOWN[prefix]:

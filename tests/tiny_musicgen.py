@@ -92,6 +92,10 @@ def tiny_musicgen(
         for name, parameter in model.named_parameters():
             if name.startswith(("decoder", "enc_to", "audio_enc_to")) and parameter.ndim == 2:
                 parameter.normal_(0, 0.06 * scale * (sharpness if "lm_heads" in name else 1.0))
+    # A codec's codebooks begin as zeros: every token would sound the same.
+    for name, buffer in model.audio_encoder.named_buffers():
+        if name.endswith("codebook.embed"):
+            buffer.normal_()
     model.generation_config.update(
         decoder_start_token_id=PAD,
         pad_token_id=PAD,

@@ -71,6 +71,13 @@ def add_sampling(
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest mass P; 1: all")
 
 
+def add_seconds(parser: argparse.ArgumentParser) -> None:
+    """The length of sound."""
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="length of sound, instead of --max-new-tokens; default: 10"
+    )
+
+
 def refuse_existing(out: Path, overwrite: bool, model: bool = False) -> list[str]:
     """A problem when the output exists and holds something that may not be overwritten.
 

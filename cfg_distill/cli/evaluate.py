@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_sampling
+from cfg_distill.cli.arguments import Arguments, add_sampling, add_seconds
 
 
 def run(argv: Sequence[str]) -> None:
@@ -22,7 +22,11 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="a YAML file: name to class_path and init_args")
     parser.add_argument("--batch-size", type=int, default=8, help="prompts at once")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds results")
-    add_sampling(parser, samples=8, max_new_tokens=128, temperatures=True)
+    parser.add_argument(
+        "--written", type=int, default=4, metavar="N", help="prompts of which --out gets samples, to be read and heard"
+    )
+    add_sampling(parser, samples=8, max_new_tokens=None, temperatures=True)
+    add_seconds(parser)
     given = parser.read(argv)
     from cfg_distill.study import evaluate_models
 
@@ -38,4 +42,6 @@ def run(argv: Sequence[str]) -> None:
         metrics=given.metrics,
         batch_size=given.batch_size,
         overwrite=given.overwrite,
+        seconds=given.seconds,
+        written=given.written,
     )

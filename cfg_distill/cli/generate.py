@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cfg_distill.cli.arguments import Arguments, add_sampling, refuse_existing
+from cfg_distill.cli.arguments import Arguments, add_sampling, add_seconds, refuse_existing
 from cfg_distill.errors import ConfigError
 
 if TYPE_CHECKING:
     from cfg_distill.generators import Generator
 
 _MOST_TOKENS = 512
-_SECONDS = 10.0
 
 
 def run(argv: Sequence[str]) -> None:
@@ -32,14 +31,9 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a folder for the samples as files")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files")
-    parser.add_argument(
-        "--seconds",
-        type=float,
-        metavar="S",
-        help=f"length of sound, instead of --max-new-tokens; default: {_SECONDS:g}",
-    )
     parser.add_argument("--melody", metavar="FILE", help="a sound file that a melody model follows")
     add_sampling(parser, samples=4, max_new_tokens=None)
+    add_seconds(parser)
     given = parser.read(argv)
 
     from cfg_distill.cli.showing import show, write
@@ -90,33 +84,28 @@ def run(argv: Sequence[str]) -> None:
 
 def _tokens_asked_for(given: argparse.Namespace, generator: Generator) -> int | None:
     """Frames of sound or tokens of text; None for text of no given length."""
+    from cfg_distill.generators.length import SECONDS, frames
+
     if generator.frame_rate is None or given.max_new_tokens is not None:
         return given.max_new_tokens
-    seconds = _SECONDS if given.seconds is None else given.seconds
-    return max(1, round(seconds * generator.frame_rate))
+    return frames(generator, SECONDS if given.seconds is None else given.seconds)
 
 
 def _problems_of_length(given: argparse.Namespace, generator: Generator) -> list[str]:
-    """What is wrong with --seconds, and with sound that goes nowhere."""
+    """What is wrong with the length, and with sound that goes nowhere."""
     from cfg_distill.audio import problems_of_audio_extra
+    from cfg_distill.generators.length import SECONDS, problems_of_seconds
 
-    rate, limit = generator.frame_rate, generator.max_positions
-    if rate is None:
-        wrong = [name for name in ("seconds", "melody") if getattr(given, name) is not None]
-        return [f"Option `--{name}`: is for models of sound, but `{given.model}` writes text." for name in wrong]
+    if generator.frame_rate is None:
+        found = [] if given.seconds is None else problems_of_seconds(generator, given.seconds)
+        if given.melody is not None:
+            found.append(f"Option `--melody`: is for models of sound, but `{given.model}` writes text.")
+        return found
     found = []
     if given.seconds is not None and given.max_new_tokens is not None:
         found.append("Options `--seconds` and `--max-new-tokens`: both are the length. Give one of them.")
     elif given.max_new_tokens is None:
-        seconds = _SECONDS if given.seconds is None else given.seconds
-        longest = None if limit is None else (limit - max(generator.delays)) / rate
-        if not seconds > 0:
-            found.append(f"Option `--seconds`: expected a number above 0, but got {seconds:g}.")
-        elif longest is not None and seconds > longest:
-            found.append(
-                f"Option `--seconds`: expected at most {int(longest * 10) / 10:g}, since the model sees {limit} positions at"
-                f" {rate:g} a second, but got {seconds:g}. Lower it."
-            )
+        found += problems_of_seconds(generator, SECONDS if given.seconds is None else given.seconds)
     if given.out is None:
         found.append(f"Option `--out`: `{given.model}` writes sound, which cannot be printed. Name a folder for it.")
     return found + problems_of_audio_extra()

@@ -168,13 +168,13 @@ class Repetition(TextMetric):
 
 
 class Length(SampleMetric):
-    """Mean generated positions of a prompt's samples, end token included: a reward that buys length shows here."""
+    """Mean tokens (frames of sound) of a prompt's samples, end token included: a reward that buys length shows here."""
 
     axis = "guard"
     higher_is_better = None
 
     def score(self, samples: Samples) -> Tensor:
-        return samples.rollout.mask_BGKT.any(2).sum(-1).float().mean(-1)
+        return samples.rollout.mask_BGKT[:, :, 0].sum(-1).float().mean(-1)
 
 
 def _at_least_one(metric: str, **settings: int) -> list[str]:

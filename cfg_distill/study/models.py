@@ -14,7 +14,11 @@ from cfg_distill.folders import find_file, problems_of_folder
 from cfg_distill.study.config import Headline
 
 if TYPE_CHECKING:
+    from cfg_distill.generators import Generator
     from cfg_distill.metrics.base import SampleMetric
+
+_TOKENS = 128
+"""The longest sample of text, where nobody says another length."""
 
 TEXT_METRICS: dict[str, Any] = {
     "self_bleu_diversity": {"class_path": "cfg_distill.metrics.SelfBLEUDiversity"},
@@ -28,8 +32,9 @@ SOUND_METRICS: dict[str, Any] = {
     "silence": {"class_path": "cfg_distill.metrics.SilenceRate"},
     "clipping": {"class_path": "cfg_distill.metrics.ClippingRate"},
     "repetition": {"class_path": "cfg_distill.metrics.AudioRepetition"},
+    "length": {"class_path": "cfg_distill.metrics.Length"},
 }
-"""For any sound: adherence and diversity take an embedder, which only the user can name."""
+"""For any sound: adherence and diversity take an encoder; recipes/musicgen/metrics.yaml names some."""
 
 
 def evaluate_models(
@@ -38,27 +43,33 @@ def evaluate_models(
     out: str | Path | None = None,
     samples: int = 8,
     seeds: Sequence[int] = (0,),
-    max_new_tokens: int = 128,
+    max_new_tokens: int | None = None,
     temperature: Sequence[float] = (1.0,),
     guidance: Sequence[float] = (1.0,),
     metrics: str | Path | None = None,
     batch_size: int = 8,
     overwrite: bool = False,
+    seconds: float | None = None,
+    written: int = 4,
+    written_samples: int = 2,
 ) -> None:
     """Evaluate each model at each temperature and guidance scale; prints the table.
 
     Args:
         models: model folders, adapter folders, hub names or ``tunes:base``.
         prompts: a file of prompts: text (a prompt a line), JSON lines or CSV.
-        out: a folder for front.json, front.png, table.txt and the per-prompt values; None only prints.
+        out: a folder for front.json, front.png, table.txt, the per-prompt values and some samples; None only prints.
         samples: samples a prompt and seed.
         seeds: of sampling; each draws its own groups.
-        max_new_tokens: the longest sample.
+        max_new_tokens: the longest sample; None for 128 tokens of text, or ``seconds`` of sound.
         temperature: sampling temperatures.
         guidance: scales of guidance; 1 is none.
         metrics: a YAML file, name -> class_path and init_args; None chooses by the kind of model.
         batch_size: prompts at once.
         overwrite: write into an ``out`` that holds results.
+        seconds: of sound; None for 10. Models of other frame rates get as many seconds.
+        written: prompts of which samples are written, to be read and heard.
+        written_samples: samples of each that are written.
 
     Raises:
         ConfigError: all problems of the arguments at once.
@@ -81,6 +92,7 @@ def evaluate_models(
     from cfg_distill.guidance import Guidance
     from cfg_distill.sampling import Sampling
     from cfg_distill.study.jobs import device, metrics_of, write_front
+    from cfg_distill.study.listening import Writer
 
     asked: list[str] = []
     try:
@@ -94,10 +106,14 @@ def evaluate_models(
         problems.append(
             "Option `--model`: expected models of text, or models of sound, but got both. Evaluate them apart."
         )
-    limits = [] if problems else [generator.max_positions for generator in generators.values()]
+    lengths: dict[str, int] = {}
+    for model, generator in {} if problems else generators.items():
+        lengths[model], found = _length(generator, max_new_tokens, seconds)
+        problems += found
     for each in temperature:
-        settings = Sampling(samples=samples, max_new_tokens=max_new_tokens, temperature=each)
-        problems += settings.problems(min((limit for limit in limits if limit is not None), default=None))
+        for model, length in lengths.items() or [("", max_new_tokens or 1)]:
+            settings = Sampling(samples=samples, max_new_tokens=length, temperature=each)
+            problems += settings.problems(generators[model].max_positions if lengths else None)
     problems += [problem for scale in guidance for problem in Guidance(scale).problems()]
     loaded: dict[str, SampleMetric] = {}
     if not problems:
@@ -118,22 +134,48 @@ def evaluate_models(
     plan = list(product(models, temperature, guidance))
     systems = []
     console = Console(stderr=True)
-    for model, t, scale in track(plan, "evaluating", console=console, disable=not console.is_terminal):
+    for number, (model, t, scale) in enumerate(
+        track(plan, "evaluating", console=console, disable=not console.is_terminal), start=1
+    ):
+        generator = generators[model].load().to(device())
+        stem = f"{number:02} {Path(model).name}"
+        writer = Writer(generator, folder / "samples" / stem, written, written_samples) if folder and written else None
         system = evaluate(
-            generators[model].load().to(device()),
+            generator,
             asked,
-            Sampling(samples=samples, max_new_tokens=max_new_tokens, temperature=t),
+            Sampling(samples=samples, max_new_tokens=lengths[model], temperature=t),
             Guidance(scale),
             loaded,
             seeds=seeds,
             batch_size=batch_size,
             name=_name(short[model], t if len(temperature) > 1 else None, scale if len(guidance) > 1 else None),
             kind="guidance" if scale != 1 else "model",
+            listen=writer,
         )
         systems.append(system)
         if folder is not None:
-            system.save(folder / "systems" / f"{len(systems):02} {Path(model).name}.json")
+            system.save(folder / "systems" / f"{stem}.json")
+        if writer is not None:
+            writer.finish()
     print(write_front(folder, systems, _headline(loaded)))
+
+
+def _length(generator: Generator, max_new_tokens: int | None, seconds: float | None) -> tuple[int, list[str]]:
+    """The longest sample in tokens or frames, and what is wrong with it."""
+    from cfg_distill.audio import problems_of_audio_extra
+    from cfg_distill.generators.length import SECONDS, frames, problems_of_seconds
+
+    if seconds is not None and max_new_tokens is not None:
+        return 1, ["Options `--seconds` and `--max-new-tokens`: both are the length. Give one of them."]
+    if generator.frame_rate is None:
+        found = [] if seconds is None else problems_of_seconds(generator, seconds)
+        return (_TOKENS if max_new_tokens is None else max_new_tokens), found
+    found = problems_of_audio_extra()
+    if max_new_tokens is not None:
+        return max_new_tokens, found
+    asked = SECONDS if seconds is None else seconds
+    wrong = problems_of_seconds(generator, asked)
+    return (1 if wrong else frames(generator, asked)), found + wrong
 
 
 def default_metrics(generators: Sequence[Any]) -> dict[str, Any]:

@@ -69,7 +69,10 @@ def test_the_length_is_bounded_by_the_position_table(
 ) -> None:
     words = ["generate", "--model", musicgen, "--prompt", "rock", "--samples", "1", "--out", "sounds"]
     message = said(capsys, *words, "--seconds", "2")
-    assert "`--seconds`: expected at most 1.5, since the model sees 160 positions at 100 a second, but got 2" in message
+    assert (
+        f"`--seconds`: expected at most 1.5, since `{musicgen}` sees 160 positions at 100 a second, but got 2"
+        in message
+    )
     assert "expected at most 1.5" in said(capsys, *words)  # ten seconds, where nothing is said
     assert "expected a number above 0, but got -1" in said(capsys, *words, "--seconds=-1")
     assert main([*words, "--seconds", "1.5"]) == 0
