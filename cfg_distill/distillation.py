@@ -23,7 +23,7 @@ from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Divergence, Los
 from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
 from cfg_distill.memory import advice_on_memory
 from cfg_distill.samples import Samples, decoded
-from cfg_distill.sampling import Rollout, Sampling, rollout
+from cfg_distill.sampling import Rollout, Sampling, problems_of_lengths, rollout
 
 # What is logged whatever the losses are: a value for each cell.
 _ENTROPIES: dict[str, CellTerm] = {
@@ -118,6 +118,11 @@ class CFGDistillation(L.LightningModule):
         found = self.student.problems()
         limit = None if found else self.student.max_positions
         found += self.guidance.problems()
+        if not found and self.guidance.negative_system is not None and not self.student.takes_system:
+            found.append(
+                "Key `model.guidance.negative_system`: expected a model under a chat template that takes system messages, but"
+                f" `{self.student.path}` is none. Give `model.guidance.negative` instead."
+            )
         found += self.sampling.problems(limit, training=True)
         if self.start:
             found += self.student.problems_of_start(self.start)
@@ -374,6 +379,11 @@ class CFGDistillation(L.LightningModule):
 
     def on_fit_start(self) -> None:
         assert self.teacher is not None
+        # All prompts, and not the first batch that holds a long one: a fit must not stop in the middle for it.
+        prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", {})
+        found = [p for given in prompts.values() for p in problems_of_lengths(self.student, given, self.sampling)]
+        if found:
+            raise ConfigError(found)
         self._teacher_fingerprint = fingerprint(self.teacher)
 
     def on_fit_end(self) -> None:

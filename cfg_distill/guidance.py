@@ -41,6 +41,8 @@ class Guidance:
     Args:
         scale: gamma. 1 is no guidance; the paper's text-to-music setting is 3.
         negative: the negative prompt. None drops the prompt: the unconditional branch.
+        negative_system: the system message of the negative branch, for models whose chat template takes one. The branch then
+            keeps the prompt, unless ``negative`` is given too (the empty text drops it). Source: Sanchez et al., section 3.4.
         schedule: how gamma moves over the generated positions: ``constant``, or from ``scale`` to ``final_scale`` as a
             straight line (``linear``) or a half cosine (``cosine``).
         final_scale: gamma at ``positions`` and beyond; None keeps ``scale``. Read when ``schedule`` is not constant.
@@ -52,6 +54,7 @@ class Guidance:
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final_scale: float | None = None
     positions: int = 128
+    negative_system: str | None = None
 
     @property
     def active(self) -> bool:
@@ -79,7 +82,7 @@ class Guidance:
     def scale_at(self, position_T: Tensor) -> Tensor:
         """Gamma at generated positions counted from 0: ``[T]`` integers to ``[T]`` float32."""
         if self.schedule == "constant" or self.final_scale is None:
-            return torch.full(position_T.shape, self.scale, device=position_T.device)
+            return torch.full(position_T.shape, float(self.scale), device=position_T.device)
         progress_T = (position_T.float() / self.positions).clamp(max=1.0)
         if self.schedule == "cosine":
             progress_T = (1 - torch.cos(torch.pi * progress_T)) / 2

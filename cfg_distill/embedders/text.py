@@ -49,6 +49,11 @@ class TransformerEmbedder(Embedder):
             positions = getattr(self.config, "max_position_embeddings", None)
         except ConfigError as error:
             return error.problems
+        if self.tokenizer.pad_token_id is None:
+            found.append(
+                f"Key `embedder.init_args.path`: expected a tokenizer with a pad token or an end token, but that of"
+                f" `{self.path}` has neither. Set one in its tokenizer_config.json."
+            )
         if positions is not None and self.max_length > positions:
             found.append(
                 f"Key `embedder.init_args.max_length`: expected at most the {positions} positions of `{self.path}`,"

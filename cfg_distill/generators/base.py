@@ -87,6 +87,8 @@ class Generator(nn.Module, ABC):
         sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
         frame_rate: frames a second of sound; None for text.
         path: the folder or hub name of the start model.
+        takes_system: whether prompts may come with a system message, as the condition ``system``; known before the weights
+            are.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
         adapter_prefix: where :attr:`model` lies in the model that adapter folders are for: ``decoder.`` where it is a part.
     """
@@ -100,6 +102,7 @@ class Generator(nn.Module, ABC):
     pad_token: int = 0
     sample_rate: int | None = None
     frame_rate: float | None = None
+    takes_system: bool = False
 
     @property
     def num_codebooks(self) -> int:

@@ -30,6 +30,7 @@ class CausalLM(Generator):
         path: a model folder, a hub name, or ``tunes:base``, the shipped text-to-music model. An adapter folder stands for its
             base with the adapter added to the weights.
         chat_template: pass prompts through the tokenizer's chat template. None: when it has one.
+        system: the system message before each prompt, under a chat template. None: what the template does by itself.
         unconditional: the text that stands for a dropped prompt. None: the empty user message under a chat template,
             else the begin token alone (the end token for models without one, as GPT-2 was trained).
         dtype: the dtype of the weights.
@@ -48,6 +49,7 @@ class CausalLM(Generator):
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         prompt_once: bool = True,
         lora: LoRA | None = None,
+        system: str | None = None,
     ) -> None:
         super().__init__()
         self.path = path
@@ -56,6 +58,7 @@ class CausalLM(Generator):
         self.dtype = dtype
         self.prompt_once = prompt_once
         self.lora = lora
+        self.system = system
 
     # Settings, known before the weights are
 
@@ -65,6 +68,16 @@ class CausalLM(Generator):
             found.append(
                 f"Key `model.generator.chat_template`: expected a tokenizer with a chat template, but that of `{self.path}`"
                 " has none. Set it to false, or use an instruction-tuned model."
+            )
+        if not found and self.system is not None and not self.takes_system:
+            found.append(
+                f"Key `model.generator.system`: expected a model under a chat template that takes system messages, but"
+                f" `{self.path}` is none. Leave it out, or write it into the prompts."
+            )
+        if not found and self.tokenizer.pad_token_id is None:
+            found.append(
+                f"Key `model.generator.path`: expected a tokenizer with a pad token or an end token, but that of `{self.path}`"
+                " has neither. Set one in its tokenizer_config.json."
             )
         if self.lora is not None:
             found += self.lora.problems(self.path, None if found else self._without_weights)
@@ -158,16 +171,39 @@ class CausalLM(Generator):
 
     # Prompts
 
+    @property
+    def _templated(self) -> bool:
+        return bool(self.tokenizer.chat_template if self.chat_template is None else self.chat_template)
+
+    @cached_property
+    def takes_system(self) -> bool:  # type: ignore[override]
+        """Found by asking the template: some know no system messages and refuse them, or leave them out."""
+        if not self._templated:
+            return False
+        try:
+            return "system message" in self._chat("a prompt", "a system message")
+        except ConfigError:
+            return False
+
     def _text(self, prompt: str | None) -> str:
-        templated = self.tokenizer.chat_template if self.chat_template is None else self.chat_template
         if prompt is None and self.unconditional is not None:
             return self.unconditional
-        if not templated:
-            return prompt if prompt else (self.tokenizer.bos_token or self.tokenizer.eos_token)
-        try:
-            return self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt or ""}], tokenize=False, add_generation_prompt=True
+        system = getattr(prompt, "conditions", {}).get("system", self.system)
+        if self._templated:
+            return self._chat(prompt or "", system)
+        if system is not None:
+            raise ConfigError(
+                f"Prompt {prompt!r}: expected no system message, since `{self.path}` is used without a chat template, but got"
+                f" {system!r}. Leave it out, or write it into the prompts."
             )
+        return prompt if prompt else (self.tokenizer.bos_token or self.tokenizer.eos_token)
+
+    def _chat(self, prompt: str, system: str | None) -> str:
+        messages = [{"role": "user", "content": str(prompt)}]
+        if system is not None:
+            messages.insert(0, {"role": "system", "content": system})
+        try:
+            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         except Exception as error:  # jinja2's TemplateError; its package is no dependency of ours
             if type(error).__module__.partition(".")[0] != "jinja2":
                 raise
@@ -175,13 +211,13 @@ class CausalLM(Generator):
 
     def encode(self, prompts: Sequence[str | None]) -> Encoded:
         texts = [self._text(prompt) for prompt in prompts]
-        templated = self.tokenizer.chat_template if self.chat_template is None else self.chat_template
         # A chat template spells its own special tokens; elsewhere the tokenizer adds what the model was trained with,
         # unless the text is already the begin token alone.
         rows = [
             self.tokenizer(
                 text,
-                add_special_tokens=not templated and text not in (self.tokenizer.bos_token, self.tokenizer.eos_token),
+                add_special_tokens=not self._templated
+                and text not in (self.tokenizer.bos_token, self.tokenizer.eos_token),
             )["input_ids"]
             for text in texts
         ]

@@ -11,6 +11,7 @@ from torch import Tensor
 from cfg_distill.generators.base import DecodingState, Generator
 from cfg_distill.generators.scored import Scored
 from cfg_distill.guidance import Guidance, guided_logits
+from cfg_distill.prompt import Prompt
 
 
 class Guided:
@@ -27,6 +28,15 @@ class Guided:
         self.end_token = generator.end_token
         self.pad_token = generator.pad_token
 
+    def _negatives(self, prompts: Sequence[str | None]) -> list[str | None]:
+        """What the negative branch reads: one for all rows, or each its own when only the system message differs."""
+        system, negative = self.guidance.negative_system, self.guidance.negative
+        if system is None:
+            return [negative]
+        if negative is not None:
+            return [Prompt(negative, system=system)]
+        return [Prompt(prompt or "", **{**getattr(prompt, "conditions", {}), "system": system}) for prompt in prompts]
+
     def _mix(self, prompt: Scored, negative: Scored, position_T: Tensor) -> Scored:
         scale_T1 = self.guidance.scale_at(position_T)[:, None]
         if prompt.states_NTD is None or negative.states_NTD is None:
@@ -40,7 +50,8 @@ class Guided:
         return self._mix(both.rows(slice(half)), both.rows(slice(half, None)), torch.tensor([position], device=device))
 
     def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Scored]:
-        state, both = self.generator.prefill([*prompts, *[self.guidance.negative] * len(prompts)], repeats)
+        negatives = self._negatives(prompts)
+        state, both = self.generator.prefill([*prompts, *negatives * (len(prompts) // len(negatives))], repeats)
         return (state, 0), self._mix_halves(both, 0, self.generator.device)
 
     def step(self, state: tuple[DecodingState, int], tokens_NK: Tensor) -> tuple[Any, Scored]:
@@ -52,6 +63,6 @@ class Guided:
         prompt = self.generator.scored(prompts, tokens_NKT, mask_NKT)
         if not self.guidance.active:
             return prompt
-        # One negative for all rows: read once, not once a prompt.
-        negative = self.generator.scored([self.guidance.negative], tokens_NKT, mask_NKT)
+        # A negative for all rows is read once, not once a prompt.
+        negative = self.generator.scored(self._negatives(prompts), tokens_NKT, mask_NKT)
         return self._mix(prompt, negative, torch.arange(tokens_NKT.shape[-1], device=tokens_NKT.device))

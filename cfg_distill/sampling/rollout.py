@@ -67,7 +67,8 @@ def rollout(
         ConfigError: a prompt and ``max_new_tokens`` do not fit the model's positions.
     """
     stream: Stream = Guided(generator, guidance) if guidance is not None and guidance.active else generator
-    _check_positions(generator, prompts, sampling)
+    if problems := problems_of_lengths(generator, prompts, sampling):
+        raise ConfigError(problems)
     was_training = generator.training
     generator.eval()
     try:
@@ -106,13 +107,23 @@ def _decode(
     return tokens, mask, log_probs
 
 
-def _check_positions(generator: Generator, prompts: Sequence[str], sampling: Sampling) -> None:
+def problems_of_lengths(generator: Generator, prompts: Sequence[str], sampling: Sampling) -> list[str]:
+    """Whether a prompt is too long for the loaded model, samples included: at most one sentence."""
     limit = generator.max_positions
-    if limit is None:
-        return
     taken = generator.prompt_positions(prompts) + max(generator.delays)
-    if taken + sampling.max_new_tokens > limit:
-        raise ConfigError(
-            f"Key `max_new_tokens`: the longest prompt takes {taken} of the model's {limit} positions, so expected"
-            f" at most {limit - taken}, but got {sampling.max_new_tokens}. Lower it, or shorten the prompts."
-        )
+    if limit is None or taken + sampling.max_new_tokens <= limit:
+        return []
+    longest = max(prompts, key=lambda prompt: len(prompt or ""))
+    if taken >= limit:
+        return [
+            f"Prompt `{_shortened(longest)}`: expected at most {limit - sampling.max_new_tokens} positions for it (the model"
+            f" has {limit}, and `max_new_tokens` is {sampling.max_new_tokens}), but it takes {taken}. Shorten it."
+        ]
+    return [
+        f"Key `max_new_tokens`: the longest prompt (`{_shortened(longest)}`) takes {taken} of the model's {limit} positions,"
+        f" so expected at most {limit - taken}, but got {sampling.max_new_tokens}. Lower it, or shorten the prompt."
+    ]
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -1,0 +1,186 @@
+"""Guidance of text: dropped prompts, negative prompts and negative system messages, against transformers' own guidance."""
+
+from __future__ import annotations
+
+import json
+
+import lightning as L
+import pytest
+import torch
+from tiny import tiny_folder
+
+from cfg_distill.data import PromptData
+from cfg_distill.distillation import CFGDistillation
+from cfg_distill.embedders import TransformerEmbedder
+from cfg_distill.errors import ConfigError
+from cfg_distill.generators import CausalLM, Guided, Prompt
+from cfg_distill.guidance import Guidance
+from cfg_distill.losses import ReverseKL
+from cfg_distill.sampling import Sampling, rollout
+
+# As that of SmolLM2: a system message of its own when the user gives none.
+TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}w9 w9 {% endif %}"
+    "{% for m in messages %}{{ ('w10 ' if m['role'] == 'system' else 'w11 ') + m['content'] + ' ' }}{% endfor %}"
+    "{% if add_generation_prompt %}<s>{% endif %}"
+)
+REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TEMPLATE
+PROMPTS = ["w1 w2 w3 w4", "w5"]
+
+
+def chat_folder(folder, template):
+    path = tiny_folder(folder, scale=8.0)
+    (folder / "chat_template.jinja").write_text(template)
+    return path
+
+
+@pytest.fixture(scope="module")
+def chat(tmp_path_factory):
+    return CausalLM(chat_folder(tmp_path_factory.mktemp("chat"), TEMPLATE)).load().eval()
+
+
+def texts(generator, prompts):
+    rows = generator.encode(prompts).tensors
+    return [
+        generator.tokenizer.decode(ids[mask.bool()])
+        for ids, mask in zip(rows["input_ids"], rows["attention_mask"], strict=True)
+    ]
+
+
+def test_what_each_branch_reads(chat):
+    assert texts(chat, ["w1", None]) == ["w9 w9 w11 w1 <s>", "w9 w9 w11 <s>"]
+    assert texts(chat, [Prompt("w1", system="w7 w8"), Prompt("w1", system="")]) == [
+        "w10 w7 w8 w11 w1 <s>",
+        "w10 w11 w1 <s>",
+    ]
+    with_system = CausalLM(chat.path, system="w3").load()
+    assert texts(with_system, ["w1", None]) == ["w10 w3 w11 w1 <s>", "w10 w3 w11 <s>"]
+    assert texts(with_system, [Prompt("w1", system="w7")]) == ["w10 w7 w11 w1 <s>"]
+
+
+@pytest.mark.parametrize(
+    ("guidance", "negatives"),
+    [
+        (Guidance(2.0), ["w9 w9 w11 <s>"] * 2),
+        (Guidance(2.0, "w6"), ["w9 w9 w11 w6 <s>"] * 2),
+        (Guidance(2.0, negative_system="w7 w8"), ["w10 w7 w8 w11 w1 w2 w3 w4 <s>", "w10 w7 w8 w11 w5 <s>"]),
+        (Guidance(2.0, "w6", negative_system="w7"), ["w10 w7 w11 w6 <s>"] * 2),
+        (Guidance(2.0, "", negative_system="w7"), ["w10 w7 w11 <s>"] * 2),
+    ],
+)
+def test_guided_greedy_samples_are_those_of_transformers(chat, guidance, negatives):
+    drawn = rollout(chat, PROMPTS, Sampling(samples=2, max_new_tokens=10, temperature=0), guidance)
+    plain = rollout(chat, PROMPTS, Sampling(samples=2, max_new_tokens=10, temperature=0))
+    for row, (prompt, negative) in enumerate(zip(PROMPTS, negatives, strict=True)):
+        ids = chat.encode([prompt]).tensors
+        negative_ids = chat.tokenizer(negative, add_special_tokens=False, return_tensors="pt")
+        output = chat.model.generate(
+            **ids,
+            do_sample=False,
+            max_new_tokens=10,
+            pad_token_id=0,
+            guidance_scale=2.0,
+            negative_prompt_ids=negative_ids["input_ids"],
+            negative_prompt_attention_mask=negative_ids["attention_mask"],
+        )
+        expected = output[0, ids["input_ids"].shape[1] :].tolist()
+        for sample in (0, 1):
+            mask_T = drawn.mask_BGKT[row, sample, 0]
+            assert drawn.tokens_BGKT[row, sample, 0][mask_T].tolist() == expected
+    assert not torch.equal(drawn.tokens_BGKT, plain.tokens_BGKT)
+
+
+def test_scoring_at_once_is_decoding_step_by_step_under_a_negative_system_message(chat):
+    guidance = Guidance(3.0, negative_system="w7 w8")
+    drawn = rollout(chat, PROMPTS, Sampling(samples=3, max_new_tokens=8), guidance, seed=4)
+    logits_NKTV = Guided(chat, guidance).scored(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
+    picked_NKT = logits_NKTV.float().log_softmax(-1).gather(-1, drawn.tokens_NKT[..., None])[..., 0]
+    torch.testing.assert_close(
+        picked_NKT[drawn.mask_NKT], drawn.log_probs_BGKT.flatten(0, 1)[drawn.mask_NKT], rtol=0, atol=1e-4
+    )
+
+
+# What a user can get wrong
+
+
+def problems(generator, guidance=Guidance(2.0)):
+    return CFGDistillation(generator, {"kl": ReverseKL()}, guidance, Sampling(max_new_tokens=4)).problems()
+
+
+@pytest.mark.parametrize("template", [None, REFUSING, "{{ messages[-1]['content'] }}"])
+def test_a_system_message_needs_a_template_that_takes_it(tmp_path, template):
+    path = tiny_folder(tmp_path) if template is None else chat_folder(tmp_path, template)
+    (own,) = problems(CausalLM(path, system="w1"))
+    assert own.startswith("Key `model.generator.system`: ")
+    assert "takes system messages" in own
+    (negative,) = problems(CausalLM(path), Guidance(2.0, negative_system="w1"))
+    assert negative.startswith("Key `model.guidance.negative_system`: ")
+    assert not problems(CausalLM(path))
+
+
+def test_a_system_message_without_a_template_is_refused_where_it_is_met(tiny_model):
+    generator = CausalLM(tiny_model).load()
+    with pytest.raises(ConfigError, match="without a chat template, but got 'w2'"):
+        generator.encode([Prompt("w1", system="w2")])
+
+
+def test_a_chat_template_that_is_asked_for_and_missing(tiny_model):
+    (problem,) = problems(CausalLM(tiny_model, chat_template=True))
+    assert "Key `model.generator.chat_template`" in problem
+
+
+def without_tokens(folder, *names):
+    """The tokenizer in a folder without some of its special tokens."""
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in settings.items() if key not in names}))
+
+
+def test_without_a_pad_token_the_end_token_serves(tmp_path):
+    path = tiny_folder(tmp_path)
+    without_tokens(tmp_path, "pad_token")
+    bare, whole = CausalLM(path).load(), CausalLM(tiny_folder(tmp_path / "whole")).load()
+    assert bare.pad_token == bare.end_token == 2
+    assert not problems(CausalLM(path))
+    tokens = [rollout(each, PROMPTS, Sampling(samples=2, max_new_tokens=6), seed=1) for each in (bare, whole)]
+    assert torch.equal(tokens[0].mask_BGKT, tokens[1].mask_BGKT)
+    mask_BGKT = tokens[0].mask_BGKT
+    assert torch.equal(tokens[0].tokens_BGKT[mask_BGKT], tokens[1].tokens_BGKT[mask_BGKT])
+
+
+def test_without_pad_and_end_token_it_is_told(tmp_path):
+    path = tiny_folder(tmp_path)
+    without_tokens(tmp_path, "pad_token", "eos_token")
+    (problem,) = problems(CausalLM(path))
+    assert problem.startswith("Key `model.generator.path`: expected a tokenizer with a pad token or an end token")
+    (problem,) = TransformerEmbedder(path, max_length=8).problems()
+    assert "expected a tokenizer with a pad token or an end token" in problem
+
+
+def test_prompts_longer_than_the_context_are_told_with_the_room_there_is(tiny_model):
+    generator = CausalLM(tiny_model).load()
+    with pytest.raises(
+        ConfigError, match=r"`w1 w1 .*` *\) takes 60 of the model's 64 positions, so expected at most 4, but"
+    ):
+        rollout(generator, ["w2", "w1 " * 60], Sampling(samples=2, max_new_tokens=5))
+    with pytest.raises(
+        ConfigError, match=r"Prompt `w1 .*: expected at most 59 positions for it .* but it takes 70. Shorten"
+    ):
+        rollout(generator, ["w2", "w1 " * 70], Sampling(samples=2, max_new_tokens=5))
+    rollout(generator, ["w1 " * 60], Sampling(samples=2, max_new_tokens=4))
+
+
+def test_a_fit_meets_a_prompt_that_is_too_long_before_its_first_step(tiny_model, tmp_path):
+    (tmp_path / "train.txt").write_text("w1\nw2\nw3\n" + "w4 " * 62)
+    module = CFGDistillation(CausalLM(tiny_model), {"kl": ReverseKL()}, sampling=Sampling(2, max_new_tokens=4))
+    steps = []
+    module.training_step = lambda batch, batch_idx: steps.append(batch)
+    trainer = L.Trainer(
+        max_steps=4, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, default_root_dir=tmp_path,
+    )  # fmt: skip
+    with pytest.raises(
+        ConfigError, match=r"`w4 w4 .* takes 62 of the model's 64 positions, so expected at most 2, but got 4"
+    ):
+        trainer.fit(module, PromptData(str(tmp_path / "train.txt"), batch_size=1, shuffle=False))
+    assert steps == []
