@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoTokenizer
 
 from cfg_distill.audio import Waveform, problems_of_audio_extra, resampled
@@ -242,10 +242,30 @@ class CLAP(AudioEmbedder):
         return normalize(torch.cat(parts), dim=-1)
 
     def _vectors(self, windows: list[np.ndarray]) -> Tensor:
-        features = self.extractor(windows, sampling_rate=self.rate, return_tensors="pt")["input_features"]
+        sound_NL = torch.from_numpy(np.stack(windows)).to(self.model.device)
         is_longer_N1 = torch.zeros(len(windows), 1, dtype=torch.bool)
-        output = self.model.get_audio_features(features.to(self.model.device, torch.float32), is_longer_N1)
-        return output.pooler_output
+        return self.model.get_audio_features(self._features(sound_NL), is_longer_N1).pooler_output
+
+    def _features(self, sound_NL: Tensor) -> Tensor:
+        """What the feature extractor makes of windows, ``[N, channels, frames, mels]``, on the device of the sound.
+
+        The extractor itself takes a frame at a time in numpy: for a group of ten-second clips, seconds a training step.
+        """
+        made, longest = self.extractor, self.extractor.nb_max_samples
+        repeats = longest // sound_NL.shape[1]
+        if made.padding == "repeat":
+            sound_NL = sound_NL.repeat(1, repeats + 1)[:, :longest]
+        elif made.padding == "repeatpad":
+            sound_NL = sound_NL.repeat(1, repeats)
+        sound_NL = pad(sound_NL, (0, longest - sound_NL.shape[1]))
+        is_fusion = made.truncation == "fusion"
+        shape = torch.hann_window(made.fft_window_size, device=sound_NL.device)
+        spectrum = torch.stft(sound_NL, made.fft_window_size, made.hop_length, window=shape, return_complex=True)
+        filters = torch.as_tensor(made.mel_filters if is_fusion else made.mel_filters_slaney, dtype=torch.float32)
+        mels = spectrum.abs().square().transpose(1, 2) @ filters.to(sound_NL.device)
+        decibels = 10 * mels.clamp(min=1e-10).log10()
+        # A model with fusion reads a whole and three crops of a long clip; of a short one, the same four times.
+        return decibels[:, None].repeat(1, 4 if is_fusion else 1, 1, 1)
 
 
 @cache

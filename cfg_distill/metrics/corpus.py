@@ -49,7 +49,8 @@ def frechet_distance(vectors: Tensor, reference: Tensor) -> Tensor:
     Returns:
         A float64 scalar.
     """
-    metric = FrechetInceptionDistance(feature=_AsTheyAre(vectors.shape[-1])).to(vectors.device)
+    # All processes call this with the same vectors: it must not gather them once more.
+    metric = FrechetInceptionDistance(feature=_AsTheyAre(vectors.shape[-1]), sync_on_compute=False).to(vectors.device)
     metric.set_dtype(torch.float64)
     metric.update(reference.double(), real=True)
     metric.update(vectors.double(), real=False)
@@ -131,12 +132,14 @@ class CorpusMetric(EmbeddingMetric):
 
     axis = "guard"
     higher_is_better = False
+    group: Tensor
 
     def __init__(self, embedder: Embedder, reference: str, seconds: float = 10.0, **settings: Any) -> None:
         super().__init__(embedder, **settings)
         self.reference = reference
         self.seconds = seconds
         self._reference_RD: Tensor | None = None
+        self.add_state("group", default=torch.tensor(0), dist_reduce_fx="max")
 
     @abstractmethod
     def statistic(self, vectors: Tensor, reference: Tensor) -> Tensor:
@@ -176,20 +179,24 @@ class CorpusMetric(EmbeddingMetric):
         return self
 
     def update(self, samples: Samples) -> None:
-        self.values.append(self.embedded(samples).float())  # type: ignore[union-attr]
+        # Flat, since a process without a prompt has nothing to tell the shape from.
+        self.values.append(self.embedded(samples).float().flatten())  # type: ignore[union-attr]
+        self.group = self.group.clamp(min=samples.group)
 
     def score(self, samples: Samples) -> Tensor:
-        return self._values(self.embedded(samples))
+        return jackknife(self.embedded(samples), self._clips(), self.statistic)
 
     def per_prompt(self) -> Tensor:
-        return self._values(super().per_prompt())
+        return jackknife(self._groups(), self._clips(), self.statistic)
 
     def compute(self) -> Tensor:
-        """The distance of all samples (of all processes) from the reference."""
-        return self.statistic(super().per_prompt().flatten(0, 1), self._clips()).float()
+        """The distance of all samples (of all processes) from the reference; NaN for fewer than two."""
+        vectors_ND = self._groups().flatten(0, 1)
+        return self.statistic(vectors_ND, self._clips()).float() if len(vectors_ND) > 1 else torch.tensor(torch.nan)
 
-    def _values(self, groups: Tensor) -> Tensor:
-        return jackknife(groups, self._clips(), self.statistic)
+    def _groups(self) -> Tensor:
+        """The vectors so far, ``[P, G, D]``; the samples of a prompt must be as many for all."""
+        return super().per_prompt().view(-1, int(self.group), self._clips().shape[-1])
 
     def _clips(self) -> Tensor:
         assert self._reference_RD is not None

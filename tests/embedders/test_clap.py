@@ -58,6 +58,19 @@ def test_clap_vectors_are_those_of_transformers(clap_folder: str) -> None:
     torch.testing.assert_close(embedder.embed(["80s synth pop", "calm"]), expected_ND)
 
 
+@pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])
+@pytest.mark.parametrize("truncation", ["rand_trunc", "fusion"])
+def test_features_are_those_of_the_extractor(clap_folder: str, padding: str, truncation: str) -> None:
+    embedder = CLAP(clap_folder)
+    embedder.extractor.padding, embedder.extractor.truncation = padding, truncation
+    for seconds in (0.11, 0.4, 0.5, 1.0):  # windows are never longer than a second here
+        clips = [noise(1, seconds), tone(700, seconds), Waveform(torch.zeros(1, round(8000 * seconds)), 8000)]
+        sounds = [clip.samples[0].numpy() for clip in clips]
+        expected = embedder.extractor(sounds, sampling_rate=8000, return_tensors="pt")["input_features"]
+        features = embedder._features(torch.from_numpy(np.stack(sounds)))
+        torch.testing.assert_close(features, expected.float(), atol=0.02, rtol=1e-3)  # decibels, from -100 on
+
+
 def test_a_clip_has_one_vector_whatever_lies_beside_it(clap_folder: str, hubert_folder: str) -> None:
     # Two windows and a bit: transformers' own extractor would crop it at random.
     long = Waveform(torch.cat([tone(300, 1.2).samples, noise(3, 1.1).samples], dim=1), 8000)

@@ -11,6 +11,8 @@ from torch.multiprocessing import spawn
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.metrics import (
     EAD,
+    FAD,
+    KAD,
     DistinctN,
     Entropy,
     KLToTeacher,
@@ -50,6 +52,10 @@ def sample_metrics() -> dict[str, SampleMetric]:
     embedder = NGramCounts(n=1)
     metrics = [PairwiseCosineDiversity(embedder), VendiScore(embedder), PromptAdherence(embedder), DistinctN(n=1)]
     metrics += [EAD(vocabulary=6), SelfBLEUDiversity(), Repetition(n=1), Length()]
+    for kind in (FAD, KAD):  # distances of all samples, whatever they are samples of
+        distance = kind(NGramCounts(n=1, buckets=4), reference="")
+        distance._reference_RD = torch.rand(9, 4, generator=torch.Generator().manual_seed(0))
+        metrics.append(distance)
     return {type(metric).__name__: metric for metric in metrics}
 
 
