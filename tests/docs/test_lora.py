@@ -55,7 +55,7 @@ def test_the_page_runs_and_its_knobs_agree(desk: Path, capsys: pytest.CaptureFix
         place["weigh"](0.5, 0.5)
         half = model(tokens).logits
         exec(compile(second, PAGE, "exec"), place)
-        mixed = model(tokens, adapter_names=["quality", "knob 0.5", "diversity"]).logits
+        mixed = model(tokens, adapter_names=["quality", "50%", "diversity"]).logits
         base = json.loads((desk / "adapters/half/adapter_config.json").read_text())["base_model_name_or_path"]
         merged: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), "adapters/half").eval()
         torch.testing.assert_close(merged(tokens).logits, half, atol=1e-4, rtol=1e-4)
