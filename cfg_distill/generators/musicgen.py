@@ -29,6 +29,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, is_adapter, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
+from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.musicgen_shared import SECONDS, Melody, Shared, problems_of_prompt
 from cfg_distill.generators.scored import Head, Scored
@@ -237,7 +238,7 @@ class MusicGen(Generator):
     def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
         # The keys and values of the text are computed here, once a prompt, and copied for its group.
         encoded = self.encode(prompts).tensors
-        own = DynamicCache(config=self.model.config)
+        own = growing_cache(self.model.config)
         cache = own if self._reads_melody else EncoderDecoderCache(own, DynamicCache(config=self.model.config))
         first = self._predict(self._begin(len(prompts)), encoded, cache)
         return DecodingState(cache, encoded).repeat_interleave(repeats), first.repeat_interleave(repeats)

@@ -1,0 +1,52 @@
+"""A key-value cache that writes new positions in place. transformers' own copies all earlier ones at every position."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+ROOM = 128
+"""Positions that a cache grows by: what is copied a position falls by this factor, and no more than these are spare."""
+
+
+def growing_cache(config: Any) -> DynamicCache:
+    """A ``DynamicCache`` for a model whose plain layers grow in place; sliding windows and the like stay transformers' own."""
+    cache = DynamicCache(config=config)
+    cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
+    return cache
+
+
+class GrowingLayer(DynamicLayer):
+    """Keys and values with room behind them. The same values as of a ``DynamicLayer``, which it is while gradients flow."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._rooms: list[Tensor] = []
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if torch.is_grad_enabled():
+            self._rooms = []
+            return super().update(key_states, value_states, *args, **kwargs)
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        new = (key_states, value_states)
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[-2]
+        if not self._has_room(end):
+            self._rooms = [part.new_empty(*part.shape[:-2], end + ROOM, part.shape[-1]) for part in new]
+            if begin and self.keys is not None and self.values is not None:
+                for room, kept in zip(self._rooms, (self.keys, self.values), strict=True):
+                    room[..., :begin, :] = kept
+        for room, part in zip(self._rooms, new, strict=True):
+            room[..., begin:end, :] = part
+        self.keys, self.values = (room[..., :end, :] for room in self._rooms)
+        return self.keys, self.values
+
+    def _has_room(self, end: int) -> bool:
+        """Whether the room is long enough, and still that of the keys: repeating rows makes new ones."""
+        if not self._rooms or self.keys is None:
+            return False
+        return self._rooms[0].shape[-2] >= end and self._rooms[0].data_ptr() == self.keys.data_ptr()
