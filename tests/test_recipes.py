@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import yaml
 from jsonargparse import ArgumentParser
+from tiny import tiny_folder
 
 from cfg_distill.cli import fit
 from cfg_distill.cli.checks import Walk
 from cfg_distill.cli.recipes import description, shipped
+from cfg_distill.data import read_prompts
+from cfg_distill.data.reading import normalised
 from cfg_distill.folders import RECIPES
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.study.check import problems_of
@@ -20,7 +24,20 @@ NAMES = sorted(shipped())
 CONTENT = {name: yaml.safe_load(shipped()[name].read_text()) for name in NAMES}
 FITS = [name for name in NAMES if "trainer" in CONTENT[name]]
 STUDIES = [name for name in NAMES if "fits" in CONTENT[name]]
+GENERATORS = {name: CONTENT[name]["model"].get("generator", {}) for name in FITS}
+LANGUAGE = {name: made["init_args"]["path"] for name, made in GENERATORS.items() if "CausalLM" in str(made)}
+OF_THE_HUB = [name for name, path in LANGUAGE.items() if "/" in path]
 METRICS = [name for name in NAMES if name not in FITS + STUDIES]
+
+
+@pytest.fixture(scope="module")
+def local_model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A language model with room for the samples of any recipe."""
+    folder = tmp_path_factory.mktemp("local")
+    tiny_folder(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    return str(folder)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,8 +47,11 @@ def test_the_first_line_describes_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FITS)
-def test_a_fit_has_no_problems_in_any_folder(name: str, folder: Path) -> None:
-    fit.run("fit", ["--config", f"recipes/{name}.yaml"], check_only=True)
+def test_a_fit_has_no_problems_in_any_folder(name: str, folder: Path, local_model: str) -> None:
+    words = ["--config", f"recipes/{name}.yaml"]
+    if name in OF_THE_HUB:  # nothing is downloaded here: a local model stands for that of the hub
+        words.append(f"--model.generator.init_args.path={local_model}")
+    fit.run("fit", words, check_only=True)
     assert list(folder.iterdir()) == []
 
 
@@ -49,9 +69,12 @@ def test_a_file_of_metrics_names_metrics(name: str) -> None:
     assert walk.problems == []
 
 
-def test_prompts_of_the_recipes_are_shipped_texts() -> None:
-    assert {path.name for path in (RECIPES / "tunes" / "prompts").iterdir()} >= {
-        "train.txt",
-        "validation.txt",
-        "report.txt",
+@pytest.mark.parametrize("room", ["tunes", "smollm2"])
+def test_prompts_of_the_recipes_are_shipped_texts_without_overlap(room: str) -> None:
+    prompts = {
+        name: [normalised(p) for p in read_prompts(RECIPES / room / "prompts" / f"{name}.txt")]
+        for name in ("train", "validation", "report")
     }
+    everything = [prompt for each in prompts.values() for prompt in each]
+    assert len(set(everything)) == len(everything)
+    assert len(prompts["report"]) >= 24
