@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, DiaFeatureExtractor, DiaForConditionalGeneration, DiaProcessor
@@ -21,9 +22,10 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.folders import base_of, is_adapter, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
+from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.scored import Head, Scored
 
 _NEVER = -1e4
@@ -39,8 +41,10 @@ class Dia(Generator):
     likeliest tokens of the guided one. Its ``guidance_scale`` s is a scale of 1 + s here.
 
     Args:
-        path: a model folder or a hub name. Its processor names the codec.
+        path: a model folder or a hub name. Its processor names the codec. An adapter folder stands for its base with the
+            adapter added.
         dtype: of the weights; the codec stays float32.
+        lora: train an adapter of text encoder and decoder instead of all weights; the teacher then shares the base's.
     """
 
     model: Any  # transformers' own classes type their call too loosely to check against
@@ -49,10 +53,12 @@ class Dia(Generator):
         self,
         path: str = "nari-labs/Dia-1.6B-0626",
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        lora: LoRA | None = None,
     ) -> None:
         super().__init__()
         self.path = path
         self.dtype = dtype
+        self.lora = lora
 
     # Settings, known before the weights are
 
@@ -70,15 +76,19 @@ class Dia(Generator):
                 f"Key `model.generator.path`: expected a Dia (model_type dia), but `{self.path}` is of model_type {kind}."
                 " Name a Dia, or take another generator."
             ]
-        return []
+        return [] if self.lora is None else self.lora.problems(self.path, self._without_weights)
+
+    def _without_weights(self) -> Any:
+        with torch.device("meta"):
+            return DiaForConditionalGeneration(self.config).model
 
     @cached_property
     def config(self) -> Any:
-        return _from_hub(AutoConfig, self.path)
+        return _from_hub(AutoConfig, base_of(self.path))
 
     @cached_property
     def extractor(self) -> Any:
-        return _from_hub(DiaFeatureExtractor, self.path)
+        return _from_hub(DiaFeatureExtractor, base_of(self.path))
 
     @property
     def delays(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -112,14 +122,24 @@ class Dia(Generator):
     def load(self) -> Self:
         if not hasattr(self, "model"):
             self.model = self._load_model(self.path)
+            if self.lora is not None:
+                # Not on the head, which transformers does not name as one: the losses read its weights.
+                self.model.requires_grad_(False)
+                self.lora.inject(self.model.model)
             # In an object that no module registers: no checkpoint, average or optimiser sees the codec.
-            self.sound = _Sound(_from_hub(DiaProcessor, self.path))
+            self.sound = _Sound(_from_hub(DiaProcessor, base_of(self.path)))
         return self
 
     def _load_model(self, path: str) -> Any:
-        return _from_hub(DiaForConditionalGeneration, path, dtype=getattr(torch, self.dtype))
+        model = _from_hub(DiaForConditionalGeneration, base_of(path), dtype=getattr(torch, self.dtype))
+        if is_adapter(path):
+            add_adapter(model, read_adapter(path), path)
+        return model
 
     def load_weights(self, folder: str) -> None:
+        if self.lora is not None:
+            fill(self.model, read_adapter(folder), folder)
+            return
         own, state = self.model.state_dict(), self._load_model(folder).state_dict()
         wrong = sorted(own.keys() ^ state.keys())
         wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
@@ -128,12 +148,11 @@ class Dia(Generator):
             raise ConfigError(f"Weights of `{folder}` do not fit the model `{self.path}`: {'; '.join(wrong[:8])}.")
         self.model.load_state_dict(state)
 
-    def frozen_copy(self) -> Self:
-        frozen = copy.copy(self)
-        frozen._modules = {"model": copy.deepcopy(self.model).requires_grad_(False).eval()}
-        return frozen
-
     def save(self, folder: str | Path) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if self.lora is not None:
+            save_adapter(self.model, self.path, folder)
+            return
         self.model.save_pretrained(folder)
         self.sound.processor.save_pretrained(folder)
         # A distilled model carries its guidance: no second one, and no filter that was tuned for it.
@@ -175,11 +194,13 @@ class Dia(Generator):
             encoder_attention_mask=read["mask"],
             past_key_values=cache,
         ).last_hidden_state
-        num_drawn = self.end_token + 1
-        weight_KVD = self.model.logits_dense.weight.unflatten(0, (self.num_codebooks, -1))[:, :num_drawn]
-        bias_KV = torch.zeros(self.num_codebooks, num_drawn, dtype=weight_KVD.dtype, device=self.device)
+        num_drawn, head = self.end_token + 1, self.model.logits_dense
+        bias_KV = torch.zeros(self.num_codebooks, num_drawn, dtype=states_NTD.dtype, device=self.device)
         bias_KV[1:, self.end_token] = _NEVER
-        return Scored(states_NTD, Head(weight_KVD, bias_KV))
+        if isinstance(head.weight, DTensor):  # a shard: only the layer itself knows the whole
+            logits_NTKV = head(states_NTD).unflatten(-1, (self.num_codebooks, -1))[..., :num_drawn] + bias_KV
+            return Scored(logits_NKTV=logits_NTKV.transpose(1, 2))
+        return Scored(states_NTD, Head(head.weight.unflatten(0, (self.num_codebooks, -1))[:, :num_drawn], bias_KV))
 
     def _begin(self, num_rows: int) -> Tensor:
         """The position before the first one, ``[N, K, 1]``."""

@@ -17,7 +17,7 @@ from cfg_distill import CFGDistillation
 from cfg_distill.cli import main
 from cfg_distill.embedders import CLAP
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import Guided, open_generator
+from cfg_distill.generators import Guided, LoRA, open_generator
 from cfg_distill.generators.dia import Dia
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import PolicyGradient, ReverseKL, reverse_kl
@@ -259,6 +259,33 @@ def test_the_export_is_transformers_own(
     words = ["--prompt", "[S1] Hi there.", "--seconds", "0.01", "--samples", "2", "--out", "sounds"]
     assert main(["generate", "--model", "student", *words]) == 0
     assert len(list(Path("sounds").glob("*.wav"))) == 2
+
+
+def test_an_adapter_of_encoder_and_decoder(folders: list[str], dia: Dia, tmp_path: Path) -> None:
+    student = Dia(folders[0], lora=LoRA(rank=2)).load()
+    names = [name for name, parameter in student.named_parameters() if parameter.requires_grad]
+    assert names and all("lora_" in name and "logits_dense" not in name for name in names)
+    drawn = rollout(dia, PROMPTS, Sampling(2, 6), seed=1)
+    rows = (PROMPTS, drawn.tokens_NKT, drawn.mask_NKT)
+    mask_NKT = drawn.mask_NKT
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(1))
+        own = student.logits(*rows)[mask_NKT]
+        base = dia.logits(*rows)[mask_NKT]
+        assert (own - base)[:, :END].abs().max() > 0.1
+        torch.testing.assert_close(student.frozen_copy().logits(*rows)[mask_NKT], base)  # the teacher
+        student.save(tmp_path / "adapter")
+        opened = open_generator(str(tmp_path / "adapter"))
+        assert type(opened) is Dia and not opened.problems()
+        begun = Dia(folders[0], lora=LoRA(rank=4)).load()
+        begun.load_weights(str(tmp_path / "adapter"))
+        student.merge_adapter().save(tmp_path / "whole")
+        for other in (opened.load(), begun, student, Dia(str(tmp_path / "whole")).load()):
+            torch.testing.assert_close(other.logits(*rows)[mask_NKT], own, atol=1e-4, rtol=1e-4)
+    (problem,) = Dia(folders[0], lora=LoRA(targets=["q_proj", "logits_dense"])).problems()
+    assert "`logits_dense` matches none" in problem and "gate_up_proj" in problem
 
 
 def test_weights_of_another_model(folders: list[str], tiny_model: str, tmp_path: Path) -> None:
