@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.text import PACKAGED, converted, problems_of_gguf
+from cfg_distill.text import PACKAGED, cached_name, converted, problems_of_gguf
 
 SHIPPED = {name: Path(__file__).parent / "tunes" / "weights" / name for name in ("base", "encoder", "judge")}
 KNOWN: dict[str, Collection[str]] = {"tunes": SHIPPED, "text": PACKAGED}
@@ -26,7 +26,7 @@ def source(path: str) -> Path | None:
     prefix, colon, name = str(path).partition(":")
     if not colon or prefix not in KNOWN:
         file = Path(path).expanduser()
-        return file if file.suffix == ".gguf" and file.is_file() else None
+        return file if file.suffix == ".gguf" and file.is_file() else _converted_elsewhere(file)
     if name not in KNOWN[prefix]:
         raise ConfigError(
             f"Model `{path}`: expected one of {[f'{prefix}:{known}' for known in KNOWN[prefix]]}, but got `{path}`."
@@ -37,6 +37,14 @@ def source(path: str) -> Path | None:
         return PACKAGED[name].path()
     except ConfigError as error:
         raise ConfigError(f"Model `{path}`: {error}") from error
+
+
+def _converted_elsewhere(folder: Path) -> Path | None:
+    """The packaged GGUF file of a folder in a cache that is gone: an adapter names its base by the folder it was then."""
+    if folder.parent.name != "models" or folder.exists():
+        return None
+    files = [found for each in PACKAGED.values() if (found := each.find()) is not None and found.suffix == ".gguf"]
+    return next((file for file in files if cached_name(file) == folder.name), None)
 
 
 def resolve(path: str) -> str:

@@ -43,7 +43,7 @@ def converted(file: Path) -> Path:
     Raises:
         ConfigError: the libraries are missing, or transformers cannot read the file.
     """
-    folder = cache_folder() / "models" / f"{file.stem}-{_digest(file)}"
+    folder = cache_folder() / "models" / cached_name(file)
     if folder.is_dir():
         return folder
     if problems := problems_of_gguf(file):
@@ -60,6 +60,11 @@ def converted(file: Path) -> Path:
                 shutil.rmtree(staged, ignore_errors=True)
             _say(f"Converted in {time.monotonic() - began:.0f} s: {folder} (delete it at will).")
     return folder
+
+
+def cached_name(file: Path) -> str:
+    """The name of the folder that a file is converted to: the same in every cache."""
+    return f"{file.stem}-{_digest(file)}"
 
 
 def _digest(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from cfg_distill.folders import problems_of_folder, resolve
 from cfg_distill.generators import CausalLM
 from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling
-from cfg_distill.text import cache_folder, converted
+from cfg_distill.text import Packaged, cache_folder, converted
 
 Q4_1 = GGMLQuantizationType.Q4_1
 WIDTH, INNER = 32, 64
@@ -128,6 +129,21 @@ def test_of_several_at_once_one_converts(tmp_path, own_cache, capfd):
         folders = set(pool.map(converted, [tmp_path / "tiny.gguf"] * 3))
     assert capfd.readouterr().err.count("safetensors, once") == 1
     assert {path for path in (own_cache / "models").iterdir() if path.name != ".lock"} == folders
+
+
+def test_an_adapter_finds_its_packaged_base_again_when_the_cache_is_another(tmp_path, own_cache, monkeypatch):
+    write(tmp_path / "tiny.gguf")
+    packaged = Packaged("tiny-package", "tiny_module", "tiny.gguf", "a tiny model")
+    monkeypatch.setattr(Packaged, "find", lambda self: tmp_path / "tiny.gguf")
+    monkeypatch.setattr("cfg_distill.folders.PACKAGED", {"tiny": packaged})
+    base = resolve(str(tmp_path / "tiny.gguf"))
+    monkeypatch.setenv("CFG_DISTILL_CACHE", str(tmp_path / "another"))
+    shutil.rmtree(own_cache)
+    assert problems_of_folder("model.generator.path", base) == []
+    assert resolve(base) == str(tmp_path / "another" / "models" / Path(base).name)
+    assert Path(resolve(base), "model.safetensors").is_file()
+    (problem,) = problems_of_folder("model.generator.path", str(own_cache / "models" / "other-0123"))
+    assert "does not exist" in problem
 
 
 def test_an_unknown_architecture_is_told_and_leaves_nothing(tmp_path, own_cache):
