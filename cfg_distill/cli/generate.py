@@ -28,6 +28,9 @@ def run(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--guidance", type=float, default=1.0, metavar="G", help="scale of guidance; 1 is none")
     parser.add_argument("--negative", metavar="TEXT", help="negative prompt, under guidance")
+    parser.add_argument(
+        "--negative-system", metavar="TEXT", help="system message of the negative branch; it keeps the prompt"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument("--out", type=Path, metavar="DIR", help="a folder for the samples as files")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files")
@@ -43,7 +46,7 @@ def run(argv: Sequence[str]) -> None:
     from cfg_distill.sampling import Sampling
 
     generator = open_generator(given.model)
-    guidance = Guidance(given.guidance, given.negative)
+    guidance = Guidance(given.guidance, given.negative, negative_system=given.negative_system)
     found = generator.problems()
     readable = not found
     limit = generator.max_positions if readable else None
@@ -62,8 +65,15 @@ def run(argv: Sequence[str]) -> None:
         for problem in sampling.problems(None if timed else limit)
         if not (timed and ".max_new_tokens`" in problem)
     ]
-    if given.negative is not None and not guidance.active:
-        found.append("Option `--negative`: has no effect without guidance. Set --guidance above 1.")
+    for option in ("negative", "negative_system"):
+        if getattr(given, option) is not None and not guidance.active:
+            name = option.replace("_", "-")
+            found.append(f"Option `--{name}`: has no effect without guidance. Set --guidance above 1.")
+    if given.negative_system is not None and not found and not generator.takes_system:
+        found.append(
+            f"Option `--negative-system`: expected a model under a chat template that takes system messages, but"
+            f" `{given.model}` is none. Give --negative instead."
+        )
     if given.out is not None:
         found += refuse_existing(given.out, given.overwrite)
     if tunes:

@@ -61,12 +61,14 @@ class Point:
         temperature: of sampling; None takes that of ``evaluation``.
         guidance: its scale; 1 is none, anything else costs two forward passes a token.
         negative: the negative prompt; None drops the prompt.
+        negative_system: the system message of the negative branch, which then keeps the prompt.
     """
 
     model: str
     temperature: float | None = None
     guidance: float = 1.0
     negative: str | None = None
+    negative_system: str | None = None
 
 
 @dataclass

@@ -136,7 +136,7 @@ def _evaluation_step(study: Study, name: str, point: Point, needs: list[str], fo
     settings["temperature"] = temperature
     file = out / "systems" / f"{name}.json"
     heard = out / "samples" / name
-    guidance = {"scale": point.guidance, "negative": point.negative}
+    guidance = {"scale": point.guidance, "negative": point.negative, "negative_system": point.negative_system}
     job = settings | {"do": "evaluate", "name": name, "kind": study.kind(name), "model": folder, "guidance": guidance}
     job |= {"file": str(file), "samples_folder": str(heard)}
     config = settings | {"point": asdict(point), "files": digests([settings, folder if not needs else ""])}

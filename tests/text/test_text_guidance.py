@@ -9,6 +9,7 @@ import pytest
 import torch
 from tiny import tiny_folder
 
+from cfg_distill.cli import main
 from cfg_distill.data import PromptData
 from cfg_distill.distillation import CFGDistillation
 from cfg_distill.embedders import TransformerEmbedder
@@ -16,7 +17,10 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Guided, Prompt
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
+from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling, rollout
+from cfg_distill.study.config import Evaluation, Headline, Point, Study
+from cfg_distill.study.steps import plan
 
 # As that of SmolLM2: a system message of its own when the user gives none.
 TEMPLATE = (
@@ -184,3 +188,18 @@ def test_a_fit_meets_a_prompt_that_is_too_long_before_its_first_step(tiny_model,
     ):
         trainer.fit(module, PromptData(str(tmp_path / "train.txt"), batch_size=1, shuffle=False))
     assert steps == []
+
+
+def test_generate_and_studies_take_a_negative_system_message(chat, tiny_model, capsys, tmp_path):
+    words = ["generate", "--prompt", "w1", "--samples", "1", "--max-new-tokens", "4", "--temperature", "0"]
+    assert main([*words, "--model", tiny_model, "--guidance", "2", "--negative-system", "w7"]) == 2
+    assert "`--negative-system`: expected a model under a chat template" in capsys.readouterr().err
+    assert main([*words, "--model", chat.path, "--negative-system", "w7"]) == 2
+    assert "`--negative-system`: has no effect without guidance" in capsys.readouterr().err
+    assert main([*words, "--model", chat.path, "--guidance", "2", "--negative-system", "w7 w8"]) == 0
+    (expected,) = draw(chat, ["w1"], Sampling(1, 4, temperature=0), Guidance(2.0, negative_system="w7 w8")).outputs
+    assert expected in capsys.readouterr().out
+    study = Study("out", Evaluation("prompts.txt", {}, Headline("q", "d")))
+    study.baselines["against"] = Point(chat.path, guidance=2.0, negative_system="w7")
+    (step,) = [step for step in plan(study, tmp_path) if step.kind == "evaluate"]
+    assert Guidance(**step.job["guidance"]) == Guidance(2.0, negative_system="w7")

@@ -1,0 +1,47 @@
+"""docs/text.md: its commands and its snippets are what the code takes; what it says of the prompts is true."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from fenced import ROOT, blocks
+
+from cfg_distill.cli import main
+from cfg_distill.data import read_prompts
+from cfg_distill.generators import CausalLM
+from cfg_distill.study.check import problems_of
+from cfg_distill.study.config import read_study
+
+PAGE = "docs/text.md"
+
+
+@pytest.mark.slow
+def test_its_commands_run(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ran = []
+    for block in blocks(PAGE):
+        for words in block.commands() if block.language == "sh" else []:
+            if words[0] == "pip":  # needs a network
+                assert words[1] == "install"
+            elif words[1] == "study":  # half an hour
+                assert problems_of(read_study(words[2])) == []
+            else:
+                assert main([*words[1:], "--max-new-tokens", "4", "--samples", "1"]) == 0
+                ran.append(words[1])
+    assert ran == ["generate"] * 3
+    assert capsys.readouterr().out.count("Describe a harbor town") == 3
+
+
+def test_its_snippet_is_a_generator() -> None:
+    (snippet,) = [yaml.safe_load(block.text) for block in blocks(PAGE) if block.language == "yaml"]
+    generator = CausalLM(**snippet["model"]["generator"]["init_args"])
+    assert snippet["model"]["generator"]["class_path"] == "cfg_distill.generators.CausalLM"
+    assert generator.system == "You are a poet of few words."
+
+
+def test_its_numbers_of_prompts() -> None:
+    page = (ROOT / PAGE).read_text(encoding="utf-8")
+    counts = [len(read_prompts(f"recipes/smollm2/prompts/{name}.txt")) for name in ("train", "validation", "report")]
+    assert "The prompts are {} for training, {} for the choice of".format(*counts[:2]) in page
+    assert f"settings and {counts[2]} for the report" in page
