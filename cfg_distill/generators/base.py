@@ -49,6 +49,11 @@ class DecodingState:
         tensors = {name: tensor.repeat_interleave(repeats, dim=0) for name, tensor in self.tensors.items()}
         return DecodingState(self.cache, tensors)
 
+    def keep(self, rows_M: Tensor) -> DecodingState:
+        """Only some rows, by their indices."""
+        self.cache.batch_select_indices(rows_M)
+        return DecodingState(self.cache, {name: tensor[rows_M] for name, tensor in self.tensors.items()})
+
 
 class Stream(Protocol):
     """Predictions of tokens, at once or step by step.
@@ -68,6 +73,9 @@ class Stream(Protocol):
 
     def step(self, state: Any, tokens_NK: Tensor) -> tuple[Any, Scored]:
         """Append one position of tokens; returns the state and the predictions of the next one (T = 1)."""
+
+    def keep(self, state: Any, rows_M: Tensor) -> Any:
+        """The state of some of its rows, by their indices: the others are finished."""
 
     def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
         """Predictions at every generated position at once, row n belonging to prompt n // (N / B).
@@ -164,6 +172,10 @@ class Generator(nn.Module, ABC):
     @abstractmethod
     def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Scored]:
         """See :meth:`Stream.step`."""
+
+    def keep(self, state: DecodingState, rows_M: Tensor) -> DecodingState:
+        """See :meth:`Stream.keep`."""
+        return state.keep(rows_M)
 
     @abstractmethod
     def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:

@@ -255,7 +255,7 @@ class CausalLM(Generator):
         if not self._linear_head:
             return Scored(logits_NKTV=self.model(**inputs, logits_to_keep=last).logits[:, None])
         layer = self.model.get_output_embeddings()
-        head = Head(layer.weight[None], None if layer.bias is None else layer.bias[None])
+        head = Head([layer.weight], None if layer.bias is None else [layer.bias])
         return Scored(self.model.base_model(**inputs).last_hidden_state[:, -last:], head)
 
     def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:

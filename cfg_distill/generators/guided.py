@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -12,6 +12,15 @@ from cfg_distill.generators.base import DecodingState, Generator
 from cfg_distill.generators.scored import Scored
 from cfg_distill.guidance import Guidance, guided_logits
 from cfg_distill.prompt import Prompt
+
+
+@dataclass
+class _Branches:
+    """Decoding under guidance: rows 0 to N are the prompts' branch, rows N to 2N the negative one."""
+
+    both: DecodingState
+    position: int
+    num_rows: int
 
 
 class Guided:
@@ -49,15 +58,19 @@ class Guided:
         half = both.num_rows // 2
         return self._mix(both.rows(slice(half)), both.rows(slice(half, None)), torch.tensor([position], device=device))
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Scored]:
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[_Branches, Scored]:
         negatives = self._negatives(prompts)
         state, both = self.generator.prefill([*prompts, *negatives * (len(prompts) // len(negatives))], repeats)
-        return (state, 0), self._mix_halves(both, 0, self.generator.device)
+        return _Branches(state, 0, len(prompts) * repeats), self._mix_halves(both, 0, self.generator.device)
 
-    def step(self, state: tuple[DecodingState, int], tokens_NK: Tensor) -> tuple[Any, Scored]:
-        inner, position = state
-        inner, both = self.generator.step(inner, tokens_NK.repeat(2, 1))
-        return (inner, position + 1), self._mix_halves(both, position + 1, tokens_NK.device)
+    def step(self, state: _Branches, tokens_NK: Tensor) -> tuple[_Branches, Scored]:
+        both_rows, both = self.generator.step(state.both, tokens_NK.repeat(2, 1))
+        position = state.position + 1
+        return replace(state, both=both_rows, position=position), self._mix_halves(both, position, tokens_NK.device)
+
+    def keep(self, state: _Branches, rows_M: Tensor) -> _Branches:
+        both = self.generator.keep(state.both, torch.cat([rows_M, rows_M + state.num_rows]))
+        return replace(state, both=both, num_rows=len(rows_M))
 
     def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
         prompt = self.generator.scored(prompts, tokens_NKT, mask_NKT)

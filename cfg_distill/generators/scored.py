@@ -5,11 +5,13 @@ Shapes: N rows, K codebooks, T positions, V vocabulary, D width of the states, M
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+
+from cfg_distill.generators.packing import product
 
 
 @dataclass
@@ -17,17 +19,17 @@ class Head:
     """The linear map from a state to the logits of each codebook.
 
     Attributes:
-        weight_KVD: one matrix a codebook.
+        weight_KVD: one matrix a codebook, a parameter itself where there can be a packed one of it.
         bias_KV: one bias a codebook, or none.
     """
 
-    weight_KVD: Tensor
-    bias_KV: Tensor | None = None
+    weight_KVD: Tensor | Sequence[Tensor]
+    bias_KV: Tensor | Sequence[Tensor] | None = None
 
     def logits(self, states_MD: Tensor, k: int) -> Tensor:
         """Logits of codebook k, ``[..., D]`` to ``[..., V]``."""
         bias_V = None if self.bias_KV is None else self.bias_KV[k]
-        return linear(states_MD, self.weight_KVD[k], bias_V)
+        return product(states_MD, self.weight_KVD[k], bias_V)
 
     def all_logits(self, states_NTD: Tensor) -> Tensor:
         """Logits of all codebooks, ``[N, T, D]`` to ``[N, K, T, V]``."""

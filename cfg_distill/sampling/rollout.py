@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,12 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.generators.base import Stream
 from cfg_distill.generators.delay import cells_at
+from cfg_distill.generators.packing import packed
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
+
+MIN_PACKED = 16
+"""Positions from which a rollout pays for laying out the weights."""
 
 
 @dataclass
@@ -72,7 +77,10 @@ def rollout(
     was_training = generator.training
     generator.eval()
     try:
-        tokens_NKT, mask_NKT, log_probs_NKT = _decode(stream, prompts, sampling, seed, generator.device)
+        # The weights are laid out once a rollout: a few steps do not pay for it.
+        pack = sampling.pack_weights and sampling.max_new_tokens >= MIN_PACKED
+        with packed(generator.model) if pack else nullcontext():
+            tokens_NKT, mask_NKT, log_probs_NKT = _decode(stream, prompts, sampling, seed, generator.device)
     finally:
         generator.train(was_training)
     shape = (len(prompts), sampling.samples)
@@ -83,28 +91,40 @@ def _decode(
     stream: Stream, prompts: Sequence[str], sampling: Sampling, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     random = torch.Generator(device).manual_seed(seed)
-    num_frames = sampling.max_new_tokens
+    num_rows, num_frames = len(prompts) * sampling.samples, sampling.max_new_tokens
+    shape = (num_rows, len(stream.delays), num_frames + max(stream.delays))
+    tokens_NKT = torch.full(shape, stream.pad_token, device=device)
+    mask_NKT = torch.zeros(shape, dtype=torch.bool, device=device)
+    log_probs_NKT = torch.zeros(shape, device=device)
     delays_K = torch.tensor(stream.delays, device=device)
     # The frame of each row's end token; num_frames while it has none.
-    end_N = torch.full((len(prompts) * sampling.samples,), num_frames, device=device)
-    columns: list[tuple[Tensor, Tensor, Tensor]] = []
+    end_N = torch.full((num_rows,), num_frames, device=device)
+    rows_M = torch.arange(num_rows, device=device)  # those that are decoded: of M running rows
     state, next_one = stream.prefill(prompts, sampling.samples)
-    for position in range(num_frames + max(stream.delays)):
-        exists_NK = cells_at(position, delays_K, num_frames, end_N)
-        log_probs_NKV = sampling.log_probs(next_one.whole()[:, :, 0])
-        drawn_NK = draw_tokens(log_probs_NKV, random)
-        tokens_NK = torch.where(exists_NK, drawn_NK, stream.pad_token)
-        picked_NK = log_probs_NKV.gather(-1, drawn_NK.unsqueeze(-1)).squeeze(-1)
-        columns.append((tokens_NK, exists_NK, torch.where(exists_NK, picked_NK, 0.0)))
+    for position in range(shape[-1]):
+        exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M])
+        # Numbers for all rows: what a row draws does not depend on which others have finished.
+        uniform_NK = torch.rand(shape[:2], dtype=torch.float64, device=device, generator=random)
+        probs_MKV = sampling.probs(next_one.whole()[:, :, 0])
+        drawn_MK = draw_tokens(probs_MKV, uniform_NK[rows_M])
+        picked_MK = probs_MKV.gather(-1, drawn_MK.unsqueeze(-1)).squeeze(-1).log()
+        tokens_MK = torch.where(exists_MK, drawn_MK, stream.pad_token)
+        tokens_NKT[rows_M, :, position] = tokens_MK
+        mask_NKT[rows_M, :, position] = exists_MK
+        log_probs_NKT[rows_M, :, position] = torch.where(exists_MK, picked_MK, 0.0)
         if stream.end_token is not None:
-            end_N = torch.where(exists_NK[:, 0] & (tokens_NK[:, 0] == stream.end_token), position, end_N)
+            ends_M = exists_MK[:, 0] & (tokens_MK[:, 0] == stream.end_token)
+            end_N[rows_M] = torch.where(ends_M, position, end_N[rows_M])
             # Delayed codebooks finish the frames before the end token.
-            if (end_N + max(0, max(stream.delays) - 1)).amax() <= position:
+            (running_R,) = (end_N[rows_M] + max(0, max(stream.delays) - 1) > position).nonzero(as_tuple=True)
+            if not len(running_R):
                 break
-        if position + 1 < num_frames + max(stream.delays):
-            state, next_one = stream.step(state, tokens_NK)
-    tokens, mask, log_probs = (torch.stack(parts, dim=-1) for parts in zip(*columns, strict=True))
-    return tokens, mask, log_probs
+            # Selecting rows copies the cache: not for every row that ends.
+            if sampling.drop_finished and len(running_R) <= 0.75 * len(rows_M):
+                state, rows_M, tokens_MK = stream.keep(state, running_R), rows_M[running_R], tokens_MK[running_R]
+        if position + 1 < shape[-1]:
+            state, next_one = stream.step(state, tokens_MK)
+    return tokens_NKT[..., : position + 1], mask_NKT[..., : position + 1], log_probs_NKT[..., : position + 1]
 
 
 def problems_of_lengths(generator: Generator, prompts: Sequence[str], sampling: Sampling) -> list[str]:

@@ -1,10 +1,16 @@
+import math
+
 import pytest
 import torch
 from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from cfg_distill.sampling import Sampling
-from cfg_distill.sampling.distribution import draw_tokens
+from cfg_distill.sampling.distribution import BLOCK, draw_tokens
+
+
+def uniform(rows: int) -> torch.Tensor:
+    return torch.rand(rows, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
 def test_filters_are_those_of_transformers():
@@ -23,26 +29,52 @@ def test_filters_are_those_of_transformers():
 def test_temperature_zero_takes_the_likeliest():
     logits = torch.tensor([[0.0, 2.0, 1.0]])
     assert Sampling(temperature=0).log_probs(logits).exp().tolist() == [[0.0, 1.0, 0.0]]
+    assert Sampling(temperature=0).probs(logits).tolist() == [[0.0, 1.0, 0.0]]
 
 
 def test_draws_follow_the_distribution():
     probs = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.25, 0.05, 0.0])
-    tokens = draw_tokens(probs.log().expand(20_000, -1), torch.Generator().manual_seed(0))
+    tokens = draw_tokens(probs.expand(20_000, -1), uniform(20_000))
     counts = tokens.bincount(minlength=7)
     assert counts[probs == 0].sum() == 0
     kept = probs > 0
     assert stats.chisquare(counts[kept], (probs[kept] * 20_000).double().numpy()).pvalue > 1e-3
 
 
-def test_a_draw_on_the_edge_never_takes_a_token_of_probability_zero(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *shape, **settings: torch.zeros(*shape, dtype=torch.float64))
-    assert draw_tokens(torch.tensor([[0.0, 0.0, 0.4, 0.6]]).log()).tolist() == [2]
+def test_a_draw_in_blocks_is_the_inverse_of_the_whole_cumulative_distribution():
+    torch.manual_seed(0)
+    for vocabulary in (3 * BLOCK, 5 * BLOCK + 17):
+        probs = (
+            (4 * torch.randn(500, vocabulary)).masked_fill(torch.rand(500, vocabulary) < 0.3, -torch.inf).softmax(-1)
+        )
+        draws = uniform(500)
+        cumulative = probs.double().cumsum(-1)
+        whole = torch.searchsorted(cumulative, (draws * cumulative[:, -1])[:, None], right=True)[:, 0]
+        # The mass of a block is a sum in float32: a draw within its rounding of a boundary may fall on the other side.
+        assert (draw_tokens(probs, draws) == whole).float().mean() > 0.99
 
 
-def test_draws_are_seeded():
-    log_probs = torch.randn(100, 9).log_softmax(-1)
-    first, again, other = (draw_tokens(log_probs, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
-    assert torch.equal(first, again) and not torch.equal(first, other)
+def test_draws_over_many_blocks_follow_the_distribution():
+    torch.manual_seed(0)
+    probs = (2 * torch.randn(5 * BLOCK + 17)).softmax(-1)
+    tokens = draw_tokens(probs.expand(100_000, -1), uniform(100_000))
+    likely = probs * 100_000 > 20
+    counts, expected = tokens.bincount(minlength=len(probs)), probs.double() * 100_000
+    observed = [*counts[likely].tolist(), int(counts[~likely].sum())]
+    assert stats.chisquare(observed, [*expected[likely].tolist(), expected[~likely].sum().item()]).pvalue > 1e-3
+
+
+def test_a_draw_on_the_edge_never_takes_a_token_of_probability_zero():
+    for vocabulary in (7, 3 * BLOCK + 5):
+        for kept in ([2], [0, 5], [vocabulary - 3], [1, vocabulary - 2]):
+            probs = torch.zeros(1, vocabulary)
+            probs[:, kept] = 1 / len(kept)
+            for edge in (0.0, 0.5, math.nextafter(0.5, 0), math.nextafter(0.5, 1), math.nextafter(1, 0)):
+                assert draw_tokens(probs, torch.tensor([edge], dtype=torch.float64)).item() in kept
+    # Masses that float32 cannot add up.
+    probs = (30 * torch.randn(200, 4 * BLOCK, generator=torch.Generator().manual_seed(0))).softmax(-1)
+    drawn = draw_tokens(probs, torch.full((200,), math.nextafter(1, 0), dtype=torch.float64))
+    assert (probs.gather(-1, drawn[:, None]) > 0).all()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""The fast ways of a rollout against their plain twins, token for token."""
+
+import pytest
+import torch
+from tiny import tiny_folder
+
+from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.generators.base import DecodingState
+from cfg_distill.guidance import Guidance
+from cfg_distill.sampling import Sampling, rollout
+
+PROMPTS = ["w0 w1 w2", "w3", "w4 w5"]
+
+
+@pytest.fixture(scope="module")
+def generator(tmp_path_factory):
+    return CausalLM(tiny_folder(tmp_path_factory.mktemp("tiny"), scale=2.0)).load()
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+@pytest.mark.parametrize("fast", ["pack_weights", "drop_finished"])
+def test_fast_and_plain_draw_the_same(generator, fast, scale, monkeypatch):
+    dropped = []
+    keep = DecodingState.keep
+    monkeypatch.setattr(DecodingState, "keep", lambda state, rows: dropped.append(len(rows)) or keep(state, rows))
+    plain = {"pack_weights": False, "drop_finished": False}
+    settings = {"samples": 6, "max_new_tokens": 24, "temperature": 0.9, "top_p": 0.95}
+    twins = [
+        rollout(generator, PROMPTS, Sampling(**settings, **plain | {fast: on}), Guidance(scale), seed=3)
+        for on in (True, False)
+    ]
+    assert torch.equal(twins[0].tokens_BGKT, twins[1].tokens_BGKT)
+    assert torch.equal(twins[0].mask_BGKT, twins[1].mask_BGKT)
+    torch.testing.assert_close(twins[0].log_probs_BGKT, twins[1].log_probs_BGKT, rtol=1e-4, atol=1e-4)
+    assert bool(dropped) == (fast == "drop_finished")
+    assert len(twins[0].length_N.unique()) > 3
+
+
+def test_an_adapter_is_sampled_with(tmp_path):
+    folder = tiny_folder(tmp_path)
+    generator = CausalLM(folder, lora=LoRA(rank=2)).load()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    fast, plain = (rollout(generator, PROMPTS, Sampling(max_new_tokens=20, pack_weights=on)) for on in (True, False))
+    base = rollout(CausalLM(folder).load(), PROMPTS, Sampling(max_new_tokens=20))
+    assert torch.equal(fast.tokens_BGKT, plain.tokens_BGKT)
+    assert fast.tokens_BGKT.shape != base.tokens_BGKT.shape or not torch.equal(fast.tokens_BGKT, base.tokens_BGKT)
