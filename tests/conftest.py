@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from tiny import tiny_folder
 
-# Many small tensors on few cores: threads only stand in each other's way.
+# Many small tensors on few cores: threads only stand in each other's way. The variable is for processes that tests
+# start: torch is loaded here and no longer reads it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -74,8 +74,9 @@ def test_silence_in_frames() -> None:
     assert silent_share(tone(440, level=0.001), level=-64.0) == 0.0
     assert silent_share(Waveform(torch.zeros(1, 0), 8000)) == 1.0
     assert silent_share(Waveform(torch.zeros(1, 3), 8000)) == 1.0  # shorter than a frame
-    # One silent channel is no silence.
-    assert silent_share(Waveform(torch.cat([tone(440).samples, torch.zeros(1, 4000)]), 8000)) == 0.0
+    # The louder channel decides: 58 dBFS below it is no silence, though the mean of both powers would be.
+    quiet = tone(440, level=0.0018).samples
+    assert silent_share(Waveform(torch.cat([quiet, torch.zeros(1, 4000)]), 8000)) == 0.0
 
 
 def test_clipping_counts_samples_at_full_scale() -> None:
