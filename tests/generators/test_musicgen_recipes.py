@@ -1,0 +1,94 @@
+"""The recipes of MusicGen, with tiny local models in the place of those of the hub: they check, and one of them runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import soundfile
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_audio import tiny_clap, tiny_hubert
+from tiny_musicgen import tiny_musicgen
+from transformers import MusicgenForConditionalGeneration
+
+from cfg_distill.cli import fit, main
+from cfg_distill.data import read_prompts
+from cfg_distill.data.reading import normalised
+from cfg_distill.folders import RECIPES
+
+NAMES = sorted(path.stem for path in (RECIPES / "musicgen").glob("*.yaml") if path.stem != "metrics")
+KINDS = {"stereo": "stereo", "melody": "melody"}
+LONG = 800  # positions: 10 s and what a melody takes
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Hub names -> local folders."""
+    root = tmp_path_factory.mktemp("hub")
+    local = {
+        "laion/larger_clap_music": tiny_clap(root / "clap"),
+        "MIT/ast-finetuned-audioset-10-10-0.4593": tiny_hubert(root / "hubert"),
+    }
+    for name in ("small", "medium", "large", "stereo-small", "melody"):
+        kind = KINDS.get(name.partition("-")[0], "mono")
+        local[f"facebook/musicgen-{name}"] = tiny_musicgen(root / name, kind, positions=LONG)
+    return local
+
+
+def localised(name: str, models: dict[str, str], folder: Path) -> Path:
+    """The recipe with local folders for hub names."""
+    text = (RECIPES / "musicgen" / f"{name}.yaml").read_text(encoding="utf-8")
+    for hub, local in models.items():
+        text = text.replace(f"path: {hub}", f"path: {local}")
+    assert "facebook/" not in text.replace("cfg-distill", "") and "laion/" not in text
+    file = folder / f"{name}.yaml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def test_there_is_one_for_every_kind():
+    assert NAMES == ["large", "medium", "melody", "small", "small_lora", "stereo"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_has_no_problems(name, models, folder):
+    file = localised(name, models, folder)
+    fit.run("fit", ["--config", str(file)], check_only=True)
+
+
+def test_prompts_do_not_overlap():
+    prompts = {
+        name: [normalised(p) for p in read_prompts(RECIPES / "musicgen" / "prompts" / f"{name}.txt")]
+        for name in ("train", "validation", "report")
+    }
+    everything = [prompt for each in prompts.values() for prompt in each]
+    assert len(set(everything)) == len(everything) == 320
+
+
+def test_the_small_recipe_trains_plays_exports_and_generates(models, folder, capsys):
+    """From the recipe to a folder of transformers and a WAV file, by the command line alone."""
+    file = localised("small", models, folder)
+    short = {
+        "trainer.max_steps": 2, "trainer.val_check_interval": 2, "trainer.accelerator": "cpu", "trainer.precision": "32-true",
+        "trainer.enable_progress_bar": "false", "trainer.log_every_n_steps": 1, "model.sampling.max_new_tokens": 20,
+        "model.measure_gradients_every": 1, "data.batch_size": 2, "data.validation_batch_size": 4,
+        "trainer.default_root_dir": str(folder / "run"), "trainer.limit_val_batches": 1,
+    }  # fmt: skip
+    assert main(["fit", "--config", str(file), *(f"--{key}={value}" for key, value in short.items())]) in (None, 0)
+    (checkpoint,) = (folder / "run").rglob("last.ckpt")
+    (events,) = (folder / "run").rglob("events.out*")
+    seen = EventAccumulator(str(events.parent)).Reload()
+    scalars = seen.Tags()["scalars"]
+    for name in ("train/kl", "train/diversity", "gradient_ratio/diversity", "val/kl_per_token"):
+        assert name in scalars, name
+    assert any("second_diversity" in name for name in scalars) and any("silence" in name for name in scalars)
+    assert len(seen.Tags()["audio"]) == 8
+
+    assert main(["export", "--checkpoint", str(checkpoint), "--out", str(folder / "out")]) in (None, 0)
+    settings = MusicgenForConditionalGeneration.from_pretrained(folder / "out").generation_config
+    assert settings.guidance_scale == 1.0
+    words = ["--prompt", "80s synth pop", "--seconds", "0.5", "--samples", "2", "--out", str(folder / "wav")]
+    assert main(["generate", "--model", str(folder / "out"), *words]) in (None, 0)
+    for wav in (folder / "wav").glob("*.wav"):
+        assert soundfile.info(wav).frames == 1600
+    assert len(list((folder / "wav").glob("*.wav"))) == 2
