@@ -116,7 +116,8 @@ class CFGDistillation(L.LightningModule):
     def problems(self) -> list[str]:
         """What is wrong with the settings, a sentence each, found without loading weights."""
         found = self.student.problems()
-        limit = None if found else self.student.max_positions
+        is_readable = not found
+        limit = self.student.max_positions if is_readable else None
         found += self.guidance.problems()
         if not found and self.guidance.negative_system is not None and not self.student.takes_system:
             found.append(
@@ -142,10 +143,11 @@ class CFGDistillation(L.LightningModule):
                 f" {self.micro_batch}."
             )
         for name, loss in self._mix.items():
-            if isinstance(loss, Divergence) and len(loss.codebook_weights) not in (0, self.student.num_codebooks):
+            weights = loss.codebook_weights if is_readable and isinstance(loss, Divergence) else ()
+            if weights and len(weights) != self.student.num_codebooks:
                 found.append(
                     f"Key `model.losses.{name}.init_args.codebook_weights`: expected {self.student.num_codebooks} numbers, one"
-                    f" a codebook, but got {len(loss.codebook_weights)}."
+                    f" a codebook, but got {len(weights)}."
                 )
             found += [f"In `model.losses.{name}`: {problem}" for problem in loss.problems(self.sampling.samples)]
         return found
