@@ -17,7 +17,7 @@ class Samples:
 
     Attributes:
         prompts: the B prompts.
-        outputs: B * G texts or waveforms, the samples of one prompt together.
+        outputs: B * G texts or :class:`cfg_distill.audio.Waveform`, the samples of one prompt together.
         rollout: the tokens behind them.
     """
 

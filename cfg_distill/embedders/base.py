@@ -8,6 +8,8 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from cfg_distill.errors import ConfigError
+
 
 class Embedder(nn.Module, ABC):
     """A frozen model that maps decoded outputs to vectors. Constructing one loads no weights; :meth:`load` does."""
@@ -23,3 +25,21 @@ class Embedder(nn.Module, ABC):
     @abstractmethod
     def embed(self, outputs: Sequence[Any]) -> Tensor:
         """N outputs to ``[N, D]`` float32, without gradient."""
+
+
+def texts_of(reader: str, outputs: Sequence[Any]) -> list[str]:
+    """The outputs, which must be texts.
+
+    Args:
+        reader: who reads them, for the message.
+        outputs: what a generator decoded.
+
+    Raises:
+        ConfigError: one is no text.
+    """
+    if wrong := [output for output in outputs if not isinstance(output, str)]:
+        raise ConfigError(
+            f"{reader}: expected text, but the model writes a {type(wrong[0]).__name__}. Take another one for it, such as"
+            " those of sound in recipes/musicgen/metrics.yaml."
+        )
+    return list(outputs)

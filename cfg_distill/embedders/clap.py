@@ -154,8 +154,8 @@ class AudioEmbedder(Embedder):
         """A clip as mono sound at the encoder's rate, in windows of one length."""
         if not isinstance(clip, Waveform):
             raise ConfigError(
-                f"Embedder `{self.path}` hears sound, but got a {type(clip).__name__}: the model writes no sound."
-                " Use an embedder of text."
+                f"Embedder `{self.path}`: expected sound, but got a {type(clip).__name__}. For a model that writes text, use an"
+                " embedder of text; for the adherence of sound to its prompt, a CLAP model, which reads both."
             )
         if clip.rate != self.rate:
             _tell_once(self.path, clip.rate, self.rate)

@@ -9,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders.base import Embedder
+from cfg_distill.embedders.base import Embedder, texts_of
 
 
 class NGramCounts(Embedder):
@@ -41,7 +41,7 @@ class NGramCounts(Embedder):
 
     def embed(self, outputs: Sequence[str]) -> Tensor:
         counts_ND = torch.zeros(len(outputs), self.buckets)
-        for row, text in enumerate(outputs):
+        for row, text in enumerate(texts_of("Embedder `NGramCounts`", outputs)):
             # CRC and not hash(): the same on every machine and in every process.
             buckets = [zlib.crc32(" ".join(gram).encode()) % self.buckets for gram in ngrams(text.split(), self.n)]
             counts_ND[row] = torch.bincount(torch.tensor(buckets), minlength=self.buckets)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from cfg_distill.embedders.base import Embedder
+from cfg_distill.embedders.base import Embedder, texts_of
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import problems_of_folder, resolve
 
@@ -94,7 +94,9 @@ class TransformerEmbedder(Embedder):
         self.model.eval()
         device = self.model.device
         limit = min(self.max_length, self.tokenizer.model_max_length)
-        rows = self.tokenizer(list(outputs), truncation=True, max_length=limit)["input_ids"]
+        rows = self.tokenizer(texts_of(f"Embedder `{self.path}`", outputs), truncation=True, max_length=limit)[
+            "input_ids"
+        ]
         # A tokenizer that adds nothing leaves an empty text without a token to read.
         rows = [row or [self.tokenizer.pad_token_id] for row in rows]
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))

@@ -8,7 +8,7 @@ from typing import Self
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from cfg_distill.embedders.base import Embedder
+from cfg_distill.embedders.base import Embedder, texts_of
 from cfg_distill.folders import problems_of_folder
 from cfg_distill.tunes.network import TuneNetwork, load_network
 
@@ -36,4 +36,4 @@ class Tunes(Embedder):
 
     def embed(self, outputs: Sequence[str]) -> Tensor:
         self.load()
-        return normalize(self.network.read(outputs)["embedding"], dim=-1)
+        return normalize(self.network.read(texts_of(f"Embedder `{self.path}`", outputs))["embedding"], dim=-1)

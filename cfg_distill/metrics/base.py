@@ -11,6 +11,7 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from cfg_distill.embedders import Embedder
+from cfg_distill.embedders.base import texts_of
 from cfg_distill.samples import Samples
 
 
@@ -68,6 +69,7 @@ class TextMetric(SampleMetric):
         """The value of one group of G texts; NaN where the metric does not apply."""
 
     def score(self, samples: Samples) -> Tensor:
+        texts_of(f"Metric `{type(self).__name__}`", samples.outputs)
         return torch.tensor([self.score_group(texts) for texts in samples.groups()])
 
 

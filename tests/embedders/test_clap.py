@@ -21,8 +21,9 @@ from transformers import (
 )
 
 from cfg_distill.audio import Waveform, resampled
-from cfg_distill.embedders import CLAP, AudioEmbedder, clap
+from cfg_distill.embedders import CLAP, AudioEmbedder, NGramCounts, TransformerEmbedder, Tunes, clap
 from cfg_distill.errors import ConfigError
+from cfg_distill.metrics import Repetition
 from cfg_distill.rewards import PairwiseDiversity
 from cfg_distill.rewards.sample import PromptAdherence
 from cfg_distill.samples import Samples
@@ -182,10 +183,20 @@ def test_wrong_encoders_are_named(clap_folder: str, hubert_folder: str, tiny_mod
     assert "expected at least 1, but got 0" in CLAP(clap_folder, batch_size=0).problems()[0]
     assert "expected at least 0.1 seconds" in AudioEmbedder(hubert_folder, window=0.01).problems()[0]
     assert "of an audio encoder (wav2vec 2.0, HuBERT, AST), but" in AudioEmbedder(tiny_model).problems()[0]
-    with pytest.raises(ConfigError, match="hears sound, but got a str: the model writes no sound"):
+    with pytest.raises(ConfigError, match="expected sound, but got a str"):
         AudioEmbedder(hubert_folder).load().embed(["w1"])
     with pytest.raises(ConfigError, match="got a str"):
         CLAP(clap_folder).load().embed([tone(200), "w1"])
+
+
+def test_readers_of_text_refuse_sound(tiny_model: str) -> None:
+    for embedder in (NGramCounts(), TransformerEmbedder(tiny_model), Tunes()):
+        with pytest.raises(ConfigError, match=r"Embedder `.*`: expected text, but the model writes a Waveform"):
+            embedder.load().embed(["w1", tone(200)])
+    empty = torch.zeros(1, 1, 1, 1)
+    samples = Samples(["w1"], [tone(200)], Rollout(empty.long(), empty.bool(), empty))
+    with pytest.raises(ConfigError, match="Metric `Repetition`: expected text, but the model writes a Waveform"):
+        Repetition().update(samples)
 
 
 def test_a_hub_name_out_of_reach_names_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
