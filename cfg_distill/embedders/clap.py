@@ -249,7 +249,7 @@ class CLAP(AudioEmbedder):
     def _features(self, sound_NL: Tensor) -> Tensor:
         """What the feature extractor makes of windows, ``[N, channels, frames, mels]``, on the device of the sound.
 
-        The extractor itself takes a frame at a time in numpy: for a group of ten-second clips, seconds a training step.
+        The extractor itself takes a frame at a time in numpy, on the processor, and draws random numbers.
         """
         made, longest = self.extractor, self.extractor.nb_max_samples
         repeats = longest // sound_NL.shape[1]
