@@ -25,6 +25,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, is_adapter, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
+from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.scored import Head, Scored
 
@@ -228,7 +229,7 @@ class Dia(Generator):
     def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
         # The keys and values of the text are computed here, once a prompt, and copied for its group.
         config = self.config.decoder_config
-        cache = EncoderDecoderCache(DynamicCache(config=config), DynamicCache(config=config))
+        cache = EncoderDecoderCache(growing_cache(config), DynamicCache(config=config))
         read = self._read(prompts)
         first = self._predict(self._begin(len(prompts)), read.tensors, cache)
         unknown_B = torch.full((len(prompts),), torch.iinfo(torch.long).max, device=self.device)
