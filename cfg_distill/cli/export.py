@@ -76,6 +76,9 @@ def export(checkpoint: Path, out: Path, weights: str | None = None, merged: bool
     shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     generator.save(staged)
+    # The library's writer lets nobody but the owner read the weights; whoever may read the configuration may read them.
+    for file in staged.glob("*.safetensors"):
+        shutil.copymode(next(staged.glob("*config.json")), file)
     shutil.rmtree(out, ignore_errors=True)
     staged.rename(out)
     kind = "the averages of StudentEMA" if took_averages else "the raw (live) weights"

@@ -167,6 +167,8 @@ def test_exports_are_adapters_or_whole_models(
     exported = AdapterFolder(tmp_path / "adapter").adapter()
     live = adapter_of(module.student.model)
     assert all(torch.equal(exported[name].b_OR, live[name].b_OR) for name in live) == (kind == "raw")
+    for folder in ("adapter", "whole"):  # an inference engine of another user reads all of it or nothing
+        assert len({file.stat().st_mode for file in (tmp_path / folder).iterdir()}) == 1
     weights = tmp_path / "adapter" / "adapter_model.safetensors"
     assert weights.stat().st_size < sum(a.nbytes + b.nbytes for a, b, _ in live.values()) + 8192
 
