@@ -14,6 +14,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -214,22 +215,21 @@ class MusicGen(Generator):
 
     def _predict(self, tokens_NKT: Tensor, condition: dict[str, Tensor], cache: Any = None) -> Scored:
         """Run the decoder over new tokens; predictions after each of them."""
-        if self._reads_melody:  # in front of the sound; already in a cache that has begun
-            inputs = (
-                {}
-                if cache is not None and cache.get_seq_length()
-                else {"encoder_hidden_states": condition["condition"]}
-            )
-        elif not condition:  # attention to nothing adds nothing: its values are zeros and it has no bias
-            inputs = {}
-        else:
+        inputs: dict[str, Any] = {}
+        if self._reads_melody:
+            if cache is None or not cache.get_seq_length():  # in front of the sound; already in a cache that has begun
+                inputs["encoder_hidden_states"] = condition["condition"]
+        elif condition:  # without one nothing is added: the null condition's values are zeros, and there is no bias
             inputs = {"encoder_hidden_states": condition["condition"], "encoder_attention_mask": condition["mask"]}
-        output = self.model.model(
-            input_ids=tokens_NKT.flatten(0, 1), **inputs, past_key_values=cache, use_cache=cache is not None
-        )
+        inputs |= {"input_ids": tokens_NKT.flatten(0, 1), "past_key_values": cache, "use_cache": cache is not None}
+        num_new = tokens_NKT.shape[-1]
+        in_shards = isinstance(self.model, FSDPModule)
+        if in_shards:  # which only a forward pass of the whole gathers
+            logits_NKTV = self.model(**inputs).logits.unflatten(0, (-1, self.num_codebooks))
+            return Scored(logits_NKTV=logits_NKTV[:, :, -num_new:])
         # Kept apart, not stacked: a stack would copy all heads at every step.
         weights: Any = [layer.weight for layer in self.model.lm_heads]
-        return Scored(output.last_hidden_state[:, -tokens_NKT.shape[-1] :], Head(weights))
+        return Scored(self.model.model(**inputs).last_hidden_state[:, -num_new:], Head(weights))
 
     def _begin(self, num_rows: int) -> Tensor:
         """The position before the first one, ``[N, K, 1]``."""

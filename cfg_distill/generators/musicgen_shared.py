@@ -23,6 +23,8 @@ from cfg_distill.generators.chroma import Chroma
 
 SECONDS = 30
 """The longest clip that MusicGen was trained on."""
+NO_MELODY = "none"
+"""Instead of a file: the prompt has no melody on purpose."""
 _CACHED = 1024
 _FRAMES_AT_ONCE = 4000
 
@@ -70,7 +72,7 @@ class Shared:
         """
         if self.text_positions is None:
             return self._null(1) if not prompt else self._once("text", str(prompt), self._text)
-        melody = conditions_of(prompt).get("melody", "")
+        melody = conditions_of(prompt).get("melody", NO_MELODY)
         chroma_SD = self._once("melody", melody, self._melody)
         text_SD = self._once("text", str(prompt), self._text) if prompt else self._null(0)
         if len(text_SD) > self.text_positions:
@@ -109,7 +111,7 @@ class Shared:
 
     def _melody(self, file: str) -> Tensor:
         length = self.config.chroma_length
-        if file:
+        if file != NO_MELODY:
             chroma_SC = self._chroma(read_audio(file, self._chroma.rate)).to(self._device)
         else:
             chroma_SC = torch.zeros(1, self.config.num_chroma, device=self._device)
@@ -209,6 +211,7 @@ def problems_of_prompt(prompt: str | None, reads_melody: bool, melody: Melody) -
     if reads_melody and melody == "required" and not conditions.get("melody"):
         found.append(
             f"Prompt {prompt!r}: expected a melody, which this model reads, but it has none. Give each prompt one"
-            ' ({"prompt": ..., "conditions": {"melody": "tune.wav"}}), or set `model.generator.melody` to optional.'
+            ' ({"prompt": ..., "conditions": {"melody": "tune.wav"}}; --melody on the command line), or say'
+            f" {NO_MELODY} instead of a file, or set `model.generator.melody` to optional."
         )
     return found

@@ -241,3 +241,28 @@ def test_a_checkpoint_that_is_no_musicgen_is_named(tmp_path):
     assert "model_type llama" in problem and "musicgen" in problem
     (missing,) = MusicGen(str(tmp_path / "none")).problems()
     assert "does not exist" in missing
+
+
+def test_a_sharded_decoder_gives_the_same(pair):
+    """One shard of one, by FSDP2: its parameters are distributed tensors between forward passes."""
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    drawn = rollout(pair.ours, pair.prompts, Sampling(samples=2, max_new_tokens=6), seed=3)
+    sharded = pair.ours.frozen_copy()
+    init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        for layer in sharded.model.model.decoder.layers:
+            fully_shard(layer, mesh=mesh)
+        fully_shard(sharded.model, mesh=mesh)
+        again = rollout(sharded, pair.prompts, Sampling(samples=2, max_new_tokens=6), seed=3)
+        scored = sharded.scored(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
+        assert scored.states_NTD is None
+        with torch.no_grad():
+            plain_NKTV = pair.ours.logits(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
+    finally:
+        destroy_process_group()
+    assert torch.equal(again.tokens_BGKT, drawn.tokens_BGKT)
+    torch.testing.assert_close(scored.whole(), plain_NKTV)

@@ -76,6 +76,7 @@ def test_the_melody_is_heard_whatever_its_rate(generator, tmp_path):
     none = generator.encode(["rock"]).tensors["condition"]
     assert not torch.allclose(conditions[0], none)
     torch.testing.assert_close(conditions[0][:, 5:], none[:, 5:])
+    assert torch.equal(generator.encode([Prompt("rock", melody="none")]).tensors["condition"], none)
 
 
 def test_a_missing_melody_is_refused_for_samples_and_not_for_negative_prompts(generator, folder, tmp_path):
@@ -84,6 +85,7 @@ def test_a_missing_melody_is_refused_for_samples_and_not_for_negative_prompts(ge
     write_audio(tmp_path / "tune.wav", tone(440.0))
     prompt = Prompt("rock", melody=str(tmp_path / "tune.wav"))
     rollout(generator, [prompt], SAMPLING, Guidance(2.0, negative="noise"))
+    rollout(generator, [Prompt("rock", melody="none")], SAMPLING)
     optional = MusicGen(folder, melody="optional", text_positions=6).load()
     assert rollout(optional, ["rock"], SAMPLING).mask_BGKT.any()
 
