@@ -34,7 +34,7 @@ class _Encoder(nn.Module):
 
 
 # A reward and several metrics mostly name one encoder: it is loaded once in a process, and hears each clip once.
-_encoders: WeakValueDictionary[tuple[str, str, float], _Encoder] = WeakValueDictionary()
+_encoders: WeakValueDictionary[tuple[type, str, float], _Encoder] = WeakValueDictionary()
 
 
 class AudioEmbedder(Embedder):
@@ -111,7 +111,7 @@ class AudioEmbedder(Embedder):
 
     def load(self) -> Self:
         if not hasattr(self, "encoder"):
-            key = (type(self).__name__, resolve(self.path), self.window)
+            key = (type(self), resolve(self.path), self.window)
             encoder = _encoders.get(key)
             if encoder is None:
                 model = self._from_hub(AutoModel, dtype=torch.float32)

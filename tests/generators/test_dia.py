@@ -11,7 +11,15 @@ import pytest
 import torch
 from tiny_dia import BEGIN, CODES, DELAYS, END, PAD, tiny_dia
 from torch import Tensor
-from transformers import DiaForConditionalGeneration, DiaProcessor
+from transformers import (
+    DacConfig,
+    DacModel,
+    DiaConfig,
+    DiaFeatureExtractor,
+    DiaForConditionalGeneration,
+    DiaProcessor,
+    DiaTokenizer,
+)
 
 from cfg_distill import CFGDistillation
 from cfg_distill.cli import main
@@ -76,6 +84,45 @@ def test_greedy_samples_are_those_of_transformers(folders: list[str], scale: flo
         assert torch.equal(ours_NKT, theirs_NKT)
         lengths += drawn.length_N.tolist()
     assert {1, 12} < set(lengths)  # some end at once, some in the middle, some are cut
+
+
+def test_the_published_pattern(tmp_path: Path) -> None:
+    """Nine codebooks, delays 0, 8, ..., 15 and the special tokens that the processor knows without being told."""
+    torch.manual_seed(0)
+    small = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "intermediate_size": 16,
+        "head_dim": 8,
+        "num_key_value_heads": 2,
+    }
+    decoder = {**small, "cross_hidden_size": 16, "cross_head_dim": 8, "cross_num_key_value_heads": 2}
+    heads = {"num_attention_heads": 2}
+    config = DiaConfig(
+        encoder_config={**small, **heads}, decoder_config={**decoder, **heads, "cross_num_attention_heads": 2}
+    )
+    model = DiaForConditionalGeneration(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.normal_(0, 0.5)
+    model.save_pretrained(tmp_path)
+    DacModel(DacConfig(encoder_hidden_size=2, decoder_hidden_size=16, hidden_size=16)).save_pretrained(tmp_path / "dac")
+    codec = DacModel.from_pretrained(tmp_path / "dac")
+    processor = DiaProcessor(DiaFeatureExtractor(sampling_rate=44100), DiaTokenizer(), codec)
+    processor.save_pretrained(tmp_path)
+    dia = Dia(str(tmp_path)).load()
+    assert dia.delays == (0, 8, 9, 10, 11, 12, 13, 14, 15) and (dia.end_token, dia.pad_token) == (1024, 1025)
+    assert dia.max_positions == 3072 and dia.frame_rate == pytest.approx(86.13, abs=0.01)
+    settings = {"do_sample": False, "temperature": 1.0, "top_k": None, "guidance_scale": 2.0}
+    output = model.eval().generate(**processor(text=PROMPTS), max_new_tokens=20 + 16, **settings)
+    drawn = rollout(dia, PROMPTS, Sampling(1, 20, temperature=0), Guidance(3.0))
+    expected_NKT = output.transpose(1, 2)[..., 1 : 1 + drawn.tokens_NKT.shape[-1]]
+    assert torch.equal(drawn.tokens_NKT[drawn.mask_NKT], expected_NKT[drawn.mask_NKT])
+    for clip, expected_L in zip(
+        dia.decode(drawn.tokens_NKT, drawn.mask_NKT), processor.batch_decode(output), strict=True
+    ):
+        torch.testing.assert_close(clip.samples[0], expected_L)
 
 
 def test_sampled_tokens_are_drawn_from_the_models_vocabulary(dia: Dia) -> None:
