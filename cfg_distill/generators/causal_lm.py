@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.cache_utils import DynamicCache
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, is_adapter, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.scored import Head, Scored
 
@@ -261,7 +261,7 @@ class CausalLM(Generator):
     def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
         encoded = self.encode(prompts).tensors
         mask_BS = encoded["attention_mask"]
-        cache = DynamicCache(config=self.model.config)
+        cache = growing_cache(self.model.config)
         first = self._predict(encoded["input_ids"], mask_BS, cache, last=1)
         return DecodingState(cache, {"mask": mask_BS}).repeat_interleave(repeats), first.repeat_interleave(repeats)
 

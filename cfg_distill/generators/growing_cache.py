@@ -27,7 +27,8 @@ class GrowingLayer(DynamicLayer):
         self._rooms: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        if torch.is_grad_enabled():
+        # Many positions at once are a continuation that is scored: it needs no room behind it.
+        if torch.is_grad_enabled() or (key_states.shape[-2] > 1 and self.get_seq_length()):
             self._rooms = []
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:

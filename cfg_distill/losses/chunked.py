@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import linear
 
 from cfg_distill.generators import Scored
+from cfg_distill.generators.packing import product
 
 
 @dataclass
@@ -151,7 +151,7 @@ class _ChunkedSum(torch.autograd.Function):
         total = states_MD.new_zeros((), dtype=torch.float32)
         for start in range(0, len(states_MD), num_cells):
             part = slice(start, start + num_cells)
-            logits_MV = linear(states_MD[part], weight_VD, bias_V)
+            logits_MV = product(states_MD[part], weight_VD, bias_V)
             if not any((needs_states, needs_weight, needs_bias)):
                 total += evaluate(logits_MV, part)
                 continue

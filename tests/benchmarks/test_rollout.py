@@ -1,28 +1,34 @@
-"""Rollouts against transformers' generate: `make bench`. Ratios of medians of interleaved runs in one process."""
+"""Rollouts against transformers' generate, and sampling a student against sampling its guided base."""
 
-from __future__ import annotations
-
-import json
-import statistics
-import time
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 import torch
+from measure import (
+    DEVICE,
+    LENGTH,
+    MODEL,
+    PRECISION,
+    PROMPTS,
+    SAMPLES,
+    SCALE,
+    Row,
+    interleaved,
+    now,
+    report,
+    use_threads,
+)
 
 from cfg_distill.generators import CausalLM
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling, rollout
 
-PROMPTS = ["an Irish jig", "a Scottish reel", "an American hornpipe in G major", "a slip jig in D major"] * 2
-SAMPLES, LENGTH, RUNS = 4, 96, 5
-
 pytestmark = pytest.mark.bench
 
 
-def theirs(generator: CausalLM, scale: float) -> int:
-    """The same samples by transformers: each prompt repeated for its group, guidance by its own processor."""
-    encoded = generator.encode([prompt for prompt in PROMPTS for _ in range(SAMPLES)]).tensors
+def generate(generator: CausalLM, prompts: Sequence[str], samples: int, scale: float) -> int:
+    """Tokens that transformers samples: each prompt repeated for its group, guidance by its own processor."""
+    encoded = generator.encode([prompt for prompt in prompts for _ in range(samples)]).tensors
     guided = {}
     if scale != 1:
         negative = generator.encode([None] * len(encoded["input_ids"])).tensors
@@ -31,41 +37,58 @@ def theirs(generator: CausalLM, scale: float) -> int:
             "negative_prompt_ids": negative["input_ids"],
             "negative_prompt_attention_mask": negative["attention_mask"],
         }
-    output = generator.model.generate(
-        **encoded, **guided, do_sample=True, top_k=0, top_p=1.0, temperature=1.0, max_new_tokens=LENGTH
-    )
-    new = output[:, encoded["input_ids"].shape[1] :]
-    return int((new != generator.pad_token).sum())
+    settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": LENGTH}
+    output = generator.model.generate(**encoded, **guided, **settings)
+    ends = (output[:, encoded["input_ids"].shape[1] :] == generator.end_token).cumsum(-1)
+    return int((ends == 0).sum() + (ends[:, -1] > 0).sum())
 
 
-def ours(generator: CausalLM, scale: float) -> int:
-    drawn = rollout(generator, PROMPTS, Sampling(samples=SAMPLES, max_new_tokens=LENGTH), Guidance(scale))
+def ours(generator: CausalLM, prompts: Sequence[str], samples: int, scale: float) -> int:
+    """Tokens of a rollout."""
+    drawn = rollout(generator, prompts, Sampling(samples=samples, max_new_tokens=LENGTH), Guidance(scale))
     return int(drawn.mask_BGKT.sum())
 
 
-def test_tokens_a_second() -> None:
+@torch.no_grad()
+def test_rollouts() -> None:
+    use_threads()
     torch.manual_seed(0)
-    generator = CausalLM("tunes:base").load().eval()
-    rates: dict[tuple[str, float], list[float]] = {}
-    for run in range(RUNS + 1):
-        for scale in (1.0, 2.0):
-            for name, sample in (("ours", ours), ("generate", theirs)):
-                began = time.perf_counter()
-                tokens = sample(generator, scale)
-                if run:  # the first warms up
-                    rates.setdefault((name, scale), []).append(tokens / (time.perf_counter() - began))
-    median = {key: statistics.median(values) for key, values in rates.items()}
-    table = {
-        "rollout, against generate": median["ours", 1.0] / median["generate", 1.0],
-        "rollout with guidance, against generate with guidance_scale": median["ours", 2.0] / median["generate", 2.0],
-        "rollout without guidance, against with": median["ours", 1.0] / median["ours", 2.0],
+    generator = CausalLM(MODEL, dtype=PRECISION).load().eval().to(DEVICE)
+    sides = {
+        (name, rows, scale): (sample, PROMPTS[: -(-rows // SAMPLES)], min(rows, SAMPLES), scale)
+        for rows in (1, 2, 4, 16, 32)
+        for scale in (1.0, SCALE)
+        for name, sample in (("ours", ours), ("generate", generate))
+        if name == "ours" or rows in (16, 32)
     }
-    print(
-        f"\n{len(PROMPTS)} prompts x {SAMPLES} samples x {LENGTH} tokens, tunes:base, {torch.get_num_threads()} threads"
-    )
-    for name, ratio in table.items():
-        print(f"{ratio:6.2f}x tokens a second  {name}")
-    out = Path("runs/benchmarks/rollout.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(table, indent=1) + "\n")
-    assert min(table.values()) > 1
+
+    def a_token(key: tuple) -> float:
+        sample, prompts, samples, scale = sides[key]
+        began = now()
+        tokens = sample(generator, prompts, samples, scale)
+        return (now() - began) / tokens
+
+    seconds = interleaved({key: lambda key=key: a_token(key) for key in sides})
+
+    def row(what: str, fast: tuple, against: str, slow: tuple, bar: float, aim: float) -> Row:
+        details = f"{1 / seconds[fast]:.0f} : {1 / seconds[slow]:.0f} tokens a second"
+        return Row(what, against, seconds[slow] / seconds[fast], bar, aim, False, details)
+
+    rows = []
+    for size in (16, 32):
+        rows += [
+            row(f"rollout, {size} rows", ("ours", size, 1.0), "generate", ("generate", size, 1.0), 1.3, 1.6),
+            row(
+                f"rollout with guidance, {size} rows",
+                ("ours", size, SCALE),
+                "guidance_scale",
+                ("generate", size, SCALE),
+                1.8,
+                2.2,
+            ),
+        ]
+    for size in (1, 2, 4, 16, 32):
+        rows.append(
+            row(f"student, {size} rows", ("ours", size, 1.0), "base + guidance", ("ours", size, SCALE), 1.6, 1.9)
+        )
+    report("rollout", rows, f"Rollouts of {LENGTH} tokens, SmolLM2-135M")

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_folder
 from torch import nn
 
-from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.generators import CausalLM, LoRA, packing
 from cfg_distill.generators.packing import can_pack, packed, product
 
 
@@ -41,6 +41,18 @@ def test_an_error_leaves_nothing_packed():
     with pytest.raises(KeyError), packed(layer):
         raise KeyError
     assert "forward" not in vars(layer) and not hasattr(layer.weight, "packed_weight")
+
+
+@pytest.mark.parametrize(("wide", "dtype", "by_torch"), [(13, "float32", 1), (12, "float32", 0), (12, "bfloat16", 1)])
+def test_a_head_over_a_vocabulary_is_the_same_product(monkeypatch, wide, dtype, by_torch):
+    plain = torch.nn.functional.linear
+    rows, weight, bias = (torch.randn(*shape).to(getattr(torch, dtype)) for shape in ((5, 8), (12, 8), (12,)))
+    asked = []
+    monkeypatch.setattr(packing, "linear", lambda *given: asked.append(given) or plain(*given))
+    monkeypatch.setattr(packing, "WIDE", wide)
+    with torch.no_grad():
+        torch.testing.assert_close(product(rows, weight, bias), plain(rows, weight, bias))
+    assert len(asked) == by_torch
 
 
 def test_gradients_go_through_the_weight_itself():

@@ -1,0 +1,42 @@
+"""Head, divergence and gradients: time and peak extra memory against the naive way, TRL and Liger."""
+
+from contextlib import ExitStack
+
+import pytest
+from loss_sides import POSITIONS, SIDES, VOCABULARY
+from measure import Row, interleaved, report
+from worker import Worker
+
+pytestmark = pytest.mark.bench
+
+
+def test_loss() -> None:
+    with ExitStack() as stack:
+        measure({name: stack.enter_context(Worker(f"loss_sides:{name}_side")) for name in SIDES})
+
+
+def measure(workers: dict[str, Worker]) -> None:
+    last: dict[str, dict[str, float]] = {}
+
+    def run(name: str) -> float:
+        last[name] = workers[name].tell("run")
+        return last[name]["seconds"]
+
+    # The first run of a process brings in its library: it is the warm-up.
+    seconds = interleaved({name: lambda name=name: run(name) for name in SIDES})
+    for name in SIDES:
+        assert last[name]["value"] == pytest.approx(last["naive"]["value"], rel=1e-2), name
+        assert last[name]["gradient"] == pytest.approx(last["naive"]["gradient"], rel=1e-2), name
+
+    def row(what: str, measured: dict[str, float], name: str, bar: float, aim: float, unit: str, scale: float) -> Row:
+        details = f"{measured['ours'] * scale:.0f} {unit} : {measured[name] * scale:.0f} {unit}"
+        return Row(what, name, measured["ours"] / measured[name], bar, aim, True, details)
+
+    extra = {name: last[name]["extra"] for name in SIDES}
+    rows = [
+        row("loss: peak extra memory", extra, "naive", 1 / 8, 1 / 11, "MiB", 2**-20),
+        row("loss: peak extra memory", extra, "liger", 1 / 3, 1 / 3, "MiB", 2**-20),
+        row("loss: time", seconds, "trl", 0.40, 0.33, "ms", 1e3),
+        row("loss: time", seconds, "liger", 0.60, 0.50, "ms", 1e3),
+    ]
+    report("loss", rows, f"Loss with its head, {POSITIONS} positions, vocabulary {VOCABULARY}")
