@@ -269,5 +269,5 @@ def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
             f"Model `{path}`: expected a model folder or a reachable hub name of a MusicGen, but transformers could not"
-            f" load it: {reason}"
+            f" load it: {reason} Without a network, name a folder that holds it."
         ) from error

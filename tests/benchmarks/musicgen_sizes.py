@@ -97,7 +97,7 @@ def memory(
     Scoring: what autograd keeps of a micro-batch, a layer and position. In float32 88 D bytes: three norms' inputs (12 D) and
     outputs (12 D), queries, keys and values (12 D), the query across (4 D), two attention outputs before and after their
     heads are joined (16 D), and 4 D numbers before and after the activation (32 D). Under bf16-mixed 50 D: the norms' inputs
-    stay float32, all else is half; and casts of the weights, 2 P, live as long as the graph.
+    stay float32, all else is half; and casts of the layers' weights live as long as the graph.
 
     Args:
         size: the decoder.
@@ -117,7 +117,7 @@ def memory(
     state = trained * (3 * trained_bytes + 4 * averaged)
     cache = rows * positions * size.layers * 2 * size.width * work_bytes
     kept = (micro_batch or rows) * positions * size.layers * size.width * (50 if mixed else 22 * work_bytes)
-    casts = 2 * size.parameters if mixed and weight_bytes == 4 else 0
+    casts = 2 * 16 * size.layers * size.width**2 if mixed and weight_bytes == 4 else 0
     return Memory(weights + state + T5_AND_CODEC * 4, cache, kept + casts)
 
 

@@ -241,6 +241,9 @@ def test_a_checkpoint_that_is_no_musicgen_is_named(tmp_path):
     assert "model_type llama" in problem and "musicgen" in problem
     (missing,) = MusicGen(str(tmp_path / "none")).problems()
     assert "does not exist" in missing
+    (tmp_path / "config.json").write_text('{"model_type": "unheard"}')
+    (unknown,) = MusicGen(str(tmp_path)).problems()
+    assert "Key `model.generator.path`" in unknown and "name a folder that holds it" in unknown
 
 
 def test_a_sharded_decoder_gives_the_same(pair):
