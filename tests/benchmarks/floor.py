@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from measure import now
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-PACKED = torch.ops.mkldnn._linear_pointwise.default
+ONEDNN = torch.ops.mkldnn._linear_pointwise.default
 PRODUCTS = {
     torch.ops.aten.mm.default: slice(0, 2),
     torch.ops.aten.addmm.default: slice(1, 3),
     torch.ops.aten.addmm_.default: slice(1, 3),
-    PACKED: slice(0, 2),
+    ONEDNN: slice(0, 2),
 }
 """Operators, and which of their arguments are the two factors."""
 
@@ -24,7 +24,8 @@ BYTES = 2**26
 """Bytes of factors that a timed product goes through in turn, so that none is in a cache already, as in a model."""
 
 Factor = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
-Product = tuple[bool, Factor, Factor]
+Kernel = Literal["torch", "onednn", "packed"]
+Product = tuple[Kernel, Factor, Factor]
 
 
 class Recorded(TorchDispatchMode):
@@ -36,8 +37,9 @@ class Recorded(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in PRODUCTS:
-            left, right = (_factor(tensor) for tensor in args[PRODUCTS[func]])
-            self.products[func is PACKED, left, right] += 1
+            left, right = args[PRODUCTS[func]]
+            kernel: Kernel = "torch" if func is not ONEDNN else "packed" if right.is_mkldnn else "onednn"
+            self.products[kernel, _factor(left), _factor(right)] += 1
         return func(*args, **(kwargs or {}))
 
     @property
@@ -53,7 +55,8 @@ class Recorded(TorchDispatchMode):
 
 
 def _factor(tensor: Tensor) -> Factor:
-    strides = (tensor.shape[1], 1) if tensor.is_mkldnn else tensor.stride()
+    plain = (tensor.shape[1], 1)  # of a packed factor, which has none, and of an expanded one
+    strides = plain if tensor.is_mkldnn or 0 in tensor.stride() else tensor.stride()
     return tuple(tensor.shape), strides, tensor.dtype
 
 
@@ -63,23 +66,21 @@ def _rows(factor: Factor) -> int:
 
 @torch.no_grad()
 def _time(product: Product) -> float:
-    is_packed, left, right = product
+    kernel, left, right = product
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = torch.Size(right[0]).numel() * right[2].itemsize
     num_pairs = min(32, max(1, BYTES // size))
-    pairs = []
-    for _ in range(num_pairs):
-        pair = [torch.empty_strided(*factor[:2], dtype=factor[2], device=device).normal_() for factor in (left, right)]
-        if is_packed:
-            pair[1] = torch.ops.mkldnn._reorder_linear_weight(pair[1], None)
-        pairs.append(pair)
+    first = [torch.empty_strided(*factor[:2], dtype=factor[2], device=device).normal_() for factor in (left, right)]
+    pairs = [[factor.clone() for factor in first] for _ in range(num_pairs)]
+    if kernel == "packed":
+        pairs = [[one, torch.ops.mkldnn._reorder_linear_weight(other, None)] for one, other in pairs]
     samples = []
     for _ in range(5):
         began = now()
         for one, other in pairs:
-            if is_packed:
-                PACKED(one, other, None, "none", [], "")
-            else:
+            if kernel == "torch":
                 torch.mm(one, other)
+            else:
+                ONEDNN(one, other, None, "none", [], "")
         samples.append((now() - began) / num_pairs)
     return statistics.median(samples[1:])

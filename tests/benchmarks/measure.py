@@ -1,8 +1,10 @@
 """How the benchmarks measure: interleaved runs, ratios of medians, peak memory of a process, one table.
 
     make bench                                the whole table, about 20 minutes on two cores
-    CFG_DISTILL_BENCH=quick make bench        one run of each after a short warm-up: does it all work?
+    CFG_DISTILL_BENCH=quick make bench        one run of each, cold and short: does it all work?
     CFG_DISTILL_BENCH=shared make bench       one thread, and processor time for the clock: on a machine that others use too
+
+    python tests/benchmarks/measure.py        what was measured last, as the table of docs/performance.md
 
 On a machine with a GPU the same table is made there, in bfloat16.
 """
@@ -35,11 +37,10 @@ PROMPTS = [
     "Write the opening line of a detective novel.",
     "List four uses for an old umbrella.",
 ]
-SAMPLES, LENGTH, SCALE = 4, 48, 3.0
-
 QUICK = os.environ.get("CFG_DISTILL_BENCH") == "quick"
 SHARED = os.environ.get("CFG_DISTILL_BENCH") == "shared"
-RUNS = 1 if QUICK else 5
+RUNS, WARM_UP = (1, 0) if QUICK else (5, 1)
+SAMPLES, LENGTH, SCALE = 4, (16 if QUICK else 48), 3.0
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION: Literal["bfloat16", "float32"] = "bfloat16" if DEVICE == "cuda" else "float32"
 DTYPE = getattr(torch, PRECISION)
@@ -60,7 +61,7 @@ def now() -> float:
 
 
 def interleaved(
-    sides: Mapping[str, Callable[[], float | None]], runs: int = RUNS, warm_up: int = 1
+    sides: Mapping[str, Callable[[], float | None]], runs: int = RUNS, warm_up: int = WARM_UP
 ) -> dict[str, float]:
     """The median of each side's seconds. Sides take turns, so that a drifting machine meets them all alike.
 
@@ -123,6 +124,22 @@ def report(name: str, rows: list[Row], about: str) -> None:
     (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
+def markdown() -> str:
+    """All rows that were measured last, as docs/performance.md shows them."""
+    lines = ["| what | against | ratio | bar | aim | |", "|---|---|---|---|---|---|"]
+    notes = []
+    for file in sorted(FOLDER.glob("*.json")):
+        content = json.loads(file.read_text())
+        for row in content.get("rows", []):
+            sign = "at most" if row["less"] else "at least"
+            lines.append(
+                f"| {row['what']} | {row['against']} | {row['ratio']:.2f} | {sign} {row['bar']:.3g} | {row['aim']:.3g} |"
+                f" {row['verdict']}; {row['details']} |"
+            )
+        notes.append(f"{content['about']}: {', '.join(f'{key} {value}' for key, value in content['machine'].items())}.")
+    return "\n".join([*lines, "", *notes])
+
+
 def machine() -> dict[str, Any]:
     """What a number depends on."""
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
@@ -168,3 +185,7 @@ def peak() -> float:
 def _status(key: str) -> float:
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith(f"{key}:"))
+
+
+if __name__ == "__main__":
+    print(markdown())
