@@ -25,7 +25,8 @@ lint: $(READY)  ## ruff, mypy, codespell
 	$(BIN)/mypy cfg_distill
 	$(BIN)/codespell
 
-bench: $(READY)  ## the benchmarks
+bench: $(READY)  ## the benchmarks, about 20 minutes; installs the rivals first
+	$(BIN)/python -m pip install -q -e ".[bench]" -c constraints.txt
 	$(BIN)/python -m pytest tests/benchmarks -s -m bench
 
 clean:  ## remove .venv and caches; runs/ stays
