@@ -165,6 +165,15 @@ def _problems_of_claims(study: Study) -> list[str]:
     problems = [
         unknown_name(f"claims.{key}", name, known, "a system") for key, name in asked.items() if name not in known
     ]
+    for name in study.claims.temperature:
+        key = "claims.temperature"
+        if name not in known:
+            problems.append(unknown_name(key, name, known, "a system"))
+        elif study.kind(name) != "base" or known[name].temperature is None:
+            problems.append(
+                f"Key `{key}`: expected systems of the base with a temperature of their own and no guidance, but `{name}` is"
+                " none. Take it out, or name such a baseline."
+            )
     if not study.claims.margin > 0:
         problems.append(f"Key `claims.margin`: expected a number above 0, but got {study.claims.margin}.")
     return problems

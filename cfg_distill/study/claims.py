@@ -60,7 +60,7 @@ def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> l
     baselines = [s for s in systems.values() if s.kind in ("base", "guidance")]
     height = height_above(merge, baselines, headline.quality, headline.diversity)
     ratio = student.relative_cost / guided.relative_cost
-    return [
+    judged: list[dict[str, str]] = [
         {
             "claim": "Distillation reaches the quality of guidance, which is above the base, at half its forward cost",
             "verdict": all_of(
@@ -90,6 +90,18 @@ def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> l
             f" height above the front of {len(baselines)} baselines and their mixtures = {shown(height)}",
         },
     ]
+    if names.temperature:
+        cooler = [start, *(systems[name] for name in names.temperature)]
+        height = height_above(merge, cooler, headline.quality, headline.diversity)
+        judged.append(
+            {
+                "claim": "The half-way merge is above the front of plain temperature",
+                "verdict": above(height),
+                "evidence": f"height of {merge.name} above the front of {', '.join(s.name for s in cooler)} and their"
+                f" mixtures = {shown(height)}",
+            }
+        )
+    return judged
 
 
 def shown(interval: Interval) -> str:

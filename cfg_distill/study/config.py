@@ -123,7 +123,7 @@ class Evaluation:
 
 @dataclass
 class Claims:
-    """Which systems the four orderings are about. Every name is that of a system.
+    """Which systems the orderings are about. Every name is that of a system.
 
     Args:
         start: the base, sampled without guidance.
@@ -132,6 +132,8 @@ class Claims:
         diversity: the student of beta above 0.
         merge: the half-way merge.
         margin: a quality counts as reached when the whole interval of the difference lies above minus this.
+        temperature: the base at other temperatures; with ``start`` they are the front of plain temperature, which the merge
+            must be above. Empty for no such claim.
     """
 
     start: str
@@ -140,6 +142,7 @@ class Claims:
     diversity: str
     merge: str
     margin: float
+    temperature: list[str] = field(default_factory=list)
 
 
 @dataclass

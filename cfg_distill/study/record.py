@@ -29,6 +29,9 @@ GROWING = (
 )
 """Where new names may be added to a study that has begun. Anything else that differs is a change."""
 
+ADDABLE = ("study.claims", "study.claims.temperature")
+"""What may be given where there was nothing."""
+
 FREE = ("study.out", "study.parallel")
 """What may differ: it changes no result."""
 
@@ -50,7 +53,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> li
             continue
         if name not in old and key in GROWING:
             continue
-        if path == "study.claims" and old.get(name) is None:
+        if path in ADDABLE and not old.get(name):
             continue
         if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
             lines += changes(old[name], new[name], path)

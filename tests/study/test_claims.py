@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -83,6 +85,18 @@ def test_the_title_is_neutral_about_what_it_found():
     assert finding(systems(GOOD, 1e-9), NAMES, HEADLINE) == (
         "half: quality -0.010, diversity +0.100 against guidance 2, at half its cost"
     )
+
+
+@pytest.mark.parametrize(
+    ("half", "verdict"),
+    [((0.69, 0.60), "holds"), ((0.60, 0.69), "fails"), ((0.62, 0.68), "undecided")],  # the last: as plain temperature
+)
+def test_the_merge_against_plain_temperature(half, verdict):
+    names = replace(NAMES, temperature=["base T 0.8"])
+    judged = judge(systems(GOOD | {"half": ("merge", *half)}), names, HEADLINE)
+    assert judged[:4] == judge(systems(GOOD | {"half": ("merge", *half)}), NAMES, HEADLINE)
+    assert judged[4]["verdict"] == verdict
+    assert "above the front of base, base T 0.8 and their mixtures" in judged[4]["evidence"]
 
 
 def test_verdicts_of_intervals():

@@ -52,6 +52,7 @@ def test_what_names_mean_is_reported_together(change):
             "evaluation/headline/quality": "word",
             "evaluation/seeds": [1, 1],
             "claims/merge": "hlaf",
+            "claims/temperature": ["base T 0.7", "guidance 2"],
         }
     )
     with pytest.raises(ConfigError) as caught:
@@ -68,7 +69,10 @@ def test_what_names_mean_is_reported_together(change):
     assert "Did you mean `words`?" in text
     assert "Key `evaluation.seeds`: expected one or more different numbers" in text
     assert "Did you mean `half`?" in text
-    assert len(caught.value.problems) == 9
+    assert "Key `claims.temperature`: expected a system" in text
+    assert "Did you mean `base T 0.8`?" in text
+    assert "no guidance, but `guidance 2` is none." in text
+    assert len(caught.value.problems) == 11
 
 
 def test_a_fit_cannot_start_from_a_later_one(change):

@@ -27,6 +27,7 @@ def test_the_same_study_has_no_changes(begun):
         {"systems": {"half T 0.8": {"model": "half", "temperature": 0.8}}},
         {"evaluation/metrics/repetition": {"class_path": "cfg_distill.metrics.Repetition"}},
         {"fits/third": {"config": "fit.yaml"}},
+        {"claims/temperature": ["base T 0.8"]},
         {"out": "elsewhere", "parallel": 1},
     ],
 )
