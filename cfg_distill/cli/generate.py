@@ -16,13 +16,20 @@ if TYPE_CHECKING:
     from cfg_distill.generators import Generator
 
 _MOST_TOKENS = 512
+_SOUNDS = Path("samples")
+"""Where sound goes, which cannot be printed, when nobody says where."""
+_NO_MODEL = (
+    "Option `--model`: expected the model that draws the samples, but it is missing. Give `--model tunes:base` for tunes (it"
+    " comes with this package), a hub name such as `facebook/musicgen-small` for music, or the folder of an export"
+    " (`students/small`)."
+)
 
 
 def run(argv: Sequence[str]) -> None:
     parser = Arguments(
         "generate", "Draw samples of a model. With --out, tunes are written as ABC, MIDI and WAV, sound as WAV."
     )
-    parser.add_argument("--model", required=True, metavar="DIR", help="a model folder, a hub name, or tunes:base")
+    parser.add_argument("--model", metavar="DIR", help="a model folder, a hub name, or tunes:base")
     parser.add_argument(
         "--prompt", nargs="+", required=True, metavar="TEXT", help="one or more prompts, each in quotes"
     )
@@ -32,12 +39,16 @@ def run(argv: Sequence[str]) -> None:
         "--negative-system", metavar="TEXT", help="system message of the negative branch; it keeps the prompt"
     )
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder for the samples as files")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help=f"a folder for the samples as files; default: none, for sound {_SOUNDS}"
+    )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files")
     parser.add_argument("--melody", metavar="FILE", help="a sound file that a melody model follows")
     add_sampling(parser, samples=4, max_new_tokens=None)
     add_seconds(parser)
     given = parser.read(argv)
+    if given.model is None:
+        raise ConfigError(_NO_MODEL)
 
     from cfg_distill.cli.showing import show, write
     from cfg_distill.generators import Prompt, open_generator
@@ -74,6 +85,8 @@ def run(argv: Sequence[str]) -> None:
             f"Option `--negative-system`: expected a model under a chat template that takes system messages, but"
             f" `{given.model}` is none. Give --negative instead."
         )
+    if given.out is None and readable and generator.frame_rate is not None:
+        given.out = _SOUNDS
     if given.out is not None:
         found += refuse_existing(given.out, given.overwrite)
     if tunes:
@@ -102,7 +115,7 @@ def _tokens_asked_for(given: argparse.Namespace, generator: Generator) -> int | 
 
 
 def _problems_of_length(given: argparse.Namespace, generator: Generator) -> list[str]:
-    """What is wrong with the length, and with sound that goes nowhere."""
+    """What is wrong with the length, and with options that only models of sound have."""
     from cfg_distill.audio import problems_of_audio_extra
     from cfg_distill.generators.length import SECONDS, problems_of_seconds
 
@@ -116,8 +129,6 @@ def _problems_of_length(given: argparse.Namespace, generator: Generator) -> list
         found.append("Options `--seconds` and `--max-new-tokens`: both are the length. Give one of them.")
     elif given.max_new_tokens is None:
         found += problems_of_seconds(generator, SECONDS if given.seconds is None else given.seconds)
-    if given.out is None:
-        found.append(f"Option `--out`: `{given.model}` writes sound, which cannot be printed. Name a folder for it.")
     return found + problems_of_audio_extra()
 
 

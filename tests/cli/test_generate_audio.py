@@ -78,11 +78,28 @@ def test_the_length_is_bounded_by_the_position_table(
     assert main([*words, "--seconds", "1.5"]) == 0
 
 
+def test_sound_goes_to_samples_and_replaces_nothing(musicgen: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["generate", "--prompt", "80s synth pop", "--seconds", "0.5"]
+    message = said(capsys, *words)
+    assert "`--model`: expected the model that draws the samples, but it is missing" in message
+    assert "facebook/musicgen-small" in message and "tunes:base" in message and "an export" in message
+    words += ["--model", musicgen, "--samples", "1"]
+    assert main(words) == 0
+    (file,) = Path("samples").iterdir()
+    assert file.name == "01-80s-synth-pop-1.wav" and read_audio(file).seconds == 0.5
+    before = file.read_bytes()
+    assert "`--out`: `samples` exists. Name another one, or pass --overwrite." in said(capsys, *words, "--seed", "1")
+    assert file.read_bytes() == before
+
+
 def test_all_problems_at_once(
     musicgen: str, tiny_model: str, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    message = said(capsys, "generate", "--model", musicgen, "--prompt", "rock", "--seconds=1", "--max-new-tokens=5")
-    assert "2 problems" in message and "both are the length" in message and "Name a folder for it" in message
+    Path("full").mkdir()
+    Path("full", "a.wav").touch()
+    words = ["--seconds=1", "--max-new-tokens=5", "--out", "full"]
+    message = said(capsys, "generate", "--model", musicgen, "--prompt", "rock", *words)
+    assert "2 problems" in message and "both are the length" in message and "`full` exists" in message
     message = said(capsys, "generate", "--model", tiny_model, "--prompt", "w1", "--seconds=1", "--melody=x.wav")
     assert "`--seconds`: is for models of sound" in message and "`--melody`: is for models of sound" in message
     monkeypatch.setattr("cfg_distill.audio.importlib.util.find_spec", lambda name: None)
@@ -98,5 +115,7 @@ def test_a_melody_model_follows_a_file(
     words = ["--prompt", "rock", "--samples", "1", "--seconds", "0.2", "--out", "sounds"]
     assert main(["generate", "--model", melody, "--melody", "tune.wav", *words]) == 0
     assert read_audio("sounds/01-rock-1.wav").seconds == pytest.approx(0.2)
-    assert "melody" in said(capsys, "generate", "--model", melody, *words, "--overwrite")
-    assert "melody" in said(capsys, "generate", "--model", musicgen, "--melody", "tune.wav", *words, "--overwrite")
+    message = said(capsys, "generate", "--model", melody, *words, "--overwrite")
+    assert "Prompt 'rock': expected a melody, which this model reads, but it has none." in message
+    message = said(capsys, "generate", "--model", musicgen, "--melody", "tune.wav", *words, "--overwrite")
+    assert "Prompt 'rock': carries the condition `melody`, which the model does not read." in message
