@@ -62,7 +62,8 @@ class DiversityLogging(Callback):
         if problems := self.problems():
             raise ConfigError(problems)
         for metric in self.metrics.values():
-            metric.load()
+            # Moved first: loading may embed a folder of sound. The module itself is not moved yet, the strategy knows where to.
+            metric.to(trainer.strategy.root_device).load()
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._groups = torch.zeros(2, device=pl_module.device)

@@ -57,34 +57,68 @@ def frechet_distance(vectors: Tensor, reference: Tensor) -> Tensor:
     return metric.compute()
 
 
-def kernel_distance(vectors: Tensor, reference: Tensor, bandwidth: float | None = None) -> Tensor:
+_CELLS = 2**24
+"""Kernels that exist at once: 128 MB."""
+_MOST_FOR_BANDWIDTH = 4096
+
+
+def kernel_distance(
+    vectors: Tensor, reference: Tensor, bandwidth: float | None = None, within: Tensor | None = None
+) -> Tensor:
     r"""Unbiased squared maximum mean discrepancy under a Gaussian kernel, in float64; it may fall below 0.
 
     .. math:: \frac{\sum_{i \ne j} k(x_i, x_j)}{N (N-1)} + \frac{\sum_{i \ne j} k(y_i, y_j)}{R (R-1)}
         - \frac{2 \sum_{ij} k(x_i, y_j)}{N R}, \qquad k(a, b) = e^{-\lVert a - b \rVert^2 / (2 \sigma^2)}
 
-    Source: Chung et al., arXiv 2502.15602; Gretton et al., JMLR 2012, Eq. 3.
+    Computed in blocks: memory grows with N + R, not with R x R. Source: Chung et al., arXiv 2502.15602; Gretton et al., JMLR
+    2012, Eq. 3.
 
     Args:
         vectors: ``[N, D]``, N at least 2.
         reference: ``[R, D]``, R at least 2.
-        bandwidth: sigma. None: the median distance between two vectors of the reference, as the paper has it.
+        bandwidth: sigma. None: that of :func:`median_distance`, as the paper has it.
+        within: the reference's own term, by :func:`mean_kernel_within` under the same sigma, where it is known.
 
     Returns:
         A float64 scalar.
     """
+    sigma = median_distance(reference) if bandwidth is None else bandwidth
+    within = mean_kernel_within(reference, sigma) if within is None else within
     x_ND, y_RD = vectors.double(), reference.double()
-    sigma = float(torch.pdist(y_RD).median()) if bandwidth is None else bandwidth
-    sigma = max(sigma, 1e-6)  # a reference of copies has none
+    between = sum(_kernels(part_ND, y_RD, sigma).sum() for part_ND in x_ND.split(_rows(y_RD)))
+    return mean_kernel_within(x_ND, sigma) + within - 2 * between / (len(x_ND) * len(y_RD))
 
-    def kernel(a: Tensor, b: Tensor) -> Tensor:
-        return torch.exp(-torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist").square() / (2 * sigma**2))
 
-    def mean_of_pairs(a: Tensor) -> Tensor:
-        k = kernel(a, a)
-        return (k.sum() - k.trace()) / (len(a) * (len(a) - 1))
+def median_distance(vectors: Tensor) -> float:
+    """The median distance between two of the vectors, ``[R, D]``: the bandwidth of a Gaussian kernel; at least 1e-6.
 
-    return mean_of_pairs(x_ND) + mean_of_pairs(y_RD) - 2 * kernel(x_ND, y_RD).mean()
+    Of more than 4,096 vectors, that of as many drawn among them with a fixed seed: pairs grow with the square.
+    """
+    if len(vectors) > _MOST_FOR_BANDWIDTH:
+        drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:_MOST_FOR_BANDWIDTH]
+        vectors = vectors[drawn.to(vectors.device)]
+    return max(float(torch.pdist(vectors.double()).median()), 1e-6)  # a reference of copies has none
+
+
+def mean_kernel_within(vectors: Tensor, bandwidth: float) -> Tensor:
+    """The mean Gaussian kernel of two different ones of the vectors, ``[R, D]``: a float64 scalar."""
+    y_RD = vectors.double()
+    rows, total = _rows(y_RD), torch.zeros((), dtype=torch.float64, device=vectors.device)
+    for start in range(0, len(y_RD), rows):
+        part_ND, rest_MD = y_RD[start : start + rows], y_RD[start + rows :]
+        own_NN = _kernels(part_ND, part_ND, bandwidth)
+        total += own_NN.sum() - own_NN.trace() + 2 * _kernels(part_ND, rest_MD, bandwidth).sum()
+    return total / (len(y_RD) * (len(y_RD) - 1))
+
+
+def _kernels(a_ND: Tensor, b_MD: Tensor, bandwidth: float) -> Tensor:
+    distance_NM = torch.cdist(a_ND, b_MD, compute_mode="use_mm_for_euclid_dist")
+    return torch.exp(-distance_NM.square() / (2 * bandwidth**2))
+
+
+def _rows(vectors: Tensor) -> int:
+    """How many vectors at once meet all of these."""
+    return max(1, _CELLS // len(vectors))
 
 
 def jackknife(groups: Tensor, reference: Tensor, statistic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -219,12 +253,14 @@ class KAD(CorpusMetric):
     The arguments are those of :class:`CorpusMetric`.
     """
 
-    _bandwidth: float | None = None
+    _of_reference: tuple[float, Tensor] | None = None
 
     def statistic(self, vectors: Tensor, reference: Tensor) -> Tensor:
-        if self._bandwidth is None:  # the reference's, and the same for every system
-            self._bandwidth = float(torch.pdist(reference.double()).median())
-        return 100 * kernel_distance(vectors, reference, self._bandwidth)
+        if self._of_reference is None:  # the same for every system and every prompt that the jackknife leaves out
+            bandwidth = median_distance(reference)
+            self._of_reference = bandwidth, mean_kernel_within(reference, bandwidth)
+        bandwidth, within = self._of_reference
+        return 100 * kernel_distance(vectors, reference, bandwidth, within.to(vectors.device))
 
 
 def _cut(waveform: Waveform, seconds: float) -> list[Waveform]:

@@ -144,7 +144,8 @@ def evaluate(
     """One point of the front, its values and some samples."""
     specs = json.dumps(metrics, sort_keys=True)
     if _kept.get("specs") != specs:
-        loaded = {name: metric.load().to(device()) for name, metric in metrics_of(metrics).items()}
+        # Moved first: loading may embed a folder of sound, on the metric's device.
+        loaded = {name: metric.to(device()).load() for name, metric in metrics_of(metrics).items()}
         _kept.update(specs=specs, metrics=loaded)
     generator = open_generator(model).load().to(device())
     writer = Writer(generator, Path(samples_folder), written, written_samples)

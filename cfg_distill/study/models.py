@@ -127,7 +127,7 @@ def evaluate_models(
         raise ConfigError(list(dict.fromkeys(problems)))
 
     for metric in loaded.values():
-        metric.load().to(device())
+        metric.to(device()).load()  # moved first: loading may embed a folder of sound, on the metric's device
     # Folders by their own names, as long as these tell them apart.
     last = {model: Path(model).name if Path(model).is_dir() else model for model in models}
     short = last if len(set(last.values())) == len(last) else {model: model for model in models}

@@ -68,6 +68,15 @@ def warnings_of(folder: str, script: list[float], **settings: Any) -> list[tuple
     return [(int(text.split("step ")[1].split(":")[0]), text) for text in collapses]
 
 
+def test_metrics_load_on_the_device_of_the_fit(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+    monkeypatch.setattr(DistinctFirst, "load", lambda self: devices.append(self.device))
+    fitted = trainer([])
+    monkeypatch.setattr(type(fitted.strategy), "root_device", torch.device("meta"))
+    DiversityLogging({"distinct": DistinctFirst()}).setup(fitted, student_of(folder), "fit")
+    assert devices == [torch.device("meta")]
+
+
 def test_it_logs_the_means_over_all_validation_prompts(folder: str, tmp_path: Path) -> None:
     callback, seen = DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}), Seen()
     fitted = trainer([callback, seen], val_check_interval=2)

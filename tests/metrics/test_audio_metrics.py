@@ -28,6 +28,7 @@ from cfg_distill.metrics import (
     SilenceRate,
     VendiScore,
     clipped_share,
+    corpus,
     frechet_distance,
     kernel_distance,
     repeated_share,
@@ -196,6 +197,47 @@ def test_kernel_distance_is_a_double_loop() -> None:
     assert float(kernel_distance(x_ND, y_RD)) == pytest.approx(expected, rel=1e-9)
     assert float(kernel_distance(x_ND, y_RD, bandwidth=float(sigma))) == pytest.approx(expected, rel=1e-6)
     assert math.isfinite(kernel_distance(x_ND, y_RD[:1].expand(3, 4)))  # a reference of copies has no distances
+
+
+def test_kernels_in_blocks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(8)
+    x_ND, y_RD = torch.randn(23, 4, generator=random), torch.randn(50, 4, generator=random)
+    whole = kernel_distance(x_ND, y_RD)
+    sizes: list[int] = []
+    cdist = torch.cdist
+
+    def counted(a: torch.Tensor, b: torch.Tensor, **settings: str) -> torch.Tensor:
+        sizes.append(len(a) * len(b))
+        return cdist(a, b, **settings)
+
+    monkeypatch.setattr(torch, "cdist", counted)
+    monkeypatch.setattr(corpus, "_CELLS", 7 * 50)
+    torch.testing.assert_close(kernel_distance(x_ND, y_RD), whole, rtol=1e-12, atol=0)
+    assert max(sizes) <= 7 * 50
+    monkeypatch.setattr(corpus, "_CELLS", 1)  # a row at a time, at the least
+    torch.testing.assert_close(kernel_distance(x_ND, y_RD), whole, rtol=1e-12, atol=0)
+
+
+def test_the_bandwidth_of_a_large_reference_is_that_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = torch.randn(3000, 8, generator=torch.Generator().manual_seed(9))
+    exact = float(torch.pdist(many.double()).median())
+    assert corpus.median_distance(many) == exact
+    monkeypatch.setattr(corpus, "_MOST_FOR_BANDWIDTH", 500)
+    sampled = corpus.median_distance(many)
+    assert sampled != exact and sampled == pytest.approx(exact, rel=0.02) and sampled == corpus.median_distance(many)
+
+
+def test_the_reference_is_compared_with_itself_once(
+    clap: CLAP, reference: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    within = corpus.mean_kernel_within
+    monkeypatch.setattr(corpus, "mean_kernel_within", lambda x, sigma: (sizes.append(len(x)), within(x, sigma))[1])
+    metric = KAD(clap, reference, seconds=0.5).load()
+    metric.update(samples_of([[noise(4 * p + g) for g in range(3)] for p in range(5)]))
+    metric.per_prompt()
+    metric.compute()
+    assert sizes.count(len(metric._clips())) == 1
 
 
 def test_kernel_distance_is_unbiased() -> None:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.study import evaluate_models
+from cfg_distill.metrics import SampleMetric
+from cfg_distill.study import evaluate_models, jobs
 
 SETTINGS = {"samples": 3, "max_new_tokens": 5, "batch_size": 2}
 
@@ -55,3 +57,24 @@ def test_metrics_that_cannot_be_read(real, content, monkeypatch):
     Path("metrics.yaml").write_text(content)
     with pytest.raises(ConfigError, match="metrics"):
         evaluate_models(["base"], "report.txt", metrics="metrics.yaml", **SETTINGS)
+
+
+def test_metrics_load_on_the_device_that_they_run_on(real, monkeypatch):
+    """Loading may embed a folder of sound, which takes minutes on a CPU."""
+    monkeypatch.syspath_prepend(str(real))
+    devices = []
+
+    def load(self):
+        devices.append(self.device)
+        raise InterruptedError
+
+    monkeypatch.setattr(SampleMetric, "load", load)
+    monkeypatch.setattr(jobs, "device", lambda: torch.device("meta"))
+    with pytest.raises(InterruptedError):
+        evaluate_models(["base"], "report.txt", **SETTINGS)
+    metrics = {"words": {"class_path": "mine.Words"}}
+    where = {"prompts": "report.txt", "field": "prompt", "file": "system.json", "samples_folder": "samples"}
+    sizes = {"seeds": [0], "batch_size": 2, "written": 1, "written_samples": 1}
+    with pytest.raises(InterruptedError):
+        jobs.evaluate(lambda share: None, "base", "model", "base", {"scale": 1.0}, metrics=metrics, **where, **sizes)
+    assert devices == [torch.device("meta")] * 2
