@@ -15,12 +15,13 @@ class BetaCalibration(Callback):
     .. math:: w = \text{ratio} \cdot \frac{w_\text{ref} \, \lVert \nabla L_\text{ref} \rVert}{\lVert \nabla L \rVert}
 
     A beta from a paper holds for its reduction, its embedding and its length only. The ratio carries over. The norms of
-    the unweighted terms are measured by the module, which costs a backward pass a term, during ``num_steps`` optimiser
-    steps; each is averaged over processes and smoothed over steps. The weight is set after every measured batch, logged
-    as ``calibration/weight``, and stays afterwards. It is a buffer of the loss, so a checkpoint holds it.
+    the unweighted terms are measured by the module, which scores and differentiates the batch once more a term, during
+    ``num_steps`` optimiser steps; each is smoothed over steps. The weight is set after every measured batch, logged as
+    ``calibration/weight``, and stays afterwards. It is a buffer of the loss, so a checkpoint holds it.
 
-    The norms are those of each process's own micro-batch; noise makes the norm of the policy gradient the larger, the
-    smaller the batch.
+    The norms are those of one batch of all processes, however it is cut into micro-batches. Noise makes the norm of the
+    policy gradient the larger, the smaller the batch; batches that ``accumulate_grad_batches`` adds up are measured one
+    by one.
 
     Args:
         loss: the name, in ``model.losses``, of the term to weigh.
@@ -83,14 +84,13 @@ class BetaCalibration(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._measuring:
-            self._measure(trainer, pl_module)
+            self._measure(pl_module)
             pl_module.measure_gradients = False
         pl_module.log("calibration/weight", pl_module.losses[self.loss].weight)
 
-    def _measure(self, trainer: Trainer, module: Any) -> None:
+    def _measure(self, module: Any) -> None:
         losses = module.losses
         both = torch.stack([module.gradient_norms[name].detach().float() for name in (self.loss, self.reference)])
-        both = trainer.strategy.reduce(both, reduce_op="mean")
         # A group without any spread of rewards has no gradient, and a step that overflowed an infinite one.
         if not (torch.isfinite(both).all() and (both > 0).all()):
             return

@@ -64,8 +64,8 @@ class CFGDistillation(L.LightningModule):
             It lowers the memory of a step and changes nothing else: rollouts stay as large as the batch.
         logits_chunk: logits that exist at once (cells times vocabulary): head, losses and their gradients in one pass; 0
             makes all logits at once, and differentiates them by autograd.
-        measure_gradients_every: steps between measurements of the gradient norm of each term, and of entropies; 0 for
-            never. One costs a backward pass a term.
+        measure_gradients_every: steps between measurements of the gradient norm of each term over the batch of all
+            devices, and of entropies; 0 for never. One scores and differentiates the batch once more a term.
         seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
     """
 
@@ -232,10 +232,10 @@ class CFGDistillation(L.LightningModule):
         sums: dict[str, Tensor] = {}
         earlier = torch.zeros((), device=drawn.tokens_BGKT.device)
         parts = self._micro_batches(batch)
+        if measuring:
+            self._measure_gradients(samples, parts, credits)
         for number, (prompts, rows) in enumerate(parts):
             inputs = self.score(samples, prompts, rows)
-            if measuring and number == 0:
-                self._measure_gradients(inputs, credits)
             total, part = mix(self._mix, inputs, weights, credits, _ENTROPIES if measuring else None, self.logits_chunk)
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             if number + 1 < len(parts):
@@ -315,14 +315,34 @@ class CFGDistillation(L.LightningModule):
         """A constant of the order of one prompt's count: it keeps the gradients of half precision in range."""
         return self.sampling.samples * (self.sampling.max_new_tokens if self.reduction == "mean" else 1)
 
-    def _measure_gradients(self, inputs: LossInputs, credits: Mapping[str, Tensor | None]) -> None:
+    def _measure_gradients(
+        self,
+        samples: Samples,
+        parts: Sequence[tuple[Sequence[str], slice]],
+        credits: Mapping[str, Tensor | None],
+    ) -> None:
+        """Norms of the gradients of the unweighted terms, of the batch of all ranks: no split changes them.
+
+        The terms take turns in the place of the student's gradients, where micro-batches add up. So a measurement takes the
+        memory of a step; with ``accumulate_grad_batches`` the gradients of earlier batches are kept beside it.
+        """
         parameters = [p for p in self.student.parameters() if p.requires_grad]
-        count = self._count_of(inputs.mask_NKT)
+        kept = [p.grad for p in parameters]
+        everywhere = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        count = cast(Tensor, everywhere(self._count_of(samples.rollout.mask_NKT).float()))
         for name, loss in self._mix.items():
-            term = mix({name: loss}, inputs, {name: 1.0}, credits, chunk=self.logits_chunk)[0]
-            gradients = torch.autograd.grad(term / count, parameters, retain_graph=True, allow_unused=True)
-            norms = [gradient.norm() for gradient in gradients if gradient is not None]
-            self.gradient_norms[name] = torch.stack(norms).norm()
+            for parameter in parameters:
+                parameter.grad = None
+            for prompts, rows in parts:
+                inputs = self.score(samples, prompts, rows)
+                term = mix({name: loss}, inputs, {name: 1.0}, credits, chunk=self.logits_chunk)[0]
+                (term / self._count_scale).backward()
+            # Every rank takes part for every parameter: what one rank did not use, another may have.
+            sums = (everywhere(torch.zeros_like(p) if p.grad is None else p.grad) for p in parameters)
+            norms = [cast(Tensor, gradient).norm() for gradient in sums]
+            self.gradient_norms[name] = torch.stack(norms).norm() * self._count_scale / count
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
         weighted = {name: self._mix[name].weight * norm for name, norm in self.gradient_norms.items()}
         self.log_dict({f"gradient_norm/{name}": norm for name, norm in weighted.items()})
         reference, *others = weighted
@@ -383,7 +403,11 @@ class CFGDistillation(L.LightningModule):
         assert self.teacher is not None
         # All prompts, and not the first batch that holds a long one: a fit must not stop in the middle for it.
         prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", {})
-        found = [p for given in prompts.values() for p in problems_of_lengths(self.student, given, self.sampling)]
+        found = [
+            problem
+            for given in prompts.values()
+            for problem in problems_of_lengths(self.student, given, self.sampling, self.guidance)
+        ]
         if found:
             raise ConfigError(found)
         self._teacher_fingerprint = fingerprint(self.teacher)

@@ -14,12 +14,13 @@ from torch.nn.functional import pad
 from cfg_distill import CFGDistillation
 from cfg_distill.errors import ConfigError
 from cfg_distill.frozen import fingerprint
-from cfg_distill.generators import CausalLM, Scored
+from cfg_distill.generators import CausalLM, LoRA, Scored
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, reverse_kl
 from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.sampling import Rollout, Sampling, rollout
 
+pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7", "w8 w9", "w10"]
 
 
@@ -64,19 +65,50 @@ class PerPrompt(CFGDistillation):
         )
 
 
-def per_prompt_module(folder, reduction):
+def per_prompt_module(folder, reduction, **settings):
     losses = {"kl": ReverseKL(score_term=True), "diversity": PolicyGradient(FirstToken(), weight=0.1)}
-    return module(folder, kind=PerPrompt, reduction=reduction, losses=losses)
+    return module(folder, kind=PerPrompt, reduction=reduction, losses=losses, **settings)
+
+
+MEASURED = {"measure_gradients_every": 1}
+CUTS = {
+    "whole batches": MEASURED,
+    "micro-batches": {**MEASURED, "micro_batch": 6},
+    "parts of groups": {"micro_batch": 1},
+}
+
+
+def cut_module(folder, cut, lora):
+    """A student of all weights, or of an adapter, whose batches are cut or not."""
+    torch.manual_seed(0)  # of the adapter's first factors
+    return per_prompt_module(
+        folder, "mean", generator=CausalLM(folder, lora=LoRA(rank=2) if lora else None), **CUTS[cut]
+    )
+
+
+def norms_of(model):
+    return torch.tensor([float(norm) for norm in model.gradient_norms.values()])
 
 
 def train_as_rank(rank, folder, out, port):
-    """One of two ranks: what a launcher does, then a fit like any other."""
+    """One of two ranks: what a launcher does, then fits like any other. All of them: starting costs more than they do."""
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "RANK": str(rank),
                    "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
     torch.set_num_threads(1)
-    model = per_prompt_module(folder, "mean")
-    fit(model, [PROMPTS[rank::2]], devices=2, strategy="ddp", use_distributed_sampler=False)
-    torch.save(weights(model), f"{out}/rank{rank}.pt")
+    for cut in CUTS:
+        for lora in (False, True):
+            model = cut_module(folder, cut, lora)
+            fit(model, [PROMPTS[rank::2]] * 2, devices=2, strategy="ddp", use_distributed_sampler=False)
+            torch.save([weights(model), norms_of(model)], f"{out}/{cut}{lora}{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """The folder with what two ranks over gloo wrote, groups of different lengths on each."""
+    out = tmp_path_factory.mktemp("ranks")
+    folder = tiny_folder(out / "model")
+    torch.multiprocessing.spawn(train_as_rank, (folder, str(out), free_port()), nprocs=2)
+    return out
 
 
 def free_port():
@@ -124,14 +156,21 @@ def test_micro_batches_change_nothing(folder, reduction):
     assert not torch.allclose(weights(whole), start, atol=1e-4)
 
 
-def test_two_processes_are_one(folder, tmp_path):
-    """Two ranks over gloo, groups of different lengths on each, against one process with all prompts."""
-    whole = per_prompt_module(folder, "mean")
-    fit(whole, [PROMPTS[0::2] + PROMPTS[1::2]])
-    torch.multiprocessing.spawn(train_as_rank, (folder, str(tmp_path), free_port()), nprocs=2)
-    ranks = [torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2)]
-    assert torch.equal(*ranks)
-    torch.testing.assert_close(ranks[0], weights(whole), rtol=1e-4, atol=1e-6)
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize("cut", CUTS)
+def test_two_processes_are_one(folder, ranks, cut, lora):
+    """However each rank cuts its batch: weights and measured norms are those of one process with all prompts at once."""
+    whole = cut_module(folder, "whole batches", lora)
+    whole.configure_model()
+    start = weights(whole)
+    fit(whole, [PROMPTS[0::2] + PROMPTS[1::2]] * 2)
+    (first, norms), (second, same_norms) = (torch.load(ranks / f"{cut}{lora}{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, weights(whole), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(first, start, atol=1e-3)
+    if "measure_gradients_every" in CUTS[cut]:
+        assert torch.equal(norms, same_norms)
+        torch.testing.assert_close(norms, norms_of(whole), rtol=1e-4, atol=1e-6)
 
 
 def test_teacher_and_frozen_parts_stay_out(folder, tmp_path):
@@ -199,6 +238,23 @@ def test_mixed_precision_and_validation(folder):
                 "val/entropy_student", "val/entropy_teacher"):  # fmt: skip
         assert logged[key].isfinite(), key
     assert logged["train/kl"] >= 0
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)])
+def test_every_weight_learns_in_mixed_precision(folder, lora):
+    """A rollout casts the weights without gradient in the same autocast: none of its casts may serve the training pass."""
+    dtype = "float32" if lora is None else "bfloat16"
+    model = module(folder, generator=CausalLM(folder, lora=lora, dtype=dtype), micro_batch=3)
+    gradients = {}
+
+    class Gradients(L.Callback):
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            trained = {name: p for name, p in pl_module.student.named_parameters() if p.requires_grad}
+            gradients.update({name: p.grad is not None and bool(p.grad.any()) for name, p in trained.items()})
+
+    # The first factor of an adapter has a gradient from the second step on: the second factor begins at zero.
+    fit(model, [PROMPTS] * 2, precision="bf16-mixed", callbacks=[Gradients()])
+    assert gradients and all(gradients.values()), gradients
 
 
 def test_gradient_norms_are_those_of_the_terms_alone(folder):
@@ -277,15 +333,22 @@ def test_a_loss_name_that_a_module_cannot_hold_is_refused(folder):
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 6, 12])
 def test_micro_batches_inside_a_step_change_nothing(folder, micro_batch):
-    """Parts of a group, groups, several groups and a remainder, against all at once with whole logits."""
+    """Parts of a group, groups, several groups and a remainder, against all at once with whole logits.
+
+    The same step, and the same measured norms.
+    """
     whole, split = (
         per_prompt_module(folder, "mean") for _ in range(2)
     )  # the seed of each group is that of its prompt: the same rollouts
     whole.logits_chunk = 0
     split.micro_batch = micro_batch
+    unmeasured = per_prompt_module(folder, "mean")
     for each in (whole, split):
+        each.measure_gradients_every = 1
+    for each in (whole, split, unmeasured):
         fit(each, [PROMPTS[:5], PROMPTS[1:]], accumulate_grad_batches=2)
-    torch.testing.assert_close(weights(whole), weights(split), rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(weights(whole), weights(each), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(norms_of(split), norms_of(whole), rtol=1e-4, atol=1e-6)
 
 
 def test_micro_batches_clip_and_step_as_one(folder):
