@@ -121,7 +121,10 @@ def within_full_scale(waveform: Waveform) -> tuple[Waveform, float]:
     """
     peak = waveform.peak
     if not math.isfinite(peak):
-        raise ValueError("Expected finite samples but got NaN or infinity: the model or the codec diverged.")
+        raise ConfigError(
+            "Sound: expected finite samples, but got NaN or infinity: the model diverged. Take an earlier checkpoint of it, or"
+            " train it again at a lower learning rate."
+        )
     if peak <= PEAK:
         return waveform, 0.0
     return Waveform(waveform.samples * (PEAK / peak), waveform.rate), 20 * math.log10(PEAK / peak)
@@ -134,8 +137,7 @@ def write_audio(file: str | Path, waveform: Waveform) -> float:
         The gain in decibels, for whoever tells the user: 0 when the clip fits as it is.
 
     Raises:
-        ConfigError: the audio extra is missing.
-        ValueError: samples that are not finite.
+        ConfigError: the audio extra is missing, or samples are not finite.
     """
     soundfile = _library("soundfile")
     scaled, gain = within_full_scale(waveform)

@@ -41,7 +41,7 @@ def test_a_loud_clip_is_turned_down_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_a_diverged_clip_is_no_sound(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="NaN or infinity"):
+    with pytest.raises(ConfigError, match="NaN or infinity: the model diverged"):
         write_audio(tmp_path / "nan.wav", Waveform(torch.tensor([[0.0, torch.nan]]), 8000))
     assert not list(tmp_path.iterdir())
     assert within_full_scale(Waveform(torch.zeros(1, 0), 8000))[1] == 0.0

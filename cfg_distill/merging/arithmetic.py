@@ -167,13 +167,15 @@ def tensor_function(method: str, weights: Sequence[float]) -> Compute:
 
 
 def _mean(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-    total: Tensor | None = None
-    count = 0
-    for count, tensor in enumerate(tensors, start=1):
-        term = tensor * weights[count - 1] if weights else tensor
-        total = term if total is None else total + term
-    assert total is not None
-    return total if weights else total / count
+    """A running mean and not a sum: what is equal in all models (a frozen codec, say) stays so to the last bit."""
+    average: Tensor | None = None
+    total = 0.0
+    for place, tensor in enumerate(tensors):
+        weight = weights[place] if weights else 1.0
+        total += weight
+        average = tensor if average is None else torch.lerp(average, tensor, weight / total if total else 0.0)
+    assert average is not None
+    return average
 
 
 def _slerp(tensors: tuple[Tensor, ...], weight: float) -> Tensor:

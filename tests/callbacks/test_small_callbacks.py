@@ -196,7 +196,7 @@ def test_waveforms_need_no_renderer() -> None:
     stereo = Waveform(torch.stack([torch.ones(50), torch.zeros(50)]), 16000)
     loud = Waveform(torch.tensor([[0.5, -2.0]]), 8000)
     broken = Waveform(torch.full((1, 4), torch.nan), 8000)
-    with pytest.warns(UserWarning, match="could not be turned into sound: ValueError: Expected finite samples"):
+    with pytest.warns(UserWarning, match="could not be turned into sound: ConfigError: Sound: expected finite samples"):
         callback._log(book.experiment, "samples/0", "w1", [stereo, loud, broken], 3)
     assert [(tag, step, rate) for tag, _, step, rate in book.sounds] == [
         ("samples/0/0", 3, 16000),

@@ -19,6 +19,7 @@ from transformers import (
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators.musicgen import MusicGen
+from cfg_distill.merging import merge_folders
 from cfg_distill.sampling import Sampling, rollout
 
 
@@ -111,6 +112,24 @@ def test_weights_of_another_decoder_are_taken(tmp_path):
     fresh.load_weights(str(tmp_path / "out"))
     for name, tensor in student.state_dict().items():
         assert torch.equal(fresh.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize(("method", "weights"), [("soup", []), ("weighted", [0.5, 0.3, 0.2])])
+def test_a_merge_can_be_started_from(method, weights, tmp_path):
+    start = MusicGen(tiny_musicgen(tmp_path / "start")).load()
+    for name in "abc":
+        student = MusicGen(start.path).load()
+        with torch.no_grad():
+            for parameter in student.parameters():
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        student.save(tmp_path / name)
+    folders = [tmp_path / name for name in "abc"]
+    out = merge_folders(folders, weights, method, tmp_path / "out")
+    start.load_weights(str(out))  # refuses a text encoder or codec that differs by a bit
+    states = [MusicGen(str(folder)).load().model.state_dict() for folder in folders]
+    for name, merged in start.model.state_dict().items():
+        expected = sum(w * state[name].double() for w, state in zip(weights or [1 / 3] * 3, states, strict=True))
+        torch.testing.assert_close(merged.double(), expected, rtol=1e-5, atol=1e-7)
 
 
 def test_weights_that_do_not_fit_are_refused(tmp_path):
