@@ -7,14 +7,23 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from cfg_distill.errors import ConfigError
 from cfg_distill.text import PACKAGED, cached_name, converted, problems_of_gguf
 
 SHIPPED = {name: Path(__file__).parent / "tunes" / "weights" / name for name in ("base", "encoder", "judge")}
 KNOWN: dict[str, Collection[str]] = {"tunes": SHIPPED, "text": PACKAGED}
 RECIPES = Path(__file__).parent / "recipes"
+UNREADABLE = (OSError, ValueError, ImportError, SafetensorError)
+"""What loading a model raises where it is missing, cut short, or needs a package that is not installed."""
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first: the reason within one sentence."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def source(path: str) -> Path | None:

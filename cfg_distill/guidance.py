@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from cfg_distill.prompt import Prompt
 
 
 def guided_logits(prompt: Tensor, negative: Tensor, scale: float | Tensor) -> Tensor:
@@ -60,6 +63,15 @@ class Guidance:
     def active(self) -> bool:
         """Whether a second forward pass is needed at all."""
         return self.scale != 1.0 or (self.schedule != "constant" and self.final_scale not in (None, 1.0))
+
+    def negatives(self, prompts: Sequence[str | None]) -> list[str | None]:
+        """What the negative branch reads: one for all rows, or each its own when only the system message differs."""
+        system, negative = self.negative_system, self.negative
+        if system is None:
+            return [negative]
+        if negative is not None:
+            return [Prompt(negative, system=system)]
+        return [Prompt(prompt or "", **{**getattr(prompt, "conditions", {}), "system": system}) for prompt in prompts]
 
     def problems(self, key: str = "model.guidance") -> list[str]:
         """What is wrong with these settings, a sentence each; ``key`` is where the user wrote them."""

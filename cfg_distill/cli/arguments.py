@@ -71,6 +71,13 @@ def add_sampling(
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest mass P; 1: all")
 
 
+def add_dtype(parser: argparse.ArgumentParser) -> None:
+    """The dtype of the weights."""
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model's weights"
+    )
+
+
 def add_seconds(parser: argparse.ArgumentParser) -> None:
     """The length of sound."""
     parser.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_sampling, add_seconds
+from cfg_distill.cli.arguments import Arguments, add_dtype, add_sampling, add_seconds
 
 
 def run(argv: Sequence[str]) -> None:
@@ -27,6 +27,7 @@ def run(argv: Sequence[str]) -> None:
     )
     add_sampling(parser, samples=8, max_new_tokens=None, temperatures=True)
     add_seconds(parser)
+    add_dtype(parser)
     given = parser.read(argv)
     from cfg_distill.study import evaluate_models
 
@@ -44,4 +45,5 @@ def run(argv: Sequence[str]) -> None:
         overwrite=given.overwrite,
         seconds=given.seconds,
         written=given.written,
+        dtype=given.dtype,
     )

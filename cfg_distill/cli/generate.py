@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cfg_distill.cli.arguments import Arguments, add_sampling, add_seconds, refuse_existing
+from cfg_distill.cli.arguments import Arguments, add_dtype, add_sampling, add_seconds, refuse_existing
 from cfg_distill.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--melody", metavar="FILE", help="a sound file that a melody model follows")
     add_sampling(parser, samples=4, max_new_tokens=None)
     add_seconds(parser)
+    add_dtype(parser)
     given = parser.read(argv)
     if given.model is None:
         raise ConfigError(_NO_MODEL)
@@ -54,9 +55,10 @@ def run(argv: Sequence[str]) -> None:
     from cfg_distill.generators import Prompt, open_generator
     from cfg_distill.guidance import Guidance
     from cfg_distill.samples import draw
-    from cfg_distill.sampling import Sampling
+    from cfg_distill.sampling import Sampling, positions_left, problems_of_lengths
+    from cfg_distill.study.jobs import device
 
-    generator = open_generator(given.model)
+    generator = open_generator(given.model, dtype=given.dtype)
     guidance = Guidance(given.guidance, given.negative, negative_system=given.negative_system)
     found = generator.problems()
     readable = not found
@@ -95,10 +97,12 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(found)
 
     prompts = [Prompt(text, melody=given.melody) for text in given.prompt] if given.melody else given.prompt
-    generator.load()
     if num_tokens is None:
-        longest = generator.prompt_positions(prompts)
-        sampling.max_new_tokens = min(_MOST_TOKENS, limit - longest) if limit else _MOST_TOKENS
+        left = positions_left(generator, prompts, guidance)
+        sampling.max_new_tokens = _MOST_TOKENS if left is None else max(1, min(_MOST_TOKENS, left))
+    if found := problems_of_lengths(generator, prompts, sampling, guidance):
+        raise ConfigError([problem.replace("Key `max_new_tokens`", "Option `--max-new-tokens`") for problem in found])
+    generator.load().to(device())
     samples = draw(generator, prompts, sampling, guidance, given.seed)
     show(samples, tunes)
     if given.out is not None:

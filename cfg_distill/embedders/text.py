@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from cfg_distill.embedders.base import Embedder, texts_of
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.folders import UNREADABLE, first_line, problems_of_folder, resolve
 
 
 class TransformerEmbedder(Embedder):
@@ -81,11 +81,10 @@ class TransformerEmbedder(Embedder):
     def _from_hub(self, loader: Any, **settings: Any) -> Any:
         try:
             return loader.from_pretrained(resolve(self.path), **settings)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except UNREADABLE as error:
             raise ConfigError(
                 f"Embedder `{self.path}`: expected a model folder or a reachable hub name of a text encoder,"
-                f" but transformers could not load it: {reason}"
+                f" but transformers could not load it: {first_line(error)}"
             ) from error
 
     @torch.no_grad()

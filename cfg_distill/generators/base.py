@@ -62,7 +62,7 @@ class Stream(Protocol):
     """
 
     delays: tuple[int, ...]
-    end_token: int | None
+    end_tokens: tuple[int, ...]
     pad_token: int
 
     def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Scored]:
@@ -90,7 +90,7 @@ class Generator(nn.Module, ABC):
     Attributes:
         model: the transformers network; set by :meth:`load`.
         delays: the delay of each codebook in positions, the first 0; ``(0,)`` for text.
-        end_token: the token (of codebook 0) after which a sample is finished; None when all samples have the full length.
+        end_tokens: the tokens (of codebook 0) after any of which a sample is finished; none when all have the full length.
         pad_token: fills the cells that do not exist: behind the end token, and before a delayed codebook begins.
         sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
         frame_rate: frames a second of sound; None for text.
@@ -106,7 +106,7 @@ class Generator(nn.Module, ABC):
     lora: LoRA | None = None
     adapter_prefix: str = ""
     delays: tuple[int, ...] = (0,)
-    end_token: int | None = None
+    end_tokens: tuple[int, ...] = ()
     pad_token: int = 0
     sample_rate: int | None = None
     frame_rate: float | None = None
@@ -153,8 +153,18 @@ class Generator(nn.Module, ABC):
     def max_positions(self) -> int | None:
         """Positions the model can see, prompt included; None without a limit. Known before the weights are."""
 
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """What samples of these prompts lack, a sentence each, known before the weights are; override where they need more."""
+        return []
+
     def prompt_positions(self, prompts: Sequence[str | None]) -> int:
-        """Positions of :attr:`max_positions` that the longest of the prompts takes; override where a prompt takes none."""
+        """Positions of :attr:`max_positions` that the longest of the prompts takes, negative ones among them.
+
+        Override where a prompt takes none, and where it can be told before the weights are loaded.
+
+        Raises:
+            ConfigError: a prompt that the model cannot read.
+        """
         return max(tensor.shape[-1] for tensor in self.encode(prompts).tensors.values())
 
     @abstractmethod

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import base_of, is_adapter, problems_of_folder, resolve
+from cfg_distill.folders import UNREADABLE, base_of, first_line, is_adapter, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
@@ -33,7 +33,7 @@ class CausalLM(Generator):
         system: the system message before each prompt, under a chat template. None: what the template does by itself.
         unconditional: the text that stands for a dropped prompt. None: the empty user message under a chat template,
             else the begin token alone (the end token for models without one, as GPT-2 was trained).
-        dtype: the dtype of the weights.
+        dtype: the dtype of the weights; other than float32 with ``lora`` only, where something is trained.
         prompt_once: read each prompt once for its whole group while training, through the key-value cache. Off: once a
             sample, for models whose cache takes no gradient.
         lora: train an adapter instead of all weights; the teacher then shares the base's weights.
@@ -79,6 +79,11 @@ class CausalLM(Generator):
                 f"Key `model.generator.path`: expected a tokenizer with a pad token or an end token, but that of `{self.path}`"
                 " has neither. Set one in its tokenizer_config.json."
             )
+        if not found and self.unconditional is not None and not self._encoded(self.unconditional):
+            found.append(
+                f"Key `model.generator.unconditional`: expected a text of at least one token, but `{self.path}` makes none of"
+                f" {self.unconditional!r}. Leave it out for the default, or give it words."
+            )
         if self.lora is not None:
             found += self.lora.problems(self.path, None if found else self._without_weights)
         return found
@@ -105,9 +110,16 @@ class CausalLM(Generator):
     def max_positions(self) -> int | None:
         return getattr(self.config, "max_position_embeddings", None)
 
-    @property
-    def end_token(self) -> int | None:  # type: ignore[override]
-        return self.tokenizer.eos_token_id
+    @cached_property
+    def end_tokens(self) -> tuple[int, ...]:  # type: ignore[override]
+        """Those of the model's generation config, a turn's end among them, then the tokenizer's."""
+        try:
+            asked = GenerationConfig.from_pretrained(resolve(base_of(self.path))).eos_token_id
+        except OSError:  # it has none
+            asked = None
+        listed = asked if isinstance(asked, list) else [asked]
+        ends = dict.fromkeys([*listed, self.tokenizer.eos_token_id])
+        return tuple(token for token in ends if token is not None)
 
     @property
     def pad_token(self) -> int:  # type: ignore[override]
@@ -145,11 +157,10 @@ class CausalLM(Generator):
     def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
         try:
             return loader.from_pretrained(path, **settings)
-        except (OSError, ValueError) as error:
-            reason = str(error).strip().splitlines()[0]
+        except UNREADABLE as error:
             raise ConfigError(
                 f"Model `{path}`: expected a model folder or a reachable hub name of a causal language model,"
-                f" but transformers could not load it: {reason}"
+                f" but transformers could not load it: {first_line(error)}"
             ) from error
 
     def save(self, folder: str | Path) -> None:
@@ -165,7 +176,7 @@ class CausalLM(Generator):
             top_k=0,
             top_p=1.0,
             bos_token_id=self.tokenizer.bos_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
+            eos_token_id=self.end_tokens[0] if len(self.end_tokens) == 1 else list(self.end_tokens) or None,
             pad_token_id=self.tokenizer.pad_token_id,
         ).save_pretrained(folder)
 
@@ -209,19 +220,29 @@ class CausalLM(Generator):
                 raise
             raise ConfigError(f"Prompt {prompt!r}: {error}") from error
 
-    def encode(self, prompts: Sequence[str | None]) -> Encoded:
-        texts = [self._text(prompt) for prompt in prompts]
+    def _encoded(self, text: str) -> list[int]:
         # A chat template spells its own special tokens; elsewhere the tokenizer adds what the model was trained with,
         # unless the text is already the begin token alone.
-        rows = [
-            self.tokenizer(
-                text,
-                add_special_tokens=not self._templated
-                and text not in (self.tokenizer.bos_token, self.tokenizer.eos_token),
-            )["input_ids"]
-            for text in texts
-        ]
-        batch = self.tokenizer.pad({"input_ids": rows}, padding_side="left", return_tensors="pt")
+        alone = text in (self.tokenizer.bos_token, self.tokenizer.eos_token)
+        return self.tokenizer(text, add_special_tokens=not self._templated and not alone)["input_ids"]
+
+    def _rows(self, prompts: Sequence[str | None]) -> list[list[int]]:
+        """The tokens of each prompt; at least one, for the first prediction to stand on."""
+        rows = [self._encoded(self._text(prompt)) for prompt in prompts]
+        if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row]:
+            what = "The dropped prompt" if empty[0] is None else f"Prompt {empty[0]!r}"
+            raise ConfigError(
+                f"{what}: expected at least one token, but the {'chat template' if self._templated else 'tokenizer'} of"
+                f" `{self.path}` makes none of it. Give "
+                + ("`model.generator.unconditional` a text." if empty[0] is None else "it words.")
+            )
+        return rows
+
+    def prompt_positions(self, prompts: Sequence[str | None]) -> int:
+        return max(len(row) for row in self._rows(prompts))
+
+    def encode(self, prompts: Sequence[str | None]) -> Encoded:
+        batch = self.tokenizer.pad({"input_ids": self._rows(prompts)}, padding_side="left", return_tensors="pt")
         return Encoded({name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")})
 
     # Predictions

@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import base_of, is_adapter, problems_of_folder, resolve
+from cfg_distill.folders import UNREADABLE, base_of, first_line, is_adapter, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
@@ -44,7 +44,7 @@ class Dia(Generator):
     Args:
         path: a model folder or a hub name. Its processor names the codec. An adapter folder stands for its base with the
             adapter added.
-        dtype: of the weights; the codec stays float32.
+        dtype: of the weights, other than float32 with ``lora`` only where something is trained; the codec stays float32.
         lora: train an adapter of text encoder and decoder instead of all weights; the teacher then shares the base's.
     """
 
@@ -96,8 +96,12 @@ class Dia(Generator):
         return tuple(self.config.delay_pattern)
 
     @property
-    def end_token(self) -> int:  # type: ignore[override]
+    def end_token(self) -> int:
         return self.config.decoder_config.eos_token_id
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (self.end_token,)
 
     @property
     def pad_token(self) -> int:  # type: ignore[override]
@@ -283,9 +287,8 @@ class _Sound:
 def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
     try:
         return loader.from_pretrained(resolve(path), **settings)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UNREADABLE as error:
         raise ConfigError(
             f"Model `{path}`: expected a model folder or a reachable hub name of a Dia, but transformers could not load it:"
-            f" {reason}"
+            f" {first_line(error)}"
         ) from error

@@ -11,7 +11,6 @@ from torch import Tensor
 from cfg_distill.generators.base import DecodingState, Generator
 from cfg_distill.generators.scored import Scored
 from cfg_distill.guidance import Guidance, guided_logits
-from cfg_distill.prompt import Prompt
 
 
 @dataclass
@@ -34,17 +33,8 @@ class Guided:
         self.generator = generator
         self.guidance = guidance
         self.delays = generator.delays
-        self.end_token = generator.end_token
+        self.end_tokens = generator.end_tokens
         self.pad_token = generator.pad_token
-
-    def _negatives(self, prompts: Sequence[str | None]) -> list[str | None]:
-        """What the negative branch reads: one for all rows, or each its own when only the system message differs."""
-        system, negative = self.guidance.negative_system, self.guidance.negative
-        if system is None:
-            return [negative]
-        if negative is not None:
-            return [Prompt(negative, system=system)]
-        return [Prompt(prompt or "", **{**getattr(prompt, "conditions", {}), "system": system}) for prompt in prompts]
 
     def _mix(self, prompt: Scored, negative: Scored, position_T: Tensor) -> Scored:
         scale_T1 = self.guidance.scale_at(position_T)[:, None]
@@ -59,7 +49,7 @@ class Guided:
         return self._mix(both.rows(slice(half)), both.rows(slice(half, None)), torch.tensor([position], device=device))
 
     def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[_Branches, Scored]:
-        negatives = self._negatives(prompts)
+        negatives = self.guidance.negatives(prompts)
         state, both = self.generator.prefill([*prompts, *negatives * (len(prompts) // len(negatives))], repeats)
         return _Branches(state, 0, len(prompts) * repeats), self._mix_halves(both, 0, self.generator.device)
 
@@ -77,5 +67,5 @@ class Guided:
         if not self.guidance.active:
             return prompt
         # A negative for all rows is read once, not once a prompt.
-        negative = self.generator.scored(self._negatives(prompts), tokens_NKT, mask_NKT)
+        negative = self.generator.scored(self.guidance.negatives(prompts), tokens_NKT, mask_NKT)
         return self._mix(prompt, negative, torch.arange(tokens_NKT.shape[-1], device=tokens_NKT.device))

@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import base_of, is_adapter, problems_of_folder, resolve
+from cfg_distill.folders import UNREADABLE, base_of, first_line, is_adapter, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
@@ -53,7 +53,8 @@ class MusicGen(Generator):
 
     Args:
         path: a model folder or a hub name. An adapter folder stands for its base with the adapter added to the decoder.
-        dtype: of the decoder's weights; what is frozen stays float32.
+        dtype: of the decoder's weights, other than float32 with ``lora`` only where something is trained; what is frozen stays
+            float32.
         melody: whether each prompt of a melody model must have a melody (``Prompt(text, melody="tune.wav")``).
         text_positions: the positions that a melody model reads before the sound for the text of any prompt. It attends to
             all of them, as it does to a batch's padding in transformers. Other models attend to the text only.
@@ -138,17 +139,15 @@ class MusicGen(Generator):
         return self.config.chroma_length + self.text_positions if self._reads_melody else 0
 
     def prompt_positions(self, prompts: Sequence[str | None]) -> int:
-        """See :meth:`Generator.prompt_positions`. These are prompts of samples, never negative ones: a melody may be due.
-
-        Raises:
-            ConfigError: prompts that the model cannot read.
-        """
-        self._check(prompts, self.melody)
         return self._prefix
 
-    def _check(self, prompts: Sequence[str | None], melody: Melody) -> None:
-        if found := [text for prompt in prompts for text in problems_of_prompt(prompt, self._reads_melody, melody)]:
-            raise ConfigError(list(dict.fromkeys(found)))
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """See :meth:`Generator.problems_of_prompts`: a melody may be due, which negative prompts go without."""
+        return self._problems_of(prompts, self.melody)
+
+    def _problems_of(self, prompts: Sequence[str | None], melody: Melody) -> list[str]:
+        found = [text for prompt in prompts for text in problems_of_prompt(prompt, self._reads_melody, melody)]
+        return list(dict.fromkeys(found))
 
     # Weights
 
@@ -203,7 +202,8 @@ class MusicGen(Generator):
     # Prompts
 
     def encode(self, prompts: Sequence[str | None]) -> Encoded:
-        self._check(prompts, "optional")
+        if found := self._problems_of(prompts, "optional"):
+            raise ConfigError(found)
         shared = self.shared.to(self.device)
         rows = [shared.condition_SD(prompt).to(self.model.dtype) for prompt in prompts]
         condition_BSD = pad_sequence(rows, batch_first=True)
@@ -265,9 +265,8 @@ class MusicGen(Generator):
 def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
     try:
         return loader.from_pretrained(resolve(path), **settings)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except UNREADABLE as error:
         raise ConfigError(
             f"Model `{path}`: expected a model folder or a reachable hub name of a MusicGen, but transformers could not"
-            f" load it: {reason} Without a network, name a folder that holds it."
+            f" load it: {first_line(error)} Without a network, name a folder that holds it."
         ) from error

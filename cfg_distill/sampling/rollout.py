@@ -69,10 +69,10 @@ def rollout(
         seed: of the random numbers of this rollout.
 
     Raises:
-        ConfigError: a prompt and ``max_new_tokens`` do not fit the model's positions.
+        ConfigError: see :func:`problems_of_lengths`; the model predicts NaN.
     """
     stream: Stream = Guided(generator, guidance) if guidance is not None and guidance.active else generator
-    if problems := problems_of_lengths(generator, prompts, sampling):
+    if problems := problems_of_lengths(generator, prompts, sampling, guidance):
         raise ConfigError(problems)
     was_training = generator.training
     generator.eval()
@@ -83,6 +83,11 @@ def rollout(
             tokens_NKT, mask_NKT, log_probs_NKT = _decode(stream, prompts, sampling, seed, generator.device)
     finally:
         generator.train(was_training)
+    if not log_probs_NKT.isfinite().all():  # once a rollout: to look at every position would wait for the accelerator
+        raise ConfigError(
+            "The model diverged: its predictions are NaN or infinite. Take an earlier checkpoint of it, or train it again at a"
+            " lower learning rate."
+        )
     shape = (len(prompts), sampling.samples)
     return Rollout(*(tensor.unflatten(0, shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT)))
 
@@ -95,11 +100,12 @@ def _decode(
     shape = (num_rows, len(stream.delays), num_frames + max(stream.delays))
     tokens_NKT = torch.full(shape, stream.pad_token, device=device)
     mask_NKT = torch.zeros(shape, dtype=torch.bool, device=device)
-    log_probs_NKT = torch.zeros(shape, device=device)
+    log_probs_NKT = torch.zeros(shape, dtype=torch.float32, device=device)
     delays_K = torch.tensor(stream.delays, device=device)
     # The frame of each row's end token; num_frames while it has none.
     end_N = torch.full((num_rows,), num_frames, device=device)
     rows_M = torch.arange(num_rows, device=device)  # those that are decoded: of M running rows
+    ends_E = torch.tensor(stream.end_tokens, device=device)
     state, next_one = stream.prefill(prompts, sampling.samples)
     for position in range(shape[-1]):
         exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M])
@@ -112,8 +118,8 @@ def _decode(
         tokens_NKT[rows_M, :, position] = tokens_MK
         mask_NKT[rows_M, :, position] = exists_MK
         log_probs_NKT[rows_M, :, position] = torch.where(exists_MK, picked_MK, 0.0)
-        if stream.end_token is not None:
-            ends_M = exists_MK[:, 0] & (tokens_MK[:, 0] == stream.end_token)
+        if stream.end_tokens:
+            ends_M = exists_MK[:, 0] & torch.isin(tokens_MK[:, 0], ends_E)
             end_N[rows_M] = torch.where(ends_M, position, end_N[rows_M])
             # Delayed codebooks finish the frames before the end token.
             (running_R,) = (end_N[rows_M] + max(0, max(stream.delays) - 1) > position).nonzero(as_tuple=True)
@@ -127,22 +133,62 @@ def _decode(
     return tokens_NKT[..., : position + 1], mask_NKT[..., : position + 1], log_probs_NKT[..., : position + 1]
 
 
-def problems_of_lengths(generator: Generator, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-    """Whether a prompt is too long for the loaded model, samples included: at most one sentence."""
+def problems_of_lengths(
+    generator: Generator, prompts: Sequence[str], sampling: Sampling, guidance: Guidance | None = None
+) -> list[str]:
+    """Why a model could not write such samples of these prompts, a sentence each: what they lack, and too long prompts.
+
+    Under guidance the negative prompts count too.
+    """
+    found = generator.problems_of_prompts(prompts)
+    if sampling.max_new_tokens < 1:
+        found = [*found, f"Key `max_new_tokens`: expected at least 1, but got {sampling.max_new_tokens}."]
+    if found:
+        return found
+    try:
+        left = positions_left(generator, prompts, guidance)
+    except ConfigError as error:
+        return error.problems
     limit = generator.max_positions
-    taken = generator.prompt_positions(prompts) + max(generator.delays)
-    if limit is None or taken + sampling.max_new_tokens <= limit:
+    if left is None or limit is None or sampling.max_new_tokens <= left:
         return []
-    longest = max(prompts, key=lambda prompt: len(prompt or ""))
-    if taken >= limit:
+    taken, longest = limit - left, _longest(generator, prompts, guidance)
+    if left <= 0:
         return [
-            f"Prompt `{_shortened(longest)}`: expected at most {limit - sampling.max_new_tokens} positions for it (the model"
+            f"{longest}: expected at most {max(limit - sampling.max_new_tokens, 0)} positions for it (the model"
             f" has {limit}, and `max_new_tokens` is {sampling.max_new_tokens}), but it takes {taken}. Shorten it."
         ]
     return [
-        f"Key `max_new_tokens`: the longest prompt (`{_shortened(longest)}`) takes {taken} of the model's {limit} positions,"
-        f" so expected at most {limit - taken}, but got {sampling.max_new_tokens}. Lower it, or shorten the prompt."
+        f"Key `max_new_tokens`: {longest}, the longest, takes {taken} of the model's {limit} positions,"
+        f" so expected at most {left}, but got {sampling.max_new_tokens}. Lower it, or shorten the prompt."
     ]
+
+
+def positions_left(generator: Generator, prompts: Sequence[str], guidance: Guidance | None = None) -> int | None:
+    """Positions that the longest of the prompts, negative ones among them, leaves to its samples; None without a limit.
+
+    Raises:
+        ConfigError: a prompt that the model cannot read.
+    """
+    if generator.max_positions is None:
+        return None
+    taken = generator.prompt_positions([*prompts, *_negatives(prompts, guidance)])
+    return generator.max_positions - taken - max(generator.delays)
+
+
+def _negatives(prompts: Sequence[str], guidance: Guidance | None) -> list[str | None]:
+    return guidance.negatives(prompts) if guidance is not None and guidance.active else []
+
+
+def _longest(generator: Generator, prompts: Sequence[str], guidance: Guidance | None) -> str:
+    """The prompt that takes most positions, in words."""
+    kinds = {"Prompt": prompts, "Negative prompt": _negatives(prompts, guidance)}
+    kind, longest = max(
+        ((kind, prompt) for kind, several in kinds.items() for prompt in several),
+        key=lambda pair: generator.prompt_positions([pair[1]]),
+    )
+    system = " with its system message" if "system" in getattr(longest, "conditions", {}) else ""
+    return f"{kind} `{_shortened(longest or '')}`{system}"
 
 
 def _shortened(text: str) -> str:

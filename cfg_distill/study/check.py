@@ -61,6 +61,27 @@ def command_of(fit: Fit) -> list[str]:
     return words
 
 
+def guidances_of(study: Study) -> list[tuple[str, dict[str, Any]]]:
+    """The folder and the guidance of every system, each pair once; a student stands for the folder its fit begins with."""
+    found = []
+    for point in study.points().values():
+        guidance = {"scale": point.guidance, "negative": point.negative, "negative_system": point.negative_system}
+        folder = _folder_of(study, point.model)
+        if folder and (folder, guidance) not in found:
+            found.append((folder, guidance))
+    return found
+
+
+def _folder_of(study: Study, model: str) -> str:
+    """The folder behind a model, which is there before the fits; empty for a generator that has none."""
+    if model in study.merges:
+        return _folder_of(study, study.merges[model].models[0])
+    if model not in study.fits:
+        return model
+    generator: Any = (recipe_of(study.fits[model]).get("model") or {}).get("generator") or {}
+    return str((generator.get("init_args") or generator).get("path", ""))
+
+
 def _problems_of_fit(key: str, fit: Fit, earlier: list[str]) -> list[str]:
     problems = []
     if not find_file(fit.config).is_file():

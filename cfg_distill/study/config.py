@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -17,6 +17,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.folders import find_file
 
 T = TypeVar("T")
+Dtype = Literal["float32", "bfloat16", "float16"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
 
 
@@ -62,6 +63,7 @@ class Point:
         guidance: its scale; 1 is none, anything else costs two forward passes a token.
         negative: the negative prompt; None drops the prompt.
         negative_system: the system message of the negative branch, which then keeps the prompt.
+        dtype: of the weights; None takes that of ``evaluation``.
     """
 
     model: str
@@ -69,6 +71,7 @@ class Point:
     guidance: float = 1.0
     negative: str | None = None
     negative_system: str | None = None
+    dtype: Dtype | None = None
 
 
 @dataclass
@@ -104,6 +107,7 @@ class Evaluation:
         batch_size: prompts at once.
         written: prompts of which samples are written to be read and heard.
         written_samples: samples of each that are written.
+        dtype: of the weights of every system that names none; a fit's own dtype is that of its training.
     """
 
     prompts: str
@@ -119,6 +123,7 @@ class Evaluation:
     batch_size: int = 8
     written: int = 4
     written_samples: int = 2
+    dtype: Dtype = "float32"
 
 
 @dataclass

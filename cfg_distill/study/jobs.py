@@ -20,7 +20,7 @@ from cfg_distill.generators import open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.merging import merge_folders
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.sampling import Sampling
+from cfg_distill.sampling import Sampling, problems_of_lengths
 from cfg_distill.study.claims import finding, judge
 from cfg_distill.study.config import Claims, Headline
 from cfg_distill.study.listening import Writer
@@ -58,18 +58,25 @@ def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
 
 
 def device() -> torch.device:
-    """The accelerator when there is one."""
-    return (
-        torch.device(torch.accelerator.current_accelerator() or "cpu")
-        if torch.accelerator.is_available()
-        else torch.device("cpu")
-    )
+    """The accelerator when there is one that can sample: Apple's MPS lacks the float64 of it."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None or found.type == "mps" else found
 
 
 def check(
-    report: Report, metrics: Mapping[str, Any], headline: Mapping[str, Any], models: Sequence[str], max_new_tokens: int
+    report: Report,
+    metrics: Mapping[str, Any],
+    headline: Mapping[str, Any],
+    models: Sequence[str],
+    max_new_tokens: int,
+    prompts: str,
+    field: str,
+    guidances: Sequence[tuple[str, Mapping[str, Any]]],
 ) -> None:
-    """What only torch can tell: metrics by class path, and models that are there already.
+    """What only torch can tell: metrics by class path, models that are there already, prompts that are too long.
+
+    Args:
+        guidances: folder and guidance of every system; a student or merge stands for the folder that its fit begins with.
 
     Raises:
         ConfigError: all problems.
@@ -87,10 +94,17 @@ def check(
                     f"Key `evaluation.headline.{key}`: expected a metric of {wanted}, but `{name}` is one of"
                     f" {axes[name]}."
                 )
+    sampling = Sampling(max_new_tokens=max_new_tokens)
     for model in models:
         generator = open_generator(model)
         found = generator.problems()
-        problems += found or Sampling(max_new_tokens=max_new_tokens).problems(generator.max_positions)
+        problems += found or sampling.problems(generator.max_positions, key="evaluation")
+    asked = read_prompts(prompts, field)
+    for model, guidance in guidances if not problems else ():
+        generator = open_generator(model)
+        if not generator.problems():  # those of a fit's start are told with its recipe
+            found = problems_of_lengths(generator, asked, sampling, Guidance(**guidance))
+            problems += [f"Model `{model}`: {text.replace('Key `max', 'Key `evaluation.max')}" for text in found]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
@@ -139,6 +153,7 @@ def evaluate(
     samples_folder: str,
     written: int,
     written_samples: int,
+    dtype: str = "float32",
     **sampling: Any,
 ) -> None:
     """One point of the front, its values and some samples."""
@@ -147,7 +162,7 @@ def evaluate(
         # Moved first: loading may embed a folder of sound, on the metric's device.
         loaded = {name: metric.to(device()).load() for name, metric in metrics_of(metrics).items()}
         _kept.update(specs=specs, metrics=loaded)
-    generator = open_generator(model).load().to(device())
+    generator = open_generator(model, dtype=dtype).load().to(device())
     writer = Writer(generator, Path(samples_folder), written, written_samples)
     system = evaluate_system(
         generator,

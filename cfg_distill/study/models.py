@@ -14,6 +14,7 @@ from cfg_distill.folders import find_file, problems_of_folder
 from cfg_distill.study.config import Headline
 
 if TYPE_CHECKING:
+    from cfg_distill.evaluation import System
     from cfg_distill.generators import Generator
     from cfg_distill.metrics.base import SampleMetric
 
@@ -52,6 +53,7 @@ def evaluate_models(
     seconds: float | None = None,
     written: int = 4,
     written_samples: int = 2,
+    dtype: str = "float32",
 ) -> None:
     """Evaluate each model at each temperature and guidance scale; prints the table.
 
@@ -70,6 +72,7 @@ def evaluate_models(
         seconds: of sound; None for 10. Models of other frame rates get as many seconds.
         written: prompts of which samples are written, to be read and heard.
         written_samples: samples of each that are written.
+        dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``. One model is in memory at a time.
 
     Raises:
         ConfigError: all problems of the arguments at once.
@@ -90,7 +93,7 @@ def evaluate_models(
     from cfg_distill.evaluation import evaluate
     from cfg_distill.generators import open_generator
     from cfg_distill.guidance import Guidance
-    from cfg_distill.sampling import Sampling
+    from cfg_distill.sampling import Sampling, problems_of_lengths
     from cfg_distill.study.jobs import device, metrics_of, write_front
     from cfg_distill.study.listening import Writer
 
@@ -99,7 +102,7 @@ def evaluate_models(
         asked = read_prompts(prompts)
     except ConfigError as error:
         problems += [f"Option `--prompts`: {problem}" for problem in error.problems]
-    generators = {} if problems else {model: open_generator(model) for model in models}
+    generators = {} if problems else {model: open_generator(model, dtype=dtype) for model in models}
     for model, generator in generators.items():
         problems += [f"Model `{model}`: {problem}" for problem in generator.problems()]
     if not problems and len({generator.sample_rate is None for generator in generators.values()}) > 1:
@@ -115,6 +118,12 @@ def evaluate_models(
             settings = Sampling(samples=samples, max_new_tokens=length, temperature=each)
             problems += settings.problems(generators[model].max_positions if lengths else None)
     problems += [problem for scale in guidance for problem in Guidance(scale).problems()]
+    for (model, length), scale in product(lengths.items(), guidance) if not problems else ():
+        settings = Sampling(max_new_tokens=length)
+        problems += [
+            f"Model `{model}`: {problem.replace('Key `max_new_tokens`', 'Option `--max-new-tokens`')}"
+            for problem in problems_of_lengths(generators[model], asked, settings, Guidance(scale))
+        ]
     loaded: dict[str, SampleMetric] = {}
     if not problems:
         try:
@@ -132,11 +141,8 @@ def evaluate_models(
     last = {model: Path(model).name if Path(model).is_dir() else model for model in models}
     short = last if len(set(last.values())) == len(last) else {model: model for model in models}
     plan = list(product(models, temperature, guidance))
-    systems = []
-    console = Console(stderr=True)
-    for number, (model, t, scale) in enumerate(
-        track(plan, "evaluating", console=console, disable=not console.is_terminal), start=1
-    ):
+
+    def measured(number: int, model: str, t: float, scale: float) -> System:
         generator = generators[model].load().to(device())
         stem = f"{number:02} {Path(model).name}"
         writer = Writer(generator, folder / "samples" / stem, written, written_samples) if folder and written else None
@@ -152,11 +158,20 @@ def evaluate_models(
             kind="guidance" if scale != 1 else "model",
             listen=writer,
         )
-        systems.append(system)
         if folder is not None:
             system.save(folder / "systems" / f"{stem}.json")
         if writer is not None:
             writer.finish()
+        return system
+
+    systems = []
+    console = Console(stderr=True)
+    for number, (model, t, scale) in enumerate(
+        track(plan, "evaluating", console=console, disable=not console.is_terminal), start=1
+    ):
+        systems.append(measured(number, model, t, scale))
+        if model not in (each for each, _, _ in plan[number:]):
+            del generators[model]  # its last point: the next model gets its memory
     print(write_front(folder, systems, _headline(loaded)))
 
 

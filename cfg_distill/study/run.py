@@ -16,7 +16,7 @@ from typing import IO, Any
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.files import write_text
-from cfg_distill.study.check import command_of, problems_of
+from cfg_distill.study.check import command_of, guidances_of, problems_of
 from cfg_distill.study.config import Study, read_study
 from cfg_distill.study.display import Display, Forecast, clock
 from cfg_distill.study.processes import Child, Fit, Worker
@@ -126,7 +126,8 @@ class Runner:
         ]
         headline = {name: getattr(given.headline, name) for name in ("quality", "diversity", "independent")}
         job = {"do": "check", "metrics": given.metrics, "headline": headline, "models": sorted(set(models))}
-        jobs = [("evaluation", job | {"max_new_tokens": given.max_new_tokens})]
+        job |= {name: getattr(given, name) for name in ("max_new_tokens", "prompts", "field")}
+        jobs: list[tuple[str, dict[str, Any]]] = [("evaluation", job | {"guidances": guidances_of(self.study)})]
         jobs += [
             (f"fits.{name}", {"do": "check_fit", "words": command_of(fit)}) for name, fit in self.study.fits.items()
         ]

@@ -134,6 +134,7 @@ def _evaluation_step(study: Study, name: str, point: Point, needs: list[str], fo
     settings = asdict(given)
     settings.pop("headline")  # decides what is shown, not what is measured
     settings["temperature"] = temperature
+    settings["dtype"] = given.dtype if point.dtype is None else point.dtype
     file = out / "systems" / f"{name}.json"
     heard = out / "samples" / name
     guidance = {"scale": point.guidance, "negative": point.negative, "negative_system": point.negative_system}

@@ -59,6 +59,30 @@ def test_generate_names_all_problems(tiny_model: str, capsys: pytest.CaptureFixt
         assert f"Option `--{option}`: expected" in message
 
 
+def test_generate_tells_of_a_prompt_beyond_the_context(tiny_model: str, capsys: pytest.CaptureFixture) -> None:
+    for words in (64, 70):
+        message = said(capsys, "generate", "--model", tiny_model, "--prompt", "w1 " * words)
+        assert (
+            f"expected at most 63 positions for it (the model has 64, and `max_new_tokens` is 1), but it takes {words}"
+            in message
+        )
+    message = said(capsys, "generate", "--model", tiny_model, "--prompt", "w1 " * 60, "--max-new-tokens", "5")
+    assert "Option `--max-new-tokens`: Prompt `w1" in message and "expected at most 4, but got 5" in message
+    words = ["--guidance", "2", "--negative", "w2 " * 62, "--samples", "1"]
+    assert (
+        main(["generate", "--model", tiny_model, "--prompt", "w1", *words]) == 0
+    )  # as long as the negative prompt leaves
+
+
+def test_generate_uses_the_accelerator_and_the_dtype(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr("cfg_distill.study.jobs.device", lambda: torch.device("meta"))
+    monkeypatch.setattr("cfg_distill.samples.rollout", lambda generator, *_: seen.append(generator) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        main(["generate", "--model", tiny_model, "--prompt", "w1", "--dtype", "bfloat16"])
+    assert {(weight.device.type, weight.dtype) for weight in seen[0].parameters()} == {("meta", torch.bfloat16)}
+
+
 def test_generate_other_refusals(tiny_model: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
     Path("hollow").mkdir()
     Path("hollow/config.json").write_text("{}")

@@ -1,11 +1,14 @@
 """The causal language model generator against transformers' own generate and forward."""
 
+import json
+
 import pytest
 import torch
 from tiny import tiny_folder
+from transformers import GenerationConfig
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import CausalLM, Guided
+from cfg_distill.generators import CausalLM, Guided, LoRA
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling, rollout
 
@@ -57,6 +60,56 @@ def test_guided_greedy_rollouts_are_those_of_transformers(generator, scale, nega
     assert ours != greedy(generator, RAGGED)
 
 
+def with_ends(folder, ends):
+    """A tiny model whose generation config lists several end tokens, as those of chat models do."""
+    path = tiny_folder(folder)
+    config = GenerationConfig.from_pretrained(path)
+    config.eos_token_id = ends
+    config.save_pretrained(path)
+    return path
+
+
+def test_every_end_token_of_the_generation_config_ends_a_sample(generator, tmp_path):
+    whole = greedy(generator, RAGGED)
+    longest = max(whole, key=len)
+    other = next(token for token in longest if token != 2)  # the same weights stop at this one now, and at 2 still
+    stops = CausalLM(with_ends(tmp_path / "model", [other, 2])).load().eval()
+    assert stops.end_tokens == (other, 2)
+    ours = greedy(stops, RAGGED)
+    assert ours == [generate(stops, prompt) for prompt in RAGGED]
+    assert [other] in ours and [other] not in whole
+    drawn = rollout(stops, RAGGED, Sampling(samples=40, max_new_tokens=12), Guidance(1.5))
+    ends = {
+        tokens_T[length - 1].item() for tokens_T, length in zip(drawn.tokens_NKT[:, 0], drawn.length_N, strict=True)
+    }
+    assert {other, 2} <= ends
+
+
+def test_an_export_keeps_every_end_token(tmp_path):
+    CausalLM(with_ends(tmp_path / "model", [7, 2])).load().save(tmp_path / "export")
+    assert GenerationConfig.from_pretrained(tmp_path / "export").eos_token_id == [7, 2]
+    assert CausalLM(str(tmp_path / "export")).end_tokens == (7, 2)
+    lora = CausalLM(with_ends(tmp_path / "base", [7, 2]), lora=LoRA(rank=2)).load()
+    lora.save(tmp_path / "adapter")
+    assert CausalLM(str(tmp_path / "adapter")).end_tokens == (7, 2)
+
+
+def test_a_model_that_cannot_be_read_is_one_sentence(tmp_path):
+    path = tiny_folder(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(
+        ConfigError, match=r"Model `.*cut`: expected a model folder .* but transformers could not load it"
+    ):
+        CausalLM(path).load()
+    path = tiny_folder(tmp_path / "code")
+    file = tmp_path / "code" / "config.json"
+    config = json.loads(file.read_text()) | {"quantization_config": {"quant_method": "aqlm"}}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"Model `.*code`: .* could not load it: .*aqlm"):
+        CausalLM(path).load()
+
+
 def test_per_sample_end_tokens(generator):
     drawn = rollout(generator, RAGGED, Sampling(samples=16, max_new_tokens=40), seed=3)
     tokens_NT, mask_NT = drawn.tokens_NKT[:, 0], drawn.mask_NKT[:, 0]
@@ -64,8 +117,8 @@ def test_per_sample_end_tokens(generator):
     assert lengths.min() < lengths.max()
     for tokens_T, mask_T, length in zip(tokens_NT, mask_NT, lengths, strict=True):
         assert mask_T[:length].all() and not mask_T[length:].any()
-        assert (tokens_T[: length - 1] != generator.end_token).all()
-        assert length == len(tokens_T) or tokens_T[length - 1] == generator.end_token
+        assert (tokens_T[: length - 1] != 2).all()
+        assert length == len(tokens_T) or tokens_T[length - 1] == 2
         assert (tokens_T[length:] == generator.pad_token).all()
 
 

@@ -112,7 +112,7 @@ def test_the_published_pattern(tmp_path: Path) -> None:
     processor = DiaProcessor(DiaFeatureExtractor(sampling_rate=44100), DiaTokenizer(), codec)
     processor.save_pretrained(tmp_path)
     dia = Dia(str(tmp_path)).load()
-    assert dia.delays == (0, 8, 9, 10, 11, 12, 13, 14, 15) and (dia.end_token, dia.pad_token) == (1024, 1025)
+    assert dia.delays == (0, 8, 9, 10, 11, 12, 13, 14, 15) and (dia.end_tokens, dia.pad_token) == ((1024,), 1025)
     assert dia.max_positions == 3072 and dia.frame_rate == pytest.approx(86.13, abs=0.01)
     settings = {"do_sample": False, "temperature": 1.0, "top_k": None, "guidance_scale": 2.0}
     output = model.eval().generate(**processor(text=PROMPTS), max_new_tokens=20 + 16, **settings)

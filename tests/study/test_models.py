@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import shutil
+import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.generators import CausalLM
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.study import evaluate_models, jobs
+from cfg_distill.study.check import guidances_of
+from cfg_distill.study.config import read_study
 
 SETTINGS = {"samples": 3, "max_new_tokens": 5, "batch_size": 2}
 
@@ -38,6 +45,52 @@ def test_metrics_of_a_file_make_a_picture(real, monkeypatch):
     evaluate_models(["base"], "report.txt", out="ev", metrics="metrics.yaml", **SETTINGS)
     assert Path("ev/front.png").exists()
     assert json.loads(Path("ev/front.json").read_text())["systems"][0]["quality"].keys() == {"words"}
+
+
+def test_one_model_is_in_memory_at_a_time_in_the_dtype_that_was_asked_for(real, monkeypatch):
+    for name in ("second", "third"):
+        shutil.copytree("base", name)
+    load, networks, alive = CausalLM.load, [], []
+
+    def loaded(self):
+        known = hasattr(self, "model")
+        result = load(self)
+        if not known:
+            assert {weight.dtype for weight in self.model.parameters()} == {torch.bfloat16}
+            networks.append(weakref.ref(self.model))
+            gc.collect()
+            alive.append(sum(network() is not None for network in networks))
+        return result
+
+    monkeypatch.setattr(CausalLM, "load", loaded)
+    models = ["base", "second", "third"]
+    evaluate_models(models, "report.txt", out="ev", guidance=[1.0, 2.0], dtype="bfloat16", **SETTINGS)
+    assert alive == [1, 1, 1]
+
+
+def test_prompts_beyond_the_context_are_told_before_a_model_loads(real, monkeypatch):
+    monkeypatch.setattr(CausalLM, "load", lambda self: 1 / 0)
+    Path("report.txt").write_text("w5\n" + "w6 " * 60)
+    with pytest.raises(
+        ConfigError, match=r"Model `base`: Option `--max-new-tokens`: Prompt `w6 .* at most 4, but got 5"
+    ):
+        evaluate_models(["base"], "report.txt", **SETTINGS)
+
+
+def test_a_study_tells_of_them_before_its_fits(real, change):
+    study = read_study(change({"baselines/guidance 2/negative": "w1 " * 59, "baselines/guidance 2/guidance": 2.0}))
+    pairs = guidances_of(study)
+    assert pairs == [
+        ("base", {"scale": 1.0, "negative": None, "negative_system": None}),  # the students' fits begin with it, too
+        ("base", {"scale": 2.0, "negative": "w1 " * 59, "negative_system": None}),
+    ]
+    assert guidances_of(replace(study, baselines={})) == pairs[:1]
+    given = {"metrics": {}, "headline": {}, "models": ["base"], "field": "prompt", "prompts": "report.txt"}
+    with pytest.raises(
+        ConfigError, match=r"Model `base`: Key `evaluation.max_new_tokens`: Negative prompt `w1 .* most 5"
+    ):
+        jobs.check(print, guidances=pairs, max_new_tokens=6, **given)
+    jobs.check(print, guidances=pairs, max_new_tokens=5, **given)
 
 
 def test_all_problems_at_once(place):

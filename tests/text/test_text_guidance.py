@@ -144,7 +144,7 @@ def test_without_a_pad_token_the_end_token_serves(tmp_path):
     path = tiny_folder(tmp_path)
     without_tokens(tmp_path, "pad_token")
     bare, whole = CausalLM(path).load(), CausalLM(tiny_folder(tmp_path / "whole")).load()
-    assert bare.pad_token == bare.end_token == 2
+    assert bare.pad_token == 2 and bare.end_tokens == (2,)
     assert not problems(CausalLM(path))
     tokens = [rollout(each, PROMPTS, Sampling(samples=2, max_new_tokens=6), seed=1) for each in (bare, whole)]
     assert torch.equal(tokens[0].mask_BGKT, tokens[1].mask_BGKT)
@@ -164,7 +164,7 @@ def test_without_pad_and_end_token_it_is_told(tmp_path):
 def test_prompts_longer_than_the_context_are_told_with_the_room_there_is(tiny_model):
     generator = CausalLM(tiny_model).load()
     with pytest.raises(
-        ConfigError, match=r"`w1 w1 .*` *\) takes 60 of the model's 64 positions, so expected at most 4, but"
+        ConfigError, match=r"`w1 w1 .*`, the longest, takes 60 of the model's 64 positions, so expected at most 4, but"
     ):
         rollout(generator, ["w2", "w1 " * 60], Sampling(samples=2, max_new_tokens=5))
     with pytest.raises(
@@ -172,6 +172,36 @@ def test_prompts_longer_than_the_context_are_told_with_the_room_there_is(tiny_mo
     ):
         rollout(generator, ["w2", "w1 " * 70], Sampling(samples=2, max_new_tokens=5))
     rollout(generator, ["w1 " * 60], Sampling(samples=2, max_new_tokens=4))
+
+
+def test_the_longest_prompt_is_the_longest_in_tokens_and_may_be_a_negative_one(chat, tiny_model):
+    generator = CausalLM(tiny_model).load()
+    sampling = Sampling(samples=2, max_new_tokens=5)
+    with pytest.raises(ConfigError, match=r"Prompt `w1 w1 "):  # more characters, fewer tokens
+        rollout(generator, ["unknown" * 40, "w1 " * 60], sampling)
+    rollout(generator, ["w2"], sampling, Guidance(1.0, negative="w1 " * 60))  # never read
+    with pytest.raises(ConfigError, match=r"Negative prompt `w1 w1 .*`, the longest, takes 60"):
+        rollout(generator, ["w2"], sampling, Guidance(2.0, negative="w1 " * 60))
+    with pytest.raises(ConfigError, match=r"Negative prompt `w2` with its system message: expected at most 59"):
+        rollout(chat, ["w2"], sampling, Guidance(2.0, negative_system="w1 " * 70))
+
+
+def test_samples_of_no_length_are_refused(tiny_model):
+    with pytest.raises(ConfigError, match="Key `max_new_tokens`: expected at least 1, but got 0"):
+        rollout(CausalLM(tiny_model).load(), ["w1"], Sampling(max_new_tokens=0))
+
+
+def test_a_prompt_of_no_tokens_is_told(chat, tiny_model, tmp_path):
+    (problem,) = problems(CausalLM(chat.path, unconditional=""))
+    assert problem.startswith("Key `model.generator.unconditional`: expected a text of at least one token")
+    assert not problems(CausalLM(chat.path, unconditional="w1"))
+    with pytest.raises(ConfigError, match=r"Prompt ' ': expected at least one token, but the tokenizer of"):
+        rollout(CausalLM(tiny_model).load(), ["w1", " "], Sampling(max_new_tokens=2))
+    bare = CausalLM(chat_folder(tmp_path, "{{ messages[0]['content'] }}")).load()
+    with pytest.raises(
+        ConfigError, match=r"The dropped prompt: .* the chat template .* `model.generator.unconditional`"
+    ):
+        rollout(bare, ["w1"], Sampling(max_new_tokens=2), Guidance(2.0))
 
 
 def test_a_fit_meets_a_prompt_that_is_too_long_before_its_first_step(tiny_model, tmp_path):
