@@ -14,7 +14,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,8 @@ from cfg_distill.merging.arithmetic import SMALL_SINE, listed
 from cfg_distill.merging.methods import METHODS, problems_of_merge
 from cfg_distill.merging.outputs import PROVENANCE, carry, problems_of_out, provenance, sha256, staged
 from cfg_distill.merging.safetensors_io import FolderWeights, write_file
+
+T = TypeVar("T")
 
 
 def merge_adapters(
@@ -51,12 +53,9 @@ def merge_adapters(
                                  ["start", *(f"model {number}" for number in range(1, len(every)))])  # fmt: skip
     if found:
         raise ConfigError(found)
-    merged = {}
-    for layer in dict.fromkeys(name for adapter in every for name in adapter):
-        terms = _terms(method, weights, [adapter.get(layer) for adapter in every])
-        if terms:
-            merged[layer] = concatenated(terms)
-    return merged
+    changes = {name: [adapter.get(name) for adapter in every] for adapter in every for name in adapter}
+    used = {layer: terms for layer, each in changes.items() if (terms := _terms(method, weights, each))}
+    return {layer: concatenated(terms) for layer, terms in (used or _zero(changes)).items()}
 
 
 def concatenated(terms: Sequence[tuple[float, Factors]]) -> Factors:
@@ -76,6 +75,11 @@ def concatenated(terms: Sequence[tuple[float, Factors]]) -> Factors:
     a_RI = torch.cat([factors.a_RI.to(wide) for _, factors in terms])
     b_OR = torch.cat([factors.b_OR.to(wide) * (share * factors.scale / scale) for share, factors in terms], dim=1)
     return Factors(a_RI.to(dtype), b_OR.to(dtype), scale)
+
+
+def _zero(changes: Mapping[str, Sequence[T | None]]) -> dict[str, list[tuple[float, T]]]:
+    """One change a layer, times 0: the base itself, as an adapter that peft reads, where nothing is left of any model."""
+    return {layer: [(0.0, next(one for one in each if one is not None))] for layer, each in changes.items()}
 
 
 def inner(one: Factors, other: Factors) -> float:
@@ -171,8 +175,10 @@ def merge_adapter_folders(
 
     places = list(sources) if with_start else [None, *sources]
     used: dict[str, list[tuple[float, AdapterFolder]]] = {}
+    all_holders: dict[str, list[AdapterFolder | None]] = {}
     for layer in sorted({name for source in sources for name in source.shapes}):
         holders = [source if source is not None and layer in source.shapes else None for source in places]
+        all_holders[layer] = holders
         # Only the arc looks at values, a layer at a time.
         if method == "slerp":
             shares = _arc(weights[-1], [None if source is None else source.factors(layer) for source in holders])
@@ -181,6 +187,7 @@ def merge_adapter_folders(
         terms = [(share, source) for share, source in zip(shares, holders, strict=True) if source is not None and share]
         if terms:
             used[layer] = terms
+    used = used or _zero(all_holders)
 
     @lru_cache(maxsize=1)
     def merged(layer: str) -> Factors:

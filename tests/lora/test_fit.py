@@ -225,7 +225,7 @@ def test_merges_at_the_end_of_a_fit(
         partner = str(tmp_path / "partner")
     seed_everything(5)
     merging = CheckpointMerging(
-        partner, [0.25, 1.0], method, metrics={"distinct": DistinctFirst()}, out=str(tmp_path / "merged")
+        partner, [0.0, 0.25, 1.0], method, metrics={"distinct": DistinctFirst()}, out=str(tmp_path / "merged")
     )
     module = fit(tiny_model, tmp_path, [merging, Recorder()], lora=LoRA(rank=3, alpha=5.0))
     own = adapter_of(module.student.model)
@@ -241,8 +241,12 @@ def test_merges_at_the_end_of_a_fit(
     for name, factors in expected.items():
         torch.testing.assert_close(merged[name].delta_OI(), factors.delta_OI())
         torch.testing.assert_close(whole[name].delta_OI(), own[name].delta_OI())
+    if method == "liti":  # the start alone: the base, as an adapter that changes nothing
+        assert not any(
+            factors.delta_OI().any() for factors in AdapterFolder(tmp_path / "merged" / "0").adapter().values()
+        )
     rows = json.loads((tmp_path / "merged" / "merges.json").read_text())["rows"]
-    assert len(rows) == 2 and all(0 <= row["metrics"]["distinct"] <= 1 for row in rows)
+    assert len(rows) == 3 and all(0 <= row["metrics"]["distinct"] <= 1 for row in rows)
     assert not open_generator(str(tmp_path / "merged" / "0.25")).problems()
 
 

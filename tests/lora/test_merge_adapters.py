@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from cfg_distill.adapters import AdapterFolder, Factors
+from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
 from cfg_distill.merging import merge_adapters, merge_folders, merge_states
 from cfg_distill.merging.adapters import inner
@@ -45,6 +46,7 @@ REQUESTS = [
     ("slerp", 2, [0.3, 0.7]),
     ("slerp", 2, [0.0, 1.0]),
     ("liti", 1, [0.6]),
+    ("liti", 1, [0.0]),  # the base itself
     ("soup", 3, []),
     ("weighted", 3, [0.2, 0.5, 0.3]),
     ("ema", 3, [0.9]),
@@ -95,6 +97,13 @@ def test_the_ends_are_exact_and_ranks_add(adapter: Make, tmp_path: Path) -> None
     assert (config["r"], config["lora_alpha"], config["rank_pattern"]) == (7, 7, {})
     assert config["target_modules"] == ["down_proj", "q_proj", "v_proj"]
     assert (tmp_path / "half" / "tokenizer.json").is_file()
+
+
+def test_nothing_of_a_model_is_the_base_as_an_adapter(tiny_model: str, adapter: Make, tmp_path: Path) -> None:
+    model, out = adapter("a", 1, r=3), str(tmp_path / "out")
+    assert main(["merge", "--models", model, "--weights", "0", "--method", "liti", "--out", out]) == 0
+    equal(whole(tiny_model, tmp_path / "out"), base_state(tiny_model))
+    assert AdapterFolder(tmp_path / "out").config["r"] == 3
 
 
 def test_averaging_the_factors_would_be_wrong(tiny_model: str, adapter: Make, tmp_path: Path) -> None:
