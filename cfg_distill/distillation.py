@@ -24,6 +24,7 @@ from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
 from cfg_distill.memory import advice_on_memory
 from cfg_distill.samples import Samples, decoded
 from cfg_distill.sampling import Rollout, Sampling, problems_of_lengths, rollout
+from cfg_distill.trainers import problems_of_trainer
 
 # What is logged whatever the losses are: a value for each cell.
 _ENTROPIES: dict[str, CellTerm] = {
@@ -108,6 +109,7 @@ class CFGDistillation(L.LightningModule):
         self.seed = seed
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
+        self.batch: Sequence[str] = ()
         self._count = torch.zeros(())
         self._teacher_fingerprint = ""
 
@@ -117,7 +119,7 @@ class CFGDistillation(L.LightningModule):
         """What is wrong with the settings, a sentence each, found without loading weights."""
         found = self.student.problems()
         is_readable = not found
-        limit = self.student.max_positions if is_readable else None
+        limit = self.student.longest_sample if is_readable else None
         found += self.guidance.problems()
         if not found and self.guidance.negative_system is not None and not self.student.takes_system:
             found.append(
@@ -130,6 +132,13 @@ class CFGDistillation(L.LightningModule):
         if self.student.lora is not None and self.student.lora.dropout and not self.dropout:
             found.append(
                 "Key `model.generator.lora.dropout`: it takes `model.dropout: true`, which is false. Set it, or leave it out."
+            )
+        dtype = getattr(self.student, "dtype", "float32")
+        if self.student.lora is None and dtype != "float32":
+            found.append(
+                "Key `model.generator.dtype`: expected float32 where all weights are trained, since their steps are lost in the"
+                f" rounding of half precision, but got {dtype}. Set `trainer.precision: bf16-mixed`, or train a"
+                " `model.generator.lora`."
             )
         if not self.losses:
             found.append("Key `model.losses`: expected at least one loss, but got none. Add `kl`.")
@@ -151,6 +160,14 @@ class CFGDistillation(L.LightningModule):
                 )
             found += [f"In `model.losses.{name}`: {problem}" for problem in loss.problems(self.sampling.samples)]
         return found
+
+    def problems_with(self, trainer: L.Trainer) -> list[str]:
+        """What is wrong with the settings of a trainer of this module, a sentence each."""
+        return problems_of_trainer(trainer)
+
+    def setup(self, stage: str) -> None:
+        if problems := self.problems_with(self.trainer):
+            raise ConfigError(problems)
 
     def configure_model(self) -> None:
         """Load the weights once: Lightning calls this at the start of fit, validate and test alike.
@@ -211,13 +228,17 @@ class CFGDistillation(L.LightningModule):
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
     def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
-        self._advice = partial(advice_on_memory, self.global_step, len(batch), self.sampling, self.micro_batch)
-        with self._advice():
+        self.batch = batch
+        with advice_on_memory(self):
             return self._training_step(batch, batch_idx)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        with self._advice():
+        with advice_on_memory(self):
             super().backward(loss, *args, **kwargs)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        with advice_on_memory(self):  # the optimiser's state is made at its first step
+            super().optimizer_step(*args, **kwargs)
 
     def _training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
         if self._count == 0:
@@ -263,7 +284,8 @@ class CFGDistillation(L.LightningModule):
         self._count = torch.zeros_like(self._count)
 
     def validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
-        with advice_on_memory(self.global_step, len(batch), self.sampling, self.micro_batch):
+        self.batch = batch
+        with advice_on_memory(self):
             return self._validation_step(batch, batch_idx)
 
     def _validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:

@@ -366,9 +366,9 @@ def test_a_micro_batch_must_cut_groups_evenly(folder):
     assert any("`model.logits_chunk`" in problem for problem in problems)
 
 
-@pytest.mark.parametrize("where", ["scored", "backward"])
+@pytest.mark.parametrize("where", ["scored", "backward", "optimizer"])
 def test_out_of_memory_names_what_to_lower(folder, where, monkeypatch):
-    """A real refusal of the allocator, 2^60 bytes, in the forward pass or in the backward pass."""
+    """A real refusal of the allocator, 2^60 bytes, in the forward pass, the backward pass or the optimiser's first step."""
 
     class Greedy(torch.autograd.Function):
         @staticmethod
@@ -377,9 +377,14 @@ def test_out_of_memory_names_what_to_lower(folder, where, monkeypatch):
 
         @staticmethod
         def backward(ctx, gradient):
-            return gradient * torch.empty(2**60, dtype=torch.int8)[0]
+            return gradient * (torch.empty(2**60, dtype=torch.int8)[0] if where == "backward" else 1)
 
-    model = module(folder)
+    class GreedySGD(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            torch.empty(2**60, dtype=torch.int8)
+
+    model = module(folder, optimizer=GreedySGD)
     own = model.student.scored
 
     def scored(*arguments):
@@ -389,6 +394,8 @@ def test_out_of_memory_names_what_to_lower(folder, where, monkeypatch):
 
     monkeypatch.setattr(model.student, "scored", scored)
     with pytest.raises(
-        ConfigError, match=r"Out of memory in step 0: [16] prompts .* x 3 samples .*First lower `model.micro_batch`"
+        ConfigError,
+        match=r"Out of memory in step 0: [16] prompts .* x 3 samples .* up to [23] positions of a prompt and 16 generated"
+        r" ones .*First lower `model.micro_batch`",
     ):
         fit(model, [PROMPTS])

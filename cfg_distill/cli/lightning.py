@@ -14,6 +14,7 @@ from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -133,6 +134,8 @@ class CommandLine(LightningCLI):
             raise ConfigError([*own, *inside]) from error
         parts = (self.model, self.datamodule, *self.trainer.callbacks)  # type: ignore[attr-defined]
         problems = [problem for part in parts for problem in _problems_of(part)]
+        if hasattr(self.model, "problems_with"):
+            problems += self.model.problems_with(self.trainer)
         if problems:
             raise ConfigError(problems)
 
@@ -141,6 +144,8 @@ class CommandLine(LightningCLI):
             super()._run_subcommand(subcommand)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
+        if config.get("accelerator") == "auto" and MPSAccelerator.is_available():
+            config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
         root = config.get("default_root_dir") or self.folder
         config["default_root_dir"] = root
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):

@@ -98,7 +98,7 @@ def check(
     for model in models:
         generator = open_generator(model)
         found = generator.problems()
-        problems += found or sampling.problems(generator.max_positions, key="evaluation")
+        problems += found or sampling.problems(generator.longest_sample, key="evaluation")
     asked = read_prompts(prompts, field)
     for model, guidance in guidances if not problems else ():
         generator = open_generator(model)

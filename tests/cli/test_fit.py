@@ -10,9 +10,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import Trainer
+from lightning.pytorch.accelerators import MPSAccelerator
 
 from cfg_distill import folders
 from cfg_distill.cli import main
+from cfg_distill.study.jobs import device
+from cfg_distill.trainers import problems_of_trainer
 
 LOSS = """
 from cfg_distill.losses import ReverseKL
@@ -178,6 +182,13 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
         (["--data.report=train.txt"], "4 are in both"),
         (["--trainer.accelerator=gpu", "--trainer.devices=64"], "In `trainer`:"),
         (["--trainer.strategy=magic"], "In `trainer`:"),
+        (["--trainer.precision=bf16-true"], "must be float32, but got bf16-true. Take bf16-mixed, or"),
+        (["--trainer.precision=16-true"], "`trainer.precision`: expected one of 32-true, 16-mixed, bf16-mixed"),
+        (["--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy"], "got ModelParallel"),
+        (
+            ["--model.generator.dtype=bfloat16"],
+            "`model.generator.dtype`: expected float32 where all weights are trained",
+        ),
         (["--trainer.max_steps"], "max_steps"),
         (["--ckpt_path=nowhere.ckpt"], "Key `ckpt_path`: expected a checkpoint or `last`"),
         (["--config=nowhere.yaml"], "`nowhere.yaml` does not exist. See cfg-distill recipes."),
@@ -232,6 +243,18 @@ def test_a_bug_in_the_users_file_keeps_its_traceback(recipe: Path) -> None:
     own = edited(recipe, "own.yaml", lambda c: c["model"]["losses"].update(kl={"class_path": "broken.Mine"}))
     with pytest.raises(ModuleNotFoundError, match="nothing_of_this_name"):
         main(["fit", "--config", own])
+
+
+def test_apples_accelerator_cannot_sample(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Trainer(accelerator="cpu", logger=False)
+    asked.strategy.accelerator = MPSAccelerator()  # a trainer refuses it by itself where there is none
+    (problem,) = problems_of_trainer(asked)
+    assert "`trainer.accelerator`: expected cpu or cuda" in problem and "Set it to cpu" in problem
+    monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("mps"))
+    assert device() == torch.device("cpu")
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.accelerator=auto", "--trainer.max_steps=1"]) == 0
 
 
 @pytest.mark.slow

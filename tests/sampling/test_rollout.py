@@ -48,3 +48,13 @@ def test_an_adapter_is_sampled_with(tmp_path):
     base = rollout(CausalLM(folder).load(), PROMPTS, Sampling(max_new_tokens=20))
     assert torch.equal(fast.tokens_BGKT, plain.tokens_BGKT)
     assert fast.tokens_BGKT.shape != base.tokens_BGKT.shape or not torch.equal(fast.tokens_BGKT, base.tokens_BGKT)
+
+
+def test_log_probabilities_are_float32_whatever_the_default_dtype(tiny_model):
+    generator = CausalLM(tiny_model).load()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        drawn = rollout(generator, ["w1"], Sampling(samples=2, max_new_tokens=4))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert drawn.log_probs_BGKT.dtype == torch.float32
