@@ -18,12 +18,12 @@ class Throughput(Callback):
 
     - ``throughput/tokens_per_second``: generated positions of all processes, up to and including end tokens, over the
       time of whole batches. Lightning's ThroughputMonitor counts the batch instead, which here is a list of prompts.
-    - ``throughput/seconds_forward``, ``_backward``, ``_optimizer``, ``_batch``: of one batch. Forward is the rollout
-      and the scoring by both models.
+    - ``throughput/seconds_forward``, ``_backward``, ``_optimizer``, ``_batch``: of one batch, its micro-batches added
+      up. Forward is the rollout and the scoring by both models, and what is measured of gradients.
     - ``throughput/memory_gib``: the peak so far, of the GPU, or of the process where there is none.
 
-    On a GPU the phases are told apart by waiting for the device three times a batch, which costs next to nothing beside
-    a rollout.
+    On a GPU the phases are told apart by waiting for the device before and after each backward pass and at both ends of a
+    batch, which costs next to nothing beside a rollout.
 
     Args:
         window: batches to average over.
@@ -32,7 +32,8 @@ class Throughput(Callback):
     def __init__(self, window: int = 20) -> None:
         self.window = window
         self._batches: deque[dict[str, float]] = deque(maxlen=max(window, 1))
-        self._marks: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._start = self._last = 0.0
 
     def problems(self) -> list[str]:
         """What is wrong with the settings, a sentence each."""
@@ -45,31 +46,23 @@ class Throughput(Callback):
             raise ConfigError(problems)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        self._marks = {}
-        self._mark("start", pl_module)
+        self._seconds = {}
+        self._start = self._last = now(pl_module.device)
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: torch.Tensor) -> None:
-        self._mark("forward", pl_module)
+        self._lap("forward", pl_module)
 
     def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._mark("backward", pl_module)
+        self._lap("backward", pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._mark("end", pl_module)
-        marks = self._marks
-        if set(marks) != {"start", "forward", "backward", "end"}:
+        self._lap("optimizer", pl_module)
+        if set(self._seconds) != {"forward", "backward", "optimizer"}:
             return
-        self._batches.append(
-            {
-                "tokens": float(outputs["samples"].rollout.mask_BGKT.any(2).sum()),
-                "forward": marks["forward"] - marks["start"],
-                "backward": marks["backward"] - marks["forward"],
-                "optimizer": marks["end"] - marks["backward"],
-                "batch": marks["end"] - marks["start"],
-            }
-        )
+        tokens = float(outputs["samples"].rollout.mask_BGKT.any(2).sum())
+        self._batches.append({"tokens": tokens, "batch": self._last - self._start, **self._seconds})
         totals = {name: sum(batch[name] for batch in self._batches) for name in self._batches[0]}
         rate = totals["tokens"] / totals["batch"]
         pl_module.log("throughput/tokens_per_second", rate, on_step=True, sync_dist=True, reduce_fx="sum")
@@ -77,10 +70,17 @@ class Throughput(Callback):
             pl_module.log(f"throughput/seconds_{name}", totals[name] / len(self._batches), on_step=True)
         pl_module.log("throughput/memory_gib", peak_memory_gib(pl_module.device), on_step=True)
 
-    def _mark(self, name: str, module: LightningModule) -> None:
-        if module.device.type == "cuda":
-            torch.cuda.synchronize(module.device)
-        self._marks[name] = time.perf_counter()
+    def _lap(self, phase: str, module: LightningModule) -> None:
+        """The time since the last reading belongs to this phase."""
+        before, self._last = self._last, now(module.device)
+        self._seconds[phase] = self._seconds.get(phase, 0.0) + self._last - before
+
+
+def now(device: torch.device) -> float:
+    """Seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def peak_memory_gib(device: torch.device) -> float:

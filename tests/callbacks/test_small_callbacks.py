@@ -72,12 +72,16 @@ class Tokens(Callback):
         self.counts.append(int(first_end.sum()))
 
 
-def test_throughput_counts_generated_tokens_over_a_window(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # A clock of four readings a batch: forward 1 s, backward 2 s, optimiser 3 s; then 10 s that belong to nobody.
-    clock = itertools.accumulate(itertools.cycle([10.0, 1.0, 2.0, 3.0]))
+@pytest.mark.parametrize("micro_batch", [0, 3])
+def test_throughput_counts_generated_tokens_over_a_window(
+    folder: str, monkeypatch: pytest.MonkeyPatch, micro_batch: int
+) -> None:
+    # The readings of a batch: forward 1 s and backward 2 s, or half of each twice; optimiser 3 s; then 10 s of nobody.
+    readings = [10.0, 0.5, 1.0, 0.5, 1.0, 3.0] if micro_batch else [10.0, 1.0, 2.0, 3.0]
+    clock = itertools.accumulate(itertools.cycle(readings))
     monkeypatch.setattr("cfg_distill.callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     book, tokens = Book(), Tokens()
-    trainer([Throughput(window=2), tokens], logger=book).fit(student_of(folder), batches(4))
+    trainer([Throughput(window=2), tokens], logger=book).fit(student_of(folder, micro_batch=micro_batch), batches(4))
     rows = [row for row in book.rows if "throughput/tokens_per_second" in row]
     rates = [row["throughput/tokens_per_second"] for row in rows]
     counts = tokens.counts
