@@ -22,6 +22,7 @@ from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Divergence, Loss, LossInputs, mix
 from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
 from cfg_distill.memory import advice_on_memory
+from cfg_distill.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
 from cfg_distill.samples import Samples, decoded
 from cfg_distill.sampling import Rollout, Sampling, problems_of_lengths, rollout
 from cfg_distill.trainers import problems_of_trainer
@@ -112,6 +113,9 @@ class CFGDistillation(L.LightningModule):
         self.batch: Sequence[str] = ()
         self._count = torch.zeros(())
         self._teacher_fingerprint = ""
+        # What the recipe says, and what that of the checkpoint said: see cfg_distill.resuming.
+        self._configured: dict[str, Any] = {"losses": {name: loss.weight.item() for name, loss in losses.items()}}
+        self._configured_then: dict[str, Any] = {}
 
     # Settings and weights
 
@@ -165,8 +169,15 @@ class CFGDistillation(L.LightningModule):
         """What is wrong with the settings of a trainer of this module, a sentence each."""
         return problems_of_trainer(trainer)
 
+    def problems_of_data(self, data: Any) -> list[str]:
+        """Why there can be no samples of the prompts of a data module that was set up, a sentence each."""
+        prompts: Mapping[str, Sequence[str]] = getattr(data, "prompts", {})
+        found = [problem for given in prompts.values() for problem in self.student.problems_of_prompts(given)]
+        return list(dict.fromkeys(found))
+
     def setup(self, stage: str) -> None:
-        if problems := self.problems_with(self.trainer):
+        problems = self.problems_with(self.trainer)
+        if problems := problems or self.problems_of_data(getattr(self.trainer, "datamodule", None)):
             raise ConfigError(problems)
 
     def configure_model(self) -> None:
@@ -199,7 +210,10 @@ class CFGDistillation(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer([p for p in self.student.parameters() if p.requires_grad])
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.scheduler(optimizer), "interval": "step"}}
+        self._configured["optimizer"] = settings_of(optimizer)
+        scheduler = self.scheduler(optimizer)
+        self._configured["scheduler"] = settings_of_scheduler(scheduler)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # One step
 
@@ -406,6 +420,18 @@ class CFGDistillation(L.LightningModule):
         for name in self._frozen_of(list(state)):
             del state[name]
         checkpoint["generator"] = self.generator_spec
+        checkpoint["configured"] = self._configured
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._configured_then = checkpoint.get("configured", {})
+        for name, weight in weights_after(self._configured_then.get("losses", {}), self._configured["losses"]).items():
+            checkpoint["state_dict"][f"losses.{name}.weight"] = torch.tensor(weight)
+
+    def on_train_start(self) -> None:
+        if self._configured_then.get("optimizer"):
+            optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
+            take_settings(optimizer, self.lr_schedulers(), self._configured_then, self._configured)
+            self._configured_then = {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint of the student. What is frozen may be missing, and nothing else.

@@ -96,7 +96,10 @@ def test_last_goes_on_in_the_same_folder(recipe: Path) -> None:
 def test_the_command_line_wins_over_the_checkpoint(recipe: Path) -> None:
     assert main(["fit", "--config", "tiny.yaml"]) == 0
     resumed = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--trainer.max_steps=4"]
-    assert main(["fit", "--config", "tiny.yaml", *resumed, "--model.guidance.scale=2.5"]) == 0
+    numbers = ["--model.guidance.scale=2.5", "--model.optimizer.lr=0.5", "--model.losses.kl.init_args.weight=9"]
+    assert main(["fit", "--config", "tiny.yaml", *resumed, *numbers]) == 0
+    assert checkpoint(1)["optimizer_states"][0]["param_groups"][0]["lr"] == 0.5
+    assert checkpoint(1)["state_dict"]["losses.kl.weight"] == 9
     assert yaml.safe_load(Path("runs/tiny/version_1/config.yaml").read_text())["model"]["guidance"]["scale"] == 2.5
 
 
@@ -175,7 +178,7 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
     [
         (["--model.guidance.scale=-1"], "`model.guidance.scale`: expected a number of at least 0"),
         (["--model.sampling.temperature=0"], "`model.sampling.temperature`: expected a number above 0"),
-        (["--model.sampling.max_new_tokens=64"], "expected fewer than the model's 64 positions"),
+        (["--model.sampling.max_new_tokens=64"], "expected at most 63, since the model has no positions for a longer sample"),
         (["--model.generator.init_args.path=./nothing"], "`./nothing` does not exist"),
         (["--model.losses.kl.wieght=2"], "`model.losses.kl.init_args.wieght`: no such key. Did you mean `weight`?"),
         (["--data.train=nowhere.txt"], "`nowhere.txt` does not exist"),

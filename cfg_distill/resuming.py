@@ -1,0 +1,107 @@
+"""Going on with a run: what a recipe has changed since the checkpoint wins over what the checkpoint remembers.
+
+A checkpoint holds numbers that were configured and may have moved since: a learning rate under its scheduler, a calibrated
+weight. It also holds what was configured, so that a resumed run can tell the two apart: a number that the recipe has changed
+is taken from the recipe, one that the run has moved goes on from where it stood.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch.optim import Optimizer
+
+from cfg_distill.errors import ConfigError
+
+# What a new scheduler takes from its optimiser, and is no setting of its own.
+_OF_OPTIMIZER = {"base_lrs", "_last_lr"}
+
+
+def settings_of(optimizer: Optimizer) -> dict[str, Any]:
+    """The kind and the numbers of an optimiser, by parameter group: asked before a scheduler moves any."""
+    plain = (bool, int, float, str, tuple, type(None))
+    groups = [
+        {key: value for key, value in group.items() if isinstance(value, plain)} for group in optimizer.param_groups
+    ]
+    return {"kind": type(optimizer).__name__, "groups": groups}
+
+
+def settings_of_scheduler(scheduler: Any) -> str:
+    """The kind and the numbers of a new scheduler, as text: only whether they changed is ever asked."""
+
+    def own(state: Any) -> Any:
+        if isinstance(state, Mapping):
+            return {key: own(value) for key, value in state.items() if key not in _OF_OPTIMIZER}
+        return [own(value) for value in state] if isinstance(state, list) else state
+
+    return f"{type(scheduler).__name__} {own(scheduler.state_dict())}"
+
+
+def weights_after(then: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:
+    """The weights of losses that the recipe has changed."""
+    changed = {name: weight for name, weight in now.items() if name in then and then[name] != weight}
+    for name, weight in changed.items():
+        _say(f"model.losses.{name}.init_args.weight", then[name], weight)
+    return changed
+
+
+def take_settings(optimizer: Optimizer, scheduler: Any, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Give a restored optimiser what the recipe has changed, in place.
+
+    A changed learning rate keeps the share of it that the scheduler has reached. Settings of the scheduler itself cannot
+    change in the middle of its curve, and that is said.
+
+    Args:
+        optimizer: as the checkpoint left it.
+        scheduler: as the checkpoint left it.
+        then: ``{"optimizer": settings_of(...), "scheduler": settings_of_scheduler(...)}`` of the run that wrote the checkpoint.
+        now: the same of this run.
+
+    Raises:
+        ConfigError: the checkpoint is of another kind of optimiser.
+    """
+    old, new = then["optimizer"], now["optimizer"]
+    if old["kind"] != new["kind"]:
+        raise ConfigError(
+            f"Key `model.optimizer`: expected {old['kind']}, of which the checkpoint holds the state, but got {new['kind']}."
+            " Give the same one, or export the student and begin a new run with it as `model.start`."
+        )
+    for number, (before, after) in enumerate(zip(old["groups"], new["groups"], strict=True)):
+        group = optimizer.param_groups[number]
+        for key, value in after.items():
+            if before.get(key, value) == value:
+                continue
+            if key == "lr":
+                _rescale(group, scheduler, number, before[key], value)
+            else:
+                group[key] = value
+            _say(f"model.optimizer.init_args.{key}", before[key], value)
+    if then["scheduler"] != now["scheduler"]:
+        rank_zero_warn(
+            "Key `model.scheduler`: changed since the checkpoint, but a curve goes on as it began: with the checkpoint's"
+            " settings. For another one, export the student and begin a new run with it as `model.start`."
+        )
+
+
+def _rescale(group: dict[str, Any], scheduler: Any, number: int, before: float, after: float) -> None:
+    reached = group["lr"] / before if before else 1.0
+    group["lr"] = after * reached
+    if "initial_lr" in group:
+        group["initial_lr"] = after
+    for each in _all_of(scheduler):
+        if hasattr(each, "base_lrs"):
+            each.base_lrs[number] = after
+        if hasattr(each, "_last_lr"):
+            each._last_lr[number] = group["lr"]
+
+
+def _all_of(scheduler: Any) -> Sequence[Any]:
+    """A scheduler and those that it is made of."""
+    return [scheduler, *(each for part in getattr(scheduler, "_schedulers", ()) for each in _all_of(part))]
+
+
+def _say(key: str, before: Any, after: Any) -> None:
+    before, after = (f"{value:g}" if isinstance(value, float) else value for value in (before, after))
+    rank_zero_info(f"Going on with `{key}` {after}, where the checkpoint's run had {before}.")
