@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoTokeni
 from cfg_distill.audio import Waveform, problems_of_audio_extra, resampled
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.folders import UNREADABLE, first_line, problems_of_folder, resolve
 
 SHORTEST = 0.1
 """Seconds: shorter clips are filled up with silence, since an encoder's first convolutions need some samples."""
@@ -76,15 +76,21 @@ class AudioEmbedder(Embedder):
 
     def _problems_of_model(self) -> list[str]:
         """What the configuration and the feature extractor tell."""
+        if self.config.model_type == "clap":
+            return [
+                self._unfit("it is a CLAP model, which `cfg_distill.embedders.CLAP` reads", "Take that class for it.")
+            ]
+        if hasattr(self.config, "codebook_size"):
+            return [self._unfit(f"it is a codec ({self.config.model_type}), which makes codes and no vectors")]
+        return self._problems_of_extractor()
+
+    def _problems_of_extractor(self) -> list[str]:
         if getattr(self.extractor, "sampling_rate", None) is None:
             return [self._unfit(f"its feature extractor `{type(self.extractor).__name__}` reads no sound")]
         return []
 
-    def _unfit(self, reason: str) -> str:
-        return (
-            f"Key `embedder.init_args.path`: expected {self.kind}, but `{self.path}` is none: {reason}."
-            " Name another folder or hub name."
-        )
+    def _unfit(self, reason: str, advice: str = "Name another folder or hub name.") -> str:
+        return f"Key `embedder.init_args.path`: expected {self.kind}, but `{self.path}` is none: {reason}. {advice}"
 
     @cached_property
     def config(self) -> Any:
@@ -102,8 +108,8 @@ class AudioEmbedder(Embedder):
     def _from_hub(self, loader: Any, **settings: Any) -> Any:
         try:
             return loader.from_pretrained(resolve(self.path), **settings)
-        except (OSError, ValueError, ImportError) as error:
-            reason = str(error).strip().splitlines()[0].rstrip(".")
+        except UNREADABLE as error:
+            reason = first_line(error).rstrip(".")
             raise ConfigError(
                 f"Key `embedder.init_args.path`: expected a folder or a reachable hub name of {self.kind}, but"
                 f" transformers could not load `{self.path}`: {reason}. Without a network, name a folder that holds it."
@@ -205,14 +211,24 @@ class CLAP(AudioEmbedder):
     def _problems_of_model(self) -> list[str]:
         if self.config.model_type != "clap":
             return [self._unfit(f"its config.json says `{self.config.model_type}`")]
-        return super()._problems_of_model()
+        _ = self.tokenizer  # raises where it is missing: a metric of adherence would find out at the first validation
+        return self._problems_of_extractor()
 
     @cached_property
     def tokenizer(self) -> Any:
-        return self._from_hub(AutoTokenizer)
+        tokenizer, known = self._from_hub(AutoTokenizer), self.config.text_config.vocab_size
+        if 2 * len(tokenizer) < known:  # transformers makes one of a few special tokens where its files are missing
+            raise ConfigError(
+                self._unfit(
+                    f"its tokenizer knows {len(tokenizer)} tokens, and its text tower {known}",
+                    "Copy the tokenizer's files (tokenizer.json) into the folder, or name another.",
+                )
+            )
+        return tokenizer
 
     def load(self) -> Self:
         self.window = float(self.extractor.max_length_s)
+        _ = self.tokenizer
         return super().load()
 
     @torch.no_grad()

@@ -17,6 +17,8 @@ from transformers import (
     AutoFeatureExtractor,
     AutoTokenizer,
     ClapModel,
+    EncodecConfig,
+    EncodecFeatureExtractor,
     HubertModel,
 )
 
@@ -179,6 +181,8 @@ def test_rewards_take_clap(clap_folder: str) -> None:
 
 def test_wrong_encoders_are_named(clap_folder: str, hubert_folder: str, tiny_model: str) -> None:
     assert "config.json says `hubert`" in CLAP(hubert_folder).problems()[0]
+    (problem,) = AudioEmbedder(clap_folder).problems()
+    assert "it is a CLAP model, which `cfg_distill.embedders.CLAP` reads. Take that class for it." in problem
     assert "`./nowhere` does not exist" in AudioEmbedder("./nowhere").problems()[0]
     assert "expected at least 1, but got 0" in CLAP(clap_folder, batch_size=0).problems()[0]
     assert "expected at least 0.1 seconds" in AudioEmbedder(hubert_folder, window=0.01).problems()[0]
@@ -187,6 +191,25 @@ def test_wrong_encoders_are_named(clap_folder: str, hubert_folder: str, tiny_mod
         AudioEmbedder(hubert_folder).load().embed(["w1"])
     with pytest.raises(ConfigError, match="got a str"):
         CLAP(clap_folder).load().embed([tone(200), "w1"])
+
+
+def test_a_codec_is_no_encoder(tmp_path: Path) -> None:
+    EncodecConfig().save_pretrained(tmp_path)
+    EncodecFeatureExtractor().save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    (problem,) = AudioEmbedder(str(tmp_path)).problems()
+    assert "it is a codec (encodec), which makes codes and no vectors" in problem
+
+
+def test_a_clap_without_its_tokenizer_is_a_problem(tmp_path: Path) -> None:
+    folder = tiny_clap(tmp_path)
+    for file in (*tmp_path.glob("tokenizer*"), *tmp_path.glob("special_tokens*")):
+        file.unlink()
+    (problem,) = CLAP(folder).problems()
+    # transformers itself says nothing, and reads every text as unknown.
+    assert "its tokenizer knows 5 tokens, and its text tower 12. Copy the tokenizer's files" in problem
+    with pytest.raises(ConfigError, match="its tokenizer knows 5 tokens"):
+        CLAP(folder).load()
 
 
 def test_readers_of_text_refuse_sound(tiny_model: str) -> None:
