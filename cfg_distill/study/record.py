@@ -29,8 +29,8 @@ GROWING = (
 )
 """Where new names may be added to a study that has begun. Anything else that differs is a change."""
 
-ADDABLE = ("study.claims", "study.claims.temperature")
-"""What may be given where there was nothing."""
+ADDABLE = ("study.claims", "study.claims.temperature", "study.evaluation.dtype")
+"""What may be given where there was nothing; the last of them in studies begun before there was a choice."""
 
 FREE = ("study.out", "study.parallel")
 """What may differ: it changes no result."""

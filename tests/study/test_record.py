@@ -19,6 +19,11 @@ def test_the_same_study_has_no_changes(begun):
     assert changes(begun, record_of(read_study("study.yaml"))) == []
 
 
+def test_a_study_begun_before_there_were_dtypes_goes_on(begun):
+    del begun["study"]["evaluation"]["dtype"], begun["study"]["claims"]["temperature"]
+    assert changes(begun, record_of(read_study("study.yaml"))) == []
+
+
 @pytest.mark.parametrize(
     "addition",
     [
@@ -39,6 +44,7 @@ def test_additions_are_no_changes(begun, change, addition):
     ("changed", "said"),
     [
         ({"evaluation/samples": 4}, "evaluation.samples: 3 -> 4"),
+        ({"evaluation/dtype": "bfloat16"}, 'evaluation.dtype: "float32" -> "bfloat16"'),
         ({"claims/margin": 0.1}, "claims.margin: 0.02 -> 0.1"),
         ({"merges/half/weights": [0.4, 0.6]}, "merges.half.weights: [0.5, 0.5] -> [0.4, 0.6]"),
         ({"baselines/base T 0.8": None}, "baselines.base T 0.8: "),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cfg_distill.study import jobs
 from cfg_distill.study.config import read_study
 from cfg_distill.study.display import Forecast, clock
 from cfg_distill.study.steps import Ledger, Step, plan
@@ -33,6 +34,20 @@ def test_a_fit_is_the_command_of_a_user_and_goes_on(steps, place):
     assert f"--model.start={place / 'out' / 'students' / 'quality'}" in words
     assert f"--trainer.default_root_dir={place / 'out' / 'fits' / 'diversity'}" in words
     assert "--ckpt_path=last" in words
+
+
+def test_every_system_is_evaluated_in_its_dtype(place, change, monkeypatch):
+    study = read_study(change({"evaluation/dtype": "bfloat16", "baselines/base/dtype": "float16"}))
+    jobs_of = {step.subject: step.job for step in plan(study, place / "out") if step.kind == "evaluate"}
+    assert {name: job["dtype"] for name, job in jobs_of.items()} == dict.fromkeys(jobs_of, "bfloat16") | {
+        "base": "float16"
+    }
+    opened = []
+    monkeypatch.setattr(jobs, "open_generator", lambda path, **settings: opened.append((path, settings)) or 1 / 0)
+    monkeypatch.setattr(jobs, "metrics_of", lambda specs: {})
+    with pytest.raises(ZeroDivisionError):
+        jobs.evaluate(lambda share: None, **{name: value for name, value in jobs_of["base"].items() if name != "do"})
+    assert opened == [("base", {"dtype": "float16"})]
 
 
 def test_what_the_study_makes_itself_changes_no_plan(steps, place):
