@@ -162,6 +162,19 @@ def test_other_models_train_in_micro_batches_and_half_precision(kind, tmp_path):
 # Two processes
 
 
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["full", "lora"])
+def test_a_batch_without_prompts_gives_every_parameter_a_gradient(path, lora):
+    """Other processes wait for each of them."""
+    student = MusicGen(path, lora=lora).load()
+    tokens_NKT = torch.randint(4, (2, student.num_codebooks, 5))
+    mask_NKT = torch.ones_like(tokens_NKT, dtype=torch.bool)
+    logits_NKTV = student.logits(["", ""], tokens_NKT, mask_NKT)
+    logits_NKTV.square().sum().backward()
+    assert [name for name, p in student.named_parameters() if p.requires_grad and p.grad is None] == []
+    with torch.no_grad():
+        torch.testing.assert_close(student.logits(["", ""], tokens_NKT, mask_NKT), logits_NKTV)
+
+
 def train_as_rank(rank: int, path: str, out: str, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "RANK": str(rank),
                    "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
