@@ -72,6 +72,26 @@ def _library(name: str) -> Any:
         raise ConfigError(f"Sound needs `{name}`, which cannot be loaded: {error}") from error
 
 
+def problems_of_file(file: str | Path) -> list[str]:
+    """Why a file is no sound, as far as its header tells: at most one sentence.
+
+    Raises:
+        ConfigError: the audio extra is missing.
+    """
+    soundfile = _library("soundfile")
+    if not Path(file).is_file():
+        return [f"Expected a sound file, but `{file}` does not exist. Check the path."]
+    try:
+        soundfile.info(str(file))
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        return [_unreadable(file, error)]
+    return []
+
+
+def _unreadable(file: str | Path, error: Exception) -> str:
+    return f"File `{file}`: expected sound (WAV, FLAC, OGG, MP3), but it cannot be read: {error}"
+
+
 def read_audio(file: str | Path, rate: int | None = None) -> Waveform:
     """A sound file, of any kind that libsndfile reads (WAV, FLAC, OGG, MP3, ...).
 
@@ -82,15 +102,13 @@ def read_audio(file: str | Path, rate: int | None = None) -> Waveform:
     Raises:
         ConfigError: the audio extra or the file is missing, or the file is no sound.
     """
+    if found := problems_of_file(file):
+        raise ConfigError(found)
     soundfile = _library("soundfile")
-    if not Path(file).is_file():
-        raise ConfigError(f"Expected a sound file, but `{file}` does not exist. Check the path.")
     try:
         samples_LC, its_rate = soundfile.read(str(file), dtype="float32", always_2d=True)
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise ConfigError(
-            f"File `{file}`: expected sound (WAV, FLAC, OGG, MP3), but it cannot be read: {error}"
-        ) from error
+        raise ConfigError(_unreadable(file, error)) from error
     waveform = Waveform(torch.from_numpy(samples_LC.T.copy()), its_rate)
     return waveform if rate is None else resampled(waveform, rate)
 

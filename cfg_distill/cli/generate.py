@@ -62,7 +62,7 @@ def run(argv: Sequence[str]) -> None:
     guidance = Guidance(given.guidance, given.negative, negative_system=given.negative_system)
     found = generator.problems()
     readable = not found
-    limit = generator.max_positions if readable else None
+    longest = generator.longest_sample if readable else None
     tunes = readable and _speaks_tunes(generator)
     num_tokens = _tokens_asked_for(given, generator) if readable else given.max_new_tokens
     sampling = Sampling(
@@ -75,7 +75,7 @@ def run(argv: Sequence[str]) -> None:
     # A length in seconds has its own words for what is wrong with it.
     found += [
         _as_option(problem)
-        for problem in sampling.problems(None if timed else limit)
+        for problem in sampling.problems(None if timed else longest)
         if not (timed and ".max_new_tokens`" in problem)
     ]
     for option in ("negative", "negative_system"):

@@ -24,6 +24,7 @@ from cfg_distill.cli.checks import Walk
 from cfg_distill.cli.fit import run_name
 from cfg_distill.cli.overrides import overrides_of, put
 from cfg_distill.cli.progress import StepProgress
+from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError
 
 _VERSION = "CFG_DISTILL_RUN_VERSION"
@@ -136,6 +137,9 @@ class CommandLine(LightningCLI):
         problems = [problem for part in parts for problem in _problems_of(part)]
         if hasattr(self.model, "problems_with"):
             problems += self.model.problems_with(self.trainer)
+        if not problems and isinstance(self.datamodule, PromptData) and hasattr(self.model, "problems_of_data"):
+            self.datamodule.setup("fit")  # reads the prompts
+            problems = self.model.problems_of_data(self.datamodule)
         if problems:
             raise ConfigError(problems)
 
@@ -211,6 +215,8 @@ def _quieten() -> None:
     warnings.filterwarnings("ignore", message=".*there is no last checkpoint available")
     warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
     warnings.filterwarnings("ignore", message="The dirpath has changed")
+    # The summary counts four bytes a parameter, and mixed precision keeps as many.
+    warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     # On purpose: the student trains without dropout, and its teacher never leaves eval mode.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
 

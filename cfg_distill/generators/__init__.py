@@ -2,6 +2,7 @@
 
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.causal_lm import CausalLM
+from cfg_distill.generators.dia import Dia
 from cfg_distill.generators.guided import Guided
 from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.musicgen import MusicGen
@@ -12,6 +13,7 @@ from cfg_distill.prompt import Prompt
 __all__ = [
     "CausalLM",
     "DecodingState",
+    "Dia",
     "Encoded",
     "Generator",
     "Guided",

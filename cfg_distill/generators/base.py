@@ -97,6 +97,7 @@ class Generator(nn.Module, ABC):
         path: the folder or hub name of the start model.
         takes_system: whether prompts may come with a system message, as the condition ``system``; known before the weights
             are.
+        shortest_prompt: positions of :attr:`max_positions` that any prompt takes at least; 0 where prompts take none.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
         adapter_prefix: where :attr:`model` lies in the model that adapter folders are for: ``decoder.`` where it is a part.
     """
@@ -111,6 +112,7 @@ class Generator(nn.Module, ABC):
     sample_rate: int | None = None
     frame_rate: float | None = None
     takes_system: bool = False
+    shortest_prompt: int = 1
 
     @property
     def num_codebooks(self) -> int:
@@ -153,8 +155,26 @@ class Generator(nn.Module, ABC):
     def max_positions(self) -> int | None:
         """Positions the model can see, prompt included; None without a limit. Known before the weights are."""
 
+    @property
+    def reserved_positions(self) -> int:
+        """Positions of :attr:`max_positions` that are no prompt's and no frame's: those of the longest delay.
+
+        Override where the model takes more. Known before the weights are.
+        """
+        return max(self.delays)
+
+    @property
+    def longest_sample(self) -> int | None:
+        """Frames or tokens of the longest sample of any prompt; None without a limit. Known before the weights are."""
+        if self.max_positions is None:
+            return None
+        return self.max_positions - self.reserved_positions - self.shortest_prompt
+
     def problems_of_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """What samples of these prompts lack, a sentence each, known before the weights are; override where they need more."""
+        """Why there can be no samples of these prompts, a sentence each, known before the weights are.
+
+        Override where a prompt can be wrong: too long for a text encoder, without the melody that it needs, and so on.
+        """
         return []
 
     def prompt_positions(self, prompts: Sequence[str | None]) -> int:

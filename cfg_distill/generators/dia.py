@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoConfig, DiaFeatureExtractor, DiaForConditionalGeneration, DiaProcessor
+from transformers import AutoConfig, AutoTokenizer, DiaFeatureExtractor, DiaForConditionalGeneration, DiaProcessor
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
@@ -48,6 +48,7 @@ class Dia(Generator):
         lora: train an adapter of text encoder and decoder instead of all weights; the teacher then shares the base's.
     """
 
+    shortest_prompt = 0
     model: Any  # transformers' own classes type their call too loosely to check against
 
     def __init__(
@@ -119,8 +120,33 @@ class Dia(Generator):
     def max_positions(self) -> int:
         return self.config.decoder_config.max_position_embeddings
 
+    @cached_property
+    def text_tokenizer(self) -> Any:
+        return _from_hub(AutoTokenizer, base_of(self.path))
+
     def prompt_positions(self, prompts: Sequence[str | None]) -> int:
+        self._rows(prompts)
         return 0  # the text has an encoder of its own
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """See :meth:`Generator.problems_of_prompts`: the text encoder reads so many bytes."""
+        try:
+            self._rows(prompts)
+        except ConfigError as error:
+            return error.problems
+        return []
+
+    def _rows(self, prompts: Sequence[str | None]) -> list[list[int]]:
+        """The bytes of each prompt; one byte 0 for none."""
+        limit = self.config.encoder_config.max_position_embeddings
+        rows = [self.text_tokenizer(str(prompt))["input_ids"] if prompt else [0] for prompt in prompts]
+        if wrong := [
+            f"Prompt {prompt!r}: takes {len(row)} bytes, but `{self.path}` reads {limit}. Shorten it."
+            for prompt, row in zip(prompts, rows, strict=True)
+            if len(row) > limit
+        ]:
+            raise ConfigError(wrong)
+        return rows
 
     # Weights
 
@@ -170,14 +196,7 @@ class Dia(Generator):
     def encode(self, prompts: Sequence[str | None]) -> Encoded:
         """Bytes of text. The null condition is one byte 0, for Dia's own, a zero for each byte of the prompt, is the same:
         positions of equal content attend to equal values, and the decoder attends to the text without positions."""
-        limit = self.config.encoder_config.max_position_embeddings
-        rows = [self.sound.processor.tokenizer(str(prompt))["input_ids"] if prompt else [0] for prompt in prompts]
-        if wrong := [
-            f"Prompt {prompt!r}: takes {len(row)} bytes, but `{self.path}` reads {limit}. Shorten it."
-            for prompt, row in zip(prompts, rows, strict=True)
-            if len(row) > limit
-        ]:
-            raise ConfigError(wrong)
+        rows = self._rows(prompts)
         length_B = torch.tensor([len(row) for row in rows], device=self.device)
         ids_BS = pad_sequence([torch.tensor(row, device=self.device) for row in rows], batch_first=True)
         mask_BS = torch.arange(ids_BS.shape[1], device=self.device) < length_B[:, None]

@@ -21,16 +21,16 @@ def frames(generator: Generator, seconds: float) -> int:
 
 def problems_of_seconds(generator: Generator, seconds: float) -> list[str]:
     """What is wrong with a length in seconds, a sentence each, found without loading weights."""
-    rate, limit = generator.frame_rate, generator.max_positions
+    rate, most = generator.frame_rate, generator.longest_sample
     path = getattr(generator, "path", type(generator).__name__)
     if rate is None:
         return [f"Option `--seconds`: is for models of sound, but `{path}` writes text."]
     if not seconds > 0:
         return [f"Option `--seconds`: expected a number above 0, but got {seconds:g}."]
-    if limit is not None and frames(generator, seconds) > limit - max(generator.delays):
-        longest = int((limit - max(generator.delays)) / rate * 10) / 10
+    if most is not None and frames(generator, seconds) > most:
+        longest = int(most / rate * 10) / 10
         return [
-            f"Option `--seconds`: expected at most {longest:g}, since `{path}` sees {limit} positions at {rate:g} a second,"
-            f" but got {seconds:g}. Lower it."
+            f"Option `--seconds`: expected at most {longest:g}, since `{path}` has positions for {most} frames at {rate:g} a"
+            f" second, but got {seconds:g}. Lower it."
         ]
     return []

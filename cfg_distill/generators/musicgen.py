@@ -32,7 +32,7 @@ from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
-from cfg_distill.generators.musicgen_shared import SECONDS, Melody, Shared, problems_of_prompt
+from cfg_distill.generators.musicgen_shared import SECONDS, Melody, Shared, problems_of_prompt, problems_of_text
 from cfg_distill.generators.scored import Head, Scored
 
 _DECODER = "decoder."
@@ -62,6 +62,7 @@ class MusicGen(Generator):
     """
 
     adapter_prefix = _DECODER
+    shortest_prompt = 0
     model: Any  # the decoder; transformers' own classes type their call too loosely to check against
 
     def __init__(
@@ -87,6 +88,7 @@ class MusicGen(Generator):
             return found
         try:
             kind = self.config.model_type
+            _ = self.text_tokenizer if kind in KINDS else None
         except ConfigError as error:
             return [f"Key `model.generator.path`: {problem}" for problem in error.problems]
         if kind not in KINDS:
@@ -134,20 +136,39 @@ class MusicGen(Generator):
         return self.config.decoder.max_position_embeddings
 
     @property
-    def _prefix(self) -> int:
-        """Positions in front of the sound."""
-        return self.config.chroma_length + self.text_positions if self._reads_melody else 0
+    def reserved_positions(self) -> int:
+        """The longest delay, and what a melody model reads in front of the sound."""
+        return max(self.delays) + (self.config.chroma_length + self.text_positions if self._reads_melody else 0)
+
+    @cached_property
+    def text_tokenizer(self) -> Any:
+        tokenizer, known = _from_hub(AutoTokenizer, base_of(self.path)), self.config.text_encoder.vocab_size
+        if 2 * len(tokenizer) < known:  # transformers makes one of a few special tokens where its files are missing
+            raise ConfigError(
+                f"Model `{self.path}`: its tokenizer knows {len(tokenizer)} tokens, and its text encoder {known}. Copy the"
+                " tokenizer's files (tokenizer.json) into the folder, or name another."
+            )
+        return tokenizer
 
     def prompt_positions(self, prompts: Sequence[str | None]) -> int:
-        return self._prefix
+        self._refuse(prompts)
+        return 0  # a text is attended to, or has its place among the reserved positions
 
     def problems_of_prompts(self, prompts: Sequence[str]) -> list[str]:
         """See :meth:`Generator.problems_of_prompts`: a melody may be due, which negative prompts go without."""
         return self._problems_of(prompts, self.melody)
 
     def _problems_of(self, prompts: Sequence[str | None], melody: Melody) -> list[str]:
-        found = [text for prompt in prompts for text in problems_of_prompt(prompt, self._reads_melody, melody)]
+        found = []
+        for prompt in prompts:
+            found += problems_of_prompt(prompt, self._reads_melody, melody)
+            if prompt and self._reads_melody:
+                found += problems_of_text(prompt, self.text_tokenizer, self.text_positions)
         return list(dict.fromkeys(found))
+
+    def _refuse(self, prompts: Sequence[str | None]) -> None:
+        if found := self._problems_of(prompts, "optional"):
+            raise ConfigError(found)
 
     # Weights
 
@@ -155,10 +176,10 @@ class MusicGen(Generator):
         if not hasattr(self, "model"):
             base = base_of(self.path)
             whole = self._load_whole(self.path)
-            tokenizer = _from_hub(AutoTokenizer, base)
             self.model = whole.decoder.to(getattr(torch, self.dtype))
             # An attribute that no module registers: see Shared.
-            self.shared = Shared(whole, tokenizer, resolve(base), self.text_positions if self._reads_melody else None)
+            text_positions = self.text_positions if self._reads_melody else None
+            self.shared = Shared(whole, self.text_tokenizer, resolve(base), text_positions)
             if self.lora is not None:
                 self.lora.inject(self.model)
         return self
@@ -197,13 +218,13 @@ class MusicGen(Generator):
             save_adapter(self.model, self.path, folder, prefix=_DECODER)
             return
         longest = int(SECONDS * self.frame_rate) + max(self.delays) + 1
-        self.shared.save(self.model, folder, min(longest, self.max_positions - self._prefix))
+        before = self.reserved_positions - max(self.delays)
+        self.shared.save(self.model, folder, min(longest, self.max_positions - before))
 
     # Prompts
 
     def encode(self, prompts: Sequence[str | None]) -> Encoded:
-        if found := self._problems_of(prompts, "optional"):
-            raise ConfigError(found)
+        self._refuse(prompts)
         shared = self.shared.to(self.device)
         rows = [shared.condition_SD(prompt).to(self.model.dtype) for prompt in prompts]
         condition_BSD = pad_sequence(rows, batch_first=True)
@@ -254,7 +275,9 @@ class MusicGen(Generator):
             state, first = self.prefill(prompts, repeats)
             return first + self._predict(inputs_NKT, {}, state.cache) if inputs_NKT.shape[-1] else first
         inputs_NKT = pad(inputs_NKT, (1, 0), value=self.pad_token)
-        if not self._reads_melody and not any(prompts):
+        # Without a prompt the text adds zeros, and is left out; but not in training: each process must have a gradient for
+        # every parameter, if only zeros.
+        if not self._reads_melody and not any(prompts) and not torch.is_grad_enabled():
             return self._predict(inputs_NKT, {})
         return self._predict(inputs_NKT, self.encode(prompts).repeat_interleave(repeats).tensors)
 

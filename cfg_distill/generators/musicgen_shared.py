@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import FeatureExtractionMixin
 
-from cfg_distill.audio import Waveform, read_audio
-from cfg_distill.errors import ConfigError
+from cfg_distill.audio import Waveform, problems_of_file, read_audio
 from cfg_distill.generators.chroma import Chroma
 
 SECONDS = 30
@@ -65,21 +64,16 @@ class Shared:
     # Conditions
 
     def condition_SD(self, prompt: str | None) -> Tensor:
-        """What the decoder reads of a prompt, ``[S, D]``: zeros for no prompt, as in the model's own training.
+        """What the decoder reads of a prompt without problems, ``[S, D]``: zeros for none, as in the model's own training.
 
         Raises:
-            ConfigError: a prompt that the model cannot read.
+            ConfigError: a melody that is no whole file of sound.
         """
         if self.text_positions is None:
             return self._null(1) if not prompt else self._once("text", str(prompt), self._text)
         melody = conditions_of(prompt).get("melody", NO_MELODY)
         chroma_SD = self._once("melody", melody, self._melody)
         text_SD = self._once("text", str(prompt), self._text) if prompt else self._null(0)
-        if len(text_SD) > self.text_positions:
-            raise ConfigError(
-                f"Prompt {prompt!r}: its text takes {len(text_SD)} positions, but"
-                f" `model.generator.text_positions` is {self.text_positions}. Raise it, or shorten the prompt."
-            )
         # Zeros, and seen by the model, as the padding of a batch is in transformers: of one length for all prompts, so that
         # the sound stands at the same positions under a prompt and under none.
         rest_SD = self._null(self.text_positions - len(text_SD))
@@ -214,4 +208,17 @@ def problems_of_prompt(prompt: str | None, reads_melody: bool, melody: Melody) -
             ' ({"prompt": ..., "conditions": {"melody": "tune.wav"}}; --melody on the command line), or say'
             f" {NO_MELODY} instead of a file, or set `model.generator.melody` to optional."
         )
+    if reads_melody and (file := conditions.get("melody", NO_MELODY) or NO_MELODY) != NO_MELODY:
+        found += [f"Prompt {prompt!r}, melody: {problem}" for problem in problems_of_file(file)]
     return found
+
+
+def problems_of_text(prompt: str, tokenizer: Any, positions: int) -> list[str]:
+    """A sentence where the text of a prompt takes more positions than there are."""
+    taken = len(tokenizer(str(prompt))["input_ids"])
+    if taken <= positions:
+        return []
+    return [
+        f"Prompt {prompt!r}: its text takes {taken} positions, but `model.generator.text_positions` is {positions}. Raise it,"
+        " or shorten the prompt."
+    ]

@@ -36,20 +36,18 @@ class Sampling:
         """Whether samples are drawn from the model's own distribution: temperature 1, no filter."""
         return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
 
-    def problems(
-        self, max_positions: int | None = None, training: bool = False, key: str = "model.sampling"
-    ) -> list[str]:
-        """What is wrong with these settings, a sentence each; ``key`` is where the user wrote them."""
+    def problems(self, longest: int | None = None, training: bool = False, key: str = "model.sampling") -> list[str]:
+        """What is wrong with these settings, a sentence each.
+
+        Args:
+            longest: :attr:`cfg_distill.generators.Generator.longest_sample` of the model; None without a limit.
+            training: whether samples are learnt from.
+            key: where the user wrote them.
+        """
         found = []
         if self.samples < 1:
             found.append(f"Key `{key}.samples`: expected at least 1, but got {self.samples}.")
-        if self.max_new_tokens < 1:
-            found.append(f"Key `{key}.max_new_tokens`: expected at least 1, but got {self.max_new_tokens}.")
-        if max_positions is not None and self.max_new_tokens >= max_positions:
-            found.append(
-                f"Key `{key}.max_new_tokens`: expected fewer than the model's {max_positions} positions, prompt included,"
-                f" but got {self.max_new_tokens}. Lower it."
-            )
+        found += self.problems_of_length(longest, f"{key}.max_new_tokens")
         if self.temperature < 0 or (training and self.temperature == 0):
             wanted = "a number above 0 (on-policy samples must be random)" if training else "a number of at least 0"
             found.append(
@@ -60,6 +58,17 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             found.append(f"Key `{key}.top_p`: expected a number in (0, 1], but got {self.top_p}.")
         return found
+
+    def problems_of_length(self, longest: int | None, key: str = "max_new_tokens") -> list[str]:
+        """What is wrong with the length, whatever the prompts are: at most one sentence."""
+        if self.max_new_tokens < 1:
+            return [f"Key `{key}`: expected at least 1, but got {self.max_new_tokens}."]
+        if longest is not None and self.max_new_tokens > longest:
+            return [
+                f"Key `{key}`: expected at most {longest}, since the model has no positions for a longer sample, but got"
+                f" {self.max_new_tokens}. Lower it."
+            ]
+        return []
 
     def log_probs(self, logits: Tensor) -> Tensor:
         """Log-probabilities of the sampling distribution, float32: ``[..., V]`` to ``[..., V]``; -inf where filtered."""
@@ -109,7 +118,8 @@ def draw_tokens(probs: Tensor, uniform: Tensor) -> Tensor:
     blocks = torch.nn.functional.pad(probs, (0, -probs.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     block, rest = _invert(blocks.sum(-1), uniform.unsqueeze(-1))
     inner, _ = _invert(blocks.take_along_dim(block.unsqueeze(-1), -2).squeeze(-2), rest)
-    return (block * BLOCK + inner).squeeze(-1)
+    # Of NaN this is any token: no index may run out of its tensor, which would end an accelerator's process.
+    return (block * BLOCK + inner).squeeze(-1).clamp(max=probs.shape[-1] - 1)
 
 
 def _invert(mass: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,5 +129,6 @@ def _invert(mass: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
     target = torch.minimum(fraction * whole, torch.nextafter(whole, torch.zeros_like(whole)))
     # right=True takes the first index whose cumulative mass EXCEEDS the target: never one without mass.
     index = torch.searchsorted(cumulative, target, right=True)
+    index = index.clamp(max=mass.shape[-1] - 1)  # no index passes NaN
     own = mass.gather(-1, index).double()
     return index, ((target - cumulative.gather(-1, index) + own) / own).clamp(0, 1)

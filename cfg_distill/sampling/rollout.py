@@ -140,9 +140,7 @@ def problems_of_lengths(
 
     Under guidance the negative prompts count too.
     """
-    found = generator.problems_of_prompts(prompts)
-    if sampling.max_new_tokens < 1:
-        found = [*found, f"Key `max_new_tokens`: expected at least 1, but got {sampling.max_new_tokens}."]
+    found = generator.problems_of_prompts(prompts) + sampling.problems_of_length(generator.longest_sample)
     if found:
         return found
     try:
@@ -173,7 +171,7 @@ def positions_left(generator: Generator, prompts: Sequence[str], guidance: Guida
     if generator.max_positions is None:
         return None
     taken = generator.prompt_positions([*prompts, *_negatives(prompts, guidance)])
-    return generator.max_positions - taken - max(generator.delays)
+    return generator.max_positions - generator.reserved_positions - taken
 
 
 def _negatives(prompts: Sequence[str], guidance: Guidance | None) -> list[str | None]:

@@ -116,7 +116,7 @@ def evaluate_models(
     for each in temperature:
         for model, length in lengths.items() or [("", max_new_tokens or 1)]:
             settings = Sampling(samples=samples, max_new_tokens=length, temperature=each)
-            problems += settings.problems(generators[model].max_positions if lengths else None)
+            problems += settings.problems(generators[model].longest_sample if lengths else None)
     problems += [problem for scale in guidance for problem in Guidance(scale).problems()]
     for (model, length), scale in product(lengths.items(), guidance) if not problems else ():
         settings = Sampling(max_new_tokens=length)

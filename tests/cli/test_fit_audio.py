@@ -44,7 +44,7 @@ def recipe(folder: Path) -> Path:
     }
     content = {
         "model": {
-            "generator": {"class_path": "cfg_distill.generators.dia.Dia", "init_args": {"path": "dia"}},
+            "generator": {"class_path": "cfg_distill.generators.Dia", "init_args": {"path": "dia"}},
             "guidance": {"scale": 3.0},
             "sampling": {"samples": 3, "max_new_tokens": 8},
             "losses": {

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from cfg_distill.audio import read_audio, write_audio
 from cfg_distill.cli import main, showing
+from cfg_distill.generators import MusicGen
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
 
@@ -70,7 +71,7 @@ def test_the_length_is_bounded_by_the_position_table(
     words = ["generate", "--model", musicgen, "--prompt", "rock", "--samples", "1", "--out", "sounds"]
     message = said(capsys, *words, "--seconds", "2")
     assert (
-        f"`--seconds`: expected at most 1.5, since `{musicgen}` sees 160 positions at 100 a second, but got 2"
+        f"`--seconds`: expected at most 1.5, since `{musicgen}` has positions for 157 frames at 100 a second, but got 2"
         in message
     )
     assert "expected at most 1.5" in said(capsys, *words)  # ten seconds, where nothing is said
@@ -107,14 +108,38 @@ def test_all_problems_at_once(
     assert 'pip install "cfg-distill[audio]"' in message
 
 
+def test_a_model_that_diverged_is_named(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    model = MusicgenForConditionalGeneration.from_pretrained(tiny_musicgen(tmp_path / "diverged"))
+    with torch.no_grad():
+        model.decoder.model.decoder.layers[1].fc1.weight.fill_(torch.nan)
+    model.save_pretrained(tmp_path / "diverged")
+    words = ["--model", str(tmp_path / "diverged"), "--prompt", "rock", "--max-new-tokens", "5", "--out", "sounds"]
+    assert "The model diverged: its predictions are NaN" in said(capsys, "generate", *words)
+    assert not Path("sounds").exists()
+
+
 def test_a_melody_model_follows_a_file(
-    musicgen: str, tmp_path_factory: pytest.TempPathFactory, folder: Path, capsys: pytest.CaptureFixture
+    musicgen: str,
+    tmp_path_factory: pytest.TempPathFactory,
+    folder: Path,
+    capsys: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     melody = tiny_musicgen(tmp_path_factory.mktemp("melody"), kind="melody", positions=160)
     write_audio("tune.wav", tone(440, seconds=1.0))
     words = ["--prompt", "rock", "--samples", "1", "--seconds", "0.2", "--out", "sounds"]
     assert main(["generate", "--model", melody, "--melody", "tune.wav", *words]) == 0
     assert read_audio("sounds/01-rock-1.wav").seconds == pytest.approx(0.2)
+    # Nothing is loaded for what is wrong.
+    monkeypatch.setattr(MusicGen, "load", lambda self: pytest.fail("loaded"))
+    tuned = ["generate", "--model", melody, "--prompt", "rock", "--melody", "tune.wav", "--out", "other"]
+    message = said(capsys, *tuned, "--seconds", "0.9")  # 160 positions, less 3 for the delays and 69 before the sound
+    assert f"`--seconds`: expected at most 0.8, since `{melody}` has positions for 88 frames" in message
+    message = said(capsys, *tuned, "--max-new-tokens", "89")
+    assert "Option `--max-new-tokens`: expected at most 88" in message
+    Path("no.wav").write_text("words")
+    message = said(capsys, "generate", "--model", melody, "--melody", "no.wav", *words, "--overwrite")
+    assert "Prompt 'rock', melody: File `no.wav`: expected sound" in message
     message = said(capsys, "generate", "--model", melody, *words, "--overwrite")
     assert "Prompt 'rock': expected a melody, which this model reads, but it has none." in message
     message = said(capsys, "generate", "--model", musicgen, "--melody", "tune.wav", *words, "--overwrite")

@@ -355,6 +355,9 @@ def test_problems(folders: list[str], dia: Dia, tiny_model: str, tmp_path: Path)
     assert "Key `model.generator.path`: Model" in Dia(str(tmp_path)).problems()[0]
     with pytest.raises(ConfigError, match=r"takes 65 bytes, but `.*` reads 64. Shorten it"):
         dia.encode(["x" * 65])
+    unloaded = Dia(folders[0])
+    (problem,) = unloaded.problems_of_prompts(["x" * 65, "x" * 64])
+    assert "takes 65 bytes" in problem and not hasattr(unloaded, "model")
     with pytest.raises(ConfigError, match="expected at most"):
         rollout(dia, PROMPTS, Sampling(1, 126), None)
 

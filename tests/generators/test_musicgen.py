@@ -15,6 +15,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.frozen import fingerprint
 from cfg_distill.generators import Guided, Prompt
 from cfg_distill.generators.delay import delayed, undelayed
+from cfg_distill.generators.length import problems_of_seconds
 from cfg_distill.generators.musicgen import MusicGen
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import reverse_kl
@@ -228,10 +229,17 @@ def test_a_group_reads_its_prompt_once(pair):
 
 def test_a_clip_beyond_the_position_table_is_refused(pair):
     taken = {"mono": 3, "stereo": 3, "melody": 3 + 5 + 6}[pair.kind]
-    with pytest.raises(ConfigError, match=f"at most {64 - taken}, but got 62"):
+    with pytest.raises(ConfigError, match=f"at most {64 - taken}, since .*, but got 62"):
         rollout(pair.ours, pair.prompts, Sampling(max_new_tokens=62))
     longest = rollout(pair.ours, pair.prompts[:1], Sampling(samples=1, max_new_tokens=64 - taken))
     assert longest.mask_BGKT.sum() == (64 - taken) * pair.ours.num_codebooks
+    # The same is said before weights are loaded.
+    unloaded = MusicGen(pair.ours.path, text_positions=6)
+    assert unloaded.longest_sample == 64 - taken
+    assert not Sampling(max_new_tokens=64 - taken).problems(unloaded.longest_sample)
+    assert Sampling(max_new_tokens=65 - taken).problems(unloaded.longest_sample)
+    assert not problems_of_seconds(unloaded, (64 - taken) / 100)
+    assert problems_of_seconds(unloaded, (65 - taken) / 100)
 
 
 def test_a_checkpoint_that_is_no_musicgen_is_named(tmp_path):

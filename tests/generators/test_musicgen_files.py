@@ -114,6 +114,17 @@ def test_weights_of_another_decoder_are_taken(tmp_path):
         assert torch.equal(fresh.state_dict()[name], tensor)
 
 
+def test_a_folder_without_its_tokenizer_is_a_problem(tmp_path):
+    path = tiny_musicgen(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_encoder"]["vocab_size"] = 32128  # that of T5: transformers makes a tokenizer of a hundred, silently
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (problem,) = MusicGen(path).problems()
+    assert "Key `model.generator.path`" in problem and "and its text encoder 32128. Copy the tokenizer's files" in problem
+
+
 @pytest.mark.parametrize(("method", "weights"), [("soup", []), ("weighted", [0.5, 0.3, 0.2])])
 def test_a_merge_can_be_started_from(method, weights, tmp_path):
     start = MusicGen(tiny_musicgen(tmp_path / "start")).load()

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import lightning as L
 import numpy as np
 import pytest
 import scipy.signal
 import torch
+import yaml
 from tiny_audio import tone
 from tiny_musicgen import tiny_musicgen
 from transformers.audio_utils import chroma_filter_bank
 
+from cfg_distill import CFGDistillation
 from cfg_distill.audio import Waveform, write_audio
+from cfg_distill.cli import fit
+from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Prompt
 from cfg_distill.generators.chroma import Chroma
 from cfg_distill.generators.musicgen import MusicGen
 from cfg_distill.guidance import Guidance
-from cfg_distill.sampling import Sampling, rollout
+from cfg_distill.losses import ReverseKL
+from cfg_distill.sampling import Sampling, problems_of_lengths, rollout
 
 SAMPLING = Sampling(samples=2, max_new_tokens=4, temperature=0)
 A = 9  # the pitch class of a filter bank that begins with C
@@ -88,6 +94,52 @@ def test_a_missing_melody_is_refused_for_samples_and_not_for_negative_prompts(ge
     rollout(generator, [Prompt("rock", melody="none")], SAMPLING)
     optional = MusicGen(folder, melody="optional", text_positions=6).load()
     assert rollout(optional, ["rock"], SAMPLING).mask_BGKT.any()
+
+
+def test_what_cannot_be_read_is_known_before_the_weights(folder, tmp_path):
+    unloaded = MusicGen(folder, text_positions=6)
+    (tmp_path / "no.wav").write_text("words")
+    write_audio(tmp_path / "tune.wav", tone(440.0))
+    melodies = {"missing": "none.wav", "broken": "no.wav", "good": "tune.wav"}
+    prompts = [Prompt(text, melody=str(tmp_path / file)) for text, file in melodies.items()]
+    prompts += ["rock", Prompt("rock jazz calm loud piano pop", melody="none")]
+    found = unloaded.problems_of_prompts(prompts)
+    for problem, part in zip(
+        found, ("none.wav` does not exist", "cannot be read", "expected a melody", "takes 7"), strict=True
+    ):
+        assert part in problem
+    assert found[0].startswith("Prompt 'missing', melody: ")
+    guidance = Guidance(2.0, negative="rock jazz calm loud piano pop")
+    (problem,) = problems_of_lengths(unloaded, prompts[2:3], SAMPLING, guidance)
+    assert "takes 7 positions" in problem
+    assert not problems_of_lengths(unloaded, prompts[2:3], SAMPLING, Guidance(2.0, negative="noise"))
+    assert not hasattr(unloaded, "model")
+
+
+def test_a_fit_is_refused_before_the_weights(folder, tmp_path, monkeypatch):
+    (tmp_path / "train.jsonl").write_text('{"prompt": "rock", "conditions": {"melody": "none.wav"}}\n')
+    monkeypatch.setattr(MusicGen, "load", lambda self: pytest.fail("loaded"))
+    data = PromptData(str(tmp_path / "train.jsonl"))
+    module = CFGDistillation(
+        MusicGen(folder, text_positions=6), {"kl": ReverseKL()}, sampling=Sampling(samples=2, max_new_tokens=4)
+    )
+    fitted = L.Trainer(
+        max_steps=1, logger=False, enable_checkpointing=False, accelerator="cpu", enable_progress_bar=False
+    )
+    with pytest.raises(ConfigError, match=r"Prompt 'rock', melody: .*`none.wav` does not exist"):
+        fitted.fit(module, datamodule=data)
+    recipe = {
+        "model": {
+            "generator": {"class_path": "cfg_distill.generators.MusicGen", "init_args": {"path": folder, "text_positions": 6}},
+            "losses": {"kl": {"class_path": "cfg_distill.losses.ReverseKL"}},
+            "sampling": {"samples": 2, "max_new_tokens": 4},
+        },
+        "data": {"train": str(tmp_path / "train.jsonl")},
+        "trainer": {"max_steps": 1, "accelerator": "cpu"},
+    }  # fmt: skip
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    with pytest.raises(ConfigError, match=r"Prompt 'rock', melody: .*`none.wav` does not exist"):
+        fit.run("fit", ["--config", str(tmp_path / "recipe.yaml")], check_only=True)
 
 
 def test_what_cannot_be_read_is_named(generator, folder, tmp_path):

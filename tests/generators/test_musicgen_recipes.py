@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_audio import tiny_clap, tiny_hubert
 from tiny_musicgen import tiny_musicgen
@@ -92,3 +94,26 @@ def test_the_small_recipe_trains_plays_exports_and_generates(models, folder, cap
     for wav in (folder / "wav").glob("*.wav"):
         assert soundfile.info(wav).frames == 1600
     assert len(list((folder / "wav").glob("*.wav"))) == 2
+
+
+@pytest.mark.parametrize("name", ["small", "large", "small_lora"])
+def test_a_recipe_trains_in_its_own_precision(name, models, folder):
+    """All weights in float32, and an adapter of a bfloat16 base, both under bf16-mixed, with rewards, averages and metrics."""
+    file = localised(name, models, folder)
+    short = {
+        "trainer.max_steps": 2, "trainer.val_check_interval": 1, "trainer.accelerator": "cpu", "trainer.limit_val_batches": 1,
+        "trainer.enable_progress_bar": "false", "trainer.log_every_n_steps": 1, "model.sampling.max_new_tokens": 6,
+        "model.measure_gradients_every": 1, "model.micro_batch": 4, "data.batch_size": 2, "data.validation_batch_size": 2,
+        "model.losses.diversity.init_args.warmup_steps": 0, "trainer.default_root_dir": str(folder / "run"),
+    }  # fmt: skip
+    assert main(["fit", "--config", str(file), *(f"--{key}={value}" for key, value in short.items())]) in (None, 0)
+    (events,) = (folder / "run").rglob("events.out*")
+    seen = EventAccumulator(str(events.parent)).Reload()
+    for scalar in ("train/loss", "train/diversity", "gradient_norm/kl", "gradient_norm/diversity", "val/adherence"):
+        values = [event.value for event in seen.Scalars(scalar)]
+        assert len(values) == 2 and np.isfinite(values).all(), scalar
+    (checkpoint,) = (folder / "run").rglob("last.ckpt")
+    state = torch.load(checkpoint, weights_only=False)["state_dict"]
+    trained = {tensor.dtype for key, tensor in state.items() if key.startswith("student.")}
+    assert trained == {torch.float32}  # what an optimiser moves
+    assert any("lora" in key for key in state) == (name != "small")

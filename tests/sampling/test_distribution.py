@@ -82,12 +82,12 @@ def test_a_draw_on_the_edge_never_takes_a_token_of_probability_zero():
     [
         ({"samples": 0}, "samples"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
-        ({"max_new_tokens": 64}, "max_new_tokens"),
+        ({"max_new_tokens": 65}, "max_new_tokens"),
         ({"temperature": 0}, "temperature"),
         ({"top_k": -1}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
     ],
 )
 def test_problems(settings, key):
-    (problem,) = Sampling(**({"max_new_tokens": 8} | settings)).problems(max_positions=64, training=True)
+    (problem,) = Sampling(**({"max_new_tokens": 8} | settings)).problems(longest=64, training=True)
     assert f"`model.sampling.{key}`" in problem and str(next(iter(settings.values()))) in problem

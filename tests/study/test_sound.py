@@ -97,7 +97,7 @@ def test_all_problems_of_sound_at_once(here: Path, capsys: pytest.CaptureFixture
         return message
 
     message = said("--model", "one", "--guidance=-1")  # ten seconds, where nothing is said
-    assert "2 problems" in message and "`--seconds`: expected at most 1.2, since `one` sees 128 positions" in message
+    assert "2 problems" in message and "`--seconds`: expected at most 1.2, since `one` has positions for" in message
     assert "both are the length" in said("--model", "one", "--seconds=1", "--max-new-tokens=5")
     assert "`--seconds`: is for models of sound, but `text` writes text" in said("--model", "text", "--seconds=1")
     assert "models of text, or models of sound, but got both" in said("--model", "one", "text", "--seconds=1")
