@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
 from cfg_distill.errors import ConfigError
-
-if TYPE_CHECKING:
-    from cfg_distill.distillation import CFGDistillation
+from cfg_distill.generators import Generator
+from cfg_distill.sampling import Sampling
 
 # How allocators and libraries refuse that do not raise torch.OutOfMemoryError: the CPU's (on Windows too), MPS's, cuBLAS's.
 _SIGNS = ("allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
+class Module(Protocol):
+    """Of :class:`~cfg_distill.CFGDistillation`, what the advice is about.
+
+    Attributes:
+        batch: the prompts of the step that is being taken.
+    """
+
+    batch: Sequence[str]
+    student: Generator
+    sampling: Sampling
+    micro_batch: int
+
+    @property
+    def global_step(self) -> int: ...
+
+
 @contextmanager
-def advice_on_memory(module: CFGDistillation) -> Iterator[None]:
+def advice_on_memory(module: Module) -> Iterator[None]:
     """Turn an allocator's refusal within a step into what to lower.
 
     Args:
-        module: the one that takes the step, on the prompts ``module.batch``.
+        module: the one that takes the step.
 
     Raises:
         ConfigError: memory ran out.
@@ -44,7 +59,7 @@ def advice_on_memory(module: CFGDistillation) -> Iterator[None]:
         ) from error
 
 
-def _prompt_positions(module: CFGDistillation) -> int | str:
+def _prompt_positions(module: Module) -> int | str:
     try:
         return module.student.prompt_positions(module.batch)
     except RuntimeError:  # not even that fits
