@@ -24,7 +24,7 @@ from cfg_distill.losses import PolicyGradient, ReverseKL
 from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.sampling import Rollout, Sampling, rollout
 
-PROMPTS = ["rock", "calm jazz piano", "80s synth pop", "loud song"]
+PROMPTS = ["rock", "calm jazz piano", "80s synth pop", "loud song", ""]
 
 
 class Loudness(Reward):
@@ -180,8 +180,9 @@ def train_as_rank(rank: int, path: str, out: str, port: int) -> None:
                    "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    model = module(path, PerPrompt)
-    fit(model, [PROMPTS[rank::2]], devices=2, strategy="ddp", use_distributed_sampler=False)
+    # The last micro-batch of one of them holds no prompt.
+    model = module(path, PerPrompt, micro_batch=3, measure_gradients_every=1)
+    fit(model, [PROMPTS[rank::2]] * 2, devices=2, strategy="ddp", use_distributed_sampler=False)
     torch.save(weights(model), Path(out) / f"rank{rank}.pt")
 
 
@@ -192,7 +193,7 @@ def test_two_processes_are_one(path, tmp_path):
     whole = module(path, PerPrompt)
     whole.configure_model()
     start = weights(whole)
-    fit(whole, [PROMPTS])
+    fit(whole, [PROMPTS] * 2)
     torch.multiprocessing.spawn(train_as_rank, (path, str(tmp_path), port), nprocs=2)
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)
