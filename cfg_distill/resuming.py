@@ -15,15 +15,15 @@ from torch.optim import Optimizer
 
 from cfg_distill.errors import ConfigError
 
+_PLAIN = (bool, int, float, str, tuple, type(None))
 # What a new scheduler takes from its optimiser, and is no setting of its own.
 _OF_OPTIMIZER = {"base_lrs", "_last_lr"}
 
 
 def settings_of(optimizer: Optimizer) -> dict[str, Any]:
     """The kind and the numbers of an optimiser, by parameter group: asked before a scheduler moves any."""
-    plain = (bool, int, float, str, tuple, type(None))
     groups = [
-        {key: value for key, value in group.items() if isinstance(value, plain)} for group in optimizer.param_groups
+        {key: value for key, value in group.items() if isinstance(value, _PLAIN)} for group in optimizer.param_groups
     ]
     return {"kind": type(optimizer).__name__, "groups": groups}
 
@@ -34,7 +34,9 @@ def settings_of_scheduler(scheduler: Any) -> str:
     def own(state: Any) -> Any:
         if isinstance(state, Mapping):
             return {key: own(value) for key, value in state.items() if key not in _OF_OPTIMIZER}
-        return [own(value) for value in state] if isinstance(state, list) else state
+        if isinstance(state, list):
+            return [own(value) for value in state]
+        return state if isinstance(state, _PLAIN) else type(state).__name__  # no address in memory
 
     return f"{type(scheduler).__name__} {own(scheduler.state_dict())}"
 
