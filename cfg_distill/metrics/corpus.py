@@ -155,7 +155,8 @@ class CorpusMetric(EmbeddingMetric):
 
     It keeps the vectors and gives each prompt its jackknife value (:func:`jackknife`), so that intervals and paired
     comparisons work as for any other metric; :meth:`compute` is the distance itself. A guard: lower is better, and it
-    belongs on neither axis, since variety and fidelity both move it.
+    belongs on neither axis, since variety and fidelity both move it. Embedders give vectors of unit length, so the numbers are
+    not those of publications, which take vectors as they are.
 
     Args:
         embedder: the frozen model whose space is measured in; not that of the reward alone.

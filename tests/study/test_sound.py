@@ -16,7 +16,7 @@ from cfg_distill.audio import read_audio, write_audio
 from cfg_distill.cli import main
 from cfg_distill.embedders import CLAP
 from cfg_distill.folders import find_file
-from cfg_distill.generators import open_generator
+from cfg_distill.generators import MusicGen, open_generator
 from cfg_distill.rewards.pairwise import pairwise_diversity
 from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling
@@ -106,3 +106,16 @@ def test_all_problems_of_sound_at_once(here: Path, capsys: pytest.CaptureFixture
     Path("wrong.yaml").write_text(yaml.safe_dump({"adherence": settings}))
     message = said("--model", "one", "--seconds=0.1", "--metrics", "wrong.yaml")
     assert "Key `evaluation.metrics.adherence`" in message and "its config.json says `hubert`" in message
+
+
+def test_a_missing_tune_is_told_before_the_weights(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    melody = tiny_musicgen(tmp_path / "melody", "melody", positions=128)
+    file = tmp_path / "prompts.jsonl"
+    file.write_text('{"prompt": "rock", "conditions": {"melody": "none.wav"}}\n{"prompt": "jazz"}\n')
+    monkeypatch.setattr(MusicGen, "load", lambda self: pytest.fail("loaded"))
+    assert main(["evaluate", "--model", melody, "--prompts", str(file), "--seconds=0.2"]) == 2
+    message = capsys.readouterr().err
+    assert "2 problems" in message and "Prompt 'rock', melody: Expected a sound file, but `none.wav`" in message
+    assert "Prompt 'jazz': expected a melody" in message
