@@ -18,6 +18,7 @@ from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError
 from cfg_distill.frozen import fingerprint, trained_names
 from cfg_distill.generators import Generator, Guided
+from cfg_distill.generators.products import onednn
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Divergence, Loss, LossInputs, mix
 from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
@@ -68,6 +69,8 @@ class CFGDistillation(L.LightningModule):
             makes all logits at once, and differentiates them by autograd.
         measure_gradients_every: steps between measurements of the gradient norm of each term over the batch of all
             devices, and of entropies; 0 for never. One scores and differentiates the batch once more a term.
+        onednn: on a CPU, in float32, let oneDNN multiply by the weights, which is up to twice as fast as torch's own products;
+            rounding aside it changes nothing.
         seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
     """
 
@@ -85,6 +88,7 @@ class CFGDistillation(L.LightningModule):
         micro_batch: int = 0,
         logits_chunk: int = LOGITS_CHUNK,
         measure_gradients_every: int = 10,
+        onednn: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -107,6 +111,7 @@ class CFGDistillation(L.LightningModule):
         self.micro_batch = micro_batch
         self.logits_chunk = logits_chunk
         self.measure_gradients_every = measure_gradients_every
+        self.onednn = onednn
         self.seed = seed
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
@@ -243,7 +248,7 @@ class CFGDistillation(L.LightningModule):
 
     def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
-        with advice_on_memory(self):
+        with advice_on_memory(self), onednn(self.onednn):
             return self._training_step(batch, batch_idx)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -299,7 +304,7 @@ class CFGDistillation(L.LightningModule):
 
     def validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
-        with advice_on_memory(self):
+        with advice_on_memory(self), onednn(self.onednn):
             return self._validation_step(batch, batch_idx)
 
     def _validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:

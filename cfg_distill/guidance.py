@@ -50,6 +50,8 @@ class Guidance:
             straight line (``linear``) or a half cosine (``cosine``).
         final_scale: gamma at ``positions`` and beyond; None keeps ``scale``. Read when ``schedule`` is not constant.
         positions: the number of generated positions over which gamma moves.
+        mix_states: mix the states in front of a linear head, which gives the same logits for one head product instead of
+            two; off: mix the logits, the plain twin.
     """
 
     scale: float = 1.0
@@ -58,6 +60,7 @@ class Guidance:
     final_scale: float | None = None
     positions: int = 128
     negative_system: str | None = None
+    mix_states: bool = True
 
     @property
     def active(self) -> bool:

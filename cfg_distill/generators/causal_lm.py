@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
@@ -18,6 +18,7 @@ from cfg_distill.folders import UNREADABLE, base_of, first_line, is_adapter, pro
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
+from cfg_distill.generators.products import is_linear, use_products
 from cfg_distill.generators.scored import Head, Scored
 
 log = logging.getLogger(__name__)
@@ -34,8 +35,8 @@ class CausalLM(Generator):
         unconditional: the text that stands for a dropped prompt. None: the empty user message under a chat template,
             else the begin token alone (the end token for models without one, as GPT-2 was trained).
         dtype: the dtype of the weights; other than float32 with ``lora`` only, where something is trained.
-        prompt_once: read each prompt once for its whole group while training, through the key-value cache. Off: once a
-            sample, for models whose cache takes no gradient.
+        prompt_once: read each prompt once for its whole group, through the key-value cache. Off: once a sample, for models
+            whose cache takes no gradient.
         lora: train an adapter instead of all weights; the teacher then shares the base's weights.
     """
 
@@ -132,6 +133,7 @@ class CausalLM(Generator):
             self.model = self._load_model(self.path)
             if self.lora is not None:
                 self.lora.inject(self.model)
+            use_products(self.model)
         return self
 
     def load_weights(self, folder: str) -> None:
@@ -251,7 +253,7 @@ class CausalLM(Generator):
     def _linear_head(self) -> bool:
         """Whether the logits are a linear map of the last states: found by a forward pass, not by a list of models."""
         layer = self.model.get_output_embeddings()
-        if type(layer) is not nn.Linear or isinstance(layer.weight, DTensor):
+        if not is_linear(layer) or isinstance(layer.weight, DTensor):
             return False
         with torch.no_grad():
             probe_NS = torch.arange(4, device=self.device)[None]
@@ -280,6 +282,8 @@ class CausalLM(Generator):
         return Scored(self.model.base_model(**inputs).last_hidden_state[:, -last:], head)
 
     def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
+        if not self.prompt_once:
+            prompts, repeats = [prompt for prompt in prompts for _ in range(repeats)], 1
         encoded = self.encode(prompts).tensors
         mask_BS = encoded["attention_mask"]
         cache = growing_cache(self.model.config)

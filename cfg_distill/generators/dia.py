@@ -27,6 +27,7 @@ from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
+from cfg_distill.generators.products import use_products
 from cfg_distill.generators.scored import Head, Scored
 
 _NEVER = -1e4
@@ -157,6 +158,7 @@ class Dia(Generator):
                 # Not on the head, which transformers does not name as one: the losses read its weights.
                 self.model.requires_grad_(False)
                 self.lora.inject(self.model.model)
+            use_products(self.model)
             # In an object that no module registers: no checkpoint, average or optimiser sees the codec.
             self.sound = _Sound(_from_hub(DiaProcessor, base_of(self.path)))
         return self

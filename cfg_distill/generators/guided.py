@@ -38,7 +38,7 @@ class Guided:
 
     def _mix(self, prompt: Scored, negative: Scored, position_T: Tensor) -> Scored:
         scale_T1 = self.guidance.scale_at(position_T)[:, None]
-        if prompt.states_NTD is None or negative.states_NTD is None:
+        if prompt.states_NTD is None or negative.states_NTD is None or not self.guidance.mix_states:
             return Scored(logits_NKTV=guided_logits(prompt.whole().float(), negative.whole().float(), scale_T1))
         # The formula is affine, and so is the head: mixed states give mixed logits, for one head product instead of two.
         states_NTD = guided_logits(prompt.states_NTD.float(), negative.states_NTD.float(), scale_T1)

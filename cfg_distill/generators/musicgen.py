@@ -33,6 +33,7 @@ from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.musicgen_shared import SECONDS, Melody, Shared, problems_of_prompt, problems_of_text
+from cfg_distill.generators.products import use_products
 from cfg_distill.generators.scored import Head, Scored
 
 _DECODER = "decoder."
@@ -182,6 +183,7 @@ class MusicGen(Generator):
             self.shared = Shared(whole, self.text_tokenizer, resolve(base), text_positions)
             if self.lora is not None:
                 self.lora.inject(self.model)
+            use_products(self.model)
         return self
 
     def load_weights(self, folder: str) -> None:

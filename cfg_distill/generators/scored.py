@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cfg_distill.generators.packing import product
+from cfg_distill.generators.products import product
 
 
 @dataclass

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cfg_distill.generators import Scored
-from cfg_distill.generators.packing import product
+from cfg_distill.generators.products import product, times_weight
 
 
 @dataclass
@@ -28,39 +28,33 @@ class Cells:
     """Some cells of one codebook, and what both models predict there.
 
     Attributes:
-        student_MV: raw logits of the student, with gradient.
-        teacher_MV: raw guided logits of the frozen start model.
+        student_log_probs_MV: log-probabilities of the student at temperature 1, float32 or better, with gradient.
+        teacher: makes :attr:`teacher_log_probs_MV`.
         tokens_M: the tokens the student drew.
         row_M: the sample n of each cell.
         position_M: the position t of each cell.
         codebook: k.
     """
 
-    student_MV: Tensor
-    teacher_MV: Tensor
+    student_log_probs_MV: Tensor
+    teacher: Callable[[], Tensor]
     tokens_M: Tensor
     row_M: Tensor
     position_M: Tensor
     codebook: int
 
-    # Half precision makes a KL negative: at least float32.
-
-    @cached_property
-    def student_log_probs_MV(self) -> Tensor:
-        """Log-probabilities of the student at temperature 1."""
-        return self.student_MV.to(torch.promote_types(self.student_MV.dtype, torch.float32)).log_softmax(-1)
-
     @cached_property
     def teacher_log_probs_MV(self) -> Tensor:
-        """Log-probabilities of the guided teacher at temperature 1."""
-        return self.teacher_MV.to(torch.promote_types(self.teacher_MV.dtype, torch.float32)).log_softmax(-1)
+        """Log-probabilities of the guided teacher at temperature 1, made for the first term that reads them."""
+        with torch.no_grad():
+            return self.teacher()
 
 
 # From cells to one value each, [M].
 CellTerm = Callable[[Cells], Tensor]
 
-LOGITS_CHUNK = 2**22
-"""Logits that exist at a time unless told otherwise: 16 MB of float32, 85 cells of a vocabulary of 49,152."""
+LOGITS_CHUNK = 3 * 2**19
+"""Logits that exist at a time unless told otherwise: 6 MB of float32, 32 cells of a vocabulary of 49,152."""
 
 
 def sum_over_cells(
@@ -93,10 +87,11 @@ def sum_over_cells(
         tokens_M = tokens_NKT[row_M, k, position_M]
         teacher_logits = _logits_of(teacher, k, row_M, position_M)
 
-        def evaluate(student_MV: Tensor, part: slice) -> Tensor:
-            with torch.no_grad():
-                teacher_MV = teacher_logits(part)  # noqa: B023 - called within this turn of the loop
-            cells = Cells(student_MV, teacher_MV, tokens_M[part], row_M[part], position_M[part], k)  # noqa: B023
+        def evaluate(student_log_probs_MV: Tensor, part: slice) -> Tensor:
+            def teacher() -> Tensor:
+                return normalized_(teacher_logits(part))  # noqa: B023 - called within this turn of the loop
+
+            cells = Cells(student_log_probs_MV, teacher, tokens_M[part], row_M[part], position_M[part], k)  # noqa: B023
             return _weighted(cells, terms, weights, sums)
 
         if chunk and student.states_NTD is not None and student.head is not None:
@@ -105,18 +100,18 @@ def sum_over_cells(
             states_MD = student.states_NTD[row_M, position_M]
             totals.append(_ChunkedSum.apply(states_MD, weight_VD, bias_V, evaluate, max(1, chunk // len(weight_VD))))
         else:
-            totals.append(evaluate(_logits_of(student, k, row_M, position_M)(slice(None)), slice(None)))
+            logits_MV = _logits_of(student, k, row_M, position_M)(slice(None))
+            totals.append(evaluate(_at_least_float32(logits_MV).log_softmax(-1), slice(None)))
     return torch.stack(totals).sum(), sums
 
 
 def _weighted(
     cells: Cells, terms: Mapping[str, CellTerm], weights: Mapping[str, Tensor | float], sums: dict[str, Tensor]
 ) -> Tensor:
-    total = cells.student_MV.new_zeros((), dtype=torch.float32)
-    # Trained terms first: log-probabilities are kept by the first who asks, with the gradient that the others need.
-    for name in sorted(terms, key=lambda name: name not in weights):
+    total = cells.student_log_probs_MV.new_zeros((), dtype=torch.float32)
+    for name, term in terms.items():
         with torch.set_grad_enabled(torch.is_grad_enabled() and name in weights):
-            value = terms[name](cells).sum()
+            value = term(cells).sum()
         sums[name] += value.detach()
         if name in weights:
             total = total + weights[name] * value
@@ -132,6 +127,17 @@ def _logits_of(scored: Scored, k: int, row_M: Tensor, position_M: Tensor) -> Cal
     return lambda part: head.logits(states_NTD[row_M[part], position_M[part]], k)
 
 
+def _at_least_float32(logits: Tensor) -> Tensor:
+    # Half precision makes a KL negative.
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def normalized_(logits_MV: Tensor) -> Tensor:
+    """Log-probabilities, at least float32, in the memory of the logits where they are that already."""
+    logits_MV = _at_least_float32(logits_MV)
+    return logits_MV.sub_(logits_MV.logsumexp(-1, keepdim=True))
+
+
 class _ChunkedSum(torch.autograd.Function):
     """Sum of a function of logits over chunks of cells; its gradients are ready when the forward pass is."""
 
@@ -145,26 +151,33 @@ class _ChunkedSum(torch.autograd.Function):
         num_cells: int,
     ) -> Tensor:
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_states_MD = torch.empty_like(states_MD) if needs_states else None
+        grad_states_MD = torch.zeros_like(states_MD) if needs_states else None
         grad_weight_VD = torch.zeros_like(weight_VD) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
         total = states_MD.new_zeros((), dtype=torch.float32)
         for start in range(0, len(states_MD), num_cells):
             part = slice(start, start + num_cells)
             logits_MV = product(states_MD[part], weight_VD, bias_V)
+            dtype = logits_MV.dtype
+            log_probs_MV = normalized_(logits_MV)
+            del logits_MV
             if not any((needs_states, needs_weight, needs_bias)):
-                total += evaluate(logits_MV, part)
+                total += evaluate(log_probs_MV, part)
                 continue
             with torch.enable_grad():
-                value = evaluate(logits_MV.requires_grad_(), part)
+                value = evaluate(log_probs_MV.requires_grad_(), part)
                 # A chunk whose terms have no gradient at all has a constant for its value.
-                (grad_MV,) = torch.autograd.grad(value, logits_MV) if value.requires_grad else (None,)
+                (grad_MV,) = torch.autograd.grad(value, log_probs_MV) if value.requires_grad else (None,)
             total += value.detach()
+            del value
             if grad_MV is None:
-                grad_MV = torch.zeros_like(logits_MV)
-            del logits_MV, value
+                continue
+            # From log-probabilities to logits, in the memory of the former, which nobody reads again.
+            probs_MV = log_probs_MV.detach().exp_()
+            grad_MV = torch.addcmul(grad_MV, probs_MV, grad_MV.sum(-1, keepdim=True), value=-1, out=probs_MV).to(dtype)
+            del log_probs_MV, probs_MV
             if grad_states_MD is not None:
-                grad_states_MD[part] = grad_MV @ weight_VD.to(grad_MV.dtype)
+                grad_states_MD[part] = times_weight(grad_MV, weight_VD)
             if grad_weight_VD is not None:
                 if grad_weight_VD.dtype == grad_MV.dtype == states_MD.dtype:
                     grad_weight_VD.addmm_(grad_MV.T, states_MD[part])
@@ -172,6 +185,7 @@ class _ChunkedSum(torch.autograd.Function):
                     grad_weight_VD += grad_MV.T @ states_MD[part].to(grad_MV.dtype)
             if grad_bias_V is not None:
                 grad_bias_V += grad_MV.sum(0)
+            del grad_MV  # before the next chunk's logits are made
         ctx.gradients = (grad_states_MD, grad_weight_VD, grad_bias_V)
         return total
 

@@ -55,14 +55,12 @@ class Divergence(CellLoss):
         """The divergence of log-probabilities ``[M, V]``, a value a cell ``[M]``."""
 
     def _values(self, cells: Cells) -> Tensor:
-        if self.temperature == 1:
-            values_M = self.divergence(cells.student_log_probs_MV, cells.teacher_log_probs_MV)
-        else:
+        student_MV, teacher_MV = cells.student_log_probs_MV, cells.teacher_log_probs_MV
+        if self.temperature != 1:
             student_MV, teacher_MV = (
-                (logits_MV.float() / self.temperature).log_softmax(-1)
-                for logits_MV in (cells.student_MV, cells.teacher_MV)
+                (log_probs_MV / self.temperature).log_softmax(-1) for log_probs_MV in (student_MV, teacher_MV)
             )
-            values_M = self.divergence(student_MV, teacher_MV)
+        values_M = self.divergence(student_MV, teacher_MV)
         return values_M * self.codebook_weights[cells.codebook] if self.codebook_weights else values_M
 
     def cells(self, inputs: LossInputs) -> CellTerm:

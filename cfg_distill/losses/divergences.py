@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 # From log-probabilities of student and teacher, [M, V] each, to one value a cell, [M].
 CellDivergence = Callable[[Tensor, Tensor], Tensor]
@@ -23,8 +25,27 @@ def _log_probs(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def reverse_kl_cells(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(student || teacher) of log-probabilities ``[M, V]``, a value a cell ``[M]``."""
-    return (student.exp() * (student - teacher)).sum(-1)
+    """KL(student || teacher) of log-probabilities ``[M, V]``, a value a cell ``[M]``. Can be differentiated once."""
+    return _ReverseKL.apply(student, teacher)
+
+
+class _ReverseKL(torch.autograd.Function):
+    """``(exp(s) (s - t)).sum(-1)`` with half the memory of autograd: the probabilities are made again where they are needed."""
+
+    @staticmethod
+    def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
+        difference = student - teacher
+        ctx.save_for_backward(student, difference)
+        return torch.einsum("mv,mv->m", student.exp(), difference)  # without a tensor of products
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_M: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        student, difference = ctx.saved_tensors
+        needs_student, needs_teacher = ctx.needs_input_grad
+        probs = student.exp().mul_(grad_M.unsqueeze(-1))
+        grad_teacher = -probs if needs_teacher else None
+        return torch.addcmul(probs, probs, difference, out=probs) if needs_student else None, grad_teacher
 
 
 def forward_kl_cells(student: Tensor, teacher: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from cfg_distill.sampling import Sampling
 
 def token_log_probs(cells: Cells, sampling: Sampling) -> Tensor:
     """log student(token) under the distribution that drew it, temperature and filters included, ``[M]``."""
-    log_probs_MV = cells.student_log_probs_MV if sampling.plain else sampling.log_probs(cells.student_MV)
+    log_probs_MV = cells.student_log_probs_MV if sampling.plain else sampling.log_probs(cells.student_log_probs_MV)
     picked_M = log_probs_MV.gather(-1, cells.tokens_M.unsqueeze(-1)).squeeze(-1)
     # On the edge of top-p, rounding may drop at scoring a token that was drawn: it gives no gradient.
     return torch.where(picked_M.isfinite(), picked_M, 0.0)

@@ -13,7 +13,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.generators.base import Stream
 from cfg_distill.generators.delay import cells_at
-from cfg_distill.generators.packing import packed
+from cfg_distill.generators.products import packed
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
 

@@ -143,7 +143,7 @@ def test_a_loss_sees_the_credit_of_its_own_rows():
 
         def cells(self, inputs):
             self.seen = inputs.credit_N.tolist()
-            return lambda cells: cells.student_MV.sum(-1)
+            return lambda cells: cells.student_log_probs_MV.sum(-1)
 
     loss = Seen()
     inputs, _ = setting()

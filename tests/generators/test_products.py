@@ -1,0 +1,126 @@
+"""Products by oneDNN, with weights as they lie and packed: the same numbers as torch's, and nothing left behind."""
+
+import pytest
+import torch
+from tiny import tiny_folder
+from torch import nn
+
+from cfg_distill.generators import CausalLM, LoRA, products
+from cfg_distill.generators.products import Linear, can_use_onednn, onednn, packed, product, times_weight, use_products
+
+
+def perturbed(folder: str) -> CausalLM:
+    generator = CausalLM(folder, lora=LoRA(rank=2)).load()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    return generator
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_packed_products_are_those_of_the_model(tmp_path, adapted):
+    generator = (perturbed if adapted else lambda folder: CausalLM(folder).load())(tiny_folder(tmp_path))
+    ids = torch.randint(16, (3, 7), generator=torch.Generator().manual_seed(0))
+    before = {name: tensor.clone() for name, tensor in generator.model.state_dict().items()}
+    forwards = [module.forward for module in generator.model.modules()]
+    with torch.no_grad():
+        expected = generator.model(ids).logits
+        with packed(generator.model):
+            assert any(module.forward not in forwards for module in generator.model.modules())
+            torch.testing.assert_close(generator.model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+        assert torch.equal(generator.model(ids).logits, expected)
+    assert [module.forward for module in generator.model.modules()] == forwards
+    assert not any(hasattr(parameter, "packed_weight") for parameter in generator.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in generator.model.state_dict().items())
+
+
+def test_an_error_leaves_nothing_packed():
+    layer = nn.Linear(8, 8)
+    with pytest.raises(KeyError), packed(layer):
+        raise KeyError
+    assert "forward" not in vars(layer) and not hasattr(layer.weight, "packed_weight")
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What is left to torch's own product."""
+    plain, given = torch.nn.functional.linear, []
+    monkeypatch.setattr(products, "linear", lambda *factors: given.append(factors) or plain(*factors))
+    return given
+
+
+@pytest.fixture
+def any_size(monkeypatch):
+    """oneDNN whatever the sizes are."""
+    for name in ("LEAST_ROWS", "LEAST_SIDE", "LEAST_WORK"):
+        monkeypatch.setattr(products, name, 1)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("needs", ["rows", "weight", "both"])
+def test_a_product_and_its_gradients_are_those_of_torch(any_size, asked, needs, bias):
+    torch.manual_seed(0)
+    rows, layer = torch.randn(3, 5, 8, requires_grad=needs != "weight"), Linear(8, 12, bias=bias)
+    layer.weight.requires_grad_(needs != "rows")
+    leaves = [tensor for tensor in (rows, *layer.parameters()) if tensor.requires_grad]
+    results = [layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias)]
+    assert not asked and "_Product" in type(results[0].grad_fn).__name__
+    towards = torch.randn_like(results[0])
+    ours, theirs = (torch.autograd.grad(result, leaves, towards) for result in results)
+    torch.testing.assert_close(results[0], results[1])
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(times_weight(towards[0], layer.weight), towards[0] @ layer.weight)
+
+
+def test_a_model_trains_as_with_the_products_of_torch(any_size, asked, tmp_path):
+    generator, states = CausalLM(tiny_folder(tmp_path)).load(), []
+    ids = torch.randint(16, (3, 7), generator=torch.Generator().manual_seed(0))
+    for enabled in (True, False):
+        asked.clear()
+        with onednn(enabled):
+            logits = generator.model(ids).logits
+        assert bool(asked) != enabled
+        states.append([logits, *torch.autograd.grad(logits.square().sum(), list(generator.model.parameters()))])
+    torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+
+
+def test_small_products_and_other_types_are_left_to_torch(asked):
+    weight = torch.randn(64, 64)
+    with torch.no_grad():
+        product(torch.randn(8, 64), weight, None)
+        product(torch.randn(1, 8), torch.randn(2**18, 8), None)
+        product(torch.randn(2**10, 64).bfloat16(), weight.bfloat16(), None)
+        assert len(asked) == 3
+        torch.testing.assert_close(product(rows := torch.randn(2**10, 64), weight, None), rows @ weight.t())
+    assert len(asked) == 3
+
+
+def test_only_plain_layers_are_taken():
+    class Other(nn.Linear):
+        pass
+
+    model = nn.Sequential(nn.Linear(2, 2), Other(2, 2))
+    names = list(model.state_dict())
+    use_products(model)
+    assert [type(layer) for layer in model] == [Linear, Other] and list(model.state_dict()) == names
+
+
+def test_gradients_go_through_the_weight_itself():
+    layer, rows = nn.Linear(8, 8), torch.randn(3, 8)
+    with packed(layer):
+        product(rows, layer.weight, layer.bias).sum().backward()
+    torch.testing.assert_close(layer.weight.grad, rows.sum(0).expand(8, 8))
+
+
+def test_only_plain_float32_on_a_cpu_is_packed():
+    assert can_use_onednn(torch.empty(4, 4))
+    assert not can_use_onednn(torch.empty(4, 4, dtype=torch.bfloat16)) and not can_use_onednn(
+        torch.empty(4, 4, device="meta")
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not can_use_onednn(torch.empty(4, 4))
+    layer, rows = nn.Linear(8, 8, dtype=torch.bfloat16), torch.randn(2, 8, dtype=torch.bfloat16)
+    with torch.no_grad(), packed(layer):
+        assert torch.equal(layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias))
