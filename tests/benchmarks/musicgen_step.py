@@ -2,8 +2,7 @@
 
     python tests/benchmarks/musicgen_step.py --size small --seconds 1 --prompts 2 --samples 4
 
-Runs on a GPU when there is one. Prints a JSON object; a fresh process each time, since a peak of memory never falls. On a GPU
-seconds are those of the clock; on the CPU those that the process had its cores, so that work beside it counts less.
+Runs on a GPU when there is one. Prints a JSON object; a fresh process each time, since a peak of memory never falls.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import argparse
 import json
 import platform
 import resource
-import time
+import statistics
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from measure import now, use_threads
 from musicgen_sizes import FRAMES_A_SECOND, GB, SIZES, memory, real_size
 from transformers.utils import logging
 
@@ -33,19 +33,10 @@ SCALE = 3.0
 PROMPTS = ["80s synth pop", "calm jazz piano", "loud rock song", "noise", "pop", "piano", "jazz", "80s rock"]
 
 
-def now(device: str) -> float:
-    """Seconds: of the clock behind all work of a GPU, or of the cores."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-        return time.perf_counter()
-    return time.process_time()
-
-
 class Phases:
     """Seconds spent in methods of objects, without those of others inside them."""
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
         self._inside: list[float] = []
 
@@ -53,12 +44,12 @@ class Phases:
         plain: Callable[..., Any] = getattr(owner, method)
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            began = now(self.device)
+            began = now()
             self._inside.append(0.0)
             try:
                 return plain(*args, **kwargs)
             finally:
-                took = now(self.device) - began
+                took = now() - began
                 self.seconds[name] += took - self._inside.pop()
                 if self._inside:
                     self._inside[-1] += took
@@ -84,7 +75,7 @@ def one_step(generator: MusicGen, given: argparse.Namespace, device: str) -> dic
         measure_gradients_every=0,
     )
     model.configure_model()
-    phases = Phases(device)
+    phases = Phases()
     watched = [("rollout", model, "rollout"), ("decode", generator, "decode"), ("student forward", generator, "scored"),
                ("loss and backward", model, "_training_step"), ("loss and backward", model, "backward")]  # fmt: skip
     for name, owner, method in watched:
@@ -95,10 +86,10 @@ def one_step(generator: MusicGen, given: argparse.Namespace, device: str) -> dic
     class Clock(L.Callback):
         def on_train_batch_start(self, *rest: Any) -> None:
             phases.seconds.clear()
-            self.began = now(device)
+            self.began = now()
 
         def on_train_batch_end(self, *rest: Any) -> None:
-            walls.append(now(device) - self.began)
+            walls.append(now() - self.began)
 
     trainer = L.Trainer(
         accelerator="gpu" if device == "cuda" else "cpu", devices=1, precision=given.precision, max_steps=2, logger=False,
@@ -133,15 +124,17 @@ def tokens_a_second(generator: MusicGen, given: argparse.Namespace, device: str)
         "rollout with guidance": lambda: rollout(generator, prompts, sampling, Guidance(SCALE)),
         "generate with guidance": lambda: whole.generate(**inputs, **plain, **tokens),
     }
-    rates: dict[str, float] = {}
-    for _ in range(2 if device == "cuda" else 1):
+    rates: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(4):
         for name, run in runs.items():
-            began = now(device)
-            with torch.autocast(device, torch.bfloat16, enabled=given.precision == "bf16-mixed"):
+            began = now()
+            # As Lightning's mixed precision does it: without a cache.
+            with torch.autocast(device, torch.bfloat16, enabled=given.precision == "bf16-mixed", cache_enabled=False):
                 run()
-            rates[name] = cells / (now(device) - began)
+            rates[name].append(cells / (now() - began))
     del whole.decoder, whole.audio_encoder.decode
-    return {name: round(rate, 1) for name, rate in rates.items()}
+    # The first run is the warm-up.
+    return {name: round(statistics.median(found[1:]), 1) for name, found in rates.items()}
 
 
 def main() -> None:
@@ -161,6 +154,7 @@ def main() -> None:
     logging.set_verbosity_error()
     warnings.simplefilter("ignore")
 
+    use_threads()
     generator = real_size(
         given.size, device, dtype=given.dtype, lora=LoRA(rank=given.rank) if given.rank else None
     ).eval()

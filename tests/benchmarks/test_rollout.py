@@ -39,7 +39,8 @@ def generate(generator: CausalLM, prompts: Sequence[str], samples: int, scale: f
         }
     settings = {"do_sample": True, "top_k": 0, "top_p": 1.0, "temperature": 1.0, "max_new_tokens": LENGTH}
     output = generator.model.generate(**encoded, **guided, **settings)
-    ends = (output[:, encoded["input_ids"].shape[1] :] == generator.end_token).cumsum(-1)
+    end_tokens = torch.tensor(generator.end_tokens, device=output.device)
+    ends = torch.isin(output[:, encoded["input_ids"].shape[1] :], end_tokens).cumsum(-1)
     return int((ends == 0).sum() + (ends[:, -1] > 0).sum())
 
 

@@ -66,6 +66,10 @@ def test_guidance_on_states_is_guidance_on_logits(generator):
         scale_T[:, None],
     )
     torch.testing.assert_close(scored.whole()[mask_NKT], expected[mask_NKT], atol=1e-4, rtol=1e-4)
+    guidance.mix_states = False
+    plain = Guided(generator, guidance).scored(PROMPTS, tokens_NKT, mask_NKT)
+    assert plain.states_NTD is None
+    torch.testing.assert_close(plain.whole()[mask_NKT], expected[mask_NKT], atol=1e-4, rtol=1e-4)
 
 
 def capped(folder):

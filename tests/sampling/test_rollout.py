@@ -3,8 +3,9 @@
 import pytest
 import torch
 from tiny import tiny_folder
+from transformers import DynamicCache
 
-from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.generators import CausalLM, LoRA, Scored, causal_lm
 from cfg_distill.generators.base import DecodingState
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling, rollout
@@ -34,6 +35,27 @@ def test_fast_and_plain_draw_the_same(generator, fast, scale, monkeypatch):
     torch.testing.assert_close(twins[0].log_probs_BGKT, twins[1].log_probs_BGKT, rtol=1e-4, atol=1e-4)
     assert bool(dropped) == (fast == "drop_finished")
     assert len(twins[0].length_N.unique()) > 3
+
+
+@pytest.mark.parametrize("fast", ["prompt_once", "mix_states", "growing_cache"])
+def test_fast_and_plain_read_the_same(generator, fast, monkeypatch):
+    twins, rows, states = [], [], []
+    mixed = Scored.repeat_interleave
+    monkeypatch.setattr(Scored, "repeat_interleave", lambda scored, n: rows.append(n) or mixed(scored, n))
+    whole = Scored.whole
+    monkeypatch.setattr(Scored, "whole", lambda scored: states.append(scored.logits_NKTV is None) or whole(scored))
+    for on in (True, False):
+        monkeypatch.setattr(generator, "prompt_once", on or fast != "prompt_once")
+        if not on and fast == "growing_cache":
+            monkeypatch.setattr(causal_lm, "growing_cache", lambda config: DynamicCache(config=config))
+        guidance = Guidance(2.0, mix_states=on or fast != "mix_states")
+        rows.clear()
+        states.clear()
+        twins.append(rollout(generator, PROMPTS, Sampling(samples=6, max_new_tokens=24), guidance, seed=3))
+        assert rows == [6 if on or fast != "prompt_once" else 1]
+        assert all(states) == (on or fast != "mix_states")
+    assert torch.equal(twins[0].tokens_BGKT, twins[1].tokens_BGKT)
+    torch.testing.assert_close(twins[0].log_probs_BGKT, twins[1].log_probs_BGKT, rtol=1e-4, atol=1e-4)
 
 
 def test_an_adapter_is_sampled_with(tmp_path):
