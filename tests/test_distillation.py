@@ -15,6 +15,7 @@ from cfg_distill import CFGDistillation
 from cfg_distill.errors import ConfigError
 from cfg_distill.frozen import fingerprint
 from cfg_distill.generators import CausalLM, LoRA, Scored
+from cfg_distill.generators.lora import lora_layers
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, reverse_kl
 from cfg_distill.rewards.base import GroupReward, Reward
@@ -80,10 +81,13 @@ CUTS = {
 
 def cut_module(folder, cut, lora):
     """A student of all weights, or of an adapter, whose batches are cut or not."""
-    torch.manual_seed(0)  # of the adapter's first factors
-    return per_prompt_module(
-        folder, "mean", generator=CausalLM(folder, lora=LoRA(rank=2) if lora else None), **CUTS[cut]
-    )
+    generator = CausalLM(folder, lora=LoRA(rank=2) if lora else None).load()
+    if lora:
+        # What peft draws depends on what was drawn before, which is another thing in a rank than in a suite of tests.
+        torch.manual_seed(0)
+        for layer in lora_layers(generator.model).values():
+            layer.lora_A["default"].weight.data.normal_()
+    return per_prompt_module(folder, "mean", generator=generator, **CUTS[cut])
 
 
 def norms_of(model):

@@ -1,0 +1,61 @@
+"""The products of SmolLM2-135M's linear layers and head, by number of rows: torch's own against oneDNN's.
+
+    python tests/benchmarks/products.py       prints the table of docs/performance.md, in milliseconds; about 2 minutes
+
+Every weight is another one, read from memory, as in a forward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from measure import interleaved, machine, use_threads
+from torch import Tensor
+
+LAYERS, WIDTH, INNER, KEYS, VOCABULARY = 30, 576, 1536, 192, 49_152
+SHAPES = [(WIDTH, WIDTH), (KEYS, WIDTH), (KEYS, WIDTH), (WIDTH, WIDTH), (INNER, WIDTH), (INNER, WIDTH), (WIDTH, INNER)]
+ROWS = (1, 4, 8, 16, 32, 64, 256, 1024)
+
+
+def onednn(rows: Tensor, weight: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
+
+
+def seconds_of(num_rows: int, weights: list[Tensor], packed: list[Tensor]) -> dict[str, float]:
+    """All products of that many rows, by column of the table."""
+    x = {width: torch.randn(num_rows, width) for width in (WIDTH, INNER)}
+    g = {width: torch.randn(num_rows, width) for width in (KEYS, WIDTH, INNER)}
+    of_layers = weights[:-1]  # the head's gradient is summed chunk by chunk elsewhere
+    sides: dict[str, Callable[[], list[Tensor]]] = {
+        "torch": lambda: [torch.nn.functional.linear(x[w.shape[1]], w) for w in weights],
+        "oneDNN, as it lies": lambda: [onednn(x[w.shape[1]], w) for w in weights],
+        "oneDNN, packed": lambda: [onednn(x[w.shape[1]], p) for w, p in zip(weights, packed, strict=True)],
+        "gradient of rows: torch": lambda: [g[len(w)] @ w for w in of_layers],
+        "of rows: oneDNN": lambda: [onednn(g[len(w)], w.t()) for w in of_layers],
+        "of weights: torch": lambda: [g[len(w)].t() @ x[w.shape[1]] for w in of_layers],
+        "of weights: oneDNN": lambda: [onednn(g[len(w)].t(), x[w.shape[1]].t()) for w in of_layers],
+    }
+    return interleaved({name: partial(_forget, side) for name, side in sides.items()})
+
+
+def _forget(side: Callable[[], list[Tensor]]) -> None:
+    side()
+
+
+@torch.no_grad()
+def main() -> None:
+    use_threads()
+    weights = [torch.randn(*shape) for shape in [*SHAPES * LAYERS, (VOCABULARY, WIDTH)]]
+    packed = [torch.ops.mkldnn._reorder_linear_weight(weight, None) for weight in weights]
+    print(machine())
+    for number, num_rows in enumerate(ROWS):
+        seconds = seconds_of(num_rows, weights, packed)
+        if not number:
+            print(f"| rows | {' | '.join(seconds)} |\n|{'---|' * (len(seconds) + 1)}")
+        print(f"| {num_rows} | {' | '.join(f'{value * 1e3:.0f}' for value in seconds.values())} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
