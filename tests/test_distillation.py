@@ -86,7 +86,7 @@ def cut_module(folder, cut, lora):
         # What peft draws depends on what was drawn before, which is another thing in a rank than in a suite of tests.
         torch.manual_seed(0)
         for layer in lora_layers(generator.model).values():
-            layer.lora_A["default"].weight.data.normal_()
+            layer.lora_A["default"].weight.data.normal_(std=0.1)
     return per_prompt_module(folder, "mean", generator=generator, **CUTS[cut])
 
 
