@@ -79,7 +79,7 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     packed_weight = None if torch.is_grad_enabled() else getattr(weight, PACKED, None)
     if packed_weight is not None:
-        return _onednn(rows, packed_weight, bias)
+        return _onednn(rows, packed_weight, bias) if packed_weight.is_mkldnn else linear(rows, packed_weight, bias)
     if not (can_use_onednn(weight) and rows.dtype == torch.float32 and _pays(rows.numel() // rows.shape[-1], weight)):
         return linear(rows, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (rows, weight, bias)):
@@ -125,26 +125,28 @@ class _Product(torch.autograd.Function):
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Pack the weights of a model's linear layers, and fold an adapter into them, until the context ends.
+    """Keep the weights of a model's linear layers as decoding reads them fastest, until the context ends.
 
-    It costs a copy of the weights, and the time of about ten decoding steps. The weights must not move meanwhile. Where
-    :func:`can_use_onednn` says no, the model stays as it is.
+    On a CPU in float32 that is oneDNN's layout, with an adapter folded in; under mixed precision, on any device, the weight in
+    the lower one, which autocast would make anew at every position. It costs a copy of the weights, and the time of a few
+    decoding steps. The weights must not move meanwhile. Other models stay as they are.
     """
     # peft's layers stand around the linear ones; their small factors are folded in and need no packing of their own.
     adapted = {id(layer.base_layer): layer for layer in lora_layers(model).values()}
     inside = {id(part) for layer in adapted.values() for part in layer.modules()} - adapted.keys()
-    layers = [module for module in model.modules()
-              if is_linear(module) and id(module) not in inside and can_use_onednn(module.weight)]  # fmt: skip
+    layers = [module for module in model.modules() if is_linear(module) and id(module) not in inside]
     changed: list[Any] = []
     try:
         for layer in layers:
-            outer: Any = adapted.get(id(layer), layer)
+            # Where products are of low precision, a folded adapter would be rounded away.
+            outer: Any = adapted.get(id(layer), layer) if can_use_onednn(layer.weight) else layer
             weight = layer.weight.detach()
             if outer is not layer:
                 weight = weight + outer.get_delta_weight(NAME)
-            setattr(layer.weight, PACKED, torch.ops.mkldnn._reorder_linear_weight(weight, None))
-            outer.forward = _forward(layer)
-            changed.append(outer)
+            if (laid_out := _laid_out(weight)) is not None:
+                setattr(layer.weight, PACKED, laid_out)
+                outer.forward = _forward(layer)
+                changed.append(outer)
         yield
     finally:
         for outer in changed:
@@ -152,6 +154,16 @@ def packed(model: nn.Module) -> Iterator[None]:
         for layer in layers:
             if hasattr(layer.weight, PACKED):  # two layers may share one weight
                 delattr(layer.weight, PACKED)
+
+
+def _laid_out(weight: Tensor) -> Tensor | None:
+    """The weight as few rows are multiplied by it fastest; None where it is that already."""
+    if can_use_onednn(weight):
+        return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+    device = weight.device.type
+    if weight.dtype == torch.float32 and type(weight) in (Tensor, nn.Parameter) and torch.is_autocast_enabled(device):
+        return weight.to(torch.get_autocast_dtype(device))
+    return None
 
 
 def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:

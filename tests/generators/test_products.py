@@ -4,6 +4,7 @@ import pytest
 import torch
 from tiny import tiny_folder
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cfg_distill.generators import CausalLM, LoRA, products
 from cfg_distill.generators.products import Linear, can_use_onednn, onednn, packed, product, times_weight, use_products
@@ -105,6 +106,35 @@ def test_only_plain_layers_are_taken():
     names = list(model.state_dict())
     use_products(model)
     assert [type(layer) for layer in model] == [Linear, Other] and list(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_under_mixed_precision_weights_are_cast_once(tmp_path, adapted):
+    generator = (perturbed if adapted else lambda folder: CausalLM(folder).load())(tiny_folder(tmp_path))
+    ids, casts = torch.randint(16, (3, 7), generator=torch.Generator().manual_seed(0)), []
+
+    class Casts(TorchDispatchMode):
+        """Counts what is cast to bfloat16."""
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and (kwargs or {}).get("dtype") == torch.bfloat16:
+                casts.append(args[0].shape)
+            return func(*args, **(kwargs or {}))
+
+    def logits():
+        casts.clear()
+        with Casts():
+            return generator.model(ids).logits, casts.copy()
+
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        expected, often = logits()
+        with packed(generator.model):
+            found, seldom = logits()
+        assert torch.equal(found, expected)
+    weights = [layer.weight.shape for layer in generator.model.modules() if isinstance(layer, Linear)
+               and min(layer.weight.shape) > 2]  # fmt: skip
+    assert all(often.count(shape) >= weights.count(shape) for shape in weights)
+    assert not [shape for shape in seldom if shape in weights]
 
 
 def test_gradients_go_through_the_weight_itself():
