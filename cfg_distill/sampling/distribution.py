@@ -19,8 +19,9 @@ class Sampling:
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens whose probabilities first reach p; 1 keeps all.
         drop_finished: decode only rows whose sample has not ended. It changes the speed, and nothing but rounding otherwise.
-        pack_weights: on a CPU, in float32, keep a second copy of the weights while sampling, in the layout that few rows are
-            multiplied by fastest. It changes the speed, and nothing but rounding otherwise.
+        pack_weights: keep a second copy of the weights while sampling, as few rows are multiplied by it fastest: on a CPU in
+            float32 in oneDNN's layout, under mixed precision in the lower one. It changes the speed, and nothing but rounding
+            otherwise.
     """
 
     samples: int = 4

@@ -28,6 +28,7 @@ from tiny_musicgen import tiny_tokenizer
 
 from cfg_distill.generators import MusicGen
 from cfg_distill.generators.musicgen_shared import Shared
+from cfg_distill.generators.products import use_products
 
 GB = 1e9
 FRAMES_A_SECOND = 50
@@ -92,7 +93,8 @@ def memory(
     Always: student P, teacher P (none with LoRA, which shares it), gradient and two moments of AdamW for what is trained,
     its float32 average under StudentEMA, T5 and codec in float32.
 
-    Rollout: keys and values of all rows, 2 D a layer and position.
+    Rollout: keys and values of all rows, 2 D a layer and position; a copy of the layers' float32 weights as decoding reads
+    them fastest (``pack_weights``), which under bf16-mixed is the half of them.
 
     Scoring: what autograd keeps of a micro-batch, a layer and position. In float32 88 D bytes: three norms' inputs (12 D) and
     outputs (12 D), queries, keys and values (12 D), the query across (4 D), two attention outputs before and after their
@@ -117,8 +119,10 @@ def memory(
     state = trained * (3 * trained_bytes + 4 * averaged)
     cache = rows * positions * size.layers * 2 * size.width * work_bytes
     kept = (micro_batch or rows) * positions * size.layers * size.width * (50 if mixed else 22 * work_bytes)
-    casts = 2 * 16 * size.layers * size.width**2 if mixed and weight_bytes == 4 else 0
-    return Memory(weights + state + T5_AND_CODEC * 4, cache, kept + casts)
+    of_layers = 16 * size.layers * size.width**2
+    copies = of_layers * work_bytes if weight_bytes == 4 else 0
+    casts = of_layers * work_bytes if weight_bytes == 4 and mixed else 0
+    return Memory(weights + state + T5_AND_CODEC * 4, cache + copies, kept + casts)
 
 
 # Random weights at real size
@@ -151,6 +155,7 @@ def real_size(name: str, device: str = "cpu", **settings: Any) -> MusicGen:
     generator.shared = Shared(whole, tiny_tokenizer(), generator.path, None)
     if generator.lora is not None:
         generator.lora.inject(generator.model)
+    use_products(generator.model)
     return generator
 
 
