@@ -47,10 +47,15 @@ DTYPE = getattr(torch, PRECISION)
 FOLDER = Path("runs/benchmarks")
 
 
+def num_threads() -> int:
+    """One on a shared machine, else one a core, whatever the tests beside the benchmarks take."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return 1 if SHARED else cores
+
+
 def use_threads() -> None:
-    """One on a shared machine, else what torch takes: one a core."""
-    if SHARED:
-        torch.set_num_threads(1)
+    """In every process that measures."""
+    torch.set_num_threads(num_threads())
 
 
 def now() -> float:
@@ -145,7 +150,7 @@ def machine() -> dict[str, Any]:
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     return {
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else _processor(),
-        "threads": torch.get_num_threads(),
+        "threads": num_threads(),
         "clock": "processor time" if SHARED else "wall time",
         "runs": RUNS,
         "commit": commit.stdout.strip(),

@@ -152,7 +152,8 @@ def real_size(name: str, device: str = "cpu", **settings: Any) -> MusicGen:
         torch.manual_seed(0)
         whole: Any = MusicgenForConditionalGeneration(config)
     generator.model = whole.decoder.to(getattr(torch, generator.dtype))
-    generator.shared = Shared(whole, tiny_tokenizer(), generator.path, None)
+    generator.text_tokenizer = tiny_tokenizer()
+    generator.shared = Shared(whole, generator.text_tokenizer, generator.path, None)
     if generator.lora is not None:
         generator.lora.inject(generator.model)
     use_products(generator.model)
