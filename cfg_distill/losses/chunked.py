@@ -53,8 +53,11 @@ class Cells:
 # From cells to one value each, [M].
 CellTerm = Callable[[Cells], Tensor]
 
-LOGITS_CHUNK = 3 * 2**19
-"""Logits that exist at a time unless told otherwise: 6 MB of float32, 32 cells of a vocabulary of 49,152."""
+LOGITS_CHUNK = 3 * 2**20
+"""Logits of one model that exist at a time unless told otherwise: 13 MB of float32, 64 cells of a vocabulary of 49,152."""
+
+PARTS = 8
+"""Parts of a chunk on which terms are evaluated one by one: a product wants many cells, its intermediates want few."""
 
 
 def sum_over_cells(
@@ -86,6 +89,10 @@ def sum_over_cells(
         row_M, position_M = mask_NKT[:, k].nonzero(as_tuple=True)
         tokens_M = tokens_NKT[row_M, k, position_M]
         teacher_logits = _logits_of(teacher, k, row_M, position_M)
+        states_NTD, head = (student.states_NTD, student.head) if chunk else (None, None)
+        if head is not None:
+            num_cells = max(1, chunk // len(head.weight_KVD[k]))
+            teacher_logits = _made_in_chunks(teacher_logits, num_cells)
 
         def evaluate(student_log_probs_MV: Tensor, part: slice) -> Tensor:
             def teacher() -> Tensor:
@@ -94,11 +101,10 @@ def sum_over_cells(
             cells = Cells(student_log_probs_MV, teacher, tokens_M[part], row_M[part], position_M[part], k)  # noqa: B023
             return _weighted(cells, terms, weights, sums)
 
-        if chunk and student.states_NTD is not None and student.head is not None:
-            bias_V = None if student.head.bias_KV is None else student.head.bias_KV[k]
-            weight_VD = student.head.weight_KVD[k]
-            states_MD = student.states_NTD[row_M, position_M]
-            totals.append(_ChunkedSum.apply(states_MD, weight_VD, bias_V, evaluate, max(1, chunk // len(weight_VD))))
+        if states_NTD is not None and head is not None:
+            bias_V = None if head.bias_KV is None else head.bias_KV[k]
+            states_MD = states_NTD[row_M, position_M]
+            totals.append(_ChunkedSum.apply(states_MD, head.weight_KVD[k], bias_V, evaluate, num_cells))
         else:
             logits_MV = _logits_of(student, k, row_M, position_M)(slice(None))
             totals.append(evaluate(_at_least_float32(logits_MV).log_softmax(-1), slice(None)))
@@ -138,6 +144,20 @@ def normalized_(logits_MV: Tensor) -> Tensor:
     return logits_MV.sub_(logits_MV.logsumexp(-1, keepdim=True))
 
 
+def _made_in_chunks(logits: Callable[[slice], Tensor], num_cells: int) -> Callable[[slice], Tensor]:
+    """The same logits, part by part in their order, from products of a whole chunk."""
+    made: dict[int, Tensor] = {}
+
+    def part_of(part: slice) -> Tensor:
+        start = part.start // num_cells * num_cells
+        if start not in made:
+            made.clear()  # before the next is made
+            made[start] = logits(slice(start, start + num_cells))
+        return made[start][part.start - start : part.stop - start]
+
+    return part_of
+
+
 class _ChunkedSum(torch.autograd.Function):
     """Sum of a function of logits over chunks of cells; its gradients are ready when the forward pass is."""
 
@@ -151,41 +171,50 @@ class _ChunkedSum(torch.autograd.Function):
         num_cells: int,
     ) -> Tensor:
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_states_MD = torch.zeros_like(states_MD) if needs_states else None
+        grad_states_MD = torch.empty_like(states_MD) if needs_states else None
         grad_weight_VD = torch.zeros_like(weight_VD) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
         total = states_MD.new_zeros((), dtype=torch.float32)
+        needs_gradient = needs_states or needs_weight or needs_bias
+        num_together = -(-num_cells // PARTS)
         for start in range(0, len(states_MD), num_cells):
-            part = slice(start, start + num_cells)
-            logits_MV = product(states_MD[part], weight_VD, bias_V)
-            dtype = logits_MV.dtype
-            log_probs_MV = normalized_(logits_MV)
-            del logits_MV
-            if not any((needs_states, needs_weight, needs_bias)):
-                total += evaluate(log_probs_MV, part)
+            chunk = slice(start, min(start + num_cells, len(states_MD)))
+            # The logits' memory holds log-probabilities next, and then the gradient.
+            grad_MV = product(states_MD[chunk], weight_VD, bias_V)
+            for first in range(chunk.start, chunk.stop, num_together):
+                part = slice(first, min(first + num_together, chunk.stop))
+                part_MV = grad_MV[part.start - start : part.stop - start]
+                log_probs_MV = normalized_(part_MV).detach()
+                if not needs_gradient:
+                    total += evaluate(log_probs_MV, part)
+                    continue
+                with torch.enable_grad():
+                    value = evaluate(log_probs_MV.requires_grad_(), part)
+                    # Terms without any gradient have a constant for their value.
+                    (grad,) = torch.autograd.grad(value, log_probs_MV) if value.requires_grad else (None,)
+                total += value.detach()
+                del value
+                if grad is None:
+                    part_MV.zero_()
+                    continue
+                # From log-probabilities to logits.
+                probs_MV = log_probs_MV.detach().exp_()
+                torch.addcmul(grad, probs_MV, grad.sum(-1, keepdim=True), value=-1, out=probs_MV)
+                if probs_MV.dtype != part_MV.dtype:
+                    part_MV.copy_(probs_MV)
+                del grad, log_probs_MV, probs_MV
+            if not needs_gradient:
                 continue
-            with torch.enable_grad():
-                value = evaluate(log_probs_MV.requires_grad_(), part)
-                # A chunk whose terms have no gradient at all has a constant for its value.
-                (grad_MV,) = torch.autograd.grad(value, log_probs_MV) if value.requires_grad else (None,)
-            total += value.detach()
-            del value
-            if grad_MV is None:
-                continue
-            # From log-probabilities to logits, in the memory of the former, which nobody reads again.
-            probs_MV = log_probs_MV.detach().exp_()
-            grad_MV = torch.addcmul(grad_MV, probs_MV, grad_MV.sum(-1, keepdim=True), value=-1, out=probs_MV).to(dtype)
-            del log_probs_MV, probs_MV
             if grad_states_MD is not None:
-                grad_states_MD[part] = times_weight(grad_MV, weight_VD)
+                grad_states_MD[chunk] = times_weight(grad_MV, weight_VD)
             if grad_weight_VD is not None:
                 if grad_weight_VD.dtype == grad_MV.dtype == states_MD.dtype:
-                    grad_weight_VD.addmm_(grad_MV.T, states_MD[part])
+                    grad_weight_VD.addmm_(grad_MV.T, states_MD[chunk])
                 else:
-                    grad_weight_VD += grad_MV.T @ states_MD[part].to(grad_MV.dtype)
+                    grad_weight_VD += grad_MV.T @ states_MD[chunk].to(grad_MV.dtype)
             if grad_bias_V is not None:
                 grad_bias_V += grad_MV.sum(0)
-            del grad_MV  # before the next chunk's logits are made
+            del grad_MV, part_MV  # before the next chunk's logits are made
         ctx.gradients = (grad_states_MD, grad_weight_VD, grad_bias_V)
         return total
 
