@@ -25,7 +25,7 @@ lint: $(READY)  ## ruff, mypy, codespell
 	$(BIN)/mypy cfg_distill
 	$(BIN)/codespell
 
-bench: $(READY)  ## the benchmarks, about 20 minutes; installs the rivals first
+bench: $(READY)  ## the benchmarks, about 30 minutes; installs the rivals first
 	$(BIN)/python -m pip install -q -e ".[bench]" -c constraints.txt
 	$(BIN)/python -m pytest tests/benchmarks -s -m bench
 

@@ -1,6 +1,6 @@
 """How the benchmarks measure: interleaved runs, ratios of medians, peak memory of a process, one table.
 
-    make bench                                the whole table, about 20 minutes on two cores
+    make bench                                the whole table, about 30 minutes on two cores
     CFG_DISTILL_BENCH=quick make bench        one run of each, cold and short: does it all work?
     CFG_DISTILL_BENCH=shared make bench       one thread, and processor time for the clock: on a machine that others use too
 
