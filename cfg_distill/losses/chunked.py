@@ -57,7 +57,7 @@ LOGITS_CHUNK = 3 * 2**20
 """Logits of one model that exist at a time unless told otherwise: 13 MB of float32, 64 cells of a vocabulary of 49,152."""
 
 PARTS = 8
-"""Parts of a chunk on which terms are evaluated one by one: a product wants many cells, its intermediates want few."""
+"""Parts of a chunk on which a CPU evaluates terms one by one: a product wants many cells, its intermediates want few."""
 
 
 def sum_over_cells(
@@ -176,7 +176,8 @@ class _ChunkedSum(torch.autograd.Function):
         grad_bias_V = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
         total = states_MD.new_zeros((), dtype=torch.float32)
         needs_gradient = needs_states or needs_weight or needs_bias
-        num_together = -(-num_cells // PARTS)
+        # An accelerator would rather have few large kernels.
+        num_together = -(-num_cells // PARTS) if states_MD.device.type == "cpu" else num_cells
         for start in range(0, len(states_MD), num_cells):
             chunk = slice(start, min(start + num_cells, len(states_MD)))
             # The logits' memory holds log-probabilities next, and then the gradient.
