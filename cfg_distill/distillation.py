@@ -3,7 +3,7 @@
 Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -19,14 +19,15 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.frozen import fingerprint, trained_names
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.generators.products import onednn
+from cfg_distill.gradients import norms
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Divergence, Loss, LossInputs, mix
+from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Loss, LossInputs, mix
 from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
 from cfg_distill.memory import advice_on_memory
 from cfg_distill.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
 from cfg_distill.samples import Samples, decoded
 from cfg_distill.sampling import Rollout, Sampling, problems_of_lengths, rollout
-from cfg_distill.trainers import problems_of_trainer
+from cfg_distill.settings import problems_of_settings, problems_of_trainer
 
 # What is logged whatever the losses are: a value for each cell.
 _ENTROPIES: dict[str, CellTerm] = {
@@ -126,49 +127,7 @@ class CFGDistillation(L.LightningModule):
 
     def problems(self) -> list[str]:
         """What is wrong with the settings, a sentence each, found without loading weights."""
-        found = self.student.problems()
-        is_readable = not found
-        limit = self.student.longest_sample if is_readable else None
-        found += self.guidance.problems()
-        if not found and self.guidance.negative_system is not None and not self.student.takes_system:
-            found.append(
-                "Key `model.guidance.negative_system`: expected a model under a chat template that takes system messages, but"
-                f" `{self.student.path}` is none. Give `model.guidance.negative` instead."
-            )
-        found += self.sampling.problems(limit, training=True)
-        if self.start:
-            found += self.student.problems_of_start(self.start)
-        if self.student.lora is not None and self.student.lora.dropout and not self.dropout:
-            found.append(
-                "Key `model.generator.lora.dropout`: it takes `model.dropout: true`, which is false. Set it, or leave it out."
-            )
-        dtype = getattr(self.student, "dtype", "float32")
-        if self.student.lora is None and dtype != "float32":
-            found.append(
-                "Key `model.generator.dtype`: expected float32 where all weights are trained, since their steps are lost in the"
-                f" rounding of half precision, but got {dtype}. Set `trainer.precision: bf16-mixed`, or train a"
-                " `model.generator.lora`."
-            )
-        if not self.losses:
-            found.append("Key `model.losses`: expected at least one loss, but got none. Add `kl`.")
-        for key, value in (("micro_batch", self.micro_batch), ("logits_chunk", self.logits_chunk)):
-            if value < 0:
-                found.append(f"Key `model.{key}`: expected 0 (all at once) or more, but got {value}.")
-        group = self.sampling.samples
-        if self.micro_batch > 0 and group % self.micro_batch and self.micro_batch % group:
-            found.append(
-                f"Key `model.micro_batch`: expected a divisor or a multiple of `model.sampling.samples`, {group}, but got"
-                f" {self.micro_batch}."
-            )
-        for name, loss in self._mix.items():
-            weights = loss.codebook_weights if is_readable and isinstance(loss, Divergence) else ()
-            if weights and len(weights) != self.student.num_codebooks:
-                found.append(
-                    f"Key `model.losses.{name}.init_args.codebook_weights`: expected {self.student.num_codebooks} numbers, one"
-                    f" a codebook, but got {len(weights)}."
-                )
-            found += [f"In `model.losses.{name}`: {problem}" for problem in loss.problems(self.sampling.samples)]
-        return found
+        return problems_of_settings(self)
 
     def problems_with(self, trainer: L.Trainer) -> list[str]:
         """What is wrong with the settings of a trainer of this module, a sentence each."""
@@ -362,28 +321,16 @@ class CFGDistillation(L.LightningModule):
         parts: Sequence[tuple[Sequence[str], slice]],
         credits: Mapping[str, Tensor | None],
     ) -> None:
-        """Norms of the gradients of the unweighted terms, of the batch of all ranks: no split changes them.
-
-        The terms take turns in the place of the student's gradients, where micro-batches add up. So a measurement takes the
-        memory of a step; with ``accumulate_grad_batches`` the gradients of earlier batches are kept beside it.
-        """
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
-        kept = [p.grad for p in parameters]
-        everywhere = partial(self.trainer.strategy.reduce, reduce_op="sum")
-        count = cast(Tensor, everywhere(self._count_of(samples.rollout.mask_NKT).float()))
-        for name, loss in self._mix.items():
-            for parameter in parameters:
-                parameter.grad = None
+        def of(name: str, loss: Loss) -> Iterator[Tensor]:
             for prompts, rows in parts:
                 inputs = self.score(samples, prompts, rows)
-                term = mix({name: loss}, inputs, {name: 1.0}, credits, chunk=self.logits_chunk)[0]
-                (term / self._count_scale).backward()
-            # Every rank takes part for every parameter: what one rank did not use, another may have.
-            sums = (everywhere(torch.zeros_like(p) if p.grad is None else p.grad) for p in parameters)
-            norms = [cast(Tensor, gradient).norm() for gradient in sums]
-            self.gradient_norms[name] = torch.stack(norms).norm() * self._count_scale / count
-        for parameter, gradient in zip(parameters, kept, strict=True):
-            parameter.grad = gradient
+                yield mix({name: loss}, inputs, {name: 1.0}, credits, chunk=self.logits_chunk)[0] / self._count_scale
+
+        everywhere = partial(self.trainer.strategy.reduce, reduce_op="sum")
+        scale = self._count_scale / cast(Tensor, everywhere(self._count_of(samples.rollout.mask_NKT).float()))
+        parameters = [p for p in self.student.parameters() if p.requires_grad]
+        terms = {name: of(name, loss) for name, loss in self._mix.items()}
+        self.gradient_norms |= {name: norm * scale for name, norm in norms(parameters, terms, everywhere).items()}
         weighted = {name: self._mix[name].weight * norm for name, norm in self.gradient_norms.items()}
         self.log_dict({f"gradient_norm/{name}": norm for name, norm in weighted.items()})
         reference, *others = weighted
