@@ -6,7 +6,7 @@ from cfg_distill.generators.dia import Dia
 from cfg_distill.generators.guided import Guided
 from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.musicgen import MusicGen
-from cfg_distill.generators.opening import open_generator
+from cfg_distill.generators.opening import device, open_generator
 from cfg_distill.generators.scored import Head, Scored
 from cfg_distill.prompt import Prompt
 
@@ -22,5 +22,6 @@ __all__ = [
     "MusicGen",
     "Prompt",
     "Scored",
+    "device",
     "open_generator",
 ]

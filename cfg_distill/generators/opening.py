@@ -1,10 +1,11 @@
-"""The generator of a finished model, by what its folder says of itself."""
+"""The generator of a finished model, by what its folder says of itself; and where it runs."""
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import Any
 
+import torch
 from transformers import PreTrainedConfig
 
 from cfg_distill.errors import ConfigError
@@ -31,6 +32,12 @@ def open_generator(path: str, **settings: Any) -> Generator:
     """
     module, _, name = KINDS.get(model_type(path), _LANGUAGE).rpartition(".")
     return getattr(import_module(module), name)(path, **settings)
+
+
+def device() -> torch.device:
+    """The accelerator when there is one that can sample: Apple's MPS lacks the float64 of it."""
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return torch.device("cpu") if found is None or found.type == "mps" else found
 
 
 def model_type(path: str) -> str:

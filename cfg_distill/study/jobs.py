@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from jsonargparse import ArgumentParser
 from transformers.utils import logging as transformers_logging
 
@@ -16,7 +15,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import System, front_figure, front_table
 from cfg_distill.evaluation import evaluate as evaluate_system
 from cfg_distill.files import write_text
-from cfg_distill.generators import open_generator
+from cfg_distill.generators import device, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.merging import merge_folders
 from cfg_distill.metrics.base import SampleMetric
@@ -55,12 +54,6 @@ def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
     if problems:
         raise ConfigError(problems)
     return metrics
-
-
-def device() -> torch.device:
-    """The accelerator when there is one that can sample: Apple's MPS lacks the float64 of it."""
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    return torch.device("cpu") if found is None or found.type == "mps" else found
 
 
 def check(

@@ -91,10 +91,10 @@ def evaluate_models(
 
     from cfg_distill.data import read_prompts
     from cfg_distill.evaluation import evaluate
-    from cfg_distill.generators import open_generator
+    from cfg_distill.generators import device, open_generator
     from cfg_distill.guidance import Guidance
     from cfg_distill.sampling import Sampling, problems_of_lengths
-    from cfg_distill.study.jobs import device, metrics_of, write_front
+    from cfg_distill.study.jobs import metrics_of, write_front
     from cfg_distill.study.listening import Writer
 
     asked: list[str] = []

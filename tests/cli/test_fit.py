@@ -15,8 +15,8 @@ from lightning.pytorch.accelerators import MPSAccelerator
 
 from cfg_distill import folders
 from cfg_distill.cli import main
+from cfg_distill.generators import device
 from cfg_distill.settings import problems_of_trainer
-from cfg_distill.study.jobs import device
 
 LOSS = """
 from cfg_distill.losses import ReverseKL

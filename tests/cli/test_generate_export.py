@@ -76,7 +76,7 @@ def test_generate_tells_of_a_prompt_beyond_the_context(tiny_model: str, capsys: 
 
 def test_generate_uses_the_accelerator_and_the_dtype(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr("cfg_distill.study.jobs.device", lambda: torch.device("meta"))
+    monkeypatch.setattr("cfg_distill.generators.device", lambda: torch.device("meta"))
     monkeypatch.setattr("cfg_distill.samples.rollout", lambda generator, *_: seen.append(generator) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["generate", "--model", tiny_model, "--prompt", "w1", "--dtype", "bfloat16"])

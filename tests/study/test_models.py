@@ -122,7 +122,8 @@ def test_metrics_load_on_the_device_that_they_run_on(real, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(SampleMetric, "load", load)
-    monkeypatch.setattr(jobs, "device", lambda: torch.device("meta"))
+    for place in ("cfg_distill.generators.device", "cfg_distill.study.jobs.device"):
+        monkeypatch.setattr(place, lambda: torch.device("meta"))
     with pytest.raises(InterruptedError):
         evaluate_models(["base"], "report.txt", **SETTINGS)
     metrics = {"words": {"class_path": "mine.Words"}}
