@@ -21,9 +21,32 @@ WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def first_line(error: BaseException) -> str:
-    """What an error says first: the reason within one sentence."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def from_hub(loader: Any, path: str, kind: str, subject: str = "Model", **settings: Any) -> Any:
+    """What a class of transformers loads from a model folder or hub name.
+
+    Args:
+        loader: the class, ``AutoConfig`` for one.
+        path: the folder or hub name.
+        kind: what was expected there, for the message: ``a MusicGen``.
+        subject: what the path is, for the message.
+        settings: further arguments of ``from_pretrained``.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    try:
+        return loader.from_pretrained(resolve(path), **settings)
+    except UNREADABLE as error:
+        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise ConfigError(
+            f"{subject} `{path}`: expected a model folder or a reachable hub name of {kind}, but transformers could not load"
+            f" it: {first.rstrip('.')}. Without a network, name a folder that holds it."
+        ) from error
+
+
+def lacks_words(tokenizer: Any, vocabulary: int) -> bool:
+    """Whether a tokenizer is the one of a few special tokens that transformers makes where its files are missing."""
+    return 2 * len(tokenizer) < vocabulary
 
 
 def source(path: str) -> Path | None:

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoTokeni
 from cfg_distill.audio import Waveform, problems_of_audio_extra, resampled
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import UNREADABLE, first_line, problems_of_folder, resolve
+from cfg_distill.folders import from_hub, lacks_words, problems_of_folder, resolve
 
 SHORTEST = 0.1
 """Seconds: shorter clips are filled up with silence, since an encoder's first convolutions need some samples."""
@@ -106,14 +106,7 @@ class AudioEmbedder(Embedder):
         return self.extractor.sampling_rate
 
     def _from_hub(self, loader: Any, **settings: Any) -> Any:
-        try:
-            return loader.from_pretrained(resolve(self.path), **settings)
-        except UNREADABLE as error:
-            reason = first_line(error).rstrip(".")
-            raise ConfigError(
-                f"Key `embedder.init_args.path`: expected a folder or a reachable hub name of {self.kind}, but"
-                f" transformers could not load `{self.path}`: {reason}. Without a network, name a folder that holds it."
-            ) from error
+        return from_hub(loader, self.path, self.kind, "Key `embedder.init_args.path`,", **settings)
 
     def load(self) -> Self:
         if not hasattr(self, "encoder"):
@@ -217,7 +210,7 @@ class CLAP(AudioEmbedder):
     @cached_property
     def tokenizer(self) -> Any:
         tokenizer, known = self._from_hub(AutoTokenizer), self.config.text_config.vocab_size
-        if 2 * len(tokenizer) < known:  # transformers makes one of a few special tokens where its files are missing
+        if lacks_words(tokenizer, known):
             raise ConfigError(
                 self._unfit(
                     f"its tokenizer knows {len(tokenizer)} tokens, and its text tower {known}",

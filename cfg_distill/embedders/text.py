@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from cfg_distill.embedders.base import Embedder, texts_of
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import UNREADABLE, first_line, problems_of_folder, resolve
+from cfg_distill.folders import from_hub, problems_of_folder
 
 
 class TransformerEmbedder(Embedder):
@@ -79,13 +79,7 @@ class TransformerEmbedder(Embedder):
         return tokenizer
 
     def _from_hub(self, loader: Any, **settings: Any) -> Any:
-        try:
-            return loader.from_pretrained(resolve(self.path), **settings)
-        except UNREADABLE as error:
-            raise ConfigError(
-                f"Embedder `{self.path}`: expected a model folder or a reachable hub name of a text encoder,"
-                f" but transformers could not load it: {first_line(error)}"
-            ) from error
+        return from_hub(loader, self.path, "a text encoder", "Embedder", **settings)
 
     @torch.no_grad()
     def embed(self, outputs: Sequence[str]) -> Tensor:

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import UNREADABLE, base_of, first_line, is_adapter, problems_of_folder, resolve
+from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
@@ -22,6 +22,7 @@ from cfg_distill.generators.products import is_linear, use_products
 from cfg_distill.generators.scored import Head, Scored
 
 log = logging.getLogger(__name__)
+_KIND = "a causal language model"
 
 
 class CausalLM(Generator):
@@ -95,13 +96,13 @@ class CausalLM(Generator):
 
     @cached_property
     def config(self) -> Any:
-        return self._from_hub(AutoConfig, resolve(base_of(self.path)))
+        return from_hub(AutoConfig, base_of(self.path), _KIND)
 
     @cached_property
     def tokenizer(self) -> Any:
         bare = is_adapter(self.path) and not (Path(self.path).expanduser() / "tokenizer_config.json").is_file()
         source = base_of(self.path) if bare else self.path
-        tokenizer = self._from_hub(AutoTokenizer, resolve(source), padding_side="left")
+        tokenizer = from_hub(AutoTokenizer, source, _KIND, padding_side="left")
         if tokenizer.pad_token_id is None:
             # Only its id is needed: padded cells are masked everywhere.
             tokenizer.pad_token = tokenizer.eos_token
@@ -150,20 +151,10 @@ class CausalLM(Generator):
         self.model.load_state_dict(state)
 
     def _load_model(self, path: str) -> Any:
-        model = self._from_hub(AutoModelForCausalLM, resolve(base_of(path)), dtype=getattr(torch, self.dtype))
+        model = from_hub(AutoModelForCausalLM, base_of(path), _KIND, dtype=getattr(torch, self.dtype))
         if is_adapter(path):
             add_adapter(model, read_adapter(path), path)
         return model
-
-    @staticmethod
-    def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
-        try:
-            return loader.from_pretrained(path, **settings)
-        except UNREADABLE as error:
-            raise ConfigError(
-                f"Model `{path}`: expected a model folder or a reachable hub name of a causal language model,"
-                f" but transformers could not load it: {first_line(error)}"
-            ) from error
 
     def save(self, folder: str | Path) -> None:
         self.tokenizer.save_pretrained(folder)

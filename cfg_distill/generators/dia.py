@@ -22,7 +22,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import UNREADABLE, base_of, first_line, is_adapter, problems_of_folder, resolve
+from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
@@ -31,6 +31,7 @@ from cfg_distill.generators.products import use_products
 from cfg_distill.generators.scored import Head, Scored
 
 _NEVER = -1e4
+_KIND = "a Dia"
 """The logit of a token that cannot be drawn: probability 0 in any precision, and no NaN where two models agree on it."""
 
 
@@ -87,11 +88,11 @@ class Dia(Generator):
 
     @cached_property
     def config(self) -> Any:
-        return _from_hub(AutoConfig, base_of(self.path))
+        return from_hub(AutoConfig, base_of(self.path), _KIND)
 
     @cached_property
     def extractor(self) -> Any:
-        return _from_hub(DiaFeatureExtractor, base_of(self.path))
+        return from_hub(DiaFeatureExtractor, base_of(self.path), _KIND)
 
     @property
     def delays(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -123,7 +124,7 @@ class Dia(Generator):
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        return _from_hub(AutoTokenizer, base_of(self.path))
+        return from_hub(AutoTokenizer, base_of(self.path), _KIND)
 
     def prompt_positions(self, prompts: Sequence[str | None]) -> int:
         self._rows(prompts)
@@ -160,11 +161,11 @@ class Dia(Generator):
                 self.lora.inject(self.model.model)
             use_products(self.model)
             # In an object that no module registers: no checkpoint, average or optimiser sees the codec.
-            self.sound = _Sound(_from_hub(DiaProcessor, base_of(self.path)))
+            self.sound = _Sound(from_hub(DiaProcessor, base_of(self.path), _KIND))
         return self
 
     def _load_model(self, path: str) -> Any:
-        model = _from_hub(DiaForConditionalGeneration, base_of(path), dtype=getattr(torch, self.dtype))
+        model = from_hub(DiaForConditionalGeneration, base_of(path), _KIND, dtype=getattr(torch, self.dtype))
         if is_adapter(path):
             add_adapter(model, read_adapter(path), path)
         return model
@@ -303,13 +304,3 @@ class _Sound:
         self.codec.to(frames_KF.device)
         with torch.autocast(frames_KF.device.type, enabled=False):
             return self.codec.decode(audio_codes=frames_KF[None]).audio_values.cpu()
-
-
-def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
-    try:
-        return loader.from_pretrained(resolve(path), **settings)
-    except UNREADABLE as error:
-        raise ConfigError(
-            f"Model `{path}`: expected a model folder or a reachable hub name of a Dia, but transformers could not load it:"
-            f" {first_line(error)}"
-        ) from error

@@ -27,7 +27,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import UNREADABLE, base_of, first_line, is_adapter, problems_of_folder, resolve
+from cfg_distill.folders import base_of, from_hub, is_adapter, lacks_words, problems_of_folder, resolve
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
@@ -37,6 +37,7 @@ from cfg_distill.generators.products import use_products
 from cfg_distill.generators.scored import Head, Scored
 
 _DECODER = "decoder."
+_KIND = "a MusicGen"
 KINDS: dict[str, Any] = {
     "musicgen": MusicgenForConditionalGeneration,
     "musicgen_melody": MusicgenMelodyForConditionalGeneration,
@@ -109,7 +110,7 @@ class MusicGen(Generator):
 
     @cached_property
     def config(self) -> Any:
-        return _from_hub(AutoConfig, base_of(self.path))
+        return from_hub(AutoConfig, base_of(self.path), _KIND)
 
     @property
     def _reads_melody(self) -> bool:
@@ -143,8 +144,8 @@ class MusicGen(Generator):
 
     @cached_property
     def text_tokenizer(self) -> Any:
-        tokenizer, known = _from_hub(AutoTokenizer, base_of(self.path)), self.config.text_encoder.vocab_size
-        if 2 * len(tokenizer) < known:  # transformers makes one of a few special tokens where its files are missing
+        tokenizer, known = from_hub(AutoTokenizer, base_of(self.path), _KIND), self.config.text_encoder.vocab_size
+        if lacks_words(tokenizer, known):
             raise ConfigError(
                 f"Model `{self.path}`: its tokenizer knows {len(tokenizer)} tokens, and its text encoder {known}. Copy the"
                 " tokenizer's files (tokenizer.json) into the folder, or name another."
@@ -206,10 +207,10 @@ class MusicGen(Generator):
 
     def _load_whole(self, path: str) -> Any:
         base = base_of(path)
-        found = _from_hub(AutoConfig, base).model_type
+        found = from_hub(AutoConfig, base, _KIND).model_type
         if found != self.config.model_type:
             raise ConfigError(f"Model `{path}`: expected model_type {self.config.model_type}, but got {found}.")
-        whole = _from_hub(KINDS[found], base, dtype=torch.float32)
+        whole = from_hub(KINDS[found], base, _KIND, dtype=torch.float32)
         if is_adapter(path):
             add_adapter(whole.decoder, read_adapter(path, _DECODER), path)
         return whole
@@ -285,13 +286,3 @@ class MusicGen(Generator):
 
     def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[Waveform]:
         return self.shared.to(self.device).sound(undelayed(tokens_NKT, self.delays))
-
-
-def _from_hub(loader: Any, path: str, **settings: Any) -> Any:
-    try:
-        return loader.from_pretrained(resolve(path), **settings)
-    except UNREADABLE as error:
-        raise ConfigError(
-            f"Model `{path}`: expected a model folder or a reachable hub name of a MusicGen, but transformers could not"
-            f" load it: {first_line(error)} Without a network, name a folder that holds it."
-        ) from error

@@ -226,7 +226,7 @@ def test_a_hub_name_out_of_reach_names_the_key(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (problem,) = CLAP("laion/larger_clap_music_that_is_not_here").problems()
     assert problem.startswith(
-        "Key `embedder.init_args.path`: expected a folder or a reachable hub name of a CLAP model"
+        "Key `embedder.init_args.path`, `laion/larger_clap_music_that_is_not_here`: expected a model folder"
     )
     assert "Without a network, name a folder that holds it." in problem
 
