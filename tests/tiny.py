@@ -8,6 +8,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cfg_distill.generators import CausalLM, LoRA
+
 WORDS = [f"w{n}" for n in range(12)]
 
 
@@ -50,3 +52,14 @@ def tiny_folder(folder: Path, seed: int = 0, scale: float = 4.0) -> str:
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return str(folder)
+
+
+def tiny_adapted(folder: str) -> CausalLM:
+    """A generator of the folder with an adapter that is not zero."""
+    generator = CausalLM(folder, lora=LoRA(rank=2)).load()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if parameter.requires_grad:
+                parameter.normal_()
+    return generator

@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 
 from cfg_distill.generators import Scored
 from cfg_distill.generators.products import product, times_weight
+from cfg_distill.losses.divergences import at_least_float32
 
 
 @dataclass
@@ -96,7 +97,7 @@ def sum_over_cells(
 
         def evaluate(student_log_probs_MV: Tensor, part: slice) -> Tensor:
             def teacher() -> Tensor:
-                return normalized_(teacher_logits(part))  # noqa: B023 - called within this turn of the loop
+                return _normalized_(teacher_logits(part))  # noqa: B023 - called within this turn of the loop
 
             cells = Cells(student_log_probs_MV, teacher, tokens_M[part], row_M[part], position_M[part], k)  # noqa: B023
             return _weighted(cells, terms, weights, sums)
@@ -107,7 +108,7 @@ def sum_over_cells(
             totals.append(_ChunkedSum.apply(states_MD, head.weight_KVD[k], bias_V, evaluate, num_cells))
         else:
             logits_MV = _logits_of(student, k, row_M, position_M)(slice(None))
-            totals.append(evaluate(_at_least_float32(logits_MV).log_softmax(-1), slice(None)))
+            totals.append(evaluate(at_least_float32(logits_MV).log_softmax(-1), slice(None)))
     return torch.stack(totals).sum(), sums
 
 
@@ -133,14 +134,9 @@ def _logits_of(scored: Scored, k: int, row_M: Tensor, position_M: Tensor) -> Cal
     return lambda part: head.logits(states_NTD[row_M[part], position_M[part]], k)
 
 
-def _at_least_float32(logits: Tensor) -> Tensor:
-    # Half precision makes a KL negative.
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def normalized_(logits_MV: Tensor) -> Tensor:
+def _normalized_(logits_MV: Tensor) -> Tensor:
     """Log-probabilities, at least float32, in the memory of the logits where they are that already."""
-    logits_MV = _at_least_float32(logits_MV)
+    logits_MV = at_least_float32(logits_MV)
     return logits_MV.sub_(logits_MV.logsumexp(-1, keepdim=True))
 
 
@@ -185,7 +181,7 @@ class _ChunkedSum(torch.autograd.Function):
             for first in range(chunk.start, chunk.stop, num_together):
                 part = slice(first, min(first + num_together, chunk.stop))
                 part_MV = grad_MV[part.start - start : part.stop - start]
-                log_probs_MV = normalized_(part_MV).detach()
+                log_probs_MV = _normalized_(part_MV).detach()
                 if not needs_gradient:
                     total += evaluate(log_probs_MV, part)
                     continue

@@ -18,10 +18,15 @@ from torch.autograd.function import once_differentiable
 CellDivergence = Callable[[Tensor, Tensor], Tensor]
 
 
+def at_least_float32(logits: Tensor) -> Tensor:
+    """The logits in float32 or better: half precision makes a KL negative."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
 def _log_probs(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Log-probabilities of the valid cells, at least float32: ``[..., V]`` to ``[M, V]``."""
     valid = logits.flatten(0, -2) if mask is None else logits[mask.bool()]
-    return valid.to(torch.promote_types(valid.dtype, torch.float32)).log_softmax(-1)
+    return at_least_float32(valid).log_softmax(-1)
 
 
 def reverse_kl_cells(student: Tensor, teacher: Tensor) -> Tensor:

@@ -2,27 +2,17 @@
 
 import pytest
 import torch
-from tiny import tiny_folder
+from tiny import tiny_adapted, tiny_folder
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cfg_distill.generators import CausalLM, LoRA, products
+from cfg_distill.generators import CausalLM, products
 from cfg_distill.generators.products import Linear, can_use_onednn, onednn, packed, product, times_weight, use_products
-
-
-def perturbed(folder: str) -> CausalLM:
-    generator = CausalLM(folder, lora=LoRA(rank=2)).load()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            if parameter.requires_grad:
-                parameter.normal_()
-    return generator
 
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_packed_products_are_those_of_the_model(tmp_path, adapted):
-    generator = (perturbed if adapted else lambda folder: CausalLM(folder).load())(tiny_folder(tmp_path))
+    generator = (tiny_adapted if adapted else lambda folder: CausalLM(folder).load())(tiny_folder(tmp_path))
     ids = torch.randint(16, (3, 7), generator=torch.Generator().manual_seed(0))
     before = {name: tensor.clone() for name, tensor in generator.model.state_dict().items()}
     forwards = [module.forward for module in generator.model.modules()]
@@ -110,7 +100,7 @@ def test_only_plain_layers_are_taken():
 
 @pytest.mark.parametrize("adapted", [False, True])
 def test_under_mixed_precision_weights_are_cast_once(tmp_path, adapted):
-    generator = (perturbed if adapted else lambda folder: CausalLM(folder).load())(tiny_folder(tmp_path))
+    generator = (tiny_adapted if adapted else lambda folder: CausalLM(folder).load())(tiny_folder(tmp_path))
     ids, casts = torch.randint(16, (3, 7), generator=torch.Generator().manual_seed(0)), []
 
     class Casts(TorchDispatchMode):

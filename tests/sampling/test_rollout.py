@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import tiny_folder
+from tiny import tiny_adapted, tiny_folder
 from transformers import DynamicCache
 
-from cfg_distill.generators import CausalLM, LoRA, Scored, causal_lm
+from cfg_distill.generators import CausalLM, Scored, causal_lm
 from cfg_distill.generators.base import DecodingState
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling, rollout
@@ -60,12 +60,7 @@ def test_fast_and_plain_read_the_same(generator, fast, monkeypatch):
 
 def test_an_adapter_is_sampled_with(tmp_path):
     folder = tiny_folder(tmp_path)
-    generator = CausalLM(folder, lora=LoRA(rank=2)).load()
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            if parameter.requires_grad:
-                parameter.normal_()
+    generator = tiny_adapted(folder)
     fast, plain = (rollout(generator, PROMPTS, Sampling(max_new_tokens=20, pack_weights=on)) for on in (True, False))
     base = rollout(CausalLM(folder).load(), PROMPTS, Sampling(max_new_tokens=20))
     assert torch.equal(fast.tokens_BGKT, plain.tokens_BGKT)
