@@ -48,8 +48,13 @@ def _forget(side: Callable[[], list[Tensor]]) -> None:
 def main() -> None:
     use_threads()
     weights = [torch.randn(*shape) for shape in [*SHAPES * LAYERS, (VOCABULARY, WIDTH)]]
-    packed = [torch.ops.mkldnn._reorder_linear_weight(weight, None) for weight in weights]
+    packed: list[Tensor] = []
+
+    def pack() -> None:
+        packed[:] = [torch.ops.mkldnn._reorder_linear_weight(weight, None) for weight in weights]
+
     print(machine())
+    print(f"Packing takes {interleaved({'pack': pack})['pack'] * 1e3:.0f} ms.")
     for number, num_rows in enumerate(ROWS):
         seconds = seconds_of(num_rows, weights, packed)
         if not number:
