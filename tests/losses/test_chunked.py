@@ -136,6 +136,17 @@ def test_watched_terms_are_summed_and_have_no_part_in_the_gradient():
         assert torch.equal(ours, theirs)
 
 
+def test_a_term_without_gradient_gives_none():
+    class Constant(CellLoss):
+        def cells(self, inputs):
+            return lambda cells: torch.ones(len(cells.tokens_M))
+
+    inputs, leaves = setting()
+    total, _ = mix({"": Constant()}, inputs, {"": 1.0}, chunk=4 * V)
+    assert total == inputs.mask_NKT.sum()
+    assert not any(gradient.any() for gradient in torch.autograd.grad(total, leaves))
+
+
 def test_a_loss_sees_the_credit_of_its_own_rows():
     class Seen(CellLoss):
         def credit(self, samples):
