@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 
 class DiversityLogging(Callback):

@@ -10,10 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from cfg_distill.adapters import Adapter, Factors
-from cfg_distill.callbacks.weights import student_weights, write_student
+from cfg_distill.checkpoints import student_weights, write_student
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import whole_path
+from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators.lora import adapter_of, read_adapter, standing_in
 from cfg_distill.merging import merge_adapters, merge_states
 

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from cfg_distill.audio import Waveform, within_full_scale
 from cfg_distill.errors import ConfigError
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 AudioOf = Callable[[str, str], tuple[np.ndarray, int]]
 

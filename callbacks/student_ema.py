@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from cfg_distill.callbacks.weights import aliases, sharded_like, student_weights, whole, write_student
+from cfg_distill.callbacks.weights import aliases, sharded_like, whole
+from cfg_distill.checkpoints import student_weights, write_student
 from cfg_distill.errors import ConfigError
 
 

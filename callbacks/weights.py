@@ -5,38 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
-
-from cfg_distill.frozen import trained_names
-
-
-def student_weights(module: Any) -> dict[str, Tensor]:
-    """What training moves of the student: parameters and, unless some are frozen, floating buffers; named as in a checkpoint.
-
-    Of a LoRA student that is the adapter.
-
-    A tied tensor stands under each of its names. Of a sharded student (FSDP2) these are the shards, also after a forward
-    that left the parameters gathered: asking for a state dict shards them again.
-
-    Args:
-        module: the LightningModule; its ``student`` is looked at.
-    """
-    trained = trained_names(module.student)
-    return {
-        f"student.{name}": tensor.detach()
-        for name, tensor in module.student.state_dict(keep_vars=True).items()
-        if name in trained and tensor.is_floating_point()
-    }
-
-
-def write_student(module: Any, values: Mapping[str, Tensor]) -> None:
-    """Copy values, by their names in a checkpoint, into the student; names that it lacks are an error of ours."""
-    weights = student_weights(module)
-    with torch.no_grad():
-        for name, value in values.items():
-            weights[name].copy_(value)
 
 
 def aliases(weights: Mapping[str, Tensor]) -> dict[str, str]:

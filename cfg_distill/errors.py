@@ -1,16 +1,131 @@
-"""The one exception for a user's mistake: the command line prints it without a traceback and exits with code 2."""
+"""A user's mistake: what is wrong with which key. The command line prints it without a traceback and exits with code 2."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+_REFERENCE = re.compile(r"`([./])([\w.\[\]+-]+)`")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with one key.
+
+    A part knows its own keys and not where the user wrote it. So it names a key relative to itself, its holder puts the
+    prefix in front (:meth:`under`), and the command line renders the whole as a path in YAML or as an option.
+
+    Attributes:
+        key: relative to the part that speaks: ``scale``. A slash in front makes it a path from the root of the recipe:
+            ``/model.sampling.samples``. Empty: the part itself, or no key at all.
+        text: what was expected, what was found, what to do. It may refer to other keys: `` `.negative` `` is a sibling of
+            the key, `` `/model.dropout` `` a path from the root. Anything else in backticks is left as it is.
+        prefix: where the part hangs; its holders make it.
+
+    Example:
+        >>> problem = Problem("scale", "expected a number of at least 0, but got -1. See `.negative`.").under("model.guidance")
+        >>> print(problem)
+        Key `model.guidance.scale`: expected a number of at least 0, but got -1. See `model.guidance.negative`.
+        >>> print(problem.told({"model.guidance.scale": "--guidance", "model.guidance.negative": "--negative"}))
+        Option `--guidance`: expected a number of at least 0, but got -1. See `--negative`.
+    """
+
+    key: str
+    text: str
+    prefix: str = ""
+
+    @property
+    def path(self) -> str:
+        """The whole key: prefix and key, or the path from the root."""
+        return self.key[1:] if self.key.startswith("/") else joined(self.prefix, self.key)
+
+    def under(self, prefix: str) -> Problem:
+        """The same problem, of a part that hangs at ``prefix`` in its holder."""
+        return replace(self, prefix=joined(prefix, self.prefix))
+
+    def told(self, options: Mapping[str, str] | None = None) -> str:
+        """The sentence for a person.
+
+        Args:
+            options: the command-line option of a path, for commands that have options in place of YAML keys.
+        """
+        options = options or {}
+
+        def reference(match: re.Match[str]) -> str:
+            path = match[2] if match[1] == "/" else joined(self.prefix, match[2])
+            return f"`{options.get(path, path)}`"
+
+        text = _REFERENCE.sub(reference, self.text)
+        if not self.path:
+            return text
+        kind = "Option" if self.path in options else "Key"
+        return f"{kind} `{options.get(self.path, self.path)}`: {text}"
+
+    def __str__(self) -> str:
+        return self.told()
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a part is told when it is asked for its problems.
+
+    Attributes:
+        samples: G, samples per prompt; None where nobody has said.
+        longest: the longest sample of the model in tokens or frames; None without a limit.
+        training: whether the samples are learnt from.
+    """
+
+    samples: int | None = None
+    longest: int | None = None
+    training: bool = False
 
 
 class ConfigError(Exception):
     """One or several problems of what the user gave.
 
-    Each problem is one sentence that names the key, what was expected, what was found and what to do.
+    Attributes:
+        problems: each names a key, what was expected, what was found and what to do.
     """
 
-    def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
-        super().__init__("\n".join(self.problems))
+    def __init__(self, problems: str | Problem | Sequence[str | Problem]) -> None:
+        given = [problems] if isinstance(problems, str | Problem) else problems
+        self.problems = [Problem("", each) if isinstance(each, str) else each for each in given]
+        super().__init__("\n".join(map(str, self.problems)))
+
+    def under(self, prefix: str) -> list[Problem]:
+        """The problems, of a part that hangs at ``prefix``."""
+        return [problem.under(prefix) for problem in self.problems]
+
+
+def problems_of(part: Any, context: Context = Context(), under: str = "") -> list[Problem]:
+    """What a part finds wrong with its own settings; nothing when it has no method ``problems``.
+
+    Sentences, and a method that takes the group size or nothing, are accepted from users' classes of version 0.1.
+
+    Args:
+        part: a loss, a reward, a callback, a model: anything from a recipe.
+        context: what it may need to know.
+        under: where it hangs.
+    """
+    method = getattr(part, "problems", None)
+    if not callable(method):
+        return []
+    parameters = inspect.signature(method).parameters
+    arguments = () if not parameters else (context.samples,) if "group" in parameters else (context,)
+    found: Iterable[str | Problem] = method(*arguments)
+    return [(Problem("", each) if isinstance(each, str) else each).under(under) for each in found]
+
+
+def joined(prefix: str, key: str) -> str:
+    """A path: ``joined("trainer.callbacks", "[3].window")`` is ``trainer.callbacks[3].window``."""
+    return f"{prefix}{key}" if not prefix or not key or key.startswith("[") else f"{prefix}.{key}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """`` Did you mean `x`?`` with a space in front, of the known word nearest to a misspelled one; empty when none is near."""
+    found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean `{found[0]}`?" if found else ""

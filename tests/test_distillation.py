@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.functional import pad
 
 from cfg_distill import CFGDistillation
+from cfg_distill.distillation.module import fingerprint
 from cfg_distill.errors import ConfigError
-from cfg_distill.frozen import fingerprint
 from cfg_distill.generators import CausalLM, LoRA, Scored
 from cfg_distill.generators.lora import lora_layers
 from cfg_distill.guidance import Guidance

@@ -11,12 +11,12 @@ from jsonargparse import ArgumentParser
 from tiny import tiny_folder
 
 from cfg_distill.cli import fit
-from cfg_distill.cli.checks import Walk
 from cfg_distill.cli.recipes import description, shipped
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import normalised
 from cfg_distill.folders import RECIPES
 from cfg_distill.metrics import SampleMetric
+from cfg_distill.recipe.checks import Walk
 from cfg_distill.study.check import problems_of
 from cfg_distill.study.config import read_study
 
@@ -26,7 +26,9 @@ FITS = [name for name in NAMES if "trainer" in CONTENT[name]]
 STUDIES = [name for name in NAMES if "fits" in CONTENT[name]]
 GENERATORS = {name: CONTENT[name]["model"].get("generator", {}) for name in FITS}
 LANGUAGE = {name: made["init_args"]["path"] for name, made in GENERATORS.items() if "CausalLM" in str(made)}
-SOUND = [name for name, made in GENERATORS.items() if "MusicGen" in str(made)]  # tests/generators/test_musicgen_recipes.py
+SOUND = [
+    name for name, made in GENERATORS.items() if "MusicGen" in str(made)
+]  # tests/generators/test_musicgen_recipes.py
 OF_THE_HUB = [name for name, path in LANGUAGE.items() if "/" in path]
 METRICS = [name for name in NAMES if name not in FITS + STUDIES]
 

@@ -19,8 +19,8 @@ from cfg_distill.guidance import Guidance
 from cfg_distill.losses import PolicyGradient, ReverseKL
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.rewards.base import GroupReward, Reward
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.samples import Samples
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7", "w8 w9", "w10", "w11", "w0 w1"]
 

@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> None:
     add_seconds(parser)
     add_dtype(parser)
     given = parser.read(argv)
-    from cfg_distill.study import evaluate_models
+    from cfg_distill.evaluation.models import evaluate_models
 
     evaluate_models(
         models=given.model,

@@ -51,11 +51,11 @@ def run(argv: Sequence[str]) -> None:
     if given.model is None:
         raise ConfigError(_NO_MODEL)
 
-    from cfg_distill.cli.showing import show, write
+    from cfg_distill.evaluation.written import show, write
     from cfg_distill.generators import Prompt, device, open_generator
     from cfg_distill.guidance import Guidance
-    from cfg_distill.samples import draw
     from cfg_distill.sampling import Sampling, positions_left, problems_of_lengths
+    from cfg_distill.sampling.samples import draw
 
     generator = open_generator(given.model, dtype=given.dtype)
     guidance = Guidance(given.guidance, given.negative, negative_system=given.negative_system)

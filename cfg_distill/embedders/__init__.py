@@ -1,11 +1,13 @@
 """Frozen models that map decoded outputs to vectors: what rewards and metrics compare."""
 
+import importlib
+from typing import Any
+
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.embedders.clap import CLAP, AudioEmbedder
 from cfg_distill.embedders.ngrams import NGramCounts
 from cfg_distill.embedders.similarity import cosine_distances
 from cfg_distill.embedders.text import TransformerEmbedder
-from cfg_distill.embedders.tunes import Tunes
 
 __all__ = [
     "CLAP",
@@ -13,6 +15,11 @@ __all__ = [
     "Embedder",
     "NGramCounts",
     "TransformerEmbedder",
-    "Tunes",
     "cosine_distances",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Tunes":  # its name until 0.1; it moved to the room of the model it belongs to
+        return importlib.import_module("cfg_distill.tunes.embedder").Tunes
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

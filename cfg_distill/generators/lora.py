@@ -21,9 +21,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cfg_distill.adapters import Adapter, AdapterFolder, Factors, config_of, tensors_of, write_config
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import ADAPTER_WEIGHTS, base_of, is_adapter, whole_path
+from cfg_distill.folders.adapters import Adapter, AdapterFolder, Factors, config_of, tensors_of, write_config
 
 NAME = "default"
 """peft's name for the one adapter of a model."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from cfg_distill.generators import Scored
 from cfg_distill.losses.chunked import CellTerm, sum_over_cells
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.samples import Samples
 
 
 @dataclass

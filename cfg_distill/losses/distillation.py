@@ -86,7 +86,9 @@ class Divergence(CellLoss):
             position_NT.index_put_((cells.row_M, cells.position_M), values_M.to(position_NT), accumulate=True)
             return values_M
 
-        sum_over_cells(inputs.student, inputs.teacher, inputs.tokens_NKT, inputs.mask_NKT, {"": gather}, {}, LOGITS_CHUNK)
+        sum_over_cells(
+            inputs.student, inputs.teacher, inputs.tokens_NKT, inputs.mask_NKT, {"": gather}, {}, LOGITS_CHUNK
+        )
         return position_NT.flip(-1).cumsum(-1).flip(-1) - position_NT
 
 

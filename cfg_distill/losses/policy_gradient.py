@@ -10,8 +10,8 @@ from torch import Tensor
 from cfg_distill.losses.base import CellLoss, LossInputs
 from cfg_distill.losses.chunked import Cells, CellTerm
 from cfg_distill.rewards.base import Reward
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.samples import Samples
 
 
 def token_log_probs(cells: Cells, sampling: Sampling) -> Tensor:

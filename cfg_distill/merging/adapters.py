@@ -19,9 +19,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cfg_distill.adapters import Adapter, AdapterFolder, Factors, config_of, tensors_of, write_config
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import ADAPTER_WEIGHTS, is_adapter, whole_path
+from cfg_distill.folders.adapters import Adapter, AdapterFolder, Factors, config_of, tensors_of, write_config
 from cfg_distill.merging.arithmetic import SMALL_SINE, listed
 from cfg_distill.merging.methods import METHODS, problems_of_merge
 from cfg_distill.merging.outputs import PROVENANCE, carry, problems_of_out, provenance, sha256, staged

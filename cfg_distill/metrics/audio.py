@@ -17,7 +17,7 @@ from cfg_distill.embedders import CLAP
 from cfg_distill.errors import ConfigError
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.metrics.embedding import PromptAdherence
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 
 def silent_share(waveform: Waveform, level: float = -60.0, frame: float = 0.1) -> float:

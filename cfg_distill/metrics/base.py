@@ -12,7 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.base import texts_of
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 
 class SampleMetric(Metric):

@@ -18,7 +18,7 @@ from cfg_distill.audio import Waveform, read_audio
 from cfg_distill.embedders import Embedder
 from cfg_distill.errors import ConfigError
 from cfg_distill.metrics.base import EmbeddingMetric
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
 

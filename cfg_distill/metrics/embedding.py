@@ -9,7 +9,7 @@ from cfg_distill.embedders import cosine_distances
 from cfg_distill.metrics.base import EmbeddingMetric
 from cfg_distill.rewards import pairwise_diversity
 from cfg_distill.rewards.sample import prompt_similarity
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 
 def vendi_score(embeddings: Tensor) -> Tensor:

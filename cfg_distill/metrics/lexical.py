@@ -11,7 +11,7 @@ from sacrebleu.metrics import BLEU
 from torch import Tensor
 
 from cfg_distill.metrics.base import SampleMetric, TextMetric
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 
 def _grams(texts: Sequence[str], n: int) -> list[tuple[str, ...]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Scored
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 CHUNK = 512
 """Cells whose logits exist at once."""

@@ -8,7 +8,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 
 @dataclass

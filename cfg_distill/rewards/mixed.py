@@ -13,7 +13,7 @@ from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.rewards.pairwise import PairwiseReward, mean_among_others, mean_with_others
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.rewards.sample import SampleReward, leave_one_out
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 
 class Mixed(Reward):

@@ -22,7 +22,7 @@ from torch import Tensor
 from cfg_distill.embedders import Embedder, cosine_distances
 from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.rewards.running import RunningMean, all_reduced
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 
 def mean_with_others(pairs: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import unit
 from cfg_distill.rewards.base import GroupReward, Reward
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 
 def leave_one_out(rewards: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
-"""Rollouts: groups of samples a prompt, plain or guided, with a KV cache and every sampling parameter explicit."""
+"""Rollouts (groups of samples per prompt, plain or guided, every sampling parameter explicit) and decoded samples."""
 
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.rollout import Rollout, positions_left, problems_of_lengths, rollout
+from cfg_distill.sampling.samples import Samples, decoded, draw
 
-__all__ = ["Rollout", "Sampling", "positions_left", "problems_of_lengths", "rollout"]
+__all__ = ["Rollout", "Samples", "Sampling", "decoded", "draw", "positions_left", "problems_of_lengths", "rollout"]

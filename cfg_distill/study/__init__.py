@@ -3,7 +3,6 @@
 Importing this room loads no torch: the work is done in processes of their own.
 """
 
-from cfg_distill.study.models import evaluate_models
 from cfg_distill.study.run import run_study
 
-__all__ = ["evaluate_models", "run_study"]
+__all__ = ["run_study"]

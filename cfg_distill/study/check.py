@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from cfg_distill.cli.fit import merge, merged
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import normalised
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.merging.methods import problems_of_merge
+from cfg_distill.recipe import merge, merged
 from cfg_distill.study.config import Fit, Point, Study, unknown_name
 
 

@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation.headline import Headline
 from cfg_distill.folders import find_file
 
 T = TypeVar("T")
@@ -72,21 +73,6 @@ class Point:
     negative: str | None = None
     negative_system: str | None = None
     dtype: Dtype | None = None
-
-
-@dataclass
-class Headline:
-    """The metrics that the picture and the claims are about.
-
-    Args:
-        quality: a quality metric.
-        diversity: the diversity metric of the reward.
-        independent: a diversity metric that was no reward.
-    """
-
-    quality: str
-    diversity: str
-    independent: str | None = None
 
 
 @dataclass

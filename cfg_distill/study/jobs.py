@@ -7,22 +7,23 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
 from transformers.utils import logging as transformers_logging
 
+from cfg_distill import checkpoints
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation import System, front_figure, front_table
+from cfg_distill.evaluation import System
 from cfg_distill.evaluation import evaluate as evaluate_system
-from cfg_distill.files import write_text
+from cfg_distill.evaluation.headline import Headline
+from cfg_distill.evaluation.models import metrics_of, write_front
+from cfg_distill.evaluation.written import Writer
 from cfg_distill.generators import device, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.merging import merge_folders
-from cfg_distill.metrics.base import SampleMetric
+from cfg_distill.recipe.files import merged, with_recipes_found
 from cfg_distill.sampling import Sampling, problems_of_lengths
 from cfg_distill.study.claims import finding, judge
-from cfg_distill.study.config import Claims, Headline
-from cfg_distill.study.listening import Writer
+from cfg_distill.study.config import Claims
 
 transformers_logging.disable_progress_bar()
 
@@ -30,30 +31,6 @@ Report = Callable[[float], None]
 
 _kept: dict[str, Any] = {}
 """The metrics, for the next job of this worker: loading them takes longer than many a job."""
-
-
-def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
-    """Metrics from name -> class_path and init_args.
-
-    Raises:
-        ConfigError: no such class, or arguments that it does not take; all of them at once.
-    """
-    metrics, problems = {}, []
-    for name, spec in specs.items():
-        parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(SampleMetric, "metric", required=True)
-        try:
-            metric = parser.instantiate_classes(parser.parse_object({"metric": spec})).metric
-        except ConfigError as error:
-            problems += [f"Key `evaluation.metrics.{name}`: {problem}" for problem in error.problems]
-        except Exception as error:  # whatever jsonargparse raises; its text names the key
-            problems.append(f"Key `evaluation.metrics.{name}`: {' '.join(str(error).split())}")
-        else:
-            problems += [f"Key `evaluation.metrics.{name}`: {problem}" for problem in metric.problems()]
-            metrics[name] = metric
-    if problems:
-        raise ConfigError(problems)
-    return metrics
 
 
 def check(
@@ -113,17 +90,16 @@ def check_fit(report: Report, words: Sequence[str]) -> None:
     Raises:
         ConfigError: all problems.
     """
-    from cfg_distill.cli import fit
+    from cfg_distill.recipe.command_line import start
 
-    fit.run("fit", words[1:], check_only=True)
+    given, files = with_recipes_found(words[1:])
+    start("fit", given, files, merged(files), check_only=True)
 
 
 def export(report: Report, fit: str, out: str) -> None:
     """The student of a finished fit as a plain folder: the averages of StudentEMA when it has them."""
-    from cfg_distill.cli import export
-
     checkpoint = json.loads((Path(fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
-    print(export.export(Path(checkpoint), Path(out)))
+    print(checkpoints.export(Path(checkpoint), Path(out)))
 
 
 def merge(report: Report, models: Sequence[str], weights: Sequence[float], method: str, start: str, out: str) -> None:
@@ -191,32 +167,3 @@ def front(
     judged = judge(by_name, Claims(**claims), shown) if claims else []
     title = finding(by_name, Claims(**claims), shown) if claims else ""
     write_front(Path(out), found, shown, judged, title)
-
-
-def write_front(
-    out: Path | None,
-    systems: Sequence[System],
-    headline: Headline | None,
-    claims: Sequence[Mapping[str, str]] = (),
-    title: str = "",
-) -> str:
-    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; returns the table."""
-    points = [system.point() for system in systems]
-    first = systems[0]
-    note = (
-        f"{len(first.prompts)} held-out prompts, {first.samples} samples of each, sampling seeds"
-        f" {', '.join(map(str, first.seeds))}; bars: 95 % bootstrap intervals over prompts and seeds"
-    )
-    table = f"{front_table(points)}\n\n{note.replace('bars', '±')}.\n"
-    for claim in claims:
-        table += f"\n{claim['verdict'].upper():9}  {claim['claim']}\n           {claim['evidence']}\n"
-    if out is None:
-        return table
-    write_text(out / "front.json", json.dumps({"systems": points, "claims": list(claims)}, indent=1) + "\n")
-    if headline is not None:
-        figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
-        staged = out / ".front.png"
-        figure.savefig(staged, format="png")
-        staged.replace(out / "front.png")
-    write_text(out / "table.txt", table)
-    return table

@@ -36,7 +36,7 @@ def main() -> None:
         try:
             answer = do(json.loads(line), lambda share: say({"share": share}))
         except ConfigError as error:
-            say({"problems": error.problems})
+            say({"problems": list(map(str, error.problems))})
         except Exception as error:
             traceback.print_exc()
             say({"failed": f"{type(error).__name__}: {error}"})

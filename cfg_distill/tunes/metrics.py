@@ -12,7 +12,7 @@ from torch import Tensor
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.folders import problems_of_folder
 from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric, TextMetric
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, read_note
 from cfg_distill.tunes.judge import Judge
 from cfg_distill.tunes.prompts import understand

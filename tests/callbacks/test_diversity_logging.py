@@ -19,8 +19,8 @@ from cfg_distill.callbacks import DiversityLogging, SampleLogging
 from cfg_distill.callbacks.diversity_logging import identical_groups
 from cfg_distill.errors import ConfigError
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.samples import Samples
 
 # A resumed fit here does without the ModelCheckpoint of the first.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")

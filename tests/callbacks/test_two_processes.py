@@ -25,7 +25,8 @@ from tiny_fits import (
 
 from cfg_distill import CFGDistillation
 from cfg_distill.callbacks import ExactResume, StudentEMA
-from cfg_distill.callbacks.weights import student_weights, whole
+from cfg_distill.callbacks.weights import whole
+from cfg_distill.checkpoints import student_weights
 from cfg_distill.generators import CausalLM, LoRA
 from cfg_distill.sampling import Rollout
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from cfg_distill.cli.checks import Walk
+from cfg_distill.recipe.checks import Walk
 
 
 class Part(ABC):

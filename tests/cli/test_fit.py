@@ -15,8 +15,8 @@ from lightning.pytorch.accelerators import MPSAccelerator
 
 from cfg_distill import folders
 from cfg_distill.cli import main
+from cfg_distill.distillation.settings import problems_of_trainer
 from cfg_distill.generators import device
-from cfg_distill.settings import problems_of_trainer
 
 LOSS = """
 from cfg_distill.losses import ReverseKL
@@ -178,7 +178,10 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
     [
         (["--model.guidance.scale=-1"], "`model.guidance.scale`: expected a number of at least 0"),
         (["--model.sampling.temperature=0"], "`model.sampling.temperature`: expected a number above 0"),
-        (["--model.sampling.max_new_tokens=64"], "expected at most 63, since the model has no positions for a longer sample"),
+        (
+            ["--model.sampling.max_new_tokens=64"],
+            "expected at most 63, since the model has no positions for a longer sample",
+        ),
         (["--model.generator.init_args.path=./nothing"], "`./nothing` does not exist"),
         (["--model.losses.kl.wieght=2"], "`model.losses.kl.init_args.wieght`: no such key. Did you mean `weight`?"),
         (["--data.train=nowhere.txt"], "`nowhere.txt` does not exist"),

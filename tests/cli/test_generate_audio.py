@@ -12,7 +12,8 @@ from tiny_musicgen import tiny_musicgen
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from cfg_distill.audio import read_audio, write_audio
-from cfg_distill.cli import main, showing
+from cfg_distill.cli import main
+from cfg_distill.evaluation import written
 from cfg_distill.generators import MusicGen
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
@@ -59,7 +60,7 @@ def test_loud_sound_is_turned_down_and_said(
     def louder(file: Any, clip: Any) -> float:
         return write_audio(file, tone(200, level=1.98))
 
-    monkeypatch.setattr(showing, "write_audio", louder)
+    monkeypatch.setattr(written, "write_audio", louder)
     words = ["generate", "--model", musicgen, "--prompt", "rock", "--samples", "1", "--out", "sounds"]
     assert main([*words, "--max-new-tokens", "4"]) == 0
     assert "01-rock-1.wav: turned down by 6.0 dB, so that it does not clip." in capsys.readouterr().out

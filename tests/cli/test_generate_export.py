@@ -77,7 +77,7 @@ def test_generate_tells_of_a_prompt_beyond_the_context(tiny_model: str, capsys: 
 def test_generate_uses_the_accelerator_and_the_dtype(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr("cfg_distill.generators.device", lambda: torch.device("meta"))
-    monkeypatch.setattr("cfg_distill.samples.rollout", lambda generator, *_: seen.append(generator) or 1 / 0)
+    monkeypatch.setattr("cfg_distill.sampling.samples.rollout", lambda generator, *_: seen.append(generator) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         main(["generate", "--model", tiny_model, "--prompt", "w1", "--dtype", "bfloat16"])
     assert {(weight.device.type, weight.dtype) for weight in seen[0].parameters()} == {("meta", torch.bfloat16)}

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cfg_distill.cli.fit import merge
-from cfg_distill.cli.overrides import Override, overrides_of, put
+from cfg_distill.recipe.files import merge
+from cfg_distill.recipe.overrides import Override, overrides_of, put
 
 RECIPE: dict[str, Any] = {
     "model": {"losses": {"kl": {"class_path": "m.KL", "init_args": {"weight": 1}}}},

@@ -10,8 +10,7 @@ from pathlib import Path
 from fenced import ROOT
 
 PACKAGE = ROOT / "cfg_distill"
-# The page names these two.
-UPWARDS = {("embedders", "tunes"), ("study", "cli")}
+UPWARDS: set[tuple[str, str]] = set()
 
 
 def listed() -> list[str]:

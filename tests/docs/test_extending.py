@@ -98,7 +98,7 @@ def test_the_page_leaves_no_block_out() -> None:
 
 
 def samples_of(outputs: list[str], prompts: int) -> Any:
-    from cfg_distill.samples import Samples
+    from cfg_distill.sampling.samples import Samples
 
     return Samples([f"w{number}" for number in range(prompts)], outputs, rollout=None)  # type: ignore[arg-type]
 

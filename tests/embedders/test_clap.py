@@ -23,13 +23,14 @@ from transformers import (
 )
 
 from cfg_distill.audio import Waveform, resampled
-from cfg_distill.embedders import CLAP, AudioEmbedder, NGramCounts, TransformerEmbedder, Tunes, clap
+from cfg_distill.embedders import CLAP, AudioEmbedder, NGramCounts, TransformerEmbedder, clap
 from cfg_distill.errors import ConfigError
 from cfg_distill.metrics import Repetition
 from cfg_distill.rewards import PairwiseDiversity
 from cfg_distill.rewards.sample import PromptAdherence
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.samples import Samples
+from cfg_distill.tunes.embedder import Tunes
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "fusion"])

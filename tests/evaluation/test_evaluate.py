@@ -13,8 +13,8 @@ from cfg_distill.evaluation import System, evaluate
 from cfg_distill.generators import CausalLM
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics import DistinctN, Length
-from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.samples import draw
 
 PROMPTS = ["w0 w1", "w2", "w3 w4 w5", "w6", "w7"]
 SAMPLING = Sampling(samples=3, max_new_tokens=6)

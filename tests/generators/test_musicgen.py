@@ -11,8 +11,8 @@ from tiny_musicgen import PAD, tiny_musicgen
 from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
 
 from cfg_distill.audio import write_audio
+from cfg_distill.distillation.module import fingerprint
 from cfg_distill.errors import ConfigError
-from cfg_distill.frozen import fingerprint
 from cfg_distill.generators import Guided, Prompt
 from cfg_distill.generators.delay import delayed, undelayed
 from cfg_distill.generators.length import problems_of_seconds

@@ -16,8 +16,8 @@ from transformers import MusicgenForConditionalGeneration
 from cfg_distill import CFGDistillation
 from cfg_distill.audio import Waveform
 from cfg_distill.callbacks import StudentEMA
-from cfg_distill.cli.export import export
-from cfg_distill.frozen import fingerprint
+from cfg_distill.checkpoints import export
+from cfg_distill.distillation.module import fingerprint
 from cfg_distill.generators import LoRA, MusicGen
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import PolicyGradient, ReverseKL

@@ -13,12 +13,12 @@ from tiny_fits import DistinctFirst, Recorder, every_step, prompt_data, same, se
 from transformers import AutoModelForCausalLM
 
 from cfg_distill import CFGDistillation
-from cfg_distill.adapters import AdapterFolder
 from cfg_distill.callbacks import CheckpointMerging, ExactResume, StudentEMA
-from cfg_distill.callbacks.weights import student_weights
+from cfg_distill.checkpoints import student_weights
 from cfg_distill.cli import main
+from cfg_distill.distillation.module import fingerprint
 from cfg_distill.errors import ConfigError
-from cfg_distill.frozen import fingerprint
+from cfg_distill.folders.adapters import AdapterFolder
 from cfg_distill.generators import CausalLM, LoRA, open_generator
 from cfg_distill.generators.lora import adapter_of
 from cfg_distill.merging import merge_adapters

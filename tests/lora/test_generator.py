@@ -11,8 +11,8 @@ from tiny import tiny_folder, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
+from cfg_distill.distillation.module import fingerprint
 from cfg_distill.errors import ConfigError
-from cfg_distill.frozen import fingerprint
 from cfg_distill.generators import CausalLM, LoRA, open_generator
 from cfg_distill.generators.lora import adapter_of, standing_in
 from cfg_distill.sampling import Sampling, rollout

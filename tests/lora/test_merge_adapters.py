@@ -12,9 +12,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from cfg_distill.adapters import AdapterFolder, Factors
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
+from cfg_distill.folders.adapters import AdapterFolder, Factors
 from cfg_distill.merging import merge_adapters, merge_folders, merge_states
 from cfg_distill.merging.adapters import inner
 from tests.lora.conftest import Make

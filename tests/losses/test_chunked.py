@@ -16,8 +16,8 @@ from cfg_distill.losses import (
     reverse_kl,
 )
 from cfg_distill.rewards import GroupReward, Reward
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Rollout, Sampling
+from cfg_distill.sampling.samples import Samples
 
 N, K, T, V, D = 6, 2, 7, 11, 5
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.samples import Samples
 
 
 def _samples(prompts: list[str], groups: list[list[str]]) -> Samples:

@@ -35,8 +35,8 @@ from cfg_distill.metrics import (
     silent_share,
 )
 from cfg_distill.metrics.corpus import jackknife
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.samples import Samples
 
 
 def samples_of(groups: list[list[Waveform]], prompts: list[str] | None = None) -> Samples:

@@ -13,8 +13,8 @@ from cfg_distill.generators import CausalLM, Head, Scored
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics import LogProbability, PointwiseMutualInformation, log_likelihood
 from cfg_distill.metrics.likelihood import Reader
-from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.samples import draw
 
 PROMPTS = ["w1 w2 w3", "w4", "w5 w6 w7 w8 w9"]
 

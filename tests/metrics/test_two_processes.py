@@ -26,8 +26,8 @@ from cfg_distill.metrics import (
 )
 from cfg_distill.rewards import Mixed, PairwiseDiversity
 from cfg_distill.rewards import PromptAdherence as AdherenceReward
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.samples import Samples
 
 WORDS = ["a", "b", "c", "d", "e", "f"]
 # Prompts of each rank and batch: shares of different size, and in the second round a rank without any.

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.samples import Samples
 
 
 class Lookup(Embedder):

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.rewards import GroupReward, Mixed, PairwiseDiversity, PromptAdherence, Reward, SampleReward
-from cfg_distill.samples import Samples
+from cfg_distill.sampling.samples import Samples
 
 THETA_V = torch.tensor([0.3, -0.5, 0.9, 0.1])
 TABLE_VD = torch.tensor([[1.0, 0.2, 0.0], [0.1, 1.0, -0.4], [0.5, 0.6, 2.0], [-0.7, 0.1, 0.3]])

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation import evaluate_models
 from cfg_distill.merging import lerp, slerp
-from cfg_distill.study import evaluate_models
 from cfg_distill.study.check import problems_of
 from cfg_distill.study.config import read_study
 

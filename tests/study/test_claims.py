@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cfg_distill.evaluation import System
+from cfg_distill.evaluation import Headline, System
 from cfg_distill.metrics import Interval
 from cfg_distill.study.claims import above, all_of, finding, judge, not_below
-from cfg_distill.study.config import Claims, Headline
+from cfg_distill.study.config import Claims
 
 NAMES = Claims("base", "guidance 2", "quality", "diversity", "half", margin=0.02)
 HEADLINE = Headline("q", "d", "b")

@@ -13,9 +13,10 @@ import pytest
 import torch
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation import evaluate_models
 from cfg_distill.generators import CausalLM
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.study import evaluate_models, jobs
+from cfg_distill.study import jobs
 from cfg_distill.study.check import guidances_of
 from cfg_distill.study.config import read_study
 

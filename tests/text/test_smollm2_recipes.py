@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cfg_distill.adapters import AdapterFolder
 from cfg_distill.cli import main
+from cfg_distill.folders.adapters import AdapterFolder
 from cfg_distill.generators import open_generator
-from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.samples import draw
 from cfg_distill.study.check import command_of
 from cfg_distill.study.config import read_study
 

@@ -14,12 +14,13 @@ from cfg_distill.data import PromptData
 from cfg_distill.distillation import CFGDistillation
 from cfg_distill.embedders import TransformerEmbedder
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation import Headline
 from cfg_distill.generators import CausalLM, Guided, Prompt
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
-from cfg_distill.samples import draw
 from cfg_distill.sampling import Sampling, rollout
-from cfg_distill.study.config import Evaluation, Headline, Point, Study
+from cfg_distill.sampling.samples import draw
+from cfg_distill.study.config import Evaluation, Point, Study
 from cfg_distill.study.steps import plan
 
 # As that of SmolLM2: a system message of its own when the user gives none.

@@ -11,9 +11,9 @@ import torch
 from tiny_tunes import TinyData
 from torch.nn.functional import normalize
 
-from cfg_distill.embedders import Tunes
 from cfg_distill.errors import ConfigError
 from cfg_distill.tunes.corpus import tunes_of
+from cfg_distill.tunes.embedder import Tunes
 from cfg_distill.tunes.encoder import EncoderTraining, info_nce, retrieval
 from cfg_distill.tunes.network import NetworkConfig, TuneNetwork, load_network
 from cfg_distill.tunes.segments import two_parts

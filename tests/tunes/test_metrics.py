@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from cfg_distill.samples import Samples
 from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, likely_metre, read_bars
 from cfg_distill.tunes.metrics import (
     BarValidity,

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from cfg_distill.cli.types import classes_of, describe, is_plain_class, members
+from cfg_distill.recipe.types import classes_of, describe, is_plain_class, members
 
 _DROPPED = object()
 _SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation.headline import Headline
+from cfg_distill.files import write_text
 from cfg_distill.folders import find_file, problems_of_folder
-from cfg_distill.study.config import Headline
 
 if TYPE_CHECKING:
     from cfg_distill.evaluation import System
@@ -91,11 +93,10 @@ def evaluate_models(
 
     from cfg_distill.data import read_prompts
     from cfg_distill.evaluation import evaluate
+    from cfg_distill.evaluation.written import Writer
     from cfg_distill.generators import device, open_generator
     from cfg_distill.guidance import Guidance
     from cfg_distill.sampling import Sampling, problems_of_lengths
-    from cfg_distill.study.jobs import metrics_of, write_front
-    from cfg_distill.study.listening import Writer
 
     asked: list[str] = []
     try:
@@ -195,7 +196,7 @@ def _length(generator: Generator, max_new_tokens: int | None, seconds: float | N
 
 def default_metrics(generators: Sequence[Any]) -> dict[str, Any]:
     """Those of tunes when every model speaks tunes; else what can be said of any text, or of any sound."""
-    from cfg_distill.study.listening import writes_tunes
+    from cfg_distill.evaluation.written import writes_tunes
 
     if any(generator.sample_rate is not None for generator in generators):
         return SOUND_METRICS
@@ -237,3 +238,63 @@ def _headline(metrics: dict[str, SampleMetric]) -> Headline | None:
     if not on["quality"] or not on["diversity"]:
         return None
     return Headline(on["quality"][0], *on["diversity"][:2])
+
+
+def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
+    """Metrics from name -> class_path and init_args.
+
+    Raises:
+        ConfigError: no such class, or arguments that it does not take; all of them at once.
+    """
+    from jsonargparse import ArgumentParser
+
+    from cfg_distill.metrics.base import SampleMetric
+
+    metrics, problems = {}, []
+    for name, spec in specs.items():
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(SampleMetric, "metric", required=True)
+        try:
+            metric = parser.instantiate_classes(parser.parse_object({"metric": spec})).metric
+        except ConfigError as error:
+            problems += [f"Key `evaluation.metrics.{name}`: {problem}" for problem in error.problems]
+        except Exception as error:  # whatever jsonargparse raises; its text names the key
+            problems.append(f"Key `evaluation.metrics.{name}`: {' '.join(str(error).split())}")
+        else:
+            problems += [f"Key `evaluation.metrics.{name}`: {problem}" for problem in metric.problems()]
+            metrics[name] = metric
+    if problems:
+        raise ConfigError(problems)
+    return metrics
+
+
+def write_front(
+    out: Path | None,
+    systems: Sequence[System],
+    headline: Headline | None,
+    claims: Sequence[Mapping[str, str]] = (),
+    title: str = "",
+) -> str:
+    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; returns the table."""
+    from cfg_distill.evaluation.figure import front_figure
+    from cfg_distill.evaluation.table import front_table
+
+    points = [system.point() for system in systems]
+    first = systems[0]
+    note = (
+        f"{len(first.prompts)} held-out prompts, {first.samples} samples of each, sampling seeds"
+        f" {', '.join(map(str, first.seeds))}; bars: 95 % bootstrap intervals over prompts and seeds"
+    )
+    table = f"{front_table(points)}\n\n{note.replace('bars', '±')}.\n"
+    for claim in claims:
+        table += f"\n{claim['verdict'].upper():9}  {claim['claim']}\n           {claim['evidence']}\n"
+    if out is None:
+        return table
+    write_text(out / "front.json", json.dumps({"systems": points, "claims": list(claims)}, indent=1) + "\n")
+    if headline is not None:
+        figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
+        staged = out / ".front.png"
+        figure.savefig(staged, format="png")
+        staged.replace(out / "front.png")
+    write_text(out / "table.txt", table)
+    return table

@@ -8,8 +8,8 @@ from cfg_distill.evaluation.system import Kind, System
 from cfg_distill.generators import Generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.samples import Samples, draw
 from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.samples import Samples, draw
 
 SEEDS_APART = 1_000_003
 """Distance between the random streams of two sampling seeds: more than there are prompts."""

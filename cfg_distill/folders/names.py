@@ -10,11 +10,13 @@ from typing import Any
 from safetensors import SafetensorError
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.text import PACKAGED, cached_name, converted, problems_of_gguf
+from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
+from cfg_distill.folders.packages import PACKAGED
 
-SHIPPED = {name: Path(__file__).parent / "tunes" / "weights" / name for name in ("base", "encoder", "judge")}
+PACKAGE = Path(__file__).parent.parent
+SHIPPED = {name: PACKAGE / "tunes" / "weights" / name for name in ("base", "encoder", "judge")}
 KNOWN: dict[str, Collection[str]] = {"tunes": SHIPPED, "text": PACKAGED}
-RECIPES = Path(__file__).parent / "recipes"
+RECIPES = PACKAGE / "recipes"
 UNREADABLE = (OSError, ValueError, ImportError, SafetensorError)
 """What loading a model raises where it is missing, cut short, or needs a package that is not installed."""
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
@@ -83,7 +85,7 @@ def resolve(path: str) -> str:
     """The folder behind ``tunes:base``, ``text:smollm2`` and the like; any other path or hub name unchanged.
 
     A GGUF file becomes the folder it was converted to, and is converted when it was not; see
-    :func:`cfg_distill.text.converted`.
+    :func:`cfg_distill.folders.converted`.
 
     Raises:
         ConfigError: no such name, its package is not installed, or a GGUF file cannot be converted.

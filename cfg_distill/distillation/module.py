@@ -3,6 +3,7 @@
 Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -14,20 +15,20 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from cfg_distill.checkpoints import trained_names
+from cfg_distill.distillation.gradients import norms
+from cfg_distill.distillation.memory import advice_on_memory
+from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
+from cfg_distill.distillation.settings import problems_of_settings, problems_of_trainer
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError
-from cfg_distill.frozen import fingerprint, trained_names
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.generators.products import onednn
-from cfg_distill.gradients import norms
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Loss, LossInputs, mix
 from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
-from cfg_distill.memory import advice_on_memory
-from cfg_distill.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
-from cfg_distill.samples import Samples, decoded
 from cfg_distill.sampling import Rollout, Sampling, problems_of_lengths, rollout
-from cfg_distill.settings import problems_of_settings, problems_of_trainer
+from cfg_distill.sampling.samples import Samples, decoded
 
 # What is logged whatever the losses are: a value for each cell.
 _ENTROPIES: dict[str, CellTerm] = {
@@ -119,7 +120,7 @@ class CFGDistillation(L.LightningModule):
         self.batch: Sequence[str] = ()
         self._count = torch.zeros(())
         self._teacher_fingerprint = ""
-        # What the recipe says, and what that of the checkpoint said: see cfg_distill.resuming.
+        # What the recipe says, and what that of the checkpoint said: see cfg_distill.distillation.resuming.
         self._configured: dict[str, Any] = {"losses": {name: loss.weight.item() for name, loss in losses.items()}}
         self._configured_then: dict[str, Any] = {}
 
@@ -416,3 +417,12 @@ class CFGDistillation(L.LightningModule):
         assert self.teacher is not None
         if fingerprint(self.teacher) != self._teacher_fingerprint:
             raise RuntimeError("The teacher's weights changed during the fit: guidance would compound. This is a bug.")
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 over names, shapes and bytes of all parameters and buffers of a module."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.text.cache import cache_folder, locked
+from cfg_distill.folders.cache import cache_folder, locked
 
 REVISION = 1
 """Of what :func:`_convert` writes: a new one makes every file anew."""
@@ -37,7 +37,7 @@ def problems_of_gguf(file: Path) -> list[str]:
 def converted(file: Path) -> Path:
     """The folder of safetensors (float32), tokenizer and chat template made from a GGUF file; made when it is not there.
 
-    The folder lies in :func:`~cfg_distill.text.cache.cache_folder` under a name with a digest of the file, appears whole
+    The folder lies in :func:`~cfg_distill.folders.cache.cache_folder` under a name with a digest of the file, appears whole
     or not at all, and of several processes one makes it. A line on stderr says what happens.
 
     Raises:

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
+from cfg_distill.folders.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 
 PREFIX = "base_model.model."
 """peft's own, before the name of every layer."""

@@ -20,12 +20,12 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from cfg_distill.cli.checks import Walk
-from cfg_distill.cli.fit import run_name
-from cfg_distill.cli.overrides import overrides_of, put
-from cfg_distill.cli.progress import StepProgress
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError
+from cfg_distill.recipe.checks import Walk
+from cfg_distill.recipe.files import run_name
+from cfg_distill.recipe.overrides import overrides_of, put
+from cfg_distill.recipe.progress import StepProgress
 
 _VERSION = "CFG_DISTILL_RUN_VERSION"
 _PARSING = (ArgumentError, MisconfigurationException)
@@ -111,7 +111,7 @@ class CommandLine(LightningCLI):
             try:
                 built = parser.instantiate_classes(parser.parse_object({key: recipe.get(key) or {}}))
             except ConfigError as error:
-                found += error.problems
+                found += map(str, error.problems)
             except Exception:
                 continue  # it lacks what was wrong, and that has been said
             else:
@@ -129,7 +129,7 @@ class CommandLine(LightningCLI):
         except (ConfigError, MisconfigurationException, ValueError) as error:
             if not isinstance(error, ConfigError) and not _from_lightning(error):
                 raise
-            own = error.problems if isinstance(error, ConfigError) else [f"In `trainer`: {_shortened(str(error))}"]
+            own = list(map(str, error.problems)) if isinstance(error, ConfigError) else [f"In `trainer`: {_shortened(str(error))}"]
             self._dump_config()
             inside = [problem for problem in self._problems_inside(self.config_dump) if problem not in own]
             raise ConfigError([*own, *inside]) from error

@@ -8,7 +8,8 @@ from typing import Any
 
 from cfg_distill.generators import Generator
 from cfg_distill.guidance import Guidance
-from cfg_distill.sampling import Rollout, Sampling, rollout
+from cfg_distill.sampling.distribution import Sampling
+from cfg_distill.sampling.rollout import Rollout, rollout
 
 
 @dataclass

@@ -1,0 +1,44 @@
+"""Model folders: their names, packaged models and GGUF files, and LoRA adapters as numbers. No torch model is built in here."""
+
+from cfg_distill.folders.cache import cache_folder
+from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
+from cfg_distill.folders.names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    RECIPES,
+    SHIPPED,
+    adapter_config,
+    base_of,
+    find_file,
+    from_hub,
+    is_adapter,
+    lacks_words,
+    problems_of_folder,
+    resolve,
+    source,
+    whole_path,
+)
+from cfg_distill.folders.packages import PACKAGED, Packaged
+
+__all__ = [
+    "ADAPTER_CONFIG",
+    "ADAPTER_WEIGHTS",
+    "PACKAGED",
+    "RECIPES",
+    "SHIPPED",
+    "Packaged",
+    "adapter_config",
+    "base_of",
+    "cache_folder",
+    "cached_name",
+    "converted",
+    "find_file",
+    "from_hub",
+    "is_adapter",
+    "lacks_words",
+    "problems_of_folder",
+    "problems_of_gguf",
+    "resolve",
+    "source",
+    "whole_path",
+]

@@ -1,0 +1,70 @@
+"""Problems: keys relative to the part, rendered by the face; and parts of users that speak as in version 0.1."""
+
+from __future__ import annotations
+
+import pytest
+
+from cfg_distill.errors import ConfigError, Context, Problem, joined, nearest, problems_of
+
+
+def test_a_problem_is_prefixed_by_its_holders_and_rendered_as_key_or_option() -> None:
+    own = Problem("momentum", "expected a number in [0, 1), but got 2. See `.baseline` and `/model.sampling.samples`.")
+    held = own.under("rewards.distance.init_args").under("model.losses.diversity.init_args.reward.init_args")
+    path = "model.losses.diversity.init_args.reward.init_args.rewards.distance.init_args"
+    assert held.path == f"{path}.momentum"
+    assert str(held) == (
+        f"Key `{path}.momentum`: expected a number in [0, 1), but got 2. See `{path}.baseline` and `model.sampling.samples`."
+    )
+    options = {f"{path}.momentum": "--momentum", "model.sampling.samples": "--samples"}
+    assert held.told(options).startswith("Option `--momentum`: ") and held.told(options).endswith("and `--samples`.")
+    assert str(Problem("", "Model `a`: broken.").under("")) == "Model `a`: broken."
+    assert str(Problem("[3].window", "wrong").under("trainer.callbacks")) == "Key `trainer.callbacks[3].window`: wrong"
+    assert joined("", "a") == "a" and joined("a", "") == "a"
+
+
+def test_a_path_from_the_root_stays_one() -> None:
+    problem = Problem("/model.sampling.samples", "expected 3, but got 1.").under("a").under("b")
+    assert str(problem) == "Key `model.sampling.samples`: expected 3, but got 1."
+
+
+def test_config_error_holds_problems_whatever_it_was_given() -> None:
+    error = ConfigError(["a sentence", Problem("scale", "wrong")])
+    assert str(error) == "a sentence\nKey `scale`: wrong"
+    assert [problem.path for problem in error.under("model")] == ["model", "model.scale"]
+    assert ConfigError("one").problems == [Problem("", "one")]
+
+
+class Now:
+    def problems(self, context: Context) -> list[Problem]:
+        return [Problem("key", f"of {context.samples}")]
+
+
+class Then:
+    def problems(self, group: int) -> list[str]:
+        return [f"a sentence of {group}"]
+
+
+class Bare:
+    def problems(self) -> list[str]:
+        return ["another"]
+
+
+@pytest.mark.parametrize(
+    ("part", "told"),
+    [
+        (Now(), "Key `a.key`: of 4"),
+        (Then(), "Key `a`: a sentence of 4"),
+        (Bare(), "Key `a`: another"),
+    ],
+)
+def test_parts_are_asked_in_the_way_they_were_written(part: object, told: str) -> None:
+    assert [str(problem) for problem in problems_of(part, Context(samples=4), "a")] == [told]
+
+
+def test_a_part_without_problems_has_none() -> None:
+    assert problems_of(object()) == []
+
+
+def test_nearest() -> None:
+    assert nearest("qualty", ["quality", "diversity"]) == " Did you mean `quality`?"
+    assert nearest("zzz", ["quality"]) == ""
