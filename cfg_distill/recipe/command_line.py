@@ -45,13 +45,13 @@ class NamedTrainer(Trainer):
     """A Trainer whose callbacks may have names, so that a file or an option can change one of them.
 
     Args:
-        callbacks: a dict of names, a list, or one callback.
+        callbacks: a dict of names, or a list.
         settings: those of a Trainer.
     """
 
     def __init__(
         self,
-        callbacks: Callback | list[Callback] | dict[str, Callback] | None = None,
+        callbacks: dict[str, Callback] | list[Callback] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(callbacks=list(_named(callbacks).values()), **settings)
@@ -262,15 +262,13 @@ def _default(module: str, name: str) -> Any:
 
 def _named(callbacks: Any) -> dict[Any, Callback]:
     """Callbacks by name, or by number where they have none."""
-    if isinstance(callbacks, dict):
-        return callbacks
-    return dict(enumerate(callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []))
+    return callbacks if isinstance(callbacks, dict) else dict(enumerate(callbacks or ()))
 
 
 def _keys(callbacks: Any) -> list[str]:
     """The path in the recipe of the arguments of each callback."""
     names = [f".{name}" if isinstance(callbacks, dict) else f"[{name}]" for name in _named(callbacks)]
-    return [f"trainer.callbacks{name if isinstance(callbacks, (dict, list)) else ''}.init_args" for name in names]
+    return [f"trainer.callbacks{name}.init_args" for name in names]
 
 
 def _problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:

@@ -63,8 +63,9 @@ def merge(base: dict[str, Any], update: dict[str, Any], path: tuple[str, ...] = 
 
 def _over(old: Any, value: Any, place: tuple[str, ...]) -> Any:
     """One value over another."""
-    if place == CALLBACKS and isinstance(value, dict) and "class_path" not in value and isinstance(old, list):
-        old = named(old)
+    if place == CALLBACKS:
+        value = [value] if class_name(value) else value  # one callback, without a list around it
+        old = named(old) if isinstance(value, dict) and isinstance(old, list) else old
     if isinstance(old, str) and isinstance(value, dict) and "class_path" not in value:
         old = {"class_path": old}
     if isinstance(old, dict) and isinstance(value, dict):
