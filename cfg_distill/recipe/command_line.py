@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shlex
 import sys
@@ -23,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.recipe.checks import Walk, without_echoes
+from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.overrides import Words, put, sorted_words
 from cfg_distill.recipe.progress import StepLines, StepProgress
 from cfg_distill.recipe.quiet import quieten
@@ -200,12 +200,13 @@ class CommandLine(LightningCLI):
             self._say_what_runs()
         try:
             super()._run_subcommand(subcommand)
-        except SystemExit:  # Lightning ends a run that Ctrl-C interrupts by this, with exit code 1
-            if not self.trainer.interrupted:
-                raise
-            if subcommand == "fit" and self.trainer.is_global_zero:
-                self._say_how_to_go_on()
-            raise KeyboardInterrupt from None
+        except SystemExit as ended:  # Lightning's, after Ctrl-C or SIGTERM; a callback may raise one of its own
+            if self.trainer.interrupted and ended.code in (None, 1):
+                if subcommand == "fit" and self.trainer.is_global_zero:
+                    self._say_how_to_go_on()
+                if ended.code == 1:
+                    raise KeyboardInterrupt from None
+            raise
 
     def _say_what_runs(self) -> None:
         for note in (*self.recipe.notes, *self.notes):
@@ -244,7 +245,10 @@ class CommandLine(LightningCLI):
         callbacks = [*callbacks, RunMark(folder)]
         if not any(isinstance(one, ProgressBar) for one in own):
             if not sys.stdout.isatty():
-                callbacks = [*callbacks, StepLines()]
+                callbacks = [
+                    *callbacks,
+                    StepLines(config["log_every_n_steps"] if config["log_every_n_steps"] is not None else 50),
+                ]
                 config["enable_progress_bar"] = False
             elif config.get("enable_progress_bar") is not False and config["max_steps"] > 0:
                 callbacks = [*callbacks, StepProgress()]
@@ -274,8 +278,12 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> None:
             words,
             recipe,
             check_only=check_only,
-            model_class=LightningModule if by_path["model"] else _default("distillation", "CFGDistillation"),
-            datamodule_class=LightningDataModule if by_path["data"] else _default("data", "PromptData"),
+            model_class=LightningModule
+            if by_path["model"]
+            else _default("distillation.CFGDistillation", LightningModule),
+            datamodule_class=LightningDataModule
+            if by_path["data"]
+            else _default("data.PromptData", LightningDataModule),
             subclass_mode_model=by_path["model"],
             subclass_mode_data=by_path["data"],
         )
@@ -283,9 +291,9 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> None:
         raise ConfigError(_shortened(str(error))) from error
 
 
-def _default(module: str, name: str) -> Any:
+def _default(name: str, base: type) -> Any:
     """Imported when asked for: a recipe that trains another model needs none of the distillation."""
-    return getattr(importlib.import_module(f"cfg_distill.{module}"), name)
+    return find_class(f"cfg_distill.{name}", (base,), f"a {base.__name__}")
 
 
 def _named(callbacks: Any) -> dict[Any, Callback]:

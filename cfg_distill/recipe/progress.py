@@ -80,9 +80,13 @@ class StepLines(Callback):
     Example::
 
         step 40/120 loss 0.05 kl/token 0.031 reward 0.48 ratio 0.6 2.1 s/step 2:48 left
+
+    Args:
+        every: optimiser steps between lines; 0 for none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, every: int) -> None:
+        self._every = every
         self._began = self._last = (0, 0.0)  # step and time: of the start of this process, and of the last line
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -91,7 +95,7 @@ class StepLines(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        step, every = trainer.global_step, trainer.log_every_n_steps
+        step, every = trainer.global_step, self._every
         due = every and (step % every == 0 or step == trainer.max_steps)
         if not due or step == self._last[0] or not trainer.is_global_zero:
             return
@@ -116,11 +120,13 @@ def shown_values(logged: Mapping[str, Any]) -> dict[str, float]:
     Example:
         >>> shown_values({"train/loss": 0.05, "train/kl_per_token": 0.03, "train/kl": 1.0, "gradient_ratio/diversity": 0.6})
         {'loss': 0.05, 'kl/token': 0.03, 'ratio': 0.6}
-        >>> shown_values({"train/a_reward": 0.5, "train/b_reward": 0.6})
+        >>> shown_values({"train/a_reward": 0.5, "train/a_per_token": 0.1, "train/b_reward": 0.6})
         {'a reward': 0.5, 'b reward': 0.6}
     """
     shown = {"loss": logged["train/loss"]} if "train/loss" in logged else {}
-    shown |= {f"{_middle(key)}/token": value for key, value in logged.items() if _is(key, "train/", "_per_token")}
+    for key, value in logged.items():
+        if _is(key, "train/", "_per_token") and f"train/{_middle(key)}_reward" not in logged:
+            shown[f"{_middle(key)}/token"] = value
     for kind, start, end in (("reward", "train/", "_reward"), ("ratio", "gradient_ratio/", "")):
         found = {_middle(key, start, end): value for key, value in logged.items() if _is(key, start, end)}
         shown |= {kind if len(found) == 1 else f"{name} {kind}": value for name, value in found.items()}

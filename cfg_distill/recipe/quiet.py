@@ -35,4 +35,4 @@ def quieten() -> None:
 def _says_something(record: logging.LogRecord) -> bool:
     """Lightning's advertisement is nothing; nor is that an interruption saved a checkpoint, which the last line says."""
     said = record.getMessage()
-    return "Tip: For seamless" not in said and "An KeyboardInterrupt was raised" not in said
+    return not said.startswith(("💡 Tip", "An KeyboardInterrupt was raised", "An SIGTERMException was raised"))
