@@ -43,6 +43,10 @@ class Arguments(argparse.ArgumentParser):
             raise ConfigError(unknown)
         return self.parse_args(argv)
 
+    def options(self) -> dict[str, str]:
+        """The option of each argument by its name, to render problems of a request with."""
+        return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+
     @staticmethod
     def _unknown(option: str, known: list[str]) -> str:
         hint = nearest(option, known) or f" Known: {', '.join(known)}."
@@ -73,6 +77,17 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     """The dtype of the weights."""
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model's weights"
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The modules that a model folder may name."""
+    parser.add_argument(
+        "--trust",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="modules of yours that a model folder may name for its renderer and metrics",
     )
 
 

@@ -54,7 +54,7 @@ def check(
     try:
         axes = {name: metric.axis for name, metric in metrics_of(metrics).items()}
     except ConfigError as error:
-        problems += error.problems
+        problems += error.under("evaluation.metrics")
     else:
         for key, name in headline.items():
             wanted = "quality" if key == "quality" else "diversity"
