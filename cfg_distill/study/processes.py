@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 
 GRACE_SECONDS = 20.0
 """A stopped fit may take this long to write its checkpoint."""
@@ -95,7 +95,7 @@ class Fit(Child):
                 report(self._share())
         code = self.process.returncode
         if code == 2:
-            raise ConfigError([f"{label}: {line}" for line in self.tail(3)])
+            raise ConfigError(self.tail(3))
         if code != 0:
             raise StepFailed(label, f"exit code {code}; its last words: {' | '.join(self.tail(2))}", self.log)
         progress = self._progress()
@@ -142,7 +142,7 @@ class Worker(Child):
                 if "share" in said:
                     report(said["share"])
                 elif "problems" in said:
-                    raise ConfigError([f"{label}: {problem}" for problem in said["problems"]])
+                    raise ConfigError([Problem(**problem) for problem in said["problems"]])
                 elif "failed" in said:
                     raise StepFailed(label, said["failed"], self.log)
                 else:

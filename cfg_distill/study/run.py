@@ -8,13 +8,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import write_text
 from cfg_distill.study.check import command_of, guidances_of, problems_of
 from cfg_distill.study.config import Study, read_study
@@ -24,6 +24,9 @@ from cfg_distill.study.record import changes, prepare, record_of
 from cfg_distill.study.steps import Ledger, Step, last_checkpoint, plan
 
 RECORD = "study.json"
+LOCK = ".lock"
+WRITTEN_WHILE_CHECKING = (LOCK, "logs", "steps")
+"""What a study has written before its checks end, and so before there is a record. The lock comes first."""
 LOCK_SECONDS = 60.0
 """How long to wait for the fits of a killed study to notice that it is gone."""
 
@@ -74,10 +77,14 @@ def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool =
 def _compare(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
     """Refuse to go on with a study that changed, and to write among strange files."""
     begun = folder / RECORD
-    if overwrite or not folder.exists() or not any(p.name != ".lock" for p in folder.iterdir()):
+    if overwrite or not folder.exists():
         return
     if not begun.is_file():
-        raise ConfigError(f"Key `out`: `{folder}` holds files, but no study. Name another folder, or pass --overwrite.")
+        if _strangers(folder):
+            raise ConfigError(
+                Problem("out", f"`{folder}` holds files, but no study. Name another folder, or pass --overwrite.")
+            )
+        return
     found = changes(json.loads(begun.read_text(encoding="utf-8")), record)
     if found:
         raise ConfigError(
@@ -85,6 +92,25 @@ def _compare(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
             + "\n    ".join(found)
             + "\n  Undo them to go on, pass --overwrite to remake what depends on them, or name another --out."
         )
+
+
+def said_by(who: str, problems: Sequence[Problem]) -> list[Problem]:
+    """Problems of a recipe or a step, as they stand there, with its name in front.
+
+    Example:
+        >>> print(said_by("fits.quality", [Problem("model.seed", "expected a whole number, but got 1.5.")])[0])
+        fits.quality: Key `model.seed`: expected a whole number, but got 1.5.
+    """
+    return [Problem("", f"{who}: {problem}") for problem in problems]
+
+
+def _strangers(folder: Path) -> list[str]:
+    """The files and folders in a folder without a record that no study made.
+
+    A study that was stopped while it checked leaves its lock and its logs. Without the lock, a folder `logs` is the user's.
+    """
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(f".{RECORD}.")]
+    return [name for name in names if LOCK not in names or name not in WRITTEN_WHILE_CHECKING]
 
 
 class Runner:
@@ -131,7 +157,7 @@ class Runner:
         jobs += [
             (f"fits.{name}", {"do": "check_fit", "words": command_of(fit)}) for name, fit in self.study.fits.items()
         ]
-        problems: list[str] = []
+        problems: list[Problem] = []
         with self._pool(self.parallel) as pool:
             futures = [(name, pool.submit(self._in_worker, f"check {name}", each)) for name, each in jobs]
             self._wait_for([future for _, future in futures])
@@ -139,10 +165,7 @@ class Runner:
                 try:
                     future.result()
                 except ConfigError as error:
-                    problems += [
-                        p.removeprefix("check ") if name != "evaluation" else p.removeprefix("check evaluation: ")
-                        for p in error.problems
-                    ]
+                    problems += error.problems if name == "evaluation" else said_by(name, error.problems)
         if problems:
             raise ConfigError(problems)
 
@@ -213,8 +236,10 @@ class Runner:
         self.forecast.share(step.label, 0.0)
         try:
             peak = self._fit(step) if step.kind == "fit" else self._in_worker(step.label, step.job)["peak_memory_mb"]
-        except BaseException:
+        except BaseException as error:
             self.ledger.pause(step, time.monotonic() - began)
+            if isinstance(error, ConfigError):
+                raise ConfigError(said_by(step.label, error.problems)) from error
             raise
         self.ledger.finish(step, time.monotonic() - began, peak)
         self.forecast.finish(step.label)
@@ -286,7 +311,7 @@ def _read(file: Path) -> dict[str, Any]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[IO[str]]:
     """Let one study at a time into a folder; the fits of a killed one count until they have stopped."""
-    with (folder / ".lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:

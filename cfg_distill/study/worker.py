@@ -13,6 +13,7 @@ import resource
 import sys
 import traceback
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from cfg_distill.errors import ConfigError
@@ -36,7 +37,7 @@ def main() -> None:
         try:
             answer = do(json.loads(line), lambda share: say({"share": share}))
         except ConfigError as error:
-            say({"problems": list(map(str, error.problems))})
+            say({"problems": [asdict(problem) for problem in error.problems]})
         except Exception as error:
             traceback.print_exc()
             say({"failed": f"{type(error).__name__}: {error}"})
