@@ -21,6 +21,11 @@ class Override:
     value: Any
     append: bool = False
 
+    @classmethod
+    def of(cls, key: str, value: Any) -> Override:
+        """The override of a dotted key; ``a.b+`` appends."""
+        return cls(tuple(key.removesuffix("+").split(".")), value, key.endswith("+"))
+
 
 def overrides_of(words: Sequence[str]) -> list[Override]:
     """The overrides among the words of a command line.
@@ -36,8 +41,7 @@ def overrides_of(words: Sequence[str]) -> list[Override]:
         if not equals and words and not words[0].startswith("--"):
             value = words.pop(0)
         if name.startswith("--") and name.split("=")[0] not in _NOT_OVERRIDES and not name.endswith(".help"):
-            append = name.endswith("+")
-            found.append(Override(tuple(name[2:].removesuffix("+").split(".")), _loaded(value), append))
+            found.append(Override.of(name[2:], _loaded(value)))
     return found
 
 
