@@ -275,9 +275,10 @@ def write_front(
     claims: Sequence[Mapping[str, str]] = (),
     title: str = "",
 ) -> str:
-    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; returns the table."""
+    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; return the table."""
     from cfg_distill.evaluation.figure import front_figure
-    from cfg_distill.evaluation.table import front_table
+    from cfg_distill.evaluation.front import hypervolumes
+    from cfg_distill.evaluation.table import front_table, hypervolume_line
 
     points = [system.point() for system in systems]
     first = systems[0]
@@ -285,12 +286,15 @@ def write_front(
         f"{len(first.prompts)} held-out prompts, {first.samples} samples of each, sampling seeds"
         f" {', '.join(map(str, first.seeds))}; bars: 95 % bootstrap intervals over prompts and seeds"
     )
+    volumes = hypervolumes(points, headline)
     table = f"{front_table(points)}\n\n{note.replace('bars', '±')}.\n"
+    table += "".join(f"{hypervolume_line(volume)}\n" for volume in volumes)
     for claim in claims:
         table += f"\n{claim['verdict'].upper():9}  {claim['claim']}\n           {claim['evidence']}\n"
     if out is None:
         return table
-    write_text(out / "front.json", json.dumps({"systems": points, "claims": list(claims)}, indent=1) + "\n")
+    front = {"systems": points, "claims": list(claims), "hypervolume": volumes}
+    write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
         figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
         staged = out / ".front.png"
