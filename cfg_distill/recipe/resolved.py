@@ -19,6 +19,7 @@ class Recipe:
     Attributes:
         files: the files, found.
         values: their keys and values merged, later files over earlier ones, and the overrides over all of them.
+        of_files: the same without the overrides.
 
     Example:
         >>> recipe = Recipe.read(["recipes/tunes/quality.yaml"], {"trainer.max_steps": 5, "model.losses.kl.weight": 2.0})
@@ -28,6 +29,7 @@ class Recipe:
 
     files: tuple[Path, ...]
     values: dict[str, Any]
+    of_files: dict[str, Any]
 
     @classmethod
     def read(cls, files: Sequence[str | Path], overrides: Mapping[str, Any] | Sequence[Override] = ()) -> Recipe:
@@ -41,12 +43,12 @@ class Recipe:
             ConfigError: a file that is missing or holds no keys and values. Wrong keys and values are found later.
         """
         found = tuple(find_file(file) for file in files)
-        values = merged(found)
+        of_files = values = merged(found)
         if isinstance(overrides, Mapping):
             overrides = [Override.of(key, value) for key, value in overrides.items()]
         for override in overrides:
             values = put(values, override)
-        return cls(found, values)
+        return cls(found, values, of_files)
 
     def at(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path; ``init_args`` may be left out of it. Absent or empty: the default."""
@@ -56,6 +58,10 @@ class Recipe:
                 node = node.get("init_args")
             node = node.get(key) if isinstance(node, dict) else None
         return default if node is None else node
+
+    def names_class(self, key: str) -> bool:
+        """Whether it names a class of its own for ``model`` or ``data``, so that their keys lie under ``init_args``."""
+        return isinstance(given := self.values.get(key), str) or (isinstance(given, dict) and "class_path" in given)
 
     @property
     def run_name(self) -> str:

@@ -20,7 +20,6 @@ from cfg_distill.evaluation.written import Writer
 from cfg_distill.generators import device, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.merging import merge_folders
-from cfg_distill.recipe.files import merged, with_recipes_found
 from cfg_distill.sampling import Sampling, problems_of_lengths
 from cfg_distill.study.claims import finding, judge
 from cfg_distill.study.config import Claims
@@ -92,8 +91,7 @@ def check_fit(report: Report, words: Sequence[str]) -> None:
     """
     from cfg_distill.recipe.command_line import start
 
-    given, files = with_recipes_found(words[1:])
-    start("fit", given, files, merged(files), check_only=True)
+    start("fit", words[1:], check_only=True)
 
 
 def export(report: Report, fit: str, out: str) -> None:

@@ -56,7 +56,8 @@ def walked(recipe: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Whole, "model")
     walk = Walk()
-    return walk.problems, walk.keys(parser, {"model": recipe})["model"]
+    left = walk.keys(parser, {"model": recipe})["model"]
+    return list(map(str, walk.problems)), left
 
 
 GOOD = {
