@@ -225,7 +225,7 @@ def run_version(root: Path, resume: bool) -> int:
     return version
 
 
-def start(command: str, argv: Sequence[str], check_only: bool = False) -> None:
+def start(command: str, argv: Sequence[str], check_only: bool = False) -> CommandLine:
     """Build the command line for what the recipe names, and run it, unless it shall only be checked.
 
     Args:
@@ -241,7 +241,7 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> None:
     quieten()
     by_path = {key: recipe.names_class(key) for key in ("model", "data")}
     try:
-        CommandLine(
+        return CommandLine(
             command,
             words,
             recipe,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import astuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from cfg_distill.data import read_prompts
@@ -13,6 +14,7 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.merging.methods import problems_of_merge
 from cfg_distill.study.config import Fit, Study, SystemConfig, unknown_name
+from cfg_distill.study.jobs import CheckEvaluation, CheckFit, Job, said_by
 
 LARGEST_SEED = 2**40
 """Evaluation multiplies a seed by a million; the product must fit into 64 bits."""
@@ -58,33 +60,58 @@ def without_echoes(first: Iterable[Problem], then: Iterable[Problem]) -> list[Pr
     first = list(first)
     known = [problem.path for problem in first if problem.path]
 
-    def echoes(path: str) -> bool:
-        return any(path == key or path.startswith((f"{key}.", f"{key}[")) for key in known)
+    def echoes(problem: Problem) -> bool:
+        path = problem.path
+        return problem in first or any(path == key or path.startswith((f"{key}.", f"{key}[")) for key in known)
 
-    return first + [problem for problem in then if not echoes(problem.path)]
+    return first + [problem for problem in then if not echoes(problem)]
 
 
-def said_by(who: str, problems: Iterable[Problem]) -> list[Problem]:
-    """Problems as they stand in a recipe or a step, with its name in front.
+def command_of(fit: Fit) -> list[str]:
+    """The words a user would type after ``cfg-distill``."""
+    words = ["fit", "--config", fit.config]
+    for key, value in fit.overrides.items():
+        words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+    return words
 
-    Example:
-        >>> print(said_by("fits.quality", [Problem("model.seed", "expected a whole number, but got 1.5.")])[0])
-        fits.quality: Key `model.seed`: expected a whole number, but got 1.5.
+
+def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, Job]:
+    """What workers check before anything runs: the evaluation, and every fit by the name that its problems get.
+
+    Args:
+        study: the study.
+        known: problems that are known already: the parts that they are about are left out.
     """
-    return [Problem("", f"{who}: {problem}") for problem in problems]
+
+    def is_fine(key: str) -> bool:
+        return not any(problem.path == key or problem.path.startswith(f"{key}.") for problem in known)
+
+    made = {*study.fits, *study.merges}
+    groups = {"baselines": study.baselines, "systems": study.systems}
+    fine = [system for key, group in groups.items() for name, system in group.items() if is_fine(f"{key}.{name}")]
+    models = sorted({system.model for system in fine} - made)
+    evaluation, parts = study.evaluation, ("evaluation", "fits", "merges", "baselines", "systems")
+    jobs: dict[str, Job] = {}
+    if is_fine("evaluation.metrics"):
+        sampled = systems_by_folder(study) if all(map(is_fine, parts)) else []
+        jobs["evaluation"] = CheckEvaluation(evaluation, models, sampled)
+    for name, fit in study.fits.items():
+        if fit.config and is_fine(f"fits.{name}.config"):
+            jobs[f"fits.{name}"] = CheckFit(command_of(fit))
+    return jobs
 
 
-def folders_with_guidance(study: Study) -> list[tuple[str, SystemConfig]]:
-    """The folder of every system, with a system that is sampled from it; each folder once per guidance.
+def systems_by_folder(study: Study) -> list[SystemConfig]:
+    """Every system with the folder of its model, each folder once per guidance.
 
     A student or a merge stands for the folder that its fit begins with: that one is there before the fits.
     """
-    found: dict[tuple[Any, ...], tuple[str, SystemConfig]] = {}
+    found: dict[tuple[Any, ...], SystemConfig] = {}
     for system in study.all_systems().values():
         folder = _folder_of(study, system.model)
-        guidance = (system.guidance, system.negative, system.negative_system)
         if folder:
-            found.setdefault((folder, *guidance), (folder, system))
+            guidance = (system.guidance, system.negative, system.negative_system)
+            found.setdefault((folder, *guidance), replace(system, model=folder))
     return list(found.values())
 
 
@@ -123,7 +150,7 @@ def _problems_of_model(key: str, model: str, earlier: list[str]) -> list[Problem
         return []
     if "/" not in model and ":" not in model and not find_file(model).exists():
         return [unknown_name(key, model, earlier, "a model folder or a fit or merge named further up")]
-    return _under(key, problems_of_folder(model))
+    return ConfigError(problems_of_folder(key, model)).problems
 
 
 def _problems_of_adapters(study: Study, fits: dict[str, Fit]) -> list[Problem]:
@@ -191,14 +218,19 @@ def _problems_of_evaluation(study: Study) -> list[Problem]:
         problems.append(Problem("seeds", f"expected one or more different numbers, but got {given.seeds}."))
     if any(abs(seed) > LARGEST_SEED for seed in given.seeds):
         problems.append(Problem("seeds", f"expected whole numbers of at most {LARGEST_SEED}, but got {given.seeds}."))
-    least = {"samples": 1, "max_new_tokens": 1, "batch_size": 1, "top_k": 0, "written": 0, "written_samples": 0}
+    if given.samples < 2:
+        text = f"expected at least 2, since one sample of a prompt has no diversity, but got {given.samples}."
+        problems.append(Problem("samples", text))
+    least = {"max_new_tokens": 1, "batch_size": 1, "top_k": 0, "written": 0, "written_samples": 0}
     for name, lowest in least.items():
         value = vars(given)[name]
         if value < lowest:
             problems.append(Problem(name, f"expected at least {lowest}, but got {value}."))
     problems += _not_a_number_from_0("temperature", given.temperature)
     if not 0 < given.top_p <= 1:
-        problems.append(Problem("top_p", f"expected a number above 0 and up to 1 (1 keeps all), but got {given.top_p}."))
+        problems.append(
+            Problem("top_p", f"expected a number above 0 and up to 1 (1 keeps all), but got {given.top_p}.")
+        )
     return _under("evaluation", problems)
 
 
@@ -213,8 +245,7 @@ def _problems_of_claims(study: Study) -> list[Problem]:
     if study.claims is None:
         return []
     known = study.all_systems()
-    start, guidance, quality, diversity, merge, *_ = astuple(study.claims)
-    asked = {"start": start, "guidance": guidance, "quality": quality, "diversity": diversity, "merge": merge}
+    asked = {key: vars(study.claims)[key] for key in ("start", "guidance", "quality", "diversity", "merge")}
     problems = [unknown_name(key, name, known, "a system") for key, name in asked.items() if name not in known]
     for name in study.claims.temperature:
         if name not in known:

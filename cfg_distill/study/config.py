@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -19,6 +18,9 @@ from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file
 from cfg_distill.recipe import Recipe
 from cfg_distill.recipe.types import describe
+
+if TYPE_CHECKING:
+    from cfg_distill.evaluation.system import Kind
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
@@ -46,13 +48,6 @@ class Fit:
             ConfigError: there is no such recipe, or it cannot be read.
         """
         return Recipe.read([self.config], self.overrides)
-
-    def command(self) -> list[str]:
-        """The words a user would type after ``cfg-distill``."""
-        words = ["fit", "--config", self.config]
-        for key, value in self.overrides.items():
-            words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
-        return words
 
 
 @dataclass
@@ -183,7 +178,7 @@ class Study:
         students = {name: SystemConfig(name) for name in (*self.fits, *self.merges)}
         return self.baselines | students | self.systems
 
-    def kind(self, name: str) -> str:
+    def kind(self, name: str) -> Kind:
         """What a system is."""
         point = self.all_systems()[name]
         if point.guidance != 1.0:
@@ -283,7 +278,7 @@ class _Reader:
 
     def _value(self, hint: Any, key: str, content: Any) -> Any:
         """The value of one key; None when it is wrong as a whole."""
-        (kind,) = [each for each in get_args(hint) or (hint,) if dataclasses.is_dataclass(each)] or [None]
+        kind: Any = next((each for each in get_args(hint) or (hint,) if dataclasses.is_dataclass(each)), None)
         if get_origin(hint) is not dict and kind is not None:
             optional = content is None and type(None) in get_args(hint)
             return None if optional else self.dataclass_of(kind, key, content)
