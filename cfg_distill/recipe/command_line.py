@@ -257,7 +257,7 @@ class CommandLine(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
 
-def start(command: str, argv: Sequence[str], check_only: bool = False) -> None:
+def start(command: str, argv: Sequence[str], check_only: bool = False) -> CommandLine:
     """Build the command line for what the recipe names, and run it, unless it shall only be checked.
 
     Args:
@@ -273,7 +273,7 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> None:
     quieten()
     by_path = {key: recipe.names_class(key) for key in ("model", "data")}
     try:
-        CommandLine(
+        return CommandLine(
             command,
             words,
             recipe,
