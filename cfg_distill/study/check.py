@@ -53,6 +53,13 @@ def recipe_of(fit: Fit) -> dict[str, Any]:
     return recipe
 
 
+def generator_modules(fit: Fit) -> list[str]:
+    """The module of the generator that the recipe of a fit names: code that the user trusts."""
+    generator: Any = (recipe_of(fit).get("model") or {}).get("generator") or {}
+    class_path = generator.get("class_path", "") if isinstance(generator, dict) else generator
+    return [str(class_path).rpartition(".")[0]]
+
+
 def command_of(fit: Fit) -> list[str]:
     """The words a user would type after ``cfg-distill``."""
     words = ["fit", "--config", fit.config]

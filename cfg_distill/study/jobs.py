@@ -96,10 +96,14 @@ def check_fit(report: Report, words: Sequence[str]) -> None:
     start("fit", given, files, merged(files), check_only=True)
 
 
-def export(report: Report, fit: str, out: str) -> None:
-    """The student of a finished fit as a plain folder: the averages of StudentEMA when it has them."""
+def export(report: Report, fit: str, out: str, trust: Sequence[str] = ()) -> None:
+    """The student of a finished fit as a plain folder: the averages of StudentEMA when it has them.
+
+    Args:
+        trust: the module of the generator that the recipe names.
+    """
     checkpoint = json.loads((Path(fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
-    print(checkpoints.export(Path(checkpoint), Path(out)))
+    print(checkpoints.export(checkpoint, out, overwrite=True, trust=trust))
 
 
 def merge(report: Report, models: Sequence[str], weights: Sequence[float], method: str, start: str, out: str) -> None:

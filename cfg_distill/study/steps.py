@@ -12,7 +12,7 @@ from typing import Any, Literal
 import cfg_distill
 from cfg_distill.errors import ConfigError
 from cfg_distill.files import write_text
-from cfg_distill.study.check import command_of, recipe_of
+from cfg_distill.study.check import command_of, generator_modules, recipe_of
 from cfg_distill.study.config import Fit, Point, Study
 from cfg_distill.study.record import digest, digests, source_digest
 
@@ -61,7 +61,7 @@ def plan(study: Study, out: Path) -> list[Step]:
         needs, start = use(fit.start)
         folder = out / "students" / name
         steps.append(_fit_step(name, fit, start, needs, out))
-        export = {"do": "export", "fit": str(out / "fits" / name), "out": str(folder)}
+        export = {"do": "export", "fit": str(out / "fits" / name), "out": str(folder), "trust": generator_modules(fit)}
         steps.append(Step("export", name, export, [folder], [f"fit {name}"], None, 2.0))
         made[name] = (f"export {name}", str(folder))
     for name, merge in study.merges.items():
