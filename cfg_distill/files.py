@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import glob
+import json
 import os
 import shutil
 from collections.abc import Collection, Iterable, Iterator
@@ -41,6 +43,8 @@ def write_text(file: str | Path, text: str, durable: bool = True) -> None:
 
 # Folders that are replaced
 
+MERGE_FILE, CARRIED_KEY = "merge.json", "carried"
+"""Where a merge names the files that it took along under unusual names."""
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -63,7 +67,7 @@ MODEL_FILES = (
     "modeling_*.py",
     "tokenization_*.py",
     "processing_*.py",
-    "merge.json",
+    MERGE_FILE,
     "cfg_distill.json",
     "LICENSE*",
     "NOTICE*",
@@ -74,7 +78,8 @@ MODEL_FILES = (
 def strangers(folder: str | Path, known: Collection[str] = MODEL_FILES) -> list[str]:
     """The files in a folder that this package does not write there, by their paths inside of it.
 
-    A link is always a stranger, and so is a folder without a known file in it.
+    A link is always a stranger, and so is a folder without a known file in it. A file that a merge took along is none: the
+    folder's ``merge.json`` names it.
 
     Args:
         folder: an existing folder.
@@ -89,6 +94,7 @@ def strangers(folder: str | Path, known: Collection[str] = MODEL_FILES) -> list[
         ['thesis.tex']
     """
     folder = Path(folder)
+    known = [*known, *map(glob.escape, _carried(folder))]
     paths = [path.relative_to(folder) for path in folder.rglob("*")]
     ours = {
         path for path in paths if _is_plain_file(folder / path) and any(_matches(path, pattern) for pattern in known)
@@ -99,6 +105,13 @@ def strangers(folder: str | Path, known: Collection[str] = MODEL_FILES) -> list[
 
 def _matches(path: Path, pattern: str) -> bool:
     return path.match(pattern) and len(path.parts) == len(Path(pattern).parts)
+
+
+def _carried(folder: Path) -> list[str]:
+    try:
+        return list(map(str, json.loads((folder / MERGE_FILE).read_text(encoding="utf-8"))[CARRIED_KEY]))
+    except (OSError, ValueError, LookupError, TypeError):  # no merge, or none that took anything along
+        return []
 
 
 def _is_plain_file(path: Path) -> bool:
