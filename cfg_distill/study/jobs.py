@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -137,16 +137,18 @@ class Export:
     Attributes:
         fit: the folder of the fit.
         out: the folder to write.
+        trust: modules beside this package that the checkpoint may name: the one of the recipe's generator.
     """
 
     fit: str
     out: str
+    trust: list[str] = field(default_factory=list)
 
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill import checkpoints
 
         checkpoint = json.loads((Path(self.fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
-        print(checkpoints.export(Path(checkpoint), Path(self.out)))
+        print(checkpoints.export(Path(checkpoint), Path(self.out), overwrite=True, trust=self.trust))
         return {}
 
 
@@ -316,9 +318,9 @@ def encoded(job: Job) -> str:
 
     Example:
         >>> encoded(Export("fits/a", "students/a"))
-        '{"cfg_distill.study dataclass": "Export", "fit": "fits/a", "out": "students/a"}'
+        '{"cfg_distill.study dataclass": "Export", "fit": "fits/a", "out": "students/a", "trust": []}'
         >>> decoded(encoded(Export("fits/a", "students/a")))
-        Export(fit='fits/a', out='students/a')
+        Export(fit='fits/a', out='students/a', trust=[])
     """
     return json.dumps(job, default=_as_mapping)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.study.check import command_of
+from cfg_distill.study.check import command_of, generator_modules
 from cfg_distill.study.config import Fit, Study, SystemConfig
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders
 from cfg_distill.study.record import digest, digests
@@ -57,7 +57,7 @@ def plan(study: Study, out: Path) -> list[Step]:
         needs, start = use(fit.start)
         folder = out / "students" / name
         steps.append(_fit_step(name, fit, start, needs, out))
-        export = Export(str(out / "fits" / name), str(folder))
+        export = Export(str(out / "fits" / name), str(folder), generator_modules(fit))
         steps.append(Step("export", name, export, [folder], [f"fit {name}"], None, 2.0))
         made[name] = (f"export {name}", str(folder))
     for name, merge in study.merges.items():
