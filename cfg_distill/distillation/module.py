@@ -4,6 +4,7 @@ Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -12,10 +13,18 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from cfg_distill.checkpoints import trained_names
+from cfg_distill.checkpoints import student_weights, trained_names
+from cfg_distill.distillation.finite import (
+    PATIENCE,
+    gradient_norm,
+    not_finite,
+    problems_of_gradient,
+    problems_of_optimizer,
+)
 from cfg_distill.distillation.gradients import norms
 from cfg_distill.distillation.memory import advice_on_memory
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
@@ -119,6 +128,9 @@ class CFGDistillation(L.LightningModule):
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[str] = ()
         self._count = torch.zeros(())
+        # The unweighted sums of the losses since the last step of the optimiser, and steps in a row that a scaler skipped.
+        self._sums: dict[str, Tensor] = {}
+        self._skipped = 0
         self._teacher_fingerprint = ""
         # What the recipe says, and what that of the checkpoint said: see cfg_distill.distillation.resuming.
         self._configured: dict[str, Any] = {"losses": {name: loss.weight.item() for name, loss in losses.items()}}
@@ -244,6 +256,7 @@ class CFGDistillation(L.LightningModule):
                 accumulated = self.trainer.accumulate_grad_batches
                 self.trainer.strategy.backward(total / self._count_scale / accumulated, None)
                 earlier += total.detach()
+        self._sums = {name: self._sums.get(name, 0.0) + sums[name] for name in self._mix}
         count = self._count_of(drawn.mask_NKT)
         self._log_step(drawn, weights, sums, count)
         self._count = self._count.to(count.device) + count
@@ -254,13 +267,42 @@ class CFGDistillation(L.LightningModule):
         """Nothing: Lightning calls this between training_step and the backward pass, and micro-batches have gone by."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn Lightning's mean of means over micro-batches and ranks into all-reduced sum over all-reduced count."""
-        counts = cast(Tensor, self.all_gather(self._count))
-        factor = self._count_scale * self.trainer.accumulate_grad_batches / counts.float().mean().item()
+        """Stop at a gradient that is not finite, and turn Lightning's mean of means over micro-batches and ranks into the
+        all-reduced sum over the all-reduced count.
+
+        Raises:
+            ConfigError: on all ranks alike, before the optimiser moves.
+        """
+        is_finite = gradient_norm(self.student.parameters()).isfinite().to(self._count.device, self._count.dtype)
+        every_R2 = cast(Tensor, self.all_gather(torch.stack([self._count, is_finite]))).view(-1, 2)
+        counts_R = every_R2[:, 0]
+        mean_count, all_finite = torch.stack([counts_R.float().mean(), every_R2[:, 1].amin().float()]).tolist()
+        if not all_finite:
+            self._stop_unless_skipped()
+        else:
+            self._skipped = 0
+        if found := problems_of_optimizer(optimizer):
+            raise ConfigError([problem.under("model") for problem in found])
+        factor = self._count_scale * self.trainer.accumulate_grad_batches / mean_count
         for parameter in self.student.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-        self._count = torch.zeros_like(self._count)
+        self._count, self._sums = torch.zeros_like(self._count), {}
+
+    def _stop_unless_skipped(self) -> None:
+        """Stop before a step with a gradient that is not finite; of a gradient scaler only when it is not to blame.
+
+        Scaled for float16, a sound gradient may overflow. The scaler then skips the step and lowers its factor, which is how it
+        finds one. A loss that is not finite has another cause, and so have many skipped steps in a row.
+        """
+        local_L = torch.stack([value.float() for value in self._sums.values()])
+        sums = dict(zip(self._sums, cast(Tensor, self.all_gather(local_L)).view(-1, len(local_L)).sum(0), strict=True))
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+            self._skipped += 1
+            if self._skipped < PATIENCE and all(value.isfinite() for value in sums.values()):
+                return
+        raise ConfigError([problem.under("model") for problem in problems_of_gradient(sums, self.global_step)])
 
     def validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
@@ -369,6 +411,21 @@ class CFGDistillation(L.LightningModule):
                 if name.startswith(prefixes) or (name.startswith("student.") and name not in trained)]  # fmt: skip
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained.
+
+        Raises:
+            ConfigError: the student holds NaN or infinity: the checkpoint before is the better one. Where the fit ends by an
+                exception already, that exception.
+        """
+        start = {} if self.teacher is None else self.teacher.state_dict()
+        if names := not_finite(student_weights(self), {f"student.{name}": tensor for name, tensor in start.items()}):
+            if (reason := sys.exception()) is not None:
+                raise reason  # the cause: what follows from it must not hide it
+            raise ConfigError(
+                f"After {self.global_step} steps the student holds NaN or infinity ({len(names)} tensors, such as"
+                f" `{names[0]}`): no checkpoint was written, and the last one is as it was. Lower"
+                " `model.optimizer.init_args.lr`, and resume from that checkpoint."
+            )
         state = checkpoint["state_dict"]
         for name in self._frozen_of(list(state)):
             del state[name]

@@ -37,7 +37,12 @@ class RunningMean(nn.Module):
         self.updates = nn.Buffer(torch.zeros((), dtype=torch.long))
 
     def update(self, total: Tensor, count: Tensor) -> None:
-        """Take in a batch: the sum and the number of its values, already summed over ranks."""
+        """Take in a batch: the sum and the number of its values, already summed over ranks.
+
+        A batch with NaN or infinity leaves the mean as it is: the run that it stops can be resumed.
+        """
+        if not total.isfinite().all():
+            return
         newest = max(1 - self.momentum, 1 / (int(self.updates) + 1))
         self.value.lerp_((total / count).to(self.value), newest)
         self.updates += 1
