@@ -315,3 +315,22 @@ def test_a_recipe_names_them(clap: CLAP, reference: str) -> None:
         spec = {"class_path": f"cfg_distill.metrics.{name}", "init_args": arguments}
         metric = parser.instantiate_classes(parser.parse_object({"metric": spec})).metric
         assert type(metric).__name__ == name and not metric.problems()
+
+
+@pytest.mark.parametrize("metric", [AudioRepetition, ClippingRate, SilenceRate])
+def test_autocast_changes_nothing(metric: type[SampleMetric]) -> None:
+    clips = [
+        Waveform(torch.cat([noise(0.7, seed).samples, noise(0.7, seed % 2).samples], -1), 16000) for seed in range(4)
+    ]
+    samples = samples_of([clips[:2], clips[2:]])
+    plain = metric().score(samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(metric().score(samples), plain)
+
+
+def test_distances_between_sets_keep_their_digits_under_autocast() -> None:
+    vectors_ND, reference_RD = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    for statistic in (frechet_distance, kernel_distance):
+        plain = statistic(vectors_ND, reference_RD)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(statistic(vectors_ND, reference_RD), plain)
