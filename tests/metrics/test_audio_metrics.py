@@ -319,13 +319,21 @@ def test_a_recipe_names_them(clap: CLAP, reference: str) -> None:
 
 @pytest.mark.parametrize("metric", [AudioRepetition, ClippingRate, SilenceRate])
 def test_autocast_changes_nothing(metric: type[SampleMetric]) -> None:
-    clips = [
-        Waveform(torch.cat([noise(0.7, seed).samples, noise(0.7, seed % 2).samples], -1), 16000) for seed in range(4)
-    ]
+    clips = [Waveform(torch.cat([noise(s, 0.7).samples, noise(s % 2, 0.7).samples], -1), 8000) for s in range(4)]
     samples = samples_of([clips[:2], clips[2:]])
     plain = metric().score(samples)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(metric().score(samples), plain)
+
+
+def test_loops_are_told_apart_under_autocast_as_finely_as_without() -> None:
+    first = noise(0, 0.7).samples
+    clip = Waveform(torch.cat([first, first + noise(1, 0.7, level=0.05).samples], -1), 8000)
+    bounds = [0.97 + step * 0.0001 for step in range(300)]
+    plain = [repeated_share(clip, similarity=bound) for bound in bounds]
+    assert len(set(plain)) > 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [repeated_share(clip, similarity=bound) for bound in bounds] == plain
 
 
 def test_distances_between_sets_keep_their_digits_under_autocast() -> None:
