@@ -178,9 +178,8 @@ class CFGDistillation(L.LightningModule):
     def train(self, mode: bool = True) -> "CFGDistillation":
         """Frozen models never leave eval mode, and the student does only when its dropout is wanted."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, Embedder) or module is self.teacher:
-                module.eval()
+        for module in self._frozen_parts().values():
+            module.eval()
         if not self.dropout:
             self.student.eval()
         return self
@@ -400,13 +399,19 @@ class CFGDistillation(L.LightningModule):
 
     # Checkpoints hold what is trained of the student, and what the losses learnt; frozen weights come from where they came from
 
-    def _frozen_prefixes(self) -> tuple[str, ...]:
-        frozen = [n for n, m in self.named_modules() if isinstance(m, Embedder) or m is self.teacher]
-        return tuple(f"{name}." for name in frozen)
+    def _frozen_parts(self) -> dict[str, nn.Module]:
+        """The teacher, and the judges that losses hold without a box: embedders, and modules whose weights are all frozen."""
+        parts: dict[str, nn.Module] = {} if self.teacher is None else {"teacher": self.teacher}
+        for name, part in self.losses.named_modules(prefix="losses"):
+            parameters = list(part.parameters())
+            if isinstance(part, Embedder) or (parameters and not any(p.requires_grad for p in parameters)):
+                parts[name] = part
+        return parts
 
     def _frozen_of(self, names: Iterable[str]) -> list[str]:
         """Those of the names in a state dict that a checkpoint does not hold."""
-        prefixes, trained = self._frozen_prefixes(), {f"student.{name}" for name in trained_names(self.student)}
+        prefixes = tuple(f"{name}." for name in self._frozen_parts())
+        trained = {f"student.{name}" for name in trained_names(self.student)}
         return [name for name in names
                 if name.startswith(prefixes) or (name.startswith("student.") and name not in trained)]  # fmt: skip
 
