@@ -36,6 +36,8 @@ from cfg_distill.generators.products import onednn
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Loss, LossInputs, mix
 from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
+from cfg_distill.rewards import Reward
+from cfg_distill.rewards.running import RunningMean
 from cfg_distill.sampling import Rollout, Sampling, problems_of_lengths, rollout
 from cfg_distill.sampling.samples import Samples, decoded
 
@@ -404,7 +406,10 @@ class CFGDistillation(L.LightningModule):
         parts: dict[str, nn.Module] = {} if self.teacher is None else {"teacher": self.teacher}
         for name, part in self.losses.named_modules(prefix="losses"):
             parameters = list(part.parameters())
-            if isinstance(part, Embedder) or (parameters and not any(p.requires_grad for p in parameters)):
+            # A reward may have no weights but those of its judge, and still has a running mean that is learnt.
+            learns = any(isinstance(each, Loss | Reward | RunningMean) for each in part.modules())
+            is_frozen = bool(parameters) and not learns and not any(p.requires_grad for p in parameters)
+            if is_frozen or isinstance(part, Embedder):
                 parts[name] = part
         return parts
 

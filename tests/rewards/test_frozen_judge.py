@@ -19,6 +19,7 @@ from cfg_distill.losses import PolicyGradient, ReverseKL
 from cfg_distill.metrics import LogProbability
 from cfg_distill.metrics.likelihood import Reader
 from cfg_distill.rewards import Frozen, PairwiseDiversity, PromptAdherence, SampleReward
+from cfg_distill.rewards.running import RunningMean
 from cfg_distill.sampling.samples import Samples
 
 
@@ -34,6 +35,7 @@ class Boxed(SampleReward):
 
     def __init__(self) -> None:
         super().__init__()
+        self.past = RunningMean(0.9)  # is learnt: it must go on, and be saved
         self.judge = Frozen(judge())
         self.modes: list[bool] = []
 
@@ -42,6 +44,8 @@ class Boxed(SampleReward):
 
     def score(self, samples: Samples) -> Tensor:
         self.modes.append(self.judge_on(samples).training)
+        if self.training:
+            self.past.update(torch.ones(()), torch.ones(()))
         return self.judge_on(samples)(samples.rollout.tokens_BGKT[:, :, 0, :1].float())[..., 0]
 
 
@@ -66,7 +70,13 @@ def test_a_judge_is_neither_saved_nor_put_into_train_mode(kind: type[Boxed], tin
     assert reward.training and reward.modes == [False] * 3
     fitted.save_checkpoint(tmp_path / "student.ckpt")
     state = torch.load(tmp_path / "student.ckpt", weights_only=True)["state_dict"]
-    assert [name for name in state if not name.startswith("student.")] == ["losses.kl.weight", "losses.judged.weight"]
+    assert [name for name in state if not name.startswith("student.")] == [
+        "losses.kl.weight",
+        "losses.judged.weight",
+        "losses.judged.reward.past.value",
+        "losses.judged.reward.past.updates",
+    ]
+    assert state["losses.judged.reward.past.updates"] == 3
     torch.manual_seed(0)
     again = student_of(tiny_model, losses={"kl": ReverseKL(), "judged": PolicyGradient(kind(), weight=0.1)})
     trainer([], tmp_path, max_epochs=2).fit(again, batches(3), ckpt_path=str(tmp_path / "student.ckpt"))
