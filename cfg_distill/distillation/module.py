@@ -34,21 +34,12 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.generators.products import onednn
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Loss, LossInputs, mix
-from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
+from cfg_distill.losses import LOGITS_CHUNK, CellLoss, Loss, LossInputs, mix
+from cfg_distill.metrics.model import DISTANCE, ENTROPIES
 from cfg_distill.rewards import Reward
 from cfg_distill.rewards.running import RunningMean
 from cfg_distill.sampling import Rollout, Sampling, problems_of_lengths, rollout
 from cfg_distill.sampling.samples import Samples, decoded
-
-# What is logged whatever the losses are: a value for each cell.
-_ENTROPIES: dict[str, CellTerm] = {
-    "entropy_student": lambda cells: entropy_cells(cells.student_log_probs_MV),
-    "entropy_teacher": lambda cells: entropy_cells(cells.teacher_log_probs_MV),
-}
-_DISTANCE: dict[str, CellTerm] = {
-    "kl_per_token": lambda cells: reverse_kl_cells(cells.student_log_probs_MV, cells.teacher_log_probs_MV),
-}
 
 
 class CFGDistillation(L.LightningModule):
@@ -249,7 +240,7 @@ class CFGDistillation(L.LightningModule):
             self._measure_gradients(samples, parts, credits)
         for number, (prompts, rows) in enumerate(parts):
             inputs = self.score(samples, prompts, rows)
-            total, part = mix(self._mix, inputs, weights, credits, _ENTROPIES if measuring else None, self.logits_chunk)
+            total, part = mix(self._mix, inputs, weights, credits, ENTROPIES if measuring else None, self.logits_chunk)
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             if number + 1 < len(parts):
                 # Each micro-batch's graph is gone before the next; the last one's backward pass is Lightning's, which also
@@ -315,7 +306,7 @@ class CFGDistillation(L.LightningModule):
         samples = decoded(self.student, batch, drawn)
         sums: dict[str, Tensor] = {}
         for prompts, rows in self._micro_batches(batch):
-            part = mix({}, self.score(samples, prompts, rows), {}, {}, _DISTANCE | _ENTROPIES, self.logits_chunk)[1]
+            part = mix({}, self.score(samples, prompts, rows), {}, {}, DISTANCE | ENTROPIES, self.logits_chunk)[1]
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
         cells = int(drawn.mask_NKT.sum())
         # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.
@@ -387,7 +378,7 @@ class CFGDistillation(L.LightningModule):
         cells = drawn.mask_NKT.sum()
         shown = {"train/length": drawn.length_N.float().mean()}
         for name, value in sums.items():
-            if name in _ENTROPIES:
+            if name in ENTROPIES:
                 shown[f"train/{name}"] = value / cells
         for name, loss in self._mix.items():
             shown[f"train/{name}"] = sums[name] / count
