@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of
 from cfg_distill.generators import Generator
-from cfg_distill.recipe.checks import find_class
+from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.types import members
 
 STUDENT = "student."
@@ -139,9 +139,12 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _generator(spec: dict[str, Any], checkpoint: Path) -> Generator:
-    found = find_class(spec["class_path"], (Generator,), "a Generator")
-    if isinstance(found, str):
-        raise ConfigError(f"Checkpoint `{checkpoint}`: its generator cannot be made: {found}")
+    try:
+        found = find_class(spec["class_path"], (Generator,), "a Generator")
+    except ConfigError as error:
+        raise ConfigError(
+            [f"Checkpoint `{checkpoint}`: its generator: {each.text}" for each in error.problems]
+        ) from error
     generator = found(**_arguments(found, spec["init_args"]))
     if problems := generator.problems():
         raise ConfigError([f"Checkpoint `{checkpoint}`: its start model is needed again. {text}" for text in problems])
