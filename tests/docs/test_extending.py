@@ -103,7 +103,9 @@ def test_the_commands_of_a_section_run(heading: str, desk: Path) -> None:
 def test_the_page_leaves_no_block_out() -> None:
     for block in BLOCKS:
         assert block.language in ("sh", "python", "yaml") or (block.language, block.heading) == ("json", RENDERER)
-        assert block.language in ("sh", "json") or block.file is not None, f"a block under `{block.heading}` has no file name"
+        assert block.language in ("sh", "json") or block.file is not None, (
+            f"a block under `{block.heading}` has no file name"
+        )
 
 
 # The parts do what they say
