@@ -114,6 +114,15 @@ class Generator(nn.Module, ABC):
     takes_system: bool = False
     shortest_prompt: int = 1
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = False  # torch's default would switch dropout on in a script that only loads and calls
+
+    @property
+    def loaded(self) -> bool:
+        """Whether :meth:`load` has made :attr:`model`."""
+        return "model" in self._modules
+
     @property
     def num_codebooks(self) -> int:
         """K."""
@@ -125,7 +134,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def load(self) -> Self:
-        """Load the weights; does nothing the second time.
+        """Load the weights, in eval mode; does nothing the second time.
 
         Raises:
             ConfigError: the folder or hub name cannot be loaded.
@@ -231,6 +240,7 @@ class Generator(nn.Module, ABC):
         model = copy.deepcopy(self.model) if self.lora is None else without_adapter(self.model)
         frozen = copy.copy(self)
         frozen.lora = None
+        frozen.training = False
         frozen._modules = {"model": model.requires_grad_(False).eval()}
         return frozen
 

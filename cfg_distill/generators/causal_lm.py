@@ -130,11 +130,12 @@ class CausalLM(Generator):
     # Weights
 
     def load(self) -> Self:
-        if not hasattr(self, "model"):
+        if not self.loaded:
             self.model = self._load_model(self.path)
             if self.lora is not None:
                 self.lora.inject(self.model)
             use_products(self.model)
+            self.eval()  # peft's layers begin in train mode
         return self
 
     def load_weights(self, folder: str) -> None:

@@ -153,13 +153,14 @@ class Dia(Generator):
     # Weights
 
     def load(self) -> Self:
-        if not hasattr(self, "model"):
+        if not self.loaded:
             self.model = self._load_model(self.path)
             if self.lora is not None:
                 # Not on the head, which transformers does not name as one: the losses read its weights.
                 self.model.requires_grad_(False)
                 self.lora.inject(self.model.model)
             use_products(self.model)
+            self.eval()
             # In an object that no module registers: no checkpoint, average or optimiser sees the codec.
             self.sound = _Sound(from_hub(DiaProcessor, base_of(self.path), _KIND))
         return self

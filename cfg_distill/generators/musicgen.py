@@ -175,7 +175,7 @@ class MusicGen(Generator):
     # Weights
 
     def load(self) -> Self:
-        if not hasattr(self, "model"):
+        if not self.loaded:
             base = base_of(self.path)
             whole = self._load_whole(self.path)
             self.model = whole.decoder.to(getattr(torch, self.dtype))
@@ -185,6 +185,7 @@ class MusicGen(Generator):
             if self.lora is not None:
                 self.lora.inject(self.model)
             use_products(self.model)
+            self.eval()
         return self
 
     def load_weights(self, folder: str) -> None:

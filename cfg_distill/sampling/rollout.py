@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Guided
@@ -74,15 +74,10 @@ def rollout(
     stream: Stream = Guided(generator, guidance) if guidance is not None and guidance.active else generator
     if problems := problems_of_lengths(generator, prompts, sampling, guidance):
         raise ConfigError(problems)
-    was_training = generator.training
-    generator.eval()
-    try:
-        # The weights are laid out once a rollout: a few steps do not pay for it.
-        pack = sampling.pack_weights and sampling.max_new_tokens >= MIN_PACKED
-        with packed(generator.model) if pack else nullcontext():
-            tokens_NKT, mask_NKT, log_probs_NKT = _decode(stream, prompts, sampling, seed, generator.device)
-    finally:
-        generator.train(was_training)
+    # The weights are laid out once per rollout: a few steps do not pay for it.
+    pack = sampling.pack_weights and sampling.max_new_tokens >= MIN_PACKED
+    with in_eval_mode(generator), packed(generator.model) if pack else nullcontext():
+        tokens_NKT, mask_NKT, log_probs_NKT = _decode(stream, prompts, sampling, seed, generator.device)
     if not log_probs_NKT.isfinite().all():  # once a rollout: to look at every position would wait for the accelerator
         raise ConfigError(
             "The model diverged: its predictions are NaN or infinite. Take an earlier checkpoint of it, or train it again at a"
@@ -90,6 +85,18 @@ def rollout(
         )
     shape = (len(prompts), sampling.samples)
     return Rollout(*(tensor.unflatten(0, shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT)))
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode until the context ends; then every part of the model has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _decode(
