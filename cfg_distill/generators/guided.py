@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfg_distill.generators.base import DecodingState, Generator
 from cfg_distill.generators.scored import Scored
-from cfg_distill.guidance import Guidance, guided_logits
+from cfg_distill.guidance import Guidance, guided_logits, guided_states
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Guided:
         if prompt.states_NTD is None or negative.states_NTD is None or not self.guidance.mix_states:
             return Scored(logits_NKTV=guided_logits(prompt.whole().float(), negative.whole().float(), scale_T1))
         # The formula is affine, and so is the head: mixed states give mixed logits, for one head product instead of two.
-        states_NTD = guided_logits(prompt.states_NTD.float(), negative.states_NTD.float(), scale_T1)
+        states_NTD = guided_states(prompt.states_NTD.float(), negative.states_NTD.float(), scale_T1)
         return Scored(states_NTD.to(prompt.states_NTD.dtype), prompt.head)
 
     def _mix_halves(self, both: Scored, position: int, device: torch.device) -> Scored:

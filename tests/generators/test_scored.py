@@ -98,6 +98,24 @@ def test_a_soft_cap_is_found_and_said(tmp_path, caplog):
     torch.testing.assert_close(guided[mask_NKT], expected[mask_NKT], atol=1e-5, rtol=1e-4)
 
 
+def test_a_model_that_forbids_a_token_is_guided_and_never_draws_it(generator):
+    plain = rollout(generator, PROMPTS, Sampling(samples=4, max_new_tokens=12), Guidance(3.0), seed=3)
+    (forbidden,) = plain.tokens_NKT[plain.mask_NKT].mode().values.unique().tolist()
+    bias_V = torch.zeros(16).index_fill(0, torch.tensor([forbidden]), -torch.inf)
+    generator.model.lm_head.bias = torch.nn.Parameter(bias_V)
+    twins = []
+    for mix_states in (True, False):
+        guidance = Guidance(3.0, mix_states=mix_states)
+        found = rollout(generator, PROMPTS, Sampling(samples=4, max_new_tokens=12), guidance, seed=3)
+        scored = Guided(generator, guidance).scored(PROMPTS, found.tokens_NKT, found.mask_NKT)
+        log_probs_NKTV = scored.whole().log_softmax(-1)
+        assert log_probs_NKTV[found.mask_NKT][:, forbidden].eq(-torch.inf).all()
+        assert not log_probs_NKTV[found.mask_NKT].isnan().any()
+        assert forbidden not in found.tokens_NKT[found.mask_NKT].tolist()
+        twins.append(found)
+    assert torch.equal(twins[0].tokens_BGKT, twins[1].tokens_BGKT)
+
+
 def test_a_model_of_another_family_has_a_linear_head(tmp_path):
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=16, n_embd=16, n_layer=2, n_head=2, n_positions=64, bos_token_id=1, eos_token_id=2)
