@@ -11,6 +11,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill.folders import problems_of_folder
+from cfg_distill.generators.growing_cache import cache_argument
 from cfg_distill.generators.lora import LoRA, merge_adapter, problems_of_base, without_adapter
 from cfg_distill.generators.scored import Scored
 
@@ -122,6 +124,11 @@ class Generator(nn.Module, ABC):
     def loaded(self) -> bool:
         """Whether :meth:`load` has made :attr:`model`."""
         return "model" in self._modules
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """The name by which :attr:`model` takes its key-value cache, and so do its parts; see :func:`cache_argument`."""
+        return cache_argument(self.model)
 
     @property
     def num_codebooks(self) -> int:

@@ -264,7 +264,7 @@ class CausalLM(Generator):
             "input_ids": ids_NS,
             "attention_mask": mask_NS,
             "position_ids": (mask_NS.cumsum(-1) - 1).clamp(min=0)[:, -ids_NS.shape[1] :],
-            "past_key_values": cache,
+            self.cache_argument: cache,
             "use_cache": cache is not None,
         }
         if not self._linear_head:

@@ -220,7 +220,7 @@ class Dia(Generator):
             input_ids=inputs_NKT.transpose(1, 2).contiguous(),
             encoder_hidden_states=read["hidden"],
             encoder_attention_mask=read["mask"],
-            past_key_values=cache,
+            **{self.cache_argument: cache},
         ).last_hidden_state
         num_drawn, head = self.end_token + 1, self.model.logits_dense
         bias_KV = torch.zeros(self.num_codebooks, num_drawn, dtype=states_NTD.dtype, device=self.device)

@@ -246,7 +246,7 @@ class MusicGen(Generator):
                 inputs["encoder_hidden_states"] = condition["condition"]
         elif condition:  # without one nothing is added: the null condition's values are zeros, and there is no bias
             inputs = {"encoder_hidden_states": condition["condition"], "encoder_attention_mask": condition["mask"]}
-        inputs |= {"input_ids": tokens_NKT.flatten(0, 1), "past_key_values": cache, "use_cache": cache is not None}
+        inputs |= {"input_ids": tokens_NKT.flatten(0, 1), self.cache_argument: cache, "use_cache": cache is not None}
         num_new = tokens_NKT.shape[-1]
         in_shards = isinstance(self.model, FSDPModule)
         if in_shards:  # which only a forward pass of the whole gathers
