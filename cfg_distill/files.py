@@ -99,8 +99,14 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
         raise ConfigError(f"File `{file}`: expected a YAML file, but it does not exist.") from error
     except IsADirectoryError as error:
         raise ConfigError(f"File `{file}`: expected a YAML file, but it is a folder.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a number or date that is none
-        raise ConfigError(f"File `{file}`: expected YAML, but it cannot be read: {' '.join(str(error).split())}") from error
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # ValueError: no UTF-8, or a number or date that is none
+        raise ConfigError(
+            f"File `{file}`: expected YAML, but it cannot be read: {' '.join(str(error).split())}"
+        ) from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
     return content or {}

@@ -129,7 +129,11 @@ class CommandLine(LightningCLI):
         except (ConfigError, MisconfigurationException, ValueError) as error:
             if not isinstance(error, ConfigError) and not _from_lightning(error):
                 raise
-            own = list(map(str, error.problems)) if isinstance(error, ConfigError) else [f"In `trainer`: {_shortened(str(error))}"]
+            own = (
+                list(map(str, error.problems))
+                if isinstance(error, ConfigError)
+                else [f"In `trainer`: {_shortened(str(error))}"]
+            )
             self._dump_config()
             inside = [problem for problem in self._problems_inside(self.config_dump) if problem not in own]
             raise ConfigError([*own, *inside]) from error

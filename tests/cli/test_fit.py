@@ -13,9 +13,9 @@ import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 
-from cfg_distill import folders
 from cfg_distill.cli import main
 from cfg_distill.distillation.settings import problems_of_trainer
+from cfg_distill.folders import names
 from cfg_distill.generators import device
 
 LOSS = """
@@ -124,7 +124,7 @@ def test_a_shipped_recipe_is_found_from_any_folder(recipe: Path, monkeypatch: py
     shipped = recipe.parent / "package"
     (shipped / "tunes").mkdir(parents=True)
     recipe.rename(shipped / "tunes" / "tiny.yaml")
-    monkeypatch.setattr(folders, "RECIPES", shipped)
+    monkeypatch.setattr(names, "RECIPES", shipped)
     assert main(["fit", "--config=recipes/tunes/tiny.yaml", "--trainer.max_steps=1"]) == 0
     assert checkpoint(0)["global_step"] == 1
 

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from cfg_distill import folders
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import normalised
 from cfg_distill.errors import ConfigError
+from cfg_distill.folders import names
 
 
 def written(folder: Path, name: str, text: str) -> str:
@@ -73,7 +73,7 @@ def test_shipped_prompts_are_found_from_any_folder(tmp_path: Path, monkeypatch: 
     shipped = tmp_path / "package"
     (shipped / "tunes").mkdir(parents=True)
     (shipped / "tunes" / "train.txt").write_text("shipped")
-    monkeypatch.setattr(folders, "RECIPES", shipped)
+    monkeypatch.setattr(names, "RECIPES", shipped)
     monkeypatch.chdir(tmp_path)
     assert read_prompts("recipes/tunes/train.txt") == ["shipped"]
     (tmp_path / "recipes" / "tunes").mkdir(parents=True)
