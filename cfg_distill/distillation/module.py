@@ -33,7 +33,7 @@ from cfg_distill.distillation.settings import problems_of_settings, problems_of_
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Guided
-from cfg_distill.generators.products import onednn
+from cfg_distill.generators.linear import onednn
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LOGITS_CHUNK, CellLoss, Loss, LossInputs, mix
 from cfg_distill.metrics.model import DISTANCE, ENTROPIES
@@ -214,8 +214,8 @@ class CFGDistillation(L.LightningModule):
         prompts = samples.prompts if prompts is None else prompts
         tokens_NKT, mask_NKT = samples.rollout.tokens_NKT[rows], samples.rollout.mask_NKT[rows]
         with torch.no_grad():
-            teacher = Guided(self.teacher, self.guidance).scored(prompts, tokens_NKT, mask_NKT)
-        student = self.student.scored(prompts, tokens_NKT, mask_NKT)
+            teacher = Guided(self.teacher, self.guidance).predictions(prompts, tokens_NKT, mask_NKT)
+        student = self.student.predictions(prompts, tokens_NKT, mask_NKT)
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
     def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cfg_distill.generators import Head, Scored
+from cfg_distill.generators import Head, HiddenStates
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.losses import (
     CellLoss,
@@ -48,7 +48,7 @@ def setting(sampling=Sampling(samples=3, max_new_tokens=T), dtype=torch.float32,
     leaves = [states[0], heads[0].weight_KVD, *([heads[0].bias_KV] if bias else [])]
     for tensor in leaves:
         tensor.requires_grad_()
-    student, teacher = (Scored(*pair) for pair in zip(states, heads, strict=True))
+    student, teacher = (HiddenStates(*pair) for pair in zip(states, heads, strict=True))
     groups = [tensor.unflatten(0, (2, 3)) for tensor in (tokens_NKT, mask_NKT, torch.zeros(N, K, T))]
     samples = Samples(["a", "b"], [""] * N, Rollout(*groups))
     return LossInputs(student, teacher, tokens_NKT, mask_NKT, sampling, samples), leaves
@@ -145,7 +145,7 @@ def test_the_plain_twin_is_the_formula():
 
 def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
     inputs, leaves = setting(bias=False)
-    inputs.student.head = Head(leaves[1].detach())
+    inputs.student = HiddenStates(inputs.student.states_NTD, Head(leaves[1].detach()))
     total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     total.backward()
     assert leaves[0].grad.any()
@@ -156,7 +156,7 @@ def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
 
 def test_half_precision_states_keep_the_divergence_positive():
     inputs, leaves = setting(dtype=torch.bfloat16)
-    inputs.teacher = Scored(inputs.student.states_NTD.detach(), inputs.student.head)
+    inputs.teacher = HiddenStates(inputs.student.states_NTD.detach(), inputs.student.head)
     total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     assert total.dtype == torch.float32
     assert 0 <= total < 1e-4
