@@ -8,6 +8,7 @@ import fcntl
 import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,22 @@ from typing import Any
 import yaml
 
 from cfg_distill.errors import ConfigError, Problem
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+    """YAML as jsonargparse reads it: ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``), and a date is text."""
+
+
+_NUMBER = (
+    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
+)
+_DROPPED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
+_Loader.yaml_implicit_resolvers = {
+    letter: [(tag, pattern) for tag, pattern in known if tag not in _DROPPED]
+    for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_DROPPED[0], re.compile(f"^(?:{_NUMBER})$"), list("-+0123456789."))
 
 
 def write_text(file: str | Path, text: str, durable: bool = True) -> None:
@@ -298,7 +315,7 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     """
     file = Path(file)
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise ConfigError(f"File `{file}`: expected a YAML file, but it does not exist.") from error
     except IsADirectoryError as error:

@@ -19,7 +19,7 @@ from cfg_distill import checkpoints
 from cfg_distill.distillation.gradients import norms
 from cfg_distill.distillation.memory import advice_on_memory
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
-from cfg_distill.distillation.settings import problems_of_settings, problems_of_trainer
+from cfg_distill.distillation.settings import problems_of_settings, problems_of_trainer, summary
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Guided
@@ -74,6 +74,7 @@ class CFGDistillation(L.LightningModule):
         onednn: on a CPU, in float32, let oneDNN multiply by the weights, which is up to twice as fast as torch's own products;
             rounding aside it changes nothing.
         seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
+        allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class CFGDistillation(L.LightningModule):
         measure_gradients_every: int = 10,
         onednn: bool = True,
         seed: int = 0,
+        allow_no_teacher: bool = False,
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or hasattr(nn.ModuleDict, name)]:
@@ -115,6 +117,7 @@ class CFGDistillation(L.LightningModule):
         self.measure_gradients_every = measure_gradients_every
         self.onednn = onednn
         self.seed = seed
+        self.allow_no_teacher = allow_no_teacher
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[str] = ()
@@ -129,6 +132,10 @@ class CFGDistillation(L.LightningModule):
     def problems(self) -> list[str]:
         """What is wrong with the settings, a sentence each, found without loading weights."""
         return problems_of_settings(self)
+
+    def summary(self) -> str:
+        """What is about to be trained, in one line."""
+        return summary(self)
 
     def problems_with(self, trainer: L.Trainer) -> list[str]:
         """What is wrong with the settings of a trainer of this module, a sentence each."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cfg_distill.evaluation.front import Interval, bootstrap_interval, mixture_diversity
 from cfg_distill.evaluation.system import System
-from cfg_distill.metrics.front import Interval, bootstrap_interval
 
 RESAMPLES = 2000
 
@@ -64,23 +64,3 @@ def height_above(
     ]
     low, high = np.quantile(heights_R, [0.025, 0.975])
     return Interval(height(*everything), float(low), float(high))
-
-
-def mixture_diversity(at_least: float, quality_M: np.ndarray, diversity_M: np.ndarray) -> float:
-    """The largest diversity of a mixture of points whose quality is ``at_least``; 0 if there is none.
-
-    A linear programme with one constraint: its optimum mixes at most two points, one on either side.
-
-    Example:
-        >>> mixture_diversity(0.5, np.array([0.0, 1.0]), np.array([0.8, 0.2]))
-        0.5
-    """
-    enough = quality_M >= at_least
-    if not enough.any():
-        return 0.0
-    best = diversity_M[enough].max()
-    for good_quality, good_diversity in zip(quality_M[enough], diversity_M[enough], strict=True):
-        for quality, its_diversity in zip(quality_M[~enough], diversity_M[~enough], strict=True):
-            share = (at_least - quality) / (good_quality - quality)
-            best = max(best, share * good_diversity + (1 - share) * its_diversity)
-    return float(best)

@@ -9,8 +9,8 @@ from typing import Any, Literal, Self, get_args
 
 import numpy as np
 
+from cfg_distill.evaluation.front import Interval, bootstrap_interval
 from cfg_distill.files import write_text
-from cfg_distill.metrics.front import Interval, bootstrap_interval
 
 Kind = Literal["base", "guidance", "student", "merge", "model"]
 KINDS: tuple[str, ...] = get_args(Kind)

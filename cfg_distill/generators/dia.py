@@ -23,6 +23,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder
+from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
@@ -187,6 +188,7 @@ class Dia(Generator):
         if self.lora is not None:
             save_adapter(self.model, self.path, folder)
             return
+        copy_profile(self.path, folder)
         self.model.save_pretrained(folder)
         self.sound.processor.save_pretrained(folder)
         # A distilled model carries its guidance: no second one, and no filter that was tuned for it.

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from cfg_distill.evaluation import System, difference, height_above
-from cfg_distill.metrics.front import Interval
+from cfg_distill.evaluation.front import Interval
 from cfg_distill.study.config import Claims, Headline
 
 Verdict = Literal["holds", "fails", "undecided"]

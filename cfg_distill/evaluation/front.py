@@ -1,12 +1,17 @@
-"""Fronts of quality and diversity, and intervals of their points. P prompts, S seeds, R resamples, M points."""
+"""Fronts of quality and diversity, their hypervolume, and intervals of their points. P prompts, S seeds, M points."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+from cfg_distill.evaluation.headline import Headline
+
+KINDS = {"baselines": ("base", "guidance"), "students": ("student", "merge")}
+"""The kinds of systems of each hypervolume. A ``model`` of ``cfg-distill evaluate`` can be either: it counts among all."""
 
 
 class Interval(NamedTuple):
@@ -56,6 +61,61 @@ def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
         area += x * max(0.0, y - height)
         height = max(height, y)
     return area
+
+
+def hypervolumes(points: Sequence[Mapping[str, Any]], headline: Headline | None) -> list[dict[str, Any]]:
+    """The entry ``hypervolume`` of front.json: for each pair of headline metrics, how much each kind of systems reaches.
+
+    The reference is 0 in a metric whose means are all at least 0, so that studies compare; else it is the lowest mean.
+
+    Args:
+        points: systems as front.json lists them; a pair leaves out the systems that lack one of its metrics.
+        headline: the metrics; None, where an axis has no metric, gives an empty list.
+
+    Returns:
+        For each pair: ``quality`` and ``diversity`` (the metrics), ``reference`` (the corner, by metric), the hypervolume of
+        the ``baselines``, of the ``students`` (with their merges) and of ``all`` systems, None where there are none; and
+        ``front``, the names of the systems that no other beats.
+    """
+    if headline is None:
+        return []
+    entries = []
+    for diversity in filter(None, (headline.diversity, headline.independent)):
+        metrics = {"quality": headline.quality, "diversity": diversity}
+        drawn = [p for p in points if all(metric in p[axis] for axis, metric in metrics.items())]
+        means_M2 = np.array([[p[axis][metric]["mean"] for axis, metric in metrics.items()] for p in drawn]).reshape(
+            -1, 2
+        )
+        reference = np.minimum(means_M2.min(axis=0, initial=0.0), 0.0).tolist()
+        members = {kind: np.array([p["kind"] in kinds for p in drawn], dtype=bool) for kind, kinds in KINDS.items()}
+        members["all"] = np.ones(len(drawn), dtype=bool)
+        entries.append(
+            metrics
+            | {"reference": dict(zip(metrics.values(), reference, strict=True))}
+            | {kind: hypervolume(means_M2[of_M], reference) if of_M.any() else None for kind, of_M in members.items()}
+            | {"front": [p["name"] for p, is_best in zip(drawn, pareto(means_M2), strict=True) if is_best]}
+        )
+    return entries
+
+
+def mixture_diversity(at_least: float, quality_M: np.ndarray, diversity_M: np.ndarray) -> float:
+    """The largest diversity of a mixture of points whose quality is ``at_least``; 0 if there is none.
+
+    A linear programme with one constraint: its optimum mixes at most two points, one on either side.
+
+    Example:
+        >>> mixture_diversity(0.5, np.array([0.0, 1.0]), np.array([0.8, 0.2]))
+        0.5
+    """
+    enough = quality_M >= at_least
+    if not enough.any():
+        return 0.0
+    best = diversity_M[enough].max()
+    for good_quality, good_diversity in zip(quality_M[enough], diversity_M[enough], strict=True):
+        for quality, its_diversity in zip(quality_M[~enough], diversity_M[~enough], strict=True):
+            share = (at_least - quality) / (good_quality - quality)
+            best = max(best, share * good_diversity + (1 - share) * its_diversity)
+    return float(best)
 
 
 def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
