@@ -16,9 +16,10 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -30,7 +31,9 @@ from cfg_distill import __version__
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.folders import base_of, resolve
+from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators import Generator
+from cfg_distill.generators.lora import NAME
 
 FORMAT = 1
 """Raised when a key above changes its place or meaning; :func:`upgraded` then learns the older layout."""
@@ -108,6 +111,23 @@ def write_student(module: Any, values: Mapping[str, Tensor]) -> None:
             weights[name].copy_(value)
 
 
+def adapter_in(weights: Mapping[str, Tensor], scale_of: Callable[[str], float]) -> Adapter:
+    """The LoRA adapter among the weights of a student, copied.
+
+    Args:
+        weights: under their names in a checkpoint.
+        scale_of: from the name of a layer to the factor of its change.
+    """
+    layers = [match[1] for name in weights if (match := re.fullmatch(_factor("(.+)", "A", re.escape), name))]
+    a_RI, b_OR = ({layer: weights[_factor(layer, which)].cpu().clone() for layer in layers} for which in "AB")
+    return {layer: Factors(a_RI[layer], b_OR[layer], scale_of(layer)) for layer in layers}
+
+
+def _factor(layer: str, which: str, plain: Callable[[str], str] = str) -> str:
+    """The name of a factor of an adapter, as peft spells it inside of a generator."""
+    return plain(f"{STUDENT}model.") + layer + plain(f".lora_{which}.{NAME}.weight")
+
+
 # Keys, and their versions
 
 
@@ -164,17 +184,33 @@ class Checkpoint:
     live: dict[str, Tensor]
     averages: dict[str, Tensor]
 
+    def problems_of(self, weights: Which) -> list[Problem]:
+        """Why there are no such weights."""
+        if weights == "raw" or self.averages:
+            return []
+        text = f"expected averages of StudentEMA, but `{self.file}` holds none. Use raw, or train with the callback."
+        return [Problem("", text)]
+
     def student(self, weights: Which) -> dict[str, Tensor]:
-        """All weights of the student. The averages cover what training moves; the rest is as it stands.
+        """All weights of the student. The averages cover the weights that training moves; the others are as they stand.
 
         Raises:
             ConfigError: averages are asked for, and there are none.
         """
-        if weights == "ema" and not self.averages:
-            raise ConfigError(
-                f"expected averages of StudentEMA, but `{self.file}` holds none. Use raw, or train with the callback."
-            )
+        if problems := self.problems_of(weights):
+            raise ConfigError(problems)
         return self.live | (self.averages if weights == "ema" else {})
+
+    @property
+    def base(self) -> str:
+        """The folder or hub name of the start model; empty where its generator has none."""
+        return str(self.generator["init_args"].get("path", ""))
+
+    @property
+    def lora_scale(self) -> float | None:
+        """The factor of a LoRA adapter, alpha over rank; None where the student is a whole model."""
+        lora = self.generator["init_args"].get("lora")
+        return lora["alpha"] / lora["rank"] if lora else None
 
 
 def read(file: str | Path) -> Checkpoint:
@@ -373,12 +409,10 @@ def _start_of(
         found = problems_of_out(out, [resolve(generator.path)], overwrite)
     if merged and generator.lora is None:
         found.append(Problem("merged", f"the student of `{content.file}` is no adapter. Leave it out."))
-    try:
-        state = content.student(weights)
-    except ConfigError as error:
-        found += error.under("weights")
+    found += [problem.under("weights") for problem in content.problems_of(weights)]
     if found:
         raise ConfigError(found)
+    state = content.student(weights)
     # Averages are float32; the student may be less.
     return generator, {name.removeprefix(STUDENT): value.to(content.live[name].dtype) if name in content.live else value
                        for name, value in state.items()}  # fmt: skip

@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -114,8 +115,6 @@ for turn in range(40):
         pass
 print(written)
 """
-    import time
-
     start = time.time() + 1.5
     words = [sys.executable, "-c", script.format(start=start)]
     running = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(3)]
@@ -131,9 +130,14 @@ def test_an_exception_leaves_the_old_folder(tmp_path: Path) -> None:
     out = tmp_path / "student"
     with staged_folder(out) as folder:
         (folder / "config.json").write_text("old")
-    with pytest.raises(KeyboardInterrupt), staged_folder(out) as folder:
-        (folder / "config.json").write_text("new")
-        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with staged_folder(out) as folder:
+            (folder / "config.json").write_text("new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert (out / "config.json").read_text() == "old" and os.listdir(tmp_path) == ["student"]
 
 
