@@ -107,8 +107,8 @@ class _Adapter(Mergeable):
         scale = checkpoint.lora_scale
         if scale is None or whole_path(checkpoint.base) != whole_path(self.student.path):
             held = "a whole model" if scale is None else f"an adapter of `{checkpoint.base}`"
-            text = f"expected an adapter of `{self.student.path}`, but `{checkpoint.file}` holds {held}. Both must be of one base."
-            raise ConfigError(Problem("partner", text))
+            text = f"expected an adapter of `{self.student.path}`, but `{checkpoint.file}` holds {held}."
+            raise ConfigError(Problem("partner", f"{text} Both must be of one base."))
         return adapter_in(checkpoint.student(weights), lambda layer: scale)
 
     def merge(self, method: str, models: Sequence[Any], weights: Sequence[float], with_start: bool) -> Adapter:

@@ -8,8 +8,7 @@ A checkpoint is Lightning's (state dict, optimiser, loops, callbacks) with these
     state_dict    student.NAME: the weights that training moves (trained_names); losses.NAME.weight and so on: losses
     callbacks     StudentEMA: {"weights": {student.NAME: average}}
 
-It is data, not code. Reading it runs nothing that is written in it, and the class that it names must be a generator of this
-package or of a module that the user trusts.
+It is data, not code: reading it runs nothing that is written in it.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ import shutil
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -41,6 +41,8 @@ STAMP = "cfg_distill"
 STUDENT = "student."
 AVERAGES = "StudentEMA"
 """The state key of the callback whose ``weights`` are the averages of the student."""
+TRUSTED = "cfg_distill.generators"
+"""The package whose classes a checkpoint may name."""
 
 HIDES_CODE = (
     "cannot be read as a checkpoint: it holds more than tensors and plain values. That is not loaded, since code may hide in"
@@ -90,10 +92,7 @@ def student_weights(module: Any) -> dict[str, Tensor]:
 
     These are parameters and, unless some are frozen, floating buffers; for a LoRA student the adapter. A tied tensor stands
     under each of its names. A sharded student (FSDP2) gives its shards, also after a forward pass that left the parameters
-    gathered: asking for a state dict shards them again.
-
-    Args:
-        module: the LightningModule; only its ``student`` is read.
+    gathered: asking for a state dict shards them again. Of the module only its ``student`` is read.
     """
     trained = trained_names(module.student)
     return {
@@ -112,12 +111,7 @@ def write_student(module: Any, values: Mapping[str, Tensor]) -> None:
 
 
 def adapter_in(weights: Mapping[str, Tensor], scale_of: Callable[[str], float]) -> Adapter:
-    """The LoRA adapter among the weights of a student, copied.
-
-    Args:
-        weights: under their names in a checkpoint.
-        scale_of: from the name of a layer to the factor of its change.
-    """
+    """The LoRA adapter among the weights of a student, copied; ``scale_of`` a layer is the factor of its change."""
     layers = [match[1] for name in weights if (match := re.fullmatch(_factor("(.+)", "A", re.escape), name))]
     a_RI, b_OR = ({layer: weights[_factor(layer, which)].cpu().clone() for layer in layers} for which in "AB")
     return {layer: Factors(a_RI[layer], b_OR[layer], scale_of(layer)) for layer in layers}
@@ -132,12 +126,7 @@ def _factor(layer: str, which: str, plain: Callable[[str], str] = str) -> str:
 
 
 def keys_of_ours(generator: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a module adds to Lightning's checkpoint.
-
-    Args:
-        generator: what :func:`spec_of` said of the start model.
-        configured: the settings that the run may move.
-    """
+    """The keys that a module adds to Lightning's checkpoint: the start model (:func:`spec_of`), and settings that may move."""
     stamp = {"format": FORMAT, "version": __version__}
     return {STAMP: stamp, "generator": dict(generator), "configured": dict(configured)}
 
@@ -282,21 +271,17 @@ def _loaded(file: Path) -> dict[str, Any]:
 def spec_of(generator: Generator) -> dict[str, Any]:
     """The class path and plain arguments that make a generator again: :func:`generator_of` is the inverse."""
     kind = type(generator)
-    given = {name: getattr(generator, name) for name in inspect.signature(kind).parameters}
+    given = {name: attrgetter(name)(generator) for name in inspect.signature(kind).parameters}
     init_args = {name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
                  for name, value in given.items()}  # fmt: skip
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
 
 
 def generator_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Generator:
-    """A generator from what :func:`spec_of` said of it. Its weights are not loaded.
+    """A generator of a spec, without its weights.
 
-    A spec is data: nothing is imported but modules of this package and those that the user trusts, and nothing is called but
-    a subclass of Generator.
-
-    Args:
-        spec: class path and plain arguments.
-        trust: further modules, or packages, that may be imported.
+    A spec is data: nothing is imported but the generators of this package and the modules, or packages, that the user
+    trusts, and nothing is called but a subclass of Generator.
 
     Raises:
         ConfigError: no such class, not a trusted one, or other arguments than it takes.
@@ -305,16 +290,15 @@ def generator_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Generato
     try:
         arguments = _arguments(kind, spec["init_args"])
         inspect.signature(kind).bind(**arguments)
-    except TypeError as error:  # of no other call: a mistake inside of the class keeps its traceback
-        raise ConfigError(
-            f"its generator `{spec['class_path']}` takes other arguments than it holds: {error}."
-        ) from error
-    return kind(**arguments)
+    except TypeError as error:
+        text = f"its generator `{spec['class_path']}` takes other arguments than it holds: {error}."
+        raise ConfigError(text) from error
+    return kind(**arguments)  # a mistake inside of the class keeps its traceback
 
 
 def _class_of(class_path: Any, trust: Sequence[str]) -> type[Generator]:
     module, _, name = str(class_path).rpartition(".")
-    if not any(module == known or module.startswith(f"{known}.") for known in ("cfg_distill", *trust) if known):
+    if not any(f"{module}.".startswith(f"{known}.") for known in (TRUSTED, *trust) if known):
         raise ConfigError(
             f"its generator is `{class_path}`, and making it runs code of the module `{module}`. If you wrote that module, or"
             f" trust it, allow it with `/trust` {module}"
@@ -322,12 +306,10 @@ def _class_of(class_path: Any, trust: Sequence[str]) -> type[Generator]:
     try:
         found = vars(importlib.import_module(module)).get(name)
     except ModuleNotFoundError as error:
-        # A module that is there and fails on an import of its own keeps its traceback.
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigError(
-            f"its generator is `{class_path}`, but there is no module `{error.name}`, neither installed nor in this folder."
-        ) from error
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks another one
+        text = f"its generator is `{class_path}`, but there is no module `{error.name}`, neither installed nor in this folder."
+        raise ConfigError(text) from error
     if not isinstance(found, type) or not issubclass(found, Generator) or inspect.isabstract(found):
         raise ConfigError(f"expected a generator, but `{class_path}` is none.")
     return found
@@ -367,9 +349,8 @@ def export(
         trust: modules of the user's own that a checkpoint may name.
 
     Raises:
-        ConfigError: the file is no such checkpoint, holds no averages although they are asked for, does not fit its start
-            model, or holds weights that are no numbers; a student that is no adapter is to be merged; ``out`` must not be
-            replaced.
+        ConfigError: a broken checkpoint, or one without the averages asked for, that does not fit its start model or holds
+            weights that are no numbers; a student without an adapter to merge; an ``out`` that must not be replaced.
     """
     out = Path(out).expanduser()
     found = problems_of_out(out, [checkpoint], overwrite)
