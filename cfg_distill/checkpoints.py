@@ -8,18 +8,19 @@ A checkpoint is Lightning's (state dict, optimiser, loops, callbacks) with these
     state_dict    student.NAME: the weights that training moves (trained_names); losses.NAME.weight and so on: losses
     callbacks     StudentEMA: {"weights": {student.NAME: average}}
 
-It is data, not code. Reading it runs nothing that is written in it, and the class that it names must be a generator of this
-package or of a module that the user trusts.
+It is data, not code: reading it runs nothing that is written in it.
 """
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import re
 import shutil
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -30,7 +31,9 @@ from cfg_distill import __version__
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.folders import base_of, resolve
+from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators import Generator
+from cfg_distill.generators.lora import NAME
 
 FORMAT = 1
 """Raised when a key above changes its place or meaning; :func:`upgraded` then learns the older layout."""
@@ -38,6 +41,8 @@ STAMP = "cfg_distill"
 STUDENT = "student."
 AVERAGES = "StudentEMA"
 """The state key of the callback whose ``weights`` are the averages of the student."""
+TRUSTED = "cfg_distill.generators"
+"""The package whose classes a checkpoint may name."""
 
 HIDES_CODE = (
     "cannot be read as a checkpoint: it holds more than tensors and plain values. That is not loaded, since code may hide in"
@@ -87,10 +92,7 @@ def student_weights(module: Any) -> dict[str, Tensor]:
 
     These are parameters and, unless some are frozen, floating buffers; for a LoRA student the adapter. A tied tensor stands
     under each of its names. A sharded student (FSDP2) gives its shards, also after a forward pass that left the parameters
-    gathered: asking for a state dict shards them again.
-
-    Args:
-        module: the LightningModule; only its ``student`` is read.
+    gathered: asking for a state dict shards them again. Of the module only its ``student`` is read.
     """
     trained = trained_names(module.student)
     return {
@@ -108,16 +110,23 @@ def write_student(module: Any, values: Mapping[str, Tensor]) -> None:
             weights[name].copy_(value)
 
 
+def adapter_in(weights: Mapping[str, Tensor], scale_of: Callable[[str], float]) -> Adapter:
+    """The LoRA adapter among the weights of a student, copied; ``scale_of`` a layer is the factor of its change."""
+    layers = [match[1] for name in weights if (match := re.fullmatch(_factor("(.+)", "A", re.escape), name))]
+    a_RI, b_OR = ({layer: weights[_factor(layer, which)].cpu().clone() for layer in layers} for which in "AB")
+    return {layer: Factors(a_RI[layer], b_OR[layer], scale_of(layer)) for layer in layers}
+
+
+def _factor(layer: str, which: str, plain: Callable[[str], str] = str) -> str:
+    """The name of a factor of an adapter, as peft spells it inside of a generator."""
+    return plain(f"{STUDENT}model.") + layer + plain(f".lora_{which}.{NAME}.weight")
+
+
 # Keys, and their versions
 
 
 def keys_of_ours(generator: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a module adds to Lightning's checkpoint.
-
-    Args:
-        generator: what :func:`spec_of` said of the start model.
-        configured: the settings that the run may move.
-    """
+    """The keys that a module adds to Lightning's checkpoint: the start model (:func:`spec_of`), and settings that may move."""
     stamp = {"format": FORMAT, "version": __version__}
     return {STAMP: stamp, "generator": dict(generator), "configured": dict(configured)}
 
@@ -164,17 +173,33 @@ class Checkpoint:
     live: dict[str, Tensor]
     averages: dict[str, Tensor]
 
+    def problems_of(self, weights: Which) -> list[Problem]:
+        """Why there are no such weights."""
+        if weights == "raw" or self.averages:
+            return []
+        text = f"expected averages of StudentEMA, but `{self.file}` holds none. Use raw, or train with the callback."
+        return [Problem("", text)]
+
     def student(self, weights: Which) -> dict[str, Tensor]:
-        """All weights of the student. The averages cover what training moves; the rest is as it stands.
+        """All weights of the student. The averages cover the weights that training moves; the others are as they stand.
 
         Raises:
             ConfigError: averages are asked for, and there are none.
         """
-        if weights == "ema" and not self.averages:
-            raise ConfigError(
-                f"expected averages of StudentEMA, but `{self.file}` holds none. Use raw, or train with the callback."
-            )
+        if problems := self.problems_of(weights):
+            raise ConfigError(problems)
         return self.live | (self.averages if weights == "ema" else {})
+
+    @property
+    def base(self) -> str:
+        """The folder or hub name of the start model; empty where its generator has none."""
+        return str(self.generator["init_args"].get("path", ""))
+
+    @property
+    def lora_scale(self) -> float | None:
+        """The factor of a LoRA adapter, alpha over rank; None where the student is a whole model."""
+        lora = self.generator["init_args"].get("lora")
+        return lora["alpha"] / lora["rank"] if lora else None
 
 
 def read(file: str | Path) -> Checkpoint:
@@ -246,21 +271,17 @@ def _loaded(file: Path) -> dict[str, Any]:
 def spec_of(generator: Generator) -> dict[str, Any]:
     """The class path and plain arguments that make a generator again: :func:`generator_of` is the inverse."""
     kind = type(generator)
-    given = {name: getattr(generator, name) for name in inspect.signature(kind).parameters}
+    given = {name: attrgetter(name)(generator) for name in inspect.signature(kind).parameters}
     init_args = {name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
                  for name, value in given.items()}  # fmt: skip
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
 
 
 def generator_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Generator:
-    """A generator from what :func:`spec_of` said of it. Its weights are not loaded.
+    """A generator of a spec, without its weights.
 
-    A spec is data: nothing is imported but modules of this package and those that the user trusts, and nothing is called but
-    a subclass of Generator.
-
-    Args:
-        spec: class path and plain arguments.
-        trust: further modules, or packages, that may be imported.
+    A spec is data: nothing is imported but the generators of this package and the modules, or packages, that the user
+    trusts, and nothing is called but a subclass of Generator.
 
     Raises:
         ConfigError: no such class, not a trusted one, or other arguments than it takes.
@@ -269,16 +290,15 @@ def generator_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Generato
     try:
         arguments = _arguments(kind, spec["init_args"])
         inspect.signature(kind).bind(**arguments)
-    except TypeError as error:  # of no other call: a mistake inside of the class keeps its traceback
-        raise ConfigError(
-            f"its generator `{spec['class_path']}` takes other arguments than it holds: {error}."
-        ) from error
-    return kind(**arguments)
+    except TypeError as error:
+        text = f"its generator `{spec['class_path']}` takes other arguments than it holds: {error}."
+        raise ConfigError(text) from error
+    return kind(**arguments)  # a mistake inside of the class keeps its traceback
 
 
 def _class_of(class_path: Any, trust: Sequence[str]) -> type[Generator]:
     module, _, name = str(class_path).rpartition(".")
-    if not any(module == known or module.startswith(f"{known}.") for known in ("cfg_distill", *trust) if known):
+    if not any(f"{module}.".startswith(f"{known}.") for known in (TRUSTED, *trust) if known):
         raise ConfigError(
             f"its generator is `{class_path}`, and making it runs code of the module `{module}`. If you wrote that module, or"
             f" trust it, allow it with `/trust` {module}"
@@ -286,12 +306,10 @@ def _class_of(class_path: Any, trust: Sequence[str]) -> type[Generator]:
     try:
         found = vars(importlib.import_module(module)).get(name)
     except ModuleNotFoundError as error:
-        # A module that is there and fails on an import of its own keeps its traceback.
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise
-        raise ConfigError(
-            f"its generator is `{class_path}`, but there is no module `{error.name}`, neither installed nor in this folder."
-        ) from error
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks another one
+        text = f"its generator is `{class_path}`, but there is no module `{error.name}`, neither installed nor in this folder."
+        raise ConfigError(text) from error
     if not isinstance(found, type) or not issubclass(found, Generator) or inspect.isabstract(found):
         raise ConfigError(f"expected a generator, but `{class_path}` is none.")
     return found
@@ -331,9 +349,8 @@ def export(
         trust: modules of the user's own that a checkpoint may name.
 
     Raises:
-        ConfigError: the file is no such checkpoint, holds no averages although they are asked for, does not fit its start
-            model, or holds weights that are no numbers; a student that is no adapter is to be merged; ``out`` must not be
-            replaced.
+        ConfigError: a broken checkpoint, or one without the averages asked for, that does not fit its start model or holds
+            weights that are no numbers; a student without an adapter to merge; an ``out`` that must not be replaced.
     """
     out = Path(out).expanduser()
     found = problems_of_out(out, [checkpoint], overwrite)
@@ -373,12 +390,10 @@ def _start_of(
         found = problems_of_out(out, [resolve(generator.path)], overwrite)
     if merged and generator.lora is None:
         found.append(Problem("merged", f"the student of `{content.file}` is no adapter. Leave it out."))
-    try:
-        state = content.student(weights)
-    except ConfigError as error:
-        found += error.under("weights")
+    found += [problem.under("weights") for problem in content.problems_of(weights)]
     if found:
         raise ConfigError(found)
+    state = content.student(weights)
     # Averages are float32; the student may be less.
     return generator, {name.removeprefix(STUDENT): value.to(content.live[name].dtype) if name in content.live else value
                        for name, value in state.items()}  # fmt: skip

@@ -260,8 +260,11 @@ def _locked(lock: Path, out: str | Path) -> int:
             raise ConfigError(Problem("out", text)) from error
         except OSError:
             return descriptor  # a file system without locks
-        if lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
-            return descriptor
+        try:
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
         os.close(descriptor)  # its holder removed the file between the two calls
 
 

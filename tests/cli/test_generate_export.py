@@ -210,4 +210,4 @@ def test_merge(folder: Path, tiny_model: str, capsys: pytest.CaptureFixture) -> 
     for name, value in AutoModelForCausalLM.from_pretrained(tiny_model).state_dict().items():
         torch.testing.assert_close(merged[name], value + 0.25)
     message = said(capsys, *words, "--weights", "0.75")
-    assert "2 problems" in message and "`weights`: expected 2" in message and "merged" in message
+    assert "2 problems" in message and "Option `--weights`: expected 2" in message and "merged" in message
