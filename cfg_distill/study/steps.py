@@ -99,7 +99,8 @@ def _fit_step(name: str, fit: Fit, start: str, needs: list[str], out: Path) -> S
         "start": fit.start,
         "files": digests([recipe.values, "" if needs else fit.start]),
     }
-    effort = max(recipe.max_steps, 1) * recipe.rows * recipe.max_new_tokens * 3e-4 + 15
+    steps = min(max(recipe.max_steps, 1), 10**9)
+    effort = steps * recipe.rows * recipe.max_new_tokens * 3e-4 + 15
     return Step("fit", name, words, [folder / "done.json"], needs, config, effort, [folder])
 
 
