@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from cfg_distill.checkpoints import trained_names
+from cfg_distill import checkpoints
 from cfg_distill.distillation.gradients import norms
 from cfg_distill.distillation.memory import advice_on_memory
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
@@ -99,7 +99,7 @@ class CFGDistillation(L.LightningModule):
                 "Key `model.losses`: expected names that are no attribute of a module, without a full stop,"
                 f" but got {unusable}. Rename them."
             )
-        self.generator_spec = generator.spec()
+        self.generator_spec = checkpoints.spec_of(generator)
         self.student = generator
         self.teacher: Generator | None = None
         self.guidance = guidance
@@ -363,22 +363,20 @@ class CFGDistillation(L.LightningModule):
         return tuple(f"{name}." for name in frozen)
 
     def _frozen_of(self, names: Iterable[str]) -> list[str]:
-        """Those of the names in a state dict that a checkpoint does not hold."""
-        prefixes, trained = self._frozen_prefixes(), {f"student.{name}" for name in trained_names(self.student)}
-        return [name for name in names
-                if name.startswith(prefixes) or (name.startswith("student.") and name not in trained)]  # fmt: skip
+        """The names in a state dict that a checkpoint does not hold."""
+        return checkpoints.frozen_names(names, self.student, self._frozen_prefixes())
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         for name in self._frozen_of(list(state)):
             del state[name]
-        checkpoint["generator"] = self.generator_spec
-        checkpoint["configured"] = self._configured
+        checkpoint.update(checkpoints.keys_of_ours(self.generator_spec, self._configured))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._configured_then = checkpoint.get("configured", {})
+        checkpoint.update(checkpoints.upgraded(checkpoint))
+        self._configured_then = checkpoint["configured"]
         for name, weight in weights_after(self._configured_then.get("losses", {}), self._configured["losses"]).items():
-            checkpoint["state_dict"][f"losses.{name}.weight"] = torch.tensor(weight)
+            checkpoint["state_dict"][checkpoints.loss_weight(name)] = torch.tensor(weight)
 
     def on_train_start(self) -> None:
         if self._configured_then.get("optimizer"):

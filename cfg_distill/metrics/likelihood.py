@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from cfg_distill.checkpoints import spec_of
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Scored
 from cfg_distill.metrics.base import SampleMetric
@@ -76,7 +77,7 @@ class Reader:
     @classmethod
     def of(cls, generator: Generator, batch_size: int) -> Reader:
         """The reader of a base: the same one for the same settings, so that its weights and answers exist once."""
-        key = json.dumps([generator.spec(), batch_size], sort_keys=True, default=str)
+        key = json.dumps([spec_of(generator), batch_size], sort_keys=True, default=str)
         return cls._shared.setdefault(key, cls(generator, batch_size))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Reader:

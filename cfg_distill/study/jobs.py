@@ -137,16 +137,18 @@ class Export:
     Attributes:
         fit: the folder of the fit.
         out: the folder to write.
+        trust: the module of the generator that the recipe names: code that the user trusts.
     """
 
     fit: str
     out: str
+    trust: list[str]
 
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill import checkpoints
 
         checkpoint = json.loads((Path(self.fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
-        print(checkpoints.export(Path(checkpoint), Path(self.out)))
+        print(checkpoints.export(checkpoint, self.out, overwrite=True, trust=self.trust))
         return {}
 
 
@@ -315,10 +317,10 @@ def encoded(job: Job) -> str:
     """A job as a line of JSON: each dataclass is a mapping with the name of its class.
 
     Example:
-        >>> encoded(Export("fits/a", "students/a"))
-        '{"cfg_distill.study dataclass": "Export", "fit": "fits/a", "out": "students/a"}'
-        >>> decoded(encoded(Export("fits/a", "students/a")))
-        Export(fit='fits/a', out='students/a')
+        >>> encoded(CheckFit(["fit", "--config", "a.yaml"]))
+        '{"cfg_distill.study dataclass": "CheckFit", "words": ["fit", "--config", "a.yaml"]}'
+        >>> decoded(encoded(CheckFit(["fit", "--config", "a.yaml"])))
+        CheckFit(words=['fit', '--config', 'a.yaml'])
     """
     return json.dumps(job, default=_as_mapping)
 
