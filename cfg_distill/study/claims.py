@@ -18,7 +18,7 @@ def above(interval: Interval) -> Verdict:
 
 
 def not_below(interval: Interval, margin: float) -> Verdict:
-    """Whether a system reaches another up to a margin; it may be better. Decided when the interval is on one side."""
+    """Whether a system is at most a margin below another: decided when the interval lies on one side of minus the margin."""
     return "holds" if interval.low > -margin else "fails" if interval.high < -margin else "undecided"
 
 

@@ -26,13 +26,13 @@ class Job(Protocol):
         """Do it.
 
         Returns:
-            What the study wants to know, if anything.
+            Its answer to the study; empty for most jobs.
         """
 
 
 @dataclass(frozen=True)
 class CheckEvaluation:
-    """Find what only torch can tell of an evaluation: metrics by class path, models, prompts that are too long.
+    """Find the problems of an evaluation that take torch to see: metrics by class path, models, prompts that are too long.
 
     Attributes:
         evaluation: how every system is sampled and scored.
@@ -122,7 +122,7 @@ class CheckFit:
 
 @dataclass(frozen=True)
 class FindAccelerator:
-    """Tell whether there is an accelerator."""
+    """Report whether there is an accelerator."""
 
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill.generators import device
@@ -300,14 +300,14 @@ def _loaded_metrics(specs: dict[str, Any]) -> dict[str, Any]:
 
     text = json.dumps(specs, sort_keys=True)
     if _kept.get("specs") != text:
-        # Moved first: loading may embed a folder of sound, on the metric's device.
+        # Moved before it is loaded: loading may embed a folder of sound, on the metric's device.
         loaded = {name: metric.to(device()).load() for name, metric in metrics_of(specs).items()}
         _kept.update(specs=text, metrics=loaded)
     return _kept["metrics"]
 
 
 _TAG = "cfg_distill.study dataclass"
-"""The key that tells a dataclass from a mapping of the user's."""
+"""The key that marks a dataclass, which a mapping of the user never has."""
 _JOBS = (CheckEvaluation, CheckFit, FindAccelerator, Export, MergeFolders, Evaluate, DrawFront)
 _PARTS = (Evaluation, Headline, Claims, SystemConfig)
 _CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_JOBS, *_PARTS)}

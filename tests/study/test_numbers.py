@@ -31,8 +31,8 @@ NAN, INFINITE = float("nan"), float("inf")
         ("evaluation/top_k", -3, "expected at least 0, but got -3."),
         ("baselines/guidance 2/guidance", INFINITE, "expected a number of at least 0 (1 is no guidance), but got inf."),
         ("baselines/guidance 2/guidance", NAN, "expected a number of at least 0 (1 is no guidance), but got nan."),
-        ("evaluation/samples", 1, "expected at least 2, since one sample of a prompt has no diversity, but got 1."),
-        ("evaluation/samples", 0, "expected at least 2, since one sample of a prompt has no diversity, but got 0."),
+        ("evaluation/samples", 1, "expected at least 2, since a single sample per prompt has no diversity, but got 1."),
+        ("evaluation/samples", 0, "expected at least 2, since a single sample per prompt has no diversity, but got 0."),
         ("evaluation/max_new_tokens", 0, "expected at least 1, but got 0."),
         ("evaluation/batch_size", 0, "expected at least 1, but got 0."),
         ("evaluation/written", -1, "expected at least 0, but got -1."),
@@ -42,7 +42,7 @@ NAN, INFINITE = float("nan"), float("inf")
         ("claims/margin", INFINITE, "expected a number above 0, but got inf."),
         ("claims/margin", NAN, "expected a number above 0, but got nan."),
         ("claims/margin", 0.0, "expected a number above 0, but got 0.0."),
-        ("parallel", -1, "expected at least 0 (one a core), but got -1."),
+        ("parallel", -1, "expected at least 0 (one per core), but got -1."),
     ],
 )
 def test_a_number_that_cannot_be(change, key, value, said):
