@@ -63,7 +63,7 @@ def add_sampling(
 ) -> None:
     """The sampling options that ``generate`` and ``evaluate`` share."""
     longest = "the longest sample" + ("; default: as long as the model sees" if max_new_tokens is None else "")
-    parser.add_argument("--samples", type=int, default=samples, metavar="N", help="samples a prompt")
+    parser.add_argument("--samples", type=int, default=samples, metavar="N", help="samples per prompt")
     parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help=longest)
     if temperatures:
         parser.add_argument(
