@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from cfg_distill.errors import ConfigError
-from cfg_distill.folders import ADAPTER_CONFIG
+from cfg_distill.errors import ConfigError, nearest
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -48,10 +47,17 @@ class Arguments(argparse.ArgumentParser):
         """The option of each argument by its name, to render problems of a request with."""
         return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
 
+    @contextmanager
+    def naming_options(self) -> Iterator[None]:
+        """Problems raised in the block name the options of this command in place of keys."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError([problem.told(self.options()) for problem in error.problems]) from error
+
     @staticmethod
     def _unknown(option: str, known: list[str]) -> str:
-        nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else f" Known: {', '.join(known)}."
+        hint = nearest(option, known) or f" Known: {', '.join(known)}."
         return f"Option `{option}`: no such option.{hint}"
 
     def error(self, message: str) -> NoReturn:
@@ -100,18 +106,15 @@ def add_seconds(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def refuse_existing(out: Path, overwrite: bool, model: bool = False) -> list[str]:
+def refuse_existing(out: Path, overwrite: bool) -> list[str]:
     """A problem when the output exists and holds something that may not be overwritten.
 
     Args:
         out: the file or folder to write.
         overwrite: whether the user asked to overwrite.
-        model: a whole model folder is replaced, so that only a model folder may be.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
     if not overwrite:
         return [f"Option `--out`: `{out}` exists. Name another one, or pass --overwrite."]
-    if model and not any((out / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        return [f"Option `--out`: `{out}` exists and is no model folder, so it is not replaced. Name another one."]
     return []

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfg_distill.callbacks import StudentEMA
+from cfg_distill.checkpoints import spec_of
 from cfg_distill.cli import main
 from cfg_distill.generators import CausalLM
 
@@ -133,7 +134,7 @@ def checkpoint(folder: Path, tiny_model: str) -> Path:
     state = {f"student.{name}": value + 0.5 for name, value in student.state_dict().items()}
     content: dict[str, Any] = {
         "state_dict": state | {"losses.kl.weight": torch.ones(())},
-        "generator": student.spec(),
+        "generator": spec_of(student),
         "global_step": 7,
         "callbacks": {StudentEMA().state_key: {"weights": {name: value - 0.25 for name, value in state.items()}}},
     }
@@ -173,7 +174,9 @@ def test_export_refusals(checkpoint: Path, capsys: pytest.CaptureFixture) -> Non
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("years of work")
     message = said(capsys, "export", "--checkpoint", "nowhere.ckpt", "--out", "mine", "--overwrite")
-    assert "`nowhere.ckpt` does not exist" in message and "is no model folder, so it is not replaced" in message
+    assert (
+        "`nowhere.ckpt` does not exist" in message and "`mine` is not replaced" in message and "thesis.txt" in message
+    )
     assert Path("mine/thesis.txt").exists()
 
     Path("text.ckpt").write_text("no checkpoint")
@@ -184,9 +187,7 @@ def test_export_refusals(checkpoint: Path, capsys: pytest.CaptureFixture) -> Non
 
     content = torch.load("last.ckpt", weights_only=True) | {"callbacks": {}}
     torch.save(content, "raw.ckpt")
-    assert "holds none. Pass --weights raw" in said(
-        capsys, "export", "--checkpoint", "raw.ckpt", "--out", "x", "--weights", "ema"
-    )
+    assert "holds none. Use raw" in said(capsys, "export", "--checkpoint", "raw.ckpt", "--out", "x", "--weights", "ema")
     content["generator"]["init_args"]["path"] = "./gone"
     torch.save(content, "gone.ckpt")
     message = said(capsys, "export", "--checkpoint", "gone.ckpt", "--out", "x")

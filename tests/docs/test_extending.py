@@ -103,7 +103,9 @@ def test_the_commands_of_a_section_run(heading: str, desk: Path) -> None:
 def test_the_page_leaves_no_block_out() -> None:
     for block in BLOCKS:
         assert block.language in ("sh", "python", "yaml") or (block.language, block.heading) == ("json", RENDERER)
-        assert block.language in ("sh", "json") or block.file is not None, f"a block under `{block.heading}` has no file name"
+        assert block.language in ("sh", "json") or block.file is not None, (
+            f"a block under `{block.heading}` has no file name"
+        )
 
 
 # The parts do what they say
@@ -171,7 +173,8 @@ def test_callback(desk: Path) -> None:
     trainer([resumed], desk, max_steps=1).fit(student, batches(4))
     assert resumed.is_on
     assert float(student.losses["diversity"].weight) == pytest.approx(before)
-    assert "SwitchOn.below" in type(callback)(below=-1).problems()[0]
+    (problem,) = type(callback)(below=-1).problems()
+    assert str(problem) == "Key `below`: expected a number above 0, but got -1."
 
 
 def test_metric(desk: Path) -> None:

@@ -15,12 +15,12 @@ import torch
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation import evaluate_models
+from cfg_distill.evaluation import Headline, evaluate_models
 from cfg_distill.generators import CausalLM
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.study import jobs
-from cfg_distill.study.check import guidances_of
-from cfg_distill.study.config import read_study
+from cfg_distill.study.check import systems_by_folder
+from cfg_distill.study.config import Evaluation, SystemConfig, read_study
+from cfg_distill.study.jobs import CheckEvaluation, Evaluate
 
 SETTINGS = {"samples": 3, "max_new_tokens": 5, "batch_size": 2}
 
@@ -80,18 +80,19 @@ def test_prompts_beyond_the_context_are_told_before_a_model_loads(real, monkeypa
 
 def test_a_study_tells_of_them_before_its_fits(real, change):
     study = read_study(change({"baselines/guidance 2/negative": "w1 " * 59, "baselines/guidance 2/guidance": 2.0}))
-    pairs = guidances_of(study)
-    assert pairs == [
-        ("base", {"scale": 1.0, "negative": None, "negative_system": None}),  # the students' fits begin with it, too
-        ("base", {"scale": 2.0, "negative": "w1 " * 59, "negative_system": None}),
+    systems = systems_by_folder(study)
+    assert [(system.model, system.guidance, system.negative) for system in systems] == [
+        ("base", 1.0, None),  # the students' fits begin with it, too
+        ("base", 2.0, "w1 " * 59),
     ]
-    assert guidances_of(replace(study, baselines={})) == pairs[:1]
-    given = {"metrics": {}, "headline": {}, "models": ["base"], "field": "prompt", "prompts": "report.txt"}
+    assert systems_by_folder(replace(study, baselines={})) == [replace(systems[0], temperature=None)]
+    given = replace(study.evaluation, metrics={})
+    check = CheckEvaluation(given, ["base"], systems)
     with pytest.raises(
         ConfigError, match=r"Model `base`: Key `evaluation.max_new_tokens`: Negative prompt `w1 .* most 5"
     ):
-        jobs.check(print, guidances=pairs, max_new_tokens=6, **given)
-    jobs.check(print, guidances=pairs, max_new_tokens=5, **given)
+        check.run(print)
+    replace(check, evaluation=replace(given, max_new_tokens=5)).run(print)
 
 
 def test_all_problems_at_once(place):
@@ -183,13 +184,11 @@ def test_metrics_load_on_the_device_that_they_run_on(real, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(SampleMetric, "load", load)
-    for place in ("cfg_distill.generators.device", "cfg_distill.study.jobs.device"):
-        monkeypatch.setattr(place, lambda: torch.device("meta"))
+    monkeypatch.setattr("cfg_distill.generators.device", lambda: torch.device("meta"))
     with pytest.raises(InterruptedError):
         evaluate_models(["base"], "report.txt", **SETTINGS)
     metrics = {"words": {"class_path": "mine.Words"}}
-    where = {"prompts": "report.txt", "field": "prompt", "file": "system.json", "samples_folder": "samples"}
-    sizes = {"seeds": [0], "batch_size": 2, "written": 1, "written_samples": 1}
+    given = Evaluation("report.txt", metrics, Headline("words", "words"))
     with pytest.raises(InterruptedError):
-        jobs.evaluate(lambda share: None, "base", "model", "base", {"scale": 1.0}, metrics=metrics, **where, **sizes)
+        Evaluate("base", "model", SystemConfig("base"), given, "system.json", "samples").run(print)
     assert devices == [torch.device("meta")] * 2
