@@ -106,9 +106,7 @@ def _fit_step(name: str, fit: Fit, start: str, needs: list[str], out: Path) -> S
 
 def _modules(fit: Fit) -> list[str]:
     """The module of the generator that a recipe names; none where the recipe names none."""
-    generator = fit.recipe.at("model.generator")
-    class_path = generator if isinstance(generator, str) else fit.recipe.at("model.generator.class_path", "")
-    module = str(class_path).rpartition(".")[0]
+    module = fit.recipe.generator_class.rpartition(".")[0]
     return [module] if module else []
 
 

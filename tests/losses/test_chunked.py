@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cfg_distill.generators import Head, HiddenStates
+from cfg_distill.generators import Head, HiddenStates, Logits
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.losses import (
     CellLoss,
@@ -110,12 +110,11 @@ def test_forbidden_tokens_in_chunks(form):
                 forbidden_KV = torch.zeros(K, V).index_fill(1, torch.tensor([V - 2, V - 1]), -torch.inf)
                 heads.append(Head(each.weight_KVD, each.bias_KV + forbidden_KV))
         inputs.student, inputs.teacher = (
-            Scored(states, head) for states, head in zip((states_NTD, inputs.teacher.states_NTD), heads, strict=True)
+            HiddenStates(states, head)
+            for states, head in zip((states_NTD, inputs.teacher.states_NTD), heads, strict=True)
         )
         if form == "logits":
-            inputs.student, inputs.teacher = (
-                Scored(logits_NKTV=each.whole()) for each in (inputs.student, inputs.teacher)
-            )
+            inputs.student, inputs.teacher = (Logits(each.whole()) for each in (inputs.student, inputs.teacher))
         total, sums = mix(losses, inputs, weights, watched=watched, chunk=chunk)
         found[case] = total, sums, torch.autograd.grad(total, leaves)
     for case in ("chunked", "without"):
