@@ -159,7 +159,8 @@ def test_callback(desk: Path) -> None:
     trainer([resumed], desk, max_steps=1).fit(student, batches(4))
     assert resumed.is_on
     assert float(student.losses["diversity"].weight) == pytest.approx(before)
-    assert "SwitchOn.below" in type(callback)(below=-1).problems()[0]
+    (problem,) = type(callback)(below=-1).problems()
+    assert str(problem) == "Key `below`: expected a number above 0, but got -1."
 
 
 def test_metric(desk: Path) -> None:
