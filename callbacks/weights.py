@@ -22,7 +22,7 @@ def _place(tensor: Tensor) -> Any:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded tensor. Every process must call this, although Lightning saves the callbacks of rank 0 only."""
+    """The full tensor of a sharded one. Every process must call this, although Lightning saves the callbacks of rank 0 only."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
