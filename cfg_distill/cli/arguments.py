@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, nearest
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -44,19 +43,21 @@ class Arguments(argparse.ArgumentParser):
             raise ConfigError(unknown)
         return self.parse_args(argv)
 
+    def options(self) -> dict[str, str]:
+        """The option of each argument by its name, to render problems of a request with."""
+        return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+
     @contextmanager
     def naming_options(self) -> Iterator[None]:
         """Problems raised in the block name the options of this command in place of keys."""
-        options = {action.dest: action.option_strings[0] for action in self._actions if action.option_strings}
         try:
             yield
         except ConfigError as error:
-            raise ConfigError([problem.told(options) for problem in error.problems]) from error
+            raise ConfigError([problem.told(self.options()) for problem in error.problems]) from error
 
     @staticmethod
     def _unknown(option: str, known: list[str]) -> str:
-        nearest = difflib.get_close_matches(option, known, n=1, cutoff=0.5)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else f" Known: {', '.join(known)}."
+        hint = nearest(option, known) or f" Known: {', '.join(known)}."
         return f"Option `{option}`: no such option.{hint}"
 
     def error(self, message: str) -> NoReturn:
@@ -68,7 +69,7 @@ def add_sampling(
 ) -> None:
     """The sampling options that ``generate`` and ``evaluate`` share."""
     longest = "the longest sample" + ("; default: as long as the model sees" if max_new_tokens is None else "")
-    parser.add_argument("--samples", type=int, default=samples, metavar="N", help="samples a prompt")
+    parser.add_argument("--samples", type=int, default=samples, metavar="N", help="samples per prompt")
     parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help=longest)
     if temperatures:
         parser.add_argument(
@@ -84,6 +85,17 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     """The dtype of the weights."""
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model's weights"
+    )
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The modules that a model folder may name."""
+    parser.add_argument(
+        "--trust",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="modules of yours that a model folder may name for its renderer and metrics",
     )
 
 

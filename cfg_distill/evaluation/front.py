@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cfg_distill.evaluation.headline import Headline
 
-BASELINES = ("base", "guidance")
-"""Kinds of systems that no distillation made; all others are students, merges and finished models."""
+KINDS = {"baselines": ("base", "guidance"), "students": ("student", "merge")}
+"""The kinds of systems of each hypervolume. A ``model`` of ``cfg-distill evaluate`` can be either: it counts among all."""
 
 
 class Interval(NamedTuple):
@@ -87,12 +87,12 @@ def hypervolumes(points: Sequence[Mapping[str, Any]], headline: Headline | None)
             -1, 2
         )
         reference = np.minimum(means_M2.min(axis=0, initial=0.0), 0.0).tolist()
-        is_baseline_M = np.array([p["kind"] in BASELINES for p in drawn], dtype=bool)
-        kinds = {"baselines": is_baseline_M, "students": ~is_baseline_M, "all": np.ones_like(is_baseline_M)}
+        members = {kind: np.array([p["kind"] in kinds for p in drawn], dtype=bool) for kind, kinds in KINDS.items()}
+        members["all"] = np.ones(len(drawn), dtype=bool)
         entries.append(
             metrics
             | {"reference": dict(zip(metrics.values(), reference, strict=True))}
-            | {kind: hypervolume(means_M2[of_M], reference) if of_M.any() else None for kind, of_M in kinds.items()}
+            | {kind: hypervolume(means_M2[of_M], reference) if of_M.any() else None for kind, of_M in members.items()}
             | {"front": [p["name"] for p, is_best in zip(drawn, pareto(means_M2), strict=True) if is_best]}
         )
     return entries

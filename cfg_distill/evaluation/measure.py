@@ -47,7 +47,7 @@ def evaluate(
     system = System(
         name=name,
         kind=kind,
-        model=str(getattr(generator, "path", type(generator).__name__)),
+        model=str(generator.path),
         temperature=sampling.temperature,
         guidance=guidance.scale if guidance is not None else 1.0,
         samples=sampling.samples,

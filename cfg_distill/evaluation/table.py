@@ -52,4 +52,4 @@ def hypervolume_line(entry: Mapping[str, Any]) -> str:
     volumes = [f"{words} {entry[kind]:.3f}" for kind, words in kinds.items() if entry[kind] is not None]
     corner = ", ".join(f"{value:g}" for value in entry["reference"].values())
     of = f"Hypervolume of {entry['quality']} and {entry['diversity']} above ({corner})"
-    return f"{of}: {', '.join(volumes)}. Front: {', '.join(entry['front'])}."
+    return f"{of}: {', '.join(volumes)}. Front: {'; '.join(entry['front'])}."

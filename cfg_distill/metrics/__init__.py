@@ -73,5 +73,5 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Fronts and intervals, which moved to :mod:`cfg_distill.evaluation.front`: reachable here for one release."""
     if name in ("Interval", "bootstrap_interval", "hypervolume", "pareto"):
-        return getattr(importlib.import_module("cfg_distill.evaluation.front"), name)
+        return vars(importlib.import_module("cfg_distill.evaluation.front"))[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from cfg_distill.checkpoints import spec_of
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Scored
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling.samples import Samples
 
@@ -66,7 +68,8 @@ class Reader:
         batch_size: prompts whose groups are read at once.
     """
 
-    _shared: ClassVar[dict[str, Reader]] = {}
+    # Weak: a base goes when the last metric that reads it goes.
+    _shared: ClassVar[WeakValueDictionary[str, Reader]] = WeakValueDictionary()
 
     def __init__(self, generator: Generator, batch_size: int) -> None:
         self.generator = generator
@@ -79,9 +82,6 @@ class Reader:
         """The reader of a base: the same one for the same settings, so that its weights and answers exist once."""
         key = json.dumps([spec_of(generator), batch_size], sort_keys=True, default=str)
         return cls._shared.setdefault(key, cls(generator, batch_size))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Reader.of, (self.generator, self.batch_size))
@@ -132,7 +132,11 @@ class LikelihoodMetric(SampleMetric):
 
     def __init__(self, generator: Generator, batch_size: int = 4, **settings: Any) -> None:
         super().__init__(**settings)
-        self._reader = Reader.of(generator, batch_size)
+        self._frozen = Frozen(Reader.of(generator, batch_size))
+
+    @property
+    def _reader(self) -> Reader:
+        return self._frozen.model
 
     def problems(self) -> list[str]:
         found = self._reader.generator.problems()

@@ -19,8 +19,6 @@ from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.files import SPEC_KEYS
 from cfg_distill.recipe.types import classes_of, describe, is_plain_class, members
 
-__all__ = ["Walk", "find_class", "unknown_key", "without_echoes"]
-
 _DROPPED = object()  # in place of a value in which nothing is right
 _OTHER = object()  # the value is of another kind than the one that was tried
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import re
+import shlex
+import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -22,12 +22,13 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.recipe.checks import Walk, without_echoes
+from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.overrides import Words, put, sorted_words
-from cfg_distill.recipe.progress import StepProgress
+from cfg_distill.recipe.progress import StepLines, StepProgress
 from cfg_distill.recipe.quiet import quieten
 from cfg_distill.recipe.resolved import Recipe
+from cfg_distill.recipe.runs import RunMark, run_version, unfinished
 
-_VERSION = "CFG_DISTILL_RUN_VERSION"
 _PARSING = (ArgumentError, MisconfigurationException)
 _PRINTED = {"": "", "skip_default": "skip_default", "skip_unset": "skip_unset", "skip_null": "skip_unset"}
 
@@ -35,6 +36,8 @@ _PRINTED = {"": "", "skip_default": "skip_default", "skip_unset": "skip_unset", 
 @runtime_checkable
 class Distillation(Protocol):
     """A module that knows more of what can be wrong than its own settings. Any other LightningModule runs as well."""
+
+    def summary(self) -> str: ...
 
     def problems_with(self, trainer: Trainer) -> Sequence[str | Problem]: ...
 
@@ -45,13 +48,13 @@ class NamedTrainer(Trainer):
     """A Trainer whose callbacks may have names, so that a file or an option can change one of them.
 
     Args:
-        callbacks: a dict of names, a list, or one callback.
+        callbacks: a dict of names, or a list.
         settings: those of a Trainer.
     """
 
     def __init__(
         self,
-        callbacks: Callback | list[Callback] | dict[str, Callback] | None = None,
+        callbacks: dict[str, Callback] | list[Callback] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(callbacks=list(_named(callbacks).values()), **settings)
@@ -66,6 +69,7 @@ class CommandLine(LightningCLI):
         self.recipe = recipe
         self.check_only = check_only
         self.callbacks: dict[str, Callback] = {}
+        self.notes: list[str] = []
         strict = {"exit_on_error": False}
         super().__init__(
             auto_configure_optimizers=False,
@@ -190,39 +194,67 @@ class CommandLine(LightningCLI):
             raise ConfigError(problems)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self.check_only:
+        if self.check_only:
+            return
+        if subcommand == "fit" and self.trainer.is_global_zero:
+            self._say_what_runs()
+        try:
             super()._run_subcommand(subcommand)
+        except SystemExit as ended:  # Lightning's, after Ctrl-C or SIGTERM; a callback may raise one of its own
+            if self.trainer.interrupted and ended.code in (None, 1):
+                if subcommand == "fit" and self.trainer.is_global_zero:
+                    self._say_how_to_go_on()
+                if ended.code == 1:
+                    raise KeyboardInterrupt from None
+            raise
+
+    def _say_what_runs(self) -> None:
+        for note in (*self.recipe.notes, *self.notes):
+            print(f"Note: {note}", file=sys.stderr, flush=True)
+        if isinstance(self.model, Distillation):
+            print(self.model.summary(), flush=True)
+
+    def _say_how_to_go_on(self) -> None:
+        step, total = self.trainer.global_step, self.trainer.max_steps
+        where = f"Stopped at step {step} of {total}." if total > 0 else f"Stopped at step {step}."
+        saves = [each for each in self.trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+        if any(each.last_model_path for each in saves):
+            where += f" Go on: {shlex.join(['cfg-distill', self.command, *self.words.going_on()])}"
+        else:
+            where += " No last checkpoint was written, so the run cannot go on."
+        print(where, file=sys.stderr, flush=True)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         if config.get("accelerator") == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
         root = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
         config["default_root_dir"] = root
+        folder = None
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
-            resume = self._get(self.config, "ckpt_path") == "last"
-            config["logger"] = TensorBoardLogger(root, name="", version=run_version(Path(root), resume))
+            checkpoint = self._get(self.config, "ckpt_path")
+            if checkpoint is None and (sentence := unfinished(Path(root))):
+                self.notes.append(f"{sentence} This run begins anew; with `--ckpt_path last` that one goes on.")
+            config["logger"] = TensorBoardLogger(root, name="", version=run_version(Path(root), checkpoint == "last"))
+            folder = Path(config["logger"].log_dir)
         given = config.get("callbacks")
         own = list(_named(given).values())
         self.callbacks = dict(zip(_keys(given), own, strict=True))
         if problems := _problems_of_states(self.callbacks):
             raise ConfigError(problems)
         config["callbacks"] = own
-        shown = config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in own)
-        if shown and config["max_steps"] > 0:
-            callbacks = [*callbacks, StepProgress()]
+        callbacks = [*callbacks, RunMark(folder)]
+        if not any(isinstance(one, ProgressBar) for one in own):
+            if not sys.stdout.isatty():
+                callbacks = [
+                    *callbacks,
+                    StepLines(config["log_every_n_steps"] if config["log_every_n_steps"] is not None else 50),
+                ]
+                config["enable_progress_bar"] = False
+            elif config.get("enable_progress_bar") is not False and config["max_steps"] > 0:
+                callbacks = [*callbacks, StepProgress()]
+        if config.get("enable_model_summary") is None:
+            config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
         return super()._instantiate_trainer(config, callbacks)
-
-
-def run_version(root: Path, resume: bool) -> int:
-    """N of the folder version_N: a new one, or with ``resume`` the latest that holds a last checkpoint."""
-    if _VERSION in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":  # started by the first process of a run
-        return int(os.environ[_VERSION])
-    folders = root.glob("version_*") if root.is_dir() else ()
-    versions = {int(folder.name[8:]): folder for folder in folders if re.fullmatch(r"version_\d+", folder.name)}
-    resumable = [n for n, folder in versions.items() if resume and any(folder.glob("checkpoints/last*.ckpt"))]
-    version = max(resumable) if resumable else max(versions, default=-1) + 1
-    os.environ[_VERSION] = str(version)
-    return version
 
 
 def start(command: str, argv: Sequence[str], check_only: bool = False) -> CommandLine:
@@ -246,8 +278,12 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> Comman
             words,
             recipe,
             check_only=check_only,
-            model_class=LightningModule if by_path["model"] else _default("distillation", "CFGDistillation"),
-            datamodule_class=LightningDataModule if by_path["data"] else _default("data", "PromptData"),
+            model_class=LightningModule
+            if by_path["model"]
+            else _default("distillation.CFGDistillation", LightningModule),
+            datamodule_class=LightningDataModule
+            if by_path["data"]
+            else _default("data.PromptData", LightningDataModule),
             subclass_mode_model=by_path["model"],
             subclass_mode_data=by_path["data"],
         )
@@ -255,22 +291,20 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> Comman
         raise ConfigError(_shortened(str(error))) from error
 
 
-def _default(module: str, name: str) -> Any:
+def _default(name: str, base: type) -> Any:
     """Imported when asked for: a recipe that trains another model needs none of the distillation."""
-    return getattr(importlib.import_module(f"cfg_distill.{module}"), name)
+    return find_class(f"cfg_distill.{name}", (base,), f"a {base.__name__}")
 
 
 def _named(callbacks: Any) -> dict[Any, Callback]:
     """Callbacks by name, or by number where they have none."""
-    if isinstance(callbacks, dict):
-        return callbacks
-    return dict(enumerate(callbacks if isinstance(callbacks, list) else [callbacks] if callbacks else []))
+    return callbacks if isinstance(callbacks, dict) else dict(enumerate(callbacks or ()))
 
 
 def _keys(callbacks: Any) -> list[str]:
     """The path in the recipe of the arguments of each callback."""
     names = [f".{name}" if isinstance(callbacks, dict) else f"[{name}]" for name in _named(callbacks)]
-    return [f"trainer.callbacks{name if isinstance(callbacks, (dict, list)) else ''}.init_args" for name in names]
+    return [f"trainer.callbacks{name}.init_args" for name in names]
 
 
 def _problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
@@ -284,8 +318,8 @@ def _problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
         if callback.state_key in first:
             problems.append(
                 Problem(
-                    key,
-                    f"expected one {type(callback).__name__}, but `{first[callback.state_key]}` is one too, and a checkpoint"
+                    f"/{key}",
+                    f"expected one {type(callback).__name__}, but `/{first[callback.state_key]}` is one too, and a checkpoint"
                     " could not tell their states apart. Change that one, or remove one of them.",
                 )
             )

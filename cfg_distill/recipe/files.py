@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,16 @@ def merged(files: Sequence[Path]) -> dict[str, Any]:
     Raises:
         ConfigError: a file that is no YAML mapping.
     """
+    stages = list(merged_in_turn(files))
+    return stages[-1] if stages else {}
+
+
+def merged_in_turn(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """The first file, the first two merged, the first three, and so on."""
     whole: dict[str, Any] = {}
     for file in files:
         whole = merge(whole, read_yaml(file))
-    return whole
+        yield whole
 
 
 def merge(base: dict[str, Any], update: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -63,8 +69,9 @@ def merge(base: dict[str, Any], update: dict[str, Any], path: tuple[str, ...] = 
 
 def _over(old: Any, value: Any, place: tuple[str, ...]) -> Any:
     """One value over another."""
-    if place == CALLBACKS and isinstance(value, dict) and "class_path" not in value and isinstance(old, list):
-        old = named(old)
+    if place == CALLBACKS:
+        value = [value] if class_name(value) else value  # one callback, without a list around it
+        old = named(old) if isinstance(value, dict) and isinstance(old, list) else old
     if isinstance(old, str) and isinstance(value, dict) and "class_path" not in value:
         old = {"class_path": old}
     if isinstance(old, dict) and isinstance(value, dict):

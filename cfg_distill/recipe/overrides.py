@@ -47,12 +47,30 @@ class Words:
         overrides: in their order.
         print_config: the flags of ``--print_config``; None where it is not asked for.
         help: the words that ask for help.
+        given: the words themselves.
     """
 
     files: tuple[Path, ...]
     overrides: tuple[Override, ...]
     print_config: str | None
     help: tuple[str, ...]
+    given: tuple[str, ...]
+
+    def going_on(self) -> list[str]:
+        """The words that go on from the last checkpoint of the run of these words.
+
+        Example:
+            >>> sorted_words(["--trainer.max_steps", "9", "--ckpt_path=x.ckpt"]).going_on()
+            ['--trainer.max_steps', '9', '--ckpt_path', 'last']
+        """
+        kept, words = [], list(self.given)
+        while words:
+            word = words.pop(0)
+            if word == "--ckpt_path":
+                del words[:1]
+            elif not word.startswith("--ckpt_path="):
+                kept.append(word)
+        return [*kept, "--ckpt_path", "last"]
 
 
 def sorted_words(argv: Sequence[str]) -> Words:
@@ -96,7 +114,7 @@ def sorted_words(argv: Sequence[str]) -> Words:
             overrides.append(Override.of(name[2:], _parsed(value)))
     if problems:
         raise ConfigError(problems)
-    return Words(tuple(files), tuple(_after_appending(overrides)), print_config, tuple(asked))
+    return Words(tuple(files), tuple(_after_appending(overrides)), print_config, tuple(asked), tuple(argv))
 
 
 def _after_appending(overrides: Iterable[Override]) -> Iterable[Override]:
@@ -151,8 +169,9 @@ def _put(node: Any, keys: tuple[str, ...], override: Override, path: tuple[str, 
 
 def _put_in_list(members: list[Any], keys: tuple[str, ...], override: Override, path: tuple[str, ...]) -> list[Any]:
     if not members:
-        return [_put({}, keys, override, path)]
-    named_by_class = list(named(members)).index(keys[0]) if keys[0] in named(members) and keys[1:] else None
-    place = len(members) - 1 if named_by_class is None else named_by_class
-    inside = keys if named_by_class is None else keys[1:]
-    return [*members[:place], _put(members[place], inside, override, path), *members[place + 1 :]]
+        return [_put({}, keys, override, (*path, "0"))]
+    names = list(named(members))
+    by_class = len(keys) > 1 and keys[0] in names
+    place, inside = (names.index(keys[0]), keys[1:]) if by_class else (len(members) - 1, keys)
+    changed = _put(members[place], inside, override, (*path, str(place)))
+    return [*members[:place], changed, *members[place + 1 :]]

@@ -9,8 +9,7 @@ import warnings
 
 def quieten() -> None:
     """Silence advertisements, deprecations inside libraries, and warnings of what is meant to be so."""
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
     warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec")
     # Prompts need no worker processes: reading one is a list index.
@@ -31,3 +30,9 @@ def quieten() -> None:
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()  # of weights that are loaded: in a log file it is a line per redraw
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Lightning's advertisement is nothing; nor is that an interruption saved a checkpoint, which the last line says."""
+    said = record.getMessage()
+    return not said.startswith(("💡 Tip", "An KeyboardInterrupt was raised", "An SIGTERMException was raised"))

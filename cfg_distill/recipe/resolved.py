@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.folders import find_file
-from cfg_distill.recipe.files import merged, run_name
+from cfg_distill.recipe.files import class_name, merged_in_turn, run_name
 from cfg_distill.recipe.overrides import Override, put
 
 
@@ -20,6 +20,7 @@ class Recipe:
         files: the files, found.
         values: their keys and values merged, later files over earlier ones, and the overrides over all of them.
         of_files: the same without the overrides.
+        notes: what is not wrong, but easily overlooked.
 
     Example:
         >>> recipe = Recipe.read(["recipes/tunes/quality.yaml"], {"trainer.max_steps": 5, "model.losses.kl.weight": 2.0})
@@ -30,6 +31,7 @@ class Recipe:
     files: tuple[Path, ...]
     values: dict[str, Any]
     of_files: dict[str, Any]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, files: Sequence[str | Path], overrides: Mapping[str, Any] | Sequence[Override] = ()) -> Recipe:
@@ -43,12 +45,14 @@ class Recipe:
             ConfigError: a file that is missing or holds no keys and values. Wrong keys and values are found later.
         """
         found = tuple(find_file(file) for file in files)
-        of_files = values = merged(found)
+        stages = list(merged_in_turn(found))
+        of_files = values = stages[-1] if stages else {}
         if isinstance(overrides, Mapping):
             overrides = [Override.of(key, value) for key, value in overrides.items()]
         for override in overrides:
             values = put(values, override)
-        return cls(found, values, of_files)
+            stages.append(values)
+        return cls(found, values, of_files, _notes(stages))
 
     def at(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path; ``init_args`` may be left out of it. Absent or empty: the default."""
@@ -67,6 +71,12 @@ class Recipe:
     def run_name(self) -> str:
         """The name of the folder of its runs, after the first file."""
         return run_name(self.files)
+
+    @property
+    def generator_class(self) -> str:
+        """The class path of the start model; empty where the recipe names none."""
+        given = self.at("model.generator")
+        return str(given if isinstance(given, str) else self.at("model.generator.class_path", ""))
 
     @property
     def model_path(self) -> str:
@@ -109,3 +119,25 @@ class Recipe:
             return int(value)
         except (TypeError, ValueError, OverflowError):
             return default  # the checks of the fit report it by its key
+
+
+def _notes(stages: Sequence[dict[str, Any]]) -> tuple[str, ...]:
+    """What a list of callbacks dropped that a recipe had before: a run without ModelCheckpoint cannot be resumed."""
+    had = any(_saves(stage) for stage in stages)
+    if not had or _saves(stages[-1]) or not isinstance(_callbacks(stages[-1]), list):
+        return ()
+    return (
+        "The list `trainer.callbacks` replaces the callbacks before it, ModelCheckpoint among them: this run cannot be"
+        " resumed. Give callbacks by name to keep the others.",
+    )
+
+
+def _callbacks(values: dict[str, Any]) -> Any:
+    trainer = values.get("trainer")
+    return trainer.get("callbacks") if isinstance(trainer, dict) else None
+
+
+def _saves(values: dict[str, Any]) -> bool:
+    given = _callbacks(values)
+    members = given.values() if isinstance(given, dict) else given if isinstance(given, list) else ()
+    return any(class_name(each) == "ModelCheckpoint" for each in members)

@@ -51,24 +51,19 @@ class JudgeTraining(NetworkTraining):
 
     Args:
         optimizer: of all parameters.
-        out, overwrite, width, blocks, kernel, dropout, warmup_steps, decay_steps: see `NetworkTraining`.
+        out: the folder to write: config.json and model.safetensors.
         smoothing: label smoothing.
+        common: the further arguments of :class:`NetworkTraining`.
     """
 
     def __init__(
         self,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         out: str = "runs/tunes/judge",
-        overwrite: bool = False,
-        width: int = 96,
-        blocks: int = 5,
-        kernel: int = 5,
-        dropout: float = 0.15,
-        warmup_steps: int = 50,
-        decay_steps: int = 1000,
         smoothing: float = 0.05,
+        **common: Any,
     ) -> None:
-        super().__init__(optimizer, out, overwrite, width, blocks, kernel, dropout, warmup_steps, decay_steps)
+        super().__init__(optimizer, out, **common)
         self.smoothing = smoothing
 
     def heads(self) -> dict[str, int]:

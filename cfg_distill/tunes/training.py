@@ -27,15 +27,20 @@ class FolderTraining(lightning.LightningModule, ABC):
     last ones if there is none) in place.
 
     Args:
-        optimizer: of :meth:`trainable`.
+        optimizer: of the parameters that are trained.
         out: the folder to write.
         overwrite: write even when the folder holds a model.
-        warmup_steps: of the learning rate.
-        decay_steps: the step at which it has fallen to 0.
+        warmup_steps: steps until the learning rate has risen to its full value.
+        decay_steps: the step at which the learning rate has fallen to 0.
     """
 
     def __init__(
-        self, optimizer: OptimizerCallable, out: str, overwrite: bool, warmup_steps: int, decay_steps: int
+        self,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        out: str = "runs/tunes/model",
+        overwrite: bool = False,
+        warmup_steps: int = 50,
+        decay_steps: int = 1000,
     ) -> None:
         super().__init__()
         self.optimizer, self.out, self.overwrite = optimizer, out, overwrite
@@ -78,25 +83,24 @@ class NetworkTraining(FolderTraining):
     Args:
         optimizer: of all parameters.
         out: the folder to write: config.json and model.safetensors.
-        overwrite: write even when the folder holds a model.
-        width, blocks, kernel, dropout: of the network (see `NetworkConfig`).
-        warmup_steps: of the learning rate.
-        decay_steps: the step at which it has fallen to 0.
+        width: of the convolutions.
+        blocks: the number of convolutions; block b looks at every 2^b-th token.
+        kernel: of the convolutions.
+        dropout: while training.
+        common: the further arguments of :class:`FolderTraining`.
     """
 
     def __init__(
         self,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         out: str = "runs/tunes/network",
-        overwrite: bool = False,
         width: int = 96,
         blocks: int = 5,
         kernel: int = 5,
         dropout: float = 0.15,
-        warmup_steps: int = 50,
-        decay_steps: int = 1000,
+        **common: Any,
     ) -> None:
-        super().__init__(optimizer, out, overwrite, warmup_steps, decay_steps)
+        super().__init__(optimizer, out, **common)
         self.width, self.blocks, self.kernel, self.dropout = width, blocks, kernel, dropout
 
     @abstractmethod

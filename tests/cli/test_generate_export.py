@@ -48,8 +48,12 @@ def test_greedy_samples_are_those_of_transformers(tiny_model: str, folder: Path)
 def test_generate_refuses_to_overwrite(tiny_model: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["generate", "--model", tiny_model, "--prompt", "w1", "--max-new-tokens", "2", "--out", "samples"]
     assert main(words) == 0
-    assert "`samples` exists. Name another one, or pass --overwrite." in said(capsys, *words)
+    assert "Option `--out`: `samples` exists. Name another one, or pass `--overwrite`." in said(capsys, *words)
+    Path("samples/mine.txt").write_text("kept")
     assert main([*words, "--overwrite"]) == 0
+    assert Path("samples/mine.txt").read_text() == "kept"
+    Path("file").write_text("mine")
+    assert "expected a folder, but `file` is a file" in said(capsys, *words[:-1], "file", "--overwrite")
 
 
 def test_generate_names_all_problems(tiny_model: str, capsys: pytest.CaptureFixture) -> None:
@@ -58,6 +62,12 @@ def test_generate_names_all_problems(tiny_model: str, capsys: pytest.CaptureFixt
     assert "5 problems" in message
     for option in ("guidance", "temperature", "max-new-tokens", "top-p", "samples"):
         assert f"Option `--{option}`: expected" in message
+    assert "give it as `--negative`" in message and "Key" not in message and "model." not in message
+    for option in ("guidance", "temperature"):
+        words = [f"--{option}=nan"]
+        assert f"Option `--{option}`: expected" in said(
+            capsys, "generate", "--model", tiny_model, "--prompt", "w1", *words
+        )
 
 
 def test_generate_tells_of_a_prompt_beyond_the_context(tiny_model: str, capsys: pytest.CaptureFixture) -> None:

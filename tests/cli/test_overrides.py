@@ -91,6 +91,18 @@ def test_one_number_of_a_named_callback(key: str) -> None:
     assert by_class == [changed["ema"], changed["checkpoint"]]
 
 
+def test_options_after_an_appended_one_are_about_it() -> None:
+    words = [
+        "--trainer.callbacks+=m.C",
+        "--trainer.callbacks.x=2",
+        "--trainer.callbacks+=m.D",
+        "--trainer.callbacks.y=3",
+    ]
+    added = [{"class_path": "m.C", "init_args": {"x": "2"}}, {"class_path": "m.D", "init_args": {"y": "3"}}]
+    assert after(*words)["trainer"]["callbacks"] == [*RECIPE["trainer"]["callbacks"], *added]
+    assert list(after(*words, recipe=NAMES)["trainer"]["callbacks"].values())[2:] == added
+
+
 def test_callbacks_are_added_to_names_and_taken_from_them() -> None:
     words = ["--trainer.callbacks+=m.C", "--trainer.callbacks.x=2", "--trainer.callbacks.ema=null"]
     assert after(*words, recipe=NAMES)["trainer"]["callbacks"] == {

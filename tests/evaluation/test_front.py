@@ -78,6 +78,8 @@ def test_hypervolumes_where_there_is_nothing():
     assert hypervolumes(POINTS, None) == []
     (volume,) = hypervolumes(POINTS[:1], Headline("q", "d"))
     assert volume["students"] is None and volume["baselines"] == volume["all"]
+    (volume,) = hypervolumes([entry("any", "model", 0.5, d=0.5)], Headline("q", "d"))  # may be a student or not
+    assert volume["students"] is volume["baselines"] is None and volume["all"] == 0.25
     (volume,) = hypervolumes(POINTS, Headline("q", "other"))
     assert volume["all"] is None and volume["front"] == []
 
