@@ -86,3 +86,12 @@ def test_a_short_fit_from_another_folder(empty_environment: Path, tmp_path: Path
     (checkpoint,) = tmp_path.glob("runs/quality/version_0/checkpoints/last.ckpt")
     run(command, "export", "--checkpoint", checkpoint, "--out", "student", folder=tmp_path)
     assert (tmp_path / "student" / "model.safetensors").is_file()
+
+
+def test_a_module_that_moved_is_found_under_its_old_name_with_a_warning() -> None:
+    with pytest.warns(FutureWarning, match="`cfg_distill.samples` is `cfg_distill.sampling` now"):
+        from cfg_distill.samples import Samples, draw
+
+    from cfg_distill import sampling
+
+    assert Samples is sampling.Samples and draw is sampling.draw

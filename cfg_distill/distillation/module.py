@@ -17,7 +17,8 @@ from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from cfg_distill.checkpoints import student_weights, trained_names
+from cfg_distill import checkpoints
+from cfg_distill.checkpoints import student_weights
 from cfg_distill.distillation.finite import (
     PATIENCE,
     gradient_norm,
@@ -28,12 +29,12 @@ from cfg_distill.distillation.finite import (
 from cfg_distill.distillation.gradients import norms
 from cfg_distill.distillation.memory import advice_on_memory
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
-from cfg_distill.distillation.settings import problems_of_settings, problems_of_trainer
+from cfg_distill.distillation.settings import problems_of_settings, problems_of_trainer, summary
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guided
+from cfg_distill.generators.linear import onednn
 from cfg_distill.generators.lora import lora_layers
-from cfg_distill.generators.products import onednn
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LOGITS_CHUNK, Divergence, Loss, LossInputs, mix
 from cfg_distill.metrics.model import DISTANCE, ENTROPIES
@@ -79,6 +80,7 @@ class CFGDistillation(L.LightningModule):
         onednn: on a CPU, in float32, let oneDNN multiply by the weights, which is up to twice as fast as torch's own products;
             rounding aside it changes nothing.
         seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
+        allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.
     """
 
     def __init__(
@@ -97,12 +99,13 @@ class CFGDistillation(L.LightningModule):
         measure_gradients_every: int = 10,
         onednn: bool = True,
         seed: int = 0,
+        allow_no_teacher: bool = False,
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or hasattr(nn.ModuleDict, name)]:
             text = f"expected names that are no attribute of a module, without a full stop, but got {unusable}. Rename them."
             raise ConfigError(Problem("/model.losses", text))
-        self.generator_spec = generator.spec()
+        self.generator_spec = checkpoints.spec_of(generator)
         self.student = generator
         self.teacher: Generator | None = None
         self.guidance = guidance
@@ -118,6 +121,7 @@ class CFGDistillation(L.LightningModule):
         self.measure_gradients_every = measure_gradients_every
         self.onednn = onednn
         self.seed = seed
+        self.allow_no_teacher = allow_no_teacher
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[str] = ()
@@ -135,6 +139,10 @@ class CFGDistillation(L.LightningModule):
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings, found without loading weights."""
         return problems_of_settings(self)
+
+    def summary(self) -> str:
+        """What is about to be trained, in one line."""
+        return summary(self)
 
     def problems_with(self, trainer: L.Trainer) -> list[Problem]:
         """What is wrong with the settings of a trainer of this module."""
@@ -221,8 +229,8 @@ class CFGDistillation(L.LightningModule):
         prompts = samples.prompts if prompts is None else prompts
         tokens_NKT, mask_NKT = samples.rollout.tokens_NKT[rows], samples.rollout.mask_NKT[rows]
         with torch.no_grad():
-            teacher = Guided(self.teacher, self.guidance).scored(prompts, tokens_NKT, mask_NKT)
-        student = self.student.scored(prompts, tokens_NKT, mask_NKT)
+            teacher = Guided(self.teacher, self.guidance).predictions(prompts, tokens_NKT, mask_NKT)
+        student = self.student.predictions(prompts, tokens_NKT, mask_NKT)
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
     def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
@@ -449,11 +457,8 @@ class CFGDistillation(L.LightningModule):
         return parts
 
     def _frozen_of(self, names: Iterable[str]) -> list[str]:
-        """Those of the names in a state dict that a checkpoint does not hold."""
-        prefixes = tuple(f"{name}." for name in self._frozen_parts())
-        trained = {f"student.{name}" for name in trained_names(self.student)}
-        return [name for name in names
-                if name.startswith(prefixes) or (name.startswith("student.") and name not in trained)]  # fmt: skip
+        """The names in a state dict that a checkpoint does not hold."""
+        return checkpoints.frozen_names(names, self.student, tuple(f"{name}." for name in self._frozen_parts()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep what was trained.
@@ -474,13 +479,13 @@ class CFGDistillation(L.LightningModule):
         state = checkpoint["state_dict"]
         for name in self._frozen_of(list(state)):
             del state[name]
-        checkpoint["generator"] = self.generator_spec
-        checkpoint["configured"] = self._configured
+        checkpoint.update(checkpoints.keys_of_ours(self.generator_spec, self._configured))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self._configured_then = checkpoint.get("configured", {})
+        checkpoint.update(checkpoints.upgraded(checkpoint))
+        self._configured_then = checkpoint["configured"]
         for name, weight in weights_after(self._configured_then.get("losses", {}), self._configured["losses"]).items():
-            checkpoint["state_dict"][f"losses.{name}.weight"] = torch.tensor(weight)
+            checkpoint["state_dict"][checkpoints.loss_weight(name)] = torch.tensor(weight)
 
     def on_train_start(self) -> None:
         if self._configured_then.get("optimizer"):

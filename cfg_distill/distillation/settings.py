@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
+def summary(module: CFGDistillation) -> str:
+    """What is about to be trained, in one line: each loss with its class and weight, the teacher, the group."""
+    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+    guidance, samples = f"{module.guidance.scale:g}", module.sampling.samples
+    return f"Losses: {_listed(losses)}. Guidance of the teacher: {guidance}. Samples per prompt: {samples}."
+
+
 def problems_of_settings(module: CFGDistillation) -> list[Problem]:
     """What is wrong with the settings of a module; keys are relative to ``model``."""
     student = module.student
@@ -82,6 +89,12 @@ def _problems_of_losses(module: CFGDistillation, context: Context, is_readable: 
     found = []
     if not losses:
         found.append(Problem("losses", "expected at least one loss, but got none. Add `kl`."))
+    elif not module.allow_no_teacher and not any(_ties_to_teacher(loss) for loss in losses.values()):
+        text = (
+            "nothing ties the student to the guided teacher. Expected a divergence with a weight above 0, but got"
+            f" {_listed(losses)}. Add one, such as `kl`, or set `/model.allow_no_teacher` to true."
+        )
+        found.append(Problem("losses", text))
     for name, loss in losses.items():
         weights = loss.codebook_weights if is_readable and isinstance(loss, Divergence) else ()
         if weights and len(weights) != module.student.num_codebooks:
@@ -89,6 +102,16 @@ def _problems_of_losses(module: CFGDistillation, context: Context, is_readable: 
             found.append(Problem(f"losses.{name}.init_args.codebook_weights", text))
         found += problems_of(loss, context, under=f"losses.{name}.init_args")
     return found
+
+
+def _listed(losses: Mapping[str, Loss]) -> str:
+    return ", ".join(
+        f"{name} ({type(loss).__name__}, weight {loss.weight.item():.4g})" for name, loss in losses.items()
+    )
+
+
+def _ties_to_teacher(loss: Loss) -> bool:
+    return isinstance(loss, Divergence) and loss.weight.item() > 0
 
 
 def problems_of_trainer(trainer: Trainer) -> list[Problem]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill.errors import Context, Problem
-from cfg_distill.generators import Scored
+from cfg_distill.generators import Predictions
 from cfg_distill.losses.chunked import CellTerm, sum_over_cells
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import Samples
@@ -35,8 +35,8 @@ class LossInputs:
         advantage_N: what :meth:`Loss.advantage` gave, for these rows; None where it gave nothing.
     """
 
-    student: Scored
-    teacher: Scored
+    student: Predictions
+    teacher: Predictions
     tokens_NKT: Tensor
     mask_NKT: Tensor
     sampling: Sampling

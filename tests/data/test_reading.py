@@ -10,10 +10,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from cfg_distill import folders
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import normalised
 from cfg_distill.errors import ConfigError
+from cfg_distill.folders import names
 
 
 def written(folder: Path, name: str, text: str) -> str:
@@ -44,7 +44,11 @@ def test_a_quoted_cell_may_hold_commas_and_lines(tmp_path: Path) -> None:
     [
         ("a.txt", " \n\n", "at least one prompt"),
         ("a.md", "a reel", r"one of \.txt, \.jsonl, \.csv, \.tsv"),
-        ("a.jsonl", '{"promt": "a reel"}', r"line 1: expected a field `prompt`.*Set `field: promt`\?"),
+        (
+            "a.jsonl",
+            '{"promt": "a reel"}',
+            r"line 1: expected a field `prompt`.*Did you mean `promt`\? Set `field`",
+        ),
         ("a.jsonl", '"a reel"\n{"prompt": ', "line 2: expected a JSON object"),
         ("a.jsonl", '{"prompt": 3}', "expected text in `prompt`, but got int"),
         ("a.csv", "text,id\na reel,1\n", r"expected a field `prompt`, but it has \['text', 'id'\]"),
@@ -73,7 +77,7 @@ def test_shipped_prompts_are_found_from_any_folder(tmp_path: Path, monkeypatch: 
     shipped = tmp_path / "package"
     (shipped / "tunes").mkdir(parents=True)
     (shipped / "tunes" / "train.txt").write_text("shipped")
-    monkeypatch.setattr(folders, "RECIPES", shipped)
+    monkeypatch.setattr(names, "RECIPES", shipped)
     monkeypatch.chdir(tmp_path)
     assert read_prompts("recipes/tunes/train.txt") == ["shipped"]
     (tmp_path / "recipes" / "tunes").mkdir(parents=True)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cfg_distill.generators import Head, Scored
+from cfg_distill.generators import Head, HiddenStates, Logits
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.losses import (
     CellLoss,
@@ -49,7 +49,7 @@ def setting(sampling=Sampling(samples=3, max_new_tokens=T), dtype=torch.float32,
     leaves = [states[0], heads[0].weight_KVD, *([heads[0].bias_KV] if bias else [])]
     for tensor in leaves:
         tensor.requires_grad_()
-    student, teacher = (Scored(*pair) for pair in zip(states, heads, strict=True))
+    student, teacher = (HiddenStates(*pair) for pair in zip(states, heads, strict=True))
     groups = [tensor.unflatten(0, (2, 3)) for tensor in (tokens_NKT, mask_NKT, torch.zeros(N, K, T))]
     samples = Samples(["a", "b"], [""] * N, Rollout(*groups))
     return LossInputs(student, teacher, tokens_NKT, mask_NKT, sampling, samples), leaves
@@ -111,12 +111,11 @@ def test_forbidden_tokens_in_chunks(form):
                 forbidden_KV = torch.zeros(K, V).index_fill(1, torch.tensor([V - 2, V - 1]), -torch.inf)
                 heads.append(Head(each.weight_KVD, each.bias_KV + forbidden_KV))
         inputs.student, inputs.teacher = (
-            Scored(states, head) for states, head in zip((states_NTD, inputs.teacher.states_NTD), heads, strict=True)
+            HiddenStates(states, head)
+            for states, head in zip((states_NTD, inputs.teacher.states_NTD), heads, strict=True)
         )
         if form == "logits":
-            inputs.student, inputs.teacher = (
-                Scored(logits_NKTV=each.whole()) for each in (inputs.student, inputs.teacher)
-            )
+            inputs.student, inputs.teacher = (Logits(each.whole()) for each in (inputs.student, inputs.teacher))
         total, sums = mix(losses, inputs, weights, watched=watched, chunk=chunk)
         found[case] = total, sums, torch.autograd.grad(total, leaves)
     for case in ("chunked", "without"):
@@ -146,7 +145,7 @@ def test_the_plain_twin_is_the_formula():
 
 def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
     inputs, leaves = setting(bias=False)
-    inputs.student.head = Head(leaves[1].detach())
+    inputs.student = HiddenStates(inputs.student.states_NTD, Head(leaves[1].detach()))
     total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     total.backward()
     assert leaves[0].grad.any()
@@ -157,7 +156,7 @@ def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
 
 def test_half_precision_states_keep_the_divergence_positive():
     inputs, leaves = setting(dtype=torch.bfloat16)
-    inputs.teacher = Scored(inputs.student.states_NTD.detach(), inputs.student.head)
+    inputs.teacher = HiddenStates(inputs.student.states_NTD.detach(), inputs.student.head)
     total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     assert total.dtype == torch.float32
     assert 0 <= total < 1e-4

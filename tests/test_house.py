@@ -1,0 +1,73 @@
+"""The shape of the code, as numbers that may only shrink: rooms, arrows between them, probing, branches.
+
+The order of the rooms, and that no import goes upwards, is in tests/docs/test_design.py.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+from fenced import ROOT
+
+PACKAGE = ROOT / "cfg_distill"
+MOST_ROOMS, MOST_ARROWS, MOST_ENTRIES, MOST_PROBES, LONGEST_FILE = 24, 95, 25, 25, 420
+
+
+def sources() -> Iterator[Path]:
+    yield from PACKAGE.rglob("*.py")
+    yield from (PACKAGE / "callbacks").glob("*.py")  # a link, which rglob does not follow
+
+
+def rooms() -> set[str]:
+    found = {path.stem for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").is_file()}
+    return found - {"__init__"}
+
+
+def arrows() -> set[tuple[str, str]]:
+    """Pairs of rooms of which the first imports from the second, imports inside functions included."""
+    known, found = rooms(), set()
+    for file in sources():
+        room = file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            names: list[str] = []
+            if isinstance(node, ast.ImportFrom) and node.module:
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            others = {name.split(".")[1] for name in names if name.startswith("cfg_distill.")} & known
+            found |= {(room, other) for other in others if room != "__init__" and other != room}
+    return found
+
+
+def test_there_are_few_rooms_and_few_arrows_between_them() -> None:
+    entries = [path for path in PACKAGE.iterdir() if path.name != "__pycache__"]
+    assert len(rooms()) <= MOST_ROOMS
+    assert len(arrows()) <= MOST_ARROWS
+    assert len(entries) <= MOST_ENTRIES
+
+
+def test_no_two_rooms_need_each_other() -> None:
+    remaining = arrows()
+    while free := {room for room in rooms() if room not in {first for first, _ in remaining}} & {
+        b for _, b in remaining
+    }:
+        remaining = {(first, second) for first, second in remaining if second not in free}
+    assert remaining == set(), "a circle of imports"
+
+
+def test_attributes_are_probed_at_borders_only() -> None:
+    """getattr and hasattr: a protocol says what every part has. Foreign libraries keep no protocol of ours."""
+    probes = [
+        f"{file.relative_to(ROOT)}:{node.lineno}"
+        for file in sources()
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr")
+    ]
+    assert len(probes) <= MOST_PROBES, probes
+
+
+def test_files_are_read_in_one_sitting() -> None:
+    lengths = {str(file): len(file.read_text(encoding="utf-8").splitlines()) for file in sources()}
+    assert {file: length for file, length in lengths.items() if length > LONGEST_FILE} == {}
