@@ -94,7 +94,7 @@ def sum_over_cells(
         def teacher_logits(part: slice) -> Tensor:
             return teacher.at(k, row_M[part], position_M[part])  # noqa: B023 - called within this turn of the loop
 
-        logits_of = teacher_logits
+        logits_of: Callable[[slice], Tensor] = teacher_logits
         if chunked is not None:
             num_cells = max(1, chunk // len(chunked.head.weight_KVD[k]))
             logits_of = _made_in_chunks(teacher_logits, num_cells)
