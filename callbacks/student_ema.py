@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from cfg_distill.callbacks.weights import aliases, sharded_like, whole
-from cfg_distill.checkpoints import student_weights, write_student
+from cfg_distill.checkpoints import AVERAGES, student_weights, write_student
 from cfg_distill.errors import ConfigError
 
 
@@ -58,7 +58,7 @@ class StudentEMA(Callback):
     @property
     def state_key(self) -> str:
         """The same for a subclass, so that an export finds the averages."""
-        return "StudentEMA"
+        return AVERAGES
 
     def problems(self) -> list[str]:
         """What is wrong with the settings, a sentence each."""

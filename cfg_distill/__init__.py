@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 __all__ = ["CFGDistillation", "__version__"]
 
 _MOVED = {
+    "cfg_distill.metrics.front": "cfg_distill.evaluation.front",
     "cfg_distill.samples": "cfg_distill.sampling",
     "cfg_distill.generators.opening": "cfg_distill.generators.loading",
     "cfg_distill.generators.products": "cfg_distill.generators.linear",

@@ -127,5 +127,11 @@ def joined(prefix: str, key: str) -> str:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean `x`?`` with a space in front, of the known word nearest to a misspelled one; empty when none is near."""
+    found = closest(word, known)
+    return f" Did you mean `{found}`?" if found else ""
+
+
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word nearest to a misspelled one; None when none is near."""
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f" Did you mean `{found[0]}`?" if found else ""
+    return found[0] if found else None

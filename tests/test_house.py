@@ -50,7 +50,9 @@ def test_there_are_few_rooms_and_few_arrows_between_them() -> None:
 
 def test_no_two_rooms_need_each_other() -> None:
     remaining = arrows()
-    while free := {room for room in rooms() if room not in {first for first, _ in remaining}} & {b for _, b in remaining}:
+    while free := {room for room in rooms() if room not in {first for first, _ in remaining}} & {
+        b for _, b in remaining
+    }:
         remaining = {(first, second) for first, second in remaining if second not in free}
     assert remaining == set(), "a circle of imports"
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import sys
 from collections.abc import Sequence
 
 from cfg_distill import __version__
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem, nearest
 
 __all__ = ["COMMANDS", "main"]
 
@@ -39,7 +38,10 @@ def _help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, or 2 after a user's mistake. A bug of ours keeps its traceback."""
+    """Run one command and return its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C.
+
+    A bug of ours keeps its traceback.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
@@ -72,12 +74,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unknown(command: str) -> str:
-    nearest = difflib.get_close_matches(command, COMMANDS, n=1, cutoff=0.5)
-    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-    return f"Expected a command, one of {', '.join(COMMANDS)}, but got `{command}`.{hint}"
+    return f"Expected a command, one of {', '.join(COMMANDS)}, but got `{command}`.{nearest(command, COMMANDS)}"
 
 
-def _print_problems(command: str, problems: list[str]) -> None:
+def _print_problems(command: str, problems: list[Problem]) -> None:
     # Every process of a distributed run meets the same mistake; the first one says it.
     if any(os.environ.get(rank, "0") != "0" for rank in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
         return

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cfg_distill.recipe.files import merged, with_recipes_found
+from cfg_distill.recipe.overrides import sorted_words
 
 
 def run(command: str, argv: Sequence[str], check_only: bool = False) -> None:
-    """Parse, check everything, then train or validate; a study checks only, and then starts a process that does it all.
+    """Parse, check everything, then train or validate.
+
+    Args:
+        command: ``fit`` or ``validate``.
+        argv: the words behind it.
+        check_only: check everything and stop before anything is loaded.
 
     Raises:
         ConfigError: all problems of the configuration, before any weight is loaded.
     """
-    words, files = with_recipes_found(argv)
+    sorted_words(argv)  # a missing file is found before torch is imported
     from cfg_distill.recipe.command_line import start
 
-    start(command, words, files, merged(files), check_only)
+    start(command, argv, check_only)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
 from cfg_distill.cli.arguments import Arguments, refuse_existing
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, nearest
 from cfg_distill.folders import RECIPES
 
 
@@ -36,9 +35,7 @@ def run(argv: Sequence[str]) -> None:
         return
     name = given.name.removeprefix("recipes/").removesuffix(".yaml")
     if name not in recipes:
-        nearest = difflib.get_close_matches(name, recipes, n=1, cutoff=0.4)
-        hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-        raise ConfigError(f"Recipe `{given.name}`: expected one of {', '.join(recipes)}.{hint}")
+        raise ConfigError(f"Recipe `{given.name}`: expected one of {', '.join(recipes)}.{nearest(name, recipes)}")
     out = given.out or Path(recipes[name].name)
     if out.is_dir():
         out = out / recipes[name].name

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset, DistributedSampler
 
 
 class Prompts(Dataset):
-    """Prompts, taken a list of indices at a time."""
+    """Prompts, indexed by lists of numbers: one list is one batch."""
 
     def __init__(self, prompts: list[str]) -> None:
         self.prompts = prompts
@@ -26,10 +26,10 @@ class PromptBatches(DistributedSampler):
     """Indices of whole batches, as even in size as can be, the same number of them on every process.
 
     The order depends on seed and epoch only. It is cut into ``len(self) * world`` batches of near-equal size, dealt to
-    the processes in turn: no prompt is dropped; one is repeated only when there are more batches than prompts.
+    the processes in turn. No prompt is dropped, and one is repeated only when there are more batches than prompts.
     So a metric over all processes sees each prompt once, and no process waits for a forward that another never makes.
 
-    It is a DistributedSampler, so that Lightning tells it the epoch and puts no sampler of its own in its place.
+    It is a DistributedSampler, so that Lightning sets its epoch and does not replace it by a sampler of its own.
 
     Args:
         size: the number of prompts.
@@ -62,8 +62,8 @@ class PromptBatches(DistributedSampler):
 class _Deal:
     """One epoch's batches, with a state.
 
-    The loader's own way to resume knows no epochs: from a checkpoint of an epoch's last step it would deal an empty
-    epoch, and one epoch would never be trained on.
+    The loader's own way to resume knows no epochs: resumed at the last step of an epoch, it would deal an empty epoch, and
+    one epoch of training would be lost.
     """
 
     def __init__(self, batches: PromptBatches) -> None:
@@ -78,7 +78,7 @@ class _Deal:
     def __next__(self) -> list[int]:
         batches = self.batches
         if not self.order:
-            # Only now: the epoch is told after the state is loaded.
+            # Only now: Lightning sets the epoch after the state is loaded.
             self.order = batches.order()
             if self.loaded is not None and self.loaded["epoch"] == batches.epoch:
                 self.number = self.loaded["number"]

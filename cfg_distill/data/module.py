@@ -6,7 +6,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill.data.batches import PromptBatches, Prompts
 from cfg_distill.data.reading import normalised, read_prompts
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
 
 
 class PromptData(L.LightningDataModule):
@@ -18,10 +18,10 @@ class PromptData(L.LightningDataModule):
     Args:
         train: the prompts to train on.
         validation: the prompts that callbacks and metrics see during a fit; empty for none.
-        report: the prompts of the final evaluation. Never loaded by a fit: named here so that it is checked that none
-            of them is trained or validated on.
-        batch_size: prompts in a training batch, on each device.
-        validation_batch_size: prompts in a validation batch; 0 for ``batch_size``.
+        report: the prompts of the final evaluation. A fit reads them only to check that it neither trains nor validates on
+            one of them.
+        batch_size: prompts per training batch, on each device.
+        validation_batch_size: prompts per validation batch; 0 for ``batch_size``.
         field: the JSON field or CSV column that holds the prompt.
         shuffle: train in another order every epoch.
         seed: of that order.
@@ -47,23 +47,21 @@ class PromptData(L.LightningDataModule):
         self.seed = seed
         self.prompts: dict[str, list[str]] = {}
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings and the files, a sentence each."""
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings and the files."""
         found = []
         if self.batch_size < 1:
-            found.append(f"Key `data.batch_size`: expected at least 1, but got {self.batch_size}.")
+            found.append(Problem("batch_size", f"expected at least 1, but got {self.batch_size}."))
         if self.validation_batch_size < 0:
-            got = self.validation_batch_size
-            found.append(
-                f"Key `data.validation_batch_size`: expected at least 1, or 0 for `batch_size`, but got {got}."
-            )
+            text = f"expected at least 1, or 0 for `.batch_size`, but got {self.validation_batch_size}."
+            found.append(Problem("validation_batch_size", text))
         prompts = {}
         for name, path in self.files.items():
             if path or name == "train":
                 try:
                     prompts[name] = read_prompts(path, self.field)
                 except ConfigError as error:
-                    found += [f"Key `data.{name}`: {problem}" for problem in error.problems]
+                    found += error.under(name)
         for kept_apart, others in (("validation", ("train",)), ("report", ("train", "validation"))):
             found += [_shared(kept_apart, other, prompts) for other in others if _overlap(kept_apart, other, prompts)]
         return found
@@ -106,10 +104,11 @@ def _overlap(name: str, other: str, prompts: dict[str, list[str]]) -> list[str]:
     return sorted({prompt for prompt in prompts.get(name, ()) if normalised(prompt) in known})
 
 
-def _shared(name: str, other: str, prompts: dict[str, list[str]]) -> str:
+def _shared(name: str, other: str, prompts: dict[str, list[str]]) -> Problem:
     both = _overlap(name, other, prompts)
     shown = ", ".join(map(repr, both[:3])) + (", ..." if len(both) > 3 else "")
-    return (
-        f"Key `data.{name}`: expected prompts that `data.{other}` does not have, but {len(both)} are in both: {shown}."
-        " Take them out of one of the files."
+    return Problem(
+        name,
+        f"expected prompts that `.{other}` does not have, but {len(both)} are in both: {shown}."
+        " Take them out of one of the files.",
     )

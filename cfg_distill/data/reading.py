@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, nearest
 from cfg_distill.folders import find_file
 from cfg_distill.prompt import Prompt
 
@@ -19,9 +18,9 @@ SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
 def read_prompts(path: str | Path, field: str = "prompt") -> list[str]:
     """The prompts of a file, in its order, without blank ones.
 
-    ``.txt``: a prompt a line. ``.jsonl``: a JSON object a line, its ``field``, or a JSON string a line. ``.csv`` and
-    ``.tsv``: the column ``field`` under a header. A folder: a dataset that Hugging Face ``datasets`` saved to disk, its
-    column ``field``. A path ``recipes/...`` that does not exist is looked up among the shipped recipes.
+    ``.txt``: one prompt per line. ``.jsonl``: per line a JSON object, of which ``field`` is read, or a JSON string.
+    ``.csv`` and ``.tsv``: the column ``field`` under a header. A folder: a dataset that Hugging Face ``datasets`` saved to
+    disk, its column ``field``. A path ``recipes/...`` that does not exist is looked up among the shipped recipes.
 
     What else a prompt conditions on stands in the JSON object ``conditions`` (``{"prompt": "80s synth pop", "conditions":
     {"melody": "tune.wav"}}``) or in a column ``conditions.melody``: such prompts are :class:`~cfg_distill.prompt.Prompt`.
@@ -45,7 +44,7 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[str]:
         raise ConfigError(f"File `{path}`: expected text in UTF-8, but it cannot be read: {error}.") from error
     prompts = [_stripped(prompt) for prompt in rows if prompt.strip()]
     if not prompts:
-        raise ConfigError(f"Expected at least one prompt, but `{path}` holds none. Write one a line.")
+        raise ConfigError(f"Expected at least one prompt, but `{path}` holds none. Write one per line.")
     return prompts
 
 
@@ -136,6 +135,5 @@ def _saved_dataset(folder: Path, field: str) -> Iterable[str]:
 
 def _no_field(where: str, field: str, known: Iterable[str]) -> str:
     names = list(known)
-    nearest = difflib.get_close_matches(field, names, n=1, cutoff=0.5) or names[:1]
-    hint = f" Set `field: {nearest[0]}`?" if nearest else ""
-    return f"{where}: expected a field `{field}`, but it has {names}.{hint}"
+    hint = nearest(field, names) or (f" It may be `{names[0]}`." if names else "")
+    return f"{where}: expected a field `{field}`, but it has {names}.{hint} Set `field` to the right one."

@@ -29,6 +29,14 @@ class Module(Protocol):
     dropout: bool
     micro_batch: int
     logits_chunk: int
+    allow_no_teacher: bool
+
+
+def summary(module: Module) -> str:
+    """What is about to be trained, in one line: each loss with its class and weight, the teacher, the group."""
+    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+    guidance, samples = f"{module.guidance.scale:g}", module.sampling.samples
+    return f"Losses: {_listed(losses)}. Guidance of the teacher: {guidance}. Samples per prompt: {samples}."
 
 
 def problems_of_settings(module: Module) -> list[str]:
@@ -59,6 +67,11 @@ def problems_of_settings(module: Module) -> list[str]:
         )
     if not module.losses:
         found.append("Key `model.losses`: expected at least one loss, but got none. Add `kl`.")
+    elif not module.allow_no_teacher and not any(_ties_to_teacher(loss) for loss in losses.values()):
+        found.append(
+            "Key `model.losses`: nothing ties the student to the guided teacher. Expected a divergence with a weight above 0,"
+            f" but got {_listed(losses)}. Add one, such as `kl`, or set `model.allow_no_teacher: true`."
+        )
     for key, value in (("micro_batch", module.micro_batch), ("logits_chunk", module.logits_chunk)):
         if value < 0:
             found.append(f"Key `model.{key}`: expected 0 (all at once) or more, but got {value}.")
@@ -77,6 +90,16 @@ def problems_of_settings(module: Module) -> list[str]:
             )
         found += [f"In `model.losses.{name}`: {problem}" for problem in loss.problems(module.sampling.samples)]
     return found
+
+
+def _listed(losses: Mapping[str, Loss]) -> str:
+    return ", ".join(
+        f"{name} ({type(loss).__name__}, weight {loss.weight.item():.4g})" for name, loss in losses.items()
+    )
+
+
+def _ties_to_teacher(loss: Loss) -> bool:
+    return isinstance(loss, Divergence) and loss.weight.item() > 0
 
 
 def problems_of_trainer(trainer: Trainer) -> list[str]:

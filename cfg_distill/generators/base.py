@@ -7,11 +7,10 @@ know predictors only, so that a new way to mix models is a new predictor and not
 from __future__ import annotations
 
 import copy
-import inspect
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -303,16 +302,6 @@ class Generator(AcceptsScored, nn.Module, ABC):
             merge_adapter(self.model)
             self.lora = None
         return self
-
-    def spec(self) -> dict[str, Any]:
-        """The class path and plain arguments that make this generator again; checkpoints carry it for the export."""
-        kind = type(self)
-        given = {name: getattr(self, name) for name in inspect.signature(kind).parameters}
-        init_args = {
-            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            for name, value in given.items()
-        }
-        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
 
     @property
     def device(self) -> torch.device:

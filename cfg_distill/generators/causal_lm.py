@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder, resolve
+from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import is_linear, use_products
@@ -162,6 +163,7 @@ class CausalLM(Generator):
         if self.lora is not None:
             save_adapter(self.model, self.path, folder, task_type="CAUSAL_LM")
             return
+        copy_profile(self.path, folder)
         self.model.save_pretrained(folder)
         # Neutral on purpose: a distilled model carries its guidance, and a library default of top-k 50 is not its distribution.
         GenerationConfig(

@@ -23,8 +23,10 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder
+from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
@@ -188,6 +190,7 @@ class Dia(Generator):
         if self.lora is not None:
             save_adapter(self.model, self.path, folder)
             return
+        copy_profile(self.path, folder)
         self.model.save_pretrained(folder)
         self.sound.processor.save_pretrained(folder)
         # A distilled model carries its guidance: no second one, and no filter that was tuned for it.
@@ -293,18 +296,18 @@ class Dia(Generator):
         ]
 
 
-class _Sound:
+class _Sound(Frozen[Any]):
     """The frozen codec, and the processor that names it."""
 
     def __init__(self, processor: Any) -> None:
+        super().__init__(processor.audio_tokenizer.float())
         self.processor = processor
-        self.codec = processor.audio_tokenizer.float().requires_grad_(False).eval()
 
     @torch.no_grad()
     def of(self, frames_KF: Tensor) -> Tensor:
         """Codes to sound, ``[1, L]``; of no frame, none."""
         if not frames_KF.shape[-1]:
             return torch.zeros(1, 0)
-        self.codec.to(frames_KF.device)
+        codec = self.on(frames_KF.device)
         with torch.autocast(frames_KF.device.type, enabled=False):
-            return self.codec.decode(audio_codes=frames_KF[None]).audio_values.cpu()
+            return codec.decode(audio_codes=frames_KF[None]).audio_values.cpu()

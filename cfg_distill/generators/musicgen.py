@@ -28,6 +28,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, from_hub, is_adapter, lacks_words, problems_of_folder, resolve
+from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
@@ -221,6 +222,7 @@ class MusicGen(Generator):
         if self.lora is not None:
             save_adapter(self.model, self.path, folder, prefix=_DECODER)
             return
+        copy_profile(self.path, folder)
         longest = int(SECONDS * self.frame_rate) + max(self.delays) + 1
         before = self.reserved_positions - max(self.delays)
         self.shared.save(self.model, folder, min(longest, self.max_positions - before))

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
+from cfg_distill.checkpoints import spec_of
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Predictions
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling.samples import Samples
 
@@ -61,7 +64,8 @@ class Reader:
         batch_size: prompts whose groups are read at once.
     """
 
-    _shared: ClassVar[dict[str, Reader]] = {}
+    # Weak: a base goes when the last metric that reads it goes.
+    _shared: ClassVar[WeakValueDictionary[str, Reader]] = WeakValueDictionary()
 
     def __init__(self, generator: Generator, batch_size: int) -> None:
         self.generator = generator
@@ -72,11 +76,8 @@ class Reader:
     @classmethod
     def of(cls, generator: Generator, batch_size: int) -> Reader:
         """The reader of a base: the same one for the same settings, so that its weights and answers exist once."""
-        key = json.dumps([generator.spec(), batch_size], sort_keys=True, default=str)
+        key = json.dumps([spec_of(generator), batch_size], sort_keys=True, default=str)
         return cls._shared.setdefault(key, cls(generator, batch_size))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Reader.of, (self.generator, self.batch_size))
@@ -127,7 +128,11 @@ class LikelihoodMetric(SampleMetric):
 
     def __init__(self, generator: Generator, batch_size: int = 4, **settings: Any) -> None:
         super().__init__(**settings)
-        self._reader = Reader.of(generator, batch_size)
+        self._frozen = Frozen(Reader.of(generator, batch_size))
+
+    @property
+    def _reader(self) -> Reader:
+        return self._frozen.model
 
     def problems(self) -> list[str]:
         found = self._reader.generator.problems()

@@ -2,59 +2,82 @@
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
-import re
+import shlex
+import sys
 import traceback
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jsonargparse import ArgumentError, ArgumentParser
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cfg_distill.data import PromptData
-from cfg_distill.errors import ConfigError
-from cfg_distill.recipe.checks import Walk
-from cfg_distill.recipe.files import run_name
-from cfg_distill.recipe.overrides import overrides_of, put
-from cfg_distill.recipe.progress import StepProgress
+from cfg_distill.errors import ConfigError, Problem, problems_of
+from cfg_distill.recipe.checks import Walk, without_echoes
+from cfg_distill.recipe.classes import find_class
+from cfg_distill.recipe.overrides import Words, put, sorted_words
+from cfg_distill.recipe.progress import StepLines, StepProgress
+from cfg_distill.recipe.quiet import quieten
+from cfg_distill.recipe.resolved import Recipe
+from cfg_distill.recipe.runs import RunMark, run_version, unfinished
 
-_VERSION = "CFG_DISTILL_RUN_VERSION"
 _PARSING = (ArgumentError, MisconfigurationException)
+_PRINTED = {"": "", "skip_default": "skip_default", "skip_unset": "skip_unset", "skip_null": "skip_unset"}
+
+
+@runtime_checkable
+class Distillation(Protocol):
+    """A module that knows more of what can be wrong than its own settings. Any other LightningModule runs as well."""
+
+    def summary(self) -> str: ...
+
+    def problems_with(self, trainer: Trainer) -> Sequence[str | Problem]: ...
+
+    def problems_of_data(self, data: Any) -> Sequence[str | Problem]: ...
+
+
+class NamedTrainer(Trainer):
+    """A Trainer whose callbacks may have names, so that a file or an option can change one of them.
+
+    Args:
+        callbacks: a dict of names, or a list.
+        settings: those of a Trainer.
+    """
+
+    def __init__(
+        self,
+        callbacks: dict[str, Callback] | list[Callback] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(callbacks=list(_named(callbacks).values()), **settings)
 
 
 class CommandLine(LightningCLI):
     """LightningCLI with this package's defaults: runs/<recipe>/version_N, and one error for all problems."""
 
-    def __init__(
-        self,
-        command: str,
-        words: Sequence[str],
-        recipe: dict[str, Any],
-        folder: str,
-        check_only: bool = False,
-        **settings: Any,
-    ) -> None:
-        self.words = list(words)
-        self.check_only = check_only
-        self.recipe = recipe
-        self.folder = folder
+    def __init__(self, command: str, words: Words, recipe: Recipe, check_only: bool = False, **settings: Any) -> None:
         self.command = command
+        self.words = words
+        self.recipe = recipe
+        self.check_only = check_only
+        self.callbacks: dict[str, Callback] = {}
+        self.notes: list[str] = []
         strict = {"exit_on_error": False}
         super().__init__(
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={**strict, "prog": "cfg-distill", "fit": dict(strict), "validate": dict(strict)},
-            args=[command, *words],
+            trainer_class=NamedTrainer,
+            args=[command],
             **settings,
         )
 
@@ -65,58 +88,80 @@ class CommandLine(LightningCLI):
     # Parsing
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the one merged recipe: LightningCLI, given files and options, would merge them by other rules."""
         walk = Walk()
         own = self._subcommand_parsers[self.command]
         try:
-            self.config = parser.parse_args(args)
+            if self.words.help:
+                parser.parse_args([self.command, *self.words.help])  # prints and exits
+            self.config = parser.parse_object({"subcommand": self.command, self.command: self.recipe.values})
         except _PARSING as error:
-            raise ConfigError(self._all_problems(parser, walk, str(error))) from error
-        good = walk.keys(own, self.recipe)
+            raise ConfigError(self._all_problems(walk, str(error))) from error
+        good = walk.keys(own, self.recipe.values)
         problems = walk.nulls
         checkpoint = self.config[self.command].get("ckpt_path")
         if checkpoint not in (None, "last", "best", "hpc") and not Path(checkpoint).exists():
-            problems.append(
-                f"Key `ckpt_path`: expected a checkpoint or `last`, but `{checkpoint}` does not exist. Check the path."
-            )
+            text = f"expected a checkpoint or `last`, but `{checkpoint}` does not exist. Check the path."
+            problems.append(Problem("ckpt_path", text))
         if problems:
-            raise ConfigError(_without_echoes(problems, self._problems_inside(good)))
+            raise ConfigError(without_echoes(problems, self._problems_inside(good)))
+        if self.words.print_config is not None:
+            self._print_config(own, self.words.print_config)
 
-    def _all_problems(self, parser: LightningArgumentParser, walk: Walk, first: str) -> list[str]:
+    def _print_config(self, parser: LightningArgumentParser, flags: str) -> None:
+        asked = flags.split(",")
+        if unknown := [flag for flag in asked if flag not in _PRINTED]:
+            known = ", ".join(flag for flag in _PRINTED if flag)
+            raise ConfigError(f"Option `--print_config`: expected flags among {known}, but got {', '.join(unknown)}.")
+        chosen: dict[str, Any] = {_PRINTED[flag]: True for flag in asked if flag}
+        print(parser.dump(self.config[self.command], **chosen), end="")
+        raise SystemExit(0)
+
+    def _all_problems(self, walk: Walk, first: str) -> list[Problem]:
         """After a parser gave up: every problem of files and options, and of what can be built without them."""
         own = self._subcommand_parsers[self.command]
-        recipe, of_options = self.recipe, []
-        walk.keys(own, recipe)
-        for override in overrides_of(self.words):
-            tried, again = put(recipe, override), Walk()
+        values, of_options = self.recipe.of_files, []
+        walk.keys(own, values)
+        for override in self.words.overrides:
+            tried, again = put(values, override), Walk()
             again.keys(own, tried)
             if new := [problem for problem in again.problems if problem not in walk.problems]:
                 of_options += new
-            else:  # a good option; it may have mended what the files lack
-                recipe, walk = tried, again
-        walk.problems += of_options
-        good = Walk().keys(own, recipe)
-        return _without_echoes(walk.problems, self._problems_inside(good)) or [_shortened(first)]
+            else:  # This option is valid, and may supply a key that the files miss.
+                values, walk = tried, again
+        found = list(dict.fromkeys([*walk.problems, *of_options]))
+        good = Walk().keys(own, values)
+        return without_echoes(found, self._problems_inside(good)) or [Problem("", _shortened(first))]
 
-    def _problems_inside(self, recipe: dict[str, Any]) -> list[str]:
+    def _problems_inside(self, values: dict[str, Any]) -> list[Problem]:
         """What model and data themselves find wrong, where they can be built."""
         settings: tuple[tuple[str, Any, bool], ...] = (
             ("model", self._model_class, self.subclass_mode_model),
             ("data", self._datamodule_class, self.subclass_mode_data),
         )
-        found: list[str] = []
+        found: list[Problem] = []
         for key, base, by_path in settings:
             parser = ArgumentParser(exit_on_error=False)
             add = parser.add_subclass_arguments if by_path else parser.add_class_arguments
             add(base, key, fail_untyped=False)
             try:
-                built = parser.instantiate_classes(parser.parse_object({key: recipe.get(key) or {}}))
+                built = parser.instantiate_classes(parser.parse_object({key: values.get(key) or {}}))
             except ConfigError as error:
-                found += map(str, error.problems)
+                found += self._placed(error.problems, key)
             except Exception:
                 continue  # it lacks what was wrong, and that has been said
             else:
-                found += _problems_of(built.get(key))
+                found += self._placed(problems_of(built.get(key)), key)
         return found
+
+    def _placed(self, problems: Sequence[str | Problem], key: str) -> list[Problem]:
+        """Problems of the model or the data, under the path that their arguments have in the recipe.
+
+        A sentence that names no key says its own subject.
+        """
+        prefix = f"{key}.init_args" if self.recipe.names_class(key) else key
+        given = [Problem("", each) if isinstance(each, str) else each for each in problems]
+        return [each.under(prefix) if each.path else each for each in given]
 
     # Building
 
@@ -129,129 +174,157 @@ class CommandLine(LightningCLI):
         except (ConfigError, MisconfigurationException, ValueError) as error:
             if not isinstance(error, ConfigError) and not _from_lightning(error):
                 raise
-            own = (
-                list(map(str, error.problems))
-                if isinstance(error, ConfigError)
-                else [f"In `trainer`: {_shortened(str(error))}"]
-            )
+            own = [Problem("", f"In `trainer`: {_shortened(str(error))}")]
+            if isinstance(error, ConfigError):
+                own = self._placed(error.problems, "model")
             self._dump_config()
-            inside = [problem for problem in self._problems_inside(self.config_dump) if problem not in own]
-            raise ConfigError([*own, *inside]) from error
-        parts = (self.model, self.datamodule, *self.trainer.callbacks)  # type: ignore[attr-defined]
-        problems = [problem for part in parts for problem in _problems_of(part)]
-        if hasattr(self.model, "problems_with"):
-            problems += self.model.problems_with(self.trainer)
-        if not problems and isinstance(self.datamodule, PromptData) and hasattr(self.model, "problems_of_data"):
-            self.datamodule.setup("fit")  # reads the prompts
-            problems = self.model.problems_of_data(self.datamodule)
+            raise ConfigError(without_echoes(own, self._problems_inside(self.config_dump))) from error
+        problems = [
+            *self._placed(problems_of(self.model), "model"),
+            *self._placed(problems_of(self.datamodule), "data"),
+        ]
+        for key, callback in self.callbacks.items():
+            problems += [each.under(key) if each.path else each for each in problems_of(callback)]
+        if isinstance(self.model, Distillation):
+            problems += self._placed(self.model.problems_with(self.trainer), "model")
+            if not problems and isinstance(self.datamodule, PromptData):
+                self.datamodule.setup("fit")  # reads the prompts
+                problems = self._placed(self.model.problems_of_data(self.datamodule), "data")
         if problems:
             raise ConfigError(problems)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        if not self.check_only:
+        if self.check_only:
+            return
+        if subcommand == "fit" and self.trainer.is_global_zero:
+            self._say_what_runs()
+        try:
             super()._run_subcommand(subcommand)
+        except SystemExit as ended:  # Lightning's, after Ctrl-C or SIGTERM; a callback may raise one of its own
+            if self.trainer.interrupted and ended.code in (None, 1):
+                if subcommand == "fit" and self.trainer.is_global_zero:
+                    self._say_how_to_go_on()
+                if ended.code == 1:
+                    raise KeyboardInterrupt from None
+            raise
+
+    def _say_what_runs(self) -> None:
+        for note in (*self.recipe.notes, *self.notes):
+            print(f"Note: {note}", file=sys.stderr, flush=True)
+        if isinstance(self.model, Distillation):
+            print(self.model.summary(), flush=True)
+
+    def _say_how_to_go_on(self) -> None:
+        step, total = self.trainer.global_step, self.trainer.max_steps
+        where = f"Stopped at step {step} of {total}." if total > 0 else f"Stopped at step {step}."
+        saves = [each for each in self.trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+        if any(each.last_model_path for each in saves):
+            where += f" Go on: {shlex.join(['cfg-distill', self.command, *self.words.going_on()])}"
+        else:
+            where += " No last checkpoint was written, so the run cannot go on."
+        print(where, file=sys.stderr, flush=True)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         if config.get("accelerator") == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
-        root = config.get("default_root_dir") or self.folder
+        root = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
         config["default_root_dir"] = root
+        folder = None
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
-            resume = self._get(self.config, "ckpt_path") == "last"
-            config["logger"] = TensorBoardLogger(root, name="", version=run_version(Path(root), resume))
-        own = config.get("callbacks") or []
-        own = own if isinstance(own, list) else [own]
-        shown = config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in own)
-        if shown and config["max_steps"] > 0:
-            callbacks = [*callbacks, StepProgress()]
+            checkpoint = self._get(self.config, "ckpt_path")
+            if checkpoint is None and (sentence := unfinished(Path(root))):
+                self.notes.append(f"{sentence} This run begins anew; with `--ckpt_path last` that one goes on.")
+            config["logger"] = TensorBoardLogger(root, name="", version=run_version(Path(root), checkpoint == "last"))
+            folder = Path(config["logger"].log_dir)
+        given = config.get("callbacks")
+        own = list(_named(given).values())
+        self.callbacks = dict(zip(_keys(given), own, strict=True))
+        if problems := _problems_of_states(self.callbacks):
+            raise ConfigError(problems)
+        config["callbacks"] = own
+        callbacks = [*callbacks, RunMark(folder)]
+        if not any(isinstance(one, ProgressBar) for one in own):
+            if not sys.stdout.isatty():
+                callbacks = [
+                    *callbacks,
+                    StepLines(config["log_every_n_steps"] if config["log_every_n_steps"] is not None else 50),
+                ]
+                config["enable_progress_bar"] = False
+            elif config.get("enable_progress_bar") is not False and config["max_steps"] > 0:
+                callbacks = [*callbacks, StepProgress()]
+        if config.get("enable_model_summary") is None:
+            config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
         return super()._instantiate_trainer(config, callbacks)
 
 
-def run_version(root: Path, resume: bool) -> int:
-    """N of the folder version_N: a new one, or with ``resume`` the latest that holds a last checkpoint."""
-    if _VERSION in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":  # started by the first process of a run
-        return int(os.environ[_VERSION])
-    folders = root.glob("version_*") if root.is_dir() else ()
-    versions = {int(folder.name[8:]): folder for folder in folders if re.fullmatch(r"version_\d+", folder.name)}
-    resumable = [n for n, folder in versions.items() if resume and any(folder.glob("checkpoints/last*.ckpt"))]
-    version = max(resumable) if resumable else max(versions, default=-1) + 1
-    os.environ[_VERSION] = str(version)
-    return version
-
-
-def start(
-    command: str, words: Sequence[str], files: Sequence[Path], recipe: dict[str, Any], check_only: bool = False
-) -> None:
+def start(command: str, argv: Sequence[str], check_only: bool = False) -> CommandLine:
     """Build the command line for what the recipe names, and run it, unless it shall only be checked.
+
+    Args:
+        command: ``fit`` or ``validate``.
+        argv: the words behind it.
+        check_only: stop when everything is built.
 
     Raises:
         ConfigError: all problems of the configuration, before any weight is loaded.
     """
-    _quieten()
-    model_by_path, data_by_path = (_names_class(key, words, recipe) for key in ("model", "data"))
+    words = sorted_words(argv)
+    recipe = Recipe.read(words.files, words.overrides)
+    quieten()
+    by_path = {key: recipe.names_class(key) for key in ("model", "data")}
     try:
-        CommandLine(
+        return CommandLine(
             command,
             words,
             recipe,
-            folder=f"runs/{run_name(files)}",
             check_only=check_only,
-            model_class=LightningModule if model_by_path else _default("distillation", "CFGDistillation"),
-            datamodule_class=LightningDataModule if data_by_path else _default("data", "PromptData"),
-            subclass_mode_model=model_by_path,
-            subclass_mode_data=data_by_path,
+            model_class=LightningModule
+            if by_path["model"]
+            else _default("distillation.CFGDistillation", LightningModule),
+            datamodule_class=LightningDataModule
+            if by_path["data"]
+            else _default("data.PromptData", LightningDataModule),
+            subclass_mode_model=by_path["model"],
+            subclass_mode_data=by_path["data"],
         )
     except MisconfigurationException as error:  # what Lightning finds wrong once it runs, such as a metric to monitor
         raise ConfigError(_shortened(str(error))) from error
 
 
-def _quieten() -> None:
-    """Silence what says nothing about the run: advertisements, and deprecations inside Lightning and torchdata."""
-    log = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    log.addFilter(lambda record: "Tip: For seamless" not in record.getMessage())
-    warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning)
-    warnings.filterwarnings("ignore", message=".*LeafSpec")
-    # Prompts need no worker processes: reading one is a list index.
-    warnings.filterwarnings("ignore", message=".*does not have many workers")
-    # No validation prompts: that was the wish.
-    warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-    # `--ckpt_path last` also starts a run; one that goes on finds its own checkpoints, and another may go on from them.
-    warnings.filterwarnings("ignore", message=".*there is no last checkpoint available")
-    warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", message="The dirpath has changed")
-    # The summary counts four bytes a parameter, and mixed precision keeps as many.
-    warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
-    # On purpose: the student trains without dropout, and its teacher never leaves eval mode.
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-
-
-def _default(module: str, name: str) -> Any:
+def _default(name: str, base: type) -> Any:
     """Imported when asked for: a recipe that trains another model needs none of the distillation."""
-    return getattr(importlib.import_module(f"cfg_distill.{module}"), name)
+    return find_class(f"cfg_distill.{name}", (base,), f"a {base.__name__}")
 
 
-def _names_class(key: str, words: Sequence[str], recipe: dict[str, Any]) -> bool:
-    """Whether the recipe or the command line names a class of its own for ``model`` or ``data``."""
-    given = any(re.match(rf"--{key}(\.class_path)?(=|$)", word) for word in words)
-    return given or isinstance(recipe.get(key), str) or "class_path" in (recipe.get(key) or {})
+def _named(callbacks: Any) -> dict[Any, Callback]:
+    """Callbacks by name, or by number where they have none."""
+    return callbacks if isinstance(callbacks, dict) else dict(enumerate(callbacks or ()))
 
 
-def _problems_of(part: Any) -> list[str]:
-    problems = getattr(part, "problems", None)
-    return list(problems()) if callable(problems) else []
+def _keys(callbacks: Any) -> list[str]:
+    """The path in the recipe of the arguments of each callback."""
+    names = [f".{name}" if isinstance(callbacks, dict) else f"[{name}]" for name in _named(callbacks)]
+    return [f"trainer.callbacks{name}.init_args" for name in names]
 
 
-def _without_echoes(found: list[str], inside: list[str]) -> list[str]:
-    """All problems, less those that a part has only because something beneath its key was wrong and left out."""
-    keys = [match[1] for problem in found if (match := re.match(r"Key `([^`]+)`", problem))]
-
-    def echoes(problem: str) -> bool:
-        match = re.match(r"Key `([^`]+)`", problem)
-        return match is not None and any(
-            key == match[1] or key.startswith((f"{match[1]}.", f"{match[1]}[")) for key in keys
-        )
-
-    return found + [problem for problem in inside if problem not in found and not echoes(problem)]
+def _problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
+    """Callbacks whose states a checkpoint could not tell apart; Lightning's rule, with our keys."""
+    first: dict[str, str] = {}
+    problems = []
+    for path, callback in callbacks.items():
+        key = path.removesuffix(".init_args")
+        if not is_overridden("state_dict", callback, parent=Callback):
+            continue
+        if callback.state_key in first:
+            problems.append(
+                Problem(
+                    f"/{key}",
+                    f"expected one {type(callback).__name__}, but `/{first[callback.state_key]}` is one too, and a checkpoint"
+                    " could not tell their states apart. Change that one, or remove one of them.",
+                )
+            )
+        first.setdefault(callback.state_key, key)
+    return problems
 
 
 def _from_lightning(error: BaseException) -> bool:

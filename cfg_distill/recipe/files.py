@@ -1,76 +1,119 @@
-"""The files of a recipe: found, read, merged."""
+"""The files of a recipe: read and merged. Dotted options are merged by the same rules (overrides.py)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+from cfg_distill.files import read_yaml
 
-from cfg_distill.errors import ConfigError
-from cfg_distill.folders import find_file
-
-
-def with_recipes_found(argv: Sequence[str]) -> tuple[list[str], list[Path]]:
-    """The words with each ``--config recipes/x.yaml`` replaced by the file it names, and these files.
-
-    Raises:
-        ConfigError: a file that is not there.
-    """
-    words, files, problems = [], [], []
-    following = False
-    for word in argv:
-        name, equals, value = word.partition("=")
-        if following or (equals and name in ("--config", "-c")):
-            asked = word if following else value
-            file = find_file(asked)
-            if not file.is_file():
-                problems.append(
-                    f"Option `--config`: expected a YAML file, but `{asked}` does not exist. See cfg-distill recipes."
-                )
-            files.append(file)
-            word = str(file) if following else f"{name}={file}"
-        following = not following and word in ("--config", "-c")
-        words.append(word)
-    if problems:
-        raise ConfigError(problems)
-    return words, files
+SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
+CALLBACKS = ("trainer", "callbacks")
+_DICTS_OF_NAMES = ("callbacks", "losses", "metrics", "rewards")
 
 
 def merged(files: Sequence[Path]) -> dict[str, Any]:
-    """The files as one dict, as LightningCLI merges them: later ones win, dicts are merged, lists replaced.
+    """The files as one dict: later ones win, dicts are merged key by key, lists are replaced.
 
     Raises:
         ConfigError: a file that is no YAML mapping.
     """
+    stages = list(merged_in_turn(files))
+    return stages[-1] if stages else {}
+
+
+def merged_in_turn(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
+    """The first file, the first two merged, the first three, and so on."""
     whole: dict[str, Any] = {}
     for file in files:
-        try:
-            content = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"File `{file}`: expected YAML, but it cannot be read: {reason}") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
-        whole = merge(whole, content)
-    return whole
+        whole = merge(whole, read_yaml(file))
+        yield whole
 
 
-def merge(base: dict[str, Any], update: dict[str, Any]) -> dict[str, Any]:
-    """``update`` over ``base``; another class_path drops the arguments of the one before, none may leave out ``init_args``."""
-    if "class_path" in base and update and not update.keys() & {"class_path", "init_args", "dict_kwargs"}:
+def merge(base: dict[str, Any], update: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """``update`` over ``base``; neither is changed.
+
+    - A new ``class_path`` discards the old arguments. Without one, arguments may be written without ``init_args``.
+    - A key with a plus behind it, ``callbacks+``, appends to a list, or adds to a dict of names.
+    - In a dict of names (``callbacks``, ``losses``, ``metrics``, ``rewards``) null removes a name.
+
+    Args:
+        base: keys and values.
+        update: what wins.
+        path: where both stand in the recipe, without ``init_args``.
+
+    Example:
+        >>> losses = {"kl": {"class_path": "m.KL", "init_args": {"weight": 1}}, "extra": {"class_path": "m.X"}}
+        >>> merge({"losses": losses}, {"losses": {"kl": {"weight": 9}, "extra": None}})
+        {'losses': {'kl': {'class_path': 'm.KL', 'init_args': {'weight': 9}}}}
+    """
+    if "class_path" in base and update and not update.keys() & set(SPEC_KEYS):
         update = {"init_args": update}
     if "class_path" in update and update["class_path"] != base.get("class_path"):
         base = {}
     result = dict(base)
-    for key, value in update.items():
-        old = result.get(key)
-        result[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    for raw, value in update.items():
+        appends = isinstance(raw, str) and raw.endswith("+")
+        key = raw[:-1] if appends else raw
+        place = path if key == "init_args" else (*path, key)
+        if value is None and key in result and path[-1:] and path[-1] in _DICTS_OF_NAMES:
+            del result[key]
+        elif appends:
+            result[key] = appended(result.get(key), value, place)
+        else:
+            result[key] = _over(result.get(key), value, place)
     return result
 
 
+def _over(old: Any, value: Any, place: tuple[str, ...]) -> Any:
+    """One value over another."""
+    if place == CALLBACKS:
+        value = [value] if class_name(value) else value  # one callback, without a list around it
+        old = named(old) if isinstance(value, dict) and isinstance(old, list) else old
+    if isinstance(old, str) and isinstance(value, dict) and "class_path" not in value:
+        old = {"class_path": old}
+    if isinstance(old, dict) and isinstance(value, dict):
+        return merge(old, value, place)
+    if isinstance(old, dict) and isinstance(value, str) and old.get("class_path") == value:
+        return old
+    return value
+
+
+def appended(old: Any, value: Any, place: tuple[str, ...] = ()) -> Any:
+    """A list with more members at its end, or a dict of callbacks with more names."""
+    if isinstance(value, dict) and "class_path" not in value:
+        return _over(old, value, place)
+    more = value if isinstance(value, list) else [value]
+    if place == CALLBACKS and isinstance(old, dict):
+        return old | named(more, taken=old)
+    return [*(old if isinstance(old, list) else []), *more]
+
+
+def named(callbacks: Sequence[Any], taken: Sequence[str] | dict[str, Any] = ()) -> dict[str, Any]:
+    """A list of callbacks as a dict of names: each has the name of its class, and a number from the second on.
+
+    Example:
+        >>> list(named(["a.Throughput", {"class_path": "b.StudentEMA"}, "c.Throughput"]))
+        ['Throughput', 'StudentEMA', 'Throughput_2']
+    """
+    found: dict[str, Any] = {}
+    for callback in callbacks:
+        name = class_name(callback) or "callback"
+        number = 1
+        while (unique := name if number == 1 else f"{name}_{number}") in found or unique in taken:
+            number += 1
+        found[unique] = callback
+    return found
+
+
+def class_name(spec: Any) -> str:
+    """The name of the class that a spec names, without its module; empty where it names none."""
+    path = spec.get("class_path") if isinstance(spec, dict) else spec
+    return path.rpartition(".")[2] if isinstance(path, str) else ""
+
+
 def run_name(files: Sequence[Path]) -> str:
-    """The folder of the runs of these files: that of the first recipe."""
+    """The folder of the runs of these files, named after the first one."""
     return re.sub(r"[^\w.-]+", "-", files[0].stem) if files else "fit"

@@ -1,51 +1,135 @@
-"""Command-line overrides as the recipe they make: what LightningCLI does, repeated to say what is wrong with them."""
+"""The words of a command line: files, dotted overrides, and what only asks to be shown something."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import yaml
 
-_NOT_OVERRIDES = ("-c", "--config", "-h", "--help", "--print_config")
-_SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.folders import find_file
+from cfg_distill.recipe.files import CALLBACKS, SPEC_KEYS, appended, merge, named
+
+_FILES = ("-c", "--config")
 
 
 @dataclass(frozen=True)
 class Override:
-    """``--a.b.c=value``, or with ``append`` ``--a.b.c+=value``."""
+    """``--a.b.c=value``.
+
+    Attributes:
+        path: the keys.
+        value: null, lists and mappings are parsed; any other text stays text until the type of its key is known.
+        append: ``--a.b.c+=value``.
+        follows: an option after such a one: ``--a.b.c.d=value`` is then about what was appended last.
+    """
 
     path: tuple[str, ...]
     value: Any
     append: bool = False
+    follows: bool = False
+
+    @classmethod
+    def of(cls, key: str, value: Any) -> Override:
+        """The override of a dotted key; ``a.b+`` appends."""
+        return cls(tuple(key.removesuffix("+").split(".")), value, key.endswith("+"))
 
 
-def overrides_of(words: Sequence[str]) -> list[Override]:
-    """The overrides among the words of a command line.
+@dataclass(frozen=True)
+class Words:
+    """A command line, sorted.
+
+    Attributes:
+        files: of each ``--config``, found.
+        overrides: in their order.
+        print_config: the flags of ``--print_config``; None where it is not asked for.
+        help: the words that ask for help.
+        given: the words themselves.
+    """
+
+    files: tuple[Path, ...]
+    overrides: tuple[Override, ...]
+    print_config: str | None
+    help: tuple[str, ...]
+    given: tuple[str, ...]
+
+    def going_on(self) -> list[str]:
+        """The words that go on from the last checkpoint of the run of these words.
+
+        Example:
+            >>> sorted_words(["--trainer.max_steps", "9", "--ckpt_path=x.ckpt"]).going_on()
+            ['--trainer.max_steps', '9', '--ckpt_path', 'last']
+        """
+        kept, words = [], list(self.given)
+        while words:
+            word = words.pop(0)
+            if word == "--ckpt_path":
+                del words[:1]
+            elif not word.startswith("--ckpt_path="):
+                kept.append(word)
+        return [*kept, "--ckpt_path", "last"]
+
+
+def sorted_words(argv: Sequence[str]) -> Words:
+    """Sort the words of a command line.
+
+    Raises:
+        ConfigError: files that are not there, words that are no option, options without a value.
 
     Example:
-        >>> overrides_of(["--config", "a.yaml", "--trainer.devices", "2", "--model.losses.kl.init_args.weight=9"])[0]
-        Override(path=('trainer', 'devices'), value='2', append=False)
+        >>> sorted_words(["--trainer.devices", "2", "--model.losses.kl.weight=9"]).overrides[0]
+        Override(path=('trainer', 'devices'), value='2', append=False, follows=False)
     """
-    found = []
-    words = list(words)
+    files: list[Path] = []
+    overrides: list[Override] = []
+    print_config, asked, problems = None, [], []
+    words = list(argv)
     while words:
-        name, equals, value = words.pop(0).partition("=")
+        word = words.pop(0)
+        name, equals, value = word.partition("=")
+        if name in ("-h", "--help") or name.endswith(".help"):
+            asked.append(word)
+            continue
+        if name == "--print_config":
+            print_config = value
+            continue
+        if not (name.startswith("--") or name in _FILES):
+            problems.append(
+                Problem("", f"Expected an option, but got `{word}`. A recipe is given as `--config {word}`.")
+            )
+            continue
         if not equals and words and not words[0].startswith("--"):
-            value = words.pop(0)
-        if name.startswith("--") and name.split("=")[0] not in _NOT_OVERRIDES and not name.endswith(".help"):
-            append = name.endswith("+")
-            found.append(Override(tuple(name[2:].removesuffix("+").split(".")), _loaded(value), append))
-    return found
+            equals, value = "=", words.pop(0)
+        if not equals:
+            problems.append(Problem(name.removeprefix("--"), "expected a value, but got none. Give one behind it."))
+        elif name in _FILES:
+            files.append(find_file(value))
+            if not files[-1].is_file():
+                text = f"expected a YAML file, but `{value}` does not exist. See cfg-distill recipes."
+                problems.append(Problem("", f"Option `--config`: {text}"))
+        else:
+            overrides.append(Override.of(name[2:], _parsed(value)))
+    if problems:
+        raise ConfigError(problems)
+    return Words(tuple(files), tuple(_after_appending(overrides)), print_config, tuple(asked), tuple(argv))
 
 
-def _loaded(value: str) -> Any:
-    # Only what is plainly no scalar: a scalar's type is that of its key.
+def _after_appending(overrides: Iterable[Override]) -> Iterable[Override]:
+    lists: set[tuple[str, ...]] = set()
+    for each in overrides:
+        if each.append:
+            lists.add(each.path)
+        yield replace(each, follows=any(each.path[:length] in lists for length in range(1, len(each.path))))
+
+
+def _parsed(value: str) -> Any:
+    # Parse null, lists and mappings; scalars stay text until the type of the key is known.
     if value in ("null", "~"):
         return None
-    if value[:1] in "{[" and value:
+    if value[:1] in ("{", "["):
         try:
             return yaml.safe_load(value)
         except yaml.YAMLError:
@@ -54,42 +138,40 @@ def _loaded(value: str) -> Any:
 
 
 def put(recipe: dict[str, Any], override: Override) -> dict[str, Any]:
-    """The recipe with the override in its place; ``init_args`` may be left out of the path."""
-    result = copy.deepcopy(recipe)
-    node: Any = result
-    *parents, last = override.path
-    for key in parents:
-        node = _inside(node, key)
-        node[key] = _opened(node.get(key))
-        node = node[key][-1] if isinstance(node[key], list) and node[key] else node[key]
-    node = _inside(node, last)
-    old = node.get(last)
-    if override.append:
-        node[last] = [*(old if isinstance(old, list) else []), override.value]
-    elif last == "class_path" and old != override.value:
-        node.clear()
-        node["class_path"] = override.value
-    elif isinstance(old, dict) and "class_path" in old and isinstance(override.value, str):
-        node[last] = old if old["class_path"] == override.value else {"class_path": override.value}
-    elif isinstance(old, dict) and isinstance(override.value, dict):
-        node[last] = {**old, **override.value}
-    else:
-        node[last] = override.value
-    return result
+    """The recipe with the override in its place; ``init_args`` may be left out of the path.
+
+    It is merged as a file would be that holds this one key. Beyond that, an option reaches into a list: to the member
+    whose class it names (``--trainer.callbacks.StudentEMA.decay=0.9``), else to the last one.
+    """
+    return _put(recipe, override.path, override, ())
 
 
-def _opened(value: Any) -> Any:
-    if isinstance(value, str):
-        return {"class_path": value}
-    return value if isinstance(value, (dict, list)) else {}
-
-
-def _inside(node: Any, key: str) -> Any:
-    """Where a key of this node lives: among the arguments of the class, when the node names one."""
+def _put(node: Any, keys: tuple[str, ...], override: Override, path: tuple[str, ...]) -> Any:
+    """``node`` with the value at ``keys`` beneath it. ``path`` is where the node stands, without ``init_args``."""
     if isinstance(node, list):
-        node = node[-1] if node and isinstance(node[-1], dict) else {}
-    if "class_path" in node and key not in _SPEC_KEYS:
-        if not isinstance(node.get("init_args"), dict):
-            node["init_args"] = {}
-        return node["init_args"]
-    return node
+        return _put_in_list(node, keys, override, path)
+    if isinstance(node, str):
+        node = {"class_path": node}
+    node = node if isinstance(node, dict) else {}
+    key, *rest = keys
+    if path == CALLBACKS and override.follows and key not in node and node:
+        last = next(reversed(node))
+        return node | {last: _put(node[last], keys, override, (*path, last))}
+    if "class_path" in node and key not in SPEC_KEYS:
+        return node | {"init_args": _put(node.get("init_args"), keys, override, path)}
+    place = path if key == "init_args" else (*path, key)
+    if rest:
+        return node | {key: _put(node.get(key), tuple(rest), override, place)}
+    if override.append:
+        return node | {key: appended(node.get(key), override.value, place)}
+    return merge(node, {key: override.value}, path)
+
+
+def _put_in_list(members: list[Any], keys: tuple[str, ...], override: Override, path: tuple[str, ...]) -> list[Any]:
+    if not members:
+        return [_put({}, keys, override, (*path, "0"))]
+    names = list(named(members))
+    by_class = len(keys) > 1 and keys[0] in names
+    place, inside = (names.index(keys[0]), keys[1:]) if by_class else (len(members) - 1, keys)
+    changed = _put(members[place], inside, override, (*path, str(place)))
+    return [*members[:place], changed, *members[place + 1 :]]

@@ -260,7 +260,7 @@ def test_what_reads_back_damaged_never_gets_the_name(
             file.write(b"\xff" * 8)
 
     monkeypatch.setattr(torch, "save", faulty_disk)
-    with pytest.raises(OSError, match=r"was written, but (cannot be read|.* reads back damaged)"):
+    with pytest.raises(OSError, match="was written, but reads back damaged"):
         AtomicCheckpointIO().save_checkpoint({"tensor": torch.zeros(10000)}, tmp_path / "x.ckpt")
     assert not list(tmp_path.iterdir())
 
@@ -282,4 +282,4 @@ def test_the_file_and_its_folder_reach_the_disk_before_and_after_the_rename(
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", rename)
     AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "x.ckpt")
-    assert order == ["sync .x.ckpt.partial", "rename", f"sync {tmp_path.name}"]
+    assert order == [f"sync .x.ckpt.{os.getpid()}.partial", "rename", f"sync {tmp_path.name}"]

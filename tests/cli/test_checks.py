@@ -5,13 +5,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from cfg_distill.recipe.checks import Walk
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.recipe.checks import Walk, without_echoes
+from cfg_distill.recipe.classes import find_class
 
 
 class Part(ABC):
@@ -56,7 +59,8 @@ def walked(recipe: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Whole, "model")
     walk = Walk()
-    return walk.problems, walk.keys(parser, {"model": recipe})["model"]
+    left = walk.keys(parser, {"model": recipe})["model"]
+    return list(map(str, walk.problems)), left
 
 
 GOOD = {
@@ -111,6 +115,46 @@ def test_nothing_is_wrong_with_a_good_recipe() -> None:
 def test_every_kind_of_mistake(change: dict[str, Any], said: str) -> None:
     problems, _ = walked(GOOD | change)
     assert len(problems) == 1 and said in problems[0], problems
+
+
+def test_a_misspelled_name_of_a_part_is_told_its_neighbour() -> None:
+    problems, left = walked(GOOD | {"parts": {"alpha": {"class_path": path(Big)}, "alpah": {"weight": 2}}})
+    missing = "Key `model.parts.alpah.class_path`: expected a Part by its import path, but it is missing."
+    assert problems == [f"{missing} Did you mean `alpha`?"]
+    assert list(left["parts"]) == ["alpha"]
+
+
+def make_big() -> Big:
+    return Big()
+
+
+def test_a_file_of_data_imports_nothing_but_what_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "loud.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    own = (Big.__module__, "cfg_distill.")
+    assert find_class(path(Big), (Part,), "a Part", modules=own) is Big
+    for stranger in ("loud.Big", "os.system", f"{Big.__module__}_other.Big"):
+        with pytest.raises(ConfigError, match="which is not imported"):
+            find_class(stranger, (Part,), "a Part", modules=own)
+    with pytest.raises(ConfigError, match="no class"):
+        find_class(f"{Big.__module__}.make_big", (Part,), "a Part", modules=own)
+    assert find_class(f"{Big.__module__}.make_big", (Part,), "a Part", functions=True) is make_big
+
+
+def test_echoes_are_told_by_their_keys() -> None:
+    found = [Problem("model.losses.kl.class_path", "expected a Loss."), Problem("data.batch_size", "expected more.")]
+    inside = [
+        Problem("losses", "expected at least one loss.").under("model"),
+        Problem("batch_size", "expected more.").under("data"),
+        Problem("batch", "expected less.").under("data"),
+        Problem("", "Model `x` is not there."),
+    ]
+    assert list(map(str, without_echoes(found, inside))) == [
+        "Key `model.losses.kl.class_path`: expected a Loss.",
+        "Key `data.batch_size`: expected more.",
+        "Key `data.batch`: expected less.",
+        "Model `x` is not there.",
+    ]
 
 
 def test_all_of_them_at_once_and_the_rest_is_left() -> None:

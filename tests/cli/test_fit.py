@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -129,10 +133,103 @@ def test_a_shipped_recipe_is_found_from_any_folder(recipe: Path, monkeypatch: py
     assert checkpoint(0)["global_step"] == 1
 
 
-def test_progress_is_counted_in_steps(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+def test_progress_is_counted_in_steps(
+    recipe: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert main(["fit", "--config", "tiny.yaml", "--trainer.enable_progress_bar=true"]) == 0
     shown = capsys.readouterr().out
-    assert "3/3" in shown and "loss=" in shown
+    assert "3/3" in shown and "loss=" in shown and "step 3/3" not in shown
+
+
+def test_off_a_terminal_there_is_a_line_per_logging_interval(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=5", "--trainer.log_every_n_steps=2"]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0] == (
+        "Losses: kl (ReverseKL, weight 1). Guidance of the teacher: 3. Samples per prompt: 3."
+    )
+    lines = [line for line in said.out.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in lines] == ["2/5", "4/5", "5/5"]
+    number = r"[\d.e+-]+"
+    for line in lines:
+        assert re.fullmatch(rf"step ./5 loss {number} kl/token {number} {number} s/step \d+:\d\d left", line), line
+    assert lines[-1].endswith("0:00 left")
+    # Nothing of a FLOPs table, of bars of weights, or of intervals longer than an epoch.
+    assert "FLOPs" not in said.out and "Loading weights" not in said.err and "logging interval" not in said.err
+
+
+def test_callbacks_of_names(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    def name(content: dict[str, Any]) -> None:
+        (checkpoint,) = content["trainer"]["callbacks"]
+        ema = {"class_path": "cfg_distill.callbacks.StudentEMA", "init_args": {"decay": 0.9}}
+        content["trainer"]["callbacks"] = {"checkpoint": checkpoint, "ema": ema}
+
+    named = edited(recipe, "named.yaml", name)
+    Path("mine.yaml").write_text("trainer: {callbacks: {ema: {init_args: {update_every: 2}}}}\n")
+    words = ["fit", "--config", named, "--config=mine.yaml", "--trainer.callbacks.ema.decay=0.5"]
+    assert main([*words, "--trainer.max_steps=1"]) == 0
+    callbacks = yaml.safe_load(Path("runs/named/version_0/config.yaml").read_text())["trainer"]["callbacks"]
+    assert list(callbacks) == ["checkpoint", "ema"]
+    assert callbacks["ema"]["init_args"] | {"decay": 0.5, "update_every": 2} == callbacks["ema"]["init_args"]
+    last = torch.load("runs/named/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert last["callbacks"]["StudentEMA"]["updates"] == 1
+    # The saved configuration is a recipe: it runs, and its names can be overridden again.
+    again = ["fit", "--config=runs/named/version_0/config.yaml", "--trainer.callbacks.ema=null"]
+    assert main([*again, "--trainer.default_root_dir=again"]) == 0
+    last = torch.load("again/version_0/checkpoints/last.ckpt", weights_only=True)
+    assert "StudentEMA" not in last["callbacks"]
+    assert "Note:" not in capsys.readouterr().err
+
+
+def test_a_list_that_drops_the_checkpoints_is_no_secret(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("short.yaml").write_text("trainer: {callbacks: [{class_path: cfg_distill.callbacks.StudentEMA}]}\n")
+    assert main(["fit", "--config", "tiny.yaml", "--config", "short.yaml", "--trainer.max_steps=1"]) == 0
+    said = capsys.readouterr().err
+    assert (
+        said.count("Note: The list `trainer.callbacks` replaces the callbacks before it, ModelCheckpoint among them")
+        == 1
+    )
+
+
+STOPPING = """
+import os, signal
+from pathlib import Path
+from lightning.pytorch import Callback
+
+class StopAt(Callback):
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == 2 and Path("stop").exists():
+            os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_an_interrupted_fit_says_how_to_go_on(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    def save(content: dict[str, Any]) -> None:
+        (checkpoint,) = content["trainer"]["callbacks"]
+        checkpoint["init_args"] |= {"every_n_train_steps": 1, "save_top_k": 0}
+
+    edited(recipe, "tiny.yaml", save)
+    Path("stopping.py").write_text(STOPPING)
+    Path("stop").touch()
+    words = ["--config", "tiny.yaml", "--trainer.callbacks+=stopping.StopAt", "--data.batch_size=2"]
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        assert main(["fit", *words, "--ckpt_path=last"]) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning leaves it ignored
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Stopped")]
+    assert line == f"Stopped at step 2 of 3. Go on: cfg-distill fit {shlex.join(words)} --ckpt_path last"
+    Path("stop").unlink()
+
+    # Another run is begun beside it: one line says what lies there.
+    note = "Note: runs/tiny/version_0 is unfinished: its last checkpoint is of step 1 of 3."
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=1"]) == 0
+    assert capsys.readouterr().err.count(note) == 1
+    shutil.rmtree("runs/tiny/version_1")
+    assert main(shlex.split(line)[line.split().index("fit") :]) == 0
+    assert checkpoint(0)["global_step"] == 3
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=1"]) == 0
+    assert "unfinished" not in capsys.readouterr().err
 
 
 def test_validate(recipe: Path) -> None:
@@ -203,6 +300,54 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
 def test_refusals(recipe: Path, capsys: pytest.CaptureFixture, words: list[str], said: str) -> None:
     problems = refused(capsys, "--config", "tiny.yaml", *words)
     assert len(problems) == 1 and said in problems[0], problems
+
+
+def test_a_student_without_a_teacher(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    untied = ["--config", "tiny.yaml", "--model.losses.kl.weight=0"]
+    (problem,) = refused(capsys, *untied)
+    assert "Key `model.losses`: nothing ties the student to the guided teacher" in problem
+    assert "got kl (ReverseKL, weight 0)" in problem and "`model.allow_no_teacher: true`" in problem
+    assert main(["fit", *untied, "--model.allow_no_teacher=true", "--trainer.max_steps=1"]) == 0
+
+
+PART = """
+from cfg_distill.errors import Problem
+from lightning.pytorch import Callback
+
+class Part(Callback):
+    def __init__(self, window: int = 0) -> None:
+        self.window = window
+
+    def problems(self, context):
+        return [] if self.window else [Problem("window", "expected more, but got 0. See `.other` and `/data.train`.")]
+"""
+
+
+def test_callbacks_are_named_as_the_user_wrote_them(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("part.py").write_text(PART)
+    (problem,) = refused(capsys, "--config", "tiny.yaml", "--trainer.callbacks+=part.Part")
+    assert problem.endswith(
+        "Key `trainer.callbacks[1].init_args.window`: expected more, but got 0."
+        " See `trainer.callbacks[1].init_args.other` and `data.train`."
+    )
+    named = {
+        "part": {"class_path": "part.Part"},
+        "checkpoint": {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"},
+    }
+    own = edited(recipe, "own.yaml", lambda content: content["trainer"].update(callbacks=named))
+    (problem,) = refused(capsys, "--config", own)
+    assert "Key `trainer.callbacks.part.init_args.window`: expected more" in problem
+    (problem,) = refused(capsys, "--config", own, "--trainer.callbacks.part.windwo=1")
+    assert "Key `trainer.callbacks.part.init_args.windwo`: no such key. Did you mean `window`?" in problem
+    (problem,) = refused(capsys, "--config", own, "--trainer.callbacks.prat.window=1")
+    expected = "Key `trainer.callbacks.prat.class_path`: expected a Callback by its import path, but it is missing."
+    assert problem.endswith(f"{expected} Did you mean `part`?")
+
+
+def test_a_second_student_ema(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    ema = ["--trainer.callbacks+=cfg_distill.callbacks.StudentEMA", "--trainer.callbacks.decay=0.9"]
+    (problem,) = refused(capsys, "--config", "tiny.yaml", *ema, *ema)
+    assert "Key `trainer.callbacks[2]`: expected one StudentEMA, but `trainer.callbacks[1]` is one too" in problem
 
 
 def test_empty_prompts_and_empty_keys(recipe: Path, capsys: pytest.CaptureFixture) -> None:

@@ -31,7 +31,7 @@ def test_all_problems_at_once(files: dict[str, str]) -> None:
     Path(files["report"]).write_text("a reel\nTRAIN  1\nvalidation 2\n")
     Path(files["validation"]).write_text("")
     data = PromptData(**files, batch_size=0, validation_batch_size=-1)
-    said = data.problems()
+    said = [str(problem.under("data")) for problem in data.problems()]
     assert [problem.split(":")[0] for problem in said] == [
         "Key `data.batch_size`",
         "Key `data.validation_batch_size`",
@@ -46,12 +46,12 @@ def test_all_problems_at_once(files: dict[str, str]) -> None:
 
 
 def test_train_must_be_given() -> None:
-    assert "Key `data.train`" in PromptData(train="").problems()[0]
+    assert "Key `train`: Expected a file" in str(PromptData(train="").problems()[0])
 
 
 def test_overlap_with_validation_too(files: dict[str, str]) -> None:
-    said = PromptData(files["train"], files["validation"], report=files["validation"]).problems()
-    assert len(said) == 1 and "`data.validation` does not have, but 5 are in both" in said[0] and "..." in said[0]
+    said = list(map(str, PromptData(files["train"], files["validation"], report=files["validation"]).problems()))
+    assert len(said) == 1 and "`validation` does not have, but 5 are in both" in said[0] and "..." in said[0]
 
 
 class Recorder(L.LightningModule):

@@ -44,7 +44,11 @@ def test_a_quoted_cell_may_hold_commas_and_lines(tmp_path: Path) -> None:
     [
         ("a.txt", " \n\n", "at least one prompt"),
         ("a.md", "a reel", r"one of \.txt, \.jsonl, \.csv, \.tsv"),
-        ("a.jsonl", '{"promt": "a reel"}', r"line 1: expected a field `prompt`.*Set `field: promt`\?"),
+        (
+            "a.jsonl",
+            '{"promt": "a reel"}',
+            r"line 1: expected a field `prompt`.*Did you mean `promt`\? Set `field`",
+        ),
         ("a.jsonl", '"a reel"\n{"prompt": ', "line 2: expected a JSON object"),
         ("a.jsonl", '{"prompt": 3}', "expected text in `prompt`, but got int"),
         ("a.csv", "text,id\na reel,1\n", r"expected a field `prompt`, but it has \['text', 'id'\]"),

@@ -1,4 +1,4 @@
-"""docs/lora.md: its commands and its code run, its table is remade, and every way to set the knob gives one model."""
+"""docs/lora.md: its commands and its code run, its table is remade, and every way to set the merge weight gives one model."""
 
 from __future__ import annotations
 

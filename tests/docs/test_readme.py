@@ -1,4 +1,4 @@
-"""Every command and every piece of code in README.md, docs/recipes.md and docs/faq.md runs; fits are shortened."""
+"""Every command and every piece of code in README.md, CONTRIBUTING.md and the pages without a test of their own runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -70,21 +71,47 @@ def write_files(page: str, folder: Path) -> None:
 
 
 def test_readme(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    write_files("README.md", desk)
     for words in commands_of("README.md"):
         run_command(words)
-    printed = capsys.readouterr().out
-    assert "recipes/tunes/quality.yaml" in printed
-    assert "K:D major" in printed  # the tune that was generated
+    assert "K:D major" in capsys.readouterr().out  # the tune that was generated
     assert {path.suffix for path in (desk / "tunes").iterdir()} == {".abc", ".mid", ".wav"}
     for name in ("config.json", "model.safetensors", "tokenizer.json", "generation_config.json"):
         assert (desk / "students" / "half" / name).is_file()
 
-    # The last block is for a reader without this package.
+    # The Python block is for a reader without this package.
     (block,) = [block for block in blocks("README.md") if block.language == "python" and block.file is None]
     assert "cfg_distill" not in block.text
     exec(compile(block.text, "README.md", "exec"), {})
     assert len(capsys.readouterr().out.split()) > 20
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 700
+
+
+def test_the_table_of_readme_is_an_excerpt() -> None:
+    """Its rows are rows of docs/quickstart.md, and its verdicts are the page's."""
+    short, long = ((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/quickstart.md"))
+    rows = re.findall(r"^\| ([\w /]+) \| (\d) \| (0\.\d+ ±\S+) \| (0\.\d+ ±\S+) \|$", short, re.MULTILINE)
+    assert len(rows) == 7
+    for name, *cells in rows:
+        assert re.search(rf"^\| {name}( \(.+\))? \| {re.escape(' | '.join(cells))} \|", long, re.MULTILINE), name
+    told = re.findall(r"^- (Holds|Undecided|Fails): ", short, re.MULTILINE)
+    assert [word.lower() for word in told] == re.findall(r"^\| .+ \| (holds|undecided|fails) \|$", long, re.MULTILINE)
+
+
+def test_quickstart(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_files("docs/quickstart.md", desk)
+    for words in commands_of("docs/quickstart.md"):
+        run_command(words)
+    assert "recipes/tunes/quality.yaml" in capsys.readouterr().out
+
+
+def test_contributing() -> None:
+    commands = commands_of("CONTRIBUTING.md")
+    assert ["make", "test"] in commands
+    for words in commands:
+        run_command(words)
 
 
 def test_recipes(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,6 +127,11 @@ def test_recipes(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load((desk / "runs" / "diversity" / "version_1" / "config.yaml").read_text())
     assert config["trainer"]["accumulate_grad_batches"] == 2
     assert config["model"]["guidance"]["scale"] == 3
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 3e-4
+    assert config["trainer"]["callbacks"]["ema"]["init_args"]["decay"] == 0.99
+    config = yaml.safe_load((desk / "runs" / "diversity" / "version_2" / "config.yaml").read_text())
+    assert config["trainer"]["callbacks"]["beta"]["init_args"]["ratio"] == 0.3
+    assert "checkpoint" in config["trainer"]["callbacks"]
     assert (desk / "students" / "quality" / "config.json").is_file()
 
 
@@ -121,21 +153,69 @@ def test_two_devices(desk: Path) -> None:
     assert "with 2 processes" in done.stderr
 
 
-def test_links_lead_somewhere() -> None:
-    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        for target in re.findall(r"\]\(([^)#\s]+)(?:#[\w-]*)?\)", page.read_text(encoding="utf-8")):
-            if not target.startswith("https://"):
-                assert (page.parent / target).exists(), f"{page.name} links to {target}"
+PAGES = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
+_LINK = re.compile(r"\]\(([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them: lower case, no punctuation, hyphens for spaces."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in _LINK.findall(page.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        other = page.parent / target if target else page
+        assert other.exists(), f"{page.name} links to {target}"
+        assert not anchor or anchor in anchors(other), f"{page.name} links to {target}#{anchor}"
+
+
+def test_no_page_is_left_out_of_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    assert {target for target, _ in _LINK.findall(index)} >= {page.name for page in (ROOT / "docs").glob("*.md")} - {
+        "index.md"
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_are_whole(page: Path) -> None:
+    """Every row of a table has as many cells as its head."""
+    columns = 0
+    for line in page.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("|"):
+            columns = 0
+            continue
+        cells = len(re.findall(r"(?<!\\)\|", line)) - 1
+        columns = columns or cells
+        assert cells == columns, f"{page.name}: {line}"
+
+
+def test_no_page_installs_from_an_index() -> None:
+    """The package is not published: whoever takes the name on an index would be installed."""
+    for page in PAGES:
+        assert not re.search(r"pip install.* \"?cfg-distill\b", page.read_text(encoding="utf-8")), page.name
 
 
 def test_every_command_is_shown() -> None:
-    commands = [*commands_of("README.md"), *commands_of("docs/recipes.md")]
+    commands = [words for page in ("README.md", "docs/quickstart.md", "docs/recipes.md") for words in commands_of(page)]
     shown = {words[1] for words in commands if words[0] == "cfg-distill"}
     assert shown >= COMMANDS.keys() - {"validate"}
 
 
 def test_targets_of_make() -> None:
     targets = re.findall(r"^([a-z]+):.*##", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
-    named = re.findall(r"`make (\w+)`", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert set(named) == {"quickstart", "test"}
-    assert set(named) <= set(targets)
+    pages = "".join((ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "CONTRIBUTING.md"))
+    named = set(re.findall(r"`make (\w+)`", pages))
+    assert named >= {"quickstart", "test", "lint", "bench"}
+    assert named <= set(targets)
+
+
+def test_the_citation_names_the_paper() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["preferred-citation"]["url"] == "https://arxiv.org/abs/2410.06084"
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert (citation["version"], citation["license"]) == (project["version"], project["license"])

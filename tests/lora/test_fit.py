@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from cfg_distill import CFGDistillation
 from cfg_distill.callbacks import CheckpointMerging, ExactResume, StudentEMA
-from cfg_distill.checkpoints import student_weights
+from cfg_distill.checkpoints import spec_of, student_weights
 from cfg_distill.cli import main
 from cfg_distill.distillation.module import fingerprint
 from cfg_distill.errors import ConfigError
@@ -176,7 +176,7 @@ def test_exports_are_adapters_or_whole_models(
 def test_only_adapters_are_merged_into_a_base(tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     student = CausalLM(tiny_model).load()
     state = {f"student.{name}": value for name, value in student.state_dict().items()}
-    torch.save({"state_dict": state, "generator": student.spec()}, tmp_path / "whole.ckpt")
+    torch.save({"state_dict": state, "generator": spec_of(student)}, tmp_path / "whole.ckpt")
     assert main(["export", "--checkpoint", str(tmp_path / "whole.ckpt"), "--out", str(tmp_path / "x"), "--merged"]) == 2
     assert "`--merged`: the student" in capsys.readouterr().err and not (tmp_path / "x").exists()
 

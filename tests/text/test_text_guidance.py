@@ -20,7 +20,8 @@ from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
 from cfg_distill.sampling import Sampling, rollout
 from cfg_distill.sampling.samples import draw
-from cfg_distill.study.config import Evaluation, Point, Study
+from cfg_distill.study.config import Evaluation, Study, SystemConfig
+from cfg_distill.study.jobs import guidance_of
 from cfg_distill.study.steps import plan
 
 # As that of SmolLM2: a system message of its own when the user gives none.
@@ -231,6 +232,6 @@ def test_generate_and_studies_take_a_negative_system_message(chat, tiny_model, c
     (expected,) = draw(chat, ["w1"], Sampling(1, 4, temperature=0), Guidance(2.0, negative_system="w7 w8")).outputs
     assert expected in capsys.readouterr().out
     study = Study("out", Evaluation("prompts.txt", {}, Headline("q", "d")))
-    study.baselines["against"] = Point(chat.path, guidance=2.0, negative_system="w7")
+    study.baselines["against"] = SystemConfig(chat.path, guidance=2.0, negative_system="w7")
     (step,) = [step for step in plan(study, tmp_path) if step.kind == "evaluate"]
-    assert Guidance(**step.job["guidance"]) == Guidance(2.0, negative_system="w7")
+    assert guidance_of(step.work.system) == Guidance(2.0, negative_system="w7")

@@ -1,0 +1,94 @@
+"""Classes named by their import path: found, or why there is none."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from cfg_distill.errors import ConfigError, Problem, nearest
+
+
+def find_class(
+    class_path: Any,
+    wanted: tuple[type, ...],
+    description: str,
+    modules: Sequence[str] | None = None,
+    functions: bool = False,
+) -> Any:
+    """The class behind a ``class_path``.
+
+    Args:
+        class_path: ``module.Class``, or the bare name of a class that is imported already.
+        wanted: the classes of which it must be one, or a subclass.
+        description: of these, for the message: ``a Loss``.
+        modules: modules, and packages with a full stop behind them, that may be imported: ``("cfg_distill.",)``. Nothing
+            else is imported, so that a file of data cannot run code. None for any: a recipe is code.
+        functions: whether a function may stand there: the caller checks its signature.
+
+    Raises:
+        ConfigError: a problem with the key ``class_path``.
+    """
+    if not isinstance(class_path, str):
+        raise _wrong(f"expected the import path of {description}, but got {class_path!r}.")
+    module_name, _, name = class_path.rpartition(".")
+    known = {cls.__name__: cls for base in wanted for cls in subclasses(base)}
+    if not module_name:
+        if name in known:
+            return known[name]
+        raise _wrong(
+            f"expected the import path of {description} (`module.Class`), but got `{name}`.{nearest(name, known)}"
+        )
+    if modules is not None and not any(_is_within(module_name, each) for each in modules):
+        allowed = ", ".join(f"`{each}`" for each in modules)
+        raise _wrong(f"expected {description} from {allowed}, but got `{class_path}`, which is not imported.")
+    found = _imported(module_name, name, description, known.values())
+    if not isinstance(found, type):
+        if functions and callable(found):
+            return found
+        raise _wrong(f"expected {description}, but `{class_path}` is no class.")
+    if not issubclass(found, wanted):
+        raise _wrong(f"expected {description}, but `{class_path}` is none.")
+    if inspect.isabstract(found):
+        concrete = sorted({cls.__name__ for cls in subclasses(found) if not inspect.isabstract(cls)})
+        kinds = f" Known: {', '.join(concrete)}." if concrete else ""
+        raise _wrong(f"expected {description}, but `{class_path}` is abstract. Name one of its kinds.{kinds}")
+    return found
+
+
+def subclasses(base: type) -> list[type]:
+    """A class and everything derived from it that is imported."""
+    direct: list[type] = type.__subclasses__(base)
+    return [base, *(found for child in direct for found in subclasses(child))]
+
+
+def _imported(module_name: str, name: str, description: str, known: Iterable[type]) -> Any:
+    class_path = f"{module_name}.{name}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that is there and fails on an import of its own keeps its traceback.
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise
+        hint = nearest(class_path, [f"{cls.__module__}.{cls.__name__}" for cls in known])
+        raise _wrong(
+            f"expected the import path of {description}, but for `{class_path}` there is no module `{error.name}`,"
+            f" neither installed nor in this folder.{hint}"
+        ) from error
+    try:
+        return getattr(module, name)
+    except AttributeError as error:
+        public = [key for key, value in vars(module).items() if inspect.isclass(value)]
+        hint = nearest(name, public) or (f" It has {', '.join(sorted(public))}." if public else "")
+        raise _wrong(
+            f"expected the import path of {description}, but module `{module_name}` has no `{name}`.{hint}"
+        ) from error
+
+
+def _is_within(module: str, allowed: str) -> bool:
+    return f"{module}.".startswith(allowed) if allowed.endswith(".") else module == allowed
+
+
+def _wrong(text: str) -> ConfigError:
+    return ConfigError(Problem("class_path", text))

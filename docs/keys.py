@@ -1,0 +1,322 @@
+"""Write docs/keys.md: every key of a recipe, a study and a metrics file, from the docstrings of the classes that take them.
+
+    python docs/keys.py            writes the page
+    python docs/keys.py --check    exits with 1 when the page is not what the docstrings say
+
+Keys, types and defaults are those of jsonargparse's own parser, which reads recipes. So a default on the page is what a recipe
+without the key gets, also where a class has another default of its own than its holder gives it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import docstring_parser
+import torchmetrics
+import yaml
+from jsonargparse import ArgumentParser
+from lightning.pytorch import Callback, LightningDataModule, LightningModule
+from lightning.pytorch.plugins import CheckpointIO
+
+from cfg_distill.embedders import Embedder
+from cfg_distill.generators import Generator
+from cfg_distill.losses import Loss
+from cfg_distill.metrics import SampleMetric
+from cfg_distill.recipe.types import classes_of, describe, members
+from cfg_distill.rewards import Reward
+
+PAGE = Path(__file__).parent / "keys.md"
+AXES = ("quality", "diversity", "guard")
+
+
+@dataclass(frozen=True)
+class Group:
+    """A part of the page: every concrete class in some modules that derives from one of some bases.
+
+    Args:
+        title: its heading.
+        where: the key that takes such a class, and what else a reader should know first.
+        bases: what its classes derive from.
+        modules: where a recipe finds the classes: ``module`` for all its public names, ``module:Name`` for one.
+    """
+
+    title: str
+    where: str
+    bases: tuple[type, ...]
+    modules: tuple[str, ...]
+
+    def classes(self) -> dict[str, type]:
+        """class_path -> class, in the order of the modules."""
+        found: dict[str, type] = {}
+        for entry in self.modules:
+            name, _, only = entry.partition(":")
+            module = importlib.import_module(name)
+            for each in [only] if only else sorted(module.__all__, key=str.lower):
+                part = getattr(module, each)
+                if inspect.isclass(part) and (only or issubclass(part, self.bases)) and not inspect.isabstract(part):
+                    found[f"{name}.{each}"] = part
+        return found
+
+
+GROUPS = (
+    Group(
+        "Model",
+        "`model`. With `model.class_path` another module takes its place, and its keys go under `init_args`.",
+        (LightningModule,),
+        ("cfg_distill:CFGDistillation",),
+    ),
+    Group("Generators", "`model.generator`: the model that is distilled.", (Generator,), ("cfg_distill.generators",)),
+    Group(
+        "Losses",
+        "`model.losses`: a dict of names, each one of these classes or [your own](extending.md#a-loss).",
+        (Loss,),
+        ("cfg_distill.losses",),
+    ),
+    Group(
+        "Rewards",
+        "The `reward` of a policy gradient, or [your own](extending.md#a-reward).",
+        (Reward,),
+        ("cfg_distill.rewards",),
+    ),
+    Group(
+        "Embedders",
+        "The `embedder` of a reward or a metric.",
+        (Embedder,),
+        ("cfg_distill.embedders", "cfg_distill.tunes.embedder:Tunes"),
+    ),
+    Group(
+        "Data",
+        "`data`. Prompts come from a text file (one per line), JSON lines, CSV or TSV, or a Hugging Face dataset on disk.",
+        (LightningDataModule,),
+        ("cfg_distill.data",),
+    ),
+    Group(
+        "Callbacks and plugins",
+        "`trainer.callbacks`, and `trainer.plugins` for the checkpoint plugin.",
+        (Callback, CheckpointIO),
+        ("cfg_distill.callbacks",),
+    ),
+    Group(
+        "Metrics",
+        "In a metrics file, in `evaluation.metrics` of a study, and in DiversityLogging. A metric belongs to an axis: quality,"
+        " diversity, or guard (a sign of failure).",
+        (SampleMetric,),
+        ("cfg_distill.metrics", "cfg_distill.tunes.metrics"),
+    ),
+    Group(
+        "Study",
+        "The keys of a study file. See [recipes](recipes.md#studies).",
+        (),
+        ("cfg_distill.study.config:Study",),
+    ),
+    Group(
+        "Training the embedded models",
+        "What `recipes/tunes/pretrain.yaml`, `encoder.yaml` and `judge.yaml` name as `model.class_path` and"
+        " `data.class_path`. [Tunes](tunes.md) says what came of them.",
+        (),
+        (
+            "cfg_distill.tunes.pretraining:Pretraining",
+            "cfg_distill.tunes.encoder:EncoderTraining",
+            "cfg_distill.tunes.judge:JudgeTraining",
+            "cfg_distill.tunes.data:TunesData",
+            "cfg_distill.tunes.segments:SegmentsData",
+            "cfg_distill.tunes.optimizer:MuonAdamW",
+        ),
+    ),
+)
+HEAD = """# Every key
+
+`python docs/keys.py` writes this page from the docstrings; do not edit it. [Recipes](recipes.md) says how files and options are
+merged, and what Lightning's `trainer` takes.
+
+A class is written as `{class_path: module.Class, init_args: {...}}`. A default is what a recipe without the key gets.
+
+| at the top of a recipe | type | default | meaning |
+|---|---|---|---|
+| `seed_everything` | a whole number | `0` | seeds what is drawn before the first step |
+| `model` | keys and values | required | see [Model](#model) |
+| `data` | keys and values | required | see [Data](#data) |
+| `trainer` | keys and values | `{}` | Lightning's Trainer |
+| `ckpt_path` | text or null | `null` | the checkpoint to resume from, or `last`; on the command line |
+"""
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of a class.
+
+    Attributes:
+        path: dotted where the key lies inside a dataclass that the class holds.
+        expected: its type; the dataclass where ``holds`` is set.
+        default: what a recipe without the key gets.
+        required: whether a recipe must have the key.
+        holds: whether further keys lie under this one.
+    """
+
+    path: str
+    expected: Any
+    default: Any
+    required: bool
+    holds: bool
+
+
+def keys_of(cls: type) -> list[Key]:
+    """What jsonargparse takes for a class, without what torchmetrics adds to every metric."""
+    skip = {action.dest for action in _actions(torchmetrics.Metric)} if issubclass(cls, torchmetrics.Metric) else set()
+    found = []
+    for action in _actions(cls):
+        if action.dest not in skip and action.dest.split(".")[-1] != "help":
+            held = getattr(action, "basetype", None)  # of jsonargparse's action for a group of keys
+            found.append(Key(action.dest, held or action._typehint, action.default, action.required, held is not None))
+    return found
+
+
+def _actions(cls: type) -> list[Any]:
+    parser = ArgumentParser(exit_on_error=False)
+    # The first argument of an optimiser is no key: the module gives it.
+    skip = {1} if next(iter(inspect.signature(cls).parameters), "") == "params" else None
+    parser.add_class_arguments(cls, skip=skip, fail_untyped=False)
+    return parser._actions
+
+
+def text_of(cls: type, name: str) -> str:
+    """What the docstring says of an argument: of the class or, where it only refers to another one, of its bases."""
+    said = [
+        each.description or ""
+        for base in cls.__mro__
+        for each in docstring_parser.parse(base.__doc__ or "").params
+        if name in each.arg_name.split(", ")
+    ]
+    text = next((text for text in said if not text.startswith("see :class:")), "")
+    return _markdown(text).removesuffix(".")
+
+
+def summary_of(cls: type) -> str:
+    """The first paragraph of a class's docstring."""
+    return _markdown((inspect.getdoc(cls) or "").split("\n\n")[0])
+
+
+def _markdown(text: str) -> str:
+    """A piece of a docstring in one line of markdown."""
+    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
+    text = re.sub(r"\bNone\b", "null", text)
+    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+
+
+def anchor(heading: str) -> str:
+    """The anchor that GitHub makes of a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _type(expected: Any) -> str:
+    """A type in words, with links to the parts of the page that list its classes or keys."""
+    inside = get_args(expected)
+    if get_origin(expected) is dict and inside[1] is not Any and classes_of(inside[1]):
+        words = f"names, each {describe(inside[1])}"
+    else:
+        words = describe(expected)
+    for group in GROUPS:
+        for base in group.bases:
+            words = re.sub(rf"\b{base.__name__}\b", f"[{base.__name__}](#{anchor(group.title)})", words)
+    for cls in _dataclasses(expected):
+        words = re.sub(rf"\ban? {cls.__name__}\b", f"[{cls.__name__}](#{anchor(cls.__name__)})", words)
+    words = re.sub(r"\ba (?=\[?[AEIOaeio])", "an ", words)
+    return re.sub(r"(?<!\\)\|", r"\\|", words)
+
+
+def _dataclasses(expected: Any) -> Iterator[type]:
+    """The dataclasses that a value of a type is, or holds by name."""
+    inside = get_args(expected)[1] if get_origin(expected) is dict else expected
+    yield from (each for each in members(inside) if inspect.isclass(each) and dataclasses.is_dataclass(each))
+
+
+def _default(key: Key) -> str:
+    """A default as YAML."""
+    if key.required:
+        return "required"
+    default = list(key.default) if isinstance(key.default, tuple) else key.default
+    if isinstance(default, dict) and "class_path" in default:
+        return f"`{default['class_path']}`"
+    if inspect.isclass(default):
+        return f"`{default.__module__}.{default.__qualname__}`"
+    written = yaml.safe_dump(default, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+    return f"`{written}`"
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[str]:
+    yield f"| {' | '.join(head)} |"
+    yield "|---" * len(head) + "|"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def _section(heading: str, cls: type, prefix: str, told: set[type]) -> Iterator[str]:
+    """Heading and table of a class; then of the dataclasses that it holds or refers to, each once on the page."""
+    keys = keys_of(cls)
+    if cls in told or not keys:
+        return
+    told.add(cls)
+    for level, owner in [("", cls)] + [(key.path, key.expected) for key in keys if key.holds]:
+        told.add(owner)
+        yield f"#### `{prefix}{level}`\n" if level else f"### `{heading}`\n"
+        yield f"{summary_of(owner)}\n"
+        rows = []
+        for key in keys:
+            above, _, name = key.path.rpartition(".")
+            if above == level and key.holds:
+                rows.append((f"`{name}`", f"[keys below](#{anchor(prefix + key.path)})", "", text_of(owner, name)))
+            elif above == level:
+                rows.append((f"`{name}`", _type(key.expected), _default(key), text_of(owner, name)))
+        yield from _table(("key", "type", "default", "meaning"), rows)
+    for other in dict.fromkeys(cls for key in keys if not key.holds for cls in _dataclasses(key.expected)):
+        yield from _section(other.__name__, other, "", told)
+
+
+def page() -> str:
+    """The whole page."""
+    lines = [HEAD]
+    told: set[type] = set()
+    for group in GROUPS:
+        classes = group.classes()
+        has_axes = SampleMetric in group.bases
+        lines += [f"## {group.title}\n", f"{group.where}\n"]
+        rows = []
+        for path, cls in classes.items():
+            name = f"[`{path}`](#{anchor(path)})" if keys_of(cls) else f"`{path}`"
+            rows.append((name, *((cls.axis,) if has_axes else ()), summary_of(cls)))  # type: ignore[attr-defined]
+        if has_axes:
+            rows.sort(key=lambda row: AXES.index(row[1]))
+        if len(rows) > 1:
+            lines += _table(("class", *(("axis",) if has_axes else ()), "what it is"), rows)
+        for path, cls in classes.items():
+            lines += _section(path, cls, "model." if group.title == "Model" else "", told)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def main(words: list[str] | None = None) -> int:
+    """Write the page, or say whether it is as the docstrings are."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when the page is stale")
+    check = parser.parse_args(words).check
+    text = page()
+    if not check:
+        PAGE.write_text(text, encoding="utf-8")
+        return 0
+    if PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text:
+        return 0
+    print("docs/keys.md is not what the docstrings say. Run: python docs/keys.py", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
