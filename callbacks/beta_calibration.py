@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.rewards.running import share_of_newest
 
 
 class BetaCalibration(Callback):
@@ -94,10 +95,9 @@ class BetaCalibration(Callback):
         # A group without any spread of rewards has no gradient, and a step that overflowed an infinite one.
         if not (torch.isfinite(both).all() and (both > 0).all()):
             return
+        share = share_of_newest(self.momentum, self._measured)
         self._measured += 1
         for name, norm in zip((self.loss, self.reference), both.tolist(), strict=True):
-            # The plain mean until the momentum has a past to weigh.
-            share = max(1 - self.momentum, 1 / self._measured)
             self._norms[name] = (1 - share) * self._norms.get(name, 0.0) + share * norm
         reference = losses[self.reference].weight * self._norms[self.reference]
         losses[self.loss].weight.copy_(self.ratio * reference / self._norms[self.loss])

@@ -1,6 +1,5 @@
 """Throughput: generated tokens a second, where the time goes, and the peak of memory."""
 
-import sys
 import time
 from collections import deque
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.files import resident_peak
 
 
 class Throughput(Callback):
@@ -84,12 +84,6 @@ def now(device: torch.device) -> float:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory so far: that torch held on a GPU, else the resident set of the process (NaN on Windows)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    """The most memory so far: what torch held on a GPU, else the resident set of the process (NaN on Windows)."""
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
+    return peak / 2**30

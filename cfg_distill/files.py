@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -331,3 +332,13 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
     return content or {}
+
+
+def resident_peak() -> float:
+    """The most memory that this process ever held, in bytes; NaN on Windows, which does not say."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 from cfg_distill import CFGDistillation
 from cfg_distill.distillation.module import fingerprint
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import CausalLM, LoRA, Scored
+from cfg_distill.generators import CausalLM, HiddenStates, Logits, LoRA
 from cfg_distill.generators.lora import lora_layers
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, reverse_kl
@@ -267,7 +267,7 @@ def test_gradient_norms_are_those_of_the_terms_alone(folder):
     fit(model, [PROMPTS], limit_train_batches=1)
     measured = dict(model.gradient_norms)
     for name in before:
-        alone = module(folder, losses={name: before[name]}, measure_gradients_every=0)
+        alone = module(folder, losses={name: before[name]}, measure_gradients_every=0, allow_no_teacher=True)
         alone.losses[name].weight.fill_(1.0)
         norms = []
 
@@ -302,9 +302,7 @@ def test_score_term_is_the_exact_gradient_of_the_sequence_divergence():
                 student = torch.stack([first_V, second_VV[v]])[None, None]
                 teacher = torch.stack([teacher_first_V, teacher_second_VV[v]])[None, None]
                 mask = torch.ones(1, 1, 2, dtype=torch.bool)
-                inputs = LossInputs(
-                    Scored(logits_NKTV=student), Scored(logits_NKTV=teacher), tokens_NKT, mask, Sampling(), None
-                )
+                inputs = LossInputs(Logits(student), Logits(teacher), tokens_NKT, mask, Sampling(), None)
                 gradient = torch.autograd.grad(ReverseKL(score_term=score_term)(inputs), [first_V, second_VV])
                 probability = (p_first[v] * p_second[v, w]).detach()
                 total = [t + probability * g for t, g in zip(total, gradient, strict=True)]
@@ -370,14 +368,14 @@ def test_a_micro_batch_must_cut_groups_evenly(folder):
     assert any("`model.logits_chunk`" in problem for problem in problems)
 
 
-@pytest.mark.parametrize("where", ["scored", "backward", "optimizer"])
+@pytest.mark.parametrize("where", ["predictions", "backward", "optimizer"])
 def test_out_of_memory_names_what_to_lower(folder, where, monkeypatch):
     """A real refusal of the allocator, 2^60 bytes, in the forward pass, the backward pass or the optimiser's first step."""
 
     class Greedy(torch.autograd.Function):
         @staticmethod
         def forward(ctx, states):
-            return states * (torch.empty(2**60, dtype=torch.int8)[0] if where == "scored" else 1)
+            return states * (torch.empty(2**60, dtype=torch.int8)[0] if where == "predictions" else 1)
 
         @staticmethod
         def backward(ctx, gradient):
@@ -389,14 +387,13 @@ def test_out_of_memory_names_what_to_lower(folder, where, monkeypatch):
             torch.empty(2**60, dtype=torch.int8)
 
     model = module(folder, optimizer=GreedySGD)
-    own = model.student.scored
+    own = model.student.predictions
 
-    def scored(*arguments):
+    def predictions(*arguments):
         found = own(*arguments)
-        found.states_NTD = Greedy.apply(found.states_NTD)
-        return found
+        return HiddenStates(Greedy.apply(found.states_NTD), found.head)
 
-    monkeypatch.setattr(model.student, "scored", scored)
+    monkeypatch.setattr(model.student, "predictions", predictions)
     with pytest.raises(
         ConfigError,
         match=r"Out of memory in step 0: [16] prompts .* x 3 samples .* up to [23] positions of a prompt and 16 generated"

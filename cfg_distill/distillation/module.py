@@ -4,6 +4,7 @@ Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, cast
@@ -12,10 +13,19 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cfg_distill import checkpoints
+from cfg_distill.checkpoints import student_weights
+from cfg_distill.distillation.finite import (
+    PATIENCE,
+    gradient_norm,
+    not_finite,
+    problems_of_gradient,
+    problems_of_optimizer,
+)
 from cfg_distill.distillation.gradients import norms
 from cfg_distill.distillation.memory import advice_on_memory
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
@@ -23,21 +33,14 @@ from cfg_distill.distillation.settings import problems_of_settings, problems_of_
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Guided
-from cfg_distill.generators.products import onednn
+from cfg_distill.generators.linear import onednn
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import LOGITS_CHUNK, CellLoss, CellTerm, Loss, LossInputs, mix
-from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
+from cfg_distill.losses import LOGITS_CHUNK, CellLoss, Loss, LossInputs, mix
+from cfg_distill.metrics.model import DISTANCE, ENTROPIES
+from cfg_distill.rewards import Reward
+from cfg_distill.rewards.running import RunningMean
 from cfg_distill.sampling import Rollout, Sampling, problems_of_lengths, rollout
 from cfg_distill.sampling.samples import Samples, decoded
-
-# What is logged whatever the losses are: a value for each cell.
-_ENTROPIES: dict[str, CellTerm] = {
-    "entropy_student": lambda cells: entropy_cells(cells.student_log_probs_MV),
-    "entropy_teacher": lambda cells: entropy_cells(cells.teacher_log_probs_MV),
-}
-_DISTANCE: dict[str, CellTerm] = {
-    "kl_per_token": lambda cells: reverse_kl_cells(cells.student_log_probs_MV, cells.teacher_log_probs_MV),
-}
 
 
 class CFGDistillation(L.LightningModule):
@@ -122,6 +125,9 @@ class CFGDistillation(L.LightningModule):
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[str] = ()
         self._count = torch.zeros(())
+        # The unweighted sums of the losses since the last step of the optimiser, and steps in a row that a scaler skipped.
+        self._sums: dict[str, Tensor] = {}
+        self._skipped = 0
         self._teacher_fingerprint = ""
         # What the recipe says, and what that of the checkpoint said: see cfg_distill.distillation.resuming.
         self._configured: dict[str, Any] = {"losses": {name: loss.weight.item() for name, loss in losses.items()}}
@@ -173,9 +179,8 @@ class CFGDistillation(L.LightningModule):
     def train(self, mode: bool = True) -> "CFGDistillation":
         """Frozen models never leave eval mode, and the student does only when its dropout is wanted."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, Embedder) or module is self.teacher:
-                module.eval()
+        for module in self._frozen_parts().values():
+            module.eval()
         if not self.dropout:
             self.student.eval()
         return self
@@ -209,8 +214,8 @@ class CFGDistillation(L.LightningModule):
         prompts = samples.prompts if prompts is None else prompts
         tokens_NKT, mask_NKT = samples.rollout.tokens_NKT[rows], samples.rollout.mask_NKT[rows]
         with torch.no_grad():
-            teacher = Guided(self.teacher, self.guidance).scored(prompts, tokens_NKT, mask_NKT)
-        student = self.student.scored(prompts, tokens_NKT, mask_NKT)
+            teacher = Guided(self.teacher, self.guidance).predictions(prompts, tokens_NKT, mask_NKT)
+        student = self.student.predictions(prompts, tokens_NKT, mask_NKT)
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
     def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
@@ -243,7 +248,7 @@ class CFGDistillation(L.LightningModule):
             self._measure_gradients(samples, parts, credits)
         for number, (prompts, rows) in enumerate(parts):
             inputs = self.score(samples, prompts, rows)
-            total, part = mix(self._mix, inputs, weights, credits, _ENTROPIES if measuring else None, self.logits_chunk)
+            total, part = mix(self._mix, inputs, weights, credits, ENTROPIES if measuring else None, self.logits_chunk)
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             if number + 1 < len(parts):
                 # Each micro-batch's graph is gone before the next; the last one's backward pass is Lightning's, which also
@@ -251,6 +256,7 @@ class CFGDistillation(L.LightningModule):
                 accumulated = self.trainer.accumulate_grad_batches
                 self.trainer.strategy.backward(total / self._count_scale / accumulated, None)
                 earlier += total.detach()
+        self._sums = {name: self._sums.get(name, 0.0) + sums[name] for name in self._mix}
         count = self._count_of(drawn.mask_NKT)
         self._log_step(drawn, weights, sums, count)
         self._count = self._count.to(count.device) + count
@@ -261,13 +267,42 @@ class CFGDistillation(L.LightningModule):
         """Nothing: Lightning calls this between training_step and the backward pass, and micro-batches have gone by."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn Lightning's mean of means over micro-batches and ranks into all-reduced sum over all-reduced count."""
-        counts = cast(Tensor, self.all_gather(self._count))
-        factor = self._count_scale * self.trainer.accumulate_grad_batches / counts.float().mean().item()
+        """Stop at a gradient that is not finite, and turn Lightning's mean of means over micro-batches and ranks into the
+        all-reduced sum over the all-reduced count.
+
+        Raises:
+            ConfigError: on all ranks alike, before the optimiser moves.
+        """
+        is_finite = gradient_norm(self.student.parameters()).isfinite().to(self._count.device, self._count.dtype)
+        every_R2 = cast(Tensor, self.all_gather(torch.stack([self._count, is_finite]))).view(-1, 2)
+        counts_R = every_R2[:, 0]
+        mean_count, all_finite = torch.stack([counts_R.float().mean(), every_R2[:, 1].amin().float()]).tolist()
+        if not all_finite:
+            self._stop_unless_skipped()
+        else:
+            self._skipped = 0
+        if found := problems_of_optimizer(optimizer):
+            raise ConfigError([problem.under("model") for problem in found])
+        factor = self._count_scale * self.trainer.accumulate_grad_batches / mean_count
         for parameter in self.student.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-        self._count = torch.zeros_like(self._count)
+        self._count, self._sums = torch.zeros_like(self._count), {}
+
+    def _stop_unless_skipped(self) -> None:
+        """Stop before a step with a gradient that is not finite; of a gradient scaler only when it is not to blame.
+
+        Scaled for float16, a sound gradient may overflow. The scaler then skips the step and lowers its factor, which is how it
+        finds one. A loss that is not finite has another cause, and so have many skipped steps in a row.
+        """
+        local_L = torch.stack([value.float() for value in self._sums.values()])
+        sums = dict(zip(self._sums, cast(Tensor, self.all_gather(local_L)).view(-1, len(local_L)).sum(0), strict=True))
+        plugin = self.trainer.precision_plugin
+        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
+            self._skipped += 1
+            if self._skipped < PATIENCE and all(value.isfinite() for value in sums.values()):
+                return
+        raise ConfigError([problem.under("model") for problem in problems_of_gradient(sums, self.global_step)])
 
     def validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
@@ -279,7 +314,7 @@ class CFGDistillation(L.LightningModule):
         samples = decoded(self.student, batch, drawn)
         sums: dict[str, Tensor] = {}
         for prompts, rows in self._micro_batches(batch):
-            part = mix({}, self.score(samples, prompts, rows), {}, {}, _DISTANCE | _ENTROPIES, self.logits_chunk)[1]
+            part = mix({}, self.score(samples, prompts, rows), {}, {}, DISTANCE | ENTROPIES, self.logits_chunk)[1]
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
         cells = int(drawn.mask_NKT.sum())
         # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.
@@ -351,7 +386,7 @@ class CFGDistillation(L.LightningModule):
         cells = drawn.mask_NKT.sum()
         shown = {"train/length": drawn.length_N.float().mean()}
         for name, value in sums.items():
-            if name in _ENTROPIES:
+            if name in ENTROPIES:
                 shown[f"train/{name}"] = value / cells
         for name, loss in self._mix.items():
             shown[f"train/{name}"] = sums[name] / count
@@ -365,15 +400,38 @@ class CFGDistillation(L.LightningModule):
 
     # Checkpoints hold what is trained of the student, and what the losses learnt; frozen weights come from where they came from
 
-    def _frozen_prefixes(self) -> tuple[str, ...]:
-        frozen = [n for n, m in self.named_modules() if isinstance(m, Embedder) or m is self.teacher]
-        return tuple(f"{name}." for name in frozen)
+    def _frozen_parts(self) -> dict[str, nn.Module]:
+        """The teacher, and the judges that losses hold without a box: embedders, and modules whose weights are all frozen."""
+        parts: dict[str, nn.Module] = {} if self.teacher is None else {"teacher": self.teacher}
+        for name, part in self.losses.named_modules(prefix="losses"):
+            parameters = list(part.parameters())
+            # A reward may have no weights but those of its judge, and still has a running mean that is learnt.
+            learns = any(isinstance(each, Loss | Reward | RunningMean) for each in part.modules())
+            is_frozen = bool(parameters) and not learns and not any(p.requires_grad for p in parameters)
+            if is_frozen or isinstance(part, Embedder):
+                parts[name] = part
+        return parts
 
     def _frozen_of(self, names: Iterable[str]) -> list[str]:
         """The names in a state dict that a checkpoint does not hold."""
-        return checkpoints.frozen_names(names, self.student, self._frozen_prefixes())
+        return checkpoints.frozen_names(names, self.student, tuple(f"{name}." for name in self._frozen_parts()))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was trained.
+
+        Raises:
+            ConfigError: the student holds NaN or infinity: the checkpoint before is the better one. Where the fit ends by an
+                exception already, that exception.
+        """
+        start = {} if self.teacher is None else self.teacher.state_dict()
+        if names := not_finite(student_weights(self), {f"student.{name}": tensor for name, tensor in start.items()}):
+            if (reason := sys.exception()) is not None:
+                raise reason  # the cause: what follows from it must not hide it
+            raise ConfigError(
+                f"After {self.global_step} steps the student holds NaN or infinity ({len(names)} tensors, such as"
+                f" `{names[0]}`): no checkpoint was written, and the last one is as it was. Lower"
+                " `model.optimizer.init_args.lr`, and resume from that checkpoint."
+            )
         state = checkpoint["state_dict"]
         for name in self._frozen_of(list(state)):
             del state[name]

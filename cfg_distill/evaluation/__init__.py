@@ -1,6 +1,6 @@
 """Systems (a model and how it is sampled) on held-out prompts: values per prompt, comparisons, the front, written samples.
 
-Importing this room loads no torch until one of its names is used.
+Importing this room imports no torch until one of its names is used.
 """
 
 import importlib

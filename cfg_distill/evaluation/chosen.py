@@ -21,7 +21,7 @@ TEXT_METRICS: dict[str, Any] = {
     "repetition": {"class_path": "cfg_distill.metrics.Repetition"},
     "length": {"class_path": "cfg_distill.metrics.Length"},
 }
-"""For any text: quality takes an embedder or a judge, which only the user can name."""
+"""For any text. A metric of quality needs an embedder or a judge, which only the user can name."""
 
 SOUND_METRICS: dict[str, Any] = {
     "silence": {"class_path": "cfg_distill.metrics.SilenceRate"},
@@ -29,20 +29,20 @@ SOUND_METRICS: dict[str, Any] = {
     "repetition": {"class_path": "cfg_distill.metrics.AudioRepetition"},
     "length": {"class_path": "cfg_distill.metrics.Length"},
 }
-"""For any sound: adherence and diversity take an encoder; recipes/musicgen/metrics.yaml names some."""
+"""For any sound. Adherence and diversity need an encoder; recipes/musicgen/metrics.yaml names some."""
 
 
 def default_metrics(
     generators: Sequence[Generator], trust: Sequence[str] = ()
 ) -> tuple[Mapping[str, Any], list[Problem]]:
-    """The metrics that the models' folders agree on; else what can be said of any text, or of any sound.
+    """The metrics that the models' folders agree on; else the metrics of any text, or of any sound.
 
     Args:
         generators: the models, not loaded.
         trust: modules, beside this package, that their folders may name.
 
     Returns:
-        Metrics, name -> class_path and init_args; and remarks about what a folder names in vain.
+        The metrics, name -> class_path and init_args; and a remark where a folder names a class that is not trusted.
     """
     named, remarks = metrics_of_profiles([generator.path for generator in generators], trust)
     is_sound = any(generator.sample_rate is not None for generator in generators)
@@ -68,7 +68,7 @@ def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
     """Metrics from name -> class_path and init_args.
 
     Raises:
-        ConfigError: no such class, or arguments that it does not take; all of them at once, under the metrics' names.
+        ConfigError: no such class, or arguments that it does not take. All problems at once, under the metrics' names.
     """
     from jsonargparse import ArgumentParser
 
@@ -94,7 +94,7 @@ def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
 
 
 def problems_of_group(metrics: Mapping[str, SampleMetric], context: Context) -> list[Problem]:
-    """Why metrics have nothing to compare: a group of one sample has no diversity."""
+    """Why metrics cannot compare the samples of a prompt: a group of one has no diversity."""
     comparing = [name for name, metric in metrics.items() if metric.axis == "diversity"]
     if context.samples != 1 or not comparing:
         return []

@@ -1,6 +1,6 @@
-"""The front as a picture: quality over diversity, the baselines' sweeps beside the line of students and merges.
+"""The front as a picture: quality over diversity, the sweeps of the baselines beside the line of students and merges.
 
-It draws entries of front.json, so that a study, TensorBoard and a reader with the file alone make the same picture.
+The input is the entries of front.json. So a study, TensorBoard and a reader of the file alone make the same picture.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 Point = Mapping[str, Any]
 
-# Okabe and Ito: apart for every common colour vision; the markers differ too.
+# The colours of Okabe and Ito, which differ for every common colour vision; the markers differ, too.
 STYLES: dict[str, dict[str, Any]] = {
     "students": {"color": "#0072B2", "marker": "o", "size": 7.5, "linestyle": "-", "linewidth": 2.0},
     "guidance": {"color": "#D55E00", "marker": "s", "size": 7, "linestyle": "--", "linewidth": 1.3},
@@ -47,9 +47,9 @@ def front_figure(
         points: entries of front.json.
         quality: the metric of the vertical axis.
         diversity: the metric of the horizontal axis.
-        independent: a measure of diversity that was no reward, for the second panel; None for no panel.
-        title: one line that states what was found.
-        note: one line below it: prompts, samples, what the bars mean.
+        independent: a measure of diversity that was no reward, for the second panel; None for one panel.
+        title: one line that states the finding.
+        note: one line below the title: prompts, samples, the meaning of the bars.
     """
     across = [diversity] if independent is None else [diversity, independent]
     figure = Figure(figsize=(8.2 if independent is None else 12.0, 5.6), dpi=150, layout="constrained")
@@ -64,7 +64,7 @@ def front_figure(
     figure.suptitle(title or f"{quality} and {diversity}".replace("_", " "), x=0.012, ha="left", fontsize=13)
     if note:
         figure.text(0.012, 0.925, note, fontsize=9, color="#555555")
-        panels[0].set_title(" ", fontsize=12)  # keeps the room that the note takes
+        panels[0].set_title(" ", fontsize=12)  # reserves the space of the note
     columns = min(len(legend), 3)
     figure.legend(
         list(legend.values()), list(legend), loc="outside lower left", ncols=columns, frameon=False, fontsize=9
@@ -198,7 +198,7 @@ def _lines(points: Sequence[Point]) -> dict[tuple[str, float | None], list[Point
 
 
 def _usual_temperature(points: Sequence[Point]) -> float:
-    """The temperature of most points: its markers are filled."""
+    """The temperature of most points. Their markers are filled."""
     temperatures = [p["temperature"] for p in points]
     return max(temperatures, key=temperatures.count)
 
@@ -214,7 +214,7 @@ _DIRECTIONS = [(1, 0.55), (-1, 0.55), (1, -0.55), (-1, -0.55), (0, 1), (0, -1), 
 
 
 def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Put every label beside its point where it covers least of other labels, points and lines."""
+    """Put each label beside its point, where it covers least of other labels, points and lines."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # the sizes of texts and panels are known from here on
     renderer = canvas.get_renderer()
@@ -254,7 +254,7 @@ def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def _box(x: float, y: float, width: float, height: float | None = None) -> Bbox:
-    """A box around a point; a square when no height is given."""
+    """A box around a point; without a height, a square."""
     height = width if height is None else height
     return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
 

@@ -23,9 +23,9 @@ class Interval(NamedTuple):
 
 
 def pareto(points: ArrayLike) -> NDArray[np.bool_]:
-    """Which points no other point beats: ``[M, 2]`` to ``[M]``. Both coordinates are better when larger.
+    """Which points no other point beats: ``[M, 2]`` to ``[M]``. In both coordinates larger is better.
 
-    A point is beaten by one that is at least as good in both and better in one; equal points stay together.
+    One point beats another if it is at least as good in both coordinates and better in one. So equal points stay together.
 
     Example:
         >>> pareto([[1.0, 3.0], [2.0, 2.0], [1.0, 2.0]]).tolist()
@@ -40,22 +40,25 @@ def pareto(points: ArrayLike) -> NDArray[np.bool_]:
 
 
 def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
-    """The area between the reference and the front of the points; both coordinates are better when larger.
+    """The area of the union of the boxes between a reference corner and each point. In both coordinates larger is better.
 
-    Only points better than the reference in both coordinates count: choose it once, below all systems that are
-    compared.
-    Source: Zitzler and Thiele, 1998.
+    Only points that are better than the reference in both coordinates count. So choose one reference, below all systems
+    that are compared. Source: Zitzler and Thiele, 1998.
 
     Args:
         points: ``[M, 2]``.
-        reference: the corner, two numbers.
+        reference: the corner, two numbers in the order of the coordinates.
 
     Example:
         >>> hypervolume([[1.0, 3.0], [2.0, 2.0], [1.0, 2.0]], reference=(0.0, 0.0))
         5.0
     """
     shifted_M2 = np.clip(_as_points(points) - np.asarray(reference, dtype=float), 0, None)
-    # From the right, each point adds the strip above the highest one so far.
+    # Points from right to left. Each adds the strip from its height down to the largest height so far:
+    #     y |  +--+             strip of the third point: x3 (y3 - y2)
+    #       |  +--+--+          strip of the second:      x2 (y2 - y1)
+    #       |  +--+--+--+       strip of the first:       x1 y1
+    #       +--------------- x
     area, height = 0.0, 0.0
     for x, y in sorted(shifted_M2.tolist(), reverse=True):
         area += x * max(0.0, y - height)
@@ -99,9 +102,17 @@ def hypervolumes(points: Sequence[Mapping[str, Any]], headline: Headline | None)
 
 
 def mixture_diversity(at_least: float, quality_M: np.ndarray, diversity_M: np.ndarray) -> float:
-    """The largest diversity of a mixture of points whose quality is ``at_least``; 0 if there is none.
+    r"""The largest diversity of a mixture of points whose quality is ``at_least``; 0 where no mixture has it.
 
-    A linear programme with one constraint: its optimum mixes at most two points, one on either side.
+    .. math:: \max \sum_m a_m d_m \quad \text{where} \quad a_m \ge 0, \; \sum_m a_m = 1, \; \sum_m a_m q_m \ge q
+
+    This is a linear programme with one constraint beside the sum, so its optimum mixes at most two points: one whose
+    quality is enough, and one whose quality is not.
+
+    Args:
+        at_least: q.
+        quality_M: q_m.
+        diversity_M: d_m.
 
     Example:
         >>> mixture_diversity(0.5, np.array([0.0, 1.0]), np.array([0.8, 0.2]))
@@ -121,16 +132,16 @@ def mixture_diversity(at_least: float, quality_M: np.ndarray, diversity_M: np.nd
 def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
     """Mean over prompts and seeds with a percentile bootstrap interval: prompts are redrawn, and within each its seeds.
 
-    Prompts are the clusters: the samples of one prompt are no independent evidence. Drawing the seeds too makes the
-    interval a little wide rather than narrow when there are few of them. To compare two systems on the same prompts
-    give the DIFFERENCE of their values: what the prompts do to both cancels. Source: Davison and Hinkley, 1997, section
+    Prompts are the clusters: samples of one prompt are no independent evidence. With few seeds, redrawing them makes the
+    interval a little too wide, never too narrow. To compare two systems on the same prompts, give the DIFFERENCE of their
+    values: the effect of a prompt on both cancels. Source: Davison and Hinkley, 1997, section
     3.8.
 
     Args:
         values: ``[P]`` or ``[P, S]``; NaN where a metric did not apply, left out of every mean.
         level: of the interval.
-        resamples: bootstrap draws.
-        seed: of the draws; the same values and seed give the same interval.
+        resamples: number of bootstrap resamples.
+        seed: of the resamples; the same values and seed give the same interval.
 
     Raises:
         ValueError: no value at all, or not one or two dimensions.
@@ -147,14 +158,14 @@ def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 
     prompts, seeds = values_PS.shape
     random = np.random.default_rng(seed)
     means: list[float] = []
-    # Many draws at once, as many as fit some megabytes.
+    # As many resamples at once as fit some megabytes.
     chunk = max(1, 500_000 // values_PS.size)
     for start in range(0, resamples, chunk):
         draws = min(chunk, resamples - start)
         rows_RP1 = random.integers(prompts, size=(draws, prompts, 1))
         drawn_RPS = values_PS[rows_RP1, random.integers(seeds, size=(draws, prompts, seeds))]
         counts_R = np.isfinite(drawn_RPS).sum((1, 2))
-        # A draw of nothing but NaN says nothing.
+        # A resample of nothing but NaN has no mean.
         means += (np.nansum(drawn_RPS, (1, 2))[counts_R > 0] / counts_R[counts_R > 0]).tolist()
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return Interval(float(np.nanmean(values_PS)), float(low), float(high))

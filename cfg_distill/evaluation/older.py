@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 
 from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.folders import problems_of_folder
 from cfg_distill.sampling import Sampling
 
 _SENTENCE = re.compile(r"(?:Key|Option) `-*(?:[\w.]*\.)?(\w+)`: (.*)", re.DOTALL)
@@ -19,6 +20,12 @@ def converted(found: Iterable[str | Problem]) -> list[Problem]:
         match = None if problem.path else _SENTENCE.fullmatch(problem.text)
         problems.append(Problem(match[1], match[2]) if match else problem)
     return problems
+
+
+def of_folder(path: str) -> list[Problem]:
+    if "key" in inspect.signature(problems_of_folder).parameters:
+        return converted(problems_of_folder("path", path))
+    return [problem.under("path") for problem in problems_of_folder(path)]  # type: ignore
 
 
 def of_sampling(sampling: Sampling, longest: int | None) -> list[Problem]:

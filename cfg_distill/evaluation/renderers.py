@@ -1,4 +1,4 @@
-"""How the samples of a model become what a person reads, sees or hears: by what its folder says of itself."""
+"""How samples are shown and written: as plain text and WAV, or by a class that the model's own folder names."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from cfg_distill.folders.profile import Profile, profile_of
 PACKAGE = "cfg_distill"
 """The one package whose classes any model folder may name."""
 _OLDER = "cfg_distill.tunes.renderer.profile_of_older_folder"
-"""The profile of a folder that version 0.1 wrote, which holds none. To go after the next release."""
+"""Finds the profile of a folder that version 0.1 wrote, which holds none. To go after the next release."""
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 class Renderer:
-    """How samples are shown and written: texts as they are, waveforms as WAV files. Derive from it for anything else.
+    """Shows and writes samples: texts as they are, waveforms as WAV files. Derive from it for anything else.
 
     ``cfg_distill.json`` in a model folder names the class; it is made without arguments.
     """
@@ -54,7 +54,7 @@ class Renderer:
             stem: the file name without a suffix.
 
         Returns:
-            A line for the user about what was changed in writing; empty for nothing.
+            A line for the user where the file differs from the sample; else empty.
         """
         if not isinstance(sample, Waveform):
             (folder / f"{stem}.txt").write_text(str(sample), encoding="utf-8")
@@ -110,8 +110,8 @@ def metrics_of_profiles(paths: Sequence[str], trust: Sequence[str] = ()) -> tupl
 def class_paths(specs: Any) -> list[str]:
     """All dotted names in the metrics of a profile.
 
-    Every one counts, under whatever key: jsonargparse imports a class path also where a mapping is expected. A profile
-    writes a file with a slash: ``./music.yaml``.
+    Every one counts, whatever its key: jsonargparse also imports a class path that stands in place of a mapping. So a
+    profile must write a file with a slash: ``./music.yaml``.
     """
     if isinstance(specs, Mapping):
         return [name for value in specs.values() for name in class_paths(value)]
@@ -126,7 +126,7 @@ def is_trusted(name: str, trust: Sequence[str] = ()) -> bool:
 
 
 def model_profile(path: str) -> Profile:
-    """The profile of a model: its own, or the one that a folder of version 0.1 stands for; else an empty one.
+    """The profile of a model: its own, or the profile of a folder of version 0.1; else an empty one.
 
     Raises:
         ConfigError: the profile cannot be read.
@@ -143,7 +143,7 @@ def _not_trusted(path: str, kind: str, name: str, outcome: str) -> Problem:
 
 
 def _named(name: str) -> Any:
-    """What a dotted name stands for; None where there is nothing."""
+    """The object that a dotted name stands for; None where there is none."""
     module, _, attribute = name.rpartition(".")
     try:
         return vars(import_module(module)).get(attribute)

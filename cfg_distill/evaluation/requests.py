@@ -1,7 +1,7 @@
-"""What a person asks of finished models, and everything that is wrong with it, found before a model is loaded.
+"""Requests to finished models, and everything that is wrong with them, found before a model is loaded.
 
 :class:`GenerateRequest` asks for samples of one model, :class:`EvaluateRequest` for points of a front. Both hold plain
-values, and name a problem by their own fields: a command renders it with its options.
+values. Their problems name their own fields, which a command renders as its options.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling import Samples, Sampling, draw, positions_left, problems_of_lengths
 
 MOST_TOKENS = 512
-"""The longest text of :class:`GenerateRequest`, where nobody says another length and the model sees as far."""
+"""The default length of text of :class:`GenerateRequest`; less where the model has fewer positions."""
 TOKENS = 128
-"""The longest text of :class:`EvaluateRequest`, where nobody says another length."""
+"""The default length of text of :class:`EvaluateRequest`."""
 SOUNDS = Path("samples")
-"""Where sound goes, which cannot be printed, when nobody says where."""
+"""The default folder of sound, which cannot be printed."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class GenerateRequest:
         return self._plan.problems
 
     def remarks(self) -> list[Problem]:
-        """What the user should know although nothing is wrong: a word that means nothing to the model, for one."""
+        """Lines for the user about a request without problems: a word that means nothing to the model, for example."""
         plan = self._plan
         return plan.remarks + (
             [] if plan.problems else [Problem("", each) for each in plan.renderer.remarks(self.prompts)]
@@ -231,7 +231,7 @@ class EvaluateRequest:
         return self.plan.problems
 
     def remarks(self) -> list[Problem]:
-        """What the user should know although nothing is wrong: a renderer that is not trusted, for one."""
+        """Lines for the user about a request without problems: a renderer that is not trusted, for example."""
         return self.plan.remarks
 
     @cached_property
@@ -336,16 +336,16 @@ class Points:
         return Sampling(self.request.samples, self.lengths[model], temperature)
 
 
-# What is wrong, in the words of a request
+# Problems, named by the fields of a request
 
 
 def _at(key: str, found: Iterable[Problem]) -> list[Problem]:
-    """Problems that concern one field, whatever part of it they name."""
+    """Problems of one field, whatever part of it they name."""
     return [Problem(key, str(problem)) for problem in found]
 
 
 def _of_model(generator: Generator, key: str) -> list[Problem]:
-    """What is wrong with a model: its path is the field ``key``; ``dtype`` and the like are fields of the same name."""
+    """Problems of a model. Its path is the field ``key``; its dtype is the field of the same name."""
     try:
         found = converted(problems_of(generator))
     except ConfigError as error:  # a tokenizer that cannot be read, for one
@@ -354,7 +354,7 @@ def _of_model(generator: Generator, key: str) -> list[Problem]:
 
 
 def _of_folder(out: Path, overwrite: bool, any_file: bool = False) -> list[Problem]:
-    """Why results may not be written there: files are there, or with ``any_file`` false, results."""
+    """Why a folder may not be written to: it holds results, or, with ``any_file``, any file."""
     if out.exists() and not out.is_dir():
         return [Problem("out", f"expected a folder, but `{out}` is a file. Name another one.")]
     holds = any(out.iterdir()) if any_file and out.is_dir() else (out / "front.json").exists()
@@ -364,7 +364,7 @@ def _of_folder(out: Path, overwrite: bool, any_file: bool = False) -> list[Probl
 
 
 def _of_scales(scales: Sequence[float], negative: str | None = None) -> list[Problem]:
-    """What is wrong with scales of guidance; ``negative`` is the field of the negative prompt, where there is one."""
+    """Problems of scales of guidance. ``negative`` is the field of the negative prompt, where there is one."""
     hint = f" To push away from a prompt, give it as `{negative}`." if negative else ""
     return [
         Problem("guidance", f"expected a number of at least 0 (1 is no guidance), but got {scale:g}.{hint}")
@@ -374,7 +374,7 @@ def _of_scales(scales: Sequence[float], negative: str | None = None) -> list[Pro
 
 
 def _of_sampling(sampling: Sampling, longest: int | None) -> list[Problem]:
-    """What is wrong with a way of sampling: its keys are fields of the request."""
+    """Problems of the sampling settings, whose keys are fields of the request."""
     if math.isfinite(sampling.temperature):
         return of_sampling(sampling, longest)
     wrong = Problem(
@@ -387,7 +387,7 @@ def _of_sampling(sampling: Sampling, longest: int | None) -> list[Problem]:
 def _length(
     generator: Generator, max_new_tokens: int | None, seconds: float | None
 ) -> tuple[int | None, list[Problem]]:
-    """The longest sample in tokens or frames, and what is wrong with it; None for text of no given length."""
+    """The longest sample in tokens or frames, and its problems; None for text without a given length."""
     if generator.frame_rate is None:
         return max_new_tokens, [] if seconds is None else converted(problems_of_seconds(generator, seconds))
     found = converted(problems_of_audio_extra())

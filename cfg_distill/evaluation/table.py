@@ -9,9 +9,9 @@ Point = Mapping[str, Any]
 
 
 def front_table(points: Sequence[Point]) -> str:
-    """A block an axis, a row a system: relative cost, then every metric as mean and half the width of its 95 % interval.
+    """One block per axis, one row per system: relative cost, then each metric as mean and half the width of its 95 % interval.
 
-    A star marks the best mean of each quality and diversity metric. Guards show failures; they have no best.
+    A star marks the best mean of each quality and diversity metric. Guards show failures, and have no best.
 
     Args:
         points: entries of front.json.

@@ -70,7 +70,7 @@ class Writer:
 
 
 def show(samples: Samples, renderer: Renderer) -> None:
-    """Print the samples; of sound, what can be said of it."""
+    """Print the samples; of sound, its length, rate and peak."""
     for prompt, group in zip(samples.prompts, samples.groups(), strict=True):
         for number, sample in enumerate(group, start=1):
             print(f"== {prompt} ({number} of {len(group)})")

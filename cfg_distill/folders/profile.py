@@ -1,4 +1,4 @@
-"""What a model folder says of itself to this package: ``cfg_distill.json`` beside its config."""
+"""The file ``cfg_distill.json`` of a model folder: how samples of the model are rendered, and which metrics suit it."""
 
 from __future__ import annotations
 

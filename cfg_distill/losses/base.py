@@ -11,7 +11,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.generators import Scored
+from cfg_distill.generators import Predictions
 from cfg_distill.losses.chunked import CellTerm, sum_over_cells
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import Samples
@@ -32,8 +32,8 @@ class LossInputs:
         credit_N: what :meth:`Loss.credit` gave, for these rows; None where it gave nothing.
     """
 
-    student: Scored
-    teacher: Scored
+    student: Predictions
+    teacher: Predictions
     tokens_NKT: Tensor
     mask_NKT: Tensor
     sampling: Sampling

@@ -75,7 +75,8 @@ def repeated_share(
     # A spectrum a hop, with no padding at the ends; the transform is two hops long.
     shape = torch.hann_window(2 * step, device=mono.device)
     spectrum_HF = torch.stft(mono, 2 * step, step, window=shape, center=False, return_complex=True).abs().T
-    gram_HH = spectrum_HF @ spectrum_HF.T
+    with torch.autocast(mono.device.type, enabled=False):  # it would compare in half precision
+        gram_HH = spectrum_HF @ spectrum_HF.T
     count = len(gram_HH) - frames + 1
     # The inner product of two windows is the sum along a diagonal of the frames' own: no window is ever copied.
     dot_MM = torch.stack([gram_HH[k : k + count, k : k + count] for k in range(frames)]).sum(0)

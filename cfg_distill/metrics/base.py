@@ -12,6 +12,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.base import texts_of
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.sampling.samples import Samples
 
 
@@ -84,11 +85,12 @@ class EmbeddingMetric(SampleMetric):
 
     def __init__(self, embedder: Embedder, **settings: Any) -> None:
         super().__init__(**settings)
-        self._frozen = _Shared(embedder)
+        self._frozen = Frozen(embedder)
 
     @property
     def embedder(self) -> Embedder:
-        return self._frozen.embedder
+        """The frozen model."""
+        return self._frozen.model
 
     def problems(self) -> list[str]:
         return self.embedder.problems()
@@ -99,15 +101,5 @@ class EmbeddingMetric(SampleMetric):
 
     def embedded(self, samples: Samples) -> Tensor:
         """The embeddings of the groups, ``[B, G, D]``, computed on the metric's device."""
-        embedding_ND = self.embedder.to(self.device).embed(samples.outputs)
+        embedding_ND = self._frozen.on(self.device).embed(samples.outputs)
         return embedding_ND.unflatten(0, (len(samples.prompts), samples.group))
-
-
-class _Shared:
-    """Holds an embedder out of sight of ``nn.Module``; copying it copies the reference."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.embedder = embedder
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        return self

@@ -204,7 +204,7 @@ class CorpusMetric(EmbeddingMetric):
             parts = []
             for file in self._files():  # a file at a time: a collection need not fit the memory
                 if clips := _cut(read_audio(file), self.seconds):
-                    parts.append(self.embedder.to(self.device).embed(clips))
+                    parts.append(self._frozen.on(self.device).embed(clips))
             if sum(map(len, parts)) < 2:
                 raise ConfigError(
                     f"Metric `{self._name}`, key `reference`: expected at least two clips of {self.seconds:g} s in"

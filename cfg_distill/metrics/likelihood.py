@@ -8,13 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
 from cfg_distill.checkpoints import spec_of
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import Generator, Scored
+from cfg_distill.generators import Generator, Predictions
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling.samples import Samples
 
@@ -22,13 +24,13 @@ CHUNK = 512
 """Cells whose logits exist at once."""
 
 
-def log_likelihood(scored: Scored, tokens: Tensor, mask: Tensor, chunk: int = CHUNK) -> Tensor:
+def log_likelihood(predictions: Predictions, tokens: Tensor, mask: Tensor, chunk: int = CHUNK) -> Tensor:
     r"""Sum of the log-probabilities of each row's tokens, at temperature 1.
 
     .. math:: \log p(y) = \sum_{k, t} m_{k t} \log \operatorname{softmax}(z_{k t})_{y_{k t}}
 
     Args:
-        scored: predictions at every position of ``[N, K, T]``.
+        predictions: predictions at every position of ``[N, K, T]``.
         tokens: y, ``[N, K, T]``.
         mask: m, True on the cells that exist, ``[N, K, T]``; masked cells are never read.
         chunk: cells whose logits exist at once.
@@ -38,8 +40,8 @@ def log_likelihood(scored: Scored, tokens: Tensor, mask: Tensor, chunk: int = CH
 
     Example:
         >>> logits = torch.tensor([[[[0.0, 0.0], [0.0, 0.0]]]])
-        >>> scored = Scored(logits_NKTV=logits)
-        >>> log_likelihood(scored, torch.zeros(1, 1, 2, dtype=torch.long), torch.tensor([[[True, False]]]))
+        >>> from cfg_distill.generators import Logits
+        >>> log_likelihood(Logits(logits), torch.zeros(1, 1, 2, dtype=torch.long), torch.tensor([[[True, False]]]))
         tensor([-0.6931])
     """
     total_N = torch.zeros(len(tokens), device=tokens.device)
@@ -47,11 +49,7 @@ def log_likelihood(scored: Scored, tokens: Tensor, mask: Tensor, chunk: int = CH
         row_M, position_M = mask[:, k].nonzero(as_tuple=True)
         for start in range(0, len(row_M), chunk):
             rows, positions = row_M[start : start + chunk], position_M[start : start + chunk]
-            if scored.states_NTD is not None and scored.head is not None:
-                logits_MV = scored.head.logits(scored.states_NTD[rows, positions], k)
-            else:
-                logits_MV = scored.whole()[rows, k, positions]
-            log_probs_MV = logits_MV.float().log_softmax(-1)
+            log_probs_MV = predictions.at(k, rows, positions).float().log_softmax(-1)
             total_N.index_add_(0, rows, log_probs_MV.gather(-1, tokens[rows, k, positions, None])[:, 0])
     return total_N
 
@@ -66,7 +64,8 @@ class Reader:
         batch_size: prompts whose groups are read at once.
     """
 
-    _shared: ClassVar[dict[str, Reader]] = {}
+    # Weak: a base goes when the last metric that reads it goes.
+    _shared: ClassVar[WeakValueDictionary[str, Reader]] = WeakValueDictionary()
 
     def __init__(self, generator: Generator, batch_size: int) -> None:
         self.generator = generator
@@ -79,9 +78,6 @@ class Reader:
         """The reader of a base: the same one for the same settings, so that its weights and answers exist once."""
         key = json.dumps([spec_of(generator), batch_size], sort_keys=True, default=str)
         return cls._shared.setdefault(key, cls(generator, batch_size))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Reader.of, (self.generator, self.batch_size))
@@ -109,7 +105,7 @@ class Reader:
             tokens_NKT, mask_NKT = tokens_BGKT[part].flatten(0, 1), mask_BGKT[part].flatten(0, 1)
             # One dropped prompt serves all rows, and is read once.
             prompts: Sequence[str | None] = samples.prompts[part] if with_prompt else [None]
-            sums.append(log_likelihood(generator.scored(prompts, tokens_NKT, mask_NKT), tokens_NKT, mask_NKT))
+            sums.append(log_likelihood(generator.predictions(prompts, tokens_NKT, mask_NKT), tokens_NKT, mask_NKT))
         return torch.cat(sums)
 
     def _check_vocabulary(self, samples: Samples) -> None:
@@ -132,7 +128,11 @@ class LikelihoodMetric(SampleMetric):
 
     def __init__(self, generator: Generator, batch_size: int = 4, **settings: Any) -> None:
         super().__init__(**settings)
-        self._reader = Reader.of(generator, batch_size)
+        self._frozen = Frozen(Reader.of(generator, batch_size))
+
+    @property
+    def _reader(self) -> Reader:
+        return self._frozen.model
 
     def problems(self) -> list[str]:
         found = self._reader.generator.problems()

@@ -115,7 +115,9 @@ class Mixed(Reward):
         reward_RBG = torch.stack([part.reward_BG.to(self.past.value) for part in parts.values()])
         scale_R = self._scales(advantage_RBG.square()).sqrt()
         factor_R = advantage_RBG.new_tensor(list(self.weights.values())) / scale_R
-        return GroupReward(torch.tensordot(factor_R, reward_RBG, 1), torch.tensordot(factor_R, advantage_RBG, 1))
+        # Autocast would make these products half precision.
+        with torch.autocast(factor_R.device.type, enabled=False):
+            return GroupReward(torch.tensordot(factor_R, reward_RBG, 1), torch.tensordot(factor_R, advantage_RBG, 1))
 
     def _multiplied(self, samples: Samples) -> GroupReward:
         # Factors of one sample [B, G, 1] and of pairs [B, G, G] stay apart until all are known.

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder, cosine_distances
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.sampling.samples import Samples
@@ -181,7 +182,12 @@ class PairwiseDiversity(PairwiseReward):
         momentum: float = 0.95,
     ) -> None:
         super().__init__(baseline, momentum)
-        self.embedder = embedder
+        self._frozen = Frozen(embedder)
+
+    @property
+    def embedder(self) -> Embedder:
+        """The frozen model."""
+        return self._frozen.model
 
     def problems(self, group: int) -> list[str]:
         return super().problems(group) + self.embedder.problems()
@@ -191,5 +197,5 @@ class PairwiseDiversity(PairwiseReward):
         return self
 
     def pairs(self, samples: Samples) -> Tensor:
-        embedding_ND = self.embedder.embed(samples.outputs)
+        embedding_ND = self._frozen.on(samples.rollout.tokens_BGKT.device).embed(samples.outputs)
         return cosine_distances(embedding_ND.unflatten(0, (len(samples.prompts), samples.group)))

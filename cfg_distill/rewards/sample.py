@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import unit
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.sampling.samples import Samples
 
@@ -74,7 +75,12 @@ class PromptAdherence(SampleReward):
 
     def __init__(self, embedder: Embedder) -> None:
         super().__init__()
-        self.embedder = embedder
+        self._frozen = Frozen(embedder)
+
+    @property
+    def embedder(self) -> Embedder:
+        """The frozen model."""
+        return self._frozen.model
 
     def problems(self, group: int) -> list[str]:
         return super().problems(group) + self.embedder.problems()
@@ -84,4 +90,4 @@ class PromptAdherence(SampleReward):
         return self
 
     def score(self, samples: Samples) -> Tensor:
-        return prompt_similarity(self.embedder, samples)
+        return prompt_similarity(self._frozen.on(samples.rollout.tokens_BGKT.device), samples)

@@ -21,7 +21,7 @@ LARGEST_SEED = 2**40
 
 
 def problems_of(study: Study) -> list[Problem]:
-    """What is wrong with a study. Keys are those of the study file."""
+    """All problems of a study that can be found without torch, by the keys of the study file."""
     fits, problems = _readable(study)
     problems += _problems_of_adapters(study, fits)
     models: list[str] = []
@@ -50,7 +50,7 @@ def problems_of(study: Study) -> list[Problem]:
             Problem("", "Keys `fits`, `merges`, `baselines`, `systems`: expected at least one system, but got none.")
         )
     if study.parallel < 0:
-        problems.append(Problem("parallel", f"expected at least 0 (one a core), but got {study.parallel}."))
+        problems.append(Problem("parallel", f"expected at least 0 (one per core), but got {study.parallel}."))
     prompts, found = _prompts_of(study)
     return problems + found + _problems_of_evaluation(study) + _problems_of_claims(study) + _trained_on(fits, prompts)
 
@@ -67,11 +67,6 @@ def without_echoes(first: Iterable[Problem], then: Iterable[Problem]) -> list[Pr
     return first + [problem for problem in then if not echoes(problem)]
 
 
-def generator_modules(fit: Fit) -> list[str]:
-    """The module of the generator that the recipe of a fit names: code that the user trusts."""
-    return [fit.recipe.generator_class.rpartition(".")[0]]
-
-
 def command_of(fit: Fit) -> list[str]:
     """The words a user would type after ``cfg-distill``."""
     words = ["fit", "--config", fit.config]
@@ -81,11 +76,11 @@ def command_of(fit: Fit) -> list[str]:
 
 
 def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, Job]:
-    """What workers check before anything runs: the evaluation, and every fit by the name that its problems get.
+    """The checks that workers do before anything runs: the evaluation, and each fit under the name ``fits.NAME``.
 
     Args:
         study: the study.
-        known: problems that are known already: the parts that they are about are left out.
+        known: problems that are known already; the parts that have one are left out.
     """
 
     def is_fine(key: str) -> bool:
@@ -224,7 +219,7 @@ def _problems_of_evaluation(study: Study) -> list[Problem]:
     if any(abs(seed) > LARGEST_SEED for seed in given.seeds):
         problems.append(Problem("seeds", f"expected whole numbers of at most {LARGEST_SEED}, but got {given.seeds}."))
     if given.samples < 2:
-        text = f"expected at least 2, since one sample of a prompt has no diversity, but got {given.samples}."
+        text = f"expected at least 2, since a single sample per prompt has no diversity, but got {given.samples}."
         problems.append(Problem("samples", text))
     least = {"max_new_tokens": 1, "batch_size": 1, "top_k": 0, "written": 0, "written_samples": 0}
     for name, lowest in least.items():

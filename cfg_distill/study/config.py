@@ -73,11 +73,11 @@ class SystemConfig:
 
     Args:
         model: a fit, a merge, a model folder or hub name.
-        temperature: of sampling; None takes that of ``evaluation``.
-        guidance: its scale; 1 is none, anything else costs two forward passes a token.
+        temperature: of sampling; None takes ``evaluation.temperature``.
+        guidance: its scale; 1 is none, any other costs two forward passes per token.
         negative: the negative prompt; None drops the prompt.
         negative_system: the system message of the negative branch, which then keeps the prompt.
-        dtype: of the weights; None takes that of ``evaluation``.
+        dtype: of the weights; None takes ``evaluation.dtype``.
     """
 
     model: str
@@ -97,7 +97,7 @@ class Evaluation:
         metrics: name -> class_path and init_args of a SampleMetric.
         headline: the metrics that the picture and the claims are about.
         field: the JSON field or CSV column that holds the prompt.
-        samples: samples a prompt and seed.
+        samples: samples per prompt and seed.
         seeds: of sampling.
         max_new_tokens: the longest sample.
         temperature: of sampling, for every fit and merge, and every system that names none.
@@ -105,8 +105,8 @@ class Evaluation:
         top_p: keep the likeliest tokens whose probabilities first reach p; 1 keeps all.
         batch_size: prompts at once.
         written: prompts of which samples are written to be read and heard.
-        written_samples: samples of each that are written.
-        dtype: of the weights of every system that names none; a fit's own dtype is that of its training.
+        written_samples: samples of each such prompt that are written.
+        dtype: of the weights of every system that names none; a recipe's dtype is for training alone.
     """
 
     prompts: str
@@ -127,7 +127,7 @@ class Evaluation:
 
 @dataclass
 class Claims:
-    """Which systems the orderings are about. Every name is that of a system.
+    """Which systems the orderings are about. Every name is the name of a system.
 
     Args:
         start: the base, sampled without guidance.
@@ -161,7 +161,7 @@ class Study:
         baselines: name -> what the students are compared with.
         systems: name -> further systems: a student at another temperature, say. Fits and merges are systems already.
         claims: which systems the orderings are about; None for no claims.
-        parallel: processes at once; 0 for one a core.
+        parallel: processes at once; 0 for one per core.
     """
 
     out: str
@@ -179,14 +179,14 @@ class Study:
         return self.baselines | students | self.systems
 
     def kind(self, name: str) -> Kind:
-        """What a system is."""
+        """The kind of a system: base, guidance, student or merge."""
         point = self.all_systems()[name]
         if point.guidance != 1.0:
             return "guidance"
         return "student" if point.model in self.fits else "merge" if point.model in self.merges else "base"
 
     def knob(self, name: str) -> float | None:
-        """Where a system lies between the two models that are merged: 0 the first, 1 the second; None if on no such line.
+        """Where a system lies between the two merged models: 0 is the first, 1 the second; None for one on no such line.
 
         Merges of several pairs lie on several lines, and then none is drawn.
         """

@@ -1,4 +1,4 @@
-"""The progress of a study on the screen: a bar, or off a terminal a line for each change worth one."""
+"""The progress of a study on the screen: a bar on a terminal, and elsewhere one line per step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.text import Text
 from cfg_distill.study.forecast import Forecast
 
 LINE_EVERY_SHARE = 0.1
-"""Off a terminal: a line when a step begins, and when this much more of the work is done."""
+"""Off a terminal, a line is printed when a step begins, and when this share more of the work is done."""
 
 
 class _Bar(Progress):
@@ -33,7 +33,7 @@ class Display:
         self.shown = 0.0
         """The share that the bar shows."""
         self.told: set[str] = set()
-        """The steps that had their line."""
+        """Steps that have been announced."""
         self.told_share = 0.0
         columns = (TextColumn("study"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
         self.bar = _Bar(*columns, console=self.console, disable=not self.console.is_terminal)

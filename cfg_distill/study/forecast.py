@@ -19,7 +19,7 @@ NOUNS: dict[StepKind, tuple[str, str, str]] = {
 }
 """One step, several, and the parts in which a step reports its progress."""
 COUNTED: tuple[StepKind, ...] = ("fit", "merge", "evaluate")
-"""The kinds that are told in advance; the others take seconds."""
+"""The kinds that are announced; the others take seconds."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,12 @@ class Progress:
 class Forecast:
     """The progress of a plan.
 
-    The share done is work, not time: the guessed seconds of what is done over those of everything that this run has to do.
-    The weights stay as they are, so the share never falls. The time left is another matter: the guesses are right only
-    relative to each other and within a kind of step, so the guesses of a kind are scaled by what its measured steps took.
+    The share done is a share of the work, not of the time: sum_i e_i s_i / sum_i e_i over the steps i of this run, with the
+    guessed seconds e_i of a step and the share s_i of it that is done. The guesses stay as they are and no s_i falls, so the
+    share never falls, however wrong the guesses are.
+
+    The time left uses measurements. The guesses are in the right relation within a kind of step only, so they are scaled,
+    kind by kind, by the seconds of its measured steps.
 
     Args:
         steps: the whole plan.

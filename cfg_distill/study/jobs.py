@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -26,13 +26,13 @@ class Job(Protocol):
         """Do it.
 
         Returns:
-            What the study wants to know, if anything.
+            Its answer to the study; empty for most jobs.
         """
 
 
 @dataclass(frozen=True)
 class CheckEvaluation:
-    """Find what only torch can tell of an evaluation: metrics by class path, models, prompts that are too long.
+    """Find the problems of an evaluation that take torch to see: metrics by class path, models, prompts that are too long.
 
     Attributes:
         evaluation: how every system is sampled and scored.
@@ -122,7 +122,7 @@ class CheckFit:
 
 @dataclass(frozen=True)
 class FindAccelerator:
-    """Tell whether there is an accelerator."""
+    """Report whether there is an accelerator."""
 
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill.generators import device
@@ -137,18 +137,18 @@ class Export:
     Attributes:
         fit: the folder of the fit.
         out: the folder to write.
-        trust: modules beside this package that the checkpoint may name: the one of the recipe's generator.
+        trust: the module of the generator that the recipe names: code that the user trusts.
     """
 
     fit: str
     out: str
-    trust: list[str] = field(default_factory=list)
+    trust: list[str]
 
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill import checkpoints
 
         checkpoint = json.loads((Path(self.fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
-        print(checkpoints.export(Path(checkpoint), Path(self.out), overwrite=True, trust=self.trust))
+        print(checkpoints.export(checkpoint, self.out, overwrite=True, trust=self.trust))
         return {}
 
 
@@ -300,14 +300,14 @@ def _loaded_metrics(specs: dict[str, Any]) -> dict[str, Any]:
 
     text = json.dumps(specs, sort_keys=True)
     if _kept.get("specs") != text:
-        # Moved first: loading may embed a folder of sound, on the metric's device.
+        # Moved before it is loaded: loading may embed a folder of sound, on the metric's device.
         loaded = {name: metric.to(device()).load() for name, metric in metrics_of(specs).items()}
         _kept.update(specs=text, metrics=loaded)
     return _kept["metrics"]
 
 
 _TAG = "cfg_distill.study dataclass"
-"""The key that tells a dataclass from a mapping of the user's."""
+"""The key that marks a dataclass, which a mapping of the user never has."""
 _JOBS = (CheckEvaluation, CheckFit, FindAccelerator, Export, MergeFolders, Evaluate, DrawFront)
 _PARTS = (Evaluation, Headline, Claims, SystemConfig)
 _CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_JOBS, *_PARTS)}
@@ -317,10 +317,10 @@ def encoded(job: Job) -> str:
     """A job as a line of JSON: each dataclass is a mapping with the name of its class.
 
     Example:
-        >>> encoded(Export("fits/a", "students/a"))
-        '{"cfg_distill.study dataclass": "Export", "fit": "fits/a", "out": "students/a", "trust": []}'
-        >>> decoded(encoded(Export("fits/a", "students/a")))
-        Export(fit='fits/a', out='students/a', trust=[])
+        >>> encoded(CheckFit(["fit", "--config", "a.yaml"]))
+        '{"cfg_distill.study dataclass": "CheckFit", "words": ["fit", "--config", "a.yaml"]}'
+        >>> decoded(encoded(CheckFit(["fit", "--config", "a.yaml"])))
+        CheckFit(words=['fit', '--config', 'a.yaml'])
     """
     return json.dumps(job, default=_as_mapping)
 

@@ -1,4 +1,4 @@
-"""What a study has done: when a step may be skipped, what it may remove, and from where it goes on."""
+"""The ledger of a study: which steps are done, which files a step may remove, and whether an unfinished one goes on."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Ledger:
         self.under_other_code = under_other_code
         self.source = source_digest()
         self.other_code: list[str] = []
-        """Steps that were kept although the code is another now."""
+        """Steps that were kept although the code has changed since."""
 
     def _file(self, label: str) -> Path:
         return self.folder / f"{label}.json"
 
     def entry(self, label: str) -> dict[str, Any]:
-        """What was noted about a step; empty when nothing was."""
+        """The notes about a step; empty when there are none."""
         file = self._file(label)
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 

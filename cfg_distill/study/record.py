@@ -1,4 +1,4 @@
-"""What a study was begun with, and what its steps were made from: digests, and a comparison that names every change."""
+"""The record of a study: the settings that it was begun with, digests of its inputs, and a comparison of two records."""
 
 from __future__ import annotations
 
@@ -65,9 +65,9 @@ def begun_with(folder: Path) -> dict[str, Any] | None:
 
 
 def inputs_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, Path]:
-    """What a study reads: its file, and every file and folder that the file and the recipes name.
+    """The inputs of a study: its file, and every file and folder that the file and the recipes name.
 
-    A recipe's trainer names what it writes.
+    The trainer of a recipe is left out: it names outputs.
     """
     recipes = [recipe | {"trainer": None} for recipe in record["recipes"].values()]
     found = {}
@@ -79,7 +79,7 @@ def inputs_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:
-    """What differs between two records other than additions, a line each."""
+    """The differences between two records other than additions, one line each."""
     lines = []
     for name in dict.fromkeys([*old, *new]):
         path = f"{key}.{name}" if key else str(name)

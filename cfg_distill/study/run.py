@@ -127,12 +127,12 @@ def _problems_that_workers_find(study: Study, known: Sequence[Problem]) -> list[
 def problems_in_workers(
     study: Study, processes: Processes, known: Sequence[Problem], wait_for: Callable[[list[Future[Any]]], object]
 ) -> list[Problem]:
-    """What takes torch to know, before anything runs: metrics, models, every recipe.
+    """The problems that take torch to see: metrics, models, every recipe.
 
     Args:
         study: the study.
         processes: that check.
-        known: problems that are known already: the parts that they are about are not checked.
+        known: problems that are known already; the parts that have one are not checked.
         wait_for: waits for all futures.
     """
     problems: list[Problem] = []
@@ -177,10 +177,10 @@ class Runner:
         self.earlier = _read(folder / "timings.json").get("wall_seconds", 0.0)
 
     def check(self) -> None:
-        """Ask workers what takes torch to know, before anything runs: metrics, models and every recipe.
+        """Let workers check metrics, models and every recipe, before anything runs.
 
         Raises:
-            ConfigError: all problems of all of them.
+            ConfigError: all problems.
         """
         problems = problems_in_workers(self.study, self.processes, [], self._wait_for)
         if problems:

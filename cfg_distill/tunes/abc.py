@@ -1,8 +1,8 @@
-"""ABC notation, as the collections write it, to music tokens. Knows text only; what to keep is decided in corpus.py.
+"""ABC notation, as the collections write it, to music tokens. This file knows text only; corpus.py decides which tunes to keep.
 
-One token a note: the pitch with the tonic moved to C, a colon, the length in eighth notes: "c:1", "^f:1/2", "z:2".
-Pitches are written as in ABC: "C" is middle C, "c" the octave above, "," and "'" go on down and up; each of the twelve
-has one spelling. Bars and repeats are tokens of their own: "|", "||", "|:", ":|", "::", "[1", "[2".
+Each note is one token: the pitch with the tonic moved to C, a colon, the length in eighth notes: "c:1", "^f:1/2", "z:2".
+Pitches are written as in ABC: "C" is middle C, "c" the octave above, "," and "'" lead further down and up. Each of the
+twelve pitches has one spelling. Bars and repeats are tokens of their own: "|", "||", "|:", ":|", "::", "[1", "[2".
 """
 
 from __future__ import annotations
@@ -199,7 +199,7 @@ class _Body:
         self.tuplet, self.tuplet_left = Fraction(time, notes), int(match["count"] or notes)
 
     def _broken(self, match: re.Match[str]) -> None:
-        """ "a>b": the note before takes half of the next one's length; "a<b" gives it."""
+        """ "a>b" lengthens the first note by half and shortens the second; "a<b" is the other way round."""
         last = self.events[-1] if self.events else None
         if not isinstance(last, Note):
             return
@@ -280,7 +280,7 @@ _NOTE_TOKEN = re.compile(r"(?:(z)|([\^_]?)([A-Ga-g])([,']*)):(\d+(?:/\d+)?)")
 
 @cache
 def parse_note(token: str) -> tuple[int | None, Fraction] | None:
-    """The inverse of `note_token`; None for a token that is no note (a bar, a special token)."""
+    """The inverse of :func:`note_token`; None for a token that is no note (a bar, a special token)."""
     match = _NOTE_TOKEN.fullmatch(token)
     if match is None:
         return None

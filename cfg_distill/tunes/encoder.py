@@ -40,7 +40,7 @@ def retrieval(first_MD: Tensor, second_MD: Tensor) -> Tensor:
 
 
 class EncoderTraining(NetworkTraining):
-    """Trains the encoder; logs `train/loss`, `val/loss` and `val/retrieval` (top 1 among all validation tunes).
+    """Trains the encoder; logs ``train/loss``, ``val/loss`` and ``val/retrieval`` (top 1 among all validation tunes).
 
     Args:
         optimizer: of all parameters.

@@ -1,4 +1,4 @@
-"""What the trainings of the shipped models share: the schedule, and writing the best weights as a folder."""
+"""Common to the trainings of the shipped models: the schedule, and writing the best weights as a folder."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,9 +8,10 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import OptimizerCallable
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.tunes.network import NetworkConfig, TuneNetwork
 
 
@@ -23,8 +24,9 @@ def warmup_cosine(step: int, warmup: int, total: int, floor: float = 0.0) -> flo
 
 
 class FolderTraining(lightning.LightningModule, ABC):
-    """Trains what :meth:`write` writes: at the end of a fit, with the best weights (by the trainer's ModelCheckpoint; the
-    last ones if there is none) in place.
+    """Trains a model that :meth:`write` writes at the end of a fit.
+
+    The weights are the best of the trainer's ModelCheckpoint; without one, the last.
 
     Args:
         optimizer: of the parameters that are trained.
@@ -51,14 +53,17 @@ class FolderTraining(lightning.LightningModule, ABC):
         """Write the model that was trained."""
 
     def trainable(self) -> Iterable[Any]:
-        """What the optimiser gets: parameters, or groups of them."""
+        """The parameters that the optimiser moves, or groups of them."""
         return self.parameters()
 
     def on_fit_start(self) -> None:
         if not self.overwrite and (Path(self.out) / "config.json").exists():
             raise ConfigError(
-                f"Key `model.init_args.out`: expected a folder without a model, but `{self.out}` holds one."
-                " Name another, or set model.init_args.overwrite to true."
+                Problem(
+                    "model.init_args.out",
+                    f"expected a folder without a model, but `{self.out}` holds one. Name another, or set"
+                    " `/model.init_args.overwrite` to true.",
+                )
             )
 
     def configure_optimizers(self) -> Any:
@@ -71,14 +76,15 @@ class FolderTraining(lightning.LightningModule, ABC):
     def on_fit_end(self) -> None:
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        callback = self.trainer.checkpoint_callback
+        best = callback.best_model_path if isinstance(callback, ModelCheckpoint) else ""
         if best:
             self.load_state_dict(torch.load(best, map_location=self.device, weights_only=True)["state_dict"])
         self.write(self.out)
 
 
 class NetworkTraining(FolderTraining):
-    """Trains a `TuneNetwork`: the encoder and the judge.
+    """Trains a :class:`TuneNetwork`: the encoder and the judge.
 
     Args:
         optimizer: of all parameters.
@@ -111,7 +117,7 @@ class NetworkTraining(FolderTraining):
         """Called with the best weights in place, just before they are written."""
 
     def configure_model(self) -> None:
-        if not hasattr(self, "network"):
+        if not list(self.children()):  # Lightning asks again for each stage
             music = self.trainer.datamodule.music  # type: ignore[attr-defined]
             self.network = TuneNetwork(
                 NetworkConfig(music, self.heads(), self.width, self.blocks, self.kernel, self.dropout)

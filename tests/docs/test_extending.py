@@ -135,7 +135,7 @@ def test_rewards(desk: Path) -> None:
 
 
 def test_loss(desk: Path) -> None:
-    from cfg_distill.generators import Scored
+    from cfg_distill.generators import Logits
     from cfg_distill.losses import LossInputs
     from cfg_distill.sampling import Sampling
 
@@ -145,8 +145,8 @@ def test_loss(desk: Path) -> None:
     mask_NKT = torch.tensor([[[1, 1, 0, 0]], [[1, 1, 1, 1]], [[1, 0, 0, 0]]]).bool()
 
     inputs = LossInputs(
-        Scored(logits_NKTV=student_NKTV),
-        Scored(logits_NKTV=torch.zeros(3, 1, 4, 7)),
+        Logits(student_NKTV),
+        Logits(torch.zeros(3, 1, 4, 7)),
         torch.zeros(3, 1, 4, dtype=torch.long),
         mask_NKT,
         Sampling(),

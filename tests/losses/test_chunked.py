@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cfg_distill.generators import Head, Scored
+from cfg_distill.generators import Head, HiddenStates, Logits
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.losses import (
     CellLoss,
@@ -15,6 +15,7 @@ from cfg_distill.losses import (
     mix,
     reverse_kl,
 )
+from cfg_distill.losses.divergences import entropy_cells
 from cfg_distill.rewards import GroupReward, Reward
 from cfg_distill.sampling import Rollout, Sampling
 from cfg_distill.sampling.samples import Samples
@@ -47,7 +48,7 @@ def setting(sampling=Sampling(samples=3, max_new_tokens=T), dtype=torch.float32,
     leaves = [states[0], heads[0].weight_KVD, *([heads[0].bias_KV] if bias else [])]
     for tensor in leaves:
         tensor.requires_grad_()
-    student, teacher = (Scored(*pair) for pair in zip(states, heads, strict=True))
+    student, teacher = (HiddenStates(*pair) for pair in zip(states, heads, strict=True))
     groups = [tensor.unflatten(0, (2, 3)) for tensor in (tokens_NKT, mask_NKT, torch.zeros(N, K, T))]
     samples = Samples(["a", "b"], [""] * N, Rollout(*groups))
     return LossInputs(student, teacher, tokens_NKT, mask_NKT, sampling, samples), leaves
@@ -84,6 +85,46 @@ def test_chunks_equal_whole_logits(losses, sampling, chunk):
         assert theirs.any()
 
 
+@pytest.mark.parametrize("form", ["head", "logits"])
+def test_forbidden_tokens_in_chunks(form):
+    """Heads whose bias forbids tokens, and logits that do: chunked as plain, and as a vocabulary without them."""
+    losses = {
+        "kl": ReverseKL(),
+        "js": JensenShannon(0.3, temperature=1.5),
+        "sure": EntropyAwareKL(1.0),
+        "diversity": PolicyGradient(Given()),
+    }
+    weights = {"kl": 0.7, "js": 1.0, "sure": 0.5, "diversity": 0.3}
+    watched = {"entropy": lambda cells: entropy_cells(cells.student_log_probs_MV)}
+    allowed = list(range(V - 2))
+    found = {}
+    for case, chunk in (("plain", 0), ("chunked", 4 * V), ("without", 0)):
+        inputs, leaves = setting(masked=0.0)
+        inputs.tokens_NKT = inputs.tokens_NKT % (V - 2)
+        states_NTD, head = inputs.student.states_NTD, inputs.student.head
+        heads = []
+        for each in (head, inputs.teacher.head):
+            if case == "without":
+                heads.append(Head(each.weight_KVD[:, allowed], each.bias_KV[:, allowed]))
+            else:
+                forbidden_KV = torch.zeros(K, V).index_fill(1, torch.tensor([V - 2, V - 1]), -torch.inf)
+                heads.append(Head(each.weight_KVD, each.bias_KV + forbidden_KV))
+        inputs.student, inputs.teacher = (
+            HiddenStates(states, head)
+            for states, head in zip((states_NTD, inputs.teacher.states_NTD), heads, strict=True)
+        )
+        if form == "logits":
+            inputs.student, inputs.teacher = (Logits(each.whole()) for each in (inputs.student, inputs.teacher))
+        total, sums = mix(losses, inputs, weights, watched=watched, chunk=chunk)
+        found[case] = total, sums, torch.autograd.grad(total, leaves)
+    for case in ("chunked", "without"):
+        torch.testing.assert_close(found[case][0], found["plain"][0])
+        torch.testing.assert_close(found[case][1], found["plain"][1])
+        for ours, theirs in zip(found[case][2], found["plain"][2], strict=True):
+            torch.testing.assert_close(ours, theirs)
+            assert ours.isfinite().all() and ours.any()
+
+
 def test_the_plain_twin_is_the_formula():
     inputs, leaves = setting(masked=0.0)
     kl, _ = reverse_kl(inputs.student_NKTV, inputs.teacher_NKTV, inputs.mask_NKT)
@@ -103,7 +144,7 @@ def test_the_plain_twin_is_the_formula():
 
 def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
     inputs, leaves = setting(bias=False)
-    inputs.student.head = Head(leaves[1].detach())
+    inputs.student = HiddenStates(inputs.student.states_NTD, Head(leaves[1].detach()))
     total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     total.backward()
     assert leaves[0].grad.any()
@@ -114,7 +155,7 @@ def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
 
 def test_half_precision_states_keep_the_divergence_positive():
     inputs, leaves = setting(dtype=torch.bfloat16)
-    inputs.teacher = Scored(inputs.student.states_NTD.detach(), inputs.student.head)
+    inputs.teacher = HiddenStates(inputs.student.states_NTD.detach(), inputs.student.head)
     total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     assert total.dtype == torch.float32
     assert 0 <= total < 1e-4

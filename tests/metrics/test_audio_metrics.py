@@ -315,3 +315,30 @@ def test_a_recipe_names_them(clap: CLAP, reference: str) -> None:
         spec = {"class_path": f"cfg_distill.metrics.{name}", "init_args": arguments}
         metric = parser.instantiate_classes(parser.parse_object({"metric": spec})).metric
         assert type(metric).__name__ == name and not metric.problems()
+
+
+@pytest.mark.parametrize("metric", [AudioRepetition, ClippingRate, SilenceRate])
+def test_autocast_changes_nothing(metric: type[SampleMetric]) -> None:
+    clips = [Waveform(torch.cat([noise(s, 0.7).samples, noise(s % 2, 0.7).samples], -1), 8000) for s in range(4)]
+    samples = samples_of([clips[:2], clips[2:]])
+    plain = metric().score(samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(metric().score(samples), plain)
+
+
+def test_loops_are_told_apart_under_autocast_as_finely_as_without() -> None:
+    first = noise(0, 0.7).samples
+    clip = Waveform(torch.cat([first, first + noise(1, 0.7, level=0.05).samples], -1), 8000)
+    bounds = [0.97 + step * 0.0001 for step in range(300)]
+    plain = [repeated_share(clip, similarity=bound) for bound in bounds]
+    assert len(set(plain)) > 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [repeated_share(clip, similarity=bound) for bound in bounds] == plain
+
+
+def test_distances_between_sets_keep_their_digits_under_autocast() -> None:
+    vectors_ND, reference_RD = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    for statistic in (frechet_distance, kernel_distance):
+        plain = statistic(vectors_ND, reference_RD)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(statistic(vectors_ND, reference_RD), plain)

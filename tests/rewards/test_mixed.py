@@ -159,3 +159,22 @@ def test_problems_name_the_key_and_the_way_out():
     assert "at least one" in Mixed({}).problems(group=4)[0]
     with pytest.raises(ConfigError, match="full stop"):
         Mixed({"a.b": Quality()})
+
+
+@pytest.mark.parametrize("mode", ["additive", "multiplicative"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_changes_no_advantage(mode, dtype, lookup, samples_of):
+    """Advantages in bfloat16 have three digits, and whole groups of them no spread."""
+    outcomes_BG = torch.tensor([[0, 1, 2, 3], [3, 3, 1, 0]])
+
+    def parts():
+        embedder = lookup(TABLE_VD)
+        return {"quality": Quality(), "diversity": PairwiseDiversity(embedder)}
+
+    for make in (lambda: Mixed(parts(), mode=mode), *(lambda name=name: parts()[name] for name in parts())):
+        plain = make()(samples_of(outcomes_BG))
+        with torch.autocast("cpu", dtype):
+            cast = make()(samples_of(outcomes_BG))
+        for name in ("reward_BG", "advantage_BG"):
+            assert getattr(cast, name).dtype == torch.float32
+            assert torch.equal(getattr(cast, name), getattr(plain, name))

@@ -6,10 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.study.check import command_of, problems_of
-from cfg_distill.study.config import Merge, read_study
+from cfg_distill.study import run, run_study
+from cfg_distill.study.check import command_of, jobs_of_checks, problems_of
+from cfg_distill.study.config import Merge, load_study, read_study
 
 
 def test_a_right_file_has_no_problem(place):
@@ -130,3 +132,42 @@ def test_the_command_line_exits_with_2_and_loads_no_torch(place):
     assert done.stdout.strip() == "False"
     assert "`base` holds files, but no study" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_recipe_of_each_fit_is_read_once(place, change, monkeypatch):
+    """By the study's own process, from its file to the plan and the record; before, six times."""
+    (place / "other.yaml").write_text((place / "fit.yaml").read_text() + "# another file\n")
+    change({"fits/diversity/config": "other.yaml"})
+    texts = {name: (place / name).read_text() for name in ("fit.yaml", "other.yaml", "study.yaml")}
+    loads, load = [], yaml.load
+
+    def counted(stream, *rest):
+        text = stream if isinstance(stream, str) else stream.read()
+        loads.extend(name for name, content in texts.items() if text == content)
+        return load(text, *rest)
+
+    monkeypatch.setattr(yaml, "load", counted)
+    monkeypatch.setattr(run.Runner, "check", lambda runner: jobs_of_checks(runner.study))
+    monkeypatch.setattr(run.Runner, "run", lambda runner: (runner.folder / "table.txt").touch())
+    run_study("study.yaml")
+    assert sorted(loads) == ["fit.yaml", "other.yaml", "study.yaml"]
+
+
+def test_a_recipe_that_cannot_be_read_is_told_once(place, change):
+    (place / "broken.yaml").write_text("model: [1,")
+    change({"fits/quality/config": "broken.yaml", "fits/diversity/overrides": {"data.train": "none.txt"}})
+    first, second = problems_of(read_study("study.yaml"))
+    assert str(first).startswith("Key `fits.quality.config`: File `broken.yaml`: expected YAML")
+    assert str(second).startswith(
+        "fits.diversity: Key `data.train`: Expected a file of prompts, but `none.txt` does not"
+    )
+
+
+def test_a_misspelled_key_does_not_hide_what_stands_under_it(place, change):
+    path = change({"merge": {"half": {"models": ["quality"], "weight": [1.0]}}, "merges": None})
+    study, problems = load_study(path)
+    assert [problem.path for problem in problems] == ["merge", "merge.half.weight"]
+    assert study.merges["half"].weights == [1.0]
+    with pytest.raises(ConfigError) as caught:
+        read_study(path)
+    assert caught.value.problems == problems

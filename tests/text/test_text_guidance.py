@@ -99,7 +99,7 @@ def test_guided_greedy_samples_are_those_of_transformers(chat, guidance, negativ
 def test_scoring_at_once_is_decoding_step_by_step_under_a_negative_system_message(chat):
     guidance = Guidance(3.0, negative_system="w7 w8")
     drawn = rollout(chat, PROMPTS, Sampling(samples=3, max_new_tokens=8), guidance, seed=4)
-    logits_NKTV = Guided(chat, guidance).scored(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
+    logits_NKTV = Guided(chat, guidance).predictions(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
     picked_NKT = logits_NKTV.float().log_softmax(-1).gather(-1, drawn.tokens_NKT[..., None])[..., 0]
     torch.testing.assert_close(
         picked_NKT[drawn.mask_NKT], drawn.log_probs_BGKT.flatten(0, 1)[drawn.mask_NKT], rtol=0, atol=1e-4
