@@ -1,7 +1,9 @@
 """AtomicCheckpointIO: a checkpoint under its final name is whole, whenever the machine stops."""
 
+import fcntl
+import glob
 import os
-import zipfile
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,18 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
+from cfg_distill.checkpoints import HIDES_CODE, damage, problem_of_file
+from cfg_distill.errors import ConfigError, Problem
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Write a checkpoint beside its target, to the disk, read it back, then rename it.
 
     Lightning stages in ``$TMPDIR`` and moves, which across file systems is a copy: a kill leaves a truncated file under
-    the final name. It never syncs, and takes a refused permission for success. Here every step that fails raises, and
-    leaves the checkpoint of before. Remote paths (``s3://...``) are written by Lightning.
+    the final name. Lightning never syncs, and takes a refused permission for success. Here every step that fails raises, and
+    leaves the checkpoint of before. Two runs that save under one name each write a file of their own; the later one stays.
+
+    A checkpoint is compared with its checksums when it is loaded, too. Remote paths (``s3://...``) are left to Lightning.
 
     Example::
 
@@ -35,29 +42,46 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # One name for all attempts: what a killed run left is written over.
-        partial = target.with_name(f".{target.name}.partial")
+        _remove_leftovers(target)
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with partial.open("wb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)  # ends with this process: see _remove_leftovers
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
-            _verify(partial)
-            os.replace(partial, target)
+                if problem := damage(partial):
+                    raise OSError(f"Checkpoint {path} was written, but reads back damaged: {problem}.")
+                os.replace(partial, target)
             _sync_folder(target.parent)
         finally:
             partial.unlink(missing_ok=True)
 
+    def load_checkpoint(self, path: _PATH, *arguments: Any, **settings: Any) -> dict[str, Any]:
+        """Load a checkpoint as Lightning does, once every byte of it has been checked.
 
-def _verify(path: Path) -> None:
-    """Read every byte against the checksums that torch.save's archive holds."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except zipfile.BadZipFile as error:
-        raise OSError(f"Checkpoint {path} was written, but cannot be read: {error}") from error
-    if damaged is not None:
-        raise OSError(f"Checkpoint {path} was written, but {damaged} in it reads back damaged.")
+        Raises:
+            ConfigError: no such file, or a damaged one, or one that holds code.
+        """
+        if "://" in str(path):
+            return super().load_checkpoint(path, *arguments, **settings)
+        if problem := problem_of_file(Path(path)):
+            raise ConfigError(Problem("ckpt_path", problem))
+        try:
+            return super().load_checkpoint(path, *arguments, **settings)
+        except pickle.UnpicklingError as error:
+            raise ConfigError(Problem("ckpt_path", f"`{path}` {HIDES_CODE}")) from error
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Remove what killed runs left of this checkpoint: the files that no process has locked."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}*.partial"):
+        with leftover.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            leftover.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

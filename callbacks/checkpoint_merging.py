@@ -1,8 +1,7 @@
 """CheckpointMerging: at the end of a fit, the line between the student and a partner, scored."""
 
 import json
-import os
-import shutil
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -12,26 +11,31 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from cfg_distill import checkpoints
 from cfg_distill.callbacks.mergeable import Mergeable, mergeable
 from cfg_distill.callbacks.student_ema import StudentEMA
-from cfg_distill.errors import ConfigError
+from cfg_distill.checkpoints import Which
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder
 from cfg_distill.folders import problems_of_folder, resolve
 from cfg_distill.metrics import SampleMetric
 
-Which = Literal["raw", "ema"]
+SCORES = "merges.json"
+WRITTEN = (SCORES, *(f"*/{name}" for name in MODEL_FILES))
+"""The files in ``out``."""
 
 
 class CheckpointMerging(Callback):
     """Merge the trained student with a partner over a list of weights, score each merge, and write each as a folder.
 
     At the end of a fit that was not interrupted, each merge stands in the student while it samples the validation
-    prompts, under the same seeds for every weight. Then the student gets its weights back, to the bit. ``out`` receives
-    a Hugging Face folder a weight, named by it, and ``merges.json`` with the scores; they are logged as
+    prompts, under the same seeds for every weight. Then the student's own weights are restored, to the bit. ``out`` receives
+    a Hugging Face folder per weight, named by it, and ``merges.json`` with the scores; they are logged as
     ``merge/<weight>/<metric>``. The folder appears whole, at the end.
 
-    The start model of ``slerp`` and ``liti`` is the teacher. Of LoRA students the adapters are merged, exactly, and adapter
-    folders written, whose rank is the sum of the two. Not for sharded students (FSDP2): merge their exported
-    folders with ``cfg-distill merge``.
+    The start model of ``slerp`` and ``liti`` is the teacher. The adapters of LoRA students are merged exactly, and written as
+    adapter folders whose rank is the sum of the two. Sharded students (FSDP2) are refused: merge their exported folders with
+    ``cfg-distill merge``.
 
     Args:
         partner: a checkpoint of a fit from the same start model, or a Hugging Face folder; empty for ``liti``, which
@@ -42,7 +46,7 @@ class CheckpointMerging(Callback):
         use: the student's live weights (``raw``) or the averages of :class:`StudentEMA` (``ema``).
         use_partner: the same for a partner that is a checkpoint.
         out: the folder to write; empty for ``merged`` beside the logs.
-        overwrite: replace ``out``.
+        overwrite: replace ``out``, if it holds nothing but such merges.
     """
 
     def __init__(
@@ -66,74 +70,59 @@ class CheckpointMerging(Callback):
         self.overwrite = overwrite
         self._out = Path()
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each, found without loading weights."""
-        found = [f"In `CheckpointMerging.metrics.{name}`: {problem}"
-                 for name, metric in self.metrics.items() for problem in metric.problems()]  # fmt: skip
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings, found without loading weights."""
+        found = [problem for name, metric in self.metrics.items()
+                 for problem in problems_of(metric, context, under=f"metrics.{name}.init_args")]  # fmt: skip
         if self.method == "liti" and self.partner:
-            found.append(
-                "Key `CheckpointMerging.partner`: liti merges with the start model. Leave it empty, or use lerp."
-            )
+            found.append(Problem("partner", "liti merges with the start model. Leave it empty, or use lerp."))
         if self.method != "liti":
             found += self._problems_of_partner()
         if not self.weights or not all(0 <= weight <= 1 for weight in self.weights):
-            found.append(f"Key `CheckpointMerging.weights`: expected numbers in [0, 1], but got {self.weights}.")
-        return found
+            found.append(Problem("weights", f"expected numbers in [0, 1], but got {self.weights}."))
+        return found + (self._problems_of_out(Path(self.out)) if self.out else [])
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage != "fit":
             return
         found = self.problems()
         if self.use == "ema" and self._ema(trainer) is None:
-            found.append("Key `CheckpointMerging.use`: ema needs the callback StudentEMA. Add it, or use raw.")
+            found.append(Problem("use", "ema needs the callback StudentEMA. Add it, or use raw."))
         if isinstance(trainer.strategy, ModelParallelStrategy):
-            found.append("CheckpointMerging cannot merge a sharded student. Take it out, and use `cfg-distill merge`.")
+            found.append(Problem("", "cannot merge a sharded student. Take it out, and use `cfg-distill merge`."))
         self._out = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "merged").expanduser()
-        if self._out.exists() and not self.overwrite:
-            found.append(
-                f"Key `CheckpointMerging.out`: expected a new folder, but `{self._out}` exists. Name another, or set"
-                " `overwrite: true`."
-            )
-        elif self._out.exists() and not (self._out / "merges.json").is_file():
-            found.append(
-                f"Key `CheckpointMerging.out`: `{self._out}` holds no merges.json, and is not replaced. Name another."
-            )
+        if not self.out:
+            found += self._problems_of_out(self._out)
         if found:
-            raise ConfigError(found)
+            raise ConfigError(_said(found))
         for metric in self.metrics.values():
             metric.load()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.metrics and not sum(trainer.num_val_batches):
-            raise ConfigError(
-                "CheckpointMerging scores on the validation prompts, but there are none. Set `data.validation`."
-            )
-        # A partner that does not fit shall not be found out after hours.
+            text = "CheckpointMerging scores on the validation prompts, but there are none. Set `/data.validation`."
+            raise ConfigError(Problem("", text))
+        # A partner that does not fit is reported now, and not after hours.
         self._merge(pl_module, self.weights[0], self._models(trainer, pl_module))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         models = self._models(trainer, pl_module)
-        partial = self._out.with_name(f".{self._out.name}.partial")
-        if trainer.is_global_zero:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
         rows = []
-        for weight in self.weights:
-            merged = self._merge(pl_module, weight, models)
-            with mergeable(pl_module).standing_in(merged):
-                scores = self._score(trainer, pl_module)
-                rows.append({"weight": weight, "folder": f"{weight:g}", "metrics": scores})
-                if trainer.is_global_zero:
-                    self._save(pl_module, partial, rows[-1])
-            for logger in trainer.loggers:
-                shown = {f"merge/{weight:g}/{name}": value for name, value in scores.items()}
-                logger.log_metrics(shown, step=trainer.global_step)
-        if trainer.is_global_zero:
-            table = self._provenance() | {"rows": rows}
-            (partial / "merges.json").write_text(json.dumps(table, indent=2) + "\n")
-            shutil.rmtree(self._out, ignore_errors=True)
-            os.rename(partial, self._out)
-            rank_zero_info(f"Merges with {self.partner or 'the start model'}, in {self._out}:\n{_table(rows)}")
+        with staged_folder(self._out) if trainer.is_global_zero else nullcontext() as folder:
+            for weight in self.weights:
+                merged = self._merge(pl_module, weight, models)
+                with mergeable(pl_module).swapped_in(merged):
+                    scores = self._score(trainer, pl_module)
+                    rows.append({"weight": weight, "folder": f"{weight:g}", "metrics": scores})
+                    if folder is not None:
+                        self._save(pl_module, folder, rows[-1])
+                for logger in trainer.loggers:
+                    shown = {f"merge/{weight:g}/{name}": value for name, value in scores.items()}
+                    logger.log_metrics(shown, step=trainer.global_step)
+            if folder is not None:
+                table = self._provenance() | {"rows": rows}
+                (folder / SCORES).write_text(json.dumps(table, indent=2) + "\n")
+        rank_zero_info(f"Merges with {self.partner or 'the start model'}, in {self._out}:\n{_table(rows)}")
         trainer.strategy.barrier()
 
     # The models
@@ -146,17 +135,19 @@ class CheckpointMerging(Callback):
         if self.method == "liti":
             return [own]
         path = Path(resolve(self.partner)).expanduser()
-        return [source.of_folder(str(path)) if path.is_dir() else self._of_checkpoint(source, path), own]
+        try:
+            return [source.of_folder(str(path)) if path.is_dir() else self._of_checkpoint(source, path), own]
+        except ConfigError as error:
+            raise ConfigError(_said(error.problems)) from error
 
     def _of_checkpoint(self, source: Mergeable, path: Path) -> Any:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state = checkpoint["state_dict"]
-        if self.use_partner == "ema":
-            averages = checkpoint.get("callbacks", {}).get("StudentEMA", {}).get("weights", {})
-            if not averages:
-                raise ConfigError(f"Key `CheckpointMerging.use_partner`: `{path}` holds no averages. Use raw.")
-            state = state | averages
-        return source.of_checkpoint(str(path), checkpoint.get("generator", {}), state)
+        try:
+            checkpoint = checkpoints.read(path)
+        except ConfigError as error:
+            raise ConfigError(error.under("partner")) from error
+        if problems := checkpoint.problems_of(self.use_partner):
+            raise ConfigError([problem.under("use_partner") for problem in problems])
+        return source.of_checkpoint(checkpoint, self.use_partner)
 
     def _merge(self, module: LightningModule, weight: float, models: list[Any]) -> Any:
         weights = [weight] if self.method == "liti" else [1 - weight, weight]
@@ -183,7 +174,7 @@ class CheckpointMerging(Callback):
     def _save(self, module: LightningModule, folder: Path, row: dict[str, Any]) -> None:
         student: Any = module.student
         student.save(folder / row["folder"])
-        (folder / row["folder"] / "merge.json").write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
+        (folder / row["folder"] / MERGE_FILE).write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
 
     def _provenance(self) -> dict[str, Any]:
         return {
@@ -193,21 +184,27 @@ class CheckpointMerging(Callback):
             "partner_weights": self.use_partner,
         }
 
-    def _problems_of_partner(self) -> list[str]:
+    def _problems_of_partner(self) -> list[Problem]:
         path = Path(self.partner).expanduser()
         if not self.partner:
-            return ["Key `CheckpointMerging.partner`: expected a checkpoint or a model folder, but got none. Name it."]
+            return [Problem("partner", "expected a checkpoint or a model folder, but got none. Name one.")]
         if path.is_file():
             return []
         if path.suffix == ".ckpt":
-            return [
-                f"Key `CheckpointMerging.partner`: expected a checkpoint, but `{path}` does not exist. Check the path."
-            ]
-        return problems_of_folder("CheckpointMerging.partner", self.partner)
+            return [Problem("partner", f"expected a checkpoint, but `{path}` does not exist. Check the path.")]
+        return ConfigError(problems_of_folder("partner", self.partner)).problems
+
+    def _problems_of_out(self, out: Path) -> list[Problem]:
+        return problems_of_out(out, [self.partner] if self.partner else [], self.overwrite, WRITTEN)
 
     @staticmethod
     def _ema(trainer: Trainer) -> StudentEMA | None:
         return next((callback for callback in trainer.callbacks if isinstance(callback, StudentEMA)), None)  # type: ignore[attr-defined]
+
+
+def _said(problems: list[Problem]) -> list[Problem]:
+    """Problems that a fit meets: by then it is not known where the user wrote this callback."""
+    return [Problem("", f"CheckpointMerging: {problem}") for problem in problems]
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -1,6 +1,5 @@
-"""Throughput: generated tokens a second, where the time goes, and the peak of memory."""
+"""Throughput: generated tokens per second, where the time goes, and the peak of memory."""
 
-import sys
 import time
 from collections import deque
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.files import resident_peak
 
 
 class Throughput(Callback):
@@ -35,15 +35,13 @@ class Throughput(Callback):
         self._seconds: dict[str, float] = {}
         self._start = self._last = 0.0
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each."""
-        if self.window < 1:
-            return [f"Key `Throughput.window`: expected at least 1 batch, but got {self.window}."]
-        return []
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings."""
+        return [] if self.window >= 1 else [Problem("window", f"expected at least 1 batch, but got {self.window}.")]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if problems := self.problems():
-            raise ConfigError(problems)
+            raise ConfigError([problem.under(type(self).__name__) for problem in problems])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._seconds = {}
@@ -84,12 +82,6 @@ def now(device: torch.device) -> float:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """The most memory so far: that torch held on a GPU, else the resident set of the process (NaN on Windows)."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
-    try:
-        import resource
-    except ModuleNotFoundError:
-        return float("nan")
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**30 if sys.platform == "darwin" else 2**20)
+    """The most memory so far: what torch held on a GPU, else the resident set of the process (NaN on Windows)."""
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident_peak()
+    return peak / 2**30

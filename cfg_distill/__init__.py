@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = ["CFGDistillation", "__version__"]
 
-_MOVED = {"cfg_distill.samples": "cfg_distill.sampling"}
+_MOVED = {
+    "cfg_distill.metrics.front": "cfg_distill.evaluation.front",
+    "cfg_distill.samples": "cfg_distill.sampling",
+    "cfg_distill.generators.opening": "cfg_distill.generators.loading",
+    "cfg_distill.generators.products": "cfg_distill.generators.linear",
+    "cfg_distill.generators.scored": "cfg_distill.generators.predictions",
+}
 """Modules that users' classes of version 0.1 import, and where their names are now. To go after the next release."""
 
 

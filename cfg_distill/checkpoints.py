@@ -1,32 +1,66 @@
-"""What a checkpoint of a distillation holds: the names of its weights, reading it, exporting the student."""
+"""What a checkpoint holds: its names and versions, reading it safely, the start model that it refers to, exporting the student.
+
+A checkpoint is Lightning's (state dict, optimiser, loops, callbacks) with these keys of ours::
+
+    cfg_distill   {"format": 1, "version": "0.1.0"}    the layout of these keys, and the version that wrote them
+    generator     {"class_path": ..., "init_args": ...}    how to make the start model again (spec_of, generator_of)
+    configured    the settings that a run may have moved since (distillation/resuming.py)
+    state_dict    student.NAME: the weights that training moves (trained_names); losses.NAME.weight and so on: losses
+    callbacks     StudentEMA: {"weights": {student.NAME: average}}
+
+It is data, not code: reading it runs nothing that is written in it.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-import pickle
+import importlib
+import inspect
+import re
 import shutil
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError
-from cfg_distill.folders import base_of
+from cfg_distill import __version__
+from cfg_distill.errors import ConfigError, Problem, problems_of
+from cfg_distill.files import problems_of_out, staged_folder
+from cfg_distill.folders import base_of, resolve
+from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators import Generator
-from cfg_distill.recipe.classes import find_class
-from cfg_distill.recipe.types import members
+from cfg_distill.generators.lora import NAME
 
+FORMAT = 1
+"""Raised when a key above changes its place or meaning; :func:`upgraded` then learns the older layout."""
+STAMP = "cfg_distill"
 STUDENT = "student."
 AVERAGES = "StudentEMA"
+"""The state key of the callback whose ``weights`` are the averages of the student."""
+TRUSTED = "cfg_distill.generators"
+"""The package whose classes a checkpoint may name."""
+
+HIDES_CODE = (
+    "cannot be read as a checkpoint: it holds more than tensors and plain values. That is not loaded, since code may hide in"
+    " it. Take a checkpoint that cfg-distill fit wrote."
+)
+"""Said in place of torch's own message, which advises to run that code."""
+
+Which = Literal["raw", "ema"]
+
+
+# Names
 
 
 def trained_names(module: nn.Module) -> set[str]:
     """The names of a state dict that training moves.
 
-    All, buffers included, of a model whose parameters are all trained; of one with frozen parameters those that are not: its
-    buffers belong to the frozen part.
+    All names, buffers included, of a model whose parameters are all trained. Of a model with frozen parameters only the
+    others: its buffers belong to the frozen part.
     """
     state = module.state_dict(keep_vars=True)
     trained = {name for name, tensor in state.items() if tensor.requires_grad}
@@ -34,128 +68,351 @@ def trained_names(module: nn.Module) -> set[str]:
     return trained if frozen else set(state)
 
 
-def student_weights(module: Any) -> dict[str, Tensor]:
-    """What training moves of the student: parameters and, unless some are frozen, floating buffers; named as in a checkpoint.
-
-    Of a LoRA student that is the adapter.
-
-    A tied tensor stands under each of its names. Of a sharded student (FSDP2) these are the shards, also after a forward
-    that left the parameters gathered: asking for a state dict shards them again.
+def frozen_names(names: Iterable[str], student: nn.Module, prefixes: Sequence[str]) -> list[str]:
+    """The names in a module's state dict that a checkpoint does not hold.
 
     Args:
-        module: the LightningModule; its ``student`` is looked at.
+        names: of the module's state dict.
+        student: the module's student; its frozen weights are left out.
+        prefixes: of the frozen models beside it, such as ``teacher.``.
+    """
+    trained = {STUDENT + name for name in trained_names(student)}
+    left_out = tuple(prefixes)
+    return [name for name in names
+            if name.startswith(left_out) or (name.startswith(STUDENT) and name not in trained)]  # fmt: skip
+
+
+def loss_weight(name: str) -> str:
+    """The name of the weight of a loss in the state dict."""
+    return f"losses.{name}.weight"
+
+
+def student_weights(module: Any) -> dict[str, Tensor]:
+    """The weights of the student that training moves, under their names in a checkpoint.
+
+    These are parameters and, unless some are frozen, floating buffers; for a LoRA student the adapter. A tied tensor stands
+    under each of its names. A sharded student (FSDP2) gives its shards, also after a forward pass that left the parameters
+    gathered: asking for a state dict shards them again. Of the module only its ``student`` is read.
     """
     trained = trained_names(module.student)
     return {
-        f"student.{name}": tensor.detach()
+        STUDENT + name: tensor.detach()
         for name, tensor in module.student.state_dict(keep_vars=True).items()
         if name in trained and tensor.is_floating_point()
     }
 
 
 def write_student(module: Any, values: Mapping[str, Tensor]) -> None:
-    """Copy values, by their names in a checkpoint, into the student; names that it lacks are an error of ours."""
+    """Copy values, under their names in a checkpoint, into the student. An unknown name is a bug of ours."""
     weights = student_weights(module)
     with torch.no_grad():
         for name, value in values.items():
             weights[name].copy_(value)
 
 
-def export(checkpoint: Path, out: Path, weights: str | None = None, merged: bool = False) -> str:
-    """Write the folder, whole or not at all; returns a sentence that says which weights it took.
+def adapter_in(weights: Mapping[str, Tensor], scale_of: Callable[[str], float]) -> Adapter:
+    """The LoRA adapter among the weights of a student, copied; ``scale_of`` a layer is the factor of its change."""
+    layers = [match[1] for name in weights if (match := re.fullmatch(_factor("(.+)", "A", re.escape), name))]
+    a_RI, b_OR = ({layer: weights[_factor(layer, which)].cpu().clone() for layer in layers} for which in "AB")
+    return {layer: Factors(a_RI[layer], b_OR[layer], scale_of(layer)) for layer in layers}
+
+
+def _factor(layer: str, which: str, plain: Callable[[str], str] = str) -> str:
+    """The name of a factor of an adapter, as peft spells it inside of a generator."""
+    return plain(f"{STUDENT}model.") + layer + plain(f".lora_{which}.{NAME}.weight")
+
+
+# Keys, and their versions
+
+
+def keys_of_ours(generator: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that a module adds to Lightning's checkpoint: the start model (:func:`spec_of`), and settings that may move."""
+    stamp = {"format": FORMAT, "version": __version__}
+    return {STAMP: stamp, "generator": dict(generator), "configured": dict(configured)}
+
+
+def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
+    """A checkpoint of any earlier version in the layout of this one.
+
+    Raises:
+        ConfigError: a newer version wrote it.
+    """
+    # Version 0.1 wrote no stamp. Its layout is that of format 1.
+    stamp = {"format": 0, "version": "0.1.0"} | _mapping(content.get(STAMP))
+    if stamp["format"] not in range(FORMAT + 1):
+        raise ConfigError(
+            f"the checkpoint was written by cfg-distill {stamp['version']} in format {stamp['format']}, but this is version"
+            f" {__version__}, which reads formats up to {FORMAT}. Update the package: pip install -U cfg-distill"
+        )
+    return {"configured": {}} | dict(content) | {STAMP: stamp | {"format": FORMAT}}
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    """A dict of a checkpoint; empty where a file holds something else in its place."""
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+# Reading
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint says of the student, on the CPU.
+
+    Attributes:
+        file: where it was read.
+        step: optimiser steps so far; None where a file does not say.
+        generator: the class path and arguments of the start model.
+        live: the student's weights, as a module's state dict names them.
+        averages: those of StudentEMA, float32; empty without the callback.
+    """
+
+    file: Path
+    step: int | None
+    generator: dict[str, Any]
+    live: dict[str, Tensor]
+    averages: dict[str, Tensor]
+
+    def problems_of(self, weights: Which) -> list[Problem]:
+        """Why there are no such weights."""
+        if weights == "raw" or self.averages:
+            return []
+        text = f"expected averages of StudentEMA, but `{self.file}` holds none. Use raw, or train with the callback."
+        return [Problem("", text)]
+
+    def student(self, weights: Which) -> dict[str, Tensor]:
+        """All weights of the student. The averages cover the weights that training moves; the others are as they stand.
+
+        Raises:
+            ConfigError: averages are asked for, and there are none.
+        """
+        if problems := self.problems_of(weights):
+            raise ConfigError(problems)
+        return self.live | (self.averages if weights == "ema" else {})
+
+    @property
+    def base(self) -> str:
+        """The folder or hub name of the start model; empty where its generator has none."""
+        return str(self.generator["init_args"].get("path", ""))
+
+    @property
+    def lora_scale(self) -> float | None:
+        """The factor of a LoRA adapter, alpha over rank; None where the student is a whole model."""
+        lora = self.generator["init_args"].get("lora")
+        return lora["alpha"] / lora["rank"] if lora else None
+
+
+def read(file: str | Path) -> Checkpoint:
+    """Load a checkpoint of any version, whole, without running code that may hide in it.
+
+    Raises:
+        ConfigError: no checkpoint of CFGDistillation, or a damaged one.
+    """
+    file = Path(file)
+    content = upgraded(_loaded(file))
+    spec = _mapping(content.get("generator"))
+    if not isinstance(spec.get("class_path"), str) or not isinstance(spec.get("init_args"), dict):
+        raise ConfigError(f"expected a checkpoint of CFGDistillation, but `{file}` names no generator.")
+    live = _weights(content.get("state_dict"), file)
+    if not live:
+        raise ConfigError(f"expected a checkpoint of CFGDistillation, but `{file}` holds no weights of a student.")
+    kept = _mapping(_mapping(content.get("callbacks")).get(AVERAGES)).get("weights")
+    return Checkpoint(file, content.get("global_step"), spec, live, _weights(kept, file))
+
+
+def _weights(found: Any, file: Path) -> dict[str, Tensor]:
+    """The student's part of a state dict."""
+    weights = {name: value for name, value in _mapping(found).items() if str(name).startswith(STUDENT)}
+    if strange := [name for name, value in weights.items() if not isinstance(value, Tensor)]:
+        raise ConfigError(f"expected tensors, but `{file}` holds something else under {', '.join(strange[:8])}.")
+    return weights
+
+
+def problem_of_file(file: Path) -> str:
+    """Why a file is no whole checkpoint; empty when it is one. Every byte is compared with the archive's checksums."""
+    if not file.exists():
+        return f"expected a file written by cfg-distill fit, but `{file}` does not exist."
+    if file.is_dir():
+        return (
+            f"expected one file, but `{file}` is a folder (a sharded checkpoint). Make one file of it:"
+            f" python -m lightning.pytorch.utilities.consolidate_checkpoint {file}"
+        )
+    problem = damage(file)
+    return f"`{file}` cannot be read as a checkpoint: {problem}. Take another checkpoint of the run." if problem else ""
+
+
+def damage(file: Path) -> str:
+    """What is damaged in a file of torch.save, by the checksums of its archive; empty when it is whole."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            part = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+        return f"it is cut short, or is no archive that torch.save writes ({error})"
+    except OSError as error:
+        return f"the system refuses ({error.strerror})"
+    return "" if part is None else f"its part {part} is damaged"
+
+
+def _loaded(file: Path) -> dict[str, Any]:
+    if problem := problem_of_file(file):
+        raise ConfigError(problem)
+    try:
+        content = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # any: the bytes are a stranger's. Its text is not shown: it advises to run them.
+        raise ConfigError(f"`{file}` {HIDES_CODE}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"expected a checkpoint of CFGDistillation, but `{file}` holds a {type(content).__name__}.")
+    return content
+
+
+# The start model
+
+
+def spec_of(generator: Generator) -> dict[str, Any]:
+    """The class path and plain arguments that make a generator again: :func:`generator_of` is the inverse."""
+    kind = type(generator)
+    given = {name: attrgetter(name)(generator) for name in inspect.signature(kind).parameters}
+    init_args = {name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+                 for name, value in given.items()}  # fmt: skip
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
+
+
+def generator_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Generator:
+    """A generator of a spec, without its weights.
+
+    A spec is data: nothing is imported but the generators of this package and the modules, or packages, that the user
+    trusts, and nothing is called but a subclass of Generator.
+
+    Raises:
+        ConfigError: no such class, not a trusted one, or other arguments than it takes.
+    """
+    kind = _class_of(spec["class_path"], trust)
+    try:
+        arguments = _arguments(kind, spec["init_args"])
+        inspect.signature(kind).bind(**arguments)
+    except TypeError as error:
+        text = f"its generator `{spec['class_path']}` takes other arguments than it holds: {error}."
+        raise ConfigError(text) from error
+    return kind(**arguments)  # a mistake inside of the class keeps its traceback
+
+
+def _class_of(class_path: Any, trust: Sequence[str]) -> type[Generator]:
+    module, _, name = str(class_path).rpartition(".")
+    if not any(f"{module}.".startswith(f"{known}.") for known in (TRUSTED, *trust) if known):
+        raise ConfigError(
+            f"its generator is `{class_path}`, and making it runs code of the module `{module}`. If you wrote that module, or"
+            f" trust it, allow it with `/trust` {module}"
+        )
+    try:
+        found = vars(importlib.import_module(module)).get(name)
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and lacks another one
+        text = f"its generator is `{class_path}`, but there is no module `{error.name}`, neither installed nor in this folder."
+        raise ConfigError(text) from error
+    if not isinstance(found, type) or not issubclass(found, Generator) or inspect.isabstract(found):
+        raise ConfigError(f"expected a generator, but `{class_path}` is none.")
+    return found
+
+
+def _arguments(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a generator from plain ones: a dict becomes the dataclass that the type hint names."""
+    made = dict(plain)
+    for name, hint in get_type_hints(kind.__init__).items():  # type: ignore[misc]
+        settings = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
+        if isinstance(settings, type) and isinstance(made.get(name), dict):
+            made[name] = settings(**made[name])
+    return made
+
+
+# Export
+
+
+def export(
+    checkpoint: str | Path,
+    out: str | Path,
+    weights: Which | None = None,
+    merged: bool = False,
+    overwrite: bool = False,
+    trust: Sequence[str] = (),
+) -> str:
+    """Write the student as a folder, whole or not at all; returns a sentence that says which weights it took.
 
     A LoRA student becomes an adapter folder, or on request a whole model.
 
     Args:
         checkpoint: a file that ``cfg-distill fit`` wrote.
-        out: the folder; replaced if it is there.
+        out: the folder to write.
         weights: ``raw`` or ``ema``; None takes the averages when the checkpoint holds them.
         merged: add the adapter of a LoRA student to its base.
+        overwrite: replace ``out``, if it holds nothing but a model.
+        trust: modules of the user's own that a checkpoint may name.
 
     Raises:
-        ConfigError: the file is no such checkpoint, holds no averages although they are asked for, or does not fit its start
-            model; a student that is no adapter shall be merged.
+        ConfigError: a broken checkpoint, or one without the averages asked for, that does not fit its start model or holds
+            weights that are no numbers; a student without an adapter to merge; an ``out`` that must not be replaced.
     """
-    content = _read(checkpoint)
-    averages = content.get("callbacks", {}).get(AVERAGES, {}).get("weights") or {}
-    if weights == "ema" and not averages:
-        raise ConfigError(
-            f"Option `--weights`: expected averages of StudentEMA, but `{checkpoint}` holds none."
-            " Pass --weights raw, or train with the callback."
-        )
-    state = {name: value for name, value in content["state_dict"].items() if name.startswith(STUDENT)}
-    took_averages = bool(averages) and weights != "raw"
-    if took_averages:
-        # Averages are float32 and cover what training moves; the rest is as it was.
-        state |= {name: value.to(state[name].dtype) for name, value in averages.items()}
-    generator = _generator(content["generator"], checkpoint)
+    out = Path(out).expanduser()
+    found = problems_of_out(out, [checkpoint], overwrite)
+    try:
+        content = read(Path(checkpoint).expanduser())
+    except ConfigError as error:
+        found += error.under("checkpoint")
+    if found:
+        raise ConfigError(found)
+    took: Which = weights or ("ema" if content.averages else "raw")
+    generator, state = _start_of(content, out, merged, took, overwrite, trust)
     lora = generator.lora
-    if merged and lora is None:
-        raise ConfigError(f"Option `--merged`: the student of `{checkpoint}` is no adapter. Leave it out.")
-    _take(generator.load(), {name.removeprefix(STUDENT): value for name, value in state.items()}, checkpoint)
+    _take(generator.load(), state, content.file)
     if merged:
         generator.merge_adapter()
-
-    staged = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
-    staged.mkdir(parents=True)
-    generator.save(staged)
-    # The library's writer lets nobody but the owner read the weights; whoever may read the configuration may read them.
-    for file in staged.glob("*.safetensors"):
-        shutil.copymode(next(staged.glob("*config.json")), file)
-    shutil.rmtree(out, ignore_errors=True)
-    staged.rename(out)
-    kind = "the averages of StudentEMA" if took_averages else "the raw (live) weights"
+    with staged_folder(out) as folder:
+        generator.save(folder)
+        # The library's writer lets nobody but the owner read the weights; whoever may read the configuration may read them.
+        for file in folder.glob("*.safetensors"):
+            shutil.copymode(next(folder.glob("*config.json")), file)
+    kind = "the averages of StudentEMA" if took == "ema" else "the raw (live) weights"
     form = "" if lora is None else ", merged into its base" if merged else f", an adapter of {base_of(out)}"
-    return f"Wrote {out}: {kind} of {checkpoint} at step {content.get('global_step', '?')}{form}."
+    step = "?" if content.step is None else content.step
+    return f"Wrote {out}: {kind} of {content.file} at step {step}{form}."
 
 
-def _take(generator: Generator, state: dict[str, Any], checkpoint: Path) -> None:
+def _start_of(
+    content: Checkpoint, out: Path, merged: bool, weights: Which, overwrite: bool, trust: Sequence[str]
+) -> tuple[Generator, dict[str, Tensor]]:
+    """The start model, before it is loaded, and the weights that it takes."""
+    try:
+        generator = generator_of(content.generator, trust)
+    except ConfigError as error:
+        raise ConfigError(error.under("checkpoint")) from error
+    found = [Problem("checkpoint", f"its start model is needed again. {problem}") for problem in problems_of(generator)]
+    if not found:
+        found = problems_of_out(out, [resolve(generator.path)], overwrite)
+    if merged and generator.lora is None:
+        found.append(Problem("merged", f"the student of `{content.file}` is no adapter. Leave it out."))
+    found += [problem.under("weights") for problem in content.problems_of(weights)]
+    if found:
+        raise ConfigError(found)
+    state = content.student(weights)
+    # Averages are float32; the student may be less.
+    return generator, {name.removeprefix(STUDENT): value.to(content.live[name].dtype) if name in content.live else value
+                       for name, value in state.items()}  # fmt: skip
+
+
+def _take(generator: Generator, state: Mapping[str, Tensor], file: Path) -> None:
+    """Put the student's weights into its start model."""
     try:
         result = generator.load_state_dict(state, strict=False)
     except RuntimeError as error:  # torch's for shapes that differ
-        reason = " ".join(str(error).split())
-        raise ConfigError(
-            f"Checkpoint `{checkpoint}` does not fit its start model `{generator.path}`: {reason}"
-        ) from error
-    wrong = sorted({*result.unexpected_keys, *(trained_names(generator) & set(result.missing_keys))})
+        wrong = [" ".join(str(error).split())]
+    else:
+        wrong = sorted({*result.unexpected_keys, *(trained_names(generator) & set(result.missing_keys))})
     if wrong:
         raise ConfigError(
-            f"Checkpoint `{checkpoint}` does not fit its start model `{generator.path}`: {', '.join(wrong[:8])}."
+            f"Checkpoint `{file}` does not fit its start model `{generator.path}`: {', '.join(wrong[:8])}."
         )
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"Option `--checkpoint`: `{file}` cannot be read as a checkpoint: {reason}") from error
-    if not isinstance(content, dict) or not {"generator", "state_dict"} <= content.keys():
+    if broken := [name for name, weight in generator.named_parameters() if not torch.isfinite(weight).all()]:
         raise ConfigError(
-            f"Option `--checkpoint`: expected a checkpoint of CFGDistillation, but `{file}` names no generator."
+            f"Checkpoint `{file}` holds weights that are no numbers (NaN or infinite): {', '.join(broken[:8])}. The run had"
+            " diverged by then. Take an earlier checkpoint."
         )
-    return content
-
-
-def _generator(spec: dict[str, Any], checkpoint: Path) -> Generator:
-    try:
-        found = find_class(spec["class_path"], (Generator,), "a Generator")
-    except ConfigError as error:
-        raise ConfigError(
-            [f"Checkpoint `{checkpoint}`: its generator: {each.text}" for each in error.problems]
-        ) from error
-    generator = found(**_arguments(found, spec["init_args"]))
-    if problems := generator.problems():
-        raise ConfigError([f"Checkpoint `{checkpoint}`: its start model is needed again. {text}" for text in problems])
-    return generator
-
-
-def _arguments(kind: type, plain: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of a generator from those of its :meth:`spec`, where a dataclass is a dict."""
-    made = dict(plain)
-    for name, hint in get_type_hints(kind.__init__).items():  # type: ignore[misc]
-        settings = next((each for each in members(hint) if dataclasses.is_dataclass(each)), None)
-        if isinstance(settings, type) and isinstance(made.get(name), dict):
-            made[name] = settings(**made[name])
-    return made

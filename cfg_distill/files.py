@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
+import fcntl
+import glob
+import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+import sys
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
@@ -32,34 +38,167 @@ _Loader.add_implicit_resolver(_DROPPED[0], re.compile(f"^(?:{_NUMBER})$"), list(
 
 
 def write_text(file: str | Path, text: str, durable: bool = True) -> None:
-    """Write UTF-8 text; a reader, or a run that starts after a crash, sees the old file or the new one.
+    """Write UTF-8 text. A reader, or a run that starts after a crash, sees the old file or the new one.
 
     Args:
-        file: where; its folder is made.
-        text: what.
-        durable: wait until it is on the disk, so that a power cut cannot leave an empty file under the final name.
+        file: the file to write; its folder is made.
+        text: its content.
+        durable: wait until the text is on the disk, so that a power cut cannot leave an empty file under the final name.
     """
     file = Path(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     staged = file.with_name(f".{file.name}.{os.getpid()}")
-    with staged.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        if durable:
-            stream.flush()
-            os.fsync(stream.fileno())
-    staged.replace(file)
+    try:
+        with staged.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            if durable:
+                stream.flush()
+                os.fsync(stream.fileno())
+        staged.replace(file)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+# Folders that are replaced
+
+MERGE_FILE, CARRIED_KEY = "merge.json", "carried"
+"""Where a merge names the files that it took along under unusual names."""
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model-*-of-*.safetensors",
+    "model.safetensors.index.json",
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.*",
+    "merges.txt",
+    "*.model",  # sentencepiece
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+    "processor_config.json",
+    "preprocessor_config.json",
+    "configuration_*.py",
+    "modeling_*.py",
+    "tokenization_*.py",
+    "processing_*.py",
+    MERGE_FILE,
+    "cfg_distill.json",
+    "LICENSE*",
+    "NOTICE*",
+)
+"""All that an export or a merge writes, as patterns of names. A model card (README.md) is none of them: people write those."""
+
+
+def strangers(folder: str | Path, known: Collection[str] = MODEL_FILES) -> list[str]:
+    """The files in a folder that this package does not write there, by their paths inside of it.
+
+    A link is always a stranger, and so is a folder without a known file in it. A file that a merge took along is none: the
+    folder's ``merge.json`` names it.
+
+    Args:
+        folder: an existing folder.
+        known: patterns of the paths of known files; a ``*`` does not cross a slash.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("config.json", "thesis.tex"):
+        ...     (folder / name).touch()
+        >>> strangers(folder)
+        ['thesis.tex']
+    """
+    folder = Path(folder)
+    known = [*known, *map(glob.escape, _carried(folder))]
+    paths = [path.relative_to(folder) for path in folder.rglob("*")]
+    ours = {
+        path for path in paths if _is_plain_file(folder / path) and any(_matches(path, pattern) for pattern in known)
+    }
+    filled = {parent for path in ours for parent in path.parents}
+    return sorted(str(path) for path in paths if path not in ours and not (path in filled and (folder / path).is_dir()))
+
+
+def _matches(path: Path, pattern: str) -> bool:
+    return path.match(pattern) and len(path.parts) == len(Path(pattern).parts)
+
+
+def _carried(folder: Path) -> list[str]:
+    try:
+        return list(map(str, json.loads((folder / MERGE_FILE).read_text(encoding="utf-8"))[CARRIED_KEY]))
+    except (OSError, ValueError, LookupError, TypeError):  # no merge, or none that took anything along
+        return []
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
+
+
+def problems_of_out(
+    out: str | Path, inputs: Iterable[str | Path], overwrite: bool, known: Collection[str] = MODEL_FILES
+) -> list[Problem]:
+    """Why a folder must not be made or replaced; the problems name the keys ``out`` and ``overwrite``.
+
+    A folder is replaced when the user asked for it, when it is no input, holds no input and lies in none, and when nothing
+    in it is a stranger (:func:`strangers`). An empty folder is as good as none.
+
+    Args:
+        out: the folder to write.
+        inputs: files and folders that are read.
+        overwrite: whether the user allowed to replace the folder.
+        known: patterns of the files that may be replaced.
+    """
+    out = Path(out).expanduser()
+    place = out.resolve()
+    for path in inputs:
+        source = Path(path).expanduser().resolve()
+        how = (
+            "is" if source == place
+            else "holds" if source.is_relative_to(place)
+            else "lies in" if source.is_dir() and place.is_relative_to(source)
+            else ""
+        )  # fmt: skip
+        if how:
+            return [Problem("out", f"`{out}` {how} the input `{path}`. Name another folder.")]
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return []
+    if not overwrite:
+        return [
+            Problem("out", f"expected a new folder, but `{out}` exists. Name another, or allow it with `.overwrite`.")
+        ]
+    if not out.is_dir():
+        return [Problem("out", f"expected a folder to replace, but `{out}` is a file. Name another.")]
+    if foreign := strangers(out, known):
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        return [
+            Problem(
+                "out",
+                f"`{out}` is not replaced, since this package does not write {', '.join(foreign[:3])}{more} there. Move that"
+                " away, or name another folder.",
+            )
+        ]
+    return []
+
+
+# Folders that appear whole
 
 
 @contextmanager
 def staged_folder(out: str | Path) -> Iterator[Path]:
-    """A folder to write into that takes the name ``out`` when the block ends well; else it is removed.
+    """A folder to write into that takes the name ``out`` when the block ends without an exception; else it is removed.
 
-    All files are on the disk before the rename. An ``out`` that exists is set aside first and removed last, so that a kill
-    at any moment leaves the old folder or the new one, whole: under its name, or as ``.NAME.replaced`` beside it for the
-    instant between two renames.
+    The files are written to ``.NAME.partial`` beside ``out``. They are on the disk before that folder takes the name. Where the
+    system can exchange two names at once (Linux), ``out`` is the whole old folder or the whole new one at any moment.
+    Elsewhere the old folder is called ``.NAME.replaced`` for the instant between two renames, and the next call restores it.
+    Whether ``out`` may be replaced is for the caller to ask (:func:`problems_of_out`).
 
     Args:
-        out: the folder; its parents are made.
+        out: the folder; its parents are made. A link is followed.
+
+    Raises:
+        ConfigError: the folder cannot be written, or another process is writing it.
 
     Example:
         >>> import tempfile
@@ -69,28 +208,94 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
         >>> [path.name for path in out.parent.rglob("*")]
         ['student', 'config.json']
     """
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    staged, replaced = (out.with_name(f".{out.name}.{kind}") for kind in ("partial", "replaced"))
-    if replaced.exists() and not out.exists():
-        replaced.rename(out)  # an earlier process was killed between the two renames
-    for leftover in (staged, replaced):
-        shutil.rmtree(leftover, ignore_errors=True)
-    staged.mkdir()
+    place = Path(out).resolve()
+    staged, replaced, lock = (place.with_name(f".{place.name}.{kind}") for kind in ("partial", "replaced", "lock"))
+    with _refusals(out):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _locked(lock, out)
     try:
-        yield staged
-        for path in [*staged.rglob("*"), staged]:
-            _sync(path)
-        if out.exists():
-            out.rename(replaced)
-        staged.rename(out)
-        _sync(out.parent)
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        if replaced.exists() and not out.exists():
-            replaced.rename(out)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
+        with _refusals(out):
+            _restore(replaced, place)
+            _remove(staged, replaced)  # left by a process that was killed
+            if place.exists() and not place.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, "a file has this name")
+            staged.mkdir()
+        with _refusals(out, errno.ENOSPC, errno.EDQUOT):  # other errors may come from what the block reads
+            yield staged
+        with _refusals(out):
+            for path in [*staged.rglob("*"), staged]:
+                _sync(path)
+            _put(staged, place, replaced)
+            _sync(place.parent)
+    finally:
+        _restore(replaced, place)
+        _remove(staged, replaced)
+        lock.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+@contextmanager
+def _refusals(out: str | Path, *kinds: int) -> Iterator[None]:
+    """The system's refusals to write, all or of some kinds, as a message."""
+    try:
+        yield
+    except OSError as error:
+        if kinds and error.errno not in kinds:
+            raise
+        text = (
+            f"`{out}` cannot be written: {error.strerror}. Make room or change the permissions, or name another folder."
+        )
+        raise ConfigError(Problem("out", text)) from error
+
+
+def _locked(lock: Path, out: str | Path) -> int:
+    """The descriptor of a lock that this process alone holds. The system ends the lock with the process."""
+    while True:
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            text = f"`{out}` is being written by another process. Wait for it, or name another folder."
+            raise ConfigError(Problem("out", text)) from error
+        except OSError:
+            return descriptor  # a file system without locks
+        try:
+            if os.path.samestat(os.fstat(descriptor), lock.stat()):
+                return descriptor
+        except FileNotFoundError:
+            pass
+        os.close(descriptor)  # its holder removed the file between the two calls
+
+
+def _put(staged: Path, place: Path, replaced: Path) -> None:
+    """Let the staged folder take the place of the old one, which is under one of the other names afterwards."""
+    if not place.exists():
+        staged.rename(place)
+    elif not _exchanged(staged, place):
+        place.rename(replaced)
+        staged.rename(place)
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two names at once; False where the system or the file system cannot."""
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
+    try:
+        renameat2 = ctypes.CDLL(None).renameat2
+    except (AttributeError, OSError, TypeError):
+        return False
+    return renameat2(here, os.fsencode(one), here, os.fsencode(other), exchange) == 0
+
+
+def _restore(replaced: Path, place: Path) -> None:
+    """Return the old folder to its name, if a process was stopped between two renames."""
+    if replaced.exists() and not place.exists():
+        replaced.rename(place)
+
+
+def _remove(*folders: Path) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:
@@ -127,3 +332,13 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
     return content or {}
+
+
+def resident_peak() -> float:
+    """The most memory that this process ever held, in bytes; NaN on Windows, which does not say."""
+    try:
+        import resource
+    except ModuleNotFoundError:
+        return float("nan")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return float(peak if sys.platform == "darwin" else peak * 1024)

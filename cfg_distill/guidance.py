@@ -18,13 +18,22 @@ def guided_logits(prompt: Tensor, negative: Tensor, scale: float | Tensor) -> Te
     .. math:: z_\text{guided} = z(\text{negative}) + \gamma \, (z(\text{prompt}) - z(\text{negative}))
 
     Scale 0 is the negative branch, 1 the prompt branch exactly, above 1 guidance. Mixing logits or log-probabilities
-    gives the same distribution: they differ by a constant a position. Source: Cideron et al., ICLR 2025, section 2;
+    gives the same distribution: they differ by one constant per position. Source: Cideron et al., ICLR 2025, section 2;
     Sanchez et al., arXiv 2306.17806, Eq. 7.
+
+    A logit of minus infinity is a token that the model forbids. The formula gives NaN or plus infinity there, so:
+
+    - forbidden by both branches, it stays forbidden;
+    - forbidden by the prompt's branch alone, it is forbidden at any scale above 0, which is the formula's limit;
+    - forbidden by the negative branch alone, it is forbidden at a scale below 1, the limit again. At 1 and above the
+      token keeps the logit of the prompt's branch. The limit there is plus infinity, all probability on that token, and no
+      distribution to learn. Without guidance on that token the teacher allows what the prompt's branch allows, which is
+      what a student begins with, and every divergence between the two stays finite.
 
     Args:
         prompt: logits given the prompt, ``[..., V]``.
         negative: logits given the negative (or no) prompt on the same generated prefix, ``[..., V]``.
-        scale: gamma, a number or a tensor that broadcasts against the logits.
+        scale: gamma, at least 0, a number or a tensor that broadcasts against the logits.
 
     Returns:
         Guided logits, ``[..., V]``.
@@ -32,8 +41,24 @@ def guided_logits(prompt: Tensor, negative: Tensor, scale: float | Tensor) -> Te
     Example:
         >>> guided_logits(torch.tensor([2.0, 0.0]), torch.tensor([1.0, 0.0]), 3.0)
         tensor([4., 0.])
+        >>> guided_logits(torch.tensor([2.0, -torch.inf]), torch.tensor([1.0, -torch.inf]), 3.0)
+        tensor([4., -inf])
     """
-    # torch.lerp computes from the nearer end, so that scale 1 returns the prompt's logits to the bit.
+    guided = guided_states(prompt, negative, scale)
+    # One sum tells whether every logit is finite. Where it overflows, the longer way gives the same values.
+    if guided.detach().sum().isfinite():
+        return guided
+    no_prompt, no_negative = torch.isneginf(prompt), torch.isneginf(negative)
+    forbidden = (no_prompt & (scale > 0)) | (no_negative & (scale < 1)) | (no_prompt & no_negative)
+    # The finite branch stands in for the other one, so that neither the result nor a gradient meets infinity.
+    finite_prompt = torch.where(no_prompt, torch.where(no_negative, 0.0, negative), prompt)
+    finite_negative = torch.where(no_negative, torch.where(no_prompt, 0.0, prompt), negative)
+    return guided_states(finite_prompt, finite_negative, scale).masked_fill(forbidden, -torch.inf)
+
+
+def guided_states(prompt: Tensor, negative: Tensor, scale: float | Tensor) -> Tensor:
+    """The formula of :func:`guided_logits` on finite values: the states in front of a linear head, ``[..., D]``."""
+    # torch.lerp computes from the nearer end, so that scale 1 returns the prompt's values to the bit.
     return torch.lerp(negative, prompt, scale)
 
 

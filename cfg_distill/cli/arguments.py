@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
 from cfg_distill.errors import ConfigError, nearest
-from cfg_distill.folders import ADAPTER_CONFIG
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -43,6 +43,18 @@ class Arguments(argparse.ArgumentParser):
             raise ConfigError(unknown)
         return self.parse_args(argv)
 
+    def options(self) -> dict[str, str]:
+        """The option of each argument by its name, to render problems of a request with."""
+        return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+
+    @contextmanager
+    def naming_options(self) -> Iterator[None]:
+        """Problems raised in the block name the options of this command in place of keys."""
+        try:
+            yield
+        except ConfigError as error:
+            raise ConfigError([problem.told(self.options()) for problem in error.problems]) from error
+
     @staticmethod
     def _unknown(option: str, known: list[str]) -> str:
         hint = nearest(option, known) or f" Known: {', '.join(known)}."
@@ -76,6 +88,17 @@ def add_dtype(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The modules that a model folder may name."""
+    parser.add_argument(
+        "--trust",
+        nargs="+",
+        default=[],
+        metavar="MODULE",
+        help="modules of yours that a model folder may name for its renderer and metrics",
+    )
+
+
 def add_seconds(parser: argparse.ArgumentParser) -> None:
     """The length of sound."""
     parser.add_argument(
@@ -83,18 +106,15 @@ def add_seconds(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def refuse_existing(out: Path, overwrite: bool, model: bool = False) -> list[str]:
+def refuse_existing(out: Path, overwrite: bool) -> list[str]:
     """A problem when the output exists and holds something that may not be overwritten.
 
     Args:
         out: the file or folder to write.
         overwrite: whether the user asked to overwrite.
-        model: a whole model folder is replaced, so that only a model folder may be.
     """
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
     if not overwrite:
         return [f"Option `--out`: `{out}` exists. Name another one, or pass --overwrite."]
-    if model and not any((out / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
-        return [f"Option `--out`: `{out}` exists and is no model folder, so it is not replaced. Name another one."]
     return []

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_dtype, add_sampling, add_seconds
+from cfg_distill.cli.arguments import Arguments, add_dtype, add_sampling, add_seconds, add_trust
+from cfg_distill.errors import ConfigError
 
 
 def run(argv: Sequence[str]) -> None:
     parser = Arguments("evaluate", "Quality and diversity of finished models on a file of prompts.")
+    models = "model folders, hub names or tunes:base"
+    parser.add_argument("--model", dest="models", nargs="+", required=True, metavar="DIR", help=models)
     parser.add_argument(
-        "--model", nargs="+", required=True, metavar="DIR", help="model folders, hub names or tunes:base"
-    )
-    parser.add_argument(
-        "--prompts", required=True, metavar="FILE", help="prompts: text (one a line), JSON lines or CSV"
+        "--prompts", required=True, metavar="FILE", help="prompts: text (one per line), JSON lines or CSV"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="a folder for front.json, front.png and the table")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="of sampling")
@@ -28,22 +29,15 @@ def run(argv: Sequence[str]) -> None:
     add_sampling(parser, samples=8, max_new_tokens=None, temperatures=True)
     add_seconds(parser)
     add_dtype(parser)
+    add_trust(parser)
     given = parser.read(argv)
-    from cfg_distill.evaluation.models import evaluate_models
 
-    evaluate_models(
-        models=given.model,
-        prompts=given.prompts,
-        out=given.out,
-        samples=given.samples,
-        seeds=given.seeds,
-        max_new_tokens=given.max_new_tokens,
-        temperature=given.temperature,
-        guidance=given.guidance,
-        metrics=given.metrics,
-        batch_size=given.batch_size,
-        overwrite=given.overwrite,
-        seconds=given.seconds,
-        written=given.written,
-        dtype=given.dtype,
-    )
+    from cfg_distill.evaluation.models import evaluate_request
+    from cfg_distill.evaluation.requests import EvaluateRequest
+
+    request, options = EvaluateRequest(**vars(given)), parser.options()
+    if problems := request.problems():
+        raise ConfigError([problem.told(options) for problem in problems])
+    for remark in request.remarks():
+        print(remark.told(options), file=sys.stderr)
+    print(evaluate_request(request))

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, refuse_existing
-from cfg_distill.errors import ConfigError
+from cfg_distill.cli.arguments import Arguments
 
 
 def run(argv: Sequence[str]) -> None:
@@ -18,22 +17,11 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--merged", action="store_true", help="a LoRA student as a whole model, without its adapter apart"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing model folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds nothing but a model")
+    modules = "modules of your own that the checkpoint may name: its generator is made by running them"
+    parser.add_argument("--trust", nargs="+", default=[], metavar="MODULE", help=modules)
     given = parser.read(argv)
-    found = _problems_of_checkpoint(given.checkpoint) + refuse_existing(given.out, given.overwrite, model=True)
-    if found:
-        raise ConfigError(found)
-    from cfg_distill.checkpoints import export
+    with parser.naming_options():
+        from cfg_distill.checkpoints import export
 
-    print(export(given.checkpoint, given.out, given.weights, given.merged))
-
-
-def _problems_of_checkpoint(file: Path) -> list[str]:
-    if not file.exists():
-        return [f"Option `--checkpoint`: expected a file written by cfg-distill fit, but `{file}` does not exist."]
-    if file.is_dir():
-        return [
-            f"Option `--checkpoint`: expected one file, but `{file}` is a folder (a sharded checkpoint). Make one file"
-            f" of it: python -m lightning.pytorch.utilities.consolidate_checkpoint {file}"
-        ]
-    return []
+        print(export(given.checkpoint, given.out, given.weights, given.merged, given.overwrite, given.trust))

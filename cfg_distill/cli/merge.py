@@ -20,7 +20,7 @@ def run(argv: Sequence[str]) -> None:
         type=float,
         default=[],
         metavar="W",
-        help="shares for lerp, slerp and weighted; one number for liti and ema; none for soup",
+        help="one per model for lerp, slerp and weighted; one number for liti and ema; none for soup",
     )
     methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
     parser.add_argument("--method", choices=METHODS, default="lerp", help=methods)
@@ -31,11 +31,12 @@ def run(argv: Sequence[str]) -> None:
         help="the model that all others were trained from; for adapters the base, unless an adapter is named",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds nothing but a model")
     given = parser.read(argv)
     from cfg_distill.merging import merge_folders
 
-    merge_folders(given.models, given.weights, given.method, given.out, given.start, given.overwrite)
+    with parser.naming_options():
+        merge_folders(given.models, given.weights, given.method, given.out, given.start, given.overwrite)
     what = ""
     if is_adapter(given.out):
         config = adapter_config(given.out)

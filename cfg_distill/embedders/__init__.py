@@ -8,11 +8,13 @@ from cfg_distill.embedders.clap import CLAP, AudioEmbedder
 from cfg_distill.embedders.ngrams import NGramCounts
 from cfg_distill.embedders.similarity import cosine_distances
 from cfg_distill.embedders.text import TransformerEmbedder
+from cfg_distill.generators.frozen import Frozen
 
 __all__ = [
     "CLAP",
     "AudioEmbedder",
     "Embedder",
+    "Frozen",
     "NGramCounts",
     "TransformerEmbedder",
     "cosine_distances",

@@ -1,6 +1,6 @@
 """Systems (a model and how it is sampled) on held-out prompts: values per prompt, comparisons, the front, written samples.
 
-Importing this room loads no torch until one of its names is used.
+Importing this room imports no torch until one of its names is used.
 """
 
 import importlib
@@ -11,14 +11,22 @@ from cfg_distill.evaluation.headline import Headline
 if TYPE_CHECKING:
     from cfg_distill.evaluation.compare import difference, height_above
     from cfg_distill.evaluation.figure import draw_front, front_figure
+    from cfg_distill.evaluation.front import Interval, bootstrap_interval, hypervolume, hypervolumes, pareto
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.models import evaluate_models
+    from cfg_distill.evaluation.renderers import Renderer
+    from cfg_distill.evaluation.requests import EvaluateRequest, GenerateRequest
     from cfg_distill.evaluation.system import System
     from cfg_distill.evaluation.table import front_table
 
 __all__ = [
+    "EvaluateRequest",
+    "GenerateRequest",
     "Headline",
+    "Interval",
+    "Renderer",
     "System",
+    "bootstrap_interval",
     "difference",
     "draw_front",
     "evaluate",
@@ -26,20 +34,25 @@ __all__ = [
     "front_figure",
     "front_table",
     "height_above",
+    "hypervolume",
+    "hypervolumes",
+    "pareto",
 ]
 _HOMES = {
-    "System": "system",
-    "difference": "compare",
-    "draw_front": "figure",
-    "evaluate": "measure",
-    "evaluate_models": "models",
-    "front_figure": "figure",
-    "front_table": "table",
-    "height_above": "compare",
+    "compare": ("difference", "height_above"),
+    "figure": ("draw_front", "front_figure"),
+    "front": ("Interval", "bootstrap_interval", "hypervolume", "hypervolumes", "pareto"),
+    "measure": ("evaluate",),
+    "models": ("evaluate_models",),
+    "renderers": ("Renderer",),
+    "requests": ("EvaluateRequest", "GenerateRequest"),
+    "system": ("System",),
+    "table": ("front_table",),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    for module, names in _HOMES.items():
+        if name in names:
+            return vars(importlib.import_module(f"{__name__}.{module}"))[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,6 @@
-"""Comparisons of systems on the same prompts, paired: hard prompts weigh on both sides alike.
+"""Paired comparisons of systems on the same prompts: a hard prompt weighs on both sides alike.
 
-The intervals carry the noise of prompts and sampling seeds. They do not carry that of training: one would need students
+The intervals carry the noise of prompts and sampling seeds. They do not carry the noise of training, which takes students
 of several training seeds. Shapes: M systems, P prompts, S sampling seeds, R resamples.
 """
 
@@ -10,14 +10,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cfg_distill.evaluation.front import Interval, bootstrap_interval, mixture_diversity
 from cfg_distill.evaluation.system import System
-from cfg_distill.metrics.front import Interval, bootstrap_interval
 
 RESAMPLES = 2000
 
 
 def difference(left: System, right: System, metric: str) -> Interval:
-    """How much ``left`` is above ``right`` in one metric: the mean difference and its 95 % interval.
+    """How far ``left`` is above ``right`` in one metric: the mean difference and its 95 % interval.
 
     Raises:
         ValueError: the systems were evaluated on different prompts.
@@ -27,7 +27,7 @@ def difference(left: System, right: System, metric: str) -> Interval:
 
 
 def paired(systems: Sequence[System], metric: str) -> np.ndarray:
-    """The values of several systems on their common prompts, ``[M, P, S]``; NaN in one is NaN in all.
+    """The values of several systems on their common prompts, ``[M, P, S]``. A value that is NaN in one system is NaN in all.
 
     Raises:
         ValueError: the systems were evaluated on different prompts.
@@ -42,12 +42,30 @@ def paired(systems: Sequence[System], metric: str) -> np.ndarray:
 def height_above(
     system: System, front: Sequence[System], quality: str, diversity: str, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """How far a system lies above the front of others, along the diversity axis, with a 95 % interval.
+    r"""How far a system lies above the front of others, along the diversity axis, with a 95 % interval.
 
-    The front is the strongest one: whatever a mixture of its systems reaches, which answers a share of the prompts by
-    one and the rest by another. The height is the system's diversity minus the largest diversity that any mixture of at
-    least its quality has; 0 stands for the latter where no mixture has that quality. Prompts, and within each its
-    seeds, are redrawn jointly for all systems and both metrics.
+    A mixture of systems answers a share of the prompts by one system and the rest by another. The front holds every point
+    that a mixture reaches, so no stronger front can be made of these systems:
+
+    .. math:: h = d - \max\Big\{\sum_m a_m d_m : a_m \ge 0, \sum_m a_m = 1, \sum_m a_m q_m \ge q\Big\}
+
+    with q and d the quality and diversity of the system, q_m and d_m of the systems of the front. The maximum counts as 0
+    where no mixture has the quality q. Prompts, and the seeds within each prompt, are redrawn jointly for all systems and
+    both metrics.
+
+    Args:
+        system: the system whose height is asked for.
+        front: the systems below it.
+        quality: the quality metric.
+        diversity: the diversity metric.
+        resamples: number of bootstrap resamples.
+        seed: of the resamples; the same seed gives the same interval.
+
+    Returns:
+        The height on all prompts, and its interval.
+
+    Raises:
+        ValueError: the systems were evaluated on different prompts.
     """
     quality_MPS, diversity_MPS = (paired([system, *front], metric) for metric in (quality, diversity))
     random = np.random.default_rng(seed)
@@ -64,23 +82,3 @@ def height_above(
     ]
     low, high = np.quantile(heights_R, [0.025, 0.975])
     return Interval(height(*everything), float(low), float(high))
-
-
-def mixture_diversity(at_least: float, quality_M: np.ndarray, diversity_M: np.ndarray) -> float:
-    """The largest diversity of a mixture of points whose quality is ``at_least``; 0 if there is none.
-
-    A linear programme with one constraint: its optimum mixes at most two points, one on either side.
-
-    Example:
-        >>> mixture_diversity(0.5, np.array([0.0, 1.0]), np.array([0.8, 0.2]))
-        0.5
-    """
-    enough = quality_M >= at_least
-    if not enough.any():
-        return 0.0
-    best = diversity_M[enough].max()
-    for good_quality, good_diversity in zip(quality_M[enough], diversity_M[enough], strict=True):
-        for quality, its_diversity in zip(quality_M[~enough], diversity_M[~enough], strict=True):
-            share = (at_least - quality) / (good_quality - quality)
-            best = max(best, share * good_diversity + (1 - share) * its_diversity)
-    return float(best)

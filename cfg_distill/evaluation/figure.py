@@ -1,11 +1,12 @@
-"""The front as a picture: quality over diversity, the baselines' sweeps beside the line of students and merges.
+"""The front as a picture: quality over diversity, the sweeps of the baselines beside the line of students and merges.
 
-It draws entries of front.json, so that a study, TensorBoard and a reader with the file alone make the same picture.
+The input is the entries of front.json. So a study, TensorBoard and a reader of the file alone make the same picture.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise, product
 from typing import Any
 
@@ -18,7 +19,7 @@ from matplotlib.transforms import Bbox
 
 Point = Mapping[str, Any]
 
-# Okabe and Ito: apart for every common colour vision; the markers differ too.
+# The colours of Okabe and Ito, which differ for every common colour vision; the markers differ, too.
 STYLES: dict[str, dict[str, Any]] = {
     "students": {"color": "#0072B2", "marker": "o", "size": 7.5, "linestyle": "-", "linewidth": 2.0},
     "guidance": {"color": "#D55E00", "marker": "s", "size": 7, "linestyle": "--", "linewidth": 1.3},
@@ -46,9 +47,9 @@ def front_figure(
         points: entries of front.json.
         quality: the metric of the vertical axis.
         diversity: the metric of the horizontal axis.
-        independent: a measure of diversity that was no reward, for the second panel; None for no panel.
-        title: one line that states what was found.
-        note: one line below it: prompts, samples, what the bars mean.
+        independent: a measure of diversity that was no reward, for the second panel; None for one panel.
+        title: one line that states the finding.
+        note: one line below the title: prompts, samples, the meaning of the bars.
     """
     across = [diversity] if independent is None else [diversity, independent]
     figure = Figure(figsize=(8.2 if independent is None else 12.0, 5.6), dpi=150, layout="constrained")
@@ -63,7 +64,7 @@ def front_figure(
     figure.suptitle(title or f"{quality} and {diversity}".replace("_", " "), x=0.012, ha="left", fontsize=13)
     if note:
         figure.text(0.012, 0.925, note, fontsize=9, color="#555555")
-        panels[0].set_title(" ", fontsize=12)  # keeps the room that the note takes
+        panels[0].set_title(" ", fontsize=12)  # reserves the space of the note
     columns = min(len(legend), 3)
     figure.legend(
         list(legend.values()), list(legend), loc="outside lower left", ncols=columns, frameon=False, fontsize=9
@@ -73,9 +74,9 @@ def front_figure(
 
 
 def draw_front(panel: Axes, points: Sequence[Point], quality: str, diversity: str) -> dict[str, Line2D]:
-    """Lines, points and intervals of one panel; returns what its legend says.
+    """Draw the lines, points and intervals of one panel; return the entries of its legend.
 
-    Labels are written but not placed: that takes the size of the panel.
+    Labels are written but not placed: their places depend on the size of the panel.
     """
     panel.set_xlabel(_axis_label(diversity, "diversity"))
     panel.grid(color="#E6E6E6", linewidth=0.8)
@@ -84,40 +85,90 @@ def draw_front(panel: Axes, points: Sequence[Point], quality: str, diversity: st
     panel.tick_params(labelsize=9)
     panel.margins(0.12)
     usual = _usual_temperature(points)
-    legend: dict[str, Any] = {}
-    for (family, temperature), line in _lines(points).items():
-        drawn = [p for p in line if quality in p["quality"] and diversity in p["diversity"]]
-        own = [p for p in drawn if FAMILY[p["kind"]] == family]
-        if not own:
-            continue
-        style = STYLES[family]
-        is_usual = temperature in (None, usual)
-        path = {
-            "color": style["color"],
-            "linestyle": style["linestyle"],
-            "linewidth": style["linewidth"] if is_usual else 1.0,
-        }
-        dots = {"color": style["color"], "marker": style["marker"], "markersize": style["size"], "markeredgewidth": 1.0}
-        dots |= {"markeredgecolor": "white"} if is_usual else {"markerfacecolor": "white"}
-        joined = [p for p in drawn if family != "students" or p.get("knob") is not None]
-        # A second sweep along a line of its own follows the first: names and bars would only bury it.
-        quiet = not is_usual and len(joined) > 1
-        panel.plot(*_means(joined, quality, diversity), **path, alpha=0.5 if quiet else 0.85, zorder=2)
-        x, y = _means(own, quality, diversity)
-        bars = {
-            "xerr": _bars(p["diversity"][diversity] for p in own),
-            "yerr": _bars(p["quality"][quality] for p in own),
-        }
-        faint: dict[str, Any] = {"fmt": "none", "ecolor": style["color"], "elinewidth": 0.9, "alpha": 0.3, "zorder": 1}
-        if not quiet:
-            panel.errorbar(x, y, **(bars | faint))
-        panel.plot(x, y, **(dots | {"markersize": 5.0} if quiet else dots), linestyle="", zorder=3 if quiet else 4)
-        meaning = LEGEND[family] if family != "base" or len(own) > 1 else "base"
-        legend[meaning + ("" if is_usual else f", T {temperature:g}")] = Line2D([], [], **(dots | path))
-        for point, a, b in () if quiet else zip(own, x, y, strict=True):
-            text = panel.annotate(point["name"], (a, b), (0, 0), textcoords="offset points", fontsize=9, zorder=5)
-            text.set(color=style["color"], gid="label", path_effects=[withStroke(linewidth=2.5, foreground="white")])
+    legend: dict[str, Line2D] = {}
+    for (family, temperature), points_of_line in _lines(points).items():
+        drawn = [p for p in points_of_line if quality in p["quality"] and diversity in p["diversity"]]
+        line = _Line(family, temperature, temperature in (None, usual), drawn, quality, diversity)
+        if line.own:
+            line.draw(panel)
+            legend[line.meaning] = Line2D([], [], **(line.dots | line.path))
     return legend
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One line of a panel: the sweep of a family at one temperature.
+
+    Attributes:
+        family: a key of :data:`STYLES`.
+        temperature: of all its points; None where the temperature is what is swept.
+        usual: whether it is the temperature of most points: that line is drawn in full.
+        drawn: the points in the order of the line.
+        quality: the metric of the vertical axis.
+        diversity: the metric of the horizontal axis.
+    """
+
+    family: str
+    temperature: float | None
+    usual: bool
+    drawn: Sequence[Point]
+    quality: str
+    diversity: str
+
+    @property
+    def own(self) -> list[Point]:
+        """The points of this family. A sweep of guidance begins at a point of the base."""
+        return [p for p in self.drawn if FAMILY[p["kind"]] == self.family]
+
+    @property
+    def joined(self) -> list[Point]:
+        """The points that the line goes through: of students, those that lie between the two that are merged."""
+        return [p for p in self.drawn if self.family != "students" or p.get("knob") is not None]
+
+    @property
+    def quiet(self) -> bool:
+        """Whether names and bars are left out: a second sweep follows the first, and they would only bury it."""
+        return not self.usual and len(self.joined) > 1
+
+    @property
+    def path(self) -> dict[str, Any]:
+        """The look of the line."""
+        style = STYLES[self.family]
+        width = style["linewidth"] if self.usual else 1.0
+        return {"color": style["color"], "linestyle": style["linestyle"], "linewidth": width}
+
+    @property
+    def dots(self) -> dict[str, Any]:
+        """The look of its points: filled at the usual temperature."""
+        style = STYLES[self.family]
+        dots = {"color": style["color"], "marker": style["marker"], "markersize": style["size"], "markeredgewidth": 1.0}
+        return dots | ({"markeredgecolor": "white"} if self.usual else {"markerfacecolor": "white"})
+
+    @property
+    def meaning(self) -> str:
+        """Its entry in the legend."""
+        meaning = "base" if self.family == "base" and len(self.own) == 1 else LEGEND[self.family]
+        return meaning if self.usual else f"{meaning}, T {self.temperature:g}"
+
+    def draw(self, panel: Axes) -> None:
+        """Draw the line, its intervals, its points and their names."""
+        own, color = self.own, STYLES[self.family]["color"]
+        panel.plot(
+            *_means(self.joined, self.quality, self.diversity), **self.path, alpha=0.5 if self.quiet else 0.85, zorder=2
+        )
+        x, y = _means(own, self.quality, self.diversity)
+        if self.quiet:
+            panel.plot(x, y, **(self.dots | {"markersize": 5.0}), linestyle="", zorder=3)
+            return
+        bars: dict[str, Any] = {
+            "xerr": _bars(p["diversity"][self.diversity] for p in own),
+            "yerr": _bars(p["quality"][self.quality] for p in own),
+        }
+        panel.errorbar(x, y, **bars, fmt="none", ecolor=color, elinewidth=0.9, alpha=0.3, zorder=1)
+        panel.plot(x, y, **self.dots, linestyle="", zorder=4)
+        for point, a, b in zip(own, x, y, strict=True):
+            text = panel.annotate(point["name"], (a, b), (0, 0), textcoords="offset points", fontsize=9, zorder=5)
+            text.set(color=color, gid="label", path_effects=[withStroke(linewidth=2.5, foreground="white")])
 
 
 def _axis_label(metric: str, axis: str) -> str:
@@ -147,7 +198,7 @@ def _lines(points: Sequence[Point]) -> dict[tuple[str, float | None], list[Point
 
 
 def _usual_temperature(points: Sequence[Point]) -> float:
-    """The temperature of most points: its markers are filled."""
+    """The temperature of most points. Their markers are filled."""
     temperatures = [p["temperature"] for p in points]
     return max(temperatures, key=temperatures.count)
 
@@ -163,7 +214,7 @@ _DIRECTIONS = [(1, 0.55), (-1, 0.55), (1, -0.55), (-1, -0.55), (0, 1), (0, -1), 
 
 
 def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
-    """Put every label beside its point where it covers least of other labels, points and lines."""
+    """Put each label beside its point, where it covers least of other labels, points and lines."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # the sizes of texts and panels are known from here on
     renderer = canvas.get_renderer()
@@ -203,7 +254,7 @@ def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
 
 
 def _box(x: float, y: float, width: float, height: float | None = None) -> Bbox:
-    """A box around a point; a square when no height is given."""
+    """A box around a point; without a height, a square."""
     height = width if height is None else height
     return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
 

@@ -12,7 +12,7 @@ class Headline:
     Args:
         quality: a quality metric.
         diversity: the diversity metric of the reward.
-        independent: a diversity metric that was no reward.
+        independent: a diversity metric that was no reward; None for none.
     """
 
     quality: str

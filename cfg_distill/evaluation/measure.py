@@ -1,4 +1,4 @@
-"""Draw samples of held-out prompts and score them. Shapes: B prompts, G samples a prompt."""
+"""Draw samples of held-out prompts and score them. Shapes: B prompts, G samples per prompt."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ def evaluate(
     Args:
         generator: the model, loaded.
         prompts: held-out prompts.
-        sampling: G samples a prompt, their length, temperature and filters.
-        guidance: samples under guidance, at twice the forward passes; None for none.
-        metrics: name -> metric, loaded; they are reset.
-        seeds: of sampling: every prompt is sampled anew under each.
-        batch_size: prompts at once. The random numbers of a batch depend on its first prompt's place, so another batch
+        sampling: G samples per prompt, their length, temperature and filters.
+        guidance: sample under guidance, at twice the forward passes; None for no guidance.
+        metrics: name -> metric, loaded. Their states are reset.
+        seeds: of sampling. Every prompt is sampled anew under each seed.
+        batch_size: prompts at once. The random numbers of a batch depend on the place of its first prompt. So another batch
             size gives other samples of the same distribution.
         name: of the system.
         kind: of the system.
-        progress: called with the batches done and their number.
+        progress: called with the number of batches that are done, and of all batches.
         listen: called with the samples of every batch of the first seed.
     """
     system = System(
         name=name,
         kind=kind,
-        model=str(getattr(generator, "path", type(generator).__name__)),
+        model=str(generator.path),
         temperature=sampling.temperature,
         guidance=guidance.scale if guidance is not None else 1.0,
         samples=sampling.samples,

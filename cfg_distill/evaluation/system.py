@@ -1,38 +1,37 @@
-"""One point of a front: a model, how it was sampled, and what the metrics said of each prompt."""
+"""One point of a front: a model, how it was sampled, and its metrics per prompt."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 
+from cfg_distill.evaluation.front import Interval, bootstrap_interval
 from cfg_distill.files import write_text
-from cfg_distill.metrics.front import Interval, bootstrap_interval
 
 Kind = Literal["base", "guidance", "student", "merge", "model"]
-KINDS: tuple[str, ...] = get_args(Kind)
 
 
 @dataclass
 class System:
-    """A model and how it was sampled, with what the metrics said of each prompt.
+    """A model and how it was sampled, with its metrics per prompt.
 
     Attributes:
         name: as the study names it.
-        kind: ``base`` (at some temperature), ``guidance``, ``student``, ``merge``, or ``model`` for any other.
+        kind: ``base`` (at some temperature), ``guidance``, ``student``, ``merge``, or ``model`` for any other system.
         model: the folder or hub name.
         temperature: of sampling.
         guidance: the scale of guidance; 1 is none.
-        samples: samples a prompt and seed.
+        samples: samples per prompt and seed.
         seeds: of sampling.
         prompts: the prompts, in the order of the values.
         axes: metric -> ``quality``, ``diversity`` or ``guard``.
-        values: metric -> one row a seed, one number a prompt; NaN where the metric does not apply.
-        relative_cost: forward passes a token, relative to sampling without guidance.
-        knob: where it lies on the line from one student, 0, to another, 1; None if on no such line.
+        values: metric -> one row per seed, one number per prompt; NaN where the metric does not apply.
+        relative_cost: forward passes per token, relative to sampling without guidance.
+        knob: the weight of the second student in a merge of two, from 0 to 1; None for any other system.
     """
 
     name: str
@@ -79,10 +78,10 @@ class System:
         }
 
     def save(self, file: Path) -> None:
-        """Write everything, the values of each prompt included, as JSON."""
+        """Write everything, the values per prompt included, as JSON."""
         write_text(file, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """What :meth:`save` wrote."""
+        """Load a system that :meth:`save` wrote."""
         return cls(**json.loads(file.read_text(encoding="utf-8")))

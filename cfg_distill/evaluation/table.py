@@ -9,9 +9,9 @@ Point = Mapping[str, Any]
 
 
 def front_table(points: Sequence[Point]) -> str:
-    """A block an axis, a row a system: relative cost, then every metric as mean and half the width of its 95 % interval.
+    """One block per axis, one row per system: relative cost, then each metric as mean and half the width of its 95 % interval.
 
-    A star marks the best mean of each quality and diversity metric. Guards show failures; they have no best.
+    A star marks the best mean of each quality and diversity metric. Guards show failures, and have no best.
 
     Args:
         points: entries of front.json.
@@ -38,3 +38,18 @@ def _block(points: Sequence[Point], axis: str, has_best: bool) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def hypervolume_line(entry: Mapping[str, Any]) -> str:
+    """One entry of :func:`cfg_distill.evaluation.front.hypervolumes` as a line.
+
+    Example:
+        >>> hypervolume_line({"quality": "q", "diversity": "d", "reference": {"q": 0.0, "d": 0.0}, "baselines": 0.4,
+        ...                   "students": None, "all": 0.4, "front": ["base"]})
+        'Hypervolume of q and d above (0, 0): baselines 0.400, all 0.400. Front: base.'
+    """
+    kinds = {"baselines": "baselines", "students": "students and merges", "all": "all"}
+    volumes = [f"{words} {entry[kind]:.3f}" for kind, words in kinds.items() if entry[kind] is not None]
+    corner = ", ".join(f"{value:g}" for value in entry["reference"].values())
+    of = f"Hypervolume of {entry['quality']} and {entry['diversity']} above ({corner})"
+    return f"{of}: {', '.join(volumes)}. Front: {'; '.join(entry['front'])}."

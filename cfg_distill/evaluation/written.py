@@ -1,36 +1,52 @@
-"""Samples for a person: printed, and written as text, as tunes (ABC, MIDI, WAV) or as sound (WAV)."""
+"""Samples for a person: printed, and written into a folder by the renderer that the model's own folder names."""
 
 from __future__ import annotations
 
-import math
 import re
-import shutil
+import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.audio import Waveform, write_audio
+from cfg_distill.audio import Waveform
+from cfg_distill.evaluation.renderers import Renderer, renderer_of
+from cfg_distill.files import staged_folder
 from cfg_distill.generators import Generator
 from cfg_distill.sampling.samples import Samples
 
 
-def writes_tunes(generator: Generator) -> bool:
-    """Whether a model speaks the tokens of the embedded text-to-music model."""
-    tokenizer = getattr(generator, "tokenizer", None)
-    return tokenizer is not None and "<origin:any>" in tokenizer.get_vocab()
+def stem_of(place: int, prompt: str, number: int) -> str:
+    """The name of a sample's files, without a suffix: place of the prompt, its words, number of the sample, from 1 on.
+
+    Example:
+        >>> stem_of(1, "A lively jig, in G!", 2)
+        '01-a-lively-jig-in-g-2'
+    """
+    words = "-".join(re.findall(r"\w+", prompt.lower()))[:60].strip("-") or "unconditional"
+    return f"{place:02d}-{words}-{number}"
 
 
 class Writer:
-    """Keeps the samples of the first prompts; :meth:`finish` writes them, a file or three each.
+    """Keeps the samples of the first prompts; :meth:`finish` writes them.
+
+    Beside the files of the renderer stands a text for each sample: its prompt and, of a text, the sample itself.
 
     Args:
         generator: the model that made them.
         folder: where they go; it appears whole.
-        prompts: of how many prompts.
-        samples: how many of each.
+        prompts: number of prompts.
+        samples: number of samples per prompt.
+        renderer: None takes the one that the model's folder names.
     """
 
-    def __init__(self, generator: Generator, folder: Path, prompts: int, samples: int) -> None:
-        self.are_tunes = writes_tunes(generator)
+    def __init__(
+        self, generator: Generator, folder: Path, prompts: int, samples: int, renderer: Renderer | None = None
+    ) -> None:
+        if renderer is None:
+            renderer, remarks = renderer_of(generator.path)
+            for remark in remarks:
+                print(remark, file=sys.stderr)
+        self.renderer = renderer
         self.folder = folder
         self.prompts = prompts
         self.samples = samples
@@ -39,64 +55,34 @@ class Writer:
     def __call__(self, samples: Samples) -> None:
         missing = self.prompts - len(self.kept)
         for prompt, group in list(zip(samples.prompts, samples.groups(), strict=True))[: max(missing, 0)]:
-            self.kept.append((prompt, group[: self.samples]))
+            self.kept.append((str(prompt), group[: self.samples]))
 
     def finish(self) -> None:
-        """Write what was kept."""
-        staged = self.folder.with_name(f".{self.folder.name}.partial")
-        shutil.rmtree(staged, ignore_errors=True)
-        staged.mkdir(parents=True)
-        for number, (prompt, group) in enumerate(self.kept, start=1):
-            for letter, output in zip("abcdefghijklmnopqrstuvwxyz", group, strict=False):
-                stem = f"{number:02}{letter}"
-                if isinstance(output, Waveform):
-                    write_audio(staged / f"{stem}.wav", output)
-                    output = f"{stem}.wav"
-                (staged / f"{stem}.txt").write_text(f"{prompt}\n\n{output}\n", encoding="utf-8")
-                if self.are_tunes:
-                    from cfg_distill.tunes.rendering import render
-
-                    render(output, staged, stem, prompt)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        staged.replace(self.folder)
+        """Write the samples that were kept."""
+        with staged_folder(self.folder) as folder:
+            for place, (prompt, group) in enumerate(self.kept, start=1):
+                for number, sample in enumerate(group, start=1):
+                    stem = stem_of(place, prompt, number)
+                    self.renderer.write(sample, prompt, folder, stem)
+                    # In place of the plain renderer's text, which has no prompt.
+                    content = f"{stem}.wav" if isinstance(sample, Waveform) else sample
+                    (folder / f"{stem}.txt").write_text(f"{prompt}\n\n{content}\n", encoding="utf-8")
 
 
-def show(samples: Samples, tunes: bool) -> None:
-    """Print the samples; of sound, what can be said of it."""
+def show(samples: Samples, renderer: Renderer) -> None:
+    """Print the samples; of sound, its length, rate and peak."""
     for prompt, group in zip(samples.prompts, samples.groups(), strict=True):
-        for number, output in enumerate(group, start=1):
+        for number, sample in enumerate(group, start=1):
             print(f"== {prompt} ({number} of {len(group)})")
-            print(_as_text(output, prompt, tunes), end="\n\n")
+            print(renderer.text(sample, str(prompt)), end="\n\n")
 
 
-def write(samples: Samples, out: Path, tunes: bool) -> None:
-    """Write the samples into a folder, named after place, prompt and number."""
-    out.mkdir(parents=True, exist_ok=True)
-    for place, (prompt, group) in enumerate(zip(samples.prompts, samples.groups(), strict=True), start=1):
-        words = "-".join(re.findall(r"\w+", prompt.lower()))[:60].strip("-") or "unconditional"
-        for number, output in enumerate(group, start=1):
-            stem = f"{place:02d}-{words}-{number}"
-            if isinstance(output, Waveform):
-                gain = write_audio(out / f"{stem}.wav", output)
-                if gain:
-                    print(f"{stem}.wav: turned down by {-gain:.1f} dB, so that it does not clip.")
-            elif tunes:
-                from cfg_distill.tunes.rendering import render
-
-                render(output, out, stem, prompt)
-            else:
-                (out / f"{stem}.txt").write_text(output, encoding="utf-8")
+def write(samples: Samples, out: Path, renderer: Renderer) -> None:
+    """Write the samples into a folder, named after place, prompt and number. A new folder appears whole."""
+    with nullcontext(out) if out.exists() else staged_folder(out) as folder:
+        for place, (prompt, group) in enumerate(zip(samples.prompts, samples.groups(), strict=True), start=1):
+            for number, sample in enumerate(group, start=1):
+                remark = renderer.write(sample, str(prompt), folder, stem_of(place, str(prompt), number))
+                if remark:
+                    print(remark)
     print(f"Wrote {len(samples.outputs)} samples to {out}.")
-
-
-def _as_text(output: Any, prompt: str, tunes: bool) -> str:
-    if isinstance(output, Waveform):
-        channels = {1: "mono", 2: "stereo"}.get(len(output.samples), f"{len(output.samples)} channels")
-        peak = f"{20 * math.log10(output.peak):.1f} dBFS" if output.peak else "silence"
-        return f"{output.seconds:.2f} s, {output.rate} Hz, {channels}, peak {peak}"
-    if not tunes:
-        return output
-    from cfg_distill.tunes.prompts import understand
-    from cfg_distill.tunes.rendering import setting_of, to_abc
-
-    return to_abc(setting_of(output, understand(prompt)), prompt).rstrip()

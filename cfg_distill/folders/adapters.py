@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 
 PREFIX = "base_model.model."
@@ -72,7 +72,7 @@ class AdapterFolder:
 
     Args:
         path: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        key: the setting that named it, for the messages.
+        key: the setting that named it, for the messages; left out by a caller that puts it in front itself.
 
     Attributes:
         config: what ``adapter_config.json`` says.
@@ -84,13 +84,13 @@ class AdapterFolder:
         ConfigError: a file is missing or broken, or the adapter is more than a low-rank change of linear layers.
     """
 
-    def __init__(self, path: str | Path, key: str = "models") -> None:
+    def __init__(self, path: str | Path, key: str = "") -> None:
         self.path = str(path)
         self.folder = Path(self.path).expanduser()
         try:
             self.config = adapter_config(path)
         except ConfigError as error:
-            raise ConfigError([f"Key `{key}`: {problem}" for problem in error.problems]) from error
+            raise ConfigError(error.under(key)) from error
         self.base: str = self.config["base_model_name_or_path"]
         self.file = self.folder / ADAPTER_WEIGHTS
         self.files = [self.file]
@@ -118,23 +118,24 @@ class AdapterFolder:
 
     def _open(self, key: str) -> Any:
         if not self.file.is_file():
-            raise ConfigError(f"Key `{key}`: expected {ADAPTER_WEIGHTS} in `{self.path}`, but it is not there.")
+            raise ConfigError(Problem(key, f"expected {ADAPTER_WEIGHTS} in `{self.path}`, but it is not there."))
         try:
             return safe_open(str(self.file), framework="pt")
         except Exception as error:  # safetensors_rust.SafetensorError
             if type(error).__name__ != "SafetensorError":
                 raise
-            raise ConfigError(f"Key `{key}`: `{self.file}` cannot be read as safetensors: {error}.") from error
+            raise ConfigError(Problem(key, f"`{self.file}` cannot be read as safetensors: {error}.")) from error
 
     def _shapes(self, key: str) -> dict[str, tuple[int, int, int]]:
         kind = self.config.get("peft_type", "LORA")
         settings = [name for name in _OTHERWISE if self.config.get(name)]
         if kind != "LORA" or settings or self.config.get("bias", "none") != "none":
             what = f"peft_type {kind}" if kind != "LORA" else ", ".join(settings) or f"bias {self.config['bias']}"
-            raise ConfigError(
-                f"Key `{key}`: expected plain LoRA of linear layers in `{self.path}`, but its {ADAPTER_CONFIG} sets"
-                f" {what}. Merge it into its base with peft, and use whole models."
+            text = (
+                f"expected plain LoRA of linear layers in `{self.path}`, but its {ADAPTER_CONFIG} sets {what}. Merge it into"
+                " its base with peft, and use whole models."
             )
+            raise ConfigError(Problem(key, text))
         names = list(self._tensors.keys())
         sizes = {name: tuple(self._tensors.get_slice(name).get_shape()) for name in names}
         layers = [match[1] for name in names if (match := re.fullmatch(rf"{PREFIX}(.+)\.lora_A\.weight", name))]
@@ -142,10 +143,11 @@ class AdapterFolder:
         strange = sorted(pairs ^ set(names)) + [name for name in sorted(pairs & set(names)) if len(sizes[name]) != 2]
         if strange or not names:
             what = f"but found {', '.join(strange[:5])}" if names else "but there is none"
-            raise ConfigError(
-                f"Key `{key}`: expected lora_A and lora_B of linear layers in `{self.path}`, {what}."
-                " Merge it into its base with peft, and use whole models."
+            text = (
+                f"expected lora_A and lora_B of linear layers in `{self.path}`, {what}. Merge it into its base with peft, and"
+                " use whole models."
             )
+            raise ConfigError(Problem(key, text))
         return {layer: (*sizes[_names(layer)[0]], sizes[_names(layer)[1]][0]) for layer in layers}
 
 

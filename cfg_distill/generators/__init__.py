@@ -1,13 +1,13 @@
 """What is distilled: adapters over transformers models, and the same models under guidance."""
 
-from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.base import DecodingState, Encoded, Generator, Predictor
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.dia import Dia
 from cfg_distill.generators.guided import Guided
+from cfg_distill.generators.loading import device, open_generator
 from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.musicgen import MusicGen
-from cfg_distill.generators.opening import device, open_generator
-from cfg_distill.generators.scored import Head, Scored
+from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions, Scored
 from cfg_distill.prompt import Prompt
 
 __all__ = [
@@ -18,8 +18,12 @@ __all__ = [
     "Generator",
     "Guided",
     "Head",
+    "HiddenStates",
     "LoRA",
+    "Logits",
     "MusicGen",
+    "Predictions",
+    "Predictor",
     "Prompt",
     "Scored",
     "device",

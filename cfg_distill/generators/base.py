@@ -1,16 +1,17 @@
 """The protocol of a generator. Shapes: N rows (B prompts x G samples), K codebooks, T generated positions, V vocabulary.
 
-A *stream* is whatever predicts tokens: a generator, or a generator under guidance. Sampling and the losses
-know streams only, so that a new way to mix models is a new stream and nothing else.
+A *predictor* is whatever predicts tokens: a generator, or a generator under guidance. Sampling and the losses
+know predictors only, so that a new way to mix models is a new predictor and nothing else.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -18,13 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill.folders import problems_of_folder
+from cfg_distill.generators.growing_cache import cache_argument
 from cfg_distill.generators.lora import LoRA, merge_adapter, problems_of_base, without_adapter
-from cfg_distill.generators.scored import Scored
+from cfg_distill.generators.predictions import Predictions
 
 
 @dataclass
 class Encoded:
-    """Prompts ready for a generator: tensors that share their first dimension, one row a prompt."""
+    """Prompts ready for a generator: tensors that share their first dimension, one row per prompt."""
 
     tensors: dict[str, Tensor]
 
@@ -38,24 +40,35 @@ class Encoded:
 
 @dataclass
 class DecodingState:
-    """Where incremental decoding stands: the KV cache, and what else the generator must remember between steps."""
+    """The state of incremental decoding: the key-value cache, and what else the generator needs at the next step."""
 
     cache: Any
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
-    def repeat_interleave(self, repeats: int) -> DecodingState:
-        """Each row ``repeats`` times: the prompt is computed once, its cache serves the whole group."""
+    def repeat_(self, repeats: int) -> None:
+        """Repeat each row, in place: the prompt is computed once, its cache serves the whole group."""
         self.cache.batch_repeat_interleave(repeats)
-        tensors = {name: tensor.repeat_interleave(repeats, dim=0) for name, tensor in self.tensors.items()}
-        return DecodingState(self.cache, tensors)
+        self.tensors = {name: tensor.repeat_interleave(repeats, dim=0) for name, tensor in self.tensors.items()}
+
+    def keep_(self, rows_M: Tensor) -> None:
+        """Keep only some rows, by their indices, in place."""
+        self.cache.batch_select_indices(rows_M)
+        self.tensors = {name: tensor[rows_M] for name, tensor in self.tensors.items()}
+
+    def repeat_interleave(self, repeats: int) -> DecodingState:
+        """The name in version 0.1 of :meth:`repeat_`. To go after the next release."""
+        warnings.warn("`DecodingState.repeat_interleave` is `repeat_` now.", DeprecationWarning, stacklevel=2)
+        self.repeat_(repeats)
+        return self
 
     def keep(self, rows_M: Tensor) -> DecodingState:
-        """Only some rows, by their indices."""
-        self.cache.batch_select_indices(rows_M)
-        return DecodingState(self.cache, {name: tensor[rows_M] for name, tensor in self.tensors.items()})
+        """The name in version 0.1 of :meth:`keep_`. To go after the next release."""
+        warnings.warn("`DecodingState.keep` is `keep_` now.", DeprecationWarning, stacklevel=2)
+        self.keep_(rows_M)
+        return self
 
 
-class Stream(Protocol):
+class Predictor(Protocol):
     """Predictions of tokens, at once or step by step.
 
     Tokens live in the layout of :mod:`cfg_distill.generators.delay`: at position t, codebook k holds frame ``t - delays[k]``.
@@ -65,26 +78,59 @@ class Stream(Protocol):
     end_tokens: tuple[int, ...]
     pad_token: int
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Scored]:
-        """Read the prompts, each once, and open ``repeats`` continuations of each.
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Predictions]:
+        """Read the prompts, each once, and begin ``repeats`` continuations of each.
 
         Returns the state of ``N = len(prompts) * repeats`` rows and the predictions of their first position (T = 1).
         """
 
-    def step(self, state: Any, tokens_NK: Tensor) -> tuple[Any, Scored]:
-        """Append one position of tokens; returns the state and the predictions of the next one (T = 1)."""
+    def step(self, state: Any, tokens_NK: Tensor) -> tuple[Any, Predictions]:
+        """Append one position of tokens; returns the state and the predictions of the next position (T = 1).
+
+        The state that was passed in is used up.
+        """
 
     def keep(self, state: Any, rows_M: Tensor) -> Any:
-        """The state of some of its rows, by their indices: the others are finished."""
+        """The state of some rows, by their indices: the others are finished. The state that was passed in is used up."""
 
-    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
         """Predictions at every generated position at once, row n belonging to prompt n // (N / B).
 
         Values at masked cells are arbitrary.
         """
 
 
-class Generator(nn.Module, ABC):
+Stream = Predictor
+"""The name of :class:`Predictor` in version 0.1. To go after the next release."""
+
+
+class AcceptsScored:
+    """Predictors of version 0.1 call :meth:`Predictor.predictions` by the name ``scored``. To go after the next release.
+
+    A class that defines ``scored`` gets it as ``predictions``; a class that defines ``predictions`` can be asked by both
+    names, and ``super().scored(...)`` asks its own.
+    """
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        own = vars(cls)
+        if "predictions" in own:
+            cls.scored = _by_the_old_name(own["predictions"])  # type: ignore[attr-defined]
+        elif "scored" in own:
+            name = f"{cls.__module__}.{cls.__qualname__}"
+            warnings.warn(f"The method `scored` of `{name}` is `predictions` now.", DeprecationWarning, stacklevel=2)
+            cls.predictions = own["scored"]  # type: ignore[attr-defined]
+
+
+def _by_the_old_name(predictions: Callable[..., Predictions]) -> Callable[..., Predictions]:
+    def scored(self: Any, *arguments: Any, **named: Any) -> Predictions:
+        warnings.warn("The method `scored` is `predictions` now.", DeprecationWarning, stacklevel=2)
+        return predictions(self, *arguments, **named)
+
+    return scored
+
+
+class Generator(AcceptsScored, nn.Module, ABC):
     """An adapter over a transformers model, never a fork of it. Constructing one loads no weights; :meth:`load` does.
 
     Attributes:
@@ -114,6 +160,20 @@ class Generator(nn.Module, ABC):
     takes_system: bool = False
     shortest_prompt: int = 1
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.training = False  # torch's default would switch dropout on in a script that only loads and calls
+
+    @property
+    def loaded(self) -> bool:
+        """Whether :meth:`load` has made :attr:`model`."""
+        return "model" in self._modules
+
+    @cached_property
+    def cache_argument(self) -> str:
+        """The name by which :attr:`model` takes its key-value cache, and so do its parts; see :func:`cache_argument`."""
+        return cache_argument(self.model)
+
     @property
     def num_codebooks(self) -> int:
         """K."""
@@ -125,7 +185,7 @@ class Generator(nn.Module, ABC):
 
     @abstractmethod
     def load(self) -> Self:
-        """Load the weights; does nothing the second time.
+        """Load the weights, in eval mode; does nothing the second time.
 
         Raises:
             ConfigError: the folder or hub name cannot be loaded.
@@ -196,24 +256,25 @@ class Generator(nn.Module, ABC):
         """
 
     @abstractmethod
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
-        """See :meth:`Stream.prefill`."""
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Predictions]:
+        """See :meth:`Predictor.prefill`."""
 
     @abstractmethod
-    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Scored]:
-        """See :meth:`Stream.step`."""
+    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Predictions]:
+        """See :meth:`Predictor.step`."""
 
     def keep(self, state: DecodingState, rows_M: Tensor) -> DecodingState:
-        """See :meth:`Stream.keep`."""
-        return state.keep(rows_M)
+        """See :meth:`Predictor.keep`."""
+        state.keep_(rows_M)
+        return state
 
     @abstractmethod
-    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
-        """See :meth:`Stream.scored`."""
+    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
+        """See :meth:`Predictor.predictions`."""
 
     def logits(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Tensor:
         """Logits at every generated position, ``[N, K, T, V]``; arbitrary at masked cells."""
-        return self.scored(prompts, tokens_NKT, mask_NKT).whole()
+        return self.predictions(prompts, tokens_NKT, mask_NKT).whole()
 
     @abstractmethod
     def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[Any]:
@@ -231,6 +292,7 @@ class Generator(nn.Module, ABC):
         model = copy.deepcopy(self.model) if self.lora is None else without_adapter(self.model)
         frozen = copy.copy(self)
         frozen.lora = None
+        frozen.training = False
         frozen._modules = {"model": model.requires_grad_(False).eval()}
         return frozen
 
@@ -240,16 +302,6 @@ class Generator(nn.Module, ABC):
             merge_adapter(self.model)
             self.lora = None
         return self
-
-    def spec(self) -> dict[str, Any]:
-        """The class path and plain arguments that make this generator again; checkpoints carry it for the export."""
-        kind = type(self)
-        given = {name: getattr(self, name) for name in inspect.signature(kind).parameters}
-        init_args = {
-            name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-            for name, value in given.items()
-        }
-        return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
 
     @property
     def device(self) -> torch.device:

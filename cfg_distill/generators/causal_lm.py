@@ -15,11 +15,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder, resolve
+from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.growing_cache import growing_cache
+from cfg_distill.generators.linear import is_linear, use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
-from cfg_distill.generators.products import is_linear, use_products
-from cfg_distill.generators.scored import Head, Scored
+from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 
 log = logging.getLogger(__name__)
 _KIND = "a causal language model"
@@ -130,11 +131,12 @@ class CausalLM(Generator):
     # Weights
 
     def load(self) -> Self:
-        if not hasattr(self, "model"):
+        if not self.loaded:
             self.model = self._load_model(self.path)
             if self.lora is not None:
                 self.lora.inject(self.model)
             use_products(self.model)
+            self.eval()  # peft's layers begin in train mode
         return self
 
     def load_weights(self, folder: str) -> None:
@@ -161,6 +163,7 @@ class CausalLM(Generator):
         if self.lora is not None:
             save_adapter(self.model, self.path, folder, task_type="CAUSAL_LM")
             return
+        copy_profile(self.path, folder)
         self.model.save_pretrained(folder)
         # Neutral on purpose: a distilled model carries its guidance, and a library default of top-k 50 is not its distribution.
         GenerationConfig(
@@ -257,36 +260,38 @@ class CausalLM(Generator):
             )
         return found
 
-    def _predict(self, ids_NS: Tensor, mask_NS: Tensor, cache: Any, last: int) -> Scored:
+    def _predict(self, ids_NS: Tensor, mask_NS: Tensor, cache: Any, last: int) -> Predictions:
         """Run the network over new tokens; predictions after each of the ``last`` ones."""
         inputs = {
             "input_ids": ids_NS,
             "attention_mask": mask_NS,
             "position_ids": (mask_NS.cumsum(-1) - 1).clamp(min=0)[:, -ids_NS.shape[1] :],
-            "past_key_values": cache,
+            self.cache_argument: cache,
             "use_cache": cache is not None,
         }
         if not self._linear_head:
-            return Scored(logits_NKTV=self.model(**inputs, logits_to_keep=last).logits[:, None])
+            return Logits(self.model(**inputs, logits_to_keep=last).logits[:, None])
         layer = self.model.get_output_embeddings()
         head = Head([layer.weight], None if layer.bias is None else [layer.bias])
-        return Scored(self.model.base_model(**inputs).last_hidden_state[:, -last:], head)
+        return HiddenStates(self.model.base_model(**inputs).last_hidden_state[:, -last:], head)
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Predictions]:
         if not self.prompt_once:
             prompts, repeats = [prompt for prompt in prompts for _ in range(repeats)], 1
         encoded = self.encode(prompts).tensors
         mask_BS = encoded["attention_mask"]
         cache = growing_cache(self.model.config)
         first = self._predict(encoded["input_ids"], mask_BS, cache, last=1)
-        return DecodingState(cache, {"mask": mask_BS}).repeat_interleave(repeats), first.repeat_interleave(repeats)
+        state = DecodingState(cache, {"mask": mask_BS})
+        state.repeat_(repeats)
+        return state, first.repeat(repeats)
 
-    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Scored]:
+    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Predictions]:
         mask_NS = torch.nn.functional.pad(state.tensors["mask"], (0, 1), value=1)
         predicted = self._predict(tokens_NK, mask_NS, state.cache, last=1)
         return DecodingState(state.cache, {"mask": mask_NS}), predicted
 
-    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
         # The prediction at position n reads the tokens before it: the last generated token is never an input.
         tokens_NT, mask_NT = tokens_NKT[:, 0, :-1], mask_NKT[:, 0, :-1].long()
         num_new, repeats = tokens_NT.shape[1], len(tokens_NT) // len(prompts)
@@ -295,7 +300,7 @@ class CausalLM(Generator):
             if not num_new:
                 return first
             mask_NS = torch.cat([state.tensors["mask"], mask_NT], dim=1)
-            return first + self._predict(tokens_NT, mask_NS, state.cache, last=num_new)
+            return first.join(self._predict(tokens_NT, mask_NS, state.cache, last=num_new))
         encoded = self.encode(prompts).repeat_interleave(repeats).tensors
         mask_NS = torch.cat([encoded["attention_mask"], mask_NT], dim=1)
         return self._predict(torch.cat([encoded["input_ids"], tokens_NT], dim=1), mask_NS, None, last=num_new + 1)

@@ -23,12 +23,14 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder
+from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.generators.growing_cache import growing_cache
+from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
-from cfg_distill.generators.products import use_products
-from cfg_distill.generators.scored import Head, Scored
+from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 
 _NEVER = -1e4
 _KIND = "a Dia"
@@ -153,13 +155,14 @@ class Dia(Generator):
     # Weights
 
     def load(self) -> Self:
-        if not hasattr(self, "model"):
+        if not self.loaded:
             self.model = self._load_model(self.path)
             if self.lora is not None:
                 # Not on the head, which transformers does not name as one: the losses read its weights.
                 self.model.requires_grad_(False)
                 self.lora.inject(self.model.model)
             use_products(self.model)
+            self.eval()
             # In an object that no module registers: no checkpoint, average or optimiser sees the codec.
             self.sound = _Sound(from_hub(DiaProcessor, base_of(self.path), _KIND))
         return self
@@ -187,6 +190,7 @@ class Dia(Generator):
         if self.lora is not None:
             save_adapter(self.model, self.path, folder)
             return
+        copy_profile(self.path, folder)
         self.model.save_pretrained(folder)
         self.sound.processor.save_pretrained(folder)
         # A distilled model carries its guidance: no second one, and no filter that was tuned for it.
@@ -213,21 +217,23 @@ class Dia(Generator):
 
     # Predictions
 
-    def _predict(self, inputs_NKT: Tensor, read: dict[str, Tensor], cache: Any = None) -> Scored:
+    def _predict(self, inputs_NKT: Tensor, read: dict[str, Tensor], cache: Any = None) -> Predictions:
         """Run the decoder over new inputs; predictions after each of them."""
         states_NTD = self.model.model.decoder(
             input_ids=inputs_NKT.transpose(1, 2).contiguous(),
             encoder_hidden_states=read["hidden"],
             encoder_attention_mask=read["mask"],
-            past_key_values=cache,
+            **{self.cache_argument: cache},
         ).last_hidden_state
         num_drawn, head = self.end_token + 1, self.model.logits_dense
         bias_KV = torch.zeros(self.num_codebooks, num_drawn, dtype=states_NTD.dtype, device=self.device)
         bias_KV[1:, self.end_token] = _NEVER
         if isinstance(head.weight, DTensor):  # a shard: only the layer itself knows the whole
             logits_NTKV = head(states_NTD).unflatten(-1, (self.num_codebooks, -1))[..., :num_drawn] + bias_KV
-            return Scored(logits_NKTV=logits_NTKV.transpose(1, 2))
-        return Scored(states_NTD, Head(head.weight.unflatten(0, (self.num_codebooks, -1))[:, :num_drawn], bias_KV))
+            return Logits(logits_NTKV.transpose(1, 2))
+        return HiddenStates(
+            states_NTD, Head(head.weight.unflatten(0, (self.num_codebooks, -1))[:, :num_drawn], bias_KV)
+        )
 
     def _begin(self, num_rows: int) -> Tensor:
         """The position before the first one, ``[N, K, 1]``."""
@@ -252,7 +258,7 @@ class Dia(Generator):
         special_NKT = torch.where(frame_KT < 0, self.config.decoder_config.bos_token_id, special_NKT)
         return torch.where(exists_NKT, tokens_NKT, special_NKT)
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Predictions]:
         # The keys and values of the text are computed here, once a prompt, and copied for its group.
         config = self.config.decoder_config
         cache = EncoderDecoderCache(growing_cache(config), DynamicCache(config=config))
@@ -260,9 +266,10 @@ class Dia(Generator):
         first = self._predict(self._begin(len(prompts)), read.tensors, cache)
         unknown_B = torch.full((len(prompts),), torch.iinfo(torch.long).max, device=self.device)
         state = DecodingState(cache, read.tensors | {"end": unknown_B})
-        return state.repeat_interleave(repeats), first.repeat_interleave(repeats)
+        state.repeat_(repeats)
+        return state, first.repeat(repeats)
 
-    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Scored]:
+    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Predictions]:
         position = state.cache.get_seq_length() - 1  # the begin position lies before the first
         exists_NK = tokens_NK != self.pad_token
         over_N = ~exists_NK[:, 0] | (tokens_NK[:, 0] == self.end_token)
@@ -271,7 +278,7 @@ class Dia(Generator):
         state = DecodingState(state.cache, state.tensors | {"end": end_N})
         return state, self._predict(inputs_NK1, state.tensors, state.cache)
 
-    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
         over_NT = ~mask_NKT[:, 0] | (tokens_NKT[:, 0] == self.end_token)
         # The first of them, or the length where there is none.
         end_N = pad(over_NT.int(), (0, 1), value=1).argmax(-1)
@@ -289,18 +296,18 @@ class Dia(Generator):
         ]
 
 
-class _Sound:
+class _Sound(Frozen[Any]):
     """The frozen codec, and the processor that names it."""
 
     def __init__(self, processor: Any) -> None:
+        super().__init__(processor.audio_tokenizer.float())
         self.processor = processor
-        self.codec = processor.audio_tokenizer.float().requires_grad_(False).eval()
 
     @torch.no_grad()
     def of(self, frames_KF: Tensor) -> Tensor:
         """Codes to sound, ``[1, L]``; of no frame, none."""
         if not frames_KF.shape[-1]:
             return torch.zeros(1, 0)
-        self.codec.to(frames_KF.device)
+        codec = self.on(frames_KF.device)
         with torch.autocast(frames_KF.device.type, enabled=False):
-            return self.codec.decode(audio_codes=frames_KF[None]).audio_values.cpu()
+            return codec.decode(audio_codes=frames_KF[None]).audio_values.cpu()

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cfg_distill.generators.base import DecodingState, Generator
-from cfg_distill.generators.scored import Scored
-from cfg_distill.guidance import Guidance, guided_logits
+from cfg_distill.generators.base import AcceptsScored, DecodingState, Generator
+from cfg_distill.generators.predictions import HiddenStates, Logits, Predictions
+from cfg_distill.guidance import Guidance, guided_logits, guided_states
 
 
 @dataclass
@@ -22,8 +22,8 @@ class _Branches:
     num_rows: int
 
 
-class Guided:
-    """The stream of guided predictions of one generator: both branches see the same generated prefix.
+class Guided(AcceptsScored):
+    """The predictor of guided predictions of one generator: both branches see the same generated prefix.
 
     Decoding runs both branches as one batch of 2N rows; scoring runs them one after the other, which costs the same and
     holds half the activations.
@@ -36,24 +36,24 @@ class Guided:
         self.end_tokens = generator.end_tokens
         self.pad_token = generator.pad_token
 
-    def _mix(self, prompt: Scored, negative: Scored, position_T: Tensor) -> Scored:
+    def _mix(self, prompt: Predictions, negative: Predictions, position_T: Tensor) -> Predictions:
         scale_T1 = self.guidance.scale_at(position_T)[:, None]
-        if prompt.states_NTD is None or negative.states_NTD is None or not self.guidance.mix_states:
-            return Scored(logits_NKTV=guided_logits(prompt.whole().float(), negative.whole().float(), scale_T1))
-        # The formula is affine, and so is the head: mixed states give mixed logits, for one head product instead of two.
-        states_NTD = guided_logits(prompt.states_NTD.float(), negative.states_NTD.float(), scale_T1)
-        return Scored(states_NTD.to(prompt.states_NTD.dtype), prompt.head)
+        if self.guidance.mix_states and isinstance(prompt, HiddenStates) and isinstance(negative, HiddenStates):
+            # The formula is affine, and so is the head: mixed states give mixed logits, for one head product instead of two.
+            states_NTD = guided_states(prompt.states_NTD.float(), negative.states_NTD.float(), scale_T1)
+            return HiddenStates(states_NTD.to(prompt.states_NTD.dtype), prompt.head)
+        return Logits(guided_logits(prompt.whole().float(), negative.whole().float(), scale_T1))
 
-    def _mix_halves(self, both: Scored, position: int, device: torch.device) -> Scored:
+    def _mix_halves(self, both: Predictions, position: int, device: torch.device) -> Predictions:
         half = both.num_rows // 2
         return self._mix(both.rows(slice(half)), both.rows(slice(half, None)), torch.tensor([position], device=device))
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[_Branches, Scored]:
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[_Branches, Predictions]:
         negatives = self.guidance.negatives(prompts)
         state, both = self.generator.prefill([*prompts, *negatives * (len(prompts) // len(negatives))], repeats)
         return _Branches(state, 0, len(prompts) * repeats), self._mix_halves(both, 0, self.generator.device)
 
-    def step(self, state: _Branches, tokens_NK: Tensor) -> tuple[_Branches, Scored]:
+    def step(self, state: _Branches, tokens_NK: Tensor) -> tuple[_Branches, Predictions]:
         both_rows, both = self.generator.step(state.both, tokens_NK.repeat(2, 1))
         position = state.position + 1
         return replace(state, both=both_rows, position=position), self._mix_halves(both, position, tokens_NK.device)
@@ -62,10 +62,10 @@ class Guided:
         both = self.generator.keep(state.both, torch.cat([rows_M, rows_M + state.num_rows]))
         return replace(state, both=both, num_rows=len(rows_M))
 
-    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
-        prompt = self.generator.scored(prompts, tokens_NKT, mask_NKT)
+    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
+        prompt = self.generator.predictions(prompts, tokens_NKT, mask_NKT)
         if not self.guidance.active:
             return prompt
-        # A negative for all rows is read once, not once a prompt.
-        negative = self.generator.scored(self.guidance.negatives(prompts), tokens_NKT, mask_NKT)
+        # A negative prompt that serves all rows is read once, not once per prompt.
+        negative = self.generator.predictions(self.guidance.negatives(prompts), tokens_NKT, mask_NKT)
         return self._mix(prompt, negative, torch.arange(tokens_NKT.shape[-1], device=tokens_NKT.device))

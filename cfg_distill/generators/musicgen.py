@@ -28,13 +28,14 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, from_hub, is_adapter, lacks_words, problems_of_folder, resolve
+from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
+from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.musicgen_shared import SECONDS, Melody, Shared, problems_of_prompt, problems_of_text
-from cfg_distill.generators.products import use_products
-from cfg_distill.generators.scored import Head, Scored
+from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 
 _DECODER = "decoder."
 _KIND = "a MusicGen"
@@ -175,7 +176,7 @@ class MusicGen(Generator):
     # Weights
 
     def load(self) -> Self:
-        if not hasattr(self, "model"):
+        if not self.loaded:
             base = base_of(self.path)
             whole = self._load_whole(self.path)
             self.model = whole.decoder.to(getattr(torch, self.dtype))
@@ -185,6 +186,7 @@ class MusicGen(Generator):
             if self.lora is not None:
                 self.lora.inject(self.model)
             use_products(self.model)
+            self.eval()
         return self
 
     def load_weights(self, folder: str) -> None:
@@ -220,6 +222,7 @@ class MusicGen(Generator):
         if self.lora is not None:
             save_adapter(self.model, self.path, folder, prefix=_DECODER)
             return
+        copy_profile(self.path, folder)
         longest = int(SECONDS * self.frame_rate) + max(self.delays) + 1
         before = self.reserved_positions - max(self.delays)
         self.shared.save(self.model, folder, min(longest, self.max_positions - before))
@@ -237,7 +240,7 @@ class MusicGen(Generator):
 
     # Predictions
 
-    def _predict(self, tokens_NKT: Tensor, condition: dict[str, Tensor], cache: Any = None) -> Scored:
+    def _predict(self, tokens_NKT: Tensor, condition: dict[str, Tensor], cache: Any = None) -> Predictions:
         """Run the decoder over new tokens; predictions after each of them."""
         inputs: dict[str, Any] = {}
         if self._reads_melody:
@@ -245,38 +248,40 @@ class MusicGen(Generator):
                 inputs["encoder_hidden_states"] = condition["condition"]
         elif condition:  # without one nothing is added: the null condition's values are zeros, and there is no bias
             inputs = {"encoder_hidden_states": condition["condition"], "encoder_attention_mask": condition["mask"]}
-        inputs |= {"input_ids": tokens_NKT.flatten(0, 1), "past_key_values": cache, "use_cache": cache is not None}
+        inputs |= {"input_ids": tokens_NKT.flatten(0, 1), self.cache_argument: cache, "use_cache": cache is not None}
         num_new = tokens_NKT.shape[-1]
         in_shards = isinstance(self.model, FSDPModule)
         if in_shards:  # which only a forward pass of the whole gathers
             logits_NKTV = self.model(**inputs).logits.unflatten(0, (-1, self.num_codebooks))
-            return Scored(logits_NKTV=logits_NKTV[:, :, -num_new:])
+            return Logits(logits_NKTV[:, :, -num_new:])
         # Kept apart, not stacked: a stack would copy all heads at every step.
         weights: Any = [layer.weight for layer in self.model.lm_heads]
-        return Scored(self.model.model(**inputs).last_hidden_state[:, -num_new:], Head(weights))
+        return HiddenStates(self.model.model(**inputs).last_hidden_state[:, -num_new:], Head(weights))
 
     def _begin(self, num_rows: int) -> Tensor:
         """The position before the first one, ``[N, K, 1]``."""
         return torch.full((num_rows, self.num_codebooks, 1), self.pad_token, device=self.device)
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Scored]:
+    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Predictions]:
         # The keys and values of the text are computed here, once a prompt, and copied for its group.
         encoded = self.encode(prompts).tensors
         own = growing_cache(self.model.config)
         cache = own if self._reads_melody else EncoderDecoderCache(own, DynamicCache(config=self.model.config))
         first = self._predict(self._begin(len(prompts)), encoded, cache)
-        return DecodingState(cache, encoded).repeat_interleave(repeats), first.repeat_interleave(repeats)
+        state = DecodingState(cache, encoded)
+        state.repeat_(repeats)
+        return state, first.repeat(repeats)
 
-    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Scored]:
+    def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Predictions]:
         return state, self._predict(tokens_NK[..., None], state.tensors, state.cache)
 
-    def scored(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Scored:
+    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
         # What a cell that does not exist holds is no input: the model was trained on the pad token there.
         inputs_NKT = torch.where(mask_NKT, tokens_NKT, self.pad_token)[..., :-1]
         repeats = len(tokens_NKT) // len(prompts)
         if self._reads_melody and repeats > 1:  # the conditions are as long as the sound: read once a group
             state, first = self.prefill(prompts, repeats)
-            return first + self._predict(inputs_NKT, {}, state.cache) if inputs_NKT.shape[-1] else first
+            return first.join(self._predict(inputs_NKT, {}, state.cache)) if inputs_NKT.shape[-1] else first
         inputs_NKT = pad(inputs_NKT, (1, 0), value=self.pad_token)
         # Without a prompt the text adds zeros, and is left out; but not in training: each process must have a gradient for
         # every parameter, if only zeros.

@@ -19,6 +19,7 @@ from transformers import FeatureExtractionMixin
 
 from cfg_distill.audio import Waveform, problems_of_file, read_audio
 from cfg_distill.generators.chroma import Chroma
+from cfg_distill.generators.frozen import Frozen
 
 SECONDS = 30
 """The longest clip that MusicGen was trained on."""
@@ -28,7 +29,7 @@ _CACHED = 1024
 _FRAMES_AT_ONCE = 4000
 
 
-class Shared:
+class Shared(Frozen[Any]):
     """The frozen parts of one MusicGen, in float32. No module registers them: no checkpoint, average or optimiser sees them.
 
     Conditions are computed once a prompt, each alone: its values then depend on no neighbour in a batch, and a resumed run
@@ -43,7 +44,8 @@ class Shared:
 
     def __init__(self, whole: Any, tokenizer: Any, path: str, text_positions: int | None) -> None:
         del whole.decoder
-        self.whole = whole.requires_grad_(False).eval()
+        super().__init__(whole)
+        self.whole = self.model
         self.tokenizer = tokenizer
         self.path = path
         self.text_positions = text_positions

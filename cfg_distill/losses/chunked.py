@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cfg_distill.generators import Scored
-from cfg_distill.generators.products import product, times_weight
+from cfg_distill.generators import HiddenStates, Predictions
+from cfg_distill.generators.linear import product, times_weight
 from cfg_distill.losses.divergences import at_least_float32
 
 
@@ -62,8 +62,8 @@ PARTS = 8
 
 
 def sum_over_cells(
-    student: Scored,
-    teacher: Scored,
+    student: Predictions,
+    teacher: Predictions,
     tokens_NKT: Tensor,
     mask_NKT: Tensor,
     terms: Mapping[str, CellTerm],
@@ -89,25 +89,30 @@ def sum_over_cells(
     for k in range(mask_NKT.shape[1]):
         row_M, position_M = mask_NKT[:, k].nonzero(as_tuple=True)
         tokens_M = tokens_NKT[row_M, k, position_M]
-        teacher_logits = _logits_of(teacher, k, row_M, position_M)
-        states_NTD, head = (student.states_NTD, student.head) if chunk else (None, None)
-        if head is not None:
-            num_cells = max(1, chunk // len(head.weight_KVD[k]))
-            teacher_logits = _made_in_chunks(teacher_logits, num_cells)
+        chunked = student if chunk and isinstance(student, HiddenStates) else None
+
+        def teacher_logits(part: slice) -> Tensor:
+            return teacher.at(k, row_M[part], position_M[part])  # noqa: B023 - called within this turn of the loop
+
+        logits_of: Callable[[slice], Tensor] = teacher_logits
+        if chunked is not None:
+            num_cells = max(1, chunk // len(chunked.head.weight_KVD[k]))
+            logits_of = _made_in_chunks(teacher_logits, num_cells)
 
         def evaluate(student_log_probs_MV: Tensor, part: slice) -> Tensor:
-            def teacher() -> Tensor:
-                return _normalized_(teacher_logits(part))  # noqa: B023 - called within this turn of the loop
+            def teacher_log_probs() -> Tensor:
+                return _normalized_(logits_of(part))  # noqa: B023
 
-            cells = Cells(student_log_probs_MV, teacher, tokens_M[part], row_M[part], position_M[part], k)  # noqa: B023
+            cells = Cells(student_log_probs_MV, teacher_log_probs, tokens_M[part], row_M[part], position_M[part], k)  # noqa: B023
             return _weighted(cells, terms, weights, sums)
 
-        if states_NTD is not None and head is not None:
+        if chunked is not None:
+            head = chunked.head
             bias_V = None if head.bias_KV is None else head.bias_KV[k]
-            states_MD = states_NTD[row_M, position_M]
+            states_MD = chunked.states_NTD[row_M, position_M]
             totals.append(_ChunkedSum.apply(states_MD, head.weight_KVD[k], bias_V, evaluate, num_cells))
         else:
-            logits_MV = _logits_of(student, k, row_M, position_M)(slice(None))
+            logits_MV = student.at(k, row_M, position_M)
             totals.append(evaluate(at_least_float32(logits_MV).log_softmax(-1), slice(None)))
     return torch.stack(totals).sum(), sums
 
@@ -123,15 +128,6 @@ def _weighted(
         if name in weights:
             total = total + weights[name] * value
     return total
-
-
-def _logits_of(scored: Scored, k: int, row_M: Tensor, position_M: Tensor) -> Callable[[slice], Tensor]:
-    """A function that makes the logits of some of the cells, ``[M, V]``."""
-    if scored.states_NTD is None or scored.head is None:
-        logits_NTV = scored.whole()[:, k]
-        return lambda part: logits_NTV[row_M[part], position_M[part]]
-    states_NTD, head = scored.states_NTD, scored.head
-    return lambda part: head.logits(states_NTD[row_M[part], position_M[part]], k)
 
 
 def _normalized_(logits_MV: Tensor) -> Tensor:

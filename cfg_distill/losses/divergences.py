@@ -2,6 +2,11 @@
 
 All of them take raw logits ``[..., V]`` and a mask ``[...]`` of the cells that count, work in float32 or better (half
 precision makes a KL negative), and never read a masked cell: NaN there changes neither value nor gradient.
+
+A logit of minus infinity forbids a token. Each divergence takes its limit there: ``p (log p - log q)`` is 0 where p is 0. So a
+token that student and teacher both forbid adds nothing to value or gradient. A token with mass in p and none in q makes the
+divergence infinite, and its gradient too: such a student cannot be trained by it, and the fit stops (the generalised
+Jensen-Shannon divergence stays finite).
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# From log-probabilities of student and teacher, [M, V] each, to one value a cell, [M].
+# From log-probabilities of student and teacher, [M, V] each, to one value per cell, [M].
 CellDivergence = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -30,7 +35,10 @@ def _log_probs(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def reverse_kl_cells(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(student || teacher) of log-probabilities ``[M, V]``, a value a cell ``[M]``. Can be differentiated once."""
+    r"""KL of log-probabilities ``[M, V]``, one value per cell ``[M]``: :math:`\sum_v s_v (\log s_v - \log t_v)`.
+
+    s are the student's probabilities, t the teacher's. It can be differentiated once.
+    """
     return _ReverseKL.apply(student, teacher)
 
 
@@ -41,7 +49,17 @@ class _ReverseKL(torch.autograd.Function):
     def forward(ctx: Any, student: Tensor, teacher: Tensor) -> Tensor:
         difference = student - teacher
         ctx.save_for_backward(student, difference)
-        return torch.einsum("mv,mv->m", student.exp(), difference)  # without a tensor of products
+        probs = student.exp()
+        # einsum sums without a tensor of products. Autocast would make it a product in half precision.
+        with torch.autocast(student.device.type, enabled=False):
+            if student.device.type == "cpu":
+                value_M = torch.einsum("mv,mv->m", probs, difference)
+                if value_M.isfinite().all():
+                    return value_M
+            # A forbidden token gives -inf - -inf, or 0 times infinity: its limit is 0. A CPU looks for such tokens in the M
+            # values, which costs nothing; an accelerator would have to be waited for, and masks always.
+            difference.masked_fill_(probs == 0, 0.0)
+            return torch.einsum("mv,mv->m", probs, difference)
 
     @staticmethod
     @once_differentiable
@@ -54,30 +72,43 @@ class _ReverseKL(torch.autograd.Function):
 
 
 def forward_kl_cells(student: Tensor, teacher: Tensor) -> Tensor:
-    """KL(teacher || student) of log-probabilities ``[M, V]``, a value a cell ``[M]``."""
+    r"""KL of log-probabilities ``[M, V]``, one value per cell ``[M]``: :math:`\sum_v t_v (\log t_v - \log s_v)`."""
     return reverse_kl_cells(teacher, student)
 
 
 def jensen_shannon_cells(student: Tensor, teacher: Tensor, weight: float = 0.5) -> Tensor:
-    """JSD(b) / (b (1 - b)) of log-probabilities ``[M, V]``, a value a cell ``[M]``; at 0 and 1 its limits."""
+    """JSD(b) / (b (1 - b)) of log-probabilities ``[M, V]``, one value per cell ``[M]``; at 0 and 1 its limits."""
     if weight == 0:
         return forward_kl_cells(student, teacher)
     if weight == 1:
         return reverse_kl_cells(student, teacher)
-    mixture = torch.logaddexp(teacher + math.log(weight), student + math.log1p(-weight))
+    mixture = _log_sum(teacher + math.log(weight), student + math.log1p(-weight))
     divergence = weight * reverse_kl_cells(teacher, mixture) + (1 - weight) * reverse_kl_cells(student, mixture)
     return divergence / (weight * (1 - weight))
 
 
+def _log_sum(a: Tensor, b: Tensor) -> Tensor:
+    """``log(exp(a) + exp(b))``: minus infinity, without a gradient, where both are (torch's gradient there is NaN)."""
+    sum_MV = torch.logaddexp(a, b)
+    if sum_MV.detach().amin() > -torch.inf:
+        return sum_MV
+    both = sum_MV.detach().isneginf()
+    return torch.logaddexp(a.masked_fill(both, 0.0), b.masked_fill(both, 0.0)).masked_fill(both, -torch.inf)
+
+
 def entropy_cells(log_probs: Tensor) -> Tensor:
-    """Entropy in nats of log-probabilities ``[M, V]``, a value a cell ``[M]``."""
-    return -(log_probs.exp() * log_probs).sum(-1)
+    r"""Entropy in nats of log-probabilities ``[M, V]``, one value per cell ``[M]``: :math:`-\sum_v p_v \log p_v`."""
+    value_M = -(log_probs.exp() * log_probs).sum(-1)
+    if value_M.isfinite().all():
+        return value_M
+    return -(log_probs.exp() * log_probs.masked_fill(log_probs.isneginf(), 0.0)).sum(-1)  # 0 log 0 = 0
 
 
 def entropy_aware_cells(student: Tensor, teacher: Tensor, threshold: float) -> Tensor:
-    """Reverse KL, plus forward KL where the teacher's entropy exceeds the threshold; a value a cell ``[M]``."""
-    uncertain = (entropy_cells(teacher) > threshold).to(student.dtype)
-    return reverse_kl_cells(student, teacher) + uncertain * forward_kl_cells(student, teacher)
+    """Reverse KL, plus forward KL where the teacher's entropy exceeds the threshold; one value per cell ``[M]``."""
+    uncertain_M = entropy_cells(teacher) > threshold
+    # where, and no product: elsewhere forward KL may be infinite.
+    return reverse_kl_cells(student, teacher) + torch.where(uncertain_M, forward_kl_cells(student, teacher), 0.0)
 
 
 def _sum_and_count(
@@ -92,7 +123,11 @@ def _sum_and_count(
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""Sum over cells of the full-vocabulary :math:`\mathrm{KL}(\text{student} \| \text{teacher})`, and their number.
+    r"""Sum over cells of the full-vocabulary :math:`\mathrm{KL}(\text{student} \| \text{teacher})`, and the number of cells.
+
+    .. math:: \sum_{m} \sum_{v=1}^{V} s_{mv} \, (\log s_{mv} - \log t_{mv})
+
+    with s the softmax of the student's logits and t that of the teacher's, at each cell m that the mask counts.
 
     Mode-seeking; the paper's choice on the student's own samples. Source: Cideron et al., ICLR 2025, Eq. 2.
 
@@ -114,7 +149,11 @@ def reverse_kl(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
 
 
 def forward_kl(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""Sum over cells of :math:`\mathrm{KL}(\text{teacher} \| \text{student})`, and their number.
+    r"""Sum over cells of :math:`\mathrm{KL}(\text{teacher} \| \text{student})`, and the number of cells.
+
+    .. math:: \sum_{m} \sum_{v=1}^{V} t_{mv} \, (\log t_{mv} - \log s_{mv})
+
+    with s the softmax of the student's logits and t that of the teacher's, at each cell m that the mask counts.
 
     Mass-covering. Arguments and errors as in :func:`reverse_kl`.
     """
@@ -124,7 +163,7 @@ def forward_kl(student: Tensor, teacher: Tensor, mask: Tensor | None = None) -> 
 def jensen_shannon(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, weight: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    r"""Sum over cells of the generalised Jensen-Shannon divergence, divided by b (1 - b), and their number.
+    r"""Sum over cells of the generalised Jensen-Shannon divergence, divided by b (1 - b), and the number of cells.
 
     .. math:: \frac{b\,\mathrm{KL}(t \| m) + (1-b)\,\mathrm{KL}(s \| m)}{b (1-b)}, \qquad m = b\,t + (1-b)\,s
 
@@ -148,7 +187,8 @@ def jensen_shannon(
 def entropy_aware_kl(
     student: Tensor, teacher: Tensor, mask: Tensor | None = None, threshold: float = 2.0
 ) -> tuple[Tensor, Tensor]:
-    """Sum over cells of reverse KL, plus forward KL where the teacher's entropy exceeds ``threshold`` nats, and their number.
+    """Sum over cells of reverse KL, plus forward KL where the teacher's entropy exceeds ``threshold`` nats, and the
+    number of cells.
 
     Where the teacher is sure the student seeks its mode; where it is not, the student must cover it. Arguments and errors
     as in :func:`reverse_kl`.
@@ -157,6 +197,6 @@ def entropy_aware_kl(
 
 
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Sum over cells of the entropy in nats of logits ``[..., V]``, and their number."""
+    r"""Sum over cells of the entropy :math:`-\sum_v p_v \log p_v` in nats of logits ``[..., V]``, and the number of cells."""
     values = entropy_cells(_log_probs(logits, mask))
     return values.sum(), torch.tensor(values.numel(), device=values.device)

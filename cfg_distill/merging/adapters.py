@@ -9,22 +9,22 @@ Shapes: R rank, I inputs, O outputs of a layer.
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.folders import ADAPTER_WEIGHTS, is_adapter, whole_path
 from cfg_distill.folders.adapters import Adapter, AdapterFolder, Factors, config_of, tensors_of, write_config
-from cfg_distill.merging.arithmetic import SMALL_SINE, listed
+from cfg_distill.merging.arithmetic import finite, listed
+from cfg_distill.merging.coefficients import InnerProducts, coefficients
 from cfg_distill.merging.methods import METHODS, problems_of_merge
-from cfg_distill.merging.outputs import PROVENANCE, carry, problems_of_out, provenance, sha256, staged
+from cfg_distill.merging.outputs import carry, inputs_of, named, provenance, record, sha256
 from cfg_distill.merging.safetensors_io import FolderWeights, write_file
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 def merge_adapters(
     method: str, adapters: Sequence[Adapter], weights: Sequence[float] = (), start: Adapter | None = None
 ) -> Adapter:
-    """Merge adapters of one base by the name of a method; the result stands for the merge of the whole models.
+    """Merge adapters of one base by the name of a method. Base and result together are the merge of the whole models.
 
     Args:
         method: a name of :data:`METHODS`.
@@ -42,20 +42,24 @@ def merge_adapters(
         start: the model that all others were trained from, for ``slerp`` and ``liti``; None is the base itself.
 
     Returns:
-        Layer -> its change. Where several models change a layer, its rank is the sum of theirs.
+        Layer -> its change. Where several models change a layer, its rank is the sum of their ranks.
 
     Raises:
         ConfigError: the request does not fit the method, or shapes differ.
     """
-    found = problems_of_merge(method, len(adapters), weights, start is not None or METHODS[method].start)
+    found = problems_of_merge(method, len(adapters), weights, start is not None or _needs_start(method))
     every = [start or {}, *adapters]
     found += _problems_of_shapes([{name: f.delta_shape for name, f in adapter.items()} for adapter in every],
                                  ["start", *(f"model {number}" for number in range(1, len(every)))])  # fmt: skip
     if found:
         raise ConfigError(found)
-    changes = {name: [adapter.get(name) for adapter in every] for adapter in every for name in adapter}
-    used = {layer: terms for layer, each in changes.items() if (terms := _terms(method, weights, each))}
-    return {layer: concatenated(terms) for layer, terms in (used or _zero(changes)).items()}
+    holders = {layer: [adapter.get(layer) for adapter in every] for adapter in every for layer in adapter}
+    plan = _planned(method, weights, holders, lambda layer, factors: factors)
+    return {layer: concatenated(terms) for layer, terms in plan.items()}
+
+
+def _needs_start(method: str) -> bool:
+    return method in METHODS and METHODS[method].start
 
 
 def concatenated(terms: Sequence[tuple[float, Factors]]) -> Factors:
@@ -77,11 +81,6 @@ def concatenated(terms: Sequence[tuple[float, Factors]]) -> Factors:
     return Factors(a_RI.to(dtype), b_OR.to(dtype), scale)
 
 
-def _zero(changes: Mapping[str, Sequence[T | None]]) -> dict[str, list[tuple[float, T]]]:
-    """One change a layer, times 0: the base itself, as an adapter that peft reads, where nothing is left of any model."""
-    return {layer: [(0.0, next(one for one in each if one is not None))] for layer, each in changes.items()}
-
-
 def inner(one: Factors, other: Factors) -> float:
     r"""The inner product of two changes from their factors alone.
 
@@ -94,29 +93,34 @@ def inner(one: Factors, other: Factors) -> float:
     return one.scale * other.scale * float((b_RR * a_RR).sum())
 
 
-def _terms(method: str, weights: Sequence[float], changes: Sequence[Factors | None]) -> list[tuple[float, Factors]]:
-    """Coefficient and change of each model that has a part in a layer, the start model first."""
-    shares = _arc(weights[-1], changes) if method == "slerp" else _shares(method, weights, len(changes) - 1)
-    return [(share, change) for share, change in zip(shares, changes, strict=True) if change is not None and share]
+def _planned(
+    method: str,
+    weights: Sequence[float],
+    holders: Mapping[str, Sequence[T | None]],
+    factors: Callable[[str, T], Factors],
+) -> dict[str, list[tuple[float, T]]]:
+    """For each layer of the result the models that have a part in it, each with its coefficient, the start model first.
+
+    Args:
+        method: of the merge.
+        weights: of the merge.
+        holders: layer -> the start model and the others, None for each that leaves the layer alone.
+        factors: the change of a layer in a model. Only SLERP asks, a layer at a time.
+    """
+    plan = {}
+    for layer, each in holders.items():
+        products = partial(_inner_products, layer, each, factors)
+        shares = coefficients(method, weights, len(each) - 1, products)
+        terms = [(share, holder) for share, holder in zip(shares, each, strict=True) if holder is not None and share]
+        if terms:
+            plan[layer] = terms
+    # Where nothing is left of any model: the base itself, as an adapter that peft reads, one change per layer times 0.
+    return plan or {layer: [(0.0, next(one for one in each if one is not None))] for layer, each in holders.items()}
 
 
-def _shares(method: str, weights: Sequence[float], number: int) -> list[float]:
-    """The coefficients of the start model and the others, where they do not depend on the values."""
-    if method == "liti":
-        return [1 - weights[0], weights[0]]
-    if method == "soup":
-        return [0.0, *[1 / number] * number]
-    if method == "ema":
-        (decay,) = weights
-        return [0.0, decay ** (number - 1), *((1 - decay) * decay ** (number - 1 - i) for i in range(1, number))]
-    return [0.0, *weights]
-
-
-def _arc(weight: float, changes: Sequence[Factors | None]) -> list[float]:
-    """The coefficients of SLERP; see :func:`cfg_distill.merging.slerp`."""
-    line = [0.0, 1 - weight, weight]
-    if weight in (0, 1):
-        return line
+def _inner_products(layer: str, holders: Sequence[T | None], factors: Callable[[str, T], Factors]) -> InnerProducts:
+    r"""Of the task vectors: with changes :math:`\Delta` of one base, :math:`d_a = \Delta_a - \Delta_0`."""
+    changes = [None if holder is None else factors(layer, holder) for holder in holders]
 
     def product(i: int, j: int) -> float:
         one, other = changes[i], changes[j]
@@ -125,13 +129,7 @@ def _arc(weight: float, changes: Sequence[Factors | None]) -> list[float]:
     def of_deltas(i: int, j: int) -> float:
         return product(i, j) - product(i, 0) - product(0, j) + product(0, 0)
 
-    norms = math.sqrt(max(of_deltas(1, 1), 0.0) * max(of_deltas(2, 2), 0.0))
-    cosine = min(1.0, max(-1.0, of_deltas(1, 2) / norms)) if norms > 0 else 1.0
-    angle = math.acos(cosine)
-    if math.sin(angle) < SMALL_SINE:
-        return line
-    first, second = (math.sin(share * angle) / math.sin(angle) for share in (1 - weight, weight))
-    return [1 - first - second, first, second]
+    return InnerProducts(ab=of_deltas(1, 2), aa=of_deltas(1, 1), bb=of_deltas(2, 2))
 
 
 # Folders
@@ -154,56 +152,65 @@ def merge_adapter_folders(
         ConfigError: all that is wrong with the request; then all that is wrong with the folders; nothing is written.
     """
     out = Path(out).expanduser()
-    needs_start = method in METHODS and METHODS[method].start
-    found = problems_of_merge(method, len(models), weights, start is not None or needs_start)
-    found += problems_of_out(out, models, start, overwrite)
-    found += _problems_of_kinds(models)
-    sources: list[AdapterFolder] = []
+    needs_start = _needs_start(method)
     with_start = start is not None and is_adapter(start)
-    for key, path in ([("start", start)] if with_start and start is not None else []) + [("models", m) for m in models]:
-        if is_adapter(path):
-            try:
-                sources.append(AdapterFolder(path, key))
-            except ConfigError as error:
-                found += error.problems
-    if not found:
-        found = _problems_of_bases(sources, None if with_start else start)
-        shapes = [{name: shape[1:] for name, shape in source.shapes.items()} for source in sources]
-        found += _problems_of_shapes(shapes, [f"`{source.path}`" for source in sources])
+    sources, broken = _opened(models, start if with_start else None)
+    bases = [whole_path(str(base)) for base in (start, *(source.base for source in sources)) if base is not None]
+    found = [
+        *problems_of_merge(method, len(models), weights, start is not None or needs_start),
+        *problems_of_out(out, [*inputs_of(sources), *bases], overwrite),
+        *_problems_of_kinds(models),
+        *broken,
+    ]
+    found = found or _problems_of_bases(sources, None if with_start else start) + _problems_of_shapes(
+        [{name: shape[1:] for name, shape in source.shapes.items()} for source in sources],
+        [f"`{source.path}`" for source in sources],
+    )
     if found:
         raise ConfigError(found)
 
     places = list(sources) if with_start else [None, *sources]
-    used: dict[str, list[tuple[float, AdapterFolder]]] = {}
-    all_holders: dict[str, list[AdapterFolder | None]] = {}
-    for layer in sorted({name for source in sources for name in source.shapes}):
-        holders = [source if source is not None and layer in source.shapes else None for source in places]
-        all_holders[layer] = holders
-        # Only the arc looks at values, a layer at a time.
-        if method == "slerp":
-            shares = _arc(weights[-1], [None if source is None else source.factors(layer) for source in holders])
-        else:
-            shares = _shares(method, weights, len(models))
-        terms = [(share, source) for share, source in zip(shares, holders, strict=True) if source is not None and share]
-        if terms:
-            used[layer] = terms
-    used = used or _zero(all_holders)
+    layers = sorted({name for source in sources for name in source.shapes})
+    holders = {layer: [source if source and layer in source.shapes else None for source in places] for layer in layers}
+    plan = _planned(method, weights, holders, _factors)
 
     @lru_cache(maxsize=1)
     def merged(layer: str) -> Factors:
-        return concatenated([(share, source.factors(layer)) for share, source in used[layer]])
+        return concatenated([(share, _factors(layer, source)) for share, source in plan[layer]])
 
-    with staged(out) as partial:
-        carry(sources[-len(models)].folder, partial)
-        _write(partial, used, merged)
-        table = provenance(method, weights, sources, with_start=with_start)
-        table["start"] = table["start"] or (sources[0].base if needs_start else None)
-        (partial / PROVENANCE).write_text(json.dumps(table, indent=2) + "\n")
+    with staged_folder(out) as folder:
+        carry(sources[-len(models)].folder, folder)
+        _write(folder, plan, merged)
+        record(folder, provenance(method, weights, sources, with_start, sources[0].base if needs_start else None))
     return out
 
 
+def _opened(models: Sequence[str | Path], start: str | Path | None) -> tuple[list[AdapterFolder], list[Problem]]:
+    """The adapters, the start first where it is one, and why some of them cannot be read."""
+    sources, found = [], []
+    for key, path in named(models, start):
+        if is_adapter(path):
+            try:
+                sources.append(AdapterFolder(path))
+            except ConfigError as error:
+                found += error.under(key)
+    return sources, found
+
+
+def _factors(layer: str, source: AdapterFolder) -> Factors:
+    """The change of a layer in a folder.
+
+    Raises:
+        ConfigError: some of its values are NaN or infinite.
+    """
+    a_RI, b_OR, scale = source.factors(layer)
+    for values, which in ((a_RI, "A"), (b_OR, "B")):
+        finite(values, f"Tensor {layer}.lora_{which} of `{source.path}`")
+    return Factors(a_RI, b_OR, scale)
+
+
 def _write(folder: Path, used: Mapping[str, list[tuple[float, AdapterFolder]]], merged: Any) -> None:
-    """The two files of an adapter folder, a layer in memory at a time."""
+    """Write the two files of an adapter folder. One layer is in memory at a time."""
     ranks, scales, shapes, dtypes, layer_of = {}, {}, {}, {}, {}
     for layer, terms in used.items():
         ranks[layer] = sum(source.shapes[layer][0] for _, source in terms)
@@ -229,7 +236,7 @@ def _write(folder: Path, used: Mapping[str, list[tuple[float, AdapterFolder]]], 
 
 
 def _targets(sources: Sequence[AdapterFolder], layers: Mapping[str, Any]) -> list[str]:
-    """How peft selects the layers of the result: as it did for the models where they say it by names, else one by one."""
+    """The names by which peft selects the layers of the result: the models' own where they are names, else every layer."""
     selects = [source.config.get("target_modules") for source in sources]
     narrowed = any(source.config.get(key) for source in sources for key in ("exclude_modules", "layers_to_transform"))
     if narrowed or not all(isinstance(names, list) for names in selects):
@@ -237,27 +244,30 @@ def _targets(sources: Sequence[AdapterFolder], layers: Mapping[str, Any]) -> lis
     return sorted({name for names in selects for name in names or []})
 
 
-def _problems_of_kinds(models: Sequence[str | Path]) -> list[str]:
+def _problems_of_kinds(models: Sequence[str | Path]) -> list[Problem]:
     whole = [f"`{model}`" for model in models if not is_adapter(model)]
     adapters = [f"`{model}`" for model in models if is_adapter(model)]
     if not whole:
         return []
-    return [
-        f"Key `models`: expected adapters of one base, or whole models, but {', '.join(adapters)} are adapters and"
-        f" {', '.join(whole)} are none. Export the adapters with --merged, and merge whole models."
-    ]
+    text = (
+        f"expected adapters of one base, or whole models, but {', '.join(adapters)} are adapters and {', '.join(whole)} are"
+        " none. Export the adapters with --merged, and merge whole models."
+    )
+    return [Problem("models", text)]
 
 
-def _problems_of_bases(sources: Sequence[AdapterFolder], start: str | Path | None) -> list[str]:
+def _problems_of_bases(sources: Sequence[AdapterFolder], start: str | Path | None) -> list[Problem]:
     bases = {source.path: source.base for source in sources}
     if not _all_one(bases.values()):
-        what = "; ".join(f"that of `{path}` is `{base}`" for path, base in bases.items())
-        return [f"Key `models`: expected adapters of one base, but {what}. Only models of one start can be merged."]
+        different = "; ".join(f"the base of `{path}` is `{base}`" for path, base in bases.items())
+        text = f"expected adapters of one base, but {different}. Only models of one start can be merged."
+        return [Problem("models", text)]
     if start is not None and not _all_one([str(start), sources[0].base]):
-        return [
-            f"Key `start`: expected the base of the adapters, `{sources[0].base}`, or an adapter of it, but got `{start}`."
-            " Leave it out: it is the base then."
-        ]
+        text = (
+            f"expected the base of the adapters, `{sources[0].base}`, or an adapter of it, but got `{start}`. Leave it out: the"
+            " base is the start then."
+        )
+        return [Problem("start", text)]
     return []
 
 
@@ -270,12 +280,12 @@ def _all_one(bases: Iterable[str]) -> bool:
 def _identity(base: str) -> str:
     try:
         weights = FolderWeights(base)
-    except ConfigError:  # not here, or not in safetensors: its name must do
+    except ConfigError:  # not on this machine, or not in safetensors: compare the name
         return base
     return " ".join(sorted(sha256(file) for file in weights.files))
 
 
-def _problems_of_shapes(models: Sequence[Mapping[str, tuple[int, ...]]], labels: Sequence[str]) -> list[str]:
+def _problems_of_shapes(models: Sequence[Mapping[str, tuple[int, ...]]], labels: Sequence[str]) -> list[Problem]:
     seen: dict[str, tuple[tuple[int, ...], str]] = {}
     wrong = []
     for shapes, label in zip(models, labels, strict=True):
@@ -283,4 +293,5 @@ def _problems_of_shapes(models: Sequence[Mapping[str, tuple[int, ...]]], labels:
             known, other = seen.setdefault(layer, (shape, label))
             if known != shape:
                 wrong.append(f"{layer} ({list(known)} in {other}, {list(shape)} in {label})")
-    return [f"Shapes of layers differ: {listed(wrong)}. Only adapters of one base can be merged."] if wrong else []
+    text = f"Shapes of layers differ: {listed(wrong)}. Only adapters of one base can be merged."
+    return [Problem("", text)] if wrong else []

@@ -12,20 +12,19 @@ from functools import partial, reduce
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.merging.coefficients import InnerProducts, coefficients
 from cfg_distill.merging.methods import problems_of_merge
 
 State = Mapping[str, Tensor]
 Compute = Callable[[Iterable[Tensor]], Tensor]
 
-SMALL_SINE = 1e-4
-"""Below this sine of the angle SLERP equals LERP to 1e-8, and its quotients lose their digits."""
-
 
 def lerp(a: State, b: State, weight: float) -> dict[str, Tensor]:
     r"""Linear interpolation: :math:`\theta(l) = (1 - l)\,\theta_a + l\,\theta_b`.
 
-    The knob between quality and diversity at deployment (Cideron et al., ICLR 2025, section 3.3). The ends are exact.
+    The merge weight chooses between quality and diversity at deployment (Cideron et al., ICLR 2025, section 3.3). The ends
+    are exact.
 
     Args:
         a: the state dict at weight 0.
@@ -126,7 +125,7 @@ def merge_states(
     if unequal:
         raise ConfigError(f"Integer tensors differ between the models, and have no mean: {listed(unequal)}.")
 
-    compute = tensor_function(method, weights)
+    compute = tensor_function(method, weights, len(states))
     merged: dict[str, Tensor] = {}
     done: dict[tuple[object, ...], Tensor] = {}
     for name in every[0]:
@@ -154,47 +153,57 @@ def merge_tensors(tensors: Iterable[Tensor], dtypes: Sequence[torch.dtype], comp
     return compute(tensor.detach().to(wide) for tensor in tensors).to(dtype, copy=True)
 
 
-def tensor_function(method: str, weights: Sequence[float]) -> Compute:
-    """The formula of a method for one tensor of each model."""
-    if method in ("soup", "weighted"):
-        return partial(_mean, weights=weights)
-    if method == "ema":
-        return lambda tensors: reduce(lambda average, tensor: torch.lerp(tensor, average, weights[0]), tensors)
-    last = weights[-1]
+def tensor_function(method: str, weights: Sequence[float], number: int) -> Compute:
+    """The formula of a method for one tensor of each model, the start model first where the method has one."""
     if method == "slerp":
-        return lambda tensors: _slerp(tuple(tensors), last)
-    return lambda tensors: torch.lerp(*tensors, last)  # type: ignore[call-overload]
+        return lambda tensors: _on_arc(tuple(tensors), weights)
+    _, *shares = coefficients(method, weights, number)
+    if method in ("lerp", "liti"):
+        return lambda tensors: torch.lerp(*tensors, shares[-1])  # type: ignore[call-overload]
+    return partial(_averaged, shares=shares, of_past=method == "ema")
 
 
-def _mean(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
-    """A running mean and not a sum: what is equal in all models (a frozen codec, say) stays so to the last bit."""
+def _averaged(tensors: Iterable[Tensor], shares: Sequence[float], of_past: bool) -> Tensor:
+    r"""The sum of tensors, each times its share, as a chain of interpolations.
+
+    .. math:: a_i = \frac{s_1 + \ldots + s_{i-1}}{s_1 + \ldots + s_i}\, a_{i-1} + \frac{s_i}{s_1 + \ldots + s_i}\, \theta_i
+
+    Not a plain sum: a tensor that is equal in all models (a frozen codec, say) stays so to the last bit.
+
+    Args:
+        tensors: of each model, read one after the other.
+        shares: of each model.
+        of_past: interpolate by the first quotient and not by the second. They differ in the last bit: a decay near 1 is
+            rounded as it is, and not its distance from 1.
+    """
     average: Tensor | None = None
-    total = 0.0
-    for place, tensor in enumerate(tensors):
-        weight = weights[place] if weights else 1.0
-        total += weight
-        average = tensor if average is None else torch.lerp(average, tensor, weight / total if total else 0.0)
+    before = 0.0
+    for tensor, share in zip(tensors, shares, strict=True):
+        total = before + share
+        if average is None:
+            average = tensor
+        elif of_past:
+            average = torch.lerp(tensor, average, before / total if total else 0.0)
+        else:
+            average = torch.lerp(average, tensor, share / total if total else 0.0)
+        before = total
     assert average is not None
     return average
 
 
-def _slerp(tensors: tuple[Tensor, ...], weight: float) -> Tensor:
+def _on_arc(tensors: tuple[Tensor, ...], weights: Sequence[float]) -> Tensor:
     start, a, b = tensors
-    if weight in (0, 1):
-        return b if weight else a
+    if weights[-1] in (0, 1):
+        return b if weights[-1] else a
     delta_a, delta_b = a - start, b - start
-    # Sums over millions of products: in float64, or the cosine of a small angle is noise.
-    dot, square_a, square_b = ((x.double() * y.double()).sum() for x, y in
-                               ((delta_a, delta_b), (delta_a, delta_a), (delta_b, delta_b)))  # fmt: skip
-    norms = (square_a * square_b).sqrt()
-    cosine = (dot / norms).clamp(-1, 1) if norms > 0 else torch.ones_like(norms)
-    angle = torch.acos(cosine)
-    sine = torch.sin(angle)
-    if sine < SMALL_SINE:
-        return torch.lerp(a, b, weight)
-    share_a = (torch.sin((1 - weight) * angle) / sine).to(a.dtype)
-    share_b = (torch.sin(weight * angle) / sine).to(a.dtype)
-    return start + share_a * delta_a + share_b * delta_b
+
+    def inner_products() -> InnerProducts:
+        pairs = ((delta_a, delta_b), (delta_a, delta_a), (delta_b, delta_b))
+        return InnerProducts(*(float((x.double() * y.double()).sum()) for x, y in pairs))
+
+    of_start, share_a, share_b = coefficients("slerp", weights, 2, inner_products)
+    # Without a share of the start model the arc is the line.
+    return start + share_a * delta_a + share_b * delta_b if of_start else torch.lerp(a, b, share_b)
 
 
 # What can be merged
@@ -210,26 +219,40 @@ def not_averaged(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex)
 
 
-def mismatches(models: Sequence[Mapping[str, tuple[tuple[int, ...], bool]]], labels: Sequence[str]) -> list[str]:
-    """Where the names and signatures of models differ from those of the first, a sentence a model and kind."""
-    first, found = models[0], []
+def finite(values: Tensor, what: str) -> Tensor:
+    """The values, if all are numbers.
+
+    Raises:
+        ConfigError: some are NaN or infinite; ``what`` names the tensor.
+    """
+    if not torch.isfinite(values).all():
+        raise ConfigError(
+            f"{what} holds values that are no numbers (NaN or infinite). The model is broken: take another, or export an"
+            " earlier checkpoint."
+        )
+    return values
+
+
+def mismatches(models: Sequence[Mapping[str, tuple[tuple[int, ...], bool]]], labels: Sequence[str]) -> list[Problem]:
+    """Where the names and signatures of models differ from the first model's: a sentence per model and kind."""
+    first, wrong = models[0], []
     for model, label in zip(models[1:], labels[1:], strict=True):
         missing, extra = first.keys() - model.keys(), model.keys() - first.keys()
         if missing:
-            found.append(f"Tensors of {labels[0]} that {label} lacks: {listed(sorted(missing))}.")
+            wrong.append(f"Tensors of {labels[0]} that {label} lacks: {listed(sorted(missing))}.")
         if extra:
-            found.append(f"Tensors of {label} that {labels[0]} lacks: {listed(sorted(extra))}.")
+            wrong.append(f"Tensors of {label} that {labels[0]} lacks: {listed(sorted(extra))}.")
         common = sorted(first.keys() & model.keys())
         shapes = [f"{name} {list(first[name][0])} vs {list(model[name][0])}"
                   for name in common if first[name][0] != model[name][0]]  # fmt: skip
         if shapes:
-            found.append(f"Shapes differ between {labels[0]} and {label}: {listed(shapes)}.")
+            wrong.append(f"Shapes differ between {labels[0]} and {label}: {listed(shapes)}.")
         kinds = [name for name in common if first[name][0] == model[name][0] and first[name][1] != model[name][1]]
         if kinds:
-            found.append(f"Integer in one of {labels[0]} and {label}, floating point in the other: {listed(kinds)}.")
-    if found:
-        found.append("Only models of one architecture, trained from one start model, can be merged.")
-    return found
+            wrong.append(f"Integer in one of {labels[0]} and {label}, floating point in the other: {listed(kinds)}.")
+    if wrong:
+        wrong.append("Only models of one architecture, trained from one start model, can be merged.")
+    return [Problem("", text) for text in wrong]
 
 
 def listed(names: Sequence[str], limit: int = 20) -> str:

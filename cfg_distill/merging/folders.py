@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.folders import is_adapter
 from cfg_distill.merging.adapters import merge_adapter_folders
-from cfg_distill.merging.arithmetic import listed, merge_tensors, mismatches, not_averaged, tensor_function
+from cfg_distill.merging.arithmetic import finite, listed, merge_tensors, mismatches, not_averaged, tensor_function
 from cfg_distill.merging.methods import problems_of_merge
-from cfg_distill.merging.outputs import PROVENANCE, carry, problems_of_out, provenance, staged
-from cfg_distill.merging.safetensors_io import FolderWeights, write_weights
+from cfg_distill.merging.outputs import carry, inputs_of, named, provenance, record
+from cfg_distill.merging.safetensors_io import FolderWeights, read_json, write_weights
 
+CONFIG = "config.json"
 BOOKKEEPING = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Keys of config.json that may differ between models of one architecture; so may those that end in ``_token_id``."""
 
@@ -34,62 +36,64 @@ def merge_folders(
     """Merge model folders into a new one, which appears whole or not at all.
 
     Adapter folders become one adapter folder (:func:`cfg_distill.merging.adapters.merge_adapter_folders`), whole models a
-    whole model. Tensor by tensor: memory holds a few tensors, never a model. ``merge.json`` beside the weights records
-    the method, the weights and the SHA-256 of every file read.
+    whole model. Memory holds a few tensors, never a model. ``merge.json`` beside the weights records the method, the weights
+    and the SHA-256 of every file read.
 
     Args:
-        models: model folders; the first gives the config, the tokenizer and so on.
+        models: model folders; the config, the tokenizer and so on are copied from the first.
         weights: as the method asks (:data:`cfg_distill.merging.METHODS`).
         method: ``lerp``, ``slerp``, ``liti``, ``soup``, ``weighted`` or ``ema``.
         out: the folder to write.
         start: the model that all others were trained from, for ``slerp`` and ``liti``.
-        overwrite: replace the model folder ``out``.
+        overwrite: replace ``out``, if it holds nothing but a model.
         max_shard_bytes: weights beyond this size are written as shards with an index.
 
     Returns:
         The folder written.
 
     Raises:
-        ConfigError: all that is wrong with the request; then all that is wrong with the folders; nothing is written.
+        ConfigError: all that is wrong with the request; then all that is wrong with the folders; then a weight that is no
+            number. Nothing is written.
     """
     if any(is_adapter(model) for model in models):
         return merge_adapter_folders(models, weights, method, out, start, overwrite)
     out = Path(out).expanduser()
     found = problems_of_merge(method, len(models), weights, start is not None)
-    found += problems_of_out(out, models, start, overwrite)
     sources: list[FolderWeights] = []
-    for key, path in ([("start", start)] if start is not None else []) + [("models", model) for model in models]:
+    for key, path in named(models, start):
         try:
-            sources.append(FolderWeights(path, key))
+            sources.append(FolderWeights(path))
         except ConfigError as error:
-            found += error.problems
+            found += error.under(key)
+    found += problems_of_out(out, inputs_of(sources), overwrite)
     if found:
         raise ConfigError(found)
     _drop_tied_copies(sources)
-    found = mismatches([source.signatures() for source in sources], [f"`{source.path}`" for source in sources])
-    found = found or _problems_of_values(sources) + _problems_of_configs(sources)
+    first = sources[-len(models)]
+    different = mismatches([source.signatures() for source in sources], [f"`{source.path}`" for source in sources])
+    found += different or _problems_of_values(sources) + _problems_of_configs(sources, first)
     if found:
         raise ConfigError(found)
 
-    shapes, compute = sources[0].shapes, tensor_function(method, weights)
+    shapes, compute = sources[0].shapes, tensor_function(method, weights, len(models))
     dtypes = {name: [source.dtypes[name] for source in sources] for name in shapes}
 
-    def merged(name: str) -> torch.Tensor:
-        return merge_tensors((source.tensor(name) for source in sources), dtypes[name], compute)
+    def merged(name: str) -> Tensor:
+        tensor = merge_tensors((source.tensor(name) for source in sources), dtypes[name], compute)
+        return finite(tensor, f"The merge of {name}")
 
-    with staged(out) as partial:
-        carry(sources[-len(models)].folder, partial)
+    with staged_folder(out) as folder:
+        carry(first.folder, folder)
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
-        write_weights(partial, shapes, widest, merged, max_shard_bytes)
-        table = provenance(method, weights, sources, with_start=start is not None)
-        (partial / PROVENANCE).write_text(json.dumps(table, indent=2) + "\n")
+        write_weights(folder, shapes, widest, merged, max_shard_bytes)
+        record(folder, provenance(method, weights, sources, with_start=start is not None))
     return out
 
 
 def _drop_tied_copies(sources: list[FolderWeights]) -> None:
-    """Some writers store a tied tensor under one name, some under both: a copy that not every folder has is left out.
+    """Leave out a copy of a tied tensor that not every folder has: some writers store it under one name, some under both.
 
-    The loader ties it again, from the name that stays.
+    The loader ties the tensors again, from the name that stays.
     """
     common = set.intersection(*(set(source.shapes) for source in sources))
     for source in sources:
@@ -99,25 +103,29 @@ def _drop_tied_copies(sources: list[FolderWeights]) -> None:
                 source.drop(name)
 
 
-def _problems_of_values(sources: list[FolderWeights]) -> list[str]:
+def _problems_of_values(sources: list[FolderWeights]) -> list[Problem]:
     first = sources[0]
     kept = [name for name, dtype in first.dtypes.items() if not_averaged(dtype)]
     unequal = [
         name for name in kept if any(not torch.equal(first.tensor(name), other.tensor(name)) for other in sources)
     ]
-    return [f"Integer tensors differ between the models, and have no mean: {listed(unequal)}."] if unequal else []
+    text = f"Integer tensors differ between the models, and have no mean: {listed(unequal)}."
+    return [Problem("", text)] if unequal else []
 
 
-def _problems_of_configs(sources: list[FolderWeights]) -> list[str]:
+def _problems_of_configs(sources: list[FolderWeights], first: FolderWeights) -> list[Problem]:
     """Equal shapes can hide another model: other numbers of heads, another rotary base, another activation."""
-    configs = [_flat(json.loads((source.folder / "config.json").read_text())) for source in sources
-               if (source.folder / "config.json").is_file()]  # fmt: skip
+    if not (first.folder / CONFIG).is_file():
+        text = f"expected {CONFIG} in `{first.path}`, since a merge takes the configuration and tokenizer of its first model."
+        return [Problem("models", f"{text} Copy one into the folder, or name a whole model first.")]
+    configs = [_flat(read_json(source.folder / CONFIG)) for source in sources if (source.folder / CONFIG).is_file()]
     names = sorted({name for config in configs for name in config if not _bookkeeping(name)})
     different = [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs[1:])]
     if not different:
         return []
     values = [f"{name} ({' vs '.join(str(config.get(name)) for config in configs)})" for name in different]
-    return [f"The models' config.json differ in {listed(values)}. Only models of one architecture can be merged."]
+    text = f"The models' {CONFIG} differ in {listed(values)}. Only models of one architecture can be merged."
+    return [Problem("", text)]
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cfg_distill.errors import Problem, nearest
+
 
 @dataclass(frozen=True)
 class Method:
@@ -15,7 +17,7 @@ class Method:
     Attributes:
         summary: what it computes, in a line.
         models: how many models it takes; None for two or more.
-        weights: ``shares``, one a model, that sum to 1; ``one``, a single number in [0, 1]; ``none``.
+        weights: ``shares``, one per model, that sum to 1; ``one``, a single number in [0, 1]; ``none``.
         start: whether it needs the model that all others were trained from.
     """
 
@@ -35,8 +37,8 @@ METHODS: dict[str, Method] = {
 }
 
 
-def problems_of_merge(method: str, num_models: int, weights: Sequence[float], start: bool) -> list[str]:
-    """What is wrong with a merge, a sentence each, before any file is opened.
+def problems_of_merge(method: str, num_models: int, weights: Sequence[float], start: bool) -> list[Problem]:
+    """What is wrong with a merge, before any file is read; the problems name the keys of a merge.
 
     Args:
         method: a name of :data:`METHODS`.
@@ -45,35 +47,41 @@ def problems_of_merge(method: str, num_models: int, weights: Sequence[float], st
         start: whether a start model is given.
     """
     if method not in METHODS:
-        return [f"Key `method`: expected one of {list(METHODS)}, but got {method!r}."]
+        return [
+            Problem("method", f"expected one of {list(METHODS)}, but got {method!r}.{nearest(str(method), METHODS)}")
+        ]
     rule = METHODS[method]
     found = []
     if rule.models is not None and num_models != rule.models:
-        found.append(f"Key `models`: expected exactly {rule.models} for the method {method}, but got {num_models}.")
+        found.append(
+            Problem("models", f"expected exactly {rule.models} for the method {method}, but got {num_models}.")
+        )
     if rule.models is None and num_models < 2:
-        found.append(f"Key `models`: expected at least 2 for the method {method}, but got {num_models}.")
+        found.append(Problem("models", f"expected at least 2 for the method {method}, but got {num_models}."))
     if rule.start and not start:
-        found.append(f"Key `start`: the method {method} needs the model that all others were trained from. Name it.")
+        found.append(
+            Problem("start", f"the method {method} needs the model that all others were trained from. Name that model.")
+        )
     if start and not rule.start:
-        found.append(f"Key `start`: the method {method} takes none. Leave it out, or use one of {_with_start()}.")
+        others = [name for name, each in METHODS.items() if each.start]
+        found.append(Problem("start", f"the method {method} takes none. Leave it out, or use one of {others}."))
     return found + _problems_of_weights(method, rule, num_models, weights)
 
 
-def _problems_of_weights(method: str, rule: Method, num_models: int, weights: Sequence[float]) -> list[str]:
+def _problems_of_weights(method: str, rule: Method, num_models: int, weights: Sequence[float]) -> list[Problem]:
+    def problem(text: str) -> list[Problem]:
+        return [Problem("weights", text)]
+
     if rule.weights == "none":
-        return [f"Key `weights`: the method {method} takes none. Leave them out, or use `weighted`."] if weights else []
+        return problem(f"the method {method} takes none. Leave them out, or use `weighted`.") if weights else []
     expected = num_models if rule.weights == "shares" else 1
     if len(weights) != expected:
-        meaning = "one a model" if rule.weights == "shares" else rule.summary
-        return [f"Key `weights`: expected {expected} for the method {method} ({meaning}), but got {len(weights)}."]
+        meaning = "one per model" if rule.weights == "shares" else rule.summary
+        return problem(f"expected {expected} for the method {method} ({meaning}), but got {len(weights)}.")
     outside = [weight for weight in weights if not 0 <= weight <= 1]
     if outside:
-        return [f"Key `weights`: expected numbers in [0, 1], but got {', '.join(map(str, outside))}."]
+        return problem(f"expected numbers in [0, 1], but got {', '.join(map(str, outside))}.")
     total = math.fsum(weights)
     if rule.weights == "shares" and abs(total - 1) > 1e-6:
-        return [f"Key `weights`: expected a sum of 1, but {' + '.join(map(str, weights))} = {total:.6g}. Scale them."]
+        return problem(f"expected a sum of 1, but {' + '.join(map(str, weights))} = {total:.6g}. Scale them.")
     return []
-
-
-def _with_start() -> list[str]:
-    return [name for name, method in METHODS.items() if method.start]

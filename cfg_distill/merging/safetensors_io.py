@@ -1,8 +1,10 @@
 """Reading and writing the weights of a Hugging Face folder one tensor at a time, sharded or not.
 
-The library's writer wants every tensor of a file at once, which is the whole model. The format is a length, a JSON
-header and the bytes (github.com/huggingface/safetensors, "Format"), and shapes are known before the values: so the
-header is written first and the tensors are streamed behind it.
+The library's writer needs every tensor of a file at once, which is the whole model. The format is a length, a JSON header
+and the bytes (github.com/huggingface/safetensors, "Format"). Shapes are known before the values. So the header is written
+first, and the tensors are streamed behind it:
+
+    | 8 bytes: length of the header | header: name -> dtype, shape, offsets | tensor | tensor | ...
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from torch import Tensor
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import resolve
-from cfg_distill.merging.arithmetic import not_averaged
+from cfg_distill.merging.arithmetic import finite, not_averaged
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf")
@@ -39,11 +41,10 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 class FolderWeights:
-    """The weights of a model folder, opened lazily: headers at once, values when asked.
+    """The weights of a model folder: headers are read at once, values when asked.
 
     Args:
         path: a folder with ``model.safetensors``, or with shards and their index; or ``tunes:base``.
-        key: the setting that named it, for the messages.
 
     Attributes:
         shapes, dtypes: of each tensor, in the order of the files.
@@ -52,8 +53,8 @@ class FolderWeights:
         ConfigError: no such folder, no safetensors in it, a shard missing or truncated.
     """
 
-    def __init__(self, path: str | Path, key: str = "models") -> None:
-        self.path, self.key = str(path), key
+    def __init__(self, path: str | Path) -> None:
+        self.path = str(path)
         self.folder = Path(resolve(self.path)).expanduser()
         self.files = self._files()
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -64,10 +65,15 @@ class FolderWeights:
             self._read_header(file)
 
     def tensor(self, name: str) -> Tensor:
-        return self._handles[self._file_of[name]].get_tensor(name)
+        """The values of a tensor.
+
+        Raises:
+            ConfigError: some are NaN or infinite.
+        """
+        return finite(self._handles[self._file_of[name]].get_tensor(name), f"Tensor {name} of `{self.path}`")
 
     def signatures(self) -> dict[str, tuple[tuple[int, ...], bool]]:
-        """What must agree between models, without reading a value."""
+        """The shape of each tensor, and whether it is averaged: these must agree between models."""
         return {name: (shape, not_averaged(self.dtypes[name])) for name, shape in self.shapes.items()}
 
     def drop(self, name: str) -> None:
@@ -76,22 +82,20 @@ class FolderWeights:
 
     def _files(self) -> list[Path]:
         if not self.folder.is_dir():
-            raise ConfigError(f"Key `{self.key}`: expected a model folder, but there is none at `{self.path}`.")
+            raise ConfigError(f"expected a model folder, but there is none at `{self.path}`.")
         if (self.folder / SINGLE).is_file():
             return [self.folder / SINGLE]
         if not (self.folder / INDEX).is_file():
             others = sorted(file.name for file in self.folder.iterdir() if file.suffix in SUFFIXES)
             what = f"only {', '.join(others)}" if others else "no weights"
             raise ConfigError(
-                f"Key `{self.key}`: expected {SINGLE} (or its shards and {INDEX}) in `{self.path}`, but found {what}."
+                f"expected {SINGLE} (or its shards and {INDEX}) in `{self.path}`, but found {what}."
                 " Save the model with transformers' save_pretrained, or a checkpoint with `cfg-distill export`."
             )
-        shards = sorted(set(json.loads((self.folder / INDEX).read_text())["weight_map"].values()))
+        shards = sorted(set(read_json(self.folder / INDEX).get("weight_map", {}).values()))
         missing = [shard for shard in shards if not (self.folder / shard).is_file()]
         if missing:
-            raise ConfigError(
-                f"Key `{self.key}`: `{self.path}/{INDEX}` names files that are not there: {', '.join(missing)}."
-            )
+            raise ConfigError(f"`{self.path}/{INDEX}` names files that are not there: {', '.join(missing)}.")
         return [self.folder / shard for shard in shards]
 
     def _read_header(self, file: Path) -> None:
@@ -100,16 +104,31 @@ class FolderWeights:
         except Exception as error:  # safetensors_rust.SafetensorError: truncated, or no safetensors at all
             if type(error).__name__ != "SafetensorError":
                 raise
-            raise ConfigError(f"Key `{self.key}`: `{file}` cannot be read as safetensors: {error}.") from error
+            raise ConfigError(f"`{file}` cannot be read as safetensors: {error}.") from error
         for name in opened.keys():  # noqa: SIM118 - no mapping
             view = opened.get_slice(name)
             if view.get_dtype() not in DTYPES:
                 raise ConfigError(
-                    f"Key `{self.key}`: `{file}` holds {name} as {view.get_dtype()}; expected one of {list(DTYPES)}."
+                    f"`{file}` holds {name} as {view.get_dtype()}; expected one of {list(DTYPES)}."
                     " Quantised weights have no mean: merge first, quantise then."
                 )
             self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), DTYPES[view.get_dtype()]
             self._file_of[name] = file
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The keys and values of a JSON file of a model folder.
+
+    Raises:
+        ConfigError: it cannot be read, or holds something else.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"`{file}`: expected JSON, but it cannot be read: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"`{file}`: expected keys and values, but got a {type(content).__name__}.")
+    return content
 
 
 def write_weights(
@@ -125,7 +144,7 @@ def write_weights(
         folder: where to write.
         shapes: of each tensor, by name.
         dtypes: of each tensor, by name.
-        tensor: gives the values of a name; asked once a name, and let go before the next.
+        tensor: returns the values of a name. Asked once per name; the values are dropped before the next.
         max_shard_bytes: the largest file; a single larger tensor has a file of its own.
     """
     sizes = {name: torch.Size(shape).numel() * dtypes[name].itemsize for name, shape in shapes.items()}

@@ -1,4 +1,7 @@
-"""torchmetrics classes over pure functions: diversity, quality, guards, distance to the teacher; fronts, intervals."""
+"""torchmetrics classes over pure functions: diversity, quality, guards, distance to the teacher."""
+
+import importlib
+from typing import Any
 
 from cfg_distill.metrics.audio import (
     AudioRepetition,
@@ -14,7 +17,6 @@ from cfg_distill.metrics.base import EmbeddingMetric, SampleMetric, TextMetric
 from cfg_distill.metrics.corpus import FAD, KAD, CorpusMetric, frechet_distance, kernel_distance
 from cfg_distill.metrics.degeneration import Degeneration, degenerate
 from cfg_distill.metrics.embedding import PairwiseCosineDiversity, PromptAdherence, VendiScore, vendi_score
-from cfg_distill.metrics.front import Interval, bootstrap_interval, hypervolume, pareto
 from cfg_distill.metrics.lexical import (
     EAD,
     DistinctN,
@@ -40,7 +42,6 @@ __all__ = [
     "DistinctN",
     "EmbeddingMetric",
     "Entropy",
-    "Interval",
     "KLToTeacher",
     "Length",
     "LikelihoodMetric",
@@ -55,18 +56,22 @@ __all__ = [
     "TextMetric",
     "VendiScore",
     "WaveformMetric",
-    "bootstrap_interval",
     "clipped_share",
     "degenerate",
     "distinct_n",
     "expectation_adjusted_distinct",
     "frechet_distance",
-    "hypervolume",
     "kernel_distance",
     "log_likelihood",
-    "pareto",
     "repeated_n",
     "repeated_share",
     "silent_share",
     "vendi_score",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Fronts and intervals, which moved to :mod:`cfg_distill.evaluation.front`: reachable here for one release."""
+    if name in ("Interval", "bootstrap_interval", "hypervolume", "pareto"):
+        return vars(importlib.import_module("cfg_distill.evaluation.front"))[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The base of every metric over groups of samples: one value a prompt, so that intervals over prompts can be taken."""
+"""The base of every metric over groups of samples: one value per prompt, so that intervals over prompts can be taken."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from torchmetrics.utilities import dim_zero_cat
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.base import texts_of
+from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.sampling.samples import Samples
 
 
 class SampleMetric(Metric):
-    """One value a prompt, kept until the end.
+    """One value per prompt, kept until the end.
 
     In a ``MetricCollection`` pass ``compute_groups=False``: torchmetrics takes two metrics that agree on the first
     batch (two that are both 0, say) for one and the same, and from then on updates only the first.
@@ -40,7 +42,7 @@ class SampleMetric(Metric):
     def score(self, samples: Samples) -> Tensor:
         """The value of each of the B prompts, ``[B]``; NaN for a prompt to which the metric does not apply."""
 
-    def problems(self) -> list[str]:
+    def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings, found without loading weights."""
         return []
 
@@ -84,14 +86,15 @@ class EmbeddingMetric(SampleMetric):
 
     def __init__(self, embedder: Embedder, **settings: Any) -> None:
         super().__init__(**settings)
-        self._frozen = _Shared(embedder)
+        self._frozen = Frozen(embedder)
 
     @property
     def embedder(self) -> Embedder:
-        return self._frozen.embedder
+        """The frozen model."""
+        return self._frozen.model
 
-    def problems(self) -> list[str]:
-        return self.embedder.problems()
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return problems_of(self.embedder, context, under="embedder.init_args")
 
     def load(self) -> Self:
         self.embedder.load()
@@ -99,15 +102,5 @@ class EmbeddingMetric(SampleMetric):
 
     def embedded(self, samples: Samples) -> Tensor:
         """The embeddings of the groups, ``[B, G, D]``, computed on the metric's device."""
-        embedding_ND = self.embedder.to(self.device).embed(samples.outputs)
+        embedding_ND = self._frozen.on(self.device).embed(samples.outputs)
         return embedding_ND.unflatten(0, (len(samples.prompts), samples.group))
-
-
-class _Shared:
-    """Holds an embedder out of sight of ``nn.Module``; copying it copies the reference."""
-
-    def __init__(self, embedder: Embedder) -> None:
-        self.embedder = embedder
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared:
-        return self

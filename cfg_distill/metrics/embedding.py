@@ -67,4 +67,4 @@ class PromptAdherence(EmbeddingMetric):
     axis = "quality"
 
     def score(self, samples: Samples) -> Tensor:
-        return prompt_similarity(self.embedder.to(self.device), samples).mean(-1)
+        return prompt_similarity(self._frozen.on(self.device), samples).mean(-1)

@@ -8,12 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from typing import Any, ClassVar, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError
-from cfg_distill.generators import Generator, Scored
+from cfg_distill.checkpoints import spec_of
+from cfg_distill.embedders.base import problems_of_counts
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.generators import Generator, Predictions
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling.samples import Samples
 
@@ -21,13 +25,13 @@ CHUNK = 512
 """Cells whose logits exist at once."""
 
 
-def log_likelihood(scored: Scored, tokens: Tensor, mask: Tensor, chunk: int = CHUNK) -> Tensor:
+def log_likelihood(predictions: Predictions, tokens: Tensor, mask: Tensor, chunk: int = CHUNK) -> Tensor:
     r"""Sum of the log-probabilities of each row's tokens, at temperature 1.
 
     .. math:: \log p(y) = \sum_{k, t} m_{k t} \log \operatorname{softmax}(z_{k t})_{y_{k t}}
 
     Args:
-        scored: predictions at every position of ``[N, K, T]``.
+        predictions: predictions at every position of ``[N, K, T]``.
         tokens: y, ``[N, K, T]``.
         mask: m, True on the cells that exist, ``[N, K, T]``; masked cells are never read.
         chunk: cells whose logits exist at once.
@@ -37,8 +41,8 @@ def log_likelihood(scored: Scored, tokens: Tensor, mask: Tensor, chunk: int = CH
 
     Example:
         >>> logits = torch.tensor([[[[0.0, 0.0], [0.0, 0.0]]]])
-        >>> scored = Scored(logits_NKTV=logits)
-        >>> log_likelihood(scored, torch.zeros(1, 1, 2, dtype=torch.long), torch.tensor([[[True, False]]]))
+        >>> from cfg_distill.generators import Logits
+        >>> log_likelihood(Logits(logits), torch.zeros(1, 1, 2, dtype=torch.long), torch.tensor([[[True, False]]]))
         tensor([-0.6931])
     """
     total_N = torch.zeros(len(tokens), device=tokens.device)
@@ -46,11 +50,7 @@ def log_likelihood(scored: Scored, tokens: Tensor, mask: Tensor, chunk: int = CH
         row_M, position_M = mask[:, k].nonzero(as_tuple=True)
         for start in range(0, len(row_M), chunk):
             rows, positions = row_M[start : start + chunk], position_M[start : start + chunk]
-            if scored.states_NTD is not None and scored.head is not None:
-                logits_MV = scored.head.logits(scored.states_NTD[rows, positions], k)
-            else:
-                logits_MV = scored.whole()[rows, k, positions]
-            log_probs_MV = logits_MV.float().log_softmax(-1)
+            log_probs_MV = predictions.at(k, rows, positions).float().log_softmax(-1)
             total_N.index_add_(0, rows, log_probs_MV.gather(-1, tokens[rows, k, positions, None])[:, 0])
     return total_N
 
@@ -65,7 +65,8 @@ class Reader:
         batch_size: prompts whose groups are read at once.
     """
 
-    _shared: ClassVar[dict[str, Reader]] = {}
+    # Weak: a base goes when the last metric that reads it goes.
+    _shared: ClassVar[WeakValueDictionary[str, Reader]] = WeakValueDictionary()
 
     def __init__(self, generator: Generator, batch_size: int) -> None:
         self.generator = generator
@@ -76,11 +77,8 @@ class Reader:
     @classmethod
     def of(cls, generator: Generator, batch_size: int) -> Reader:
         """The reader of a base: the same one for the same settings, so that its weights and answers exist once."""
-        key = json.dumps([generator.spec(), batch_size], sort_keys=True, default=str)
+        key = json.dumps([spec_of(generator), batch_size], sort_keys=True, default=str)
         return cls._shared.setdefault(key, cls(generator, batch_size))
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Reader:
-        return self
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Reader.of, (self.generator, self.batch_size))
@@ -108,7 +106,7 @@ class Reader:
             tokens_NKT, mask_NKT = tokens_BGKT[part].flatten(0, 1), mask_BGKT[part].flatten(0, 1)
             # One dropped prompt serves all rows, and is read once.
             prompts: Sequence[str | None] = samples.prompts[part] if with_prompt else [None]
-            sums.append(log_likelihood(generator.scored(prompts, tokens_NKT, mask_NKT), tokens_NKT, mask_NKT))
+            sums.append(log_likelihood(generator.predictions(prompts, tokens_NKT, mask_NKT), tokens_NKT, mask_NKT))
         return torch.cat(sums)
 
     def _check_vocabulary(self, samples: Samples) -> None:
@@ -131,14 +129,15 @@ class LikelihoodMetric(SampleMetric):
 
     def __init__(self, generator: Generator, batch_size: int = 4, **settings: Any) -> None:
         super().__init__(**settings)
-        self._reader = Reader.of(generator, batch_size)
+        self._frozen = Frozen(Reader.of(generator, batch_size))
 
-    def problems(self) -> list[str]:
-        found = self._reader.generator.problems()
-        if self._reader.batch_size < 1:
-            name = type(self).__name__
-            found.append(f"Metric `{name}`, key `batch_size`: expected at least 1, but got {self._reader.batch_size}.")
-        return found
+    @property
+    def _reader(self) -> Reader:
+        return self._frozen.model
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = problems_of(self._reader.generator, context, under="generator.init_args")
+        return found + problems_of_counts(batch_size=self._reader.batch_size)
 
     def load(self) -> Self:
         self._reader.load()
@@ -152,7 +151,7 @@ class LikelihoodMetric(SampleMetric):
 
 
 class LogProbability(LikelihoodMetric):
-    """Mean log-probability a token of the samples under the base, given the prompt, in nats: a guard.
+    """Mean log-probability per token of the samples under the base, given the prompt, in nats: a guard.
 
     It falls when text breaks, and rises with blandness and repetition: neither end is quality. Arguments:
     :class:`LikelihoodMetric`.

@@ -248,7 +248,7 @@ class CommandLine(LightningCLI):
         return super()._instantiate_trainer(config, [*callbacks, RunMark(folder), *shown])
 
 
-def start(command: str, argv: Sequence[str], check_only: bool = False) -> None:
+def start(command: str, argv: Sequence[str], check_only: bool = False) -> CommandLine:
     """Build the command line for what the recipe names, and run it, unless it shall only be checked.
 
     Args:
@@ -266,7 +266,7 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> None:
     model = LightningModule if model_by_path else _default("distillation.CFGDistillation", LightningModule)
     data = LightningDataModule if data_by_path else _default("data.PromptData", LightningDataModule)
     try:
-        CommandLine(
+        return CommandLine(
             command,
             words,
             recipe,

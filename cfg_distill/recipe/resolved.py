@@ -73,6 +73,12 @@ class Recipe:
         return run_name(self.files)
 
     @property
+    def generator_class(self) -> str:
+        """The class path of the start model; empty where the recipe names none."""
+        given = self.at("model.generator")
+        return str(given if isinstance(given, str) else self.at("model.generator.class_path", ""))
+
+    @property
     def model_path(self) -> str:
         """The folder or hub name of the start model; empty for a generator that has none."""
         return str(self.at("model.generator.path", ""))

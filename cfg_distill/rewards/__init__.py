@@ -1,11 +1,13 @@
 """What the student is trained to raise: functions of a group of samples, each with its right baseline."""
 
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.rewards.mixed import Mixed
 from cfg_distill.rewards.pairwise import PairwiseDiversity, PairwiseReward, pairwise_baseline, pairwise_diversity
 from cfg_distill.rewards.sample import PromptAdherence, SampleReward, leave_one_out
 
 __all__ = [
+    "Frozen",
     "GroupReward",
     "Mixed",
     "PairwiseDiversity",

@@ -17,6 +17,22 @@ def all_reduced(total: Tensor) -> Tensor:
     return total
 
 
+def share_of_newest(momentum: float, updates: int) -> float:
+    r"""The share of a new value in a moving mean: :math:`\max(1 - m,\ 1 / (n + 1))`.
+
+    Over the first values this is the plain mean, so that none dominates.
+
+    Args:
+        momentum: m, the part of the past that is kept; 1 takes the plain mean for ever.
+        updates: n, the values before this one.
+
+    Example:
+        >>> [share_of_newest(0.75, updates) for updates in range(5)]
+        [1.0, 0.5, 0.3333333333333333, 0.25, 0.25]
+    """
+    return max(1 - momentum, 1 / (updates + 1))
+
+
 class RunningMean(nn.Module):
     """An exponential moving mean over batches, in float32; over the first ones the plain mean, so that none dominates.
 
@@ -37,9 +53,13 @@ class RunningMean(nn.Module):
         self.updates = nn.Buffer(torch.zeros((), dtype=torch.long))
 
     def update(self, total: Tensor, count: Tensor) -> None:
-        """Take in a batch: the sum and the number of its values, already summed over ranks."""
-        newest = max(1 - self.momentum, 1 / (int(self.updates) + 1))
-        self.value.lerp_((total / count).to(self.value), newest)
+        """Take in a batch: the sum and the number of its values, already summed over ranks.
+
+        A batch with NaN or infinity leaves the mean as it is: the run that it stops can be resumed.
+        """
+        if not total.isfinite().all():
+            return
+        self.value.lerp_((total / count).to(self.value), share_of_newest(self.momentum, int(self.updates)))
         self.updates += 1
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Generator, Guided
-from cfg_distill.generators.base import Stream
+from cfg_distill.generators.base import Predictor
 from cfg_distill.generators.delay import cells_at
-from cfg_distill.generators.products import packed
+from cfg_distill.generators.linear import packed
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
 
@@ -71,18 +71,13 @@ def rollout(
     Raises:
         ConfigError: see :func:`problems_of_lengths`; the model predicts NaN.
     """
-    stream: Stream = Guided(generator, guidance) if guidance is not None and guidance.active else generator
+    predictor: Predictor = Guided(generator, guidance) if guidance is not None and guidance.active else generator
     if problems := problems_of_lengths(generator, prompts, sampling, guidance):
         raise ConfigError(problems)
-    was_training = generator.training
-    generator.eval()
-    try:
-        # The weights are laid out once a rollout: a few steps do not pay for it.
-        pack = sampling.pack_weights and sampling.max_new_tokens >= MIN_PACKED
-        with packed(generator.model) if pack else nullcontext():
-            tokens_NKT, mask_NKT, log_probs_NKT = _decode(stream, prompts, sampling, seed, generator.device)
-    finally:
-        generator.train(was_training)
+    # The weights are laid out once per rollout: a few steps do not pay for it.
+    pack = sampling.pack_weights and sampling.max_new_tokens >= MIN_PACKED
+    with in_eval_mode(generator), packed(generator.model) if pack else nullcontext():
+        tokens_NKT, mask_NKT, log_probs_NKT = _decode(predictor, prompts, sampling, seed, generator.device)
     if not log_probs_NKT.isfinite().all():  # once a rollout: to look at every position would wait for the accelerator
         raise ConfigError(
             "The model diverged: its predictions are NaN or infinite. Take an earlier checkpoint of it, or train it again at a"
@@ -92,21 +87,33 @@ def rollout(
     return Rollout(*(tensor.unflatten(0, shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT)))
 
 
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode until the context ends; then every part of the model has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
 def _decode(
-    stream: Stream, prompts: Sequence[str], sampling: Sampling, seed: int, device: torch.device
+    predictor: Predictor, prompts: Sequence[str], sampling: Sampling, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     random = torch.Generator(device).manual_seed(seed)
     num_rows, num_frames = len(prompts) * sampling.samples, sampling.max_new_tokens
-    shape = (num_rows, len(stream.delays), num_frames + max(stream.delays))
-    tokens_NKT = torch.full(shape, stream.pad_token, device=device)
+    shape = (num_rows, len(predictor.delays), num_frames + max(predictor.delays))
+    tokens_NKT = torch.full(shape, predictor.pad_token, device=device)
     mask_NKT = torch.zeros(shape, dtype=torch.bool, device=device)
     log_probs_NKT = torch.zeros(shape, dtype=torch.float32, device=device)
-    delays_K = torch.tensor(stream.delays, device=device)
+    delays_K = torch.tensor(predictor.delays, device=device)
     # The frame of each row's end token; num_frames while it has none.
     end_N = torch.full((num_rows,), num_frames, device=device)
     rows_M = torch.arange(num_rows, device=device)  # those that are decoded: of M running rows
-    ends_E = torch.tensor(stream.end_tokens, device=device)
-    state, next_one = stream.prefill(prompts, sampling.samples)
+    ends_E = torch.tensor(predictor.end_tokens, device=device)
+    state, next_one = predictor.prefill(prompts, sampling.samples)
     for position in range(shape[-1]):
         exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M])
         # Numbers for all rows: what a row draws does not depend on which others have finished.
@@ -114,22 +121,22 @@ def _decode(
         probs_MKV = sampling.probs(next_one.whole()[:, :, 0])
         drawn_MK = draw_tokens(probs_MKV, uniform_NK[rows_M])
         picked_MK = probs_MKV.gather(-1, drawn_MK.unsqueeze(-1)).squeeze(-1).log()
-        tokens_MK = torch.where(exists_MK, drawn_MK, stream.pad_token)
+        tokens_MK = torch.where(exists_MK, drawn_MK, predictor.pad_token)
         tokens_NKT[rows_M, :, position] = tokens_MK
         mask_NKT[rows_M, :, position] = exists_MK
         log_probs_NKT[rows_M, :, position] = torch.where(exists_MK, picked_MK, 0.0)
-        if stream.end_tokens:
+        if predictor.end_tokens:
             ends_M = exists_MK[:, 0] & torch.isin(tokens_MK[:, 0], ends_E)
             end_N[rows_M] = torch.where(ends_M, position, end_N[rows_M])
             # Delayed codebooks finish the frames before the end token.
-            (running_R,) = (end_N[rows_M] + max(0, max(stream.delays) - 1) > position).nonzero(as_tuple=True)
+            (running_R,) = (end_N[rows_M] + max(0, max(predictor.delays) - 1) > position).nonzero(as_tuple=True)
             if not len(running_R):
                 break
             # Selecting rows copies the cache: not for every row that ends.
             if sampling.drop_finished and len(running_R) <= 0.75 * len(rows_M):
-                state, rows_M, tokens_MK = stream.keep(state, running_R), rows_M[running_R], tokens_MK[running_R]
+                state, rows_M, tokens_MK = predictor.keep(state, running_R), rows_M[running_R], tokens_MK[running_R]
         if position + 1 < shape[-1]:
-            state, next_one = stream.step(state, tokens_MK)
+            state, next_one = predictor.step(state, tokens_MK)
     return tokens_NKT[..., : position + 1], mask_NKT[..., : position + 1], log_probs_NKT[..., : position + 1]
 
 

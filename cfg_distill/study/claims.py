@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from cfg_distill.evaluation import System, difference, height_above
-from cfg_distill.metrics.front import Interval
+from cfg_distill.evaluation.front import KINDS, Interval
 from cfg_distill.study.config import Claims, Headline
 
 Verdict = Literal["holds", "fails", "undecided"]
@@ -18,90 +18,111 @@ def above(interval: Interval) -> Verdict:
 
 
 def not_below(interval: Interval, margin: float) -> Verdict:
-    """Whether a system reaches another up to a margin; it may be better. Decided when the interval is on one side."""
+    """Whether a system is at most a margin below another: decided when the interval lies on one side of minus the margin."""
     return "holds" if interval.low > -margin else "fails" if interval.high < -margin else "undecided"
 
 
 def all_of(*verdicts: Verdict) -> Verdict:
-    """A claim of several parts: one that fails makes it fail, one undecided leaves it undecided."""
+    """The verdict on several parts: one part that fails decides, and one undecided part leaves the rest undecided."""
     return "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts else "holds"
 
 
 def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> list[dict[str, str]]:
     """The claims of front.json: ``claim``, ``verdict``, ``evidence``.
 
-    Verdicts rest on the headline quality and diversity. Where the headline names an independent measure of diversity,
-    the evidence tells the difference under it too.
+    Verdicts rest on the headline quality and diversity. Where the headline names an independent measure of diversity, the
+    evidence shows the difference under that measure too.
 
     Args:
         systems: name -> system, all of the study.
         names: which systems the orderings are about, and the margin within which a quality counts as reached.
         headline: the metrics.
     """
-    start, guided = systems[names.start], systems[names.guidance]
-    student, diverse, merge = systems[names.quality], systems[names.diversity], systems[names.merge]
-    margin = names.margin
+    court = _Court(systems, names, headline)
+    claims = [court.student_reaches_guidance(), court.guidance_costs_diversity(), court.reward_restores_diversity()]
+    claims.append(court.merge_is_above_the_baselines())
+    return [*claims, court.merge_is_above_plain_temperature()] if names.temperature else claims
 
-    def quality(left: System, right: System) -> Interval:
-        return difference(left, right, headline.quality)
 
-    def diversity(left: System, right: System) -> Interval:
-        return difference(left, right, headline.diversity)
+class _Court:
+    """The systems of the claims, and one method per claim."""
 
-    def said(left: System, right: System) -> str:
-        text = f"diversity({left.name}) - diversity({right.name}) = {shown(diversity(left, right))}"
-        if headline.independent is None:
-            return text
-        return f"{text}, under {headline.independent} {shown(difference(left, right, headline.independent))}"
+    def __init__(self, systems: Mapping[str, System], names: Claims, headline: Headline) -> None:
+        self.headline, self.margin = headline, names.margin
+        self.start, self.guided = systems[names.start], systems[names.guidance]
+        self.student, self.diverse, self.merge = (systems[n] for n in (names.quality, names.diversity, names.merge))
+        self.baselines = [system for system in systems.values() if system.kind in KINDS["baselines"]]
+        self.cooler = [self.start, *(systems[name] for name in names.temperature)]
 
-    def quality_said(left: System, right: System) -> str:
-        return f"quality({left.name}) - quality({right.name}) = {shown(quality(left, right))}"
-
-    baselines = [s for s in systems.values() if s.kind in ("base", "guidance")]
-    height = height_above(merge, baselines, headline.quality, headline.diversity)
-    ratio = student.relative_cost / guided.relative_cost
-    judged: list[dict[str, str]] = [
-        {
-            "claim": "Distillation reaches the quality of guidance, which is above the base, at half its forward cost",
-            "verdict": all_of(
-                not_below(quality(student, guided), margin),
-                above(quality(guided, start)),
-                "holds" if ratio <= 0.5 else "fails",
-            ),
-            "evidence": f"{quality_said(student, guided)}, margin {margin:g}; {quality_said(guided, start)};"
-            f" cost ratio {ratio:g}",
-        },
-        {
-            "claim": "Guidance lowers diversity, and pure distillation inherits the loss",
-            "verdict": all_of(above(diversity(start, guided)), above(diversity(start, student))),
-            "evidence": f"{said(start, guided)}; {said(start, student)}",
-        },
-        {
-            "claim": "With the diversity reward, diversity is above that of guidance",
-            "verdict": above(diversity(diverse, guided)),
-            "evidence": said(diverse, guided),
-        },
-        {
-            "claim": "The half-way merge reaches the quality of guidance at more diversity, above the baselines' front",
-            "verdict": all_of(
-                not_below(quality(merge, guided), margin), above(diversity(merge, guided)), above(height)
-            ),
-            "evidence": f"{quality_said(merge, guided)}, margin {margin:g}; {said(merge, guided)};"
-            f" height above the front of {len(baselines)} baselines and their mixtures = {shown(height)}",
-        },
-    ]
-    if names.temperature:
-        cooler = [start, *(systems[name] for name in names.temperature)]
-        height = height_above(merge, cooler, headline.quality, headline.diversity)
-        judged.append(
-            {
-                "claim": "The half-way merge is above the front of plain temperature",
-                "verdict": above(height),
-                "evidence": f"height of {merge.name} above the front of {', '.join(s.name for s in cooler)} and their"
-                f" mixtures = {shown(height)}",
-            }
+    def student_reaches_guidance(self) -> dict[str, str]:
+        ratio = self.student.relative_cost / self.guided.relative_cost
+        reached, gained = self._quality(self.student, self.guided), self._quality(self.guided, self.start)
+        return _claim(
+            "Distillation reaches the quality of guidance, which is above the base, at half its forward cost",
+            all_of(not_below(reached, self.margin), above(gained), "holds" if ratio <= 0.5 else "fails"),
+            f"{self._quality_shown(self.student, self.guided)}, margin {self.margin:g};"
+            f" {self._quality_shown(self.guided, self.start)}; cost ratio {ratio:g}",
         )
-    return judged
+
+    def guidance_costs_diversity(self) -> dict[str, str]:
+        lost, inherited = self._diversity(self.start, self.guided), self._diversity(self.start, self.student)
+        return _claim(
+            "Guidance lowers diversity, and pure distillation inherits the loss",
+            all_of(above(lost), above(inherited)),
+            f"{self._diversity_shown(self.start, self.guided)}; {self._diversity_shown(self.start, self.student)}",
+        )
+
+    def reward_restores_diversity(self) -> dict[str, str]:
+        return _claim(
+            "With the diversity reward, diversity is above that of guidance",
+            above(self._diversity(self.diverse, self.guided)),
+            self._diversity_shown(self.diverse, self.guided),
+        )
+
+    def merge_is_above_the_baselines(self) -> dict[str, str]:
+        height = self._height(self.baselines)
+        reached, gained = self._quality(self.merge, self.guided), self._diversity(self.merge, self.guided)
+        return _claim(
+            "The half-way merge reaches the quality of guidance at more diversity, above the baselines' front",
+            all_of(not_below(reached, self.margin), above(gained), above(height)),
+            f"{self._quality_shown(self.merge, self.guided)}, margin {self.margin:g};"
+            f" {self._diversity_shown(self.merge, self.guided)}; height above the front of {len(self.baselines)} baselines"
+            f" and their mixtures = {shown(height)}",
+        )
+
+    def merge_is_above_plain_temperature(self) -> dict[str, str]:
+        height = self._height(self.cooler)
+        return _claim(
+            "The half-way merge is above the front of plain temperature",
+            above(height),
+            f"height of {self.merge.name} above the front of {', '.join(system.name for system in self.cooler)} and their"
+            f" mixtures = {shown(height)}",
+        )
+
+    def _quality(self, left: System, right: System) -> Interval:
+        return difference(left, right, self.headline.quality)
+
+    def _diversity(self, left: System, right: System) -> Interval:
+        return difference(left, right, self.headline.diversity)
+
+    def _height(self, others: list[System]) -> Interval:
+        return height_above(self.merge, others, self.headline.quality, self.headline.diversity)
+
+    def _quality_shown(self, left: System, right: System) -> str:
+        return f"quality({left.name}) - quality({right.name}) = {shown(self._quality(left, right))}"
+
+    def _diversity_shown(self, left: System, right: System) -> str:
+        text = f"diversity({left.name}) - diversity({right.name}) = {shown(self._diversity(left, right))}"
+        independent = self.headline.independent
+        return (
+            text
+            if independent is None
+            else f"{text}, under {independent} {shown(difference(left, right, independent))}"
+        )
+
+
+def _claim(claim: str, verdict: Verdict, evidence: str) -> dict[str, str]:
+    return {"claim": claim, "verdict": verdict, "evidence": evidence}
 
 
 def shown(interval: Interval) -> str:

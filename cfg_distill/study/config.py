@@ -1,25 +1,29 @@
-"""The study file: what it may say, and all that is wrong with it, found before anything runs. No torch in here."""
+"""The study file: its keys, and what is wrong with keys and types. No torch in here."""
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentParser
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem, joined, nearest
 from cfg_distill.evaluation.headline import Headline
+from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file
+from cfg_distill.recipe import Recipe
+from cfg_distill.recipe.types import describe
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from cfg_distill.evaluation.system import Kind
+
 Dtype = Literal["float32", "bfloat16", "float16"]
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]*")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
 
 
 @dataclass
@@ -35,6 +39,15 @@ class Fit:
     config: str
     overrides: dict[str, Any] = field(default_factory=dict)
     start: str = ""
+
+    @cached_property
+    def recipe(self) -> Recipe:
+        """The recipe with the overrides in it. It is read once, when it is first asked for.
+
+        Raises:
+            ConfigError: there is no such recipe, or it cannot be read.
+        """
+        return Recipe.read([self.config], self.overrides)
 
 
 @dataclass
@@ -55,16 +68,16 @@ class Merge:
 
 
 @dataclass
-class Point:
+class SystemConfig:
     """A model and how it is sampled.
 
     Args:
         model: a fit, a merge, a model folder or hub name.
-        temperature: of sampling; None takes that of ``evaluation``.
-        guidance: its scale; 1 is none, anything else costs two forward passes a token.
+        temperature: of sampling; None takes ``evaluation.temperature``.
+        guidance: its scale; 1 is none, any other costs two forward passes per token.
         negative: the negative prompt; None drops the prompt.
         negative_system: the system message of the negative branch, which then keeps the prompt.
-        dtype: of the weights; None takes that of ``evaluation``.
+        dtype: of the weights; None takes ``evaluation.dtype``.
     """
 
     model: str
@@ -84,16 +97,16 @@ class Evaluation:
         metrics: name -> class_path and init_args of a SampleMetric.
         headline: the metrics that the picture and the claims are about.
         field: the JSON field or CSV column that holds the prompt.
-        samples: samples a prompt and seed.
+        samples: samples per prompt and seed.
         seeds: of sampling.
         max_new_tokens: the longest sample.
-        temperature: of sampling, for every fit and merge, and every point that names none.
+        temperature: of sampling, for every fit and merge, and every system that names none.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens whose probabilities first reach p; 1 keeps all.
         batch_size: prompts at once.
         written: prompts of which samples are written to be read and heard.
-        written_samples: samples of each that are written.
-        dtype: of the weights of every system that names none; a fit's own dtype is that of its training.
+        written_samples: samples of each such prompt that are written.
+        dtype: of the weights of every system that names none; a recipe's dtype is for training alone.
     """
 
     prompts: str
@@ -114,7 +127,7 @@ class Evaluation:
 
 @dataclass
 class Claims:
-    """Which systems the orderings are about. Every name is that of a system.
+    """Which systems the orderings are about. Every name is the name of a system.
 
     Args:
         start: the base, sampled without guidance.
@@ -146,34 +159,34 @@ class Study:
         fits: name -> fit, in order.
         merges: name -> merge, in order.
         baselines: name -> what the students are compared with.
-        systems: name -> further points: a student at another temperature, say. Fits and merges are points already.
+        systems: name -> further systems: a student at another temperature, say. Fits and merges are systems already.
         claims: which systems the orderings are about; None for no claims.
-        parallel: processes at once; 0 for one a core.
+        parallel: processes at once; 0 for one per core.
     """
 
     out: str
     evaluation: Evaluation
     fits: dict[str, Fit] = field(default_factory=dict)
     merges: dict[str, Merge] = field(default_factory=dict)
-    baselines: dict[str, Point] = field(default_factory=dict)
-    systems: dict[str, Point] = field(default_factory=dict)
+    baselines: dict[str, SystemConfig] = field(default_factory=dict)
+    systems: dict[str, SystemConfig] = field(default_factory=dict)
     claims: Claims | None = None
     parallel: int = 0
 
-    def points(self) -> dict[str, Point]:
+    def all_systems(self) -> dict[str, SystemConfig]:
         """Every system that is evaluated, by name: the baselines first, since they need no fit."""
-        students = {name: Point(name) for name in (*self.fits, *self.merges)}
+        students = {name: SystemConfig(name) for name in (*self.fits, *self.merges)}
         return self.baselines | students | self.systems
 
-    def kind(self, name: str) -> str:
-        """What a system is."""
-        point = self.points()[name]
+    def kind(self, name: str) -> Kind:
+        """The kind of a system: base, guidance, student or merge."""
+        point = self.all_systems()[name]
         if point.guidance != 1.0:
             return "guidance"
         return "student" if point.model in self.fits else "merge" if point.model in self.merges else "base"
 
     def knob(self, name: str) -> float | None:
-        """Where a system lies between the two models that are merged: 0 the first, 1 the second; None if on no such line.
+        """Where a system lies between the two merged models: 0 is the first, 1 the second; None for one on no such line.
 
         Merges of several pairs lie on several lines, and then none is drawn.
         """
@@ -181,88 +194,129 @@ class Study:
         pairs = {tuple(merge.models) for merge in on_line.values()}
         if len(pairs) != 1:
             return None
-        model, (ends,) = self.points()[name].model, pairs
+        model, (ends,) = self.all_systems()[name].model, pairs
         if model in ends:
             return float(ends.index(model))
         return on_line[model].weights[1] if model in on_line else None
 
 
-def read_study(path: str | Path) -> Study:
-    """Read a study file.
+def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
+    """Load a study file: the study without what is wrong with its keys and types, and these problems.
 
     Raises:
-        ConfigError: it is missing, or everything that is wrong with its keys and types.
+        ConfigError: the file is missing, or holds no keys and values.
     """
     file = find_file(path)
     if not file.is_file():
         raise ConfigError(f"Expected a study file, but `{path}` does not exist. Check the path.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"File `{path}`: expected YAML, but it cannot be read: {' '.join(str(error).split())}"
-        ) from error
-    problems: list[str] = []
-    study = _read(Study, "", content, problems)
-    if problems or study is None:
+    content = read_yaml(file)
+    if not content:
+        raise ConfigError(f"File `{path}`: expected keys and values, but it is empty.")
+    reader = _Reader()
+    return reader.dataclass_of(Study, "", content), reader.problems
+
+
+def read_study(path: str | Path) -> Study:
+    """Load a study file.
+
+    Raises:
+        ConfigError: the file is missing, or everything that is wrong with its keys and types.
+    """
+    study, problems = load_study(path)
+    if problems:
         raise ConfigError(problems)
     return study
 
 
-def unknown_name(key: str, name: str, known: Iterable[str], what: str) -> str:
-    """The message for a name that means nothing, with the nearest one that does."""
+def unknown_name(key: str, name: str, known: Iterable[str], what: str) -> Problem:
+    """The problem of a name that means nothing, with the nearest one that does."""
     known = list(known)
-    nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-    return f"Key `{key}`: expected {what}, one of {known}, but got `{name}`.{hint}"
+    return Problem(key, f"expected {what}, one of {known}, but got `{name}`.{nearest(str(name), known)}")
 
 
-def _read(kind: type[T], key: str, content: Any, problems: list[str]) -> T | None:
-    """A dataclass from a mapping; every unknown, missing or mistyped key becomes a problem."""
-    if not isinstance(content, Mapping):
-        where = f"Key `{key}`: expected" if key else "The study file: expected"
-        problems.append(f"{where} keys and values, but got {content!r}.")
-        return None
-    hints = get_type_hints(kind)
-    start = f"{key}." if key else ""
-    fields = {each.name: each for each in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    problems += [unknown_name(f"{start}{name}", name, fields, "a known key") for name in content if name not in fields]
-    values: dict[str, Any] = {}
-    before = len(problems)
-    for name, each in fields.items():
-        if name in content:
-            values[name] = _value(hints[name], f"{start}{name}", content[name], problems)
-        elif each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING:
-            problems.append(f"Key `{start}{name}`: expected, but the study file has none. Add it.")
-    return kind(**values) if len(problems) == before else None
+class _Reader:
+    """Makes dataclasses of mappings, and collects every unknown, missing or mistyped key.
 
+    A recipe is checked by jsonargparse, which imports the classes that it names. Here class_paths stay as they are written:
+    a worker reads them, with torch at hand.
+    """
 
-NESTED: dict[Any, Any] = {Evaluation: Evaluation, Headline: Headline, Claims | None: Claims}
-NAMED: dict[Any, Any] = {dict[str, Fit]: Fit, dict[str, Merge]: Merge, dict[str, Point]: Point}
+    def __init__(self) -> None:
+        self.problems: list[Problem] = []
 
-
-def _value(hint: Any, key: str, content: Any, problems: list[str]) -> Any:
-    if hint in NESTED:
-        return _read(NESTED[hint], key, content, problems)
-    if hint in NAMED:
+    def dataclass_of(self, kind: type[Any], key: str, content: Any) -> Any:
+        """A dataclass from a mapping. A wrong value is replaced by the default, or by an empty one where there is none."""
         if not isinstance(content, Mapping):
-            problems.append(f"Key `{key}`: expected names with a description each, but got {content!r}.")
+            self.problems.append(Problem(key, f"expected keys and values, but got {content!r}."))
+            return _empty(kind)
+        hints, fields = get_type_hints(kind), {each.name: each for each in dataclasses.fields(kind)}
+        given = {name: (str(name), value) for name, value in content.items() if name in fields}
+        for name in content:
+            if name in fields:
+                continue
+            self.problems.append(unknown_name(joined(key, str(name)), str(name), fields, "a known key"))
+            # `merge` for `merges`: what stands under it is checked, and the merges are known elsewhere.
+            meant = [each for each in fields if nearest(str(name), [each])]
+            if len(meant) == 1 and meant[0] not in given:
+                given[meant[0]] = (str(name), content[name])
+        values: dict[str, Any] = {}
+        for name, each in fields.items():
+            required = each.default is dataclasses.MISSING and each.default_factory is dataclasses.MISSING
+            if name not in given:
+                if required:
+                    self.problems.append(Problem(joined(key, name), "expected, but the study file has none. Add it."))
+                    values[name] = _empty(hints[name])
+                continue
+            before = len(self.problems)
+            written, value = given[name]
+            value = self._value(hints[name], joined(key, written), value)
+            if len(self.problems) == before or value is not None:
+                values[name] = value
+            elif required:
+                values[name] = _empty(hints[name])
+        return kind(**values)
+
+    def _value(self, hint: Any, key: str, content: Any) -> Any:
+        """The value of one key; None when it is wrong as a whole."""
+        kind: Any = next((each for each in get_args(hint) or (hint,) if dataclasses.is_dataclass(each)), None)
+        if get_origin(hint) is not dict and kind is not None:
+            optional = content is None and type(None) in get_args(hint)
+            return None if optional else self.dataclass_of(kind, key, content)
+        if get_origin(hint) is not dict:
+            return self._plain(hint, key, content)
+        if not isinstance(content, Mapping):
+            what = "keys and values" if kind is None else "names with a description each"
+            self.problems.append(Problem(key, f"expected {what}, but got {content!r}."))
             return {}
-        wrong = [name for name in content if not NAME.fullmatch(str(name))]
-        problems += [
-            f"Key `{key}`: names become folders: expected letters, digits, space . _ -, but got `{n}`." for n in wrong
+        if kind is None:
+            return {str(name): each for name, each in content.items()}
+        self.problems += [
+            Problem(
+                key,
+                "names become folders: expected up to 100 letters, digits, spaces and the signs . _ -, beginning with a"
+                f" letter or digit, but got `{name}`.",
+            )
+            for name in content
+            if not NAME.fullmatch(str(name))
         ]
-        return {str(name): _read(NAMED[hint], f"{key}.{name}", each, problems) for name, each in content.items()}
-    if hint == dict[str, Any]:  # class_paths inside stay as they are written: a worker reads them, with torch at hand
-        if not isinstance(content, Mapping):
-            problems.append(f"Key `{key}`: expected keys and values, but got {content!r}.")
-            return {}
-        return {str(name): each for name, each in content.items()}
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
-    try:
-        return parser.parse_object({"value": content}).value
-    except Exception:  # whatever jsonargparse raises for a type, the message is the same
-        name = hint.__name__ if isinstance(hint, type) and not hasattr(hint, "__args__") else str(hint)
-        problems.append(f"Key `{key}`: expected {name.replace('typing.', '')}, but got {content!r}.")
-        return None
+        return {str(name): self.dataclass_of(kind, f"{key}.{name}", each) for name, each in content.items()}
+
+    def _plain(self, hint: Any, key: str, content: Any) -> Any:
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_argument("--value", type=hint)
+        try:
+            return parser.parse_object({"value": content}).value
+        except Exception:  # whatever jsonargparse raises for a type, the message is the same
+            self.problems.append(Problem(key, f"expected {describe(hint)}, but got {content!r}."))
+            return None
+
+
+def _empty(hint: Any) -> Any:
+    """An empty value for a required key that is missing or wrong, so that the rest of the file can be checked."""
+    if dataclasses.is_dataclass(hint):
+        return _Reader().dataclass_of(hint, "", {})  # type: ignore[arg-type]
+    return (get_origin(hint) or hint)()
+
+
+Point = SystemConfig
+"""The name of :class:`SystemConfig` in version 0.1."""

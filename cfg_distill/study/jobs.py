@@ -1,167 +1,341 @@
-"""What workers do: check, export, merge, evaluate, draw the front. Importing this module imports torch."""
+"""The jobs of a study's workers. A study makes them, without torch; a worker runs them, and only then imports it."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from transformers.utils import logging as transformers_logging
-
-from cfg_distill import checkpoints
-from cfg_distill.data import read_prompts
-from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation import System
-from cfg_distill.evaluation import evaluate as evaluate_system
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.evaluation.headline import Headline
-from cfg_distill.evaluation.models import metrics_of, write_front
-from cfg_distill.evaluation.written import Writer
-from cfg_distill.generators import device, open_generator
-from cfg_distill.guidance import Guidance
-from cfg_distill.merging import merge_folders
-from cfg_distill.sampling import Sampling, problems_of_lengths
-from cfg_distill.study.claims import finding, judge
-from cfg_distill.study.config import Claims
+from cfg_distill.study.config import Claims, Evaluation, SystemConfig
 
-transformers_logging.disable_progress_bar()
+if TYPE_CHECKING:
+    from cfg_distill.evaluation.system import Kind
 
-Report = Callable[[float], None]
+Report = Callable[[int, int], None]
+"""Takes the parts that are done and the number of all parts: batches, say."""
+
+
+class Job(Protocol):
+    """A dataclass that says what a worker does."""
+
+    def run(self, report: Report) -> dict[str, Any]:
+        """Do it.
+
+        Returns:
+            Its answer to the study; empty for most jobs.
+        """
+
+
+@dataclass(frozen=True)
+class CheckEvaluation:
+    """Find the problems of an evaluation that take torch to see: metrics by class path, models, prompts that are too long.
+
+    Attributes:
+        evaluation: how every system is sampled and scored.
+        models: folders and hub names that are there before the study.
+        systems: what is sampled, each by the folder that its model begins with; none where the prompts cannot be read.
+    """
+
+    evaluation: Evaluation
+    models: list[str]
+    systems: list[SystemConfig]
+
+    def run(self, report: Report) -> dict[str, Any]:
+        """Raises ConfigError: all problems."""
+        from cfg_distill.generators import open_generator
+
+        problems = self._problems_of_metrics()
+        for model in self.models:
+            problems += said_by(f"Model `{model}`", problems_of(open_generator(model)))
+        if not problems:
+            problems = self._problems_of_prompts()
+        if problems:
+            raise ConfigError(list(dict.fromkeys(problems)))
+        return {}
+
+    def _problems_of_metrics(self) -> list[Problem]:
+        from cfg_distill.evaluation.models import metrics_of
+
+        given = self.evaluation
+        try:
+            metrics = metrics_of(given.metrics)
+        except ConfigError as error:
+            return error.under("evaluation.metrics")
+        problems = []
+        for name, metric in metrics.items():
+            problems += problems_of(metric, Context(samples=given.samples), f"evaluation.metrics.{name}.init_args")
+        for key, headline in vars(given.headline).items():
+            wanted = "quality" if key == "quality" else "diversity"
+            axis = metrics[headline].axis if headline in metrics else wanted
+            if axis != wanted:
+                text = f"expected a metric of {wanted}, but `{headline}` is one of {axis}."
+                problems.append(Problem(f"evaluation.headline.{key}", text))
+        return problems
+
+    def _problems_of_prompts(self) -> list[Problem]:
+        from cfg_distill.data import read_prompts
+        from cfg_distill.evaluation.older import converted
+        from cfg_distill.generators import open_generator
+        from cfg_distill.sampling import problems_of_lengths
+
+        given = self.evaluation
+        prompts = read_prompts(given.prompts, given.field) if self.systems else []
+        problems = []
+        for system in self.systems:
+            generator = open_generator(system.model)
+            if problems_of(generator):
+                continue  # a student's start: the check of its fit reports it
+            found = converted(problems_of_lengths(generator, prompts, sampling_of(given, system), guidance_of(system)))
+            problems += said_by(f"Model `{system.model}`", ConfigError(found).under("evaluation"))
+        return problems
+
+
+@dataclass(frozen=True)
+class CheckFit:
+    """Find all problems of a recipe with its overrides, as ``cfg-distill fit`` finds them; no weights are loaded.
+
+    Attributes:
+        words: of the command line.
+    """
+
+    words: list[str]
+
+    def run(self, report: Report) -> dict[str, Any]:
+        """Raises ConfigError: all problems."""
+        from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+
+        from cfg_distill.recipe.command_line import start
+
+        command = start(self.words[0], self.words[1:], check_only=True)
+        writers = [each for each in command.callbacks.values() if isinstance(each, Checkpoint)]
+        if not any(each.save_last if isinstance(each, ModelCheckpoint) else True for each in writers):
+            text = (
+                "expected one that writes `last.ckpt`, which the study exports and goes on from, but there is none. Add"
+                " lightning.pytorch.callbacks.ModelCheckpoint with `save_last: true`."
+            )
+            raise ConfigError(Problem("trainer.callbacks", text))
+        return {}
+
+
+@dataclass(frozen=True)
+class FindAccelerator:
+    """Report whether there is an accelerator."""
+
+    def run(self, report: Report) -> dict[str, Any]:
+        from cfg_distill.generators import device
+
+        return {"accelerator": device().type != "cpu"}
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the student of a finished fit as a plain folder: the averages of StudentEMA when it has them.
+
+    Attributes:
+        fit: the folder of the fit.
+        out: the folder to write.
+        trust: modules beside this package that the checkpoint may name: the one of the recipe's generator.
+    """
+
+    fit: str
+    out: str
+    trust: list[str] = field(default_factory=list)
+
+    def run(self, report: Report) -> dict[str, Any]:
+        from cfg_distill import checkpoints
+
+        checkpoint = json.loads((Path(self.fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
+        print(checkpoints.export(checkpoint, self.out, overwrite=True, trust=self.trust))
+        return {}
+
+
+@dataclass(frozen=True)
+class MergeFolders:
+    """Merge model folders.
+
+    Attributes:
+        models: the folders.
+        weights: as the method asks.
+        method: of merging.
+        start: the folder that all others were trained from; empty for none.
+        out: the folder to write.
+    """
+
+    models: list[str]
+    weights: list[float]
+    method: str
+    start: str
+    out: str
+
+    def run(self, report: Report) -> dict[str, Any]:
+        from cfg_distill.merging import merge_folders
+
+        merge_folders(self.models, self.weights, self.method, self.out, start=self.start or None, overwrite=True)
+        return {}
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Sample and score one system; write its values and some samples.
+
+    Attributes:
+        name: of the system.
+        kind: of the system.
+        system: the folder of its model and how it is sampled, temperature and dtype included.
+        evaluation: how every system is sampled and scored.
+        file: for the values.
+        samples_folder: for the samples.
+    """
+
+    name: str
+    kind: Kind
+    system: SystemConfig
+    evaluation: Evaluation
+    file: str
+    samples_folder: str
+
+    def run(self, report: Report) -> dict[str, Any]:
+        from cfg_distill.data import read_prompts
+        from cfg_distill.evaluation import evaluate
+        from cfg_distill.evaluation.written import Writer
+        from cfg_distill.generators import device, open_generator
+
+        given = self.evaluation
+        metrics = _loaded_metrics(given.metrics)
+        generator = open_generator(self.system.model, dtype=self.system.dtype or given.dtype).load().to(device())
+        writer = Writer(generator, Path(self.samples_folder), given.written, given.written_samples)
+        system = evaluate(
+            generator,
+            read_prompts(given.prompts, given.field),
+            sampling_of(given, self.system),
+            guidance_of(self.system),
+            metrics,
+            seeds=given.seeds,
+            batch_size=given.batch_size,
+            name=self.name,
+            kind=self.kind,
+            progress=report,
+            listen=writer,
+        )
+        writer.finish()
+        system.save(Path(self.file))
+        return {}
+
+
+@dataclass(frozen=True)
+class DrawFront:
+    """Write front.json, front.png and table.txt from the values of all systems.
+
+    Attributes:
+        systems: the files of their values.
+        headline: the metrics of the picture and the claims.
+        claims: which systems the orderings are about; None for no claims.
+        knobs: where each system lies on the line of merges; None for one that does not.
+        out: the folder to write into.
+    """
+
+    systems: list[str]
+    headline: Headline
+    claims: Claims | None
+    knobs: list[float | None]
+    out: str
+
+    def run(self, report: Report) -> dict[str, Any]:
+        from cfg_distill.evaluation import System
+        from cfg_distill.evaluation.models import write_front
+        from cfg_distill.study.claims import finding, judge
+
+        systems = [System.read(Path(file)) for file in self.systems]
+        for system, knob in zip(systems, self.knobs, strict=True):
+            system.knob = knob
+        by_name = {system.name: system for system in systems}
+        judged, title = [], ""
+        if self.claims is not None:
+            judged = judge(by_name, self.claims, self.headline)
+            title = finding(by_name, self.claims, self.headline)
+        write_front(Path(self.out), systems, self.headline, judged, title)
+        return {}
+
+
+def said_by(who: str, problems: Iterable[Problem]) -> list[Problem]:
+    """Problems as they stand in a recipe or a step, with its name in front.
+
+    Example:
+        >>> print(said_by("fits.quality", [Problem("model.seed", "expected a whole number, but got 1.5.")])[0])
+        fits.quality: Key `model.seed`: expected a whole number, but got 1.5.
+    """
+    return [Problem("", f"{who}: {problem}") for problem in problems]
+
+
+def sampling_of(evaluation: Evaluation, system: SystemConfig) -> Any:
+    """How a system is sampled."""
+    from cfg_distill.sampling import Sampling
+
+    return Sampling(
+        samples=evaluation.samples,
+        max_new_tokens=evaluation.max_new_tokens,
+        temperature=evaluation.temperature if system.temperature is None else system.temperature,
+        top_k=evaluation.top_k,
+        top_p=evaluation.top_p,
+    )
+
+
+def guidance_of(system: SystemConfig) -> Any:
+    """The guidance of a system."""
+    from cfg_distill.guidance import Guidance
+
+    return Guidance(scale=system.guidance, negative=system.negative, negative_system=system.negative_system)
+
 
 _kept: dict[str, Any] = {}
 """The metrics, for the next job of this worker: loading them takes longer than many a job."""
 
 
-def check(
-    report: Report,
-    metrics: Mapping[str, Any],
-    headline: Mapping[str, Any],
-    models: Sequence[str],
-    max_new_tokens: int,
-    prompts: str,
-    field: str,
-    guidances: Sequence[tuple[str, Mapping[str, Any]]],
-) -> None:
-    """What only torch can tell: metrics by class path, models that are there already, prompts that are too long.
+def _loaded_metrics(specs: dict[str, Any]) -> dict[str, Any]:
+    from cfg_distill.evaluation.models import metrics_of
+    from cfg_distill.generators import device
 
-    Args:
-        guidances: folder and guidance of every system; a student or merge stands for the folder that its fit begins with.
+    text = json.dumps(specs, sort_keys=True)
+    if _kept.get("specs") != text:
+        # Moved before it is loaded: loading may embed a folder of sound, on the metric's device.
+        loaded = {name: metric.to(device()).load() for name, metric in metrics_of(specs).items()}
+        _kept.update(specs=text, metrics=loaded)
+    return _kept["metrics"]
 
-    Raises:
-        ConfigError: all problems.
+
+_TAG = "cfg_distill.study dataclass"
+"""The key that marks a dataclass, which a mapping of the user never has."""
+_JOBS = (CheckEvaluation, CheckFit, FindAccelerator, Export, MergeFolders, Evaluate, DrawFront)
+_PARTS = (Evaluation, Headline, Claims, SystemConfig)
+_CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_JOBS, *_PARTS)}
+
+
+def encoded(job: Job) -> str:
+    """A job as a line of JSON: each dataclass is a mapping with the name of its class.
+
+    Example:
+        >>> encoded(Export("fits/a", "students/a"))
+        '{"cfg_distill.study dataclass": "Export", "fit": "fits/a", "out": "students/a", "trust": []}'
+        >>> decoded(encoded(Export("fits/a", "students/a")))
+        Export(fit='fits/a', out='students/a', trust=[])
     """
-    problems = []
-    try:
-        axes = {name: metric.axis for name, metric in metrics_of(metrics).items()}
-    except ConfigError as error:
-        problems += error.problems
-    else:
-        for key, name in headline.items():
-            wanted = "quality" if key == "quality" else "diversity"
-            if name is not None and axes[name] != wanted:
-                problems.append(
-                    f"Key `evaluation.headline.{key}`: expected a metric of {wanted}, but `{name}` is one of"
-                    f" {axes[name]}."
-                )
-    sampling = Sampling(max_new_tokens=max_new_tokens)
-    for model in models:
-        generator = open_generator(model)
-        found = generator.problems()
-        problems += found or sampling.problems(generator.longest_sample, key="evaluation")
-    asked = read_prompts(prompts, field)
-    for model, guidance in guidances if not problems else ():
-        generator = open_generator(model)
-        if not generator.problems():  # those of a fit's start are told with its recipe
-            found = problems_of_lengths(generator, asked, sampling, Guidance(**guidance))
-            problems += [f"Model `{model}`: {text.replace('Key `max', 'Key `evaluation.max')}" for text in found]
-    if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
+    return json.dumps(job, default=_as_mapping)
 
 
-def accelerator(report: Report) -> dict[str, bool]:
-    """Whether there is one."""
-    return {"accelerator": device().type != "cpu"}
+def decoded(line: str) -> Job:
+    """The job that :func:`encoded` wrote."""
+    return json.loads(line, object_hook=_as_dataclass)
 
 
-def check_fit(report: Report, words: Sequence[str]) -> None:
-    """All problems of a recipe with its overrides, as ``cfg-distill fit`` finds them; nothing is loaded.
-
-    Raises:
-        ConfigError: all problems.
-    """
-    from cfg_distill.recipe.command_line import start
-
-    start("fit", words[1:], check_only=True)
+def _as_mapping(value: Any) -> dict[str, Any]:
+    assert is_dataclass(value), value
+    return {_TAG: type(value).__name__} | {each.name: vars(value)[each.name] for each in fields(value)}
 
 
-def export(report: Report, fit: str, out: str) -> None:
-    """The student of a finished fit as a plain folder: the averages of StudentEMA when it has them."""
-    checkpoint = json.loads((Path(fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
-    print(checkpoints.export(Path(checkpoint), Path(out)))
-
-
-def merge(report: Report, models: Sequence[str], weights: Sequence[float], method: str, start: str, out: str) -> None:
-    """A merge of folders."""
-    merge_folders(models, weights, method, out, start=start or None, overwrite=True)
-
-
-def evaluate(
-    report: Report,
-    name: str,
-    kind: Any,
-    model: str,
-    guidance: Mapping[str, Any],
-    prompts: str,
-    field: str,
-    metrics: Mapping[str, Any],
-    seeds: Sequence[int],
-    batch_size: int,
-    file: str,
-    samples_folder: str,
-    written: int,
-    written_samples: int,
-    dtype: str = "float32",
-    **sampling: Any,
-) -> None:
-    """One point of the front, its values and some samples."""
-    specs = json.dumps(metrics, sort_keys=True)
-    if _kept.get("specs") != specs:
-        # Moved first: loading may embed a folder of sound, on the metric's device.
-        loaded = {name: metric.to(device()).load() for name, metric in metrics_of(metrics).items()}
-        _kept.update(specs=specs, metrics=loaded)
-    generator = open_generator(model, dtype=dtype).load().to(device())
-    writer = Writer(generator, Path(samples_folder), written, written_samples)
-    system = evaluate_system(
-        generator,
-        read_prompts(prompts, field),
-        Sampling(**sampling),
-        Guidance(**guidance),
-        _kept["metrics"],
-        seeds=seeds,
-        batch_size=batch_size,
-        name=name,
-        kind=kind,
-        progress=lambda done, total: report(done / total),
-        listen=writer,
-    )
-    writer.finish()
-    system.save(Path(file))
-
-
-def front(
-    report: Report,
-    systems: Sequence[str],
-    headline: Mapping[str, Any],
-    claims: Mapping[str, Any] | None,
-    knobs: Sequence[float | None],
-    out: str,
-) -> None:
-    """front.json, front.png and table.txt from the values of all systems."""
-    found = [System.read(Path(file)) for file in systems]
-    for system, knob in zip(found, knobs, strict=True):
-        system.knob = knob
-    shown = Headline(**headline)
-    by_name = {system.name: system for system in found}
-    judged = judge(by_name, Claims(**claims), shown) if claims else []
-    title = finding(by_name, Claims(**claims), shown) if claims else ""
-    write_front(Path(out), found, shown, judged, title)
+def _as_dataclass(content: dict[str, Any]) -> Any:
+    name = content.pop(_TAG, None)
+    return content if name is None else _CLASSES[name](**content)

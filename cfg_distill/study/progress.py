@@ -12,10 +12,11 @@ from cfg_distill.study.worker import peak_memory_mb
 
 
 class WriteProgress(L.Callback):
-    """Write the optimiser steps done and planned into a small JSON file, once a step, and whether the fit is at its end.
+    """Write the optimiser steps that are done and planned into a small JSON file after each step.
 
-    A study adds it to its fits; a fit of your own shows the usual bar. When the study is gone (killed, so that it could
-    not stop its fits), the fit stops too: started again, the study would otherwise have two fits in one folder.
+    A study adds this callback to its fits; a fit of your own shows the usual bar. A study that is killed cannot stop its
+    fits, so a fit stops by itself when its study is gone. Otherwise the study, started again, would have two fits in one
+    folder.
 
     Args:
         file: where to write.
@@ -36,7 +37,7 @@ class WriteProgress(L.Callback):
         self._write(trainer)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Not reached by a fit that was asked to end, which may well leave with exit code 0.
+        # A fit that was asked to end does not come here, although its exit code may be 0.
         self._write(trainer, finished=True)
 
     def _write(self, trainer: L.Trainer, finished: bool = False) -> None:

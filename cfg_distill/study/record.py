@@ -1,4 +1,4 @@
-"""What a study was begun with, and what its steps were made from: digests, and a comparison that names every change."""
+"""The record of a study: the settings that it was begun with, digests of its inputs, and a comparison of two records."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import cfg_distill
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import base_of, find_file, is_adapter, resolve, source
-from cfg_distill.study.check import recipe_of
 from cfg_distill.study.config import Study
 
+RECORD = "study.json"
+
 READ_WHOLE = 256 * 2**20
-"""Larger files are known by size and time of change: a study must not read 100 GB before it starts."""
+"""Bytes. A larger file is known by its size and time of change: a study must not read 100 GB before it starts."""
 
 GROWING = (
     "study.fits",
@@ -27,25 +28,58 @@ GROWING = (
     "recipes",
     "files",
 )
-"""Where new names may be added to a study that has begun. Anything else that differs is a change."""
+"""Keys under which new names may be added to a study that has begun. Any other difference is a change."""
 
 ADDABLE = ("study.claims", "study.claims.temperature", "study.evaluation.dtype")
-"""What may be given where there was nothing; the last of them in studies begun before there was a choice."""
+"""Keys that may be given where there was nothing. Studies of earlier versions have no dtype."""
 
 FREE = ("study.out", "study.parallel")
-"""What may differ: it changes no result."""
+"""Keys that may differ, since they change no result."""
 
 
 def record_of(study: Study) -> dict[str, Any]:
     """Everything that decides the results of a study: the file, its recipes, and digests of the files they name."""
-    recipes = {name: recipe_of(fit) for name, fit in study.fits.items()}
+    recipes = {name: fit.recipe.values for name, fit in study.fits.items()}
     whole = json.loads(json.dumps({"study": asdict(study), "recipes": recipes}, default=str))
     whole["study"]["evaluation"]["prompts"] = str(study.evaluation.prompts)
     return whole | {"files": digests(whole), "version": cfg_distill.__version__}
 
 
+def begun_with(folder: Path) -> dict[str, Any] | None:
+    """The record of the study in a folder; None where there is none.
+
+    Raises:
+        ConfigError: the file of that name is no record of a study.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not {"study", "recipes", "files"} <= content.keys():
+        text = f"`{file}` is no record of a study. Move it away, or name another folder."
+        raise ConfigError(Problem("out", text))
+    return content
+
+
+def inputs_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, Path]:
+    """The inputs of a study: its file, and every file and folder that the file and the recipes name.
+
+    The trainer of a recipe is left out: it names outputs.
+    """
+    recipes = [recipe | {"trainer": None} for recipe in record["recipes"].values()]
+    found = {}
+    for text in dict.fromkeys([str(find_file(path)), *_strings(record["study"]), *_strings(recipes)]):
+        place = _place(text)
+        if place is not None and place.exists():
+            found[text] = place
+    return found
+
+
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> list[str]:
-    """What differs between two records other than additions, a line each."""
+    """The differences between two records other than additions, one line each."""
     lines = []
     for name in dict.fromkeys([*old, *new]):
         path = f"{key}.{name}" if key else str(name)
@@ -72,13 +106,13 @@ def _said(record: Mapping[str, Any], name: str) -> str:
 def digests(content: Any) -> dict[str, str]:
     """The digest of every file and model folder that a nested config names."""
     found = {text: path for text in sorted(set(_strings(content))) if (path := _existing(text)) is not None}
-    # An adapter is another model on another base.
+    # On another base, an adapter is another model.
     bases = {text: _existing(base_of(path)) for text, path in found.items() if is_adapter(path)}
     return {text: digest([path] + [base for base in [bases.get(text)] if base]) for text, path in found.items()}
 
 
 def prepare(content: Any) -> None:
-    """Convert the GGUF models that a nested config names, where the user sees it, and before workers want them."""
+    """Convert the GGUF models that a nested config names, where the user sees it, and before workers need them."""
     for text in sorted(set(_strings(content))):
         if (found := _existing(text)) is not None and found.suffix == ".gguf":
             resolve(text)
@@ -95,18 +129,22 @@ def _strings(content: Any) -> Iterator[str]:
 
 
 def _existing(text: str) -> Path | None:
-    """The file or model folder a text names, if it names one."""
+    """The file or model folder that a text names, if it names one."""
+    path = _place(text)
+    return path if path and (path.is_file() or (path / "config.json").is_file() or is_adapter(path)) else None
+
+
+def _place(text: str) -> Path | None:
+    """The path that a text would name; None for a text that can name none."""
     if not text or len(text) > 1000 or "\n" in text:
         return None
     try:
         # A packaged model is known by the file it came as: the cache it was converted into may be deleted and made anew.
         path = source(text) or find_file(text)
-    except ConfigError:
-        return None  # no model, or one that is reported where it is named
-    try:
-        return path if path.is_file() or (path / "config.json").is_file() or is_adapter(path) else None
-    except (OSError, ValueError):
-        return None
+        path.exists()
+    except (ConfigError, OSError, ValueError):
+        return None  # no model of that name, a name that is too long, or one with a zero byte: any other text
+    return path
 
 
 def digest(paths: Iterable[Path]) -> str:

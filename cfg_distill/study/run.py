@@ -6,30 +6,36 @@ import fcntl
 import json
 import os
 import signal
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import write_text
-from cfg_distill.study.check import command_of, guidances_of, problems_of
-from cfg_distill.study.config import Study, read_study
-from cfg_distill.study.display import Display, Forecast, clock
-from cfg_distill.study.processes import Child, Fit, Worker
-from cfg_distill.study.record import changes, prepare, record_of
-from cfg_distill.study.steps import Ledger, Step, last_checkpoint, plan
+from cfg_distill.study.check import jobs_of_checks, problems_of, without_echoes
+from cfg_distill.study.config import Study, load_study
+from cfg_distill.study.display import Display
+from cfg_distill.study.forecast import Forecast, clock
+from cfg_distill.study.jobs import FindAccelerator, said_by
+from cfg_distill.study.ledger import Ledger
+from cfg_distill.study.processes import Processes
+from cfg_distill.study.record import RECORD, begun_with, changes, inputs_of, prepare, record_of
+from cfg_distill.study.steps import Step, last_checkpoint, plan
 
-RECORD = "study.json"
+LOCK = ".lock"
+WRITTEN_WHILE_CHECKING = (LOCK, "logs", "steps")
+"""The names that a study has written before its checks end, and so before there is a record. The lock comes first."""
 LOCK_SECONDS = 60.0
 """How long to wait for the fits of a killed study to notice that it is gone."""
 
 
 def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
-    """Run a study file, or go on with it; prints progress, then the table.
+    """Run a study file, or go on with it; print progress, then the table.
 
     Args:
         path: the study file.
@@ -44,20 +50,25 @@ def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool =
         StepFailed: a step's process failed.
         KeyboardInterrupt: interrupted; processes were stopped, and the same command goes on.
     """
-    study = read_study(path)
-    problems = problems_of(study)
+    study, problems = load_study(path)
+    problems = without_echoes(problems, problems_of(study))
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems + _problems_that_workers_find(study, problems))
     folder = Path(out or study.out)
     record = record_of(study)
     _compare(folder, record, overwrite)
+    steps, ledger = plan(study, folder), Ledger(folder, under_other_code=not overwrite)
+    problems = ledger.problems_of_outputs(steps, inputs_of(path, record))
+    if problems:
+        raise ConfigError(problems)
     prepare(record)
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder) as lock, _sigterm_as_interrupt():
-        runner = Runner(study, folder, lock, overwrite)
+        _compare(folder, record, overwrite)  # again: another study may have begun here while this one waited
+        runner = Runner(study, steps, ledger, folder, lock)
         try:
             with runner.display:
-                if _read(folder / RECORD) != record:
+                if begun_with(folder) != record:
                     runner.check()
                     write_text(folder / RECORD, json.dumps(record, indent=1) + "\n")
                 runner.run()
@@ -65,7 +76,7 @@ def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool =
             runner.display.say(f"Stopped. To go on: cfg-distill study {path}" + (f" --out {out}" if out else ""))
             raise
         finally:
-            runner.close()
+            runner.processes.close()
     print((folder / "table.txt").read_text(encoding="utf-8"))
     print(f"Wrote {folder}: front.json, front.png, table.txt, timings.json, students/, merges/, samples/.")
     return folder
@@ -73,12 +84,18 @@ def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool =
 
 def _compare(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
     """Refuse to go on with a study that changed, and to write among strange files."""
-    begun = folder / RECORD
-    if overwrite or not folder.exists() or not any(p.name != ".lock" for p in folder.iterdir()):
+    if not folder.exists():
         return
-    if not begun.is_file():
-        raise ConfigError(f"Key `out`: `{folder}` holds files, but no study. Name another folder, or pass --overwrite.")
-    found = changes(json.loads(begun.read_text(encoding="utf-8")), record)
+    begun = begun_with(folder)
+    if overwrite:
+        return
+    if begun is None:
+        if _strangers(folder):
+            raise ConfigError(
+                Problem("out", f"`{folder}` holds files, but no study. Name another folder, or pass --overwrite.")
+            )
+        return
+    found = changes(begun, record)
     if found:
         raise ConfigError(
             f"The study in `{folder}` was begun with other settings; expected additions only, but these differ:\n    "
@@ -87,91 +104,102 @@ def _compare(folder: Path, record: dict[str, Any], overwrite: bool) -> None:
         )
 
 
+def _strangers(folder: Path) -> list[str]:
+    """The files and folders in a folder without a record that no study made.
+
+    A study that was stopped while it checked leaves its lock and its logs. Without the lock, a folder `logs` is the user's.
+    """
+    names = [path.name for path in folder.iterdir() if not path.name.startswith(f".{RECORD}.")]
+    return [name for name in names if LOCK not in names or name not in WRITTEN_WHILE_CHECKING]
+
+
+def _problems_that_workers_find(study: Study, known: Sequence[Problem]) -> list[Problem]:
+    """The problems that take torch to see, of those parts of a study that have no problem yet."""
+    with tempfile.TemporaryDirectory() as logs:
+        processes = Processes(Path(logs), None, _cores(), study.parallel or _cores())
+        try:
+            found = problems_in_workers(study, processes, known, _wait)
+        finally:
+            processes.close()
+    return without_echoes(known, found)[len(known) :]
+
+
+def problems_in_workers(
+    study: Study, processes: Processes, known: Sequence[Problem], wait_for: Callable[[list[Future[Any]]], object]
+) -> list[Problem]:
+    """The problems that take torch to see: metrics, models, every recipe.
+
+    Args:
+        study: the study.
+        processes: that check.
+        known: problems that are known already; the parts that have one are not checked.
+        wait_for: waits for all futures.
+    """
+    problems: list[Problem] = []
+    with processes.threads() as pool:
+        asked = [
+            (name, pool.submit(processes.do, f"check {name}", job, lambda done, total: None))
+            for name, job in jobs_of_checks(study, known).items()
+        ]
+        wait_for([future for _, future in asked])
+        for name, future in asked:
+            try:
+                future.result()
+            except ConfigError as error:
+                problems += error.problems if name == "evaluation" else said_by(name, error.problems)
+    return problems
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 class Runner:
     """Runs the steps of one study.
 
     Args:
         study: the study.
+        steps: its plan.
+        ledger: the steps that are done.
         folder: of the results.
-        lock: held open, and passed to every process.
-        overwrite: steps made by other code are remade.
+        lock: held, and passed to every process.
     """
 
-    def __init__(self, study: Study, folder: Path, lock: IO[str], overwrite: bool) -> None:
+    def __init__(self, study: Study, steps: list[Step], ledger: Ledger, folder: Path, lock: IO[str]) -> None:
         self.study = study
+        self.steps = steps
+        self.ledger = ledger
         self.folder = folder
-        self.lock = lock
-        self.cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self.parallel = study.parallel or self.cores
-        self.steps = plan(study, folder)
-        self.ledger = Ledger(folder, under_other_code=not overwrite)
-        self.forecast = Forecast(self.steps, self.parallel)
+        self.processes = Processes(folder / "logs", lock, _cores(), study.parallel or _cores())
+        self.forecast = Forecast(steps, self.processes.parallel)
         self.display = Display(self.forecast)
         self.started = time.monotonic()
         self.earlier = _read(folder / "timings.json").get("wall_seconds", 0.0)
-        self.idle: list[Worker] = []
-        self.children: list[Child] = []
-        self.guard = threading.Lock()
-        self.closing = False
 
     def check(self) -> None:
-        """Ask what takes torch to know, before anything runs: metrics, models and every recipe.
+        """Let workers check metrics, models and every recipe, before anything runs.
 
         Raises:
-            ConfigError: all problems of all of them.
+            ConfigError: all problems.
         """
-        given = self.study.evaluation
-        models = [
-            p.model for p in self.study.points().values() if p.model not in (*self.study.fits, *self.study.merges)
-        ]
-        headline = {name: getattr(given.headline, name) for name in ("quality", "diversity", "independent")}
-        job = {"do": "check", "metrics": given.metrics, "headline": headline, "models": sorted(set(models))}
-        job |= {name: getattr(given, name) for name in ("max_new_tokens", "prompts", "field")}
-        jobs: list[tuple[str, dict[str, Any]]] = [("evaluation", job | {"guidances": guidances_of(self.study)})]
-        jobs += [
-            (f"fits.{name}", {"do": "check_fit", "words": command_of(fit)}) for name, fit in self.study.fits.items()
-        ]
-        problems: list[str] = []
-        with self._pool(self.parallel) as pool:
-            futures = [(name, pool.submit(self._in_worker, f"check {name}", each)) for name, each in jobs]
-            self._wait_for([future for _, future in futures])
-            for name, future in futures:
-                try:
-                    future.result()
-                except ConfigError as error:
-                    problems += [
-                        p.removeprefix("check ") if name != "evaluation" else p.removeprefix("check evaluation: ")
-                        for p in error.problems
-                    ]
+        problems = problems_in_workers(self.study, self.processes, [], self._wait_for)
         if problems:
             raise ConfigError(problems)
 
     def run(self) -> None:
         """Run every step that is not done."""
-        finished: set[str] = set()
         if not self.study.parallel and not self._all_done():
-            # Two processes on one accelerator would fight for its memory.
-            with self._pool(1) as pool:
-                asked = pool.submit(self._in_worker, "start", {"do": "accelerator"})
-                self._wait_for([asked])
-                self.parallel = self.forecast.parallel = 1 if asked.result()["accelerator"] else self.parallel
+            self._share_accelerator()
+        finished: set[str] = set()
         running: dict[Future[None], Step] = {}
-        with self._pool(self.parallel) as pool:
+        with self.processes.threads() as pool:
             while len(finished) < len(self.steps):
-                for step in self._ready(finished, {each.label for each in running.values()}):
-                    if self.ledger.is_done(step):
-                        finished.add(step.label)
-                        self.forecast.finish(step.label)
-                        break
-                    if len(running) < self.parallel:
-                        running[pool.submit(self._run_step, step)] = step
-                        break
-                else:
-                    done = self._wait_for(list(running), FIRST_COMPLETED)
-                    for future in done:
-                        future.result()
-                        finished.add(running.pop(future).label)
-                    self._write_timings()
+                if self._begin_one(pool, finished, running):
+                    continue
+                for future in self._wait_for(list(running), FIRST_COMPLETED):
+                    future.result()
+                    finished.add(running.pop(future).label)
+                self._write_timings()
         self._write_timings()
         if self.ledger.other_code:
             self.display.say(
@@ -179,15 +207,25 @@ class Runner:
                 " --overwrite remakes them."
             )
 
-    @contextmanager
-    def _pool(self, threads: int) -> Iterator[ThreadPoolExecutor]:
-        """Threads that wait for processes; after an exception these are stopped first, or they would wait on."""
-        with ThreadPoolExecutor(threads) as pool:
-            try:
-                yield pool
-            except BaseException:
-                self.close()
-                raise
+    def _share_accelerator(self) -> None:
+        """Run one process at a time where there is an accelerator: two would fight for its memory."""
+        with self.processes.threads() as pool:
+            asked = pool.submit(self.processes.do, "start", FindAccelerator(), lambda done, total: None)
+            self._wait_for([asked])
+            if asked.result()["accelerator"]:
+                self.processes.parallel = self.forecast.parallel = 1
+
+    def _begin_one(self, pool: ThreadPoolExecutor, finished: set[str], running: dict[Future[None], Step]) -> bool:
+        """Skip a step that is done, or begin one; False when there is none for now."""
+        for step in self._ready(finished, {each.label for each in running.values()}):
+            if self.ledger.is_done(step):
+                finished.add(step.label)
+                self.forecast.finish(step.label)
+                return True
+            if len(running) < self.processes.parallel:
+                running[pool.submit(self._run_step, step)] = step
+                return True
+        return False
 
     def _all_done(self) -> bool:
         """Whether no step is left: an entry of a step exists once the steps it needs are done."""
@@ -201,71 +239,36 @@ class Runner:
         return sorted(ready, key=lambda step: step.kind == "evaluate")
 
     def _wait_for(self, futures: list[Future[Any]], when: str = "ALL_COMPLETED") -> set[Future[Any]]:
-        while True:
-            done, waiting = wait(futures, timeout=0.25, return_when=when)
-            self.display.show()
-            if not waiting or (done and when == FIRST_COMPLETED):
-                return done
+        return _wait(futures, when, self.display.show)
 
     def _run_step(self, step: Step) -> None:
         began = time.monotonic()
         self.ledger.begin(step)
-        self.forecast.share(step.label, 0.0)
+        self.forecast.begin(step.label)
         try:
-            peak = self._fit(step) if step.kind == "fit" else self._in_worker(step.label, step.job)["peak_memory_mb"]
+            peak = self._work(step)
+        except ConfigError as error:
+            self.ledger.pause(step, time.monotonic() - began)
+            raise ConfigError(said_by(step.label, error.problems)) from error
         except BaseException:
             self.ledger.pause(step, time.monotonic() - began)
             raise
         self.ledger.finish(step, time.monotonic() - began, peak)
         self.forecast.finish(step.label)
 
-    def _fit(self, step: Step) -> float:
-        folder = step.outputs[0].parent
+    def _work(self, step: Step) -> float:
+        """Do the work of a step; returns the peak memory of its process, in MB."""
+
+        def report(done: int, total: int) -> None:
+            self.forecast.report(step.label, done, total)
+
+        if not isinstance(step.work, list):
+            return self.processes.do(step.label, step.work, report)["peak_memory_mb"]
         progress = self.folder / "steps" / f"{step.label}.progress"
-        with self.guard:
-            self._refuse_when_closing()
-            fit = Fit(step.job["words"], self._log(step.label), progress, self._threads(), self.lock)
-            self.children.append(fit)
-        peak = fit.run(step.label, lambda share: self.forecast.share(step.label, share))
-        write_text(step.outputs[0], json.dumps(last_checkpoint(folder)) + "\n")
+        peak = self.processes.fit(step.label, step.work, progress, report)
+        (done,) = step.outputs
+        write_text(done, json.dumps(last_checkpoint(done.parent)) + "\n")
         return peak
-
-    def _in_worker(self, label: str, job: dict[str, Any]) -> dict[str, Any]:
-        with self.guard:
-            self._refuse_when_closing()
-            if not self.idle:
-                log = self._log(f"worker {1 + sum(isinstance(child, Worker) for child in self.children)}")
-                self.idle.append(Worker(log, self._threads(), self.lock))
-                self.children.append(self.idle[-1])
-            worker = self.idle.pop()
-        try:
-            answer = worker.run(label, job, lambda share: self.forecast.share(label, share))
-        except ConfigError:
-            self.idle.append(worker)  # it is well; what it was given is not
-            raise
-        self.idle.append(worker)
-        return answer
-
-    def _log(self, label: str) -> Path:
-        return self.folder / "logs" / f"{label.replace(' ', '_')}.log"
-
-    def _threads(self) -> int:
-        """Threads of each process. More than cores in all would have them wait for each other: a fit then stands still."""
-        return max(self.cores // self.parallel, 1)
-
-    def _refuse_when_closing(self) -> None:
-        if self.closing:
-            raise KeyboardInterrupt
-
-    def close(self) -> None:
-        """Stop every process that still runs, and wait for it."""
-        with self.guard:
-            self.closing = True
-            children = list(self.children)
-        for child in children:
-            child.stop()
-        for child in children:
-            child.end()
 
     def _write_timings(self) -> None:
         wall = self.earlier + time.monotonic() - self.started
@@ -275,8 +278,20 @@ class Runner:
             for label, entry in entries.items()
             if entry.get("state") == "done"
         }
-        timings = {"wall_seconds": round(wall, 1), "wall": clock(wall), "cores": self.cores, "parallel": self.parallel}
+        timings = {"wall_seconds": round(wall, 1), "wall": clock(wall)}
+        timings |= {"cores": self.processes.cores, "parallel": self.processes.parallel}
         write_text(self.folder / "timings.json", json.dumps(timings | {"steps": steps}, indent=1) + "\n")
+
+
+def _wait(
+    futures: list[Future[Any]], when: str = "ALL_COMPLETED", show: Callable[[], None] = lambda: None
+) -> set[Future[Any]]:
+    """Wait for all futures or the first one; call ``show`` often."""
+    while True:
+        done, waiting = wait(futures, timeout=0.25, return_when=when)
+        show()
+        if not waiting or (done and when == FIRST_COMPLETED):
+            return done
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -286,7 +301,7 @@ def _read(file: Path) -> dict[str, Any]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[IO[str]]:
     """Let one study at a time into a folder; the fits of a killed one count until they have stopped."""
-    with (folder / ".lock").open("w") as lock:
+    with (folder / LOCK).open("w") as lock:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
@@ -295,7 +310,7 @@ def _locked(folder: Path) -> Iterator[IO[str]]:
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
                     raise ConfigError(
-                        f"Key `out`: another study still works in `{folder}`. Wait for it, or name another folder."
+                        Problem("out", f"another study still works in `{folder}`. Wait for it, or name another folder.")
                     ) from error
                 time.sleep(0.5)
         yield lock

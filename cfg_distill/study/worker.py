@@ -1,8 +1,8 @@
-"""A worker of a study: reads a job a line, does it, says how far it is. It imports torch once for many jobs.
+"""A worker of a study: reads one job per line, does it, reports how far it is. It imports torch once for many jobs.
 
-Answers, a JSON object a line: ``{"share": 0.5}`` while it works; at the end ``{"peak_memory_mb": ...}``, or
-``{"problems": [...]}`` after a user's mistake, or ``{"failed": "..."}`` after another error, whose traceback goes to
-the log.
+Its answers are JSON objects, one per line: ``{"done": 3, "total": 8}`` while it works; at the end ``{"peak_memory_mb": ...}``,
+or ``{"problems": [...]}`` after a user's mistake, or ``{"failed": "..."}`` after another error, whose traceback goes to the
+log.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import os
 import resource
 import sys
 import traceback
-from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any
 
 from cfg_distill.errors import ConfigError
-
-Report = Callable[[float], None]
+from cfg_distill.study.jobs import Job, Report, decoded
 
 
 def main() -> None:
@@ -34,9 +33,9 @@ def main() -> None:
         sys.path.insert(0, "")
     for line in sys.stdin:
         try:
-            answer = do(json.loads(line), lambda share: say({"share": share}))
+            answer = do(decoded(line), lambda done, total: say({"done": done, "total": total}))
         except ConfigError as error:
-            say({"problems": list(map(str, error.problems))})
+            say({"problems": [asdict(problem) for problem in error.problems]})
         except Exception as error:
             traceback.print_exc()
             say({"failed": f"{type(error).__name__}: {error}"})
@@ -47,11 +46,12 @@ def main() -> None:
     os._exit(0)
 
 
-def do(job: dict[str, Any], report: Report) -> dict[str, Any]:
-    """Do one job; returns what it has to say beside being done."""
-    from cfg_distill.study import jobs
+def do(job: Job, report: Report) -> dict[str, Any]:
+    """Do one job, without the bars of transformers in the log."""
+    from transformers.utils import logging
 
-    return getattr(jobs, job.pop("do"))(report=report, **job) or {}
+    logging.disable_progress_bar()
+    return job.run(report)
 
 
 def peak_memory_mb() -> float:

@@ -1,6 +1,6 @@
 """The embedded default: a small text-to-music model with its corpus, tokenizer, encoder, judge and rendering.
 
-Only what needs no torch is imported here; networks, metrics and data modules are imported from their files.
+This file imports only modules without torch. Import networks, metrics and data modules from their own files.
 """
 
 from cfg_distill.tunes.bars import bar_validity

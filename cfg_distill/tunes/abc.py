@@ -1,8 +1,8 @@
-"""ABC notation, as the collections write it, to music tokens. Knows text only; what to keep is decided in corpus.py.
+"""ABC notation, as the collections write it, to music tokens. This file knows text only; corpus.py decides which tunes to keep.
 
-One token a note: the pitch with the tonic moved to C, a colon, the length in eighth notes: "c:1", "^f:1/2", "z:2".
-Pitches are written as in ABC: "C" is middle C, "c" the octave above, "," and "'" go on down and up; each of the twelve
-has one spelling. Bars and repeats are tokens of their own: "|", "||", "|:", ":|", "::", "[1", "[2".
+Each note is one token: the pitch with the tonic moved to C, a colon, the length in eighth notes: "c:1", "^f:1/2", "z:2".
+Pitches are written as in ABC: "C" is middle C, "c" the octave above, "," and "'" lead further down and up. Each of the
+twelve pitches has one spelling. Bars and repeats are tokens of their own: "|", "||", "|:", ":|", "::", "[1", "[2".
 """
 
 from __future__ import annotations
@@ -124,81 +124,109 @@ def read(block: str) -> Score:
         raise NotOneVoiceError(f"metre {metre!r}")
     unit = Fraction(fields["L"][0].split("%")[0].strip()) if fields.get("L") else Fraction(1, 8)
     score = Score(fields, tonic, mode, metre)
-    score.events = _events(_IGNORED.sub("", "\n".join(lines)), unit * 8, score, signature)
+    score.events = _Body(unit * 8, score, signature).read(_IGNORED.sub("", "\n".join(lines)))
     return score
 
 
-def _events(text: str, unit: Fraction, score: Score, signature: dict[str, int]) -> list[Note | str]:
-    """The body, left to right. ``unit`` is the written unit in eighth notes."""
-    events: list[Note | str] = []
-    in_bar: dict[str, int] = {}
-    tuplet, tuplet_left = Fraction(1), 0
-    broken: Fraction | None = None
-    tied = False
+class _Body:
+    """Reads the body of a tune from left to right; a method for each kind of sign.
 
-    def pitch(accidental: str | None, letter: str, octave: str) -> int:
+    Args:
+        unit: the written unit in eighth notes.
+        score: key and metre, which must not change.
+        signature: accidental of each letter.
+    """
+
+    def __init__(self, unit: Fraction, score: Score, signature: dict[str, int]) -> None:
+        self.unit, self.score, self.signature = unit, score, signature
+        self.events: list[Note | str] = []
+        self.in_bar: dict[str, int] = {}  # accidentals written in this bar, by letter and octave
+        self.tuplet, self.tuplet_left = Fraction(1), 0
+        self.broken: Fraction | None = None  # factor on the next note, behind ">" or "<"
+        self.tied = False
+
+    def read(self, text: str) -> list[Note | str]:
+        readers = {
+            "letter": self._note, "rest": self._rest, "chord": self._chord, "tuplet": self._tuplet,
+            "broken": self._broken, "tie": self._tie, "ending": self._bar, "bar": self._bar, "field": self._field,
+            "unknown": self._unknown,
+        }  # fmt: skip
+        for match in _TOKEN.finditer(text):
+            kind = next((kind for kind in readers if match[kind]), None)
+            if kind is not None:  # else white space, slurs
+                readers[kind](match)
+        return _tidy(self.events)
+
+    def _pitch(self, accidental: str | None, letter: str, octave: str) -> int:
         step = letter.upper()
         height = (12 if letter.islower() else 0) + 12 * (octave.count("'") - octave.count(","))
         if accidental:
-            in_bar[letter + octave] = _ACCIDENTALS[accidental]
-        return _STEPS[step] + height + in_bar.get(letter + octave, signature.get(step, 0))
+            self.in_bar[letter + octave] = _ACCIDENTALS[accidental]
+        return _STEPS[step] + height + self.in_bar.get(letter + octave, self.signature.get(step, 0))
 
-    def add(value: int | None, length: Fraction) -> None:
-        nonlocal broken, tied, tuplet_left
-        length = length * unit
-        if tuplet_left:
-            length, tuplet_left = length * tuplet, tuplet_left - 1
-        if broken is not None:
-            length, broken = length * broken, None
-        last = events[-1] if events else None
-        if tied and isinstance(last, Note) and last.pitch == value:
+    def _add(self, pitch: int | None, length: Fraction) -> None:
+        length = length * self.unit
+        if self.tuplet_left:
+            length, self.tuplet_left = length * self.tuplet, self.tuplet_left - 1
+        if self.broken is not None:
+            length, self.broken = length * self.broken, None
+        last = self.events[-1] if self.events else None
+        if self.tied and isinstance(last, Note) and last.pitch == pitch:
             # Inside a bar a tie is one note; across a bar line the note sounds again.
             last.length += length
         elif length > 0:
-            events.append(Note(value, length))
-        tied = False
+            self.events.append(Note(pitch, length))
+        self.tied = False
 
-    for match in _TOKEN.finditer(text):
-        if match["skip"]:
-            continue
-        if match["letter"]:
-            add(pitch(match["accidental"], match["letter"], match["octave"]), _factor(match["length"]))
-        elif match["rest"]:
-            add(None, _factor(match["rest_length"]))
-        elif match["chord"]:
-            inside = re.findall(r"(\^\^|\^|__|_|=)?([A-Ga-g])([,']*)(\d*/*\d*)", match["chord"])
-            if not inside:
-                raise NotOneVoiceError(match["chord"])
-            top = max(pitch(accidental, letter, octave) for accidental, letter, octave, _ in inside)
-            add(top, _factor(match["chord_length"]) * _factor(inside[0][3]))
-        elif match["tuplet"]:
-            notes = int(match["tuplet"])
-            compound = score.metre in ("6/8", "9/8", "12/8", "3/8")
-            time = int(match["time"] or _TUPLET_TIME.get(notes, 3 if compound else 2))
-            tuplet, tuplet_left = Fraction(time, notes), int(match["count"] or notes)
-        elif match["broken"]:
-            if not events or not isinstance(events[-1], Note):
-                continue
-            size = Fraction(1, 2 ** len(match["broken"]))
-            long, short = 2 - size, size
-            before, broken = (long, short) if match["broken"][0] == ">" else (short, long)
-            events[-1].length *= before
-        elif match["tie"]:
-            tied = True
-        elif match["ending"] or match["bar"]:
-            in_bar.clear()
-            events.extend(_bar_signs(match["bar"] or "", match["ending"] or ""))
-        elif match["field"]:
-            letter, value = match["field"][1], match["field"][3:-1].strip()
-            if letter == "L":
-                unit = Fraction(value) * 8
-            elif (letter == "K" and key_of(value)[::2] != (score.tonic, signature)) or (
-                letter == "M" and metre_of(value) != score.metre
-            ):
-                raise NotOneVoiceError(f"{letter} changes")
-        elif match["unknown"] and match["unknown"] in "&Z":
+    def _note(self, match: re.Match[str]) -> None:
+        self._add(self._pitch(match["accidental"], match["letter"], match["octave"]), _factor(match["length"]))
+
+    def _rest(self, match: re.Match[str]) -> None:
+        self._add(None, _factor(match["rest_length"]))
+
+    def _chord(self, match: re.Match[str]) -> None:
+        """A chord is its highest note."""
+        inside = re.findall(r"(\^\^|\^|__|_|=)?([A-Ga-g])([,']*)(\d*/*\d*)", match["chord"])
+        if not inside:
+            raise NotOneVoiceError(match["chord"])
+        top = max(self._pitch(accidental, letter, octave) for accidental, letter, octave, _ in inside)
+        self._add(top, _factor(match["chord_length"]) * _factor(inside[0][3]))
+
+    def _tuplet(self, match: re.Match[str]) -> None:
+        notes = int(match["tuplet"])
+        compound = self.score.metre in ("6/8", "9/8", "12/8", "3/8")
+        time = int(match["time"] or _TUPLET_TIME.get(notes, 3 if compound else 2))
+        self.tuplet, self.tuplet_left = Fraction(time, notes), int(match["count"] or notes)
+
+    def _broken(self, match: re.Match[str]) -> None:
+        """ "a>b" lengthens the first note by half and shortens the second; "a<b" is the other way round."""
+        last = self.events[-1] if self.events else None
+        if not isinstance(last, Note):
+            return
+        size = Fraction(1, 2 ** len(match["broken"]))
+        long, short = 2 - size, size
+        before, self.broken = (long, short) if match["broken"][0] == ">" else (short, long)
+        last.length *= before
+
+    def _tie(self, match: re.Match[str]) -> None:
+        self.tied = True
+
+    def _bar(self, match: re.Match[str]) -> None:
+        self.in_bar.clear()
+        self.events.extend(_bar_signs(match["bar"] or "", match["ending"] or ""))
+
+    def _field(self, match: re.Match[str]) -> None:
+        letter, value = match["field"][1], match["field"][3:-1].strip()
+        if letter == "L":
+            self.unit = Fraction(value) * 8
+        elif (letter == "K" and key_of(value)[::2] != (self.score.tonic, self.signature)) or (
+            letter == "M" and metre_of(value) != self.score.metre
+        ):
+            raise NotOneVoiceError(f"{letter} changes")
+
+    def _unknown(self, match: re.Match[str]) -> None:
+        if match["unknown"] in "&Z":
             raise NotOneVoiceError(f"sign {match['unknown']!r}")
-    return _tidy(events)
 
 
 def _bar_signs(bar: str, ending: str) -> list[Note | str]:
@@ -252,7 +280,7 @@ _NOTE_TOKEN = re.compile(r"(?:(z)|([\^_]?)([A-Ga-g])([,']*)):(\d+(?:/\d+)?)")
 
 @cache
 def parse_note(token: str) -> tuple[int | None, Fraction] | None:
-    """The inverse of `note_token`; None for a token that is no note (a bar, a special token)."""
+    """The inverse of :func:`note_token`; None for a token that is no note (a bar, a special token)."""
     match = _NOTE_TOKEN.fullmatch(token)
     if match is None:
         return None

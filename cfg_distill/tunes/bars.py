@@ -1,7 +1,7 @@
 """Music tokens as bars: the reader behind rendering and metrics, and the share of bars that add up.
 
-A decoded tune is a string of the tokens of abc.py, parted by spaces. A model may emit them in any order, so the reader
-takes every string: what is no token is passed over, several bar signs in a row count as one.
+A decoded tune is a string of the tokens of abc.py, separated by spaces. A model may emit them in any order, so the reader
+takes every string: unknown words are skipped, and several bar signs in a row count as one.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Sign:
 
 @dataclass
 class Bar:
-    """The notes between two signs; `right` is None where the tune breaks off without a sign."""
+    """The notes between two signs; ``right`` is None where the tune breaks off without a sign."""
 
     left: Sign
     notes: list[Note] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Bar:
 
 
 def read_note(token: str) -> Note | None:
-    """The note or rest a token stands for; None if it is neither, or lasts no time."""
+    """The note or rest of a token; None for any other token, and for a length of 0."""
     try:
         pitch, length = parse_note(token) or (None, Fraction(0))
     except ZeroDivisionError:
@@ -85,7 +85,7 @@ def read_bars(tokens: str) -> list[Bar]:
 
 @dataclass(frozen=True)
 class Repeat:
-    """Bars `start` to `stop` (excluded) are played, then again up to bar `ending`, where the first ending begins."""
+    """Bars ``start`` to ``stop`` (excluded) are played, then again up to bar ``ending``, where the first ending begins."""
 
     start: int
     ending: int
@@ -125,7 +125,7 @@ def bar_validity(tokens: str, metre: str | None = None) -> float:
 
     Args:
         tokens: the tune.
-        metre: a key of `METRES`; None, "any" or another metre: the one of `METRES` that gives the highest share.
+        metre: a key of :data:`METRES`; None, "any" or another metre: the one of :data:`METRES` that gives the highest share.
 
     Returns:
         A number from 0 to 1; 0 when no bar counts, so that a tune without bar signs earns nothing.

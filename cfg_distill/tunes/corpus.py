@@ -254,5 +254,6 @@ def _rhythm(fields: dict[str, list[str]], title: str, metre: str, name: str) -> 
 
 def summary(tunes: Sequence[Tune]) -> dict[str, dict[str, int]]:
     """How many tunes there are by split, origin, rhythm, metre and mode."""
+    values = [{"split": tune.split} | tune.slots for tune in tunes]
     parts = ("split", "origin", "rhythm", "metre", "mode")
-    return {part: dict(Counter(getattr(tune, part) for tune in tunes).most_common()) for part in parts}
+    return {part: dict(Counter(value[part] for value in values).most_common()) for part in parts}

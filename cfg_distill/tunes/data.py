@@ -40,7 +40,7 @@ class DropConditions:
 
 
 def collate(rows: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
-    """Rows of token numbers to `tokens_NT`, padded on the right, and `labels_NT`: music and end token; the conditions,
+    """Rows of token numbers to ``tokens_NT``, padded on the right, and ``labels_NT``: music and end token; the conditions,
     the begin token and the padding are not predicted."""
     longest = max(len(row) for row in rows)
     tokens_NT = torch.full((len(rows), longest), pad)
@@ -57,7 +57,7 @@ class LengthBuckets(Sampler[list[int]]):
 
     Args:
         lengths: length of each sequence.
-        budget: tokens a batch.
+        budget: tokens per batch.
         seed: of the order; the same seed gives the same epochs. None: always from short to long.
         rank, replicas: of several processes each takes its share of the batches, all equally many.
     """
@@ -98,7 +98,7 @@ class TunesData(lightning.LightningDataModule):
     """The corpus, split by families of near-duplicates, as batches of tokens.
 
     Args:
-        batch_tokens: tokens a batch, padding included.
+        batch_tokens: tokens per batch, padding included.
         drop_each: probability that a condition of a training sequence becomes null.
         drop_all: probability that all of them do.
         seed: of the order of the batches and of the dropped conditions.
@@ -116,9 +116,10 @@ class TunesData(lightning.LightningDataModule):
         super().__init__()
         self.batch_tokens, self.drop_each, self.drop_all = batch_tokens, drop_each, drop_all
         self.seed, self.max_length = seed, max_length
+        self.rows: dict[str, list[list[int]]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        if hasattr(self, "tokenizer"):
+        if self.rows:  # Lightning asks again for each stage
             return
         self.tokenizer = build_tokenizer(vocabulary(load_corpus()), self.max_length)
         self.rows = {split: [self._numbers(sequence_of(tune)) for tune in tunes_of(split)] for split in SPLITS}

@@ -4,6 +4,8 @@ As the paper trains its music embedding (section 4.1 there). The loss is InfoNCE
 both directions. Shapes: M tunes, N = 2M segments, D embedding width.
 """
 
+from typing import Any
+
 import torch
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
@@ -38,30 +40,25 @@ def retrieval(first_MD: Tensor, second_MD: Tensor) -> Tensor:
 
 
 class EncoderTraining(NetworkTraining):
-    """Trains the encoder; logs `train/loss`, `val/loss` and `val/retrieval` (top 1 among all validation tunes).
+    """Trains the encoder; logs ``train/loss``, ``val/loss`` and ``val/retrieval`` (top 1 among all validation tunes).
 
     Args:
         optimizer: of all parameters.
-        out, overwrite, width, blocks, kernel, dropout, warmup_steps, decay_steps: see `NetworkTraining`.
+        out: the folder to write: config.json and model.safetensors.
         embedding: D, width of the embedding.
         temperature: divisor of the cosines in the loss.
+        common: the further arguments of :class:`NetworkTraining`.
     """
 
     def __init__(
         self,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         out: str = "runs/tunes/encoder",
-        overwrite: bool = False,
-        width: int = 96,
-        blocks: int = 5,
-        kernel: int = 5,
-        dropout: float = 0.15,
-        warmup_steps: int = 50,
-        decay_steps: int = 1000,
         embedding: int = 96,
         temperature: float = 0.1,
+        **common: Any,
     ) -> None:
-        super().__init__(optimizer, out, overwrite, width, blocks, kernel, dropout, warmup_steps, decay_steps)
+        super().__init__(optimizer, out, **common)
         self.embedding, self.temperature = embedding, temperature
 
     def heads(self) -> dict[str, int]:

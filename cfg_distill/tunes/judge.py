@@ -1,10 +1,11 @@
 """Attribute judge: which origin, rhythm and mode does a tune have, by its music tokens alone?
 
-It never sees the condition, so its probability of what was asked measures how well a sample follows its prompt.
+The judge never sees the condition. So its probability of the asked value measures how well a sample follows its prompt.
 Shapes: N segments, C values of an attribute.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -46,29 +47,24 @@ class JudgeTraining(NetworkTraining):
     to its logit, so that the logits themselves stand for values equally likely beforehand. Without it a judge of modes
     would call everything major.
 
-    Logs `val/<attribute>` (accuracy), `val/<attribute>_balanced`, and `val/nll` (balanced, mean over attributes). At
+    Logs ``val/<attribute>`` (accuracy), ``val/<attribute>_balanced``, and ``val/nll`` (balanced, mean over attributes). At
     the end the temperatures are fitted on the validation tunes.
 
     Args:
         optimizer: of all parameters.
-        out, overwrite, width, blocks, kernel, dropout, warmup_steps, decay_steps: see `NetworkTraining`.
+        out: the folder to write: config.json and model.safetensors.
         smoothing: label smoothing.
+        common: the further arguments of :class:`NetworkTraining`.
     """
 
     def __init__(
         self,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         out: str = "runs/tunes/judge",
-        overwrite: bool = False,
-        width: int = 96,
-        blocks: int = 5,
-        kernel: int = 5,
-        dropout: float = 0.15,
-        warmup_steps: int = 50,
-        decay_steps: int = 1000,
         smoothing: float = 0.05,
+        **common: Any,
     ) -> None:
-        super().__init__(optimizer, out, overwrite, width, blocks, kernel, dropout, warmup_steps, decay_steps)
+        super().__init__(optimizer, out, **common)
         self.smoothing = smoothing
 
     def heads(self) -> dict[str, int]:
@@ -115,20 +111,23 @@ class JudgeTraining(NetworkTraining):
 
 
 class Judge:
-    """The trained judge over decoded tunes. Constructing one loads nothing; `load` does.
+    """The trained judge over decoded tunes. Constructing one loads nothing; :meth:`load` does.
 
     Args:
         path: a folder, or "tunes:judge".
     """
 
-    network: TuneNetwork
-
     def __init__(self, path: str = "tunes:judge") -> None:
         self.path = path
 
+    @cached_property
+    def network(self) -> TuneNetwork:
+        """Loaded when it is first asked for."""
+        return load_network(self.path)
+
     def load(self) -> Self:
-        if not hasattr(self, "network"):
-            self.network = load_network(self.path)
+        """Load the network; does nothing the second time."""
+        _ = self.network
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -136,7 +135,7 @@ class Judge:
         return self
 
     def probabilities(self, tunes: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Calibrated probabilities by attribute, `[N, values]` in the order of `tokenizer.VALUES`.
+        """Calibrated probabilities by attribute, ``[N, values]`` in the order of :data:`cfg_distill.tunes.tokenizer.VALUES`.
 
         All values count as equally likely beforehand. A tune without notes has probability 0 for every value: silence
         must not earn the prior.

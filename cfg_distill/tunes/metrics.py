@@ -1,4 +1,4 @@
-"""How good tunes are, and guards against tunes that only score well. B prompts, G samples a prompt, N = B * G."""
+"""How good tunes are, and guards against tunes that only score well. B prompts, G samples per prompt, N = B * G."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import NGramCounts
-from cfg_distill.folders import problems_of_folder
+from cfg_distill.errors import Context, Problem
+from cfg_distill.evaluation.older import of_folder
 from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, read_note
@@ -21,13 +22,13 @@ from cfg_distill.tunes.tokenizer import VALUES
 
 
 def asked_slots(samples: Samples) -> list[dict[str, str]]:
-    """What each of the N samples was asked for, the slots of its prompt."""
+    """The slots that the prompt of each of the N samples asks for."""
     slots = [understand(prompt).slots for prompt in samples.prompts]
     return [slot for slot in slots for _ in range(samples.group)]
 
 
 def asked_probability(probability_NC: Tensor, attribute: str, asked: Sequence[dict[str, str]]) -> Tensor:
-    """The probability of the asked value of an attribute, `[N]`; NaN where it was not asked."""
+    """The probability of the asked value of an attribute, ``[N]``; NaN where it was not asked."""
     values = VALUES[attribute]
     return torch.stack(
         [
@@ -56,8 +57,10 @@ def ngram_set(tunes: Iterable[Sequence[str]], n: int) -> set[tuple[str, ...]]:
 
 
 class BarValidity(SampleMetric):
-    """Share of bars that add up to the asked metre; see `bars.bar_validity`. Without an asked metre, to the metre that
-    fits a sample best."""
+    """Share of bars that add up to the asked metre; see :func:`bar_validity`.
+
+    Without an asked metre, the metre counts that fits a sample best.
+    """
 
     axis = "quality"
 
@@ -66,7 +69,7 @@ class BarValidity(SampleMetric):
 
     @staticmethod
     def each(samples: Samples, asked: Sequence[dict[str, str]]) -> Tensor:
-        """The value of each sample, `[N]`."""
+        """The value of each sample, ``[N]``."""
         validity = [bar_validity(tune, slots["metre"]) for tune, slots in zip(samples.outputs, asked, strict=True)]
         return torch.tensor(validity)
 
@@ -83,8 +86,8 @@ class _JudgeMetric(SampleMetric):
         super().__init__(**settings)
         self.judge = Judge(path)
 
-    def problems(self) -> list[str]:
-        return problems_of_folder("path", self.judge.path)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return of_folder(self.judge.path)
 
     def load(self) -> Self:
         self.judge.load()
@@ -105,11 +108,11 @@ class JudgeProbability(_JudgeMetric):
         super().__init__(path, **settings)
         self.attribute = attribute
 
-    def problems(self) -> list[str]:
-        wrong = [] if self.attribute in ATTRIBUTES else [
-            f"Key `attribute`: expected one of {list(ATTRIBUTES)}, but got `{self.attribute}`."
-        ]  # fmt: skip
-        return wrong + super().problems()
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = super().problems(context)
+        if self.attribute not in ATTRIBUTES:
+            found.append(Problem("attribute", f"expected one of {list(ATTRIBUTES)}, but got `{self.attribute}`."))
+        return found
 
     def score(self, samples: Samples) -> Tensor:
         probability_NC = self.judge.probabilities(samples.outputs, self.device)[self.attribute]
@@ -118,7 +121,7 @@ class JudgeProbability(_JudgeMetric):
 
 
 class TuneQuality(_JudgeMetric):
-    """The headline: mean of bar validity and of the judge's probabilities of what the prompt asks for.
+    """The headline: mean of bar validity and of the judge's probabilities of the values that the prompt asks for.
 
     Bar validity always counts, an attribute only where it was asked; the mean is over those that count.
 
@@ -146,7 +149,7 @@ class TuneBigramDiversity(PairwiseCosineDiversity):
 
 
 class RestShare(TextMetric):
-    """Guard against silence: mean share of rests in the time of a tune; see `rest_share`."""
+    """Guard against silence: mean share of rests in the time of a tune; see :func:`rest_share`."""
 
     axis = "guard"
     higher_is_better = False
@@ -156,7 +159,7 @@ class RestShare(TextMetric):
 
 
 class LongestRun(TextMetric):
-    """Guard against a stuck note: mean length of the longest run of one pitch; see `longest_run`."""
+    """Guard against a stuck note: mean length of the longest run of one pitch; see :func:`longest_run`."""
 
     axis = "guard"
     higher_is_better = False
@@ -168,7 +171,7 @@ class LongestRun(TextMetric):
 class CopyRate(TextMetric):
     """Guard against learning by heart: share of samples that hold ``n`` tokens in a row of a training tune.
 
-    `load` reads the corpus from the installed music21 package.
+    Loading reads the corpus from the installed music21 package.
 
     Args:
         n: tokens in a row.

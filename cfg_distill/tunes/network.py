@@ -50,14 +50,14 @@ class Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_NTC: Tensor, mask_NT1: Tensor) -> Tensor:
-        # Padding is zero before each convolution, as the border is: what stands behind a tune cannot reach it.
+        # Padding is zero before each convolution, like the border. So tokens behind a tune cannot reach it.
         inner_NTC = self.norm(hidden_NTC) * mask_NT1
         inner_NTC = self.convolution(inner_NTC.transpose(1, 2)).transpose(1, 2)
         return hidden_NTC + self.dropout(self.linear(nn.functional.gelu(inner_NTC)))
 
 
 class TuneNetwork(nn.Module):
-    """Dilated convolutions over music tokens, mean over the tune, one linear head an output.
+    """Dilated convolutions over music tokens, mean over the tune, one linear head per output.
 
     Convolutions and a mean know no position: a network trained on short segments reads longer tunes alike. A token is
     embedded as the sum of three vectors: its own, its pitch's and its length's, so that rare tokens borrow from common.
@@ -83,7 +83,7 @@ class TuneNetwork(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(2 * config.width, width) for name, width in config.heads.items()})
 
     def forward(self, tokens_NT: Tensor) -> dict[str, Tensor]:
-        """Token numbers, 0 for padding, to the outputs of the heads, each `[N, width]`."""
+        """Token numbers, 0 for padding, to the outputs of the heads, each ``[N, width]``."""
         mask_NT1 = (tokens_NT > 0).unsqueeze(-1).float()
         hidden_NTC = (
             self.token(tokens_NT) + self.pitch(self.pitch_of[tokens_NT]) + self.length(self.length_of[tokens_NT])  # type: ignore[index]
@@ -96,7 +96,7 @@ class TuneNetwork(nn.Module):
         return {name: head(pooled_NC) / self.config.temperatures.get(name, 1.0) for name, head in self.heads.items()}
 
     def numbers_of(self, tunes: Sequence[str]) -> Tensor:
-        """Decoded tunes to token numbers `[N, T]`, padded with 0; what is no music token is passed over."""
+        """Decoded tunes to token numbers ``[N, T]``, padded with 0. Words that are no music tokens are skipped."""
         rows = [[self.numbers[token] for token in tune.split() if token in self.numbers] for tune in tunes]
         tokens_NT = torch.zeros(len(rows), max([1, *map(len, rows)]), dtype=torch.long)
         for row, numbers in enumerate(rows):

@@ -25,7 +25,7 @@ class MuonAdamW(torch.optim.Optimizer):
     AdamW's (Liu et al. 2025, arXiv 2502.16982), so that one learning rate is of one kind.
 
     Args:
-        params: parameter groups, the matrices first (see `parameter_groups`).
+        params: parameter groups, the matrices first (see :func:`parameter_groups`).
         lr: learning rate of the matrices.
         rest_lr: of everything else.
         weight_decay: of the matrices.

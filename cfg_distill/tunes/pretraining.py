@@ -26,13 +26,13 @@ def nll(logits_NTV: Tensor, labels_NT: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Pretraining(FolderTraining):
-    """Next-token training with dropout; logs `val/nll` (with condition) and `val/nll_null` (all conditions dropped).
+    """Next-token training with dropout; logs ``val/nll`` (with condition) and ``val/nll_null`` (all conditions dropped).
 
     At the end of a fit the best weights (by the ModelCheckpoint of the trainer; the last ones if there is none) are
     written to ``out`` with config, tokenizer and a neutral generation config.
 
     Args:
-        optimizer: takes the two groups of `parameter_groups`.
+        optimizer: takes the two groups of :func:`parameter_groups`.
         out: the folder to write.
         overwrite: write even when the folder holds a model.
         width, layers, heads, intermediate: of the network.
@@ -64,7 +64,7 @@ class Pretraining(FolderTraining):
 
     def configure_model(self) -> None:
         """The network needs the size of the vocabulary, which the data know."""
-        if hasattr(self, "network"):
+        if list(self.children()):  # Lightning asks again for each stage
             return
         tokenizer = self._tokenizer
         config = LlamaConfig(
@@ -114,7 +114,7 @@ class Pretraining(FolderTraining):
     def _log_nll(self, stage: str, batch: dict[str, Tensor], loader: int) -> None:
         sum_, count = self._nll(batch)
         name = f"{stage}/nll_null" if loader else f"{stage}/nll"
-        # Weighted by the number of predicted tokens: the mean over tokens, whatever the batches.
+        # Weighted by the number of predicted tokens. So the value is the mean over tokens, and does not depend on the batches.
         self.log(name, sum_ / count, batch_size=int(count), add_dataloader_idx=False, prog_bar=True, sync_dist=True)
 
 
@@ -136,7 +136,7 @@ def add_dropout(network: LlamaForCausalLM, probability: float) -> None:
 
 
 def save_folder(network: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, out: str | Path) -> None:
-    """A plain Hugging Face folder. Its generation config is neutral: transformers' `generate` samples the model's own
+    """A plain Hugging Face folder. Its generation config is neutral: transformers' ``generate`` samples the model's own
     distribution (its defaults would decode greedily, or with top-k 50)."""
     network.generation_config = GenerationConfig(
         do_sample=True,

@@ -1,10 +1,10 @@
 """English prompts to condition slots, by one table of keywords.
 
-The model is conditioned on four slots: origin, rhythm, metre, mode. The same table is read by `understand` (Python:
+The model is conditioned on four slots: origin, rhythm, metre, mode. The same table is read by :func:`understand` (Python:
 slots, key, tempo and the words that meant nothing) and by the chat template (Jinja: slots only), which is stored in the
 tokenizer, so that an exported student reads plain English with transformers alone.
 
-How a prompt is read: lower case; every character that is not a letter, digit, `#` or `/` parts words; from left to
+How a prompt is read: lower case; every character that is not a letter, digit, ``#`` or ``/`` parts words; from left to
 right the longest keyword that starts at a word is taken ("slip jig" before "jig"), whole words only ("marching" is not
 "march"). The first mention of a slot wins. A keyword may also IMPLY slots (a jig is in 6/8, a sad tune is minor): these
 count only where nothing was said. A slot neither said nor implied stays null.
@@ -25,7 +25,7 @@ _MODES = ("major", "minor", "dorian", "mixolydian")
 
 @dataclass(frozen=True)
 class Keyword:
-    """What one word or phrase says and implies, and (for rendering alone) how much faster than usual to play."""
+    """The slots that a word or phrase says and implies, and, for rendering alone, its factor on the usual tempo."""
 
     says: dict[str, str] = field(default_factory=dict)
     implies: dict[str, str] = field(default_factory=dict)
@@ -33,7 +33,7 @@ class Keyword:
 
 
 def _table() -> dict[str, Keyword]:
-    """The keywords, by phrase: the single source of `understand` and of `chat_template`."""
+    """The keywords, by phrase: the single source of :func:`understand` and of :func:`chat_template`."""
     table: dict[str, Keyword] = {}
 
     def add(
@@ -92,10 +92,10 @@ UNDERSTOOD = (
 
 @dataclass(frozen=True)
 class Understanding:
-    """What a prompt was taken to mean.
+    """The meaning of a prompt.
 
     Attributes:
-        slots: slot -> value for all four slots, `any` where the prompt says nothing.
+        slots: slot -> value for all four slots, ``any`` where the prompt says nothing.
         key: tonic such as "D", "Bb" or "F#"; used when rendering, not seen by the model. None: not said.
         tempo: factor on the usual tempo of the rhythm, from words such as "lively" and "slow"; for rendering.
         unknown_words: words that meant nothing and are not mere filler.
@@ -108,7 +108,7 @@ class Understanding:
 
 
 def words_of(text: str) -> list[str]:
-    """The lower-case words of a prompt; every other character than a letter, digit, `#` and `/` parts words."""
+    """The lower-case words of a prompt; every other character than a letter, digit, ``#`` and ``/`` parts words."""
     text = text.lower().replace("♭", "b").replace("♯", "#")
     return "".join(character if character in _WORD_CHARACTERS else " " for character in text).split()
 
@@ -190,15 +190,15 @@ def key_of(words: list[str]) -> str | None:
 
 
 def prefix(slots: dict[str, str]) -> str:
-    """The condition prefix of a sequence: `<origin:irish> <rhythm:jig> <metre:6/8> <mode:any> <s>`."""
+    """The condition prefix of a sequence: ``<origin:irish> <rhythm:jig> <metre:6/8> <mode:any> <s>``."""
     return " ".join(f"<{slot}:{slots.get(slot, NULL)}>" for slot in SLOTS) + " <s>"
 
 
 def chat_template() -> str:
-    """The Jinja chat template that maps the last user message to the condition prefix; generated from `TABLE`.
+    """The Jinja chat template that maps the last user message to the condition prefix; generated from :data:`TABLE`.
 
     An empty message gives the null prefix (the unconditional prompt). A message in which nothing is understood ends in
-    `raise_exception` with the text of `nothing_understood`.
+    ``raise_exception`` with the text of :func:`nothing_understood`.
     """
 
     says = repr({phrase: keyword.says for phrase, keyword in TABLE.items()})

@@ -106,7 +106,7 @@ def _fifths(key: str, mode: str) -> int:
 
 
 def played_notes(setting: Setting) -> list[Played]:
-    """The sounding notes in order, repeats written out, at most `_LONGEST_SECONDS` of them."""
+    """The sounding notes in order, repeats written out, at most ``_LONGEST_SECONDS`` of them."""
     notes: list[Played] = []
     time = Fraction(0)
     for bar in played(setting.bars):
@@ -121,7 +121,7 @@ def played_notes(setting: Setting) -> list[Played]:
 
 
 def to_abc(setting: Setting, title: str = "") -> str:
-    """ABC text with well-formed repeats; four bars a line."""
+    """ABC text with well-formed repeats; four bars per line."""
     metre_unit = "3/8" if setting.metre in ("6/8", "9/8") else "1/4"
     beats = setting.eighths_a_second * 60 / (3 if metre_unit == "3/8" else 2)
     head = ["X:1", "T:" + (" ".join(title.split()) or "Tune")]
@@ -190,7 +190,7 @@ def _odd_part(number: int) -> int:
 
 
 def to_midi(setting: Setting) -> Any:
-    """A `symusic.Score` of one track, 480 ticks a quarter, repeats written out."""
+    """A ``symusic.Score`` of one track, 480 ticks per quarter, repeats written out."""
     ticks = 480
     # symusic's classes are made at run time; a type checker knows none of their attributes.
     score: Any = symusic.Score(ticks)
@@ -240,10 +240,10 @@ def audio(tokens: str, prompt: str | None = None, rate: int = RATE) -> tuple[np.
 
 
 def render(tokens: str, folder: str | Path, stem: str, prompt: str | None = None) -> dict[str, Path]:
-    """Writes `stem`.abc, .mid and .wav into a folder.
+    """Writes ``stem``.abc, .mid and .wav into a folder.
 
     Args:
-        tokens: music tokens parted by spaces.
+        tokens: music tokens separated by spaces.
         folder: made if it does not exist. Files of the same name are replaced: who calls decides about overwriting.
         stem: file name without suffix.
         prompt: gives key, metre, speed and the title; None: taken from the tune itself.

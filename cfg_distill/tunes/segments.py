@@ -38,12 +38,12 @@ def like_a_sample(tokens: Sequence[str], draw: random.Random, shortest: int, lon
 class SegmentsData(lightning.LightningDataModule):
     """Tunes of the corpus as segments, drawn anew every epoch; validation and test segments stay the same.
 
-    A batch is a dict: `tokens` [N, T] (0 is padding), `family` [N] (number of the family of near-duplicates), and
-    `origin`, `rhythm`, `mode` [N], -1 where the source does not say. With pairs, rows 2i and 2i + 1 are one tune's.
+    A batch is a dict: ``tokens`` [N, T] (0 is padding), ``family`` [N] (number of the family of near-duplicates), and
+    ``origin``, ``rhythm``, ``mode`` [N], -1 where the source does not say. With pairs, rows 2i and 2i + 1 are one tune's.
 
     Args:
-        pairs: two segments a tune that do not overlap, instead of one segment like a sample.
-        batch_size: tunes a batch.
+        pairs: two segments per tune that do not overlap, instead of one segment like a sample.
+        batch_size: tunes per batch.
         shortest, longest: tokens of a segment.
         seed: of the order and of the segments.
     """
@@ -54,9 +54,10 @@ class SegmentsData(lightning.LightningDataModule):
         super().__init__()
         self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
         self.shortest, self.longest = shortest, longest
+        self.tunes: dict[str, list[Tune]] = {}
 
     def setup(self, stage: str | None = None) -> None:
-        if hasattr(self, "music"):
+        if self.tunes:  # Lightning asks again for each stage
             return
         self.music = vocabulary(load_corpus())
         self.numbers = {token: number for number, token in enumerate(self.music, start=1)}
@@ -64,8 +65,8 @@ class SegmentsData(lightning.LightningDataModule):
         self.tunes = {split: list(filter(fits, tunes_of(split))) for split in ("train", "validation", "test")}
 
     def counts(self, attribute: str) -> Tensor:
-        """How many training tunes have each value of an attribute, at least 1 (its logarithm is used), `[values]`."""
-        values = [getattr(tune, attribute) for tune in self.tunes["train"]]
+        """How many training tunes have each value of an attribute, at least 1 (its logarithm is used), ``[values]``."""
+        values = [tune.slots[attribute] for tune in self.tunes["train"]]
         return torch.tensor([values.count(value) for value in VALUES[attribute]], dtype=torch.float).clamp(min=1)
 
     def train_dataloader(self) -> DataLoader:
@@ -88,7 +89,7 @@ class SegmentsData(lightning.LightningDataModule):
 
     def _all_at_once(self, split: str) -> DataLoader:
         """One batch that holds every tune of a split: retrieval and calibration look at all of them together."""
-        # A fresh draw a batch: the same segments in every epoch.
+        # A new generator for each batch gives the same segments in every epoch.
         return DataLoader(
             self.tunes[split],  # type: ignore[arg-type]
             batch_size=max(1, len(self.tunes[split])),
@@ -113,9 +114,9 @@ class SegmentsData(lightning.LightningDataModule):
 
 
 def labels_of(tunes: Sequence[Tune]) -> dict[str, Tensor]:
-    """Numbers of the values of each attribute, `[N]`, in the order of `tokenizer.VALUES`."""
+    """Numbers of the values of each attribute, ``[N]``, in the order of :data:`cfg_distill.tunes.tokenizer.VALUES`."""
     labels = {}
     for attribute in ATTRIBUTES:
         known = {value: number for number, value in enumerate(VALUES[attribute])}
-        labels[attribute] = torch.tensor([known.get(getattr(tune, attribute), UNLABELLED) for tune in tunes])
+        labels[attribute] = torch.tensor([known.get(tune.slots[attribute], UNLABELLED) for tune in tunes])
     return labels

@@ -58,7 +58,7 @@ def cluster(melodies: Sequence[Sequence[int]]) -> list[int]:
 def assign_splits(families: Sequence[int], share: float = 0.06, seed: str = "tunes") -> list[str]:
     """Deals families to validation and test (``share`` of the tunes each), the rest to train.
 
-    Families of more than four tunes go to train: what is measured on them would be one tune measured many times.
+    Families of more than four tunes go to train: a measurement on them would measure one tune many times.
     """
     sizes = Counter(families)
     candidates = sorted(family for family, size in sizes.items() if size <= 4)

@@ -1,7 +1,7 @@
 """The tokenizer of the embedded model: words between spaces, as a plain file that transformers alone loads.
 
-A sequence is `<origin:irish> <rhythm:jig> <metre:6/8> <mode:major> <s> C:1 E:1 ... </s>`. The four condition tokens may
-be null, `<origin:any>`; all null is the unconditional prompt.
+A sequence is ``<origin:irish> <rhythm:jig> <metre:6/8> <mode:major> <s> C:1 E:1 ... </s>``. The four condition tokens may
+be null, ``<origin:any>``; all null is the unconditional prompt.
 """
 
 from __future__ import annotations
@@ -24,17 +24,22 @@ PAD, BEGIN, END, UNKNOWN = "<pad>", "<s>", "</s>", "<unk>"
 
 
 def slot_token(slot: str, value: str) -> str:
-    """`<rhythm:slip jig>`; a value that the model does not know is null."""
+    """``<rhythm:slip jig>``; a value that the model does not know is null."""
     return f"<{slot}:{value if value in VALUES[slot] else NULL}>"
 
 
 def sequence_of(tune: Tune) -> list[str]:
-    """Conditions, begin, music, end: what the model is trained on."""
+    """The sequence that the model is trained on: conditions, begin, music, end."""
     return [*(slot_token(slot, tune.slots[slot]) for slot in SLOTS), BEGIN, *tune.tokens, END]
 
 
 def build_tokenizer(music: Sequence[str], max_length: int) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer over the special tokens, the condition tokens and ``music`` (see `corpus.vocabulary`)."""
+    """A word-level tokenizer over the special tokens, the condition tokens and the music tokens.
+
+    Args:
+        music: the music tokens, as :func:`cfg_distill.tunes.corpus.vocabulary` lists them.
+        max_length: positions of the model.
+    """
     conditions = [f"<{slot}:{value}>" for slot in SLOTS for value in (NULL, *VALUES[slot])]
     special = [PAD, BEGIN, END, UNKNOWN]
     words = {token: number for number, token in enumerate([*special, *conditions, *music])}

@@ -1,4 +1,4 @@
-"""What the trainings of the shipped models share: the schedule, and writing the best weights as a folder."""
+"""Common to the trainings of the shipped models: the schedule, and writing the best weights as a folder."""
 
 import math
 from abc import ABC, abstractmethod
@@ -8,9 +8,10 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import OptimizerCallable
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.tunes.network import NetworkConfig, TuneNetwork
 
 
@@ -23,19 +24,25 @@ def warmup_cosine(step: int, warmup: int, total: int, floor: float = 0.0) -> flo
 
 
 class FolderTraining(lightning.LightningModule, ABC):
-    """Trains what :meth:`write` writes: at the end of a fit, with the best weights (by the trainer's ModelCheckpoint; the
-    last ones if there is none) in place.
+    """Trains a model that :meth:`write` writes at the end of a fit.
+
+    The weights are the best of the trainer's ModelCheckpoint; without one, the last.
 
     Args:
-        optimizer: of :meth:`trainable`.
+        optimizer: of the parameters that are trained.
         out: the folder to write.
         overwrite: write even when the folder holds a model.
-        warmup_steps: of the learning rate.
-        decay_steps: the step at which it has fallen to 0.
+        warmup_steps: steps until the learning rate has risen to its full value.
+        decay_steps: the step at which the learning rate has fallen to 0.
     """
 
     def __init__(
-        self, optimizer: OptimizerCallable, out: str, overwrite: bool, warmup_steps: int, decay_steps: int
+        self,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        out: str = "runs/tunes/model",
+        overwrite: bool = False,
+        warmup_steps: int = 50,
+        decay_steps: int = 1000,
     ) -> None:
         super().__init__()
         self.optimizer, self.out, self.overwrite = optimizer, out, overwrite
@@ -46,14 +53,17 @@ class FolderTraining(lightning.LightningModule, ABC):
         """Write the model that was trained."""
 
     def trainable(self) -> Iterable[Any]:
-        """What the optimiser gets: parameters, or groups of them."""
+        """The parameters that the optimiser moves, or groups of them."""
         return self.parameters()
 
     def on_fit_start(self) -> None:
         if not self.overwrite and (Path(self.out) / "config.json").exists():
             raise ConfigError(
-                f"Key `model.init_args.out`: expected a folder without a model, but `{self.out}` holds one."
-                " Name another, or set model.init_args.overwrite to true."
+                Problem(
+                    "model.init_args.out",
+                    f"expected a folder without a model, but `{self.out}` holds one. Name another, or set"
+                    " `/model.init_args.overwrite` to true.",
+                )
             )
 
     def configure_optimizers(self) -> Any:
@@ -66,37 +76,37 @@ class FolderTraining(lightning.LightningModule, ABC):
     def on_fit_end(self) -> None:
         if not self.trainer.is_global_zero or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        callback = self.trainer.checkpoint_callback
+        best = callback.best_model_path if isinstance(callback, ModelCheckpoint) else ""
         if best:
             self.load_state_dict(torch.load(best, map_location=self.device, weights_only=True)["state_dict"])
         self.write(self.out)
 
 
 class NetworkTraining(FolderTraining):
-    """Trains a `TuneNetwork`: the encoder and the judge.
+    """Trains a :class:`TuneNetwork`: the encoder and the judge.
 
     Args:
         optimizer: of all parameters.
         out: the folder to write: config.json and model.safetensors.
-        overwrite: write even when the folder holds a model.
-        width, blocks, kernel, dropout: of the network (see `NetworkConfig`).
-        warmup_steps: of the learning rate.
-        decay_steps: the step at which it has fallen to 0.
+        width: of the convolutions.
+        blocks: the number of convolutions; block b looks at every 2^b-th token.
+        kernel: of the convolutions.
+        dropout: while training.
+        common: the further arguments of :class:`FolderTraining`.
     """
 
     def __init__(
         self,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         out: str = "runs/tunes/network",
-        overwrite: bool = False,
         width: int = 96,
         blocks: int = 5,
         kernel: int = 5,
         dropout: float = 0.15,
-        warmup_steps: int = 50,
-        decay_steps: int = 1000,
+        **common: Any,
     ) -> None:
-        super().__init__(optimizer, out, overwrite, warmup_steps, decay_steps)
+        super().__init__(optimizer, out, **common)
         self.width, self.blocks, self.kernel, self.dropout = width, blocks, kernel, dropout
 
     @abstractmethod
@@ -107,7 +117,7 @@ class NetworkTraining(FolderTraining):
         """Called with the best weights in place, just before they are written."""
 
     def configure_model(self) -> None:
-        if not hasattr(self, "network"):
+        if not list(self.children()):  # Lightning asks again for each stage
             music = self.trainer.datamodule.music  # type: ignore[attr-defined]
             self.network = TuneNetwork(
                 NetworkConfig(music, self.heads(), self.width, self.blocks, self.kernel, self.dropout)

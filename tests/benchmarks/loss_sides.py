@@ -38,13 +38,13 @@ def naive(given: Inputs) -> Tensor:
 
 def ours(given: Inputs) -> Tensor:
     """What a training step calls, with its defaults."""
-    from cfg_distill.generators.scored import Head, Scored
+    from cfg_distill.generators.predictions import Head, HiddenStates
     from cfg_distill.losses import LOGITS_CHUNK
     from cfg_distill.losses.chunked import sum_over_cells
     from cfg_distill.losses.divergences import reverse_kl_cells
 
     student, teacher = (
-        Scored(states_MD.view(ROWS, -1, WIDTH), Head([weight_VD]))
+        HiddenStates(states_MD.view(ROWS, -1, WIDTH), Head([weight_VD]))
         for states_MD, weight_VD in ((given.student_MD, given.student_VD), (given.teacher_MD, given.teacher_VD))
     )
     tokens_NKT = given.tokens_M.view(ROWS, 1, -1)

@@ -27,8 +27,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tiny_musicgen import tiny_tokenizer
 
 from cfg_distill.generators import MusicGen
+from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.musicgen_shared import Shared
-from cfg_distill.generators.products import use_products
 
 GB = 1e9
 FRAMES_A_SECOND = 50

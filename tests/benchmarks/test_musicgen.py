@@ -12,6 +12,8 @@ import torch
 from benchmarks.musicgen_sizes import FRAMES_A_SECOND, SIZES, T5_AND_CODEC, Size, configuration, memory, real_size
 from transformers import MusicgenForCausalLM
 
+from cfg_distill.generators import HiddenStates
+
 pytestmark = pytest.mark.bench
 SCRIPT = Path(__file__).with_name("musicgen_step.py")
 
@@ -50,10 +52,10 @@ def test_what_autograd_keeps_is_counted_right(mixed: bool, monkeypatch: pytest.M
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with hooks, torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-        scored = generator.scored(["rock"], tokens_NKT, torch.ones_like(tokens_NKT).bool())
+        scored = generator.predictions(["rock"], tokens_NKT, torch.ones_like(tokens_NKT).bool())
     saved = sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
     computed = memory(SIZES["short"], frames / FRAMES_A_SECOND, rows, mixed=mixed)
-    assert scored.states_NTD is not None
+    assert isinstance(scored, HiddenStates)
     assert 0.9 < computed.scoring / saved < 1.1
 
 

@@ -14,7 +14,9 @@ from tiny_fits import DistinctFirst, MeanLength, batches, same, snapshot, studen
 from transformers import AutoModelForCausalLM
 
 from cfg_distill.callbacks import CheckpointMerging, StudentEMA
-from cfg_distill.errors import ConfigError
+from cfg_distill.checkpoints import spec_of
+from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.generators import CausalLM
 from cfg_distill.merging import lerp, liti, slerp
 
 WEIGHTS = [0.0, 0.25, 1.0]
@@ -136,18 +138,69 @@ def test_a_failing_score_gives_the_student_back_and_leaves_no_folder(
 
 def test_all_problems_before_the_first_step(folder: str, partner: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.tex").touch()
     merging = CheckpointMerging("missing.ckpt", [0.5, 2.0], use="ema", out=str(tmp_path / "taken"))
+    assert [problem.path for problem in merging.problems()] == ["partner", "weights", "out"]
     with pytest.raises(ConfigError) as error:
         fit(folder, merging, tmp_path)
     text = str(error.value)
     for part in ("`missing.ckpt` does not exist", "[0.5, 2.0]", "needs the callback StudentEMA", "taken` exists"):
         assert part in text
-    with pytest.raises(ConfigError, match=r"holds no merges\.json, and is not replaced"):
+    with pytest.raises(
+        ConfigError, match=r"taken` is not replaced, since this package does not write thesis\.tex there"
+    ):
         fit(folder, CheckpointMerging(str(partner), out=str(tmp_path / "taken"), overwrite=True), tmp_path)
 
 
+def test_merges_are_replaced_but_not_their_partner_nor_foreign_files(
+    folder: str, partner: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    fit(folder, CheckpointMerging(str(partner), [0.5], out=str(out)), tmp_path)
+    again = CheckpointMerging(str(partner), [0.25], out=str(out), overwrite=True)
+    assert again.problems() == []
+    fit(folder, again, tmp_path)
+    assert sorted(path.name for path in out.iterdir()) == ["0.25", "merges.json"]
+    (problem,) = CheckpointMerging(str(out / "0.25"), [0.5], out=str(out), overwrite=True).problems()
+    assert f"`{out}` holds the input `{out}/0.25`" in str(problem)
+    (out / "0.25" / "README.md").touch()
+    (problem,) = again.problems()
+    assert "does not write 0.25/README.md there" in str(problem)
+
+
+def test_problems_of_metrics_are_named_by_their_path(partner: Path) -> None:
+    class Wrong(MeanLength):
+        def problems(self, context: Context = Context()) -> Any:
+            return [Problem("n", "expected at least 1, but got 0.")]
+
+    (problem,) = CheckpointMerging(str(partner), metrics={"length": Wrong()}).problems()
+    assert (
+        problem.under("trainer.callbacks[3].init_args").path
+        == "trainer.callbacks[3].init_args.metrics.length.init_args.n"
+    )
+
+
+@pytest.mark.parametrize("use", ["raw", "ema"])
+def test_a_broken_partner_is_one_message(folder: str, partner: Path, tmp_path: Path, use: str) -> None:
+    content = torch.load(partner, weights_only=True)
+    if use == "ema":
+        torch.save(content | {"callbacks": {}}, partner)
+    else:
+        partner.write_bytes(partner.read_bytes()[:-50])
+    with pytest.raises(ConfigError) as error:
+        fit(folder, CheckpointMerging(str(partner), use_partner=use, out=str(tmp_path / "out")), tmp_path)
+    key, text = (
+        ("use_partner", "holds none. Use raw") if use == "ema" else ("partner", "cannot be read as a checkpoint")
+    )
+    assert str(error.value).startswith(f"CheckpointMerging: Key `{key}`: ") and text in str(error.value)
+
+
 def test_a_partner_that_does_not_fit_is_found_before_the_first_step(folder: str, tmp_path: Path) -> None:
-    torch.save({"state_dict": {"student.model.lm_head.weight": torch.zeros(3, 3)}}, tmp_path / "other.ckpt")
+    content = {
+        "state_dict": {"student.model.lm_head.weight": torch.zeros(3, 3)},
+        "generator": spec_of(CausalLM(folder)),
+    }
+    torch.save(content, tmp_path / "other.ckpt")
     kept = Ends()
     with pytest.raises(ConfigError, match=r"\[3, 3\] vs \[16, 16\]"):
         trainer([CheckpointMerging(str(tmp_path / "other.ckpt")), kept], root=tmp_path).fit(

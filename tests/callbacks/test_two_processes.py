@@ -14,6 +14,8 @@ import torch
 from tiny import tiny_folder
 from tiny_fits import (
     EverySoMany,
+    FirstToken,
+    batches,
     every_step,
     noisy_run,
     same,
@@ -27,8 +29,12 @@ from cfg_distill import CFGDistillation
 from cfg_distill.callbacks import ExactResume, StudentEMA
 from cfg_distill.callbacks.weights import whole
 from cfg_distill.checkpoints import student_weights
+from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.losses import PolicyGradient, ReverseKL
+from cfg_distill.rewards import GroupReward
 from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.samples import Samples
 
 
 def work(rank: int, folder: str, out: str, port: int) -> None:
@@ -44,6 +50,7 @@ def work(rank: int, folder: str, out: str, port: int) -> None:
         f"{out}/adapter{rank}.pt",
     )
     average_sharded(rank, out)
+    torch.save(stopped_by_one(rank, folder), f"{out}/stopped{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +115,45 @@ def test_two_processes_train_the_adapter_that_one_would(both: Path, tiny_model: 
     for name, tensor in alone.items():
         torch.testing.assert_close(first[name], tensor, atol=1e-6, rtol=1e-4)
         assert not torch.equal(tensor, begin[name])
+
+
+# A loss that is NaN in one process
+
+
+class NaNOnRank1(FirstToken):
+    """A reward that one process cannot compute at its second step."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+        self.calls = 0
+
+    def forward(self, samples: Samples) -> GroupReward:
+        group = super().forward(samples)
+        self.calls += 1
+        if (self.rank, self.calls) == (1, 2):
+            group.advantage_BG.fill_(torch.nan)
+        return group
+
+
+def stopped_by_one(rank: int, folder: str) -> dict[str, Any]:
+    """What this process says, and its weights, when the other one's loss is NaN."""
+    seed_everything(0)
+    losses = {"kl": ReverseKL(), "diversity": PolicyGradient(NaNOnRank1(rank), weight=0.1)}
+    module = student_of(folder, losses=losses)
+    try:
+        trainer([], devices=2, strategy="ddp").fit(module, batches(8))
+    except ConfigError as error:
+        return {"said": str(error), "weights": snapshot(module)}
+    return {"said": "nothing", "weights": snapshot(module)}
+
+
+def test_a_loss_that_is_nan_in_one_process_stops_both_before_the_step(both: Path) -> None:
+    first, second = (torch.load(both / f"stopped{rank}.pt", weights_only=True) for rank in (0, 1))
+    assert first["said"] == second["said"]
+    assert first["said"].startswith("Key `model.losses.diversity`: expected a finite loss, but got nan in step 1.")
+    assert same(first["weights"], second["weights"])
+    assert all(tensor.isfinite().all() for tensor in first["weights"].values())
 
 
 # Half of every tensor each

@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
 from cfg_distill.audio import read_audio, write_audio
 from cfg_distill.cli import main
-from cfg_distill.evaluation import written
+from cfg_distill.evaluation import renderers
 from cfg_distill.generators import MusicGen
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
@@ -40,7 +40,7 @@ def test_sound_is_written_as_wav(musicgen: str, folder: Path, capsys: pytest.Cap
     assert sorted(file.name for file in Path("sounds").iterdir()) == [f"{name}.wav" for name in names]
     clip = read_audio("sounds/02-rock-1.wav")
     assert clip.rate == 3200 and clip.samples.shape == (1, 1600)
-    assert "`sounds` exists. Name another one, or pass --overwrite." in said(capsys, *words)
+    assert "`sounds` exists. Name another one, or pass `--overwrite`." in said(capsys, *words)
 
 
 def test_greedy_sound_is_that_of_transformers(musicgen: str, folder: Path) -> None:
@@ -60,7 +60,7 @@ def test_loud_sound_is_turned_down_and_said(
     def louder(file: Any, clip: Any) -> float:
         return write_audio(file, tone(200, level=1.98))
 
-    monkeypatch.setattr(written, "write_audio", louder)
+    monkeypatch.setattr(renderers, "write_audio", louder)
     words = ["generate", "--model", musicgen, "--prompt", "rock", "--samples", "1", "--out", "sounds"]
     assert main([*words, "--max-new-tokens", "4"]) == 0
     assert "01-rock-1.wav: turned down by 6.0 dB, so that it does not clip." in capsys.readouterr().out
@@ -90,7 +90,7 @@ def test_sound_goes_to_samples_and_replaces_nothing(musicgen: str, folder: Path,
     (file,) = Path("samples").iterdir()
     assert file.name == "01-80s-synth-pop-1.wav" and read_audio(file).seconds == 0.5
     before = file.read_bytes()
-    assert "`--out`: `samples` exists. Name another one, or pass --overwrite." in said(capsys, *words, "--seed", "1")
+    assert "`--out`: `samples` exists. Name another one, or pass `--overwrite`." in said(capsys, *words, "--seed", "1")
     assert file.read_bytes() == before
 
 

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfg_distill.callbacks import StudentEMA
+from cfg_distill.checkpoints import spec_of
 from cfg_distill.cli import main
 from cfg_distill.generators import CausalLM
 
@@ -47,8 +48,12 @@ def test_greedy_samples_are_those_of_transformers(tiny_model: str, folder: Path)
 def test_generate_refuses_to_overwrite(tiny_model: str, folder: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["generate", "--model", tiny_model, "--prompt", "w1", "--max-new-tokens", "2", "--out", "samples"]
     assert main(words) == 0
-    assert "`samples` exists. Name another one, or pass --overwrite." in said(capsys, *words)
+    assert "Option `--out`: `samples` exists. Name another one, or pass `--overwrite`." in said(capsys, *words)
+    Path("samples/mine.txt").write_text("kept")
     assert main([*words, "--overwrite"]) == 0
+    assert Path("samples/mine.txt").read_text() == "kept"
+    Path("file").write_text("mine")
+    assert "expected a folder, but `file` is a file" in said(capsys, *words[:-1], "file", "--overwrite")
 
 
 def test_generate_names_all_problems(tiny_model: str, capsys: pytest.CaptureFixture) -> None:
@@ -57,6 +62,12 @@ def test_generate_names_all_problems(tiny_model: str, capsys: pytest.CaptureFixt
     assert "5 problems" in message
     for option in ("guidance", "temperature", "max-new-tokens", "top-p", "samples"):
         assert f"Option `--{option}`: expected" in message
+    assert "give it as `--negative`" in message and "Key" not in message and "model." not in message
+    for option in ("guidance", "temperature"):
+        words = [f"--{option}=nan"]
+        assert f"Option `--{option}`: expected" in said(
+            capsys, "generate", "--model", tiny_model, "--prompt", "w1", *words
+        )
 
 
 def test_generate_tells_of_a_prompt_beyond_the_context(tiny_model: str, capsys: pytest.CaptureFixture) -> None:
@@ -123,7 +134,7 @@ def checkpoint(folder: Path, tiny_model: str) -> Path:
     state = {f"student.{name}": value + 0.5 for name, value in student.state_dict().items()}
     content: dict[str, Any] = {
         "state_dict": state | {"losses.kl.weight": torch.ones(())},
-        "generator": student.spec(),
+        "generator": spec_of(student),
         "global_step": 7,
         "callbacks": {StudentEMA().state_key: {"weights": {name: value - 0.25 for name, value in state.items()}}},
     }
@@ -163,7 +174,9 @@ def test_export_refusals(checkpoint: Path, capsys: pytest.CaptureFixture) -> Non
     Path("mine").mkdir()
     Path("mine/thesis.txt").write_text("years of work")
     message = said(capsys, "export", "--checkpoint", "nowhere.ckpt", "--out", "mine", "--overwrite")
-    assert "`nowhere.ckpt` does not exist" in message and "is no model folder, so it is not replaced" in message
+    assert (
+        "`nowhere.ckpt` does not exist" in message and "`mine` is not replaced" in message and "thesis.txt" in message
+    )
     assert Path("mine/thesis.txt").exists()
 
     Path("text.ckpt").write_text("no checkpoint")
@@ -174,9 +187,7 @@ def test_export_refusals(checkpoint: Path, capsys: pytest.CaptureFixture) -> Non
 
     content = torch.load("last.ckpt", weights_only=True) | {"callbacks": {}}
     torch.save(content, "raw.ckpt")
-    assert "holds none. Pass --weights raw" in said(
-        capsys, "export", "--checkpoint", "raw.ckpt", "--out", "x", "--weights", "ema"
-    )
+    assert "holds none. Use raw" in said(capsys, "export", "--checkpoint", "raw.ckpt", "--out", "x", "--weights", "ema")
     content["generator"]["init_args"]["path"] = "./gone"
     torch.save(content, "gone.ckpt")
     message = said(capsys, "export", "--checkpoint", "gone.ckpt", "--out", "x")
@@ -199,4 +210,4 @@ def test_merge(folder: Path, tiny_model: str, capsys: pytest.CaptureFixture) -> 
     for name, value in AutoModelForCausalLM.from_pretrained(tiny_model).state_dict().items():
         torch.testing.assert_close(merged[name], value + 0.25)
     message = said(capsys, *words, "--weights", "0.75")
-    assert "2 problems" in message and "`weights`: expected 2" in message and "merged" in message
+    assert "2 problems" in message and "Option `--weights`: expected 2" in message and "merged" in message

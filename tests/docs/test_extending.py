@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from tiny import tiny_folder, tiny_tokenizer
 from cfg_distill.cli import main
 
 PAGE = "docs/extending.md"
+RENDERER = "Render samples of your own model"
 BLOCKS = blocks(PAGE)
 SECTIONS = list(dict.fromkeys(block.heading for block in BLOCKS))
 SHORT = {
     "fit": SHORT_FIT,
     "evaluate": ["--samples=2", "--max-new-tokens=6", "--out=points"],
     "export": [],
+    "generate": ["--samples=1", "--max-new-tokens=6"],
 }
 # What TensorBoard shows of each part once it has run.
 SEEN = {
@@ -71,7 +74,11 @@ def test_the_commands_of_a_section_run(heading: str, desk: Path) -> None:
     write_files(found, desk)
     if heading == "A generator":
         tiny_t5(desk / "my-t5")
-        (desk / "my_prompts.txt").write_text("w1 w2\nw3\nw4 w5\n")
+    if heading == RENDERER:
+        (block,) = (block for block in found if block.language == "json")
+        tiny_folder(desk / "my-model")
+        (desk / "my-model" / "cfg_distill.json").write_text(block.text)
+    (desk / "my_prompts.txt").write_text("w1 w2\nw3\nw4 w5\n")
     commands = [words for block in found if block.language == "sh" for words in block.commands()]
     assert commands, "a section that says nothing to run"
     for program, command, *words in commands:
@@ -86,12 +93,19 @@ def test_the_commands_of_a_section_run(heading: str, desk: Path) -> None:
         assert AutoModelForSeq2SeqLM.from_pretrained(desk / "my-student").config.d_model == 16
     if heading == "A metric":
         assert "openings" in (desk / "points" / "front.json").read_text()
+    if heading == RENDERER:
+        (page,) = (desk / "pages").iterdir()
+        assert page.name == "01-w1-w2-1.html" and page.read_text().startswith("<h1>w1 w2</h1><p>w")
+        assert len([*desk.glob("points/samples/01 my-model/*.html")]) == 6
+        assert list(json.loads((desk / "points" / "front.json").read_text())["systems"][0]["diversity"]) == ["distinct"]
 
 
 def test_the_page_leaves_no_block_out() -> None:
     for block in BLOCKS:
-        assert block.language in ("sh", "python", "yaml")
-        assert block.language == "sh" or block.file is not None, f"a block under `{block.heading}` has no file name"
+        assert block.language in ("sh", "python", "yaml") or (block.language, block.heading) == ("json", RENDERER)
+        assert block.language in ("sh", "json") or block.file is not None, (
+            f"a block under `{block.heading}` has no file name"
+        )
 
 
 # The parts do what they say
@@ -121,7 +135,7 @@ def test_rewards(desk: Path) -> None:
 
 
 def test_loss(desk: Path) -> None:
-    from cfg_distill.generators import Scored
+    from cfg_distill.generators import Logits
     from cfg_distill.losses import LossInputs
     from cfg_distill.sampling import Sampling
 
@@ -131,8 +145,8 @@ def test_loss(desk: Path) -> None:
     mask_NKT = torch.tensor([[[1, 1, 0, 0]], [[1, 1, 1, 1]], [[1, 0, 0, 0]]]).bool()
 
     inputs = LossInputs(
-        Scored(logits_NKTV=student_NKTV),
-        Scored(logits_NKTV=torch.zeros(3, 1, 4, 7)),
+        Logits(student_NKTV),
+        Logits(torch.zeros(3, 1, 4, 7)),
         torch.zeros(3, 1, 4, dtype=torch.long),
         mask_NKT,
         Sampling(),

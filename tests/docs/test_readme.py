@@ -127,6 +127,11 @@ def test_recipes(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = yaml.safe_load((desk / "runs" / "diversity" / "version_1" / "config.yaml").read_text())
     assert config["trainer"]["accumulate_grad_batches"] == 2
     assert config["model"]["guidance"]["scale"] == 3
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 3e-4
+    assert config["trainer"]["callbacks"]["ema"]["init_args"]["decay"] == 0.99
+    config = yaml.safe_load((desk / "runs" / "diversity" / "version_2" / "config.yaml").read_text())
+    assert config["trainer"]["callbacks"]["beta"]["init_args"]["ratio"] == 0.3
+    assert "checkpoint" in config["trainer"]["callbacks"]
     assert (desk / "students" / "quality" / "config.json").is_file()
 
 

@@ -127,7 +127,7 @@ def test_log_probs_of_a_rollout_are_those_of_scoring_it(generator):
     for stream, guidance in ((generator, None), (Guided(generator, Guidance(2.0)), Guidance(2.0))):
         drawn = rollout(generator, RAGGED, sampling, guidance, seed=1)
         with torch.no_grad():
-            logits_NKTV = stream.scored(RAGGED, drawn.tokens_NKT, drawn.mask_NKT).whole()
+            logits_NKTV = stream.predictions(RAGGED, drawn.tokens_NKT, drawn.mask_NKT).whole()
         scored = sampling.log_probs(logits_NKTV).gather(-1, drawn.tokens_NKT.unsqueeze(-1)).squeeze(-1)
         mask = drawn.mask_NKT
         torch.testing.assert_close(scored[mask], drawn.log_probs_BGKT.flatten(0, 1)[mask], rtol=1e-3, atol=1e-4)

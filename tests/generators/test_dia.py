@@ -141,7 +141,7 @@ def test_scoring_is_stepping(dia: Dia, guidance: Guidance | None) -> None:
     assert ends_N.any() and not ends_N.all()
     stream = dia if guidance is None else Guided(dia, guidance)
     with torch.no_grad():
-        logits_NKTV = stream.scored(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
+        logits_NKTV = stream.predictions(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
     log_probs_NKT = logits_NKTV.log_softmax(-1).gather(-1, drawn.tokens_NKT.clamp(max=END)[..., None])[..., 0]
     mask_NKT = drawn.mask_NKT
     torch.testing.assert_close(
@@ -150,7 +150,7 @@ def test_scoring_is_stepping(dia: Dia, guidance: Guidance | None) -> None:
     # What cells hold that do not exist changes nothing.
     noise_NKT = torch.where(mask_NKT, drawn.tokens_NKT, torch.randint(0, CODES, mask_NKT.shape))
     with torch.no_grad():
-        again_NKTV = stream.scored(PROMPTS, noise_NKT, mask_NKT).whole()
+        again_NKTV = stream.predictions(PROMPTS, noise_NKT, mask_NKT).whole()
     torch.testing.assert_close(again_NKTV[mask_NKT], logits_NKTV[mask_NKT])
 
 
@@ -233,8 +233,10 @@ def test_gamma_one_has_no_distance(dia: Dia) -> None:
     drawn = rollout(dia, PROMPTS, Sampling(2, 8), seed=2)
     with torch.no_grad():
         student = dia.logits(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT)
-        teacher = Guided(dia.frozen_copy(), Guidance(1.0)).scored(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
-        far = Guided(dia, Guidance(3.0)).scored(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
+        teacher = (
+            Guided(dia.frozen_copy(), Guidance(1.0)).predictions(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
+        )
+        far = Guided(dia, Guidance(3.0)).predictions(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
     kl, count = reverse_kl(student, teacher, drawn.mask_NKT)
     assert kl / count < 1e-6 and count == drawn.mask_NKT.sum()
     kl, count = reverse_kl(student, far, drawn.mask_NKT)

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, MistralConfig
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from cfg_distill.generators import MusicGen
-from cfg_distill.generators.growing_cache import ROOM, GrowingLayer, growing_cache
+from cfg_distill.generators.growing_cache import ROOM, GrowingLayer, cache_argument, growing_cache
 from cfg_distill.sampling import Sampling, rollout
 
 
@@ -74,3 +74,16 @@ def test_rollouts_are_the_same_to_the_bit(kind, tmp_path, monkeypatch):
     copied = rollout(generator, ["rock", "jazz"], sampling)
     assert torch.equal(grown.tokens_BGKT, copied.tokens_BGKT)
     assert torch.equal(grown.log_probs_BGKT, copied.log_probs_BGKT)
+
+
+@pytest.mark.parametrize("name", ["cache", "past_key_values"])
+def test_the_cache_is_passed_by_the_name_that_the_network_has(name):
+    """transformers renamed the argument in 5.24 and drops the old name in 5.40; each release knows one of them."""
+
+    class Old(torch.nn.Module):
+        def forward(self, input_ids, past_key_values=None, use_cache=None): ...
+
+    class New(torch.nn.Module):
+        def forward(self, input_ids, cache=None, use_cache=None, **kwargs): ...
+
+    assert cache_argument({"cache": New, "past_key_values": Old}[name]()) == name

@@ -13,7 +13,7 @@ from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForCond
 from cfg_distill.audio import write_audio
 from cfg_distill.distillation.module import fingerprint
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import Guided, Prompt
+from cfg_distill.generators import Guided, Logits, Prompt
 from cfg_distill.generators.delay import delayed, undelayed
 from cfg_distill.generators.length import problems_of_seconds
 from cfg_distill.generators.musicgen import MusicGen
@@ -122,7 +122,7 @@ def test_scoring_gives_the_log_probs_of_sampling(pair, negative):
     for stream, used in ((pair.ours, None), (Guided(pair.ours, guidance), guidance)):
         drawn = rollout(pair.ours, pair.prompts, sampling, used, seed=4)
         with torch.no_grad():
-            logits_NKTV = stream.scored(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT).whole()
+            logits_NKTV = stream.predictions(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT).whole()
         mask = drawn.mask_NKT
         tokens_NKT = drawn.tokens_NKT.where(mask, 0)
         scored = sampling.log_probs(logits_NKTV).gather(-1, tokens_NKT[..., None])[..., 0]
@@ -146,7 +146,7 @@ def test_no_guidance_and_equal_weights_have_no_divergence(pair):
     teacher = Guided(pair.ours.frozen_copy(), Guidance(1.0))
     with torch.no_grad():
         student_NKTV = pair.ours.logits(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
-        teacher_NKTV = teacher.scored(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT).whole()
+        teacher_NKTV = teacher.predictions(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT).whole()
     total, count = reverse_kl(student_NKTV, teacher_NKTV, drawn.mask_NKT)
     assert abs(total / count) < 1e-6
     cells = (student_NKTV.log_softmax(-1) - teacher_NKTV.log_softmax(-1)).abs().amax(-1)[drawn.mask_NKT]
@@ -198,7 +198,7 @@ def test_prompts_are_encoded_once_and_shared_with_the_teacher(pair, monkeypatch)
     for seed in range(2):
         drawn = rollout(pair.ours, pair.prompts, Sampling(samples=2, max_new_tokens=3), seed=seed)
         pair.ours.logits(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
-        teacher.scored(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
+        teacher.predictions(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
     hook.remove()
     assert len(calls) == len(pair.prompts) + 1
 
@@ -269,8 +269,8 @@ def test_a_sharded_decoder_gives_the_same(pair):
             fully_shard(layer, mesh=mesh)
         fully_shard(sharded.model, mesh=mesh)
         again = rollout(sharded, pair.prompts, Sampling(samples=2, max_new_tokens=6), seed=3)
-        scored = sharded.scored(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
-        assert scored.states_NTD is None
+        scored = sharded.predictions(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
+        assert isinstance(scored, Logits)
         with torch.no_grad():
             plain_NKTV = pair.ours.logits(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
     finally:

@@ -39,7 +39,7 @@ def test_the_adapter_alone_is_trained_and_the_teacher_is_the_base(path):
     drawn = rollout(student, ["rock"], Sampling(samples=2, max_new_tokens=6))
     rows = (drawn.tokens_NKT, drawn.mask_NKT)
     with torch.no_grad():
-        guided = [Guided(model, Guidance(3.0)).scored(["rock"], *rows).whole() for model in (teacher, base)]
+        guided = [Guided(model, Guidance(3.0)).predictions(["rock"], *rows).whole() for model in (teacher, base)]
         assert torch.equal(*guided)
         assert not torch.allclose(student.logits(["rock"], *rows), base.logits(["rock"], *rows), atol=1e-2)
     assert teacher.model.lm_heads[0].weight is student.model.lm_heads[0].weight

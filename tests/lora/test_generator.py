@@ -146,7 +146,7 @@ def test_the_adapter_is_float32_on_a_base_of_half_precision(tiny_model: str, tmp
     student = student_of(tiny_model, dtype="bfloat16")
     assert {p.dtype for p in student.parameters() if p.requires_grad} == {torch.float32}
     assert {p.dtype for p in student.parameters() if not p.requires_grad} == {torch.bfloat16}
-    student.scored(PROMPTS, TOKENS_NKT, MASK_NKT).whole().float().sum().backward()
+    student.predictions(PROMPTS, TOKENS_NKT, MASK_NKT).whole().float().sum().backward()
     assert all(p.grad is not None for p in student.parameters() if p.requires_grad)
     assert rollout(student, PROMPTS, Sampling(samples=2, max_new_tokens=4)).tokens_BGKT.shape == (2, 2, 1, 4)
     student.save(tmp_path)

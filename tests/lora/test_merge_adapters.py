@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from cfg_distill.cli import main
@@ -201,3 +201,28 @@ def test_broken_folders_and_requests_are_named_together(adapter: Make, tmp_path:
     assert "it is not there" in refused(tmp_path / "out", [a, b], [0.5, 0.5], "lerp")
     with pytest.raises(ConfigError, match="Shapes of layers differ"):
         merge_adapters("soup", [{"x": Factors(torch.ones(1, n), torch.ones(2, 1), 1.0)} for n in (2, 3)])
+
+
+def test_a_folder_is_replaced_but_not_an_input(adapter: Make, tiny_model: str, tmp_path: Path) -> None:
+    a, b, start = adapter("a"), adapter("b"), adapter("start")
+    request: dict[str, Any] = {"models": [a, b], "weights": [0.5, 0.5], "method": "slerp", "start": start}
+    for out in (a, start, str(tmp_path), tiny_model):  # the base, too: without it no adapter is a model
+        with pytest.raises(ConfigError, match=f"`{out}` (is|holds) the input"):
+            merge_folders(**request, out=out, overwrite=True)
+    out = merge_folders(**request, out=tmp_path / "out")
+    merge_folders(**request, out=out, overwrite=True)
+    (out / "README.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"does not write README\.md there"):
+        merge_folders(**request, out=out, overwrite=True)
+
+
+def test_adapters_that_hold_no_numbers_are_refused(adapter: Make, tmp_path: Path) -> None:
+    a, b = adapter("a"), adapter("b")
+    file = Path(b) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    name = next(name for name in tensors if "layers.1" in name and "v_proj.lora_B" in name)
+    tensors[name][1, 1] = torch.nan
+    save_file(tensors, file, metadata={"format": "pt"})
+    for method, weights in (("lerp", [0.5, 0.5]), ("slerp", [0.5, 0.5])):
+        message = refused(tmp_path / "out", [a, b], weights, method)
+        assert "layers.1.self_attn.v_proj.lora_B" in message and f"`{b}` holds values that are no numbers" in message

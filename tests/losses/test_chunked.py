@@ -3,18 +3,20 @@
 import pytest
 import torch
 
-from cfg_distill.generators import Head, Scored
+from cfg_distill.generators import Head, HiddenStates, Logits
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.losses import (
     CellLoss,
     EntropyAwareKL,
     JensenShannon,
+    Loss,
     LossInputs,
     PolicyGradient,
     ReverseKL,
     mix,
     reverse_kl,
 )
+from cfg_distill.losses.divergences import entropy_cells
 from cfg_distill.rewards import GroupReward, Reward
 from cfg_distill.sampling import Rollout, Sampling
 from cfg_distill.sampling.samples import Samples
@@ -47,7 +49,7 @@ def setting(sampling=Sampling(samples=3, max_new_tokens=T), dtype=torch.float32,
     leaves = [states[0], heads[0].weight_KVD, *([heads[0].bias_KV] if bias else [])]
     for tensor in leaves:
         tensor.requires_grad_()
-    student, teacher = (Scored(*pair) for pair in zip(states, heads, strict=True))
+    student, teacher = (HiddenStates(*pair) for pair in zip(states, heads, strict=True))
     groups = [tensor.unflatten(0, (2, 3)) for tensor in (tokens_NKT, mask_NKT, torch.zeros(N, K, T))]
     samples = Samples(["a", "b"], [""] * N, Rollout(*groups))
     return LossInputs(student, teacher, tokens_NKT, mask_NKT, sampling, samples), leaves
@@ -84,6 +86,46 @@ def test_chunks_equal_whole_logits(losses, sampling, chunk):
         assert theirs.any()
 
 
+@pytest.mark.parametrize("form", ["head", "logits"])
+def test_forbidden_tokens_in_chunks(form):
+    """Heads whose bias forbids tokens, and logits that do: chunked as plain, and as a vocabulary without them."""
+    losses = {
+        "kl": ReverseKL(),
+        "js": JensenShannon(0.3, temperature=1.5),
+        "sure": EntropyAwareKL(1.0),
+        "diversity": PolicyGradient(Given()),
+    }
+    weights = {"kl": 0.7, "js": 1.0, "sure": 0.5, "diversity": 0.3}
+    watched = {"entropy": lambda cells: entropy_cells(cells.student_log_probs_MV)}
+    allowed = list(range(V - 2))
+    found = {}
+    for case, chunk in (("plain", 0), ("chunked", 4 * V), ("without", 0)):
+        inputs, leaves = setting(masked=0.0)
+        inputs.tokens_NKT = inputs.tokens_NKT % (V - 2)
+        states_NTD, head = inputs.student.states_NTD, inputs.student.head
+        heads = []
+        for each in (head, inputs.teacher.head):
+            if case == "without":
+                heads.append(Head(each.weight_KVD[:, allowed], each.bias_KV[:, allowed]))
+            else:
+                forbidden_KV = torch.zeros(K, V).index_fill(1, torch.tensor([V - 2, V - 1]), -torch.inf)
+                heads.append(Head(each.weight_KVD, each.bias_KV + forbidden_KV))
+        inputs.student, inputs.teacher = (
+            HiddenStates(states, head)
+            for states, head in zip((states_NTD, inputs.teacher.states_NTD), heads, strict=True)
+        )
+        if form == "logits":
+            inputs.student, inputs.teacher = (Logits(each.whole()) for each in (inputs.student, inputs.teacher))
+        total, sums = mix(losses, inputs, weights, watched=watched, chunk=chunk)
+        found[case] = total, sums, torch.autograd.grad(total, leaves)
+    for case in ("chunked", "without"):
+        torch.testing.assert_close(found[case][0], found["plain"][0])
+        torch.testing.assert_close(found[case][1], found["plain"][1])
+        for ours, theirs in zip(found[case][2], found["plain"][2], strict=True):
+            torch.testing.assert_close(ours, theirs)
+            assert ours.isfinite().all() and ours.any()
+
+
 def test_the_plain_twin_is_the_formula():
     inputs, leaves = setting(masked=0.0)
     kl, _ = reverse_kl(inputs.student_NKTV, inputs.teacher_NKTV, inputs.mask_NKT)
@@ -103,7 +145,7 @@ def test_the_plain_twin_is_the_formula():
 
 def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
     inputs, leaves = setting(bias=False)
-    inputs.student.head = Head(leaves[1].detach())
+    inputs.student = HiddenStates(inputs.student.states_NTD, Head(leaves[1].detach()))
     total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     total.backward()
     assert leaves[0].grad.any()
@@ -114,7 +156,7 @@ def test_a_frozen_head_gets_no_gradient_and_no_second_pass():
 
 def test_half_precision_states_keep_the_divergence_positive():
     inputs, leaves = setting(dtype=torch.bfloat16)
-    inputs.teacher = Scored(inputs.student.states_NTD.detach(), inputs.student.head)
+    inputs.teacher = HiddenStates(inputs.student.states_NTD.detach(), inputs.student.head)
     total, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
     assert total.dtype == torch.float32
     assert 0 <= total < 1e-4
@@ -137,7 +179,7 @@ def test_watched_terms_are_summed_and_have_no_part_in_the_gradient():
 
 
 def test_a_term_without_gradient_gives_none():
-    class Constant(CellLoss):
+    class Constant(Loss):
         def cells(self, inputs):
             return lambda cells: torch.ones(len(cells.tokens_M))
 
@@ -147,13 +189,13 @@ def test_a_term_without_gradient_gives_none():
     assert not any(gradient.any() for gradient in torch.autograd.grad(total, leaves))
 
 
-def test_a_loss_sees_the_credit_of_its_own_rows():
-    class Seen(CellLoss):
-        def credit(self, samples):
+def test_a_loss_sees_the_advantage_of_its_own_rows():
+    class Seen(Loss):
+        def advantage(self, samples):
             return torch.arange(N)
 
         def cells(self, inputs):
-            self.seen = inputs.credit_N.tolist()
+            self.seen = inputs.advantage_N.tolist()
             return lambda cells: cells.student_log_probs_MV.sum(-1)
 
     loss = Seen()
@@ -173,3 +215,53 @@ def test_cells_of_delayed_codebooks():
     delays_K = torch.tensor([0, 1, 3])
     mask_NKT = torch.stack([cells_at(t, delays_K, 4, end_N) for t in range(7)], dim=-1)
     assert [["".join(str(int(cell)) for cell in row) for row in rows] for rows in mask_NKT] == expected
+
+
+def test_names_of_version_0_1_go_on_working():
+    """`CellLoss`, `credit` and `credit_N`, in a subclass of ours too."""
+    with pytest.warns(FutureWarning, match="`Old.credit` is now called `advantage`"):
+
+        class Old(CellLoss):
+            def credit(self, samples):
+                return torch.arange(N)
+
+            def cells(self, inputs):
+                with pytest.warns(FutureWarning, match="advantage_N"):
+                    self.seen = inputs.credit_N.tolist()
+                return lambda cells: cells.student_log_probs_MV.sum(-1)
+
+    with pytest.warns(FutureWarning, match="advantage"):
+
+        class Doubled(PolicyGradient):
+            def credit(self, samples):
+                return 2 * super().credit(samples)
+
+    loss = Old()
+    inputs, _ = setting()
+    mix({"": loss}, inputs, {"": 1.0})
+    assert loss.seen == list(range(N))
+    assert torch.equal(
+        Doubled(Given()).advantage(inputs.samples), 2 * PolicyGradient(Given()).advantage(inputs.samples)
+    )
+
+
+def test_a_term_that_is_no_sum_over_cells():
+    """A loss of whole logits beside one over cells: one value, one gradient."""
+
+    class Whole(Loss):
+        def forward(self, inputs):
+            return inputs.student_NKTV[inputs.mask_NKT].square().sum()
+
+    inputs, leaves = setting(masked=0.0)
+    total, sums = mix({"kl": ReverseKL(), "whole": Whole()}, inputs, {"kl": 0.5, "whole": 2.0}, chunk=4 * V)
+    kl, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 0.5}, chunk=4 * V)
+    whole = inputs.student_NKTV[inputs.mask_NKT].square().sum()
+    torch.testing.assert_close(total, kl + 2 * whole)
+    torch.testing.assert_close(sums["whole"], whole.detach())
+    expected = [
+        a + b for a, b in zip(torch.autograd.grad(kl, leaves), torch.autograd.grad(2 * whole, leaves), strict=True)
+    ]
+    for ours, theirs in zip(torch.autograd.grad(total, leaves), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(NotImplementedError, match="overrides neither"):
+        type("Neither", (Loss,), {})()(inputs)

@@ -1,8 +1,11 @@
+import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
+from scipy.special import entr, rel_entr
 from torch.distributions import Categorical, kl_divergence
 
-from cfg_distill.losses import entropy, entropy_aware_kl, forward_kl, jensen_shannon, reverse_kl
+from cfg_distill.losses import Loss, entropy, entropy_aware_kl, forward_kl, jensen_shannon, reverse_kl
 
 DIVERGENCES = [reverse_kl, forward_kl, jensen_shannon, entropy_aware_kl]
 
@@ -62,6 +65,20 @@ def test_zero_at_equality_and_not_negative_in_half_precision(divergence, logits)
     assert divergence(half, half)[0].dtype == torch.float32
 
 
+@pytest.mark.parametrize("divergence", [*DIVERGENCES, lambda s, t: entropy(s)])
+def test_autocast_changes_nothing(divergence, logits):
+    """Sums over a vocabulary in bfloat16 lose three digits, and a weight that passes through them is rounded."""
+    found = []
+    for enabled in (False, True):
+        student = logits[0].clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            value, _ = divergence(student, logits[1])
+        (0.7 * value).backward()
+        found.append((value.detach(), student.grad))
+    assert found[0][0].dtype == found[1][0].dtype == torch.float32
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+
+
 @pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_gradient(divergence, logits):
     student, teacher = (tensor.double()[:1, :2] for tensor in logits)
@@ -73,3 +90,109 @@ def test_shapes_must_agree(logits):
         reverse_kl(logits[0], logits[1][:1])
     with pytest.raises(ValueError, match="`weight`"):
         jensen_shannon(*logits, weight=1.5)
+
+
+def forbidding(logits, *columns):
+    """The logits of a model that forbids some tokens."""
+    logits = logits.clone()
+    logits[..., list(columns)] = -torch.inf
+    return logits
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_a_token_that_both_forbid_might_as_well_not_be_there(divergence, logits):
+    """Value and gradient against the vocabulary without it; forbidden logits get no gradient."""
+    student, teacher = (tensor.double() for tensor in logits)
+    allowed = [0, 1, 3, 4, 6, 7, 8, 9]
+    masked = forbidding(student, 2, 5, 10).requires_grad_()
+    small = student[..., allowed].requires_grad_()
+    value, _ = divergence(masked, forbidding(teacher, 2, 5, 10))
+    expected, _ = divergence(small, teacher[..., allowed])
+    torch.testing.assert_close(value, expected)
+    value.backward()
+    expected.backward()
+    torch.testing.assert_close(masked.grad[..., allowed], small.grad)
+    assert masked.grad[..., [2, 5, 10]].eq(0).all()
+
+
+def test_tokens_that_one_model_forbids_against_scipy(logits):
+    """p log p/q is 0 where p is 0, and infinite where only q is: scipy's convention, and torch.distributions'."""
+    student, teacher = (tensor.double() for tensor in logits)
+    both, only_student, only_teacher = 2, 5, 10
+    for extra in ((), (only_student,), (only_teacher,), (only_student, only_teacher)):
+        s = forbidding(student, both, *[column for column in extra if column == only_student])
+        t = forbidding(teacher, both, *[column for column in extra if column == only_teacher])
+        p, q = s.softmax(-1).numpy(), t.softmax(-1).numpy()
+        assert float(reverse_kl(s, t)[0]) == pytest.approx(rel_entr(p, q).sum())
+        assert float(forward_kl(s, t)[0]) == pytest.approx(rel_entr(q, p).sum())
+        assert reverse_kl(s, t)[0].isfinite() == (only_teacher not in extra)
+        for weight in (0.2, 0.5):
+            m = weight * q + (1 - weight) * p
+            expected = (weight * rel_entr(q, m) + (1 - weight) * rel_entr(p, m)).sum() / (weight * (1 - weight))
+            assert np.isfinite(expected)
+            assert float(jensen_shannon(s, t, weight=weight)[0]) == pytest.approx(expected)
+        assert float(entropy(s)[0]) == pytest.approx(entr(p).sum())
+        torch.testing.assert_close(
+            reverse_kl(s, t)[0], kl_divergence(Categorical(logits=s), Categorical(logits=t)).sum()
+        )
+
+
+@pytest.mark.parametrize("divergence", [forward_kl, jensen_shannon, reverse_kl])
+def test_the_gradient_is_finite_wherever_the_divergence_is(divergence, logits):
+    """Against finite differences over the allowed tokens, where one model forbids more than the other."""
+    student, teacher = (tensor.double()[:1, :2] for tensor in logits)
+    if divergence is forward_kl:
+        teacher = forbidding(teacher, 1, 2)
+    columns = [0, 1, 3, 4] if divergence is forward_kl else [0, 3, 4]
+    free = student[..., columns].clone().requires_grad_()
+
+    def value(free):
+        masked = torch.full((1, 2, 5), -torch.inf, dtype=torch.double)
+        masked[..., columns] = free
+        return divergence(masked, teacher[..., :5])[0]
+
+    assert value(free).isfinite()
+    assert torch.autograd.gradcheck(value, free)
+
+
+def test_the_entropy_of_a_masked_vocabulary_has_a_gradient(logits):
+    student = forbidding(logits[0].double(), 3).requires_grad_()
+    small = logits[0].double()[..., [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]].requires_grad_()
+    entropy(student)[0].backward()
+    entropy(small)[0].backward()
+    torch.testing.assert_close(student.grad[..., [0, 1, 2, 4, 5, 6, 7, 8, 9, 10]], small.grad)
+    assert student.grad[..., 3].eq(0).all()
+
+
+def test_forward_kl_that_is_infinite_counts_only_where_the_teacher_is_uncertain(logits):
+    student, teacher = logits
+    sure = Categorical(logits=teacher).entropy().max().item() + 1
+    student = forbidding(student, 4).requires_grad_()
+    value, _ = entropy_aware_kl(student, teacher, threshold=sure)
+    torch.testing.assert_close(value, reverse_kl(student.detach(), teacher)[0])
+    value.backward()
+    assert student.grad.isfinite().all()
+    assert entropy_aware_kl(student, teacher, threshold=0.0)[0] == torch.inf
+
+
+@pytest.mark.parametrize("divergence", [*DIVERGENCES, lambda s, t: entropy(s)])
+def test_nan_is_never_hidden(divergence, logits):
+    student, teacher = logits
+    for broken in (0, 1):
+        pair = [forbidding(student, 2), forbidding(teacher, 2)]
+        pair[broken][0, 0, 0] = torch.nan
+        if broken == 0 or divergence in DIVERGENCES:
+            assert divergence(*pair)[0].isnan()
+
+
+@pytest.mark.parametrize(("name", "own"), [("JensenShannon", {"mixture": 0.3}), ("EntropyAwareKL", {"threshold": 1.0})])
+def test_the_keys_of_every_divergence_reach_it_through_yaml(name, own):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Loss, "loss")
+    keys = own | {"weight": 2.0, "warmup_steps": 3, "temperature": 1.5, "score_term": True, "codebook_weights": [1.0]}
+    given = {"class_path": f"cfg_distill.losses.{name}", "init_args": keys}
+    loss = parser.instantiate_classes(parser.parse_object({"loss": given})).loss
+    expected = keys | {"codebook_weights": (1.0,)}
+    assert {key: getattr(loss, key) for key in keys} == expected
+    with pytest.raises(ArgumentError, match="wieght"):
+        parser.parse_object({"loss": {"class_path": given["class_path"], "init_args": {"wieght": 2.0}}})

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from tiny import tiny_folder
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
 from cfg_distill.merging import lerp, merge_folders, slerp, soup
 
@@ -95,6 +96,7 @@ def test_every_dtype_of_a_file_and_empty_and_scalar_tensors_survive_the_writer(t
     for name in "ab":
         (tmp_path / name).mkdir()
         save_file(tensors, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
     out = merge_folders([tmp_path / "a", tmp_path / "b"], [], "soup", tmp_path / "out")
     assert_equal(load_file(out / "model.safetensors"), tensors)
 
@@ -143,24 +145,69 @@ def test_provenance(models: list[str], tmp_path: Path) -> None:
 
 def test_an_existing_folder_is_refused_and_replaced_only_when_asked(models: list[str], tmp_path: Path) -> None:
     out = merge_folders(models[:2], [1.0, 0.0], "lerp", tmp_path / "out")
-    (out / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"`out`: expected a new folder.*--overwrite"):
+    with pytest.raises(ConfigError, match=r"`out`: expected a new folder.*`overwrite`"):
         merge_folders(models[:2], [0.0, 1.0], "lerp", out)
     assert_equal(state(out), state(models[0]))
+    (out / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"is not replaced, since this package does not write notes\.txt there"):
+        merge_folders(models[:2], [0.0, 1.0], "lerp", out, overwrite=True)
+    assert_equal(state(out), state(models[0]))
+    (out / "notes.txt").unlink()
     merge_folders(models[:2], [0.0, 1.0], "lerp", out, overwrite=True)
     assert_equal(state(out), state(models[1]))
-    assert not (out / "notes.txt").exists()
 
 
 def test_overwriting_spares_the_inputs_and_folders_that_are_no_models(models: list[str], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is one of the models to merge"):
-        merge_folders(models[:2], [0.5, 0.5], "lerp", models[0], overwrite=True)
+    for out, how in (
+        (models[0], "is the input"),
+        (models[2], "is the input"),
+        (tmp_path, "holds the input"),
+        (f"{models[0]}/merged", "lies in the input"),
+    ):
+        with pytest.raises(ConfigError, match=f"`{out}` {how}"):
+            merge_folders(models[:2], [0.5, 0.5], "slerp", out, start=models[2], overwrite=True)
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis.tex").write_text("years")
-    with pytest.raises(ConfigError, match="only a model folder can be overwritten"):
+    with pytest.raises(ConfigError, match=r"does not write thesis\.tex there"):
         merge_folders(models[:2], [0.5, 0.5], "lerp", precious, overwrite=True)
-    assert (precious / "thesis.tex").exists()
+    assert (precious / "thesis.tex").exists() and not (Path(models[0]) / "merged").exists()
+
+
+def test_an_input_is_spared_under_any_of_its_names(models: list[str], tmp_path: Path) -> None:
+    """Its folder may be reached by a link; its weights may be a link into the folder to be replaced."""
+    (tmp_path / "link").symlink_to(models[0])
+    with pytest.raises(ConfigError, match=r"a` is the input `.*link`"):
+        merge_folders([tmp_path / "link", models[1]], [0.5, 0.5], "lerp", models[0], overwrite=True)
+    out = merge_folders(models[:2], [0.5, 0.5], "lerp", tmp_path / "out")
+    weights = Path(models[1]) / "model.safetensors"
+    weights.unlink()
+    weights.symlink_to(out / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"out` holds the input `.*b/model\.safetensors`"):
+        merge_folders(models[:2], [0.5, 0.5], "lerp", out, overwrite=True)
+    assert weights.exists()
+
+
+def test_the_command_names_options(models: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["merge", "--models", *models[:2], "--weights", "0.5", "--method", "lerp", "--start", models[2]]
+    assert main([*words, "--out", str(tmp_path), "--overwrite"]) == 2
+    message = capsys.readouterr().err
+    for option in ("--weights", "--start", "--out"):
+        assert f"Option `{option}`: " in message
+    assert "Key `" not in message
+
+
+def test_files_that_a_merge_took_along_do_not_stand_in_the_way(models: list[str], tmp_path: Path) -> None:
+    out = merge_folders(models[:2], [0.5, 0.5], "lerp", tmp_path / "plain")
+    assert "carried" not in json.loads((out / "merge.json").read_text())
+    for name in ("sentence_config.json", "LICENSE", "modeling_own.py", "licenses.txt"):
+        (Path(models[0]) / name).write_text("{}")
+    out = merge_folders(models[:2], [0.5, 0.5], "lerp", tmp_path / "out")
+    assert json.loads((out / "merge.json").read_text())["carried"] == ["licenses.txt", "sentence_config.json"]
+    merge_folders(models[:2], [0.5, 0.5], "lerp", out, overwrite=True)
+    again = merge_folders([out, models[1]], [0.5, 0.5], "lerp", tmp_path / "again")
+    assert (again / "licenses.txt").exists()
+    merge_folders([out, models[1]], [0.5, 0.5], "lerp", again, overwrite=True)
 
 
 def test_a_merge_that_fails_half_way_leaves_nothing(
@@ -185,7 +232,7 @@ def test_all_problems_of_a_request_come_together_and_nothing_is_written(models: 
         merge_folders(
             [tmp_path / "empty", tmp_path / "pickled", tmp_path / "nowhere"], [0.5, 0.7], "weighted", tmp_path / "out"
         )
-    problems = error.value.problems
+    problems = [str(problem) for problem in error.value.problems]
     assert len(problems) == 4
     assert "expected 3 for the method weighted" in problems[0]
     assert "but found no weights" in problems[1]
@@ -220,6 +267,43 @@ def test_truncated_and_missing_files_are_named(models: list[str], tmp_path: Path
         merge_folders([tmp_path / "cut", tmp_path / "holed"], [0.5, 0.5], "lerp", tmp_path / "out")
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("method", ["lerp", "slerp", "soup"])
+def test_weights_that_are_no_numbers_are_refused(models: list[str], tmp_path: Path, method: str, value: float) -> None:
+    file = Path(models[1]) / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.norm.weight"][2] = value
+    save_file(tensors, file, metadata={"format": "pt"})
+    weights = [] if method == "soup" else [1.0, 0.0]  # a share of 0 does not excuse it
+    start = models[2] if method == "slerp" else None
+    with pytest.raises(ConfigError, match=r"Tensor model\.norm\.weight of `.*b` holds values that are no numbers"):
+        merge_folders(models[:2], weights, method, tmp_path / "out", start=start)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "start"]
+
+
+def test_a_merge_that_overflows_is_refused(tmp_path: Path) -> None:
+    """The middle of an arc lies outside of the line between its ends, and half precision ends at 65,504."""
+    values = {"a": [65000.0, 20000.0], "b": [65000.0, -20000.0], "start": [0.0, 0.0]}
+    for name, row in values.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        save_file({"w": torch.tensor(row).half()}, tmp_path / name / "model.safetensors")
+    folders = [tmp_path / name for name in "ab"]
+    merge_folders(folders, [0.5, 0.5], "lerp", tmp_path / "line")
+    with pytest.raises(ConfigError, match="The merge of w holds values that are no numbers"):
+        merge_folders(folders, [0.5, 0.5], "slerp", tmp_path / "arc", start=tmp_path / "start")
+
+
+def test_the_first_folder_must_hold_the_configuration(models: list[str], tmp_path: Path) -> None:
+    (Path(models[0]) / "config.json").unlink()
+    with pytest.raises(ConfigError, match=r"Key `models`: expected config\.json in `.*a`"):
+        merge_folders(models[:2], [0.5, 0.5], "lerp", tmp_path / "out")
+    merge_folders([models[1], models[0]], [0.5, 0.5], "lerp", tmp_path / "out")
+    (Path(models[1]) / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json`: expected JSON"):
+        merge_folders([models[1], models[0]], [0.5, 0.5], "lerp", tmp_path / "out", overwrite=True)
+
+
 def test_memory_holds_a_few_tensors_not_the_models(tmp_path: Path) -> None:
     """Two models of 192 MiB in 24 tensors of 8 MiB: the merge may allocate some tensors, not a model."""
     for seed, name in enumerate("ab"):
@@ -228,6 +312,7 @@ def test_memory_holds_a_few_tensors_not_the_models(tmp_path: Path) -> None:
             {f"w{number}": torch.full((1024, 2048), float(seed)) for number in range(24)},
             tmp_path / name / "model.safetensors",
         )
+        (tmp_path / name / "config.json").write_text("{}")
     script = f"""
 import torch
 torch.set_num_threads(1)

@@ -134,11 +134,11 @@ def test_guards_are_means_of_a_prompts_clips() -> None:
 
 
 def test_wrong_settings_are_named() -> None:
-    assert "expected decibels below 0, but got 3" in SilenceRate(level=3).problems()[0]
-    assert "key `frame`: expected a number above 0" in SilenceRate(frame=0).problems()[0]
-    assert "key `level`: expected a number above 0" in ClippingRate(level=-1.0).problems()[0]
-    assert "key `hop`: expected at most the window" in AudioRepetition(window=0.1, hop=0.2).problems()[0]
-    assert "expected a number in (0, 1], but got 1.5" in AudioRepetition(similarity=1.5).problems()[0]
+    assert "expected decibels below 0, but got 3" in str(SilenceRate(level=3).problems()[0])
+    assert "Key `frame`: expected a number above 0" in str(SilenceRate(frame=0).problems()[0])
+    assert "Key `level`: expected a number above 0" in str(ClippingRate(level=-1.0).problems()[0])
+    assert "Key `hop`: expected at most `window`, 0.1," in str(AudioRepetition(window=0.1, hop=0.2).problems()[0])
+    assert "expected a number in (0, 1], but got 1.5" in str(AudioRepetition(similarity=1.5).problems()[0])
     assert not SilenceRate().problems() + ClippingRate().problems() + AudioRepetition().problems()
 
 
@@ -296,8 +296,8 @@ def test_distances_to_real_sound(kind: type[FAD | KAD], clap: CLAP, reference: s
 
 
 def test_distances_refuse_what_is_no_reference(clap: CLAP, tmp_path: Path) -> None:
-    assert "expected a folder with sound files" in FAD(clap, str(tmp_path)).problems()[0]
-    assert "key `seconds`: expected a number above 0" in KAD(clap, str(tmp_path), seconds=0).problems()[0]
+    assert "expected a folder with sound files" in str(FAD(clap, str(tmp_path)).problems()[0])
+    assert "Key `seconds`: expected a number above 0" in str(KAD(clap, str(tmp_path), seconds=0).problems()[0])
     write_audio(tmp_path / "one.wav", noise())
     with pytest.raises(ConfigError, match=r"expected at least two clips of 10 s in `.*`, but it holds 0"):
         FAD(clap, str(tmp_path)).load()
@@ -315,3 +315,30 @@ def test_a_recipe_names_them(clap: CLAP, reference: str) -> None:
         spec = {"class_path": f"cfg_distill.metrics.{name}", "init_args": arguments}
         metric = parser.instantiate_classes(parser.parse_object({"metric": spec})).metric
         assert type(metric).__name__ == name and not metric.problems()
+
+
+@pytest.mark.parametrize("metric", [AudioRepetition, ClippingRate, SilenceRate])
+def test_autocast_changes_nothing(metric: type[SampleMetric]) -> None:
+    clips = [Waveform(torch.cat([noise(s, 0.7).samples, noise(s % 2, 0.7).samples], -1), 8000) for s in range(4)]
+    samples = samples_of([clips[:2], clips[2:]])
+    plain = metric().score(samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(metric().score(samples), plain)
+
+
+def test_loops_are_told_apart_under_autocast_as_finely_as_without() -> None:
+    first = noise(0, 0.7).samples
+    clip = Waveform(torch.cat([first, first + noise(1, 0.7, level=0.05).samples], -1), 8000)
+    bounds = [0.97 + step * 0.0001 for step in range(300)]
+    plain = [repeated_share(clip, similarity=bound) for bound in bounds]
+    assert len(set(plain)) > 2
+    with torch.autocast("cpu", torch.bfloat16):
+        assert [repeated_share(clip, similarity=bound) for bound in bounds] == plain
+
+
+def test_distances_between_sets_keep_their_digits_under_autocast() -> None:
+    vectors_ND, reference_RD = torch.randn(2, 20, 6, generator=torch.Generator().manual_seed(0)).unbind()
+    for statistic in (frechet_distance, kernel_distance):
+        plain = statistic(vectors_ND, reference_RD)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(statistic(vectors_ND, reference_RD), plain)

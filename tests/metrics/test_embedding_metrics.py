@@ -101,4 +101,12 @@ def test_metric_pickles(samples_of):
 
 def test_problems_come_from_the_embedder():
     assert VendiScore(NGramCounts()).problems() == []
-    assert "buckets" in VendiScore(NGramCounts(buckets=0)).problems()[0]
+    assert VendiScore(NGramCounts(buckets=0)).problems()[0].path == "embedder.init_args.buckets"
+
+
+@pytest.mark.parametrize("metric", [PairwiseCosineDiversity, VendiScore, PromptAdherence])
+def test_autocast_changes_nothing(metric, samples_of):
+    samples = samples_of(PROMPTS, GROUPS)
+    plain = metric(NGramCounts()).load().score(samples)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(metric(NGramCounts()).load().score(samples), plain)

@@ -9,7 +9,7 @@ from tiny import tiny_folder
 from transformers import AutoModelForCausalLM
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import CausalLM, Head, Scored
+from cfg_distill.generators import CausalLM, Head, HiddenStates, Logits
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics import LogProbability, PointwiseMutualInformation, log_likelihood
 from cfg_distill.metrics.likelihood import Reader
@@ -75,8 +75,8 @@ def test_states_and_logits_and_chunks_agree_and_masked_cells_are_not_read(chunk)
     whole_NKTV = head.all_logits(states_NTD).log_softmax(-1)
     picked_NKT = whole_NKTV.gather(-1, tokens_NKT[..., None])[..., 0].where(mask_NKT, 0.0)
     dirty_NKTV = head.all_logits(states_NTD).masked_fill(~mask_NKT[..., None], torch.nan)
-    for scored in (Scored(states_NTD, head), Scored(logits_NKTV=dirty_NKTV)):
-        torch.testing.assert_close(log_likelihood(scored, tokens_NKT, mask_NKT, chunk), picked_NKT.sum((1, 2)))
+    for predictions in (HiddenStates(states_NTD, head), Logits(dirty_NKTV)):
+        torch.testing.assert_close(log_likelihood(predictions, tokens_NKT, mask_NKT, chunk), picked_NKT.sum((1, 2)))
 
 
 def test_metrics_of_one_base_share_its_weights_and_answers(base, monkeypatch):
@@ -113,5 +113,5 @@ def test_samples_of_another_vocabulary_are_refused(base):
 
 def test_problems_are_those_of_the_base():
     found = LogProbability(CausalLM("./nothing"), batch_size=0).problems()
-    assert any("`./nothing` does not exist" in problem for problem in found)
-    assert any("`LogProbability`, key `batch_size`" in problem for problem in found)
+    assert any("`./nothing` does not exist" in str(problem) for problem in found)
+    assert [problem.path for problem in found if "expected at least 1" in str(problem)] == ["batch_size"]

@@ -5,7 +5,7 @@ import torch
 from tiny import tiny_adapted, tiny_folder
 from transformers import DynamicCache
 
-from cfg_distill.generators import CausalLM, Scored, causal_lm
+from cfg_distill.generators import CausalLM, HiddenStates, Logits, causal_lm
 from cfg_distill.generators.base import DecodingState
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling, rollout
@@ -22,8 +22,8 @@ def generator(tmp_path_factory):
 @pytest.mark.parametrize("fast", ["pack_weights", "drop_finished"])
 def test_fast_and_plain_draw_the_same(generator, fast, scale, monkeypatch):
     dropped = []
-    keep = DecodingState.keep
-    monkeypatch.setattr(DecodingState, "keep", lambda state, rows: dropped.append(len(rows)) or keep(state, rows))
+    keep = DecodingState.keep_
+    monkeypatch.setattr(DecodingState, "keep_", lambda state, rows: dropped.append(len(rows)) or keep(state, rows))
     plain = {"pack_weights": False, "drop_finished": False}
     settings = {"samples": 6, "max_new_tokens": 24, "temperature": 0.9, "top_p": 0.95}
     twins = [
@@ -40,10 +40,12 @@ def test_fast_and_plain_draw_the_same(generator, fast, scale, monkeypatch):
 @pytest.mark.parametrize("fast", ["prompt_once", "mix_states", "growing_cache"])
 def test_fast_and_plain_read_the_same(generator, fast, monkeypatch):
     twins, rows, states = [], [], []
-    mixed = Scored.repeat_interleave
-    monkeypatch.setattr(Scored, "repeat_interleave", lambda scored, n: rows.append(n) or mixed(scored, n))
-    whole = Scored.whole
-    monkeypatch.setattr(Scored, "whole", lambda scored: states.append(scored.logits_NKTV is None) or whole(scored))
+    repeat = HiddenStates.repeat
+    monkeypatch.setattr(HiddenStates, "repeat", lambda found, n: rows.append(n) or repeat(found, n))
+    for kind in (HiddenStates, Logits):
+        whole = kind.whole
+        seen = lambda found, whole=whole: states.append(isinstance(found, HiddenStates)) or whole(found)  # noqa: E731
+        monkeypatch.setattr(kind, "whole", seen)
     for on in (True, False):
         monkeypatch.setattr(generator, "prompt_once", on or fast != "prompt_once")
         if not on and fast == "growing_cache":

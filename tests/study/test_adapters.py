@@ -92,10 +92,11 @@ def test_an_adapter_folder_is_evaluated_on_its_base(real: Path, capsys: pytest.C
 
 
 def test_adapters_and_whole_models_are_told_apart_before_anything_runs(place: Path, adapted: Change) -> None:
-    assert not [problem for problem in problems_of(read_study("study.yaml")) if "adapter" in problem]
+    assert not [problem for problem in problems_of(read_study("study.yaml")) if "adapter" in str(problem)]
     found = problems_of(read_study(adapted({"fits/quality/overrides": {}})))
-    assert any("`fits.diversity.start`: expected an adapter" in problem for problem in found)
+    assert any("`fits.diversity.start`: expected an adapter" in str(problem) for problem in found)
     for merge in ("half", "arc"):
         assert any(
-            f"`merges.{merge}.models`" in problem and "only quality is a whole one" in problem for problem in found
+            f"`merges.{merge}.models`" in str(problem) and "only quality is a whole one" in str(problem)
+            for problem in found
         )

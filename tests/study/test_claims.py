@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from cfg_distill.evaluation import Headline, System
-from cfg_distill.metrics import Interval
+from cfg_distill.evaluation.front import Interval
 from cfg_distill.study.claims import above, all_of, finding, judge, not_below
 from cfg_distill.study.config import Claims
 

@@ -6,11 +6,12 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.study.check import command_of, problems_of, recipe_of
-from cfg_distill.study.config import Merge, read_study
-from cfg_distill.study.run import run_study
+from cfg_distill.study import run, run_study
+from cfg_distill.study.check import command_of, jobs_of_checks, problems_of
+from cfg_distill.study.config import Merge, load_study, read_study
 
 
 def test_a_right_file_has_no_problem(place):
@@ -36,7 +37,7 @@ def test_keys_and_types_are_reported_together(change):
     assert "Did you mean `fits`?" in text
     assert "Key `fits.quality.confg`" in text
     assert "Did you mean `config`?" in text
-    assert "Key `evaluation.samples`: expected int, but got 'many'." in text
+    assert "Key `evaluation.samples`: expected a whole number, but got 'many'." in text
     assert "Key `evaluation.prompts`: expected, but the study file has none." in text
 
 
@@ -55,9 +56,8 @@ def test_what_names_mean_is_reported_together(change):
             "claims/temperature": ["base T 0.7", "guidance 2"],
         }
     )
-    with pytest.raises(ConfigError) as caught:
-        run_study(path)
-    text = str(caught.value)
+    found = problems_of(read_study(path))
+    text = "\n".join(map(str, found))
     assert "Key `fits.quality.config`: expected a recipe, but `missing.yaml` does not exist." in text
     assert "Key `fits.diversity.start`" in text
     assert "Did you mean `quality`?" in text
@@ -72,11 +72,14 @@ def test_what_names_mean_is_reported_together(change):
     assert "Key `claims.temperature`: expected a system" in text
     assert "Did you mean `base T 0.8`?" in text
     assert "no guidance, but `guidance 2` is none." in text
-    assert len(caught.value.problems) == 11
+    assert len(found) == 11
 
 
 def test_a_fit_cannot_start_from_a_later_one(change):
-    assert "Key `fits.quality.start`" in str(problems_of(read_study(change({"fits/quality/start": "diversity"}))))
+    (problem,) = problems_of(read_study(change({"fits/quality/start": "diversity"})))
+    assert str(problem).startswith(
+        "Key `fits.quality.start`: expected a model folder or a fit or merge named further up"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "- a\n- b\n", "just text"])
@@ -98,14 +101,13 @@ def test_prompts_that_were_trained_on_are_not_held_out(place):
     (place / "report.txt").write_text("w5\n W2 \n")
     problems = problems_of(read_study("study.yaml"))
     assert len(problems) == 2  # of both fits
-    assert "1 of them are in `data.train` of fits.quality: 'w2'" in problems[0]
+    assert "1 of them are in `data.train` of fits.quality: 'w2'" in str(problems[0])
 
 
 def test_overrides_reach_recipe_and_command(change):
     overrides = {"trainer.max_steps": 3, "data.shuffle": False, "model.start": "x"}
     fit = read_study(change({"fits/quality/overrides": overrides})).fits["quality"]
-    recipe = recipe_of(fit)
-    assert (recipe["trainer"]["max_steps"], recipe["trainer"]["devices"]) == (3, 1)
+    assert (fit.recipe.at("trainer.max_steps"), fit.recipe.at("trainer.devices")) == (3, 1)
     assert command_of(fit) == [
         *("fit", "--config", "fit.yaml", "--trainer.max_steps=3", "--data.shuffle=false", "--model.start=x")
     ]
@@ -113,7 +115,7 @@ def test_overrides_reach_recipe_and_command(change):
 
 def test_kinds_and_knobs(place):
     study = read_study("study.yaml")
-    kinds = {name: study.kind(name) for name in study.points()}
+    kinds = {name: study.kind(name) for name in study.all_systems()}
     assert list(kinds.values()) == ["base", "base", "guidance", "student", "student", "merge"]
     assert [study.knob(name) for name in ("quality", "half", "diversity", "base")] == [0.0, 0.5, 1.0, None]
     study.merges["other"] = Merge(["quality", "half"], [0.5, 0.5])
@@ -130,3 +132,42 @@ def test_the_command_line_exits_with_2_and_loads_no_torch(place):
     assert done.stdout.strip() == "False"
     assert "`base` holds files, but no study" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_recipe_of_each_fit_is_read_once(place, change, monkeypatch):
+    """By the study's own process, from its file to the plan and the record; before, six times."""
+    (place / "other.yaml").write_text((place / "fit.yaml").read_text() + "# another file\n")
+    change({"fits/diversity/config": "other.yaml"})
+    texts = {name: (place / name).read_text() for name in ("fit.yaml", "other.yaml", "study.yaml")}
+    loads, load = [], yaml.load
+
+    def counted(stream, *rest):
+        text = stream if isinstance(stream, str) else stream.read()
+        loads.extend(name for name, content in texts.items() if text == content)
+        return load(text, *rest)
+
+    monkeypatch.setattr(yaml, "load", counted)
+    monkeypatch.setattr(run.Runner, "check", lambda runner: jobs_of_checks(runner.study))
+    monkeypatch.setattr(run.Runner, "run", lambda runner: (runner.folder / "table.txt").touch())
+    run_study("study.yaml")
+    assert sorted(loads) == ["fit.yaml", "other.yaml", "study.yaml"]
+
+
+def test_a_recipe_that_cannot_be_read_is_told_once(place, change):
+    (place / "broken.yaml").write_text("model: [1,")
+    change({"fits/quality/config": "broken.yaml", "fits/diversity/overrides": {"data.train": "none.txt"}})
+    first, second = problems_of(read_study("study.yaml"))
+    assert str(first).startswith("Key `fits.quality.config`: File `broken.yaml`: expected YAML")
+    assert str(second).startswith(
+        "fits.diversity: Key `data.train`: Expected a file of prompts, but `none.txt` does not"
+    )
+
+
+def test_a_misspelled_key_does_not_hide_what_stands_under_it(place, change):
+    path = change({"merge": {"half": {"models": ["quality"], "weight": [1.0]}}, "merges": None})
+    study, problems = load_study(path)
+    assert [problem.path for problem in problems] == ["merge", "merge.half.weight"]
+    assert study.merges["half"].weights == [1.0]
+    with pytest.raises(ConfigError) as caught:
+        read_study(path)
+    assert caught.value.problems == problems

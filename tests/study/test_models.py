@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import re
 import shutil
 import weakref
 from dataclasses import replace
@@ -12,13 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation import evaluate_models
+from cfg_distill.evaluation import Headline, evaluate_models
 from cfg_distill.generators import CausalLM
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.study import jobs
-from cfg_distill.study.check import guidances_of
-from cfg_distill.study.config import read_study
+from cfg_distill.study.check import systems_by_folder
+from cfg_distill.study.config import Evaluation, SystemConfig, read_study
+from cfg_distill.study.jobs import CheckEvaluation, Evaluate
 
 SETTINGS = {"samples": 3, "max_new_tokens": 5, "batch_size": 2}
 
@@ -34,7 +36,7 @@ def test_points_of_every_temperature_and_scale(real, capsys):
     table = Path("ev/table.txt").read_text()
     assert table in capsys.readouterr().out
     assert not Path("ev/front.png").exists()  # no quality metric: none can be chosen for any text
-    with pytest.raises(ConfigError, match="--overwrite"):
+    with pytest.raises(ConfigError, match="Key `out`: `ev` exists"):
         evaluate_models(["base"], "report.txt", out="ev", **SETTINGS)
 
 
@@ -72,26 +74,25 @@ def test_one_model_is_in_memory_at_a_time_in_the_dtype_that_was_asked_for(real, 
 def test_prompts_beyond_the_context_are_told_before_a_model_loads(real, monkeypatch):
     monkeypatch.setattr(CausalLM, "load", lambda self: 1 / 0)
     Path("report.txt").write_text("w5\n" + "w6 " * 60)
-    with pytest.raises(
-        ConfigError, match=r"Model `base`: Option `--max-new-tokens`: Prompt `w6 .* at most 4, but got 5"
-    ):
+    with pytest.raises(ConfigError, match=r"Key `max_new_tokens`: model `base`: Prompt `w6 .* at most 4, but got 5"):
         evaluate_models(["base"], "report.txt", **SETTINGS)
 
 
 def test_a_study_tells_of_them_before_its_fits(real, change):
     study = read_study(change({"baselines/guidance 2/negative": "w1 " * 59, "baselines/guidance 2/guidance": 2.0}))
-    pairs = guidances_of(study)
-    assert pairs == [
-        ("base", {"scale": 1.0, "negative": None, "negative_system": None}),  # the students' fits begin with it, too
-        ("base", {"scale": 2.0, "negative": "w1 " * 59, "negative_system": None}),
+    systems = systems_by_folder(study)
+    assert [(system.model, system.guidance, system.negative) for system in systems] == [
+        ("base", 1.0, None),  # the students' fits begin with it, too
+        ("base", 2.0, "w1 " * 59),
     ]
-    assert guidances_of(replace(study, baselines={})) == pairs[:1]
-    given = {"metrics": {}, "headline": {}, "models": ["base"], "field": "prompt", "prompts": "report.txt"}
+    assert systems_by_folder(replace(study, baselines={})) == [replace(systems[0], temperature=None)]
+    given = replace(study.evaluation, metrics={})
+    check = CheckEvaluation(given, ["base"], systems)
     with pytest.raises(
         ConfigError, match=r"Model `base`: Key `evaluation.max_new_tokens`: Negative prompt `w1 .* most 5"
     ):
-        jobs.check(print, guidances=pairs, max_new_tokens=6, **given)
-    jobs.check(print, guidances=pairs, max_new_tokens=5, **given)
+        check.run(print)
+    replace(check, evaluation=replace(given, max_new_tokens=5)).run(print)
 
 
 def test_all_problems_at_once(place):
@@ -99,10 +100,70 @@ def test_all_problems_at_once(place):
         evaluate_models(["nowhere/in/sight", "base"], "none.txt", seeds=[1, 1], guidance=[-1.0], samples=0)
     text = str(caught.value)
     assert "`nowhere/in/sight` does not exist" in text
-    assert "Option `--prompts`" in text
-    assert "Option `--seeds`" in text
-    assert "guidance.scale`" in text
-    assert "sampling.samples`" in text
+    assert "Key `prompts`" in text
+    assert "Key `seeds`" in text
+    assert "Key `guidance`" in text
+    assert "Option" not in text and "--" not in text
+
+
+def said(capsys: pytest.CaptureFixture, *words: str) -> str:
+    assert main(["evaluate", "--prompts", "report.txt", *words]) == 2
+    message = capsys.readouterr().err
+    assert "Traceback" not in message
+    return message
+
+
+def test_the_command_names_its_own_options_and_no_others(real, capsys):
+    words = [
+        "--guidance=-1",
+        "--samples=0",
+        "--temperature=-2",
+        "--batch-size=0",
+        "--max-new-tokens=70",
+        "--seeds",
+        "1",
+        "1",
+    ]
+    message = said(capsys, "--model", "base", *words)
+    assert "6 problems" in message
+    for option in ("guidance", "samples", "temperature", "batch-size", "max-new-tokens", "seeds"):
+        assert f"Option `--{option}`: expected" in message
+    known = set(re.findall(r"--[\w-]+", evaluate_help(capsys)))
+    assert set(re.findall(r"--[\w-]+", message)) <= known and "model." not in message and "Key" not in message
+
+
+def evaluate_help(capsys: pytest.CaptureFixture) -> str:
+    with pytest.raises(SystemExit):
+        main(["evaluate", "--help"])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "wanted"),
+    [
+        (
+            ["--samples=1"],
+            "Option `--samples`: expected at least 2, since `self_bleu_diversity` compares the samples of one",
+        ),
+        (
+            ["--guidance", "1", "nan"],
+            "Option `--guidance`: expected a number of at least 0 (1 is no guidance), but got nan",
+        ),
+        (["--guidance=inf"], "Option `--guidance`: expected a number of at least 0 (1 is no guidance), but got inf"),
+        (["--temperature", "1", "nan"], "Option `--temperature`: expected a finite number of at least 0, but got nan"),
+        (["--temperature=inf"], "Option `--temperature`: expected a finite number of at least 0, but got inf"),
+    ],
+)
+def test_numbers_that_no_sample_has_are_refused_before_a_model_loads(real, capsys, monkeypatch, words, wanted):
+    monkeypatch.setattr(CausalLM, "load", lambda self: pytest.fail("loaded"))
+    assert wanted in said(capsys, "--model", "base", *words)
+
+
+def test_a_file_is_no_folder_for_results(real, capsys):
+    Path("taken").write_text("mine")
+    assert "Option `--out`: expected a folder, but `taken` is a file" in said(
+        capsys, "--model", "base", "--out", "taken"
+    )
 
 
 @pytest.mark.parametrize("content", ["", "[1, 2]", "words: {class_path: mine.Wrods}"])
@@ -123,13 +184,11 @@ def test_metrics_load_on_the_device_that_they_run_on(real, monkeypatch):
         raise InterruptedError
 
     monkeypatch.setattr(SampleMetric, "load", load)
-    for place in ("cfg_distill.generators.device", "cfg_distill.study.jobs.device"):
-        monkeypatch.setattr(place, lambda: torch.device("meta"))
+    monkeypatch.setattr("cfg_distill.generators.device", lambda: torch.device("meta"))
     with pytest.raises(InterruptedError):
         evaluate_models(["base"], "report.txt", **SETTINGS)
     metrics = {"words": {"class_path": "mine.Words"}}
-    where = {"prompts": "report.txt", "field": "prompt", "file": "system.json", "samples_folder": "samples"}
-    sizes = {"seeds": [0], "batch_size": 2, "written": 1, "written_samples": 1}
+    given = Evaluation("report.txt", metrics, Headline("words", "words"))
     with pytest.raises(InterruptedError):
-        jobs.evaluate(lambda share: None, "base", "model", "base", {"scale": 1.0}, metrics=metrics, **where, **sizes)
+        Evaluate("base", "model", SystemConfig("base"), given, "system.json", "samples").run(print)
     assert devices == [torch.device("meta")] * 2

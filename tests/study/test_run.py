@@ -128,7 +128,7 @@ def test_a_study_that_is_killed_and_interrupted_ends_like_one_that_is_not(real, 
 def _check_results(text: str) -> None:
     out = Path("out")
     front = json.loads((out / "front.json").read_text())
-    assert front.keys() == {"systems", "claims"}
+    assert front.keys() == {"systems", "claims", "hypervolume"}
     names = [system["name"] for system in front["systems"]]
     assert names == ["base", "base T 0.8", "guidance 2", "quality", "diversity", "half"]
     for system in front["systems"]:
@@ -144,7 +144,7 @@ def _check_results(text: str) -> None:
     assert {claim["verdict"] for claim in front["claims"]} <= {"holds", "fails", "undecided"}
     assert (out / "front.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "table.txt").read_text() in text
-    assert re.search(r"study +\d+%, \d+:\d\d left", text)  # a line now and then, without a terminal
+    assert re.search(r"study +\d+%, \d+:\d\d (to \d+:\d\d )?left: fit 1 of 2 quality", text)  # without a terminal
     for folder in ("students/quality", "students/diversity", "merges/half"):
         AutoModelForCausalLM.from_pretrained(out / folder)
         AutoTokenizer.from_pretrained(out / folder)

@@ -75,11 +75,13 @@ def test_points_of_models_of_sound(here: Path, tmp_path: Path, capsys: pytest.Ca
     assert system["diversity"]["diversity"]["mean"] == pytest.approx(float(expected), rel=1e-3)
     # Clips to be heard: two samples of two prompts.
     heard = out / "samples" / "01 one"
-    assert sorted(file.name for file in heard.glob("*.wav")) == ["01a.wav", "01b.wav", "02a.wav", "02b.wav"]
-    clip = read_audio(heard / "02b.wav")
+    assert sorted(file.name for file in heard.glob("*.wav")) == [
+        *("01-80s-synth-pop-1.wav", "01-80s-synth-pop-2.wav", "02-calm-jazz-piano-1.wav", "02-calm-jazz-piano-2.wav")
+    ]
+    clip = read_audio(heard / "02-calm-jazz-piano-2.wav")
     assert clip.seconds == pytest.approx(0.3) and clip.rate == 3200
     np.testing.assert_allclose(clip.samples, samples.outputs[4].samples, atol=1 / 32000)
-    assert (heard / "02b.txt").read_text().startswith("calm jazz piano\n")
+    assert (heard / "02-calm-jazz-piano-2.txt").read_text() == "calm jazz piano\n\n02-calm-jazz-piano-2.wav\n"
 
 
 def test_what_can_be_said_of_any_sound(here: Path, capsys: pytest.CaptureFixture) -> None:
@@ -105,7 +107,10 @@ def test_all_problems_of_sound_at_once(here: Path, capsys: pytest.CaptureFixture
     settings["init_args"] = {"embedder": {"class_path": "cfg_distill.embedders.CLAP", "init_args": {"path": "hubert"}}}
     Path("wrong.yaml").write_text(yaml.safe_dump({"adherence": settings}))
     message = said("--model", "one", "--seconds=0.1", "--metrics", "wrong.yaml")
-    assert "Key `evaluation.metrics.adherence`" in message and "its config.json says `hubert`" in message
+    assert (
+        "Option `--metrics`: File `wrong.yaml`: Key `adherence.init_args" in message
+        and "its config.json says `hubert`" in message
+    )
 
 
 def test_a_missing_tune_is_told_before_the_weights(

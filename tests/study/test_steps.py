@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from cfg_distill.study import jobs
+from cfg_distill import generators
 from cfg_distill.study.config import read_study
-from cfg_distill.study.display import Forecast, clock
-from cfg_distill.study.steps import Ledger, Step, plan
+from cfg_distill.study.ledger import Ledger
+from cfg_distill.study.steps import Step, plan
 
 
 @pytest.fixture
@@ -28,7 +30,8 @@ def test_the_plan_is_in_order_of_need(steps, place):
 
 
 def test_a_fit_is_the_command_of_a_user_and_goes_on(steps, place):
-    words = steps["fit diversity"].job["words"]
+    words = steps["fit diversity"].work
+    assert isinstance(words, list)
     assert words[:3] == ["fit", "--config", "fit.yaml"]
     assert "--model.guidance.scale=3.0" in words
     assert f"--model.start={place / 'out' / 'students' / 'quality'}" in words
@@ -38,15 +41,13 @@ def test_a_fit_is_the_command_of_a_user_and_goes_on(steps, place):
 
 def test_every_system_is_evaluated_in_its_dtype(place, change, monkeypatch):
     study = read_study(change({"evaluation/dtype": "bfloat16", "baselines/base/dtype": "float16"}))
-    jobs_of = {step.subject: step.job for step in plan(study, place / "out") if step.kind == "evaluate"}
-    assert {name: job["dtype"] for name, job in jobs_of.items()} == dict.fromkeys(jobs_of, "bfloat16") | {
-        "base": "float16"
-    }
+    jobs_of = {step.subject: step.work for step in plan(study, place / "out") if step.kind == "evaluate"}
+    dtypes = {name: job.system.dtype for name, job in jobs_of.items()}
+    assert dtypes == dict.fromkeys(jobs_of, "bfloat16") | {"base": "float16"}
     opened = []
-    monkeypatch.setattr(jobs, "open_generator", lambda path, **settings: opened.append((path, settings)) or 1 / 0)
-    monkeypatch.setattr(jobs, "metrics_of", lambda specs: {})
+    monkeypatch.setattr(generators, "open_generator", lambda path, **settings: opened.append((path, settings)) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        jobs.evaluate(lambda share: None, **{name: value for name, value in jobs_of["base"].items() if name != "do"})
+        replace(jobs_of["base"], evaluation=replace(study.evaluation, metrics={})).run(lambda done, total: None)
     assert opened == [("base", {"dtype": "float16"})]
 
 
@@ -61,7 +62,7 @@ def test_what_the_study_makes_itself_changes_no_plan(steps, place):
 
 @pytest.fixture
 def step(tmp_path) -> Step:
-    return Step("merge", "half", {}, [tmp_path / "made"], config={"weights": [0.5]}, traces=[tmp_path / "trace"])
+    return Step("merge", "half", [], [tmp_path / "made"], config={"weights": [0.5]}, traces=[tmp_path / "trace"])
 
 
 def made(ledger: Ledger, step: Step, content: str = "weights") -> None:
@@ -86,7 +87,7 @@ def test_a_step_is_skipped_only_while_all_is_as_it_was(tmp_path, step):
 
 def test_a_step_is_remade_when_one_before_it_made_something_else(tmp_path, step):
     ledger = Ledger(tmp_path, under_other_code=True)
-    after = Step("evaluate", "half", {}, [tmp_path / "value"], needs=["merge half"])
+    after = Step("evaluate", "half", [], [tmp_path / "value"], needs=["merge half"])
     made(ledger, step)
     made(ledger, after)
     made(ledger, step)
@@ -117,29 +118,3 @@ def test_an_unfinished_step_goes_on_only_as_the_same_step(tmp_path, step):
     assert not ledger.begin(step)
     assert not step.traces[0].exists()
     assert ledger.entry(step.label)["seconds"] == 0.0
-
-
-def test_the_forecast_scales_guesses_by_what_was_measured(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("cfg_distill.study.display.time.monotonic", lambda: now[0])
-    steps = [Step("evaluate", name, {}, [], effort=effort) for name, effort in (("a", 10.0), ("b", 20.0), ("c", 20.0))]
-    forecast = Forecast(steps, parallel=1)
-    assert forecast.seconds_left() == pytest.approx(50)
-    forecast.share("evaluate a", 0.0)
-    now[0] = 30.0
-    forecast.finish("evaluate a")  # three times the guess
-    assert forecast.seconds_left() == pytest.approx(120)
-    forecast.share("evaluate b", 0.0)
-    now[0] = 45.0
-    forecast.share("evaluate b", 0.5)  # 15 s for a half
-    assert forecast.remaining()["evaluate b"] == pytest.approx(15)
-    assert forecast.seconds_left() < 15 + 60
-
-
-def test_the_forecast_knows_what_waits_for_what():
-    chain = [Step("fit", "a", {}, [], effort=10.0), Step("fit", "b", {}, [], needs=["fit a"], effort=10.0)]
-    assert Forecast(chain, parallel=2).seconds_left() == pytest.approx(20)
-    assert Forecast([*chain, Step("evaluate", "c", {}, [], effort=60.0)], parallel=2).seconds_left() == pytest.approx(
-        60
-    )
-    assert clock(245.2) == "4:05"

@@ -20,7 +20,8 @@ from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
 from cfg_distill.sampling import Sampling, rollout
 from cfg_distill.sampling.samples import draw
-from cfg_distill.study.config import Evaluation, Point, Study
+from cfg_distill.study.config import Evaluation, Study, SystemConfig
+from cfg_distill.study.jobs import guidance_of
 from cfg_distill.study.steps import plan
 
 # As that of SmolLM2: a system message of its own when the user gives none.
@@ -98,7 +99,7 @@ def test_guided_greedy_samples_are_those_of_transformers(chat, guidance, negativ
 def test_scoring_at_once_is_decoding_step_by_step_under_a_negative_system_message(chat):
     guidance = Guidance(3.0, negative_system="w7 w8")
     drawn = rollout(chat, PROMPTS, Sampling(samples=3, max_new_tokens=8), guidance, seed=4)
-    logits_NKTV = Guided(chat, guidance).scored(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
+    logits_NKTV = Guided(chat, guidance).predictions(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
     picked_NKT = logits_NKTV.float().log_softmax(-1).gather(-1, drawn.tokens_NKT[..., None])[..., 0]
     torch.testing.assert_close(
         picked_NKT[drawn.mask_NKT], drawn.log_probs_BGKT.flatten(0, 1)[drawn.mask_NKT], rtol=0, atol=1e-4
@@ -231,6 +232,6 @@ def test_generate_and_studies_take_a_negative_system_message(chat, tiny_model, c
     (expected,) = draw(chat, ["w1"], Sampling(1, 4, temperature=0), Guidance(2.0, negative_system="w7 w8")).outputs
     assert expected in capsys.readouterr().out
     study = Study("out", Evaluation("prompts.txt", {}, Headline("q", "d")))
-    study.baselines["against"] = Point(chat.path, guidance=2.0, negative_system="w7")
+    study.baselines["against"] = SystemConfig(chat.path, guidance=2.0, negative_system="w7")
     (step,) = [step for step in plan(study, tmp_path) if step.kind == "evaluate"]
-    assert Guidance(**step.job["guidance"]) == Guidance(2.0, negative_system="w7")
+    assert guidance_of(step.work.system) == Guidance(2.0, negative_system="w7")

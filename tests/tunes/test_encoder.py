@@ -111,7 +111,9 @@ def test_fit_learns_and_writes_the_folder(tmp_path: Path) -> None:
 
 def test_missing_folder_is_a_problem_before_loading() -> None:
     assert Tunes().problems() == []
-    assert "no/such" in Tunes("./no/such/folder").problems()[0]
+    assert str(Tunes("./no/such/folder").problems()[0]).startswith(
+        "Key `path`: expected a model folder, but `./no/such"
+    )
 
 
 @pytest.fixture(scope="module")

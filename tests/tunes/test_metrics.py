@@ -128,8 +128,10 @@ def test_guard_metrics_average_a_group() -> None:
 
 
 def test_problems_name_the_key() -> None:
-    assert "attribute" in JudgeProbability("tempo").problems()[0]  # type: ignore[arg-type]
-    assert "/no/such" in TuneQuality(path="/no/such/judge").problems()[0]
+    (problem,) = JudgeProbability("tempo").problems()  # type: ignore[arg-type]
+    assert str(problem).startswith("Key `attribute`: expected one of ['origin'")
+    (problem,) = TuneQuality(path="/no/such/judge").problems()
+    assert str(problem).startswith("Key `path`: expected a model folder, but `/no/such/judge`")
 
 
 def test_metrics_are_cloned_with_one_judge() -> None:

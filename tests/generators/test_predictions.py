@@ -7,7 +7,7 @@ import torch
 from tiny import tiny_tokenizer
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from cfg_distill.generators import CausalLM, Guided
+from cfg_distill.generators import CausalLM, Guided, HiddenStates, Logits
 from cfg_distill.guidance import Guidance, guided_logits
 from cfg_distill.sampling import Sampling, rollout
 
@@ -45,8 +45,8 @@ def test_prompts_are_read_once_a_group(generator):
     hook = generator.model.base_model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(tuple(kwargs["input_ids"].shape)), with_kwargs=True
     )
-    generator.scored(PROMPTS, tokens_NKT, mask_NKT)
-    Guided(generator, Guidance(2.0)).scored(PROMPTS, tokens_NKT, mask_NKT)
+    generator.predictions(PROMPTS, tokens_NKT, mask_NKT)
+    Guided(generator, Guidance(2.0)).predictions(PROMPTS, tokens_NKT, mask_NKT)
     hook.remove()
     rows, length = tokens_NKT.shape[0], tokens_NKT.shape[-1] - 1
     # The last two: one negative prompt, the begin token, serves all rows.
@@ -56,8 +56,8 @@ def test_prompts_are_read_once_a_group(generator):
 def test_guidance_on_states_is_guidance_on_logits(generator):
     tokens_NKT, mask_NKT = drawn_by(generator)
     guidance = Guidance(3.0, "w9", schedule="linear", final_scale=1.5, positions=8)
-    scored = Guided(generator, guidance).scored(PROMPTS, tokens_NKT, mask_NKT)
-    assert scored.logits_NKTV is None
+    found = Guided(generator, guidance).predictions(PROMPTS, tokens_NKT, mask_NKT)
+    assert isinstance(found, HiddenStates)
     scale_T = guidance.scale_at(torch.arange(tokens_NKT.shape[-1]))
     negatives = [guidance.negative] * len(PROMPTS)
     expected = guided_logits(
@@ -65,10 +65,10 @@ def test_guidance_on_states_is_guidance_on_logits(generator):
         generator.logits(negatives, tokens_NKT, mask_NKT),
         scale_T[:, None],
     )
-    torch.testing.assert_close(scored.whole()[mask_NKT], expected[mask_NKT], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found.whole()[mask_NKT], expected[mask_NKT], atol=1e-4, rtol=1e-4)
     guidance.mix_states = False
-    plain = Guided(generator, guidance).scored(PROMPTS, tokens_NKT, mask_NKT)
-    assert plain.states_NTD is None
+    plain = Guided(generator, guidance).predictions(PROMPTS, tokens_NKT, mask_NKT)
+    assert isinstance(plain, Logits)
     torch.testing.assert_close(plain.whole()[mask_NKT], expected[mask_NKT], atol=1e-4, rtol=1e-4)
 
 
@@ -90,12 +90,30 @@ def test_a_soft_cap_is_found_and_said(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         tokens_NKT, mask_NKT = drawn_by(generator)
     assert "no linear map" in caplog.text
-    scored = generator.scored(PROMPTS, tokens_NKT, mask_NKT)
-    assert scored.states_NTD is None
-    assert scored.whole().abs().max() <= 2
-    guided = Guided(generator, Guidance(2.0)).scored(PROMPTS, tokens_NKT, mask_NKT).whole()
-    expected = guided_logits(scored.whole(), generator.logits([None] * 3, tokens_NKT, mask_NKT), 2.0)
+    found = generator.predictions(PROMPTS, tokens_NKT, mask_NKT)
+    assert isinstance(found, Logits)
+    assert found.whole().abs().max() <= 2
+    guided = Guided(generator, Guidance(2.0)).predictions(PROMPTS, tokens_NKT, mask_NKT).whole()
+    expected = guided_logits(found.whole(), generator.logits([None] * 3, tokens_NKT, mask_NKT), 2.0)
     torch.testing.assert_close(guided[mask_NKT], expected[mask_NKT], atol=1e-5, rtol=1e-4)
+
+
+def test_a_model_that_forbids_a_token_is_guided_and_never_draws_it(generator):
+    plain = rollout(generator, PROMPTS, Sampling(samples=4, max_new_tokens=12), Guidance(3.0), seed=3)
+    (forbidden,) = plain.tokens_NKT[plain.mask_NKT].mode().values.unique().tolist()
+    bias_V = torch.zeros(16).index_fill(0, torch.tensor([forbidden]), -torch.inf)
+    generator.model.lm_head.bias = torch.nn.Parameter(bias_V)
+    twins = []
+    for mix_states in (True, False):
+        guidance = Guidance(3.0, mix_states=mix_states)
+        found = rollout(generator, PROMPTS, Sampling(samples=4, max_new_tokens=12), guidance, seed=3)
+        predicted = Guided(generator, guidance).predictions(PROMPTS, found.tokens_NKT, found.mask_NKT)
+        log_probs_NKTV = predicted.whole().log_softmax(-1)
+        assert log_probs_NKTV[found.mask_NKT][:, forbidden].eq(-torch.inf).all()
+        assert not log_probs_NKTV[found.mask_NKT].isnan().any()
+        assert forbidden not in found.tokens_NKT[found.mask_NKT].tolist()
+        twins.append(found)
+    assert torch.equal(twins[0].tokens_BGKT, twins[1].tokens_BGKT)
 
 
 def test_a_model_of_another_family_has_a_linear_head(tmp_path):
@@ -105,4 +123,4 @@ def test_a_model_of_another_family_has_a_linear_head(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path / "gpt2")
     generator = CausalLM(str(tmp_path / "gpt2")).load().eval()
     tokens_NKT, mask_NKT = drawn_by(generator)
-    assert generator.scored(PROMPTS, tokens_NKT, mask_NKT).states_NTD is not None
+    assert isinstance(generator.predictions(PROMPTS, tokens_NKT, mask_NKT), HiddenStates)

@@ -6,8 +6,8 @@ from tiny import tiny_adapted, tiny_folder
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cfg_distill.generators import CausalLM, products
-from cfg_distill.generators.products import Linear, can_use_onednn, onednn, packed, product, times_weight, use_products
+from cfg_distill.generators import CausalLM, linear
+from cfg_distill.generators.linear import Linear, can_use_onednn, onednn, packed, product, times_weight, use_products
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -38,7 +38,7 @@ def test_an_error_leaves_nothing_packed():
 def asked(monkeypatch):
     """What is left to torch's own product."""
     plain, given = torch.nn.functional.linear, []
-    monkeypatch.setattr(products, "linear", lambda *factors: given.append(factors) or plain(*factors))
+    monkeypatch.setattr(linear, "linear", lambda *factors: given.append(factors) or plain(*factors))
     return given
 
 
@@ -46,7 +46,7 @@ def asked(monkeypatch):
 def any_size(monkeypatch):
     """oneDNN whatever the sizes are."""
     for name in ("LEAST_ROWS", "LEAST_SIDE", "LEAST_WORK"):
-        monkeypatch.setattr(products, name, 1)
+        monkeypatch.setattr(linear, name, 1)
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -1,10 +1,13 @@
 """Hypervolume and Pareto front by brute force; the bootstrap against scipy and against what clusters must do."""
 
+import importlib
+
 import numpy as np
 import pytest
 import scipy.stats
 
-from cfg_distill.metrics import bootstrap_interval, hypervolume, pareto
+from cfg_distill.evaluation import Headline
+from cfg_distill.evaluation.front import bootstrap_interval, hypervolume, hypervolumes, pareto
 
 
 def test_hypervolume_against_a_grid():
@@ -35,6 +38,59 @@ def test_pareto_by_brute_force():
 def test_points_of_another_shape():
     with pytest.raises(ValueError, match=r"shape \[M, 2\] but got \(3,\)"):
         pareto([1.0, 2.0, 3.0])
+
+
+def entry(name: str, kind: str, quality: float, **diversity: float) -> dict:
+    def mean(value: float) -> dict:
+        return {"mean": value, "low": value, "high": value}
+
+    return {
+        "name": name,
+        "kind": kind,
+        "quality": {"q": mean(quality)},
+        "diversity": {metric: mean(value) for metric, value in diversity.items()},
+    }
+
+
+POINTS = [
+    entry("base", "base", 0.2, d=0.8, e=-1.0),
+    entry("guidance", "guidance", 0.8, d=0.2, e=-3.0),
+    entry("half", "merge", 0.7, d=0.7, e=-2.0),
+    entry("beaten", "student", 0.1, d=0.1, e=-4.0),
+    entry("silent", "student", 9.0),
+]
+
+
+def test_hypervolumes_of_each_kind_and_pair():
+    volumes = hypervolumes(POINTS, Headline("q", "d", "e"))
+    assert [(volume["quality"], volume["diversity"]) for volume in volumes] == [("q", "d"), ("q", "e")]
+    first, second = volumes
+    assert first["reference"] == {"q": 0.0, "d": 0.0}
+    assert first["baselines"] == pytest.approx(0.2 * 0.8 + 0.6 * 0.2)
+    assert first["students"] == pytest.approx(0.7 * 0.7)
+    assert first["all"] == pytest.approx(0.2 * 0.8 + 0.5 * 0.7 + 0.1 * 0.2)
+    assert first["front"] == ["base", "guidance", "half"]  # not what is beaten, and not what lacks the metric
+    assert second["reference"] == {"q": 0.0, "e": -4.0}  # below all, where 0 is not
+    assert second["baselines"] == pytest.approx(0.2 * 3 + 0.6 * 1)
+
+
+def test_hypervolumes_where_there_is_nothing():
+    assert hypervolumes(POINTS, None) == []
+    (volume,) = hypervolumes(POINTS[:1], Headline("q", "d"))
+    assert volume["students"] is None and volume["baselines"] == volume["all"]
+    (volume,) = hypervolumes([entry("any", "model", 0.5, d=0.5)], Headline("q", "d"))  # may be a student or not
+    assert volume["students"] is volume["baselines"] is None and volume["all"] == 0.25
+    (volume,) = hypervolumes(POINTS, Headline("q", "other"))
+    assert volume["all"] is None and volume["front"] == []
+
+
+def test_names_of_the_room_that_it_left_are_the_same():
+    metrics = importlib.import_module("cfg_distill.metrics")
+    assert (metrics.pareto, metrics.hypervolume, metrics.bootstrap_interval) == (
+        pareto,
+        hypervolume,
+        bootstrap_interval,
+    )
 
 
 def test_bootstrap_against_scipy():

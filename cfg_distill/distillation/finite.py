@@ -1,0 +1,85 @@
+"""What stops a fit before its optimiser takes a step that would spoil the student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.optim import Optimizer
+
+from cfg_distill.errors import Problem
+
+PATIENCE = 30
+"""Steps in a row that a gradient scaler may skip. It begins at 2^16 and halves at each: by then float16 is not the cause."""
+
+
+def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """The norm of the gradient over all parameters, a scalar: not finite exactly where some gradient is not."""
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
+def problems_of_gradient(sums: Mapping[str, Tensor], step: int) -> list[Problem]:
+    """Which loss made the gradient of a step NaN or infinite.
+
+    Args:
+        sums: the unweighted sum of each loss over the batches of all devices that make up the step.
+        step: optimiser steps before this one.
+    """
+    unmoved = f"Step {step} was not taken, so the student is as it was before it."
+    wrong = {name: float(value) for name, value in sums.items() if not value.isfinite()}
+    if wrong:
+        return [
+            Problem(
+                f"losses.{name}",
+                f"expected a finite loss, but got {value} in step {step}. {unmoved} Look at what the loss reads: its reward or"
+                " embedder, its weight, and the logits of student and teacher. Then resume the run.",
+            )
+            for name, value in wrong.items()
+        ]
+    values = ", ".join(f"`{name}` {float(value):.4g}" for name, value in sums.items())
+    return [
+        Problem(
+            "",
+            f"The gradient of step {step} is NaN or infinite, though each loss is finite (sums: {values}). {unmoved} Lower"
+            " `/model.optimizer.init_args.lr` or the weights of `/model.losses`, set `/trainer.gradient_clip_val`, or use"
+            " `/trainer.precision` 32-true. Then resume the run.",
+        )
+    ]
+
+
+def problems_of_optimizer(optimizer: Optimizer) -> list[Problem]:
+    """Numbers of an optimiser under which every weight becomes NaN or infinite."""
+    numbers = {key: group[key] for group in optimizer.param_groups for key in ("lr", "weight_decay") if key in group}
+    return [
+        Problem(
+            f"optimizer.init_args.{key}",
+            f"expected a finite number, but got {float(value)}. Set it here, or mend `/model.scheduler`.",
+        )
+        for key, value in numbers.items()
+        if not math.isfinite(value)
+    ]
+
+
+def not_finite(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold NaN or infinity where the start model does not.
+
+    A bias of minus infinity is how some models forbid a token: it is no fault of the training.
+
+    Args:
+        weights: the student's.
+        start: the start model's, by the same names where it has them.
+    """
+    if not weights:
+        return []
+    # One number per tensor, and one wait for the device.
+    finite = torch.stack([tensor.isfinite().all() for tensor in weights.values()]).tolist()
+    suspects = [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]
+    return [
+        name
+        for name in suspects
+        if name not in start
+        or not torch.equal(weights[name][~weights[name].isfinite()], start[name][~start[name].isfinite()])
+    ]

@@ -1,0 +1,113 @@
+"""The metrics of an evaluation: from a file, from the models' own folders, or by the kind of their samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.evaluation.renderers import metrics_of_profiles
+from cfg_distill.files import read_yaml
+from cfg_distill.folders import find_file
+
+if TYPE_CHECKING:
+    from cfg_distill.generators import Generator
+    from cfg_distill.metrics.base import SampleMetric
+
+TEXT_METRICS: dict[str, Any] = {
+    "self_bleu_diversity": {"class_path": "cfg_distill.metrics.SelfBLEUDiversity"},
+    "distinct_2": {"class_path": "cfg_distill.metrics.DistinctN"},
+    "repetition": {"class_path": "cfg_distill.metrics.Repetition"},
+    "length": {"class_path": "cfg_distill.metrics.Length"},
+}
+"""For any text. A metric of quality needs an embedder or a judge, which only the user can name."""
+
+SOUND_METRICS: dict[str, Any] = {
+    "silence": {"class_path": "cfg_distill.metrics.SilenceRate"},
+    "clipping": {"class_path": "cfg_distill.metrics.ClippingRate"},
+    "repetition": {"class_path": "cfg_distill.metrics.AudioRepetition"},
+    "length": {"class_path": "cfg_distill.metrics.Length"},
+}
+"""For any sound. Adherence and diversity need an encoder; recipes/musicgen/metrics.yaml names some."""
+
+
+def default_metrics(
+    generators: Sequence[Generator], trust: Sequence[str] = ()
+) -> tuple[Mapping[str, Any], list[Problem]]:
+    """The metrics that the models' folders agree on; else the metrics of any text, or of any sound.
+
+    Args:
+        generators: the models, not loaded.
+        trust: modules, beside this package, that their folders may name.
+
+    Returns:
+        The metrics, name -> class_path and init_args; and a remark where a folder names a class that is not trusted.
+    """
+    named, remarks = metrics_of_profiles([generator.path for generator in generators], trust)
+    is_sound = any(generator.sample_rate is not None for generator in generators)
+    return named or (SOUND_METRICS if is_sound else TEXT_METRICS), remarks
+
+
+def read_metrics(path: str | Path, context: Context = Context()) -> dict[str, SampleMetric]:
+    """The metrics of a YAML file.
+
+    Args:
+        path: the file.
+        context: what the metrics may need to know.
+
+    Raises:
+        ConfigError: it cannot be read or names no metric; everything that is wrong with its metrics.
+    """
+    specs = read_yaml(find_file(path))
+    if not specs:
+        raise ConfigError(f"File `{path}`: expected metrics, name -> class_path and init_args, but it is empty.")
+    try:
+        return metrics_of(specs, context)
+    except ConfigError as error:
+        raise ConfigError([f"File `{path}`: {problem}" for problem in error.problems]) from error
+
+
+def metrics_of(specs: Mapping[str, Any], context: Context = Context()) -> dict[str, SampleMetric]:
+    """Metrics from name -> class_path and init_args.
+
+    Args:
+        specs: the mapping.
+        context: what the metrics may need to know.
+
+    Raises:
+        ConfigError: no such class, or arguments that it does not take. All problems at once, under the metrics' names.
+    """
+    from jsonargparse import ArgumentParser
+
+    from cfg_distill.metrics.base import SampleMetric
+
+    metrics: dict[str, SampleMetric] = {}
+    problems: list[Problem] = []
+    for name, spec in specs.items():
+        parser = ArgumentParser(exit_on_error=False)
+        parser.add_subclass_arguments(SampleMetric, "metric", required=True)
+        try:
+            metric = parser.instantiate_classes(parser.parse_object({"metric": spec})).metric
+        except ConfigError as error:
+            problems += error.under(name)
+        except Exception as error:  # whatever jsonargparse raises; its text names the key
+            problems.append(Problem(name, " ".join(str(error).split())))
+        else:
+            problems += problems_of(metric, context, f"{name}.init_args")
+            metrics[name] = metric
+    if problems:
+        raise ConfigError(problems)
+    return metrics
+
+
+def problems_of_group(metrics: Mapping[str, SampleMetric], context: Context) -> list[Problem]:
+    """Why metrics cannot compare the samples of a prompt: a group of one has no diversity."""
+    comparing = [name for name, metric in metrics.items() if metric.axis == "diversity"]
+    if context.samples != 1 or not comparing:
+        return []
+    return [
+        Problem(
+            "samples", f"expected at least 2, since `{comparing[0]}` compares the samples of one prompt, but got 1."
+        )
+    ]

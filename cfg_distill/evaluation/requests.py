@@ -1,0 +1,400 @@
+"""Requests to finished models, and everything that is wrong with them, found before a model is loaded.
+
+:class:`GenerateRequest` asks for samples of one model, :class:`EvaluateRequest` for points of a front. Both hold plain
+values. Their problems name their own fields, which a command renders as its options.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+
+from cfg_distill.audio import problems_of_audio_extra
+from cfg_distill.data import read_prompts
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
+from cfg_distill.evaluation.older import converted, of_sampling
+from cfg_distill.evaluation.renderers import Renderer, renderer_of
+from cfg_distill.generators import Generator, Prompt, open_generator
+from cfg_distill.generators.length import SECONDS, frames, problems_of_seconds
+from cfg_distill.guidance import Guidance
+from cfg_distill.metrics.base import SampleMetric
+from cfg_distill.sampling import Samples, Sampling, draw, positions_left, problems_of_lengths
+
+MOST_TOKENS = 512
+"""The default length of text of :class:`GenerateRequest`; less where the model has fewer positions."""
+TOKENS = 128
+"""The default length of text of :class:`EvaluateRequest`."""
+SOUNDS = Path("samples")
+"""The default folder of sound, which cannot be printed."""
+
+
+@dataclass(frozen=True)
+class GenerateRequest:
+    """Samples of one model.
+
+    Args:
+        model: a model folder, adapter folder, hub name or ``tunes:base``.
+        prompts: the prompts.
+        samples: samples per prompt.
+        max_new_tokens: the longest sample; None for ``seconds`` of sound, or for as much text as the model can see.
+        seconds: the length of sound; None for 10.
+        temperature: of sampling.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens whose probabilities first reach p; 1 keeps all.
+        guidance: its scale; 1 is none.
+        negative: the negative prompt, under guidance.
+        negative_system: the system message of the negative branch, under guidance.
+        seed: of sampling.
+        melody: a sound file that a melody model follows.
+        out: a folder for the samples as files; None for none, of sound for ``samples``.
+        overwrite: write into a folder that holds files.
+        dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
+        trust: modules, beside this package, that the model's folder may name for its renderer.
+    """
+
+    model: str
+    prompts: Sequence[str]
+    samples: int = 4
+    max_new_tokens: int | None = None
+    seconds: float | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    negative: str | None = None
+    negative_system: str | None = None
+    seed: int = 0
+    melody: str | None = None
+    out: Path | None = None
+    overwrite: bool = False
+    dtype: str = "float32"
+    trust: Sequence[str] = ()
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """Everything that is wrong with the request; no weights are loaded."""
+        return self._plan.problems
+
+    def remarks(self) -> list[Problem]:
+        """Lines for the user about a request without problems: a word that means nothing to the model, for example."""
+        plan = self._plan
+        return plan.remarks + (
+            [] if plan.problems else [Problem("", each) for each in plan.renderer.remarks(self.prompts)]
+        )
+
+    def draw(self) -> Samples:
+        """Load the model and draw the samples.
+
+        Raises:
+            ConfigError: see :meth:`problems`; the model's weights cannot be loaded, or predict NaN.
+        """
+        from cfg_distill.generators import device
+
+        plan = self._plan
+        if plan.problems:
+            raise ConfigError(plan.problems)
+        generator = plan.generator.load().to(device())
+        return draw(generator, plan.prompts, plan.sampling, plan.guidance, self.seed)
+
+    @property
+    def renderer(self) -> Renderer:
+        """How the samples are shown and written."""
+        return self._plan.renderer
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the samples go; None where they are printed only."""
+        return self._plan.folder
+
+    @cached_property
+    def _plan(self) -> _Samples:
+        return _Samples(self)
+
+
+class _Samples:
+    """A :class:`GenerateRequest` made ready, as far as it can be."""
+
+    def __init__(self, request: GenerateRequest) -> None:
+        self.request = request
+        self.remarks: list[Problem] = []
+        self.renderer = Renderer()
+        self.generator = open_generator(request.model, dtype=request.dtype)
+        self.guidance = Guidance(request.guidance, request.negative, negative_system=request.negative_system)
+        self.prompts: list[str] = list(request.prompts)
+        if request.melody is not None:
+            self.prompts = [Prompt(text, melody=request.melody) for text in request.prompts]
+        self.problems = _of_model(self.generator, "model")
+        readable = not self.problems
+        length = self._length() if readable else request.max_new_tokens
+        self.sampling = Sampling(
+            request.samples, 1 if length is None else length, request.temperature, request.top_k, request.top_p
+        )
+        self._check_numbers(self.generator.longest_sample if readable else None)
+        self.folder = request.out
+        if readable:
+            self._check_model()
+        if self.folder is not None:
+            self.problems += _of_folder(self.folder, request.overwrite, any_file=True)
+        if not self.problems:
+            self._check_lengths(length)
+
+    def _length(self) -> int | None:
+        length, found = _length(self.generator, self.request.max_new_tokens, self.request.seconds)
+        self.problems += found
+        return length
+
+    def _check_numbers(self, longest: int | None) -> None:
+        request = self.request
+        self.problems += _of_scales([request.guidance], ".negative") + _of_sampling(self.sampling, longest)
+        given = {"negative": request.negative, "negative_system": request.negative_system}
+        for name in [name for name, text in given.items() if text is not None and not self.guidance.active]:
+            self.problems.append(Problem(name, "has no effect without guidance. Set `.guidance` above 1."))
+
+    def _check_model(self) -> None:
+        request, generator = self.request, self.generator
+        if request.melody is not None and generator.frame_rate is None:
+            self.problems.append(Problem("melody", f"is for models of sound, but `{request.model}` writes text."))
+        if request.negative_system is not None and not self.problems and not generator.takes_system:
+            self.problems.append(
+                Problem(
+                    "negative_system",
+                    f"expected a model under a chat template that takes system messages, but `{request.model}` is none. Give"
+                    " `.negative` instead.",
+                )
+            )
+        if self.folder is None and generator.frame_rate is not None:
+            self.folder = SOUNDS
+        try:
+            self.renderer, self.remarks = renderer_of(request.model, request.trust)
+        except ConfigError as error:
+            self.problems += _at("model", error.problems)
+        self.problems += _at("prompts", self.renderer.problems_of_prompts(request.prompts))
+
+    def _check_lengths(self, length: int | None) -> None:
+        if length is None:
+            try:
+                left = positions_left(self.generator, self.prompts, self.guidance)
+            except ConfigError as error:
+                self.problems += error.problems
+                return
+            self.sampling.max_new_tokens = MOST_TOKENS if left is None else max(1, min(MOST_TOKENS, left))
+        self.problems += converted(problems_of_lengths(self.generator, self.prompts, self.sampling, self.guidance))
+
+
+@dataclass(frozen=True)
+class EvaluateRequest:
+    """Points of a front: each model at each temperature and guidance scale.
+
+    Args:
+        models: model folders, adapter folders, hub names or ``tunes:base``.
+        prompts: a file of prompts: text (a prompt per line), JSON lines or CSV.
+        out: a folder for front.json, front.png, table.txt, the values per prompt and some samples; None only prints.
+        samples: samples per prompt and seed.
+        seeds: of sampling; each draws its own groups.
+        max_new_tokens: the longest sample; None for 128 tokens of text, or ``seconds`` of sound.
+        temperature: sampling temperatures.
+        guidance: scales of guidance; 1 is none.
+        metrics: a YAML file, name -> class_path and init_args; None takes the metrics that the models' folders name, or
+            chooses by the kind of model.
+        batch_size: prompts at once.
+        overwrite: write into an ``out`` that holds results.
+        seconds: of sound; None for 10. Models of other frame rates get as many seconds.
+        written: number of prompts of which samples are written, to be read and heard.
+        written_samples: number of samples of each that are written.
+        dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``. One model is in memory at a time.
+        trust: modules, beside this package, that the models' folders may name for their renderer and metrics.
+    """
+
+    models: Sequence[str]
+    prompts: str | Path
+    out: str | Path | None = None
+    samples: int = 8
+    seeds: Sequence[int] = (0,)
+    max_new_tokens: int | None = None
+    temperature: Sequence[float] = (1.0,)
+    guidance: Sequence[float] = (1.0,)
+    metrics: str | Path | None = None
+    batch_size: int = 8
+    overwrite: bool = False
+    seconds: float | None = None
+    written: int = 4
+    written_samples: int = 2
+    dtype: str = "float32"
+    trust: Sequence[str] = ()
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """Everything that is wrong with the request; no weights are loaded."""
+        return self.plan.problems
+
+    def remarks(self) -> list[Problem]:
+        """Lines for the user about a request without problems: a renderer that is not trusted, for example."""
+        return self.plan.remarks
+
+    @cached_property
+    def plan(self) -> Points:
+        """The request made ready, as far as it can be."""
+        return Points(self)
+
+
+@dataclass
+class Points:
+    """An :class:`EvaluateRequest` made ready, as far as it can be.
+
+    Attributes:
+        request: what was asked for.
+        problems: everything that is wrong with it.
+        remarks: see :meth:`EvaluateRequest.remarks`.
+        prompts: the prompts of the file.
+        lengths: the longest sample of each model, in tokens or frames.
+        renderers: how the samples of each model are written.
+        metrics: by name, not loaded.
+    """
+
+    request: EvaluateRequest
+    problems: list[Problem] = field(default_factory=list)
+    remarks: list[Problem] = field(default_factory=list)
+    prompts: list[str] = field(default_factory=list)
+    lengths: dict[str, int] = field(default_factory=dict)
+    renderers: dict[str, Renderer] = field(default_factory=dict)
+    metrics: dict[str, SampleMetric] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._check_numbers()
+        self._read_prompts()
+        generators = self._open()
+        if generators:
+            self._check_lengths(generators)
+        self._choose_metrics(list(generators.values()))
+        self.problems = list(dict.fromkeys(self.problems))
+        self.remarks = list(dict.fromkeys(self.remarks))
+
+    def _check_numbers(self) -> None:
+        request = self.request
+        if request.out is not None:
+            self.problems += _of_folder(Path(request.out), request.overwrite)
+        if not request.seeds or len(set(request.seeds)) < len(request.seeds):
+            self.problems.append(
+                Problem("seeds", f"expected one or more different numbers, but got {list(request.seeds)}.")
+            )
+        if request.batch_size < 1:
+            self.problems.append(Problem("batch_size", f"expected at least 1, but got {request.batch_size}."))
+        self.problems += _of_scales(request.guidance)
+
+    def _read_prompts(self) -> None:
+        try:
+            self.prompts = read_prompts(self.request.prompts)
+        except ConfigError as error:
+            self.problems += _at("prompts", error.problems)
+
+    def _open(self) -> dict[str, Generator]:
+        """The models, not loaded; none when one of them cannot be."""
+        opened = {model: open_generator(model, dtype=self.request.dtype) for model in self.request.models}
+        wrong = [problem for generator in opened.values() for problem in _of_model(generator, "models")]
+        if not wrong and len({generator.sample_rate is None for generator in opened.values()}) > 1:
+            wrong = [
+                Problem("models", "expected models of text, or models of sound, but got both. Evaluate them apart.")
+            ]
+        self.problems += wrong
+        return {} if wrong else opened
+
+    def _check_lengths(self, generators: Mapping[str, Generator]) -> None:
+        request = self.request
+        for model, generator in generators.items():
+            length, found = _length(generator, request.max_new_tokens, request.seconds)
+            self.problems += found
+            self.lengths[model] = TOKENS if length is None else length
+            for temperature in request.temperature:
+                self.problems += _of_sampling(self.sampling(model, temperature), generator.longest_sample)
+            try:
+                self.renderers[model], remarks = renderer_of(model, request.trust)
+                self.remarks += remarks
+            except ConfigError as error:
+                self.problems += _at("models", error.problems)
+        for (model, generator), scale in product(generators.items(), request.guidance) if not self.problems else ():
+            found = converted(problems_of_lengths(generator, self.prompts, self.sampling(model), Guidance(scale)))
+            self.problems += [replace(each, text=f"model `{model}`: {each.text}") for each in found]
+
+    def _choose_metrics(self, generators: Sequence[Generator]) -> None:
+        request, context = self.request, Context(samples=self.request.samples)
+        try:
+            if request.metrics is not None:
+                self.metrics = read_metrics(request.metrics, context)
+            elif generators:
+                specs, remarks = default_metrics(generators, request.trust)
+                self.remarks += remarks
+                self.metrics = metrics_of(specs, context)
+        except ConfigError as error:
+            self.problems += _at("metrics", error.problems)
+        self.problems += problems_of_group(self.metrics, context)
+
+    def sampling(self, model: str, temperature: float = 1.0) -> Sampling:
+        """How a model is sampled."""
+        return Sampling(self.request.samples, self.lengths[model], temperature)
+
+
+# Problems, named by the fields of a request
+
+
+def _at(key: str, found: Iterable[Problem]) -> list[Problem]:
+    """Problems of one field, whatever part of it they name."""
+    return [Problem(key, str(problem)) for problem in found]
+
+
+def _of_model(generator: Generator, key: str) -> list[Problem]:
+    """Problems of a model. Its path is the field ``key``; its dtype is the field of the same name."""
+    try:
+        found = converted(problems_of(generator))
+    except ConfigError as error:  # a tokenizer that cannot be read, for one
+        found = error.problems
+    return [replace(each, key=key) if each.path in ("path", "") else each for each in found]
+
+
+def _of_folder(out: Path, overwrite: bool, any_file: bool = False) -> list[Problem]:
+    """Why a folder may not be written to: it holds results, or, with ``any_file``, any file."""
+    if out.exists() and not out.is_dir():
+        return [Problem("out", f"expected a folder, but `{out}` is a file. Name another one.")]
+    holds = any(out.iterdir()) if any_file and out.is_dir() else (out / "front.json").exists()
+    if not holds or overwrite:
+        return []
+    return [Problem("out", f"`{out}` exists. Name another one, or pass `.overwrite`.")]
+
+
+def _of_scales(scales: Sequence[float], negative: str | None = None) -> list[Problem]:
+    """Problems of scales of guidance. ``negative`` is the field of the negative prompt, where there is one."""
+    hint = f" To push away from a prompt, give it as `{negative}`." if negative else ""
+    return [
+        Problem("guidance", f"expected a number of at least 0 (1 is no guidance), but got {scale:g}.{hint}")
+        for scale in scales
+        if not (math.isfinite(scale) and scale >= 0)
+    ]
+
+
+def _of_sampling(sampling: Sampling, longest: int | None) -> list[Problem]:
+    """Problems of the sampling settings, whose keys are fields of the request."""
+    if math.isfinite(sampling.temperature):
+        return of_sampling(sampling, longest)
+    wrong = Problem(
+        "temperature",
+        f"expected a finite number of at least 0, but got {sampling.temperature}. Use 1 for the model's own.",
+    )
+    return [wrong, *_of_sampling(replace(sampling, temperature=1.0), longest)]
+
+
+def _length(
+    generator: Generator, max_new_tokens: int | None, seconds: float | None
+) -> tuple[int | None, list[Problem]]:
+    """The longest sample in tokens or frames, and its problems; None for text without a given length."""
+    if generator.frame_rate is None:
+        return max_new_tokens, [] if seconds is None else converted(problems_of_seconds(generator, seconds))
+    found = converted(problems_of_audio_extra())
+    if max_new_tokens is not None:
+        if seconds is not None:
+            found.append(Problem("seconds", "`.max_new_tokens` is given, and both are the length. Give one of them."))
+        return max_new_tokens, found
+    asked = SECONDS if seconds is None else seconds
+    wrong = converted(problems_of_seconds(generator, asked))
+    return (1 if wrong else frames(generator, asked)), found + wrong

@@ -1,0 +1,99 @@
+"""The file ``cfg_distill.json`` of a model folder: how samples of the model are rendered, and which metrics suit it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from cfg_distill.errors import ConfigError, nearest
+from cfg_distill.folders.names import base_of, source
+
+PROFILE = "cfg_distill.json"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The content of ``cfg_distill.json``. Every key may be left out.
+
+    Attributes:
+        renderer: the class path of a :class:`cfg_distill.evaluation.Renderer`: how samples are shown and written. Empty:
+            texts stay texts, and waveforms become WAV files.
+        metrics: the metrics of ``cfg-distill evaluate`` where the user names none: name -> class_path and init_args, or a
+            YAML file of them that lies in the working folder or ships with the package (``recipes/...``).
+    """
+
+    renderer: str = ""
+    metrics: str | Mapping[str, Any] = field(default_factory=dict)
+
+
+def profile_file(path: str | Path) -> Path | None:
+    """The ``cfg_distill.json`` of a model folder or hub name; of an adapter without one, that of its base; None without.
+
+    Raises:
+        ConfigError: no such shipped model, or an adapter that names no base.
+    """
+    for each in dict.fromkeys((str(path), base_of(path))):
+        folder = source(each) or Path(each).expanduser()
+        if (folder / PROFILE).is_file():
+            return folder / PROFILE
+    return None if folder.exists() else _from_hub(str(folder))
+
+
+def profile_of(path: str | Path) -> Profile | None:
+    """The profile of a model folder, adapter folder or hub name; None where it has none.
+
+    Unknown keys are skipped, so that a later release may add some; a misspelled one is refused.
+
+    Raises:
+        ConfigError: the file is no JSON object of such keys; see also :func:`profile_file`.
+    """
+    file = profile_file(path)
+    if file is None:
+        return None
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"File `{file}`: expected JSON, but it cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
+    known = {each.name for each in fields(Profile)}
+    found = [
+        f"File `{file}`: the key `{key}` is unknown.{hint}"
+        for key in content
+        if key not in known and (hint := nearest(key, known))
+    ]
+    for key, kinds in (("renderer", str), ("metrics", (str, dict))):
+        if key in content and not isinstance(content[key], kinds):
+            wanted = "a class path" if key == "renderer" else "a YAML file, or names with class_path and init_args"
+            found.append(f"File `{file}`: expected {wanted} as `{key}`, but got {content[key]!r}.")
+    if found:
+        raise ConfigError(found)
+    return Profile(**{key: value for key, value in content.items() if key in known})
+
+
+def copy_profile(path: str | Path, folder: str | Path) -> None:
+    """Carry the profile of a model, where it has one, into a folder that is written from it."""
+    file = profile_file(path)
+    if file is not None:
+        shutil.copyfile(file, Path(folder) / PROFILE)
+
+
+def _from_hub(name: str) -> Path | None:
+    """The file of a hub repository, from its cache or the network; None where there is none, or no network."""
+    from transformers.utils import cached_file
+
+    try:
+        found = cached_file(
+            name,
+            PROFILE,
+            _raise_exceptions_for_gated_repo=False,
+            _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )
+    except (OSError, ValueError):  # no such repository, no such name
+        return None
+    return None if found is None else Path(found)

@@ -1,0 +1,149 @@
+"""Predictions of a model at every position: logits, or the states and the linear head that make them.
+
+Shapes: N rows, K codebooks, T positions, V vocabulary, D width of the states, M cells (one codebook at one position).
+
+Over a vocabulary of 49,152 the logits of one training step take gigabytes; the states take megabytes. So a model with a linear
+head gives :class:`HiddenStates`, and losses make logits of them for a few cells at a time
+(:mod:`cfg_distill.losses.chunked`). A model whose head is not linear gives :class:`Logits`. Both have the same methods.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self, TypeAlias, final
+
+import torch
+from torch import Tensor
+
+from cfg_distill.generators.linear import product
+
+
+@dataclass
+class Head:
+    """The linear map from a state to the logits of each codebook.
+
+    Attributes:
+        weight_KVD: one matrix per codebook; a parameter itself where there can be a packed copy of it.
+        bias_KV: one bias per codebook, or none.
+    """
+
+    weight_KVD: Tensor | Sequence[Tensor]
+    bias_KV: Tensor | Sequence[Tensor] | None = None
+
+    def logits(self, states_MD: Tensor, k: int) -> Tensor:
+        """Logits of codebook k, ``[..., D]`` to ``[..., V]``."""
+        bias_V = None if self.bias_KV is None else self.bias_KV[k]
+        return product(states_MD, self.weight_KVD[k], bias_V)
+
+    def all_logits(self, states_NTD: Tensor) -> Tensor:
+        """Logits of all codebooks, ``[N, T, D]`` to ``[N, K, T, V]``."""
+        return torch.stack([self.logits(states_NTD, k) for k in range(len(self.weight_KVD))], dim=1)
+
+
+class _OldNames:
+    """The methods of `Scored` of version 0.1. To go after the next release."""
+
+    def repeat_interleave(self, times: int) -> Self:
+        warnings.warn("`repeat_interleave` of predictions is `repeat` now.", DeprecationWarning, stacklevel=2)
+        return self.repeat(times)  # type: ignore[attr-defined]
+
+    def __add__(self, later: Predictions) -> Predictions:
+        warnings.warn("The sum of predictions is `join` now: `first.join(later)`.", DeprecationWarning, stacklevel=2)
+        return self.join(later)  # type: ignore[attr-defined]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Logits(_OldNames):
+    """Predictions as logits.
+
+    Attributes:
+        logits_NKTV: the logits of every cell, ``[N, K, T, V]``.
+    """
+
+    logits_NKTV: Tensor
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.logits_NKTV)
+
+    def rows(self, rows: slice) -> Logits:
+        """Some of the rows."""
+        return Logits(self.logits_NKTV[rows])
+
+    def join(self, later: Predictions) -> Logits:
+        """These positions, and then the positions of ``later``."""
+        return Logits(torch.cat([self.logits_NKTV, later.whole()], dim=2))
+
+    def repeat(self, times: int) -> Logits:
+        """Each row ``times`` times, neighbours together."""
+        return Logits(self.logits_NKTV.repeat_interleave(times, dim=0))
+
+    def whole(self) -> Tensor:
+        """All logits, ``[N, K, T, V]``."""
+        return self.logits_NKTV
+
+    def at(self, k: int, row_M: Tensor, position_M: Tensor) -> Tensor:
+        """The logits of some cells of codebook k, ``[M, V]``."""
+        return self.logits_NKTV[row_M, k, position_M]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class HiddenStates(_OldNames):
+    """Predictions as the states in front of a linear head. The logits are made where they are asked for.
+
+    Attributes:
+        states_NTD: the input of the head at every position, ``[N, T, D]``.
+        head: the head of these states.
+    """
+
+    states_NTD: Tensor
+    head: Head
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.states_NTD)
+
+    def rows(self, rows: slice) -> HiddenStates:
+        """Some of the rows."""
+        return HiddenStates(self.states_NTD[rows], self.head)
+
+    def join(self, later: Predictions) -> Predictions:
+        """These positions, and then the positions of ``later``, by the same head."""
+        if isinstance(later, Logits):
+            return Logits(self.whole()).join(later)
+        return HiddenStates(torch.cat([self.states_NTD, later.states_NTD], dim=1), self.head)
+
+    def repeat(self, times: int) -> HiddenStates:
+        """Each row ``times`` times, neighbours together."""
+        return HiddenStates(self.states_NTD.repeat_interleave(times, dim=0), self.head)
+
+    def whole(self) -> Tensor:
+        """All logits, ``[N, K, T, V]``."""
+        return self.head.all_logits(self.states_NTD)
+
+    def at(self, k: int, row_M: Tensor, position_M: Tensor) -> Tensor:
+        """The logits of some cells of codebook k, ``[M, V]``; of no other cell are any made."""
+        return self.head.logits(self.states_NTD[row_M, position_M], k)
+
+
+Predictions: TypeAlias = HiddenStates | Logits
+
+
+def Scored(
+    states_NTD: Tensor | None = None, head: Head | None = None, logits_NKTV: Tensor | None = None
+) -> Predictions:
+    """The name in version 0.1 of :class:`HiddenStates` and :class:`Logits`. To go after the next release."""
+    warnings.warn(
+        "`Scored` is `HiddenStates(states_NTD, head)` or `Logits(logits_NKTV)` now.", DeprecationWarning, stacklevel=2
+    )
+    if states_NTD is not None and head is not None:
+        return HiddenStates(states_NTD, head)
+    if logits_NKTV is None:
+        raise TypeError("Expected arguments `states_NTD` and `head`, or `logits_NKTV`, but got none of them.")
+    return Logits(logits_NKTV)

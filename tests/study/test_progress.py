@@ -1,0 +1,175 @@
+"""What a study shows of its progress: a share that never falls, the steps by name, a range where nothing was measured."""
+
+from __future__ import annotations
+
+import io
+import random
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from cfg_distill.cli import main
+from cfg_distill.study import run
+from cfg_distill.study.display import Display
+from cfg_distill.study.forecast import Forecast, clock
+from cfg_distill.study.steps import Step
+
+
+@pytest.fixture
+def now(monkeypatch) -> list[float]:
+    """The clock, which a test sets."""
+    seconds = [0.0]
+    monkeypatch.setattr("cfg_distill.study.forecast.time.monotonic", lambda: seconds[0])
+    return seconds
+
+
+def a_plan() -> list[Step]:
+    fits = [Step("fit", "quality", [], [], effort=20.0), Step("fit", "diversity", [], [], ["fit quality"], effort=30.0)]
+    evaluations = [Step("evaluate", f"system {n}", [], [], effort=10.0) for n in range(5)]
+    return [*fits, *evaluations, Step("front", "", [], [], effort=1.0)]
+
+
+def test_the_forecast_scales_guesses_by_what_was_measured(now):
+    steps = [Step("evaluate", name, [], [], effort=effort) for name, effort in (("a", 10.0), ("b", 20.0), ("c", 20.0))]
+    forecast = Forecast(steps, parallel=1)
+    assert forecast.seconds_left() == pytest.approx(50)
+    forecast.begin("evaluate a")
+    now[0] = 30.0
+    forecast.finish("evaluate a")  # three times the guess
+    assert forecast.seconds_left() == pytest.approx(120)
+    forecast.begin("evaluate b")
+    now[0] = 45.0
+    forecast.report("evaluate b", 3, 6)  # 15 s for a half
+    assert forecast.remaining()["evaluate b"] == pytest.approx(15)
+    assert forecast.seconds_left() < 15 + 60
+
+
+def test_the_forecast_knows_what_waits_for_what():
+    chain = [Step("fit", "a", [], [], effort=10.0), Step("fit", "b", [], [], needs=["fit a"], effort=10.0)]
+    assert Forecast(chain, parallel=2).seconds_left() == pytest.approx(20)
+    several = Forecast([*chain, Step("evaluate", "c", [], [], effort=60.0)], parallel=2)
+    assert several.seconds_left() == pytest.approx(60)
+    assert clock(245.2) == "4:05"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_share_never_falls_however_wrong_the_guesses_are(now, seed):
+    draw = random.Random(seed)
+    steps = [replace(step, effort=10 ** draw.uniform(-2, 4)) for step in a_plan()]
+    forecast = Forecast(steps, parallel=2)
+    display = Display(forecast, Console(file=io.StringIO()))
+    shown = [0.0]
+    for step in steps:
+        if draw.random() < 0.2:
+            forecast.finish(step.label)  # done by an earlier run
+        else:
+            forecast.begin(step.label)
+            for _ in range(10):  # some reports are of an earlier moment
+                now[0] += 10 ** draw.uniform(-2, 3)
+                forecast.report(step.label, draw.randrange(20), 20)
+                display.show()
+                shown.append(display.shown)
+            forecast.finish(step.label)
+        display.show()
+        shown.append(display.shown)
+    assert shown == sorted(shown)
+    assert shown[-1] == pytest.approx(1.0)
+
+
+def test_the_bar_waits_for_work_not_for_time(now):
+    """Before, it rose to 62 % while the first fit had done nothing."""
+    forecast = Forecast(a_plan(), parallel=1)
+    display = Display(forecast, Console(file=io.StringIO()))
+    forecast.begin("fit quality")
+    now[0] = 90.0
+    display.show()
+    assert display.shown == 0.0
+    forecast.report("fit quality", 10, 20)
+    display.show()
+    assert display.shown == pytest.approx(10 / 101)
+
+
+def test_it_says_which_step_of_which_fit_and_what_follows(now):
+    forecast = Forecast(a_plan(), parallel=1)
+    assert forecast.doing() == ""
+    forecast.begin("fit quality")
+    assert forecast.doing() == "fit 1 of 2 quality, loading; then 1 fit, 5 evaluations"
+    forecast.report("fit quality", 4, 20)
+    assert forecast.doing() == "fit 1 of 2 quality, step 4/20; then 1 fit, 5 evaluations"
+    forecast.finish("fit quality")
+    forecast.begin("fit diversity")
+    forecast.begin("evaluate system 1")
+    forecast.report("evaluate system 1", 2, 3)
+    assert (
+        forecast.doing() == "fit 2 of 2 diversity, loading, evaluation 2 of 5 system 1, batch 2/3; then 4 evaluations"
+    )
+    for step in a_plan()[:-1]:
+        forecast.finish(step.label)
+    forecast.begin("front")
+    assert forecast.doing() == "drawing the front"
+
+
+def test_the_time_left_is_a_range_until_every_kind_was_measured(now):
+    forecast = Forecast([step for step in a_plan() if step.kind != "front"], parallel=1)
+    assert forecast.time_left() == "0:33 to 5:00"  # a third of 100 s, and three times
+    forecast.begin("fit quality")
+    now[0] = 40.0
+    forecast.finish("fit quality")  # twice the guess: the other fit takes 60 s
+    assert forecast.time_left() == "1:16 to 3:30"
+    forecast.begin("evaluate system 0")
+    now[0] = 50.0
+    forecast.finish("evaluate system 0")
+    assert forecast.time_left() == "1:40"
+
+
+def test_off_a_terminal_a_line_is_a_change(now):
+    forecast, said = Forecast(a_plan(), parallel=1), io.StringIO()
+    display = Display(forecast, Console(file=said, width=200))
+    display.show()
+    forecast.begin("fit quality")
+    for done in range(1001):  # a thousand reports of one step
+        now[0] += 1.0
+        forecast.report("fit quality", done, 1000)
+        display.show()
+    lines = said.getvalue().splitlines()
+    assert lines[0].endswith("left: checking")
+    assert re.fullmatch(
+        r"study +0%, \d+:\d\d to \d+:\d\d left: fit 1 of 2 quality, step 0/1000; then 1 fit, 5 evaluations", lines[1]
+    )
+    assert len(lines) == 3  # a fit of a fifth of the work: one line at its begin, one after a tenth
+
+
+def test_on_a_terminal_a_bar_with_the_words_beneath(now):
+    forecast, said = Forecast(a_plan(), parallel=1), io.StringIO()
+    with Display(forecast, Console(file=said, width=80, force_terminal=True)) as display:
+        forecast.begin("fit quality")
+        forecast.report("fit quality", 4, 20)
+        display.show()
+        display.bar.refresh()
+    assert "fit 1 of 2 quality, step 4/20; then 1 fit, 5 evaluations" in said.getvalue()
+
+
+@pytest.mark.slow
+def test_the_share_of_a_real_study_never_falls_under_wrong_estimates(real, change, monkeypatch, capsys):
+    change({"fits/quality/overrides": {"trainer.max_steps": 80}, "evaluation/seeds": [0]})
+    change({"merges": {}, "claims": None, "fits/diversity": None, "baselines/base T 0.8": None})
+    wrong = {"fit": 0.001, "export": 500.0, "evaluate": 2.0, "front": 1e4}
+    plan, show, shown, said = run.plan, Display.show, [], []
+    monkeypatch.setattr(run, "plan", lambda *given: [replace(s, effort=wrong[s.kind]) for s in plan(*given)])
+
+    def recorded(display: Display) -> None:
+        show(display)
+        shown.append(display.shown)
+        said.append(display.forecast.doing())
+
+    monkeypatch.setattr(Display, "show", recorded)
+    assert main(["study", "study.yaml"]) == 0
+    assert Path("out/front.json").exists()
+    assert len(set(shown)) > 4 and shown == sorted(shown)
+    assert any(re.match(r"fit 1 of 1 quality, step \d+/80.*; then 1 evaluation", each) for each in said), said
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("study ")]
+    shares = [int(re.search(r"(\d+)%", line)[1]) for line in lines]
+    assert shares == sorted(shares) and len(lines) <= 8  # checking, one for each of six steps, and one for a tenth
