@@ -122,6 +122,11 @@ def problems_of(part: Any, context: Context = Context(), under: str = "") -> lis
     return [(Problem("", each) if isinstance(each, str) else each).under(under) for each in found]
 
 
+def problems_of_counts(**settings: int) -> list[Problem]:
+    """Which of some settings, by their keys, is no number of at least 1."""
+    return [Problem(key, f"expected at least 1, but got {value}.") for key, value in settings.items() if not value >= 1]
+
+
 def joined(prefix: str, key: str) -> str:
     """A path: ``joined("trainer.callbacks", "[3].window")`` is ``trainer.callbacks[3].window``."""
     return f"{prefix}{key}" if not prefix or not key or key.startswith("[") else f"{prefix}.{key}"

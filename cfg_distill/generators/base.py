@@ -144,6 +144,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         takes_system: whether prompts may come with a system message, as the condition ``system``; known before the weights
             are.
         shortest_prompt: positions of :attr:`max_positions` that any prompt takes at least; 0 where prompts take none.
+        dtype: of the weights, other than float32 with an adapter only where something is trained.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
         adapter_prefix: where :attr:`model` lies in the model that adapter folders are for: ``decoder.`` where it is a part.
     """
@@ -151,6 +152,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
     model: nn.Module
     path: str
     lora: LoRA | None = None
+    dtype: str = "float32"
     adapter_prefix: str = ""
     delays: tuple[int, ...] = (0,)
     end_tokens: tuple[int, ...] = ()
