@@ -20,7 +20,7 @@ from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_
 from cfg_distill.evaluation.older import converted, of_sampling
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
 from cfg_distill.generators import Generator, Prompt, open_generator
-from cfg_distill.generators.length import SECONDS, frames, problems_of_seconds
+from cfg_distill.generators.length import DEFAULT_SECONDS, frames, problems_of_seconds
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling import Samples, Sampling, draw, positions_left, problems_of_lengths
@@ -395,6 +395,6 @@ def _length(
         if seconds is not None:
             found.append(Problem("seconds", "`.max_new_tokens` is given, and both are the length. Give one of them."))
         return max_new_tokens, found
-    asked = SECONDS if seconds is None else seconds
+    asked = DEFAULT_SECONDS if seconds is None else seconds
     wrong = converted(problems_of_seconds(generator, asked))
     return (1 if wrong else frames(generator, asked)), found + wrong
