@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem, nearest
 from cfg_distill.rewards.running import share_of_newest
 
 
@@ -52,31 +52,29 @@ class BetaCalibration(Callback):
         self._measured = 0
         self._measuring = False
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each."""
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings."""
         found = []
         if self.loss == self.reference:
-            found.append(
-                f"Key `BetaCalibration.reference`: expected another loss than `loss`, but both are {self.loss}."
-            )
+            found.append(Problem("reference", f"expected another loss than `.loss`, but both are {self.loss}."))
         if not 0 < self.ratio < math.inf:
-            found.append(f"Key `BetaCalibration.ratio`: expected a number above 0, but got {self.ratio}.")
-        for key in ("start_step", "num_steps"):
-            if getattr(self, key) < 0:
-                found.append(f"Key `BetaCalibration.{key}`: expected 0 or more steps, but got {getattr(self, key)}.")
+            found.append(Problem("ratio", f"expected a number above 0, but got {self.ratio}."))
+        for key, steps in (("start_step", self.start_step), ("num_steps", self.num_steps)):
+            if not steps >= 0:
+                found.append(Problem(key, f"expected 0 or more steps, but got {steps}."))
         if not 0 <= self.momentum < 1:
-            found.append(f"Key `BetaCalibration.momentum`: expected a number in [0, 1), but got {self.momentum}.")
+            found.append(Problem("momentum", f"expected a number in [0, 1), but got {self.momentum}."))
         return found
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         losses: Any = pl_module.losses
         found = self.problems()
-        for key in ("loss", "reference"):
-            if getattr(self, key) not in losses:
-                expected = f"a name of `model.losses` {list(losses)}"
-                found.append(f"Key `BetaCalibration.{key}`: expected {expected}, but got {getattr(self, key)}.")
+        for key, name in (("loss", self.loss), ("reference", self.reference)):
+            if name not in losses:
+                known = f"a name of `/model.losses` {list(losses)}"
+                found.append(Problem(key, f"expected {known}, but got `{name}`.{nearest(name, losses)}"))
         if found:
-            raise ConfigError(found)
+            raise ConfigError([problem.under(type(self).__name__) for problem in found])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         past = trainer.global_step - self.start_step

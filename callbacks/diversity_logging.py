@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.sampling.samples import Samples
 
@@ -46,21 +46,22 @@ class DiversityLogging(Callback):
         self._collapsed: list[str] = []
         self._groups = torch.zeros(2)
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each, found without loading weights."""
-        found = [f"In `DiversityLogging.metrics.{name}`: {problem}"
-                 for name, metric in self.metrics.items() for problem in metric.problems()]  # fmt: skip
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings, found without loading weights."""
+        found: list[Problem] = []
+        for name, metric in self.metrics.items():
+            found += problems_of(metric, context, under=f"metrics.{name}.init_args")
         if not self.metrics:
-            found.append("Key `DiversityLogging.metrics`: expected at least one metric, but got none.")
+            found.append(Problem("metrics", "expected at least one metric, but got none."))
         highest = 1.0 if self.relative else math.inf
         if not 0 <= self.collapse_below <= highest:
             what = "a share in [0, 1] of the first value" if self.relative else "a number of at least 0"
-            found.append(f"Key `DiversityLogging.collapse_below`: expected {what}, but got {self.collapse_below}.")
+            found.append(Problem("collapse_below", f"expected {what}, but got {self.collapse_below}."))
         return found
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if problems := self.problems():
-            raise ConfigError(problems)
+            raise ConfigError([problem.under(type(self).__name__) for problem in problems])
         for metric in self.metrics.values():
             # Moved first: loading may embed a folder of sound. The module itself is not moved yet, the strategy knows where to.
             metric.to(trainer.strategy.root_device).load()

@@ -9,7 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from cfg_distill.audio import Waveform, within_full_scale
-from cfg_distill.errors import ConfigError
+from cfg_distill.embedders.base import problems_of_counts
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.sampling.samples import Samples
 
 AudioOf = Callable[[str, str], tuple[np.ndarray, int]]
@@ -43,17 +44,13 @@ class SampleLogging(Callback):
         self.audio = audio
         self._shown: list[tuple[str, list[Any]]] = []
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each."""
-        return [
-            f"Key `SampleLogging.{key}`: expected at least 1, but got {getattr(self, key)}."
-            for key in ("num_prompts", "num_samples")
-            if getattr(self, key) < 1
-        ]
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings."""
+        return problems_of_counts(num_prompts=self.num_prompts, num_samples=self.num_samples)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if problems := self.problems():
-            raise ConfigError(problems)
+            raise ConfigError([problem.under(type(self).__name__) for problem in problems])
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown = []

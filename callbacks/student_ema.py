@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 
 from cfg_distill.callbacks.weights import aliases, sharded_like, whole
 from cfg_distill.checkpoints import AVERAGES, student_weights, write_student
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
 
 
 class StudentEMA(Callback):
@@ -60,15 +60,15 @@ class StudentEMA(Callback):
         """The same for a subclass, so that an export finds the averages."""
         return AVERAGES
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each."""
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings."""
         found = []
         if not 0 <= self.decay < 1:
-            found.append(f"Key `StudentEMA.decay`: expected a number in [0, 1), but got {self.decay}.")
+            found.append(Problem("decay", f"expected a number in [0, 1), but got {self.decay}."))
         if self.update_every < 1:
-            found.append(f"Key `StudentEMA.update_every`: expected at least 1 step, but got {self.update_every}.")
+            found.append(Problem("update_every", f"expected at least 1 step, but got {self.update_every}."))
         if self.start_step < 0:
-            found.append(f"Key `StudentEMA.start_step`: expected 0 or more steps, but got {self.start_step}.")
+            found.append(Problem("start_step", f"expected 0 or more steps, but got {self.start_step}."))
         return found
 
     # When
@@ -125,7 +125,7 @@ class StudentEMA(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if problems := self.problems():
-            raise ConfigError(problems)
+            raise ConfigError([problem.under(type(self).__name__) for problem in problems])
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

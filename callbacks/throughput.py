@@ -1,4 +1,4 @@
-"""Throughput: generated tokens a second, where the time goes, and the peak of memory."""
+"""Throughput: generated tokens per second, where the time goes, and the peak of memory."""
 
 import time
 from collections import deque
@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.files import resident_peak
 
 
@@ -35,15 +35,13 @@ class Throughput(Callback):
         self._seconds: dict[str, float] = {}
         self._start = self._last = 0.0
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each."""
-        if self.window < 1:
-            return [f"Key `Throughput.window`: expected at least 1 batch, but got {self.window}."]
-        return []
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings."""
+        return [] if self.window >= 1 else [Problem("window", f"expected at least 1 batch, but got {self.window}.")]
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if problems := self.problems():
-            raise ConfigError(problems)
+            raise ConfigError([problem.under(type(self).__name__) for problem in problems])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         self._seconds = {}

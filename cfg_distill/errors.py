@@ -115,7 +115,9 @@ def problems_of(part: Any, context: Context = Context(), under: str = "") -> lis
     if not callable(method):
         return []
     parameters = inspect.signature(method).parameters
-    arguments = () if not parameters else (context.samples,) if "group" in parameters else (context,)
+    arguments: tuple[Any, ...] = () if not parameters else (context.samples,) if "group" in parameters else (context,)
+    if "key" in parameters:  # of a room that takes no context yet
+        arguments = (context.longest, context.training) if "longest" in parameters else ()
     found: Iterable[str | Problem] = method(*arguments)
     return [(Problem("", each) if isinstance(each, str) else each).under(under) for each in found]
 

@@ -7,17 +7,28 @@ import socket
 import lightning as L
 import pytest
 import torch
+from lightning.pytorch.loggers import Logger
 from tiny import tiny_folder
 from torch import nn
 from torch.nn.functional import pad
 
 from cfg_distill import CFGDistillation
 from cfg_distill.distillation.module import fingerprint
+from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, HiddenStates, Logits, LoRA
 from cfg_distill.generators.lora import lora_layers
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, reverse_kl
+from cfg_distill.losses import (
+    EntropyAwareKL,
+    ForwardKL,
+    JensenShannon,
+    LossInputs,
+    PolicyGradient,
+    ReverseKL,
+    reverse_kl,
+)
+from cfg_distill.rewards import Mixed, PairwiseDiversity
 from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.sampling import Rollout, Sampling, rollout
 
@@ -364,8 +375,9 @@ def test_micro_batches_clip_and_step_as_one(folder):
 
 def test_a_micro_batch_must_cut_groups_evenly(folder):
     problems = module(folder, micro_batch=2, logits_chunk=-1).problems()
-    assert any("`model.micro_batch`" in problem and "3" in problem for problem in problems)
-    assert any("`model.logits_chunk`" in problem for problem in problems)
+    said = {problem.path: str(problem) for problem in problems}
+    assert "a multiple of `model.sampling.samples`, 3, but got 2" in said["micro_batch"]
+    assert said.keys() == {"micro_batch", "logits_chunk"}
 
 
 @pytest.mark.parametrize("where", ["predictions", "backward", "optimizer"])
@@ -400,3 +412,105 @@ def test_out_of_memory_names_what_to_lower(folder, where, monkeypatch):
         r" ones .*First lower `model.micro_batch`",
     ):
         fit(model, [PROMPTS])
+
+
+def test_numbers_that_cannot_be_are_named_by_their_path(folder):
+    """NaN passes every `x < 0`; a negative divergence trains away from the teacher."""
+    embedder = NGramCounts(n=0)
+    parts = {"distance": PairwiseDiversity(embedder, momentum=float("nan"))}
+    losses = {
+        "kl": ReverseKL(weight=-3.0, temperature=float("inf")),
+        "js": JensenShannon(mixture=float("nan"), weight=float("nan"), warmup_steps=-5, codebook_weights=[-1.0]),
+        "sure": EntropyAwareKL(threshold=float("nan")),
+        "diversity": PolicyGradient(Mixed(parts, {"distance": float("inf")}), weight=float("inf")),
+    }
+    model = module(folder, losses=losses, seed=-1, measure_gradients_every=-1)
+    paths = [problem.under("model").path for problem in model.problems()]
+    assert paths == [
+        "model.measure_gradients_every",
+        "model.seed",
+        "model.losses.kl.init_args.weight",
+        "model.losses.kl.init_args.temperature",
+        "model.losses.js.init_args.weight",
+        "model.losses.js.init_args.warmup_steps",
+        "model.losses.js.init_args.codebook_weights",
+        "model.losses.js.init_args.mixture",
+        "model.losses.sure.init_args.threshold",
+        "model.losses.diversity.init_args.weight",
+        "model.losses.diversity.init_args.reward.init_args.weights.distance",
+        "model.losses.diversity.init_args.reward.init_args.rewards.distance.init_args.momentum",
+        "model.losses.diversity.init_args.reward.init_args.rewards.distance.init_args.embedder.init_args.n",
+    ]
+    with pytest.raises(
+        ConfigError, match=r"Key `model.losses.kl.init_args.weight`: expected a number of at least 0, but got -3"
+    ):
+        model.configure_model()
+
+
+def test_a_negative_weight_of_a_reward_is_a_wish(folder):
+    assert not module(folder, losses={"kl": ReverseKL(), "same": PolicyGradient(FirstToken(), weight=-1.0)}).problems()
+
+
+def test_callbacks_find_rewards_and_advantages(folder):
+    seen = []
+
+    class Look(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append(outputs)
+
+    fit(module(folder), [PROMPTS[:2]], callbacks=[Look()])
+    (outputs,) = seen
+    expected = FirstToken()(outputs["samples"])
+    assert outputs["rewards"].keys() == outputs["advantages"].keys() == {"diversity"}
+    assert torch.equal(outputs["rewards"]["diversity"], expected.reward_BG)
+    assert torch.equal(outputs["advantages"]["diversity"], expected.advantage_BG)
+
+
+class Rows(Logger):
+    """What a logger is given, in order."""
+
+    name = version = "rows"
+
+    def __init__(self):
+        super().__init__()
+        self.rows = []
+
+    def log_hyperparams(self, params):
+        pass
+
+    def log_metrics(self, metrics, step):
+        self.rows.append((step, dict(metrics)))
+
+
+def test_measured_values_are_logged_where_they_were_measured(folder):
+    """Lightning's own logging repeats a value at every step of the epoch: a plateau that is none."""
+    rows = Rows()
+    trainer = L.Trainer(
+        accelerator="cpu", logger=rows, enable_checkpointing=False, enable_progress_bar=False, log_every_n_steps=1,
+        enable_model_summary=False, max_epochs=1,
+    )  # fmt: skip
+    losses = {
+        "diversity": PolicyGradient(FirstToken(), weight=0.1, warmup_steps=3),
+        "kl": ReverseKL(),
+        "fkl": ForwardKL(),
+    }
+    model = module(folder, losses=losses, measure_gradients_every=3)
+    trainer.fit(model, loader([PROMPTS[:2]] * 5), loader([PROMPTS[:1]]))
+    for key in ("gradient_norm/kl", "gradient_ratio/diversity", "gradient_ratio/fkl", "train/entropy_student"):
+        assert [step for step, row in rows.rows if key in row] == [0, 3], key
+        assert key in trainer.callback_metrics
+    assert [step for step, row in rows.rows if "train/kl" in row] == [0, 1, 2, 3, 4]
+    # The reference is the first divergence, wherever it stands; and the weight is that of the step, in a warm-up too.
+    assert not any("gradient_ratio/kl" in row for _, row in rows.rows)
+    first = next(row for _, row in rows.rows if "gradient_norm/kl" in row)
+    last = trainer.callback_metrics
+    assert first["gradient_ratio/diversity"] == pytest.approx(
+        first["gradient_norm/diversity"] / first["gradient_norm/kl"]
+    )
+    assert last["gradient_norm/diversity"] == pytest.approx(0.1 * float(model.gradient_norms["diversity"]))
+
+
+def test_without_a_divergence_the_first_loss_is_the_reference(folder):
+    losses = {"one": PolicyGradient(FirstToken()), "other": PolicyGradient(FirstToken(), weight=2.0)}
+    trainer = fit(module(folder, losses=losses, measure_gradients_every=1), [PROMPTS[:2]])
+    assert trainer.callback_metrics["gradient_ratio/other"] == pytest.approx(2.0)

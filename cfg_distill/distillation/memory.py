@@ -1,40 +1,25 @@
-"""Out of memory is a setting too large: a message that says which."""
+"""Out of memory: a message that says which setting to lower."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import Generator
-from cfg_distill.sampling import Sampling
 
-# How allocators and libraries refuse that do not raise torch.OutOfMemoryError: the CPU's (on Windows too), MPS's, cuBLAS's.
+if TYPE_CHECKING:
+    from cfg_distill.distillation.module import CFGDistillation
+
+# Refusals of allocators and libraries that raise no torch.OutOfMemoryError: the CPU's (on Windows too), MPS's, cuBLAS's.
 _SIGNS = ("allocate memory", "not enough memory", "out of memory", "STATUS_ALLOC_FAILED")
 
 
-class Module(Protocol):
-    """Of :class:`~cfg_distill.CFGDistillation`, what the advice is about.
-
-    Attributes:
-        batch: the prompts of the step that is being taken.
-    """
-
-    batch: Sequence[str]
-    student: Generator
-    sampling: Sampling
-    micro_batch: int
-
-    @property
-    def global_step(self) -> int: ...
-
-
 @contextmanager
-def advice_on_memory(module: Module) -> Iterator[None]:
-    """Turn an allocator's refusal within a step into what to lower.
+def advice_on_memory(module: CFGDistillation) -> Iterator[None]:
+    """Turn an allocator's refusal within a step into advice on what to lower.
 
     Args:
         module: the one that takes the step.
@@ -59,7 +44,7 @@ def advice_on_memory(module: Module) -> Iterator[None]:
         ) from error
 
 
-def _prompt_positions(module: Module) -> int | str:
+def _prompt_positions(module: CFGDistillation) -> int | str:
     try:
         return module.student.prompt_positions(module.batch)
     except RuntimeError:  # not even that fits

@@ -31,11 +31,12 @@ from cfg_distill.distillation.memory import advice_on_memory
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
 from cfg_distill.distillation.settings import problems_of_settings, problems_of_trainer, summary
 from cfg_distill.embedders.base import Embedder
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guided
 from cfg_distill.generators.linear import onednn
+from cfg_distill.generators.lora import lora_layers
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import LOGITS_CHUNK, CellLoss, Loss, LossInputs, mix
+from cfg_distill.losses import LOGITS_CHUNK, Divergence, Loss, LossInputs, mix
 from cfg_distill.metrics.model import DISTANCE, ENTROPIES
 from cfg_distill.rewards import Reward
 from cfg_distill.rewards.running import RunningMean
@@ -46,7 +47,7 @@ from cfg_distill.sampling.samples import Samples, decoded
 class CFGDistillation(L.LightningModule):
     r"""Distil the classifier-free guidance of a generator into its own weights, and keep its samples diverse.
 
-    Each step draws G samples a prompt from the student WITHOUT guidance, scores them with the student and with the frozen
+    Each step draws G samples per prompt from the student WITHOUT guidance, scores them with the student and with the frozen
     start model WITH guidance, and descends
 
     .. math:: \sum_k w_k \frac{L_k}{\text{count}}, \qquad
@@ -66,14 +67,16 @@ class CFGDistillation(L.LightningModule):
             the number of generated positions.
         optimizer: from the student's parameters to an optimiser.
         scheduler: from the optimiser to a scheduler; it steps with the optimiser.
-        dropout: keep the student's dropout while training. Off by default: the probability that trains must be that of the
-            distribution that sampled.
+        dropout: keep the base's dropout while training. Off by default: the probability that trains must be that of the
+            distribution that sampled. (The adapter's dropout is ``lora.dropout`` alone.)
         micro_batch: samples that are scored and differentiated at once, a divisor or a multiple of G; 0 for the whole batch.
             It lowers the memory of a step and changes nothing else: rollouts stay as large as the batch.
         logits_chunk: logits that exist at once (cells times vocabulary): head, losses and their gradients in one pass; 0
             makes all logits at once, and differentiates them by autograd.
-        measure_gradients_every: steps between measurements of the gradient norm of each term over the batch of all
-            devices, and of entropies; 0 for never. One scores and differentiates the batch once more a term.
+        measure_gradients_every: steps between measurements; 0 for never. A measurement logs ``gradient_norm/NAME``, the norm of
+            each loss's gradient over the batch of all devices, weight included; ``gradient_ratio/NAME``, that norm divided by
+            the norm of the first divergence of the mix; and entropies. It scores and differentiates the batch once more per
+            loss.
         onednn: on a CPU, in float32, let oneDNN multiply by the weights, which is up to twice as fast as torch's own products;
             rounding aside it changes nothing.
         seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
@@ -100,10 +103,8 @@ class CFGDistillation(L.LightningModule):
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or hasattr(nn.ModuleDict, name)]:
-            raise ConfigError(
-                "Key `model.losses`: expected names that are no attribute of a module, without a full stop,"
-                f" but got {unusable}. Rename them."
-            )
+            text = f"expected names that are no attribute of a module, without a full stop, but got {unusable}. Rename them."
+            raise ConfigError(Problem("/model.losses", text))
         self.generator_spec = checkpoints.spec_of(generator)
         self.student = generator
         self.teacher: Generator | None = None
@@ -129,34 +130,42 @@ class CFGDistillation(L.LightningModule):
         self._sums: dict[str, Tensor] = {}
         self._skipped = 0
         self._teacher_fingerprint = ""
-        # What the recipe says, and what that of the checkpoint said: see cfg_distill.distillation.resuming.
+        # Settings of this recipe, and those recorded in the checkpoint (compared in resuming.py).
         self._configured: dict[str, Any] = {"losses": {name: loss.weight.item() for name, loss in losses.items()}}
         self._configured_then: dict[str, Any] = {}
 
     # Settings and weights
 
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each, found without loading weights."""
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings, found without loading weights."""
         return problems_of_settings(self)
 
     def summary(self) -> str:
         """What is about to be trained, in one line."""
         return summary(self)
 
-    def problems_with(self, trainer: L.Trainer) -> list[str]:
-        """What is wrong with the settings of a trainer of this module, a sentence each."""
+    def problems_with(self, trainer: L.Trainer) -> list[Problem]:
+        """What is wrong with the settings of a trainer of this module."""
         return problems_of_trainer(trainer)
 
-    def problems_of_data(self, data: Any) -> list[str]:
-        """Why there can be no samples of the prompts of a data module that was set up, a sentence each."""
-        prompts: Mapping[str, Sequence[str]] = getattr(data, "prompts", {})
-        found = [problem for given in prompts.values() for problem in self.student.problems_of_prompts(given)]
+    def problems_of_data(self, data: Any) -> list[Problem]:
+        """Why there can be no samples of the prompts of a data module that was set up."""
+        found = [
+            problem if isinstance(problem, Problem) else Problem("", problem)
+            for given in prompts_of(data)
+            for problem in self.student.problems_of_prompts(given)
+        ]
         return list(dict.fromkeys(found))
 
     def setup(self, stage: str) -> None:
         problems = self.problems_with(self.trainer)
-        if problems := problems or self.problems_of_data(getattr(self.trainer, "datamodule", None)):
+        if problems := problems or self.problems_of_data(self._data):
             raise ConfigError(problems)
+
+    @property
+    def _data(self) -> Any:
+        """The data module of a fit; the trainer has none in the commands that need no data."""
+        return getattr(self.trainer, "datamodule", None)
 
     def configure_model(self) -> None:
         """Load the weights once: Lightning calls this at the start of fit, validate and test alike.
@@ -167,7 +176,7 @@ class CFGDistillation(L.LightningModule):
         if self.teacher is not None:
             return
         if problems := self.problems():
-            raise ConfigError(problems)
+            raise ConfigError([problem.under("model") for problem in problems])
         self.student.load()
         self.teacher = self.student.frozen_copy()
         if self.start:
@@ -177,12 +186,18 @@ class CFGDistillation(L.LightningModule):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "CFGDistillation":
-        """Frozen models never leave eval mode, and the student does only when its dropout is wanted."""
+        """Frozen models never leave eval mode. The student does only when its dropout is wanted; the adapter's own dropout,
+        ``lora.dropout``, needs no more than its probability.
+        """
         super().train(mode)
         for module in self._frozen_parts().values():
             module.eval()
         if not self.dropout:
             self.student.eval()
+        lora = self.student.lora
+        if mode and lora is not None and lora.dropout and self.teacher is not None:
+            for layer in lora_layers(self.student.model).values():
+                layer.lora_dropout.train()
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -219,6 +234,12 @@ class CFGDistillation(L.LightningModule):
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
     def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+        """One step; callbacks find its outcome in their ``outputs``.
+
+        Returns:
+            ``loss``; ``samples``, the decoded groups; ``rewards`` and ``advantages``, ``[B, G]`` by the name of each loss that
+            has them.
+        """
         self.batch = batch
         with advice_on_memory(self), onednn(self.onednn):
             return self._training_step(batch, batch_idx)
@@ -237,7 +258,7 @@ class CFGDistillation(L.LightningModule):
             cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad()
         drawn = self.rollout(batch, self._rollout_seed(self.global_step, batch_idx))
         samples = decoded(self.student, batch, drawn)
-        credits = {name: loss.credit(samples) for name, loss in self._mix.items()}
+        advantages = {name: loss.advantage(samples) for name, loss in self._mix.items()}
         weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
         every = self.measure_gradients_every
         measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._count == 0)
@@ -245,10 +266,12 @@ class CFGDistillation(L.LightningModule):
         earlier = torch.zeros((), device=drawn.tokens_BGKT.device)
         parts = self._micro_batches(batch)
         if measuring:
-            self._measure_gradients(samples, parts, credits)
+            self._measure_gradients(samples, parts, advantages, weights)
         for number, (prompts, rows) in enumerate(parts):
             inputs = self.score(samples, prompts, rows)
-            total, part = mix(self._mix, inputs, weights, credits, ENTROPIES if measuring else None, self.logits_chunk)
+            total, part = mix(
+                self._mix, inputs, weights, advantages, ENTROPIES if measuring else None, self.logits_chunk
+            )
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             if number + 1 < len(parts):
                 # Each micro-batch's graph is gone before the next; the last one's backward pass is Lightning's, which also
@@ -261,7 +284,12 @@ class CFGDistillation(L.LightningModule):
         self._log_step(drawn, weights, sums, count)
         self._count = self._count.to(count.device) + count
         # Divided by a constant here, by the true count of all micro-batches and ranks before the optimiser steps.
-        return {"loss": (total + earlier) / self._count_scale, "samples": samples}
+        return {
+            "loss": (total + earlier) / self._count_scale,
+            "samples": samples,
+            "rewards": {name: loss.reward_BG for name, loss in self._mix.items() if loss.reward_BG is not None},
+            "advantages": {name: each.view(len(batch), -1) for name, each in advantages.items() if each is not None},
+        }
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning calls this between training_step and the backward pass, and micro-batches have gone by."""
@@ -329,6 +357,12 @@ class CFGDistillation(L.LightningModule):
     def _mix(self) -> dict[str, Loss]:
         return cast(dict[str, Loss], dict(self.losses.items()))
 
+    @property
+    def gradient_reference(self) -> str:
+        """The loss whose gradient ``gradient_ratio/*`` divides by: the first divergence of the mix, else the first loss."""
+        divergences = [name for name, loss in self._mix.items() if isinstance(loss, Divergence)]
+        return divergences[0] if divergences else next(iter(self._mix))
+
     def _rollout_seed(self, step: int, batch_idx: int) -> int:
         # Distinct streams for training (step >= 0) and validation (-1: the same draws at every validation).
         entropy_words = (self.seed, step + 1, batch_idx, self.global_rank)
@@ -362,43 +396,53 @@ class CFGDistillation(L.LightningModule):
         self,
         samples: Samples,
         parts: Sequence[tuple[Sequence[str], slice]],
-        credits: Mapping[str, Tensor | None],
+        advantages: Mapping[str, Tensor | None],
+        weights: Mapping[str, Tensor],
     ) -> None:
         def of(name: str, loss: Loss) -> Iterator[Tensor]:
             for prompts, rows in parts:
                 inputs = self.score(samples, prompts, rows)
-                yield mix({name: loss}, inputs, {name: 1.0}, credits, chunk=self.logits_chunk)[0] / self._count_scale
+                yield mix({name: loss}, inputs, {name: 1.0}, advantages, chunk=self.logits_chunk)[0] / self._count_scale
 
         everywhere = partial(self.trainer.strategy.reduce, reduce_op="sum")
         scale = self._count_scale / cast(Tensor, everywhere(self._count_of(samples.rollout.mask_NKT).float()))
         parameters = [p for p in self.student.parameters() if p.requires_grad]
         terms = {name: of(name, loss) for name, loss in self._mix.items()}
         self.gradient_norms |= {name: norm * scale for name, norm in norms(parameters, terms, everywhere).items()}
-        weighted = {name: self._mix[name].weight * norm for name, norm in self.gradient_norms.items()}
-        self.log_dict({f"gradient_norm/{name}": norm for name, norm in weighted.items()})
-        reference, *others = weighted
-        for name in others:
-            self.log(f"gradient_ratio/{name}", weighted[name] / weighted[reference])
+        weighted = {name: weights[name] * norm for name, norm in self.gradient_norms.items()}
+        reference = self.gradient_reference
+        self._log_measured(
+            {f"gradient_norm/{name}": norm for name, norm in weighted.items()}
+            | {
+                f"gradient_ratio/{name}": norm / weighted[reference]
+                for name, norm in weighted.items()
+                if name != reference
+            }
+        )
+
+    def _log_measured(self, values: Mapping[str, Tensor]) -> None:
+        """Log values that only some steps have: Lightning's own logging would repeat them at every step of the epoch."""
+        self.log_dict(dict(values), logger=False)  # for callbacks
+        for logger in self.trainer.loggers:
+            logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.global_step)
 
     def _log_step(
         self, drawn: Rollout, weights: Mapping[str, Tensor], sums: Mapping[str, Tensor], count: Tensor
     ) -> None:
         cells = drawn.mask_NKT.sum()
         shown = {"train/length": drawn.length_N.float().mean()}
-        for name, value in sums.items():
-            if name in ENTROPIES:
-                shown[f"train/{name}"] = value / cells
+        self._log_measured({f"train/{name}": value / cells for name, value in sums.items() if name in ENTROPIES})
         for name, loss in self._mix.items():
             shown[f"train/{name}"] = sums[name] / count
             shown[f"weight/{name}"] = weights[name]
-            if isinstance(loss, CellLoss):
+            if loss.is_over_cells:
                 loss.logs["per_token"] = sums[name] / cells
             shown |= {f"train/{name}_{key}": value for key, value in loss.logs.items()}
         self.log_dict(shown)
         total = torch.stack([weights[name] * sums[name] for name in weights]).sum()
         self.log("train/loss", total / count, prog_bar=True)
 
-    # Checkpoints hold what is trained of the student, and what the losses learnt; frozen weights come from where they came from
+    # Checkpoints hold trained student weights and loss buffers; teacher and embedders are reloaded from their source.
 
     def _frozen_parts(self) -> dict[str, nn.Module]:
         """The teacher, and the judges that losses hold without a box: embedders, and modules whose weights are all frozen."""
@@ -466,10 +510,9 @@ class CFGDistillation(L.LightningModule):
     def on_fit_start(self) -> None:
         assert self.teacher is not None
         # All prompts, and not the first batch that holds a long one: a fit must not stop in the middle for it.
-        prompts = getattr(getattr(self.trainer, "datamodule", None), "prompts", {})
         found = [
             problem
-            for given in prompts.values()
+            for given in prompts_of(self._data)
             for problem in problems_of_lengths(self.student, given, self.sampling, self.guidance)
         ]
         if found:
@@ -480,6 +523,12 @@ class CFGDistillation(L.LightningModule):
         assert self.teacher is not None
         if fingerprint(self.teacher) != self._teacher_fingerprint:
             raise RuntimeError("The teacher's weights changed during the fit: guidance would compound. This is a bug.")
+
+
+def prompts_of(data: Any) -> list[Sequence[str]]:
+    """The prompts of each part of a data module that knows them; none of any other data."""
+    prompts: Mapping[str, Sequence[str]] = getattr(data, "prompts", {})
+    return list(prompts.values())
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -3,92 +3,104 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, cast
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from torch import nn
 
-from cfg_distill.generators import Generator
-from cfg_distill.guidance import Guidance
+from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.losses import Divergence, Loss
-from cfg_distill.sampling import Sampling
+
+if TYPE_CHECKING:
+    from cfg_distill.distillation.module import CFGDistillation
 
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 
-class Module(Protocol):
-    """Of :class:`~cfg_distill.CFGDistillation`, what can be set wrong."""
-
-    student: Generator
-    guidance: Guidance
-    sampling: Sampling
-    losses: nn.ModuleDict
-    start: str
-    dropout: bool
-    micro_batch: int
-    logits_chunk: int
-    allow_no_teacher: bool
-
-
-def summary(module: Module) -> str:
+def summary(module: CFGDistillation) -> str:
     """What is about to be trained, in one line: each loss with its class and weight, the teacher, the group."""
     losses = cast(Mapping[str, Loss], dict(module.losses.items()))
     guidance, samples = f"{module.guidance.scale:g}", module.sampling.samples
     return f"Losses: {_listed(losses)}. Guidance of the teacher: {guidance}. Samples per prompt: {samples}."
 
 
-def problems_of_settings(module: Module) -> list[str]:
-    """What is wrong with the settings of a module, a sentence each."""
-    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
-    found = module.student.problems()
+def problems_of_settings(module: CFGDistillation) -> list[Problem]:
+    """What is wrong with the settings of a module; keys are relative to ``model``."""
+    student = module.student
+    found = problems_of(student, under="generator.init_args")
     is_readable = not found
-    limit = module.student.longest_sample if is_readable else None
-    found += module.guidance.problems()
-    if not found and module.guidance.negative_system is not None and not module.student.takes_system:
+    context = Context(module.sampling.samples, student.longest_sample if is_readable else None, training=True)
+    found += problems_of(module.guidance, context, under="guidance")
+    if not found and module.guidance.negative_system is not None and not student.takes_system:
         found.append(
-            "Key `model.guidance.negative_system`: expected a model under a chat template that takes system messages, but"
-            f" `{module.student.path}` is none. Give `model.guidance.negative` instead."
+            Problem(
+                "guidance.negative_system",
+                "expected a model under a chat template that takes system messages, but"
+                f" `{student.path}` is none. Set `/model.guidance.negative` instead.",
+            )
         )
-    found += module.sampling.problems(limit, training=True)
+    found += problems_of(module.sampling, context, under="sampling")
     if module.start:
-        found += module.student.problems_of_start(module.start)
-    if module.student.lora is not None and module.student.lora.dropout and not module.dropout:
-        found.append(
-            "Key `model.generator.lora.dropout`: it takes `model.dropout: true`, which is false. Set it, or leave it out."
-        )
+        found += [_problem(each) for each in student.problems_of_start(module.start)]
+    found += _problems_of_precision(module)
+    found += _problems_of_step(module)
+    found += _problems_of_losses(module, context, is_readable)
+    return found
+
+
+def _problem(found: str | Problem) -> Problem:
+    return found if isinstance(found, Problem) else Problem("", found)
+
+
+def _problems_of_precision(module: CFGDistillation) -> list[Problem]:
     dtype = getattr(module.student, "dtype", "float32")
-    if module.student.lora is None and dtype != "float32":
-        found.append(
-            "Key `model.generator.dtype`: expected float32 where all weights are trained, since their steps are lost in the"
-            f" rounding of half precision, but got {dtype}. Set `trainer.precision: bf16-mixed`, or train a"
-            " `model.generator.lora`."
+    if module.student.lora is not None or dtype == "float32":
+        return []
+    return [
+        Problem(
+            "generator.init_args.dtype",
+            "expected float32 where all weights are trained, since their steps are lost in the rounding of half precision, but"
+            f" got {dtype}. Set `/trainer.precision` to bf16-mixed, or train a `/model.generator.init_args.lora`.",
         )
-    if not module.losses:
-        found.append("Key `model.losses`: expected at least one loss, but got none. Add `kl`.")
-    elif not module.allow_no_teacher and not any(_ties_to_teacher(loss) for loss in losses.values()):
-        found.append(
-            "Key `model.losses`: nothing ties the student to the guided teacher. Expected a divergence with a weight above 0,"
-            f" but got {_listed(losses)}. Add one, such as `kl`, or set `model.allow_no_teacher: true`."
-        )
+    ]
+
+
+def _problems_of_step(module: CFGDistillation) -> list[Problem]:
+    """Numbers of a training step."""
+    found = []
     for key, value in (("micro_batch", module.micro_batch), ("logits_chunk", module.logits_chunk)):
-        if value < 0:
-            found.append(f"Key `model.{key}`: expected 0 (all at once) or more, but got {value}.")
+        if not value >= 0:
+            found.append(Problem(key, f"expected 0 (all at once) or more, but got {value}."))
+    if not module.measure_gradients_every >= 0:
+        text = f"expected 0 (never) or more steps, but got {module.measure_gradients_every}."
+        found.append(Problem("measure_gradients_every", text))
+    if not module.seed >= 0:
+        found.append(Problem("seed", f"expected 0 or more, but got {module.seed}."))
     group = module.sampling.samples
-    if module.micro_batch > 0 and group % module.micro_batch and module.micro_batch % group:
-        found.append(
-            f"Key `model.micro_batch`: expected a divisor or a multiple of `model.sampling.samples`, {group}, but got"
-            f" {module.micro_batch}."
+    if module.micro_batch > 0 and group > 0 and group % module.micro_batch and module.micro_batch % group:
+        text = f"expected a divisor or a multiple of `/model.sampling.samples`, {group}, but got {module.micro_batch}."
+        found.append(Problem("micro_batch", text))
+    return found
+
+
+def _problems_of_losses(module: CFGDistillation, context: Context, is_readable: bool) -> list[Problem]:
+    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+    found = []
+    if not losses:
+        found.append(Problem("losses", "expected at least one loss, but got none. Add `kl`."))
+    elif not module.allow_no_teacher and not any(_ties_to_teacher(loss) for loss in losses.values()):
+        text = (
+            "nothing ties the student to the guided teacher. Expected a divergence with a weight above 0, but got"
+            f" {_listed(losses)}. Add one, such as `kl`, or set `/model.allow_no_teacher` to true."
         )
+        found.append(Problem("losses", text))
     for name, loss in losses.items():
         weights = loss.codebook_weights if is_readable and isinstance(loss, Divergence) else ()
         if weights and len(weights) != module.student.num_codebooks:
-            found.append(
-                f"Key `model.losses.{name}.init_args.codebook_weights`: expected {module.student.num_codebooks} numbers, one"
-                f" a codebook, but got {len(weights)}."
-            )
-        found += [f"In `model.losses.{name}`: {problem}" for problem in loss.problems(module.sampling.samples)]
+            text = f"expected {module.student.num_codebooks} numbers, one per codebook, but got {len(weights)}."
+            found.append(Problem(f"losses.{name}.init_args.codebook_weights", text))
+        found += problems_of(loss, context, under=f"losses.{name}.init_args")
     return found
 
 
@@ -102,27 +114,32 @@ def _ties_to_teacher(loss: Loss) -> bool:
     return isinstance(loss, Divergence) and loss.weight.item() > 0
 
 
-def problems_of_trainer(trainer: Trainer) -> list[str]:
-    """What of a trainer's settings would stop or spoil a distillation, a sentence each.
+def problems_of_trainer(trainer: Trainer) -> list[Problem]:
+    """What in a trainer's settings would stop or spoil a distillation.
 
     - Precisions that cast the module: steps of fine-tuning are lost in the rounding of half precision, and so are beta and
       the factors of an adapter.
-    - Strategies that shard the student, which is not supported; those that are run a whole student in each process.
+    - Strategies that shard the student, which is not supported; the supported ones run a whole student in each process.
     - Apple's MPS, which has no float64: drawing from a large vocabulary takes it.
     """
     found = []
     if trainer.precision not in PRECISIONS:
         found.append(
-            f"Key `trainer.precision`: expected one of {', '.join(PRECISIONS)}, since what is trained must be float32, but got"
-            f" {trainer.precision}. Take bf16-mixed, or `model.generator.dtype: bfloat16` with a `model.generator.lora`."
+            Problem(
+                "/trainer.precision",
+                f"expected one of {', '.join(PRECISIONS)}, since trained weights must be float32, but got {trainer.precision}."
+                " Use bf16-mixed, or `/model.generator.init_args.dtype` bfloat16 with a `/model.generator.init_args.lora`.",
+            )
         )
-    if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         found.append(
-            "Key `trainer.strategy`: expected auto or a kind of ddp, since a student in shards is not supported, but got"
-            f" {type(trainer.strategy).__name__}. Take ddp; where memory is short, a `model.generator.lora`."
+            Problem(
+                "/trainer.strategy",
+                "expected auto or a kind of ddp, since a student in shards is not supported, but got"
+                f" {type(trainer.strategy).__name__}. Use ddp; where memory is short, a `/model.generator.init_args.lora`.",
+            )
         )
     if isinstance(trainer.accelerator, MPSAccelerator):
-        found.append(
-            "Key `trainer.accelerator`: expected cpu or cuda, since sampling takes float64, but got mps. Set it to cpu."
-        )
+        text = "expected cpu or cuda, since sampling takes float64, but got mps. Set it to cpu."
+        found.append(Problem("/trainer.accelerator", text))
     return found

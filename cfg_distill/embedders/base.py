@@ -8,15 +8,16 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.folders import problems_of_folder
 
 
 class Embedder(nn.Module, ABC):
     """A frozen model that maps decoded outputs to vectors. Constructing one loads no weights; :meth:`load` does."""
 
     @abstractmethod
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each, found without loading weights."""
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings, found without loading weights."""
 
     @abstractmethod
     def load(self) -> Self:
@@ -25,6 +26,16 @@ class Embedder(nn.Module, ABC):
     @abstractmethod
     def embed(self, outputs: Sequence[Any]) -> Tensor:
         """N outputs to ``[N, D]`` float32, without gradient."""
+
+
+def problems_of_path(path: str) -> list[Problem]:
+    """Why the folder or hub name under an embedder's key ``path`` cannot be loaded."""
+    return [Problem("path", text.removeprefix("Key `path`: ")) for text in problems_of_folder("path", path)]
+
+
+def problems_of_counts(**settings: int) -> list[Problem]:
+    """Which of some settings, by their keys, is no number of at least 1."""
+    return [Problem(key, f"expected at least 1, but got {value}.") for key, value in settings.items() if not value >= 1]
 
 
 def texts_of(reader: str, outputs: Sequence[Any]) -> list[str]:

@@ -16,9 +16,9 @@ from torch.nn.functional import normalize, pad
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoTokenizer
 
 from cfg_distill.audio import Waveform, problems_of_audio_extra, resampled
-from cfg_distill.embedders.base import Embedder
-from cfg_distill.errors import ConfigError
-from cfg_distill.folders import from_hub, lacks_words, problems_of_folder, resolve
+from cfg_distill.embedders.base import Embedder, problems_of_counts, problems_of_path
+from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.folders import from_hub, lacks_words, resolve
 
 SHORTEST = 0.1
 """Seconds: shorter clips are filled up with silence, since an encoder's first convolutions need some samples."""
@@ -61,36 +61,33 @@ class AudioEmbedder(Embedder):
 
     # Settings, known before the weights are
 
-    def problems(self) -> list[str]:
-        found = problems_of_folder("embedder.init_args.path", self.path) + problems_of_audio_extra()
-        if self.batch_size < 1:
-            found.append(f"Key `embedder.init_args.batch_size`: expected at least 1, but got {self.batch_size}.")
-        if self.window < SHORTEST:
-            found.append(
-                f"Key `embedder.init_args.window`: expected at least {SHORTEST} seconds, but got {self.window}."
-            )
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = problems_of_path(self.path)
+        found += [Problem("", text) for text in problems_of_audio_extra()]
+        found += problems_of_counts(batch_size=self.batch_size)
+        if not SHORTEST <= self.window < math.inf:
+            found.append(Problem("window", f"expected at least {SHORTEST} seconds, but got {self.window}."))
         try:
             return found or self._problems_of_model()
         except ConfigError as error:
-            return error.problems
+            return [Problem("path", problem.text) for problem in error.problems]
 
-    def _problems_of_model(self) -> list[str]:
+    def _problems_of_model(self) -> list[Problem]:
         """What the configuration and the feature extractor tell."""
         if self.config.model_type == "clap":
-            return [
-                self._unfit("it is a CLAP model, which `cfg_distill.embedders.CLAP` reads", "Take that class for it.")
-            ]
+            reason = "it is a CLAP model, which `cfg_distill.embedders.CLAP` reads"
+            return [self._unfit(reason, "Use that class for it.")]
         if hasattr(self.config, "codebook_size"):
             return [self._unfit(f"it is a codec ({self.config.model_type}), which makes codes and no vectors")]
         return self._problems_of_extractor()
 
-    def _problems_of_extractor(self) -> list[str]:
+    def _problems_of_extractor(self) -> list[Problem]:
         if getattr(self.extractor, "sampling_rate", None) is None:
             return [self._unfit(f"its feature extractor `{type(self.extractor).__name__}` reads no sound")]
         return []
 
-    def _unfit(self, reason: str, advice: str = "Name another folder or hub name.") -> str:
-        return f"Key `embedder.init_args.path`: expected {self.kind}, but `{self.path}` is none: {reason}. {advice}"
+    def _unfit(self, reason: str, advice: str = "Name another folder or hub name.") -> Problem:
+        return Problem("path", f"expected {self.kind}, but `{self.path}` is none: {reason}. {advice}")
 
     @cached_property
     def config(self) -> Any:
@@ -106,7 +103,7 @@ class AudioEmbedder(Embedder):
         return self.extractor.sampling_rate
 
     def _from_hub(self, loader: Any, **settings: Any) -> Any:
-        return from_hub(loader, self.path, self.kind, "Key `embedder.init_args.path`,", **settings)
+        return from_hub(loader, self.path, self.kind, "Embedder", **settings)
 
     def load(self) -> Self:
         if not hasattr(self, "encoder"):
@@ -201,7 +198,7 @@ class CLAP(AudioEmbedder):
     def __init__(self, path: str, batch_size: int = 16) -> None:
         super().__init__(path, batch_size)
 
-    def _problems_of_model(self) -> list[str]:
+    def _problems_of_model(self) -> list[Problem]:
         if self.config.model_type != "clap":
             return [self._unfit(f"its config.json says `{self.config.model_type}`")]
         _ = self.tokenizer  # raises where it is missing: a metric of adherence would find out at the first validation

@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders.base import Embedder, texts_of
+from cfg_distill.embedders.base import Embedder, problems_of_counts, texts_of
+from cfg_distill.errors import Context, Problem
 
 
 class NGramCounts(Embedder):
@@ -28,13 +29,8 @@ class NGramCounts(Embedder):
         self.n = n
         self.buckets = buckets
 
-    def problems(self) -> list[str]:
-        settings = {"n": self.n, "buckets": self.buckets}
-        return [
-            f"Key `embedder.init_args.{key}`: expected at least 1, but got {value}."
-            for key, value in settings.items()
-            if value < 1
-        ]
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return problems_of_counts(n=self.n, buckets=self.buckets)
 
     def load(self) -> Self:
         return self

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from cfg_distill.embedders.base import Embedder, texts_of
-from cfg_distill.errors import ConfigError
-from cfg_distill.folders import from_hub, problems_of_folder
+from cfg_distill.embedders.base import Embedder, problems_of_counts, problems_of_path, texts_of
+from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.folders import from_hub
 
 
 class TransformerEmbedder(Embedder):
@@ -36,29 +36,28 @@ class TransformerEmbedder(Embedder):
         self.batch_size = batch_size
         self.max_length = max_length
 
-    def problems(self) -> list[str]:
-        found = problems_of_folder("embedder.init_args.path", self.path)
-        for key, value in (("batch_size", self.batch_size), ("max_length", self.max_length)):
-            if value < 1:
-                found.append(f"Key `embedder.init_args.{key}`: expected at least 1, but got {value}.")
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = problems_of_path(self.path)
+        found += problems_of_counts(batch_size=self.batch_size, max_length=self.max_length)
         if self.pooling not in ("mean", "cls"):
-            found.append(f"Key `embedder.init_args.pooling`: expected `mean` or `cls`, but got `{self.pooling}`.")
+            found.append(Problem("pooling", f"expected `mean` or `cls`, but got `{self.pooling}`."))
         if found:
             return found
         try:
             positions = getattr(self.config, "max_position_embeddings", None)
         except ConfigError as error:
-            return error.problems
+            return [Problem("path", problem.text) for problem in error.problems]
         if self.tokenizer.pad_token_id is None:
             found.append(
-                f"Key `embedder.init_args.path`: expected a tokenizer with a pad token or an end token, but that of"
-                f" `{self.path}` has neither. Set one in its tokenizer_config.json."
+                Problem(
+                    "path",
+                    f"expected a tokenizer with a pad token or an end token, but the tokenizer of `{self.path}` has neither."
+                    " Set one in its tokenizer_config.json.",
+                )
             )
         if positions is not None and self.max_length > positions:
-            found.append(
-                f"Key `embedder.init_args.max_length`: expected at most the {positions} positions of `{self.path}`,"
-                f" but got {self.max_length}. Lower it."
-            )
+            text = f"expected at most the {positions} positions of `{self.path}`, but got {self.max_length}. Lower it."
+            found.append(Problem("max_length", text))
         return found
 
     def load(self) -> Self:

@@ -42,7 +42,7 @@ class LoRA:
         rank: R.
         alpha: alpha / R scales the change.
         targets: names of linear layers, or the ends of names (``q_proj``); ``all-linear`` for all but the output head.
-        dropout: of what enters the adapter while training; it takes ``model.dropout: true``.
+        dropout: of what enters the adapter while training.
     """
 
     rank: int = 16

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
+import warnings
+from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from cfg_distill.errors import Context, Problem
 from cfg_distill.generators import Predictions
 from cfg_distill.losses.chunked import CellTerm, sum_over_cells
 from cfg_distill.sampling import Sampling
@@ -29,7 +32,7 @@ class LossInputs:
         sampling: the distribution that drew the tokens.
         samples: the decoded groups of the whole batch.
         rows: which of their samples this micro-batch holds.
-        credit_N: what :meth:`Loss.credit` gave, for these rows; None where it gave nothing.
+        advantage_N: what :meth:`Loss.advantage` gave, for these rows; None where it gave nothing.
     """
 
     student: Predictions
@@ -39,11 +42,17 @@ class LossInputs:
     sampling: Sampling
     samples: Samples
     rows: slice = field(default_factory=lambda: slice(None))
-    credit_N: Tensor | None = None
+    advantage_N: Tensor | None = None
+
+    @property
+    def credit_N(self) -> Tensor | None:
+        """The name of :attr:`advantage_N` until 0.1."""
+        warnings.warn("`LossInputs.credit_N` is now called `advantage_N`.", FutureWarning, stacklevel=2)
+        return self.advantage_N
 
     @cached_property
     def student_NKTV(self) -> Tensor:
-        """Raw logits of the student. They take much memory: a :class:`CellLoss` needs none of it."""
+        """Raw logits of the student. They take much memory, of which a loss over cells needs none: see :meth:`Loss.cells`."""
         return self.student.whole()
 
     @cached_property
@@ -58,7 +67,7 @@ class LossInputs:
 
 
 class Loss(nn.Module, ABC):
-    """One term of the objective.
+    """One term of the objective: override :meth:`cells`, or :meth:`forward` where a term is no sum over cells.
 
     Every term is a SUM over samples and positions; the module divides all of them by one common count, of samples or of
     positions (``model.reduction``). So the terms keep their relation, beta its meaning, and a split into micro-batches
@@ -77,47 +86,72 @@ class Loss(nn.Module, ABC):
         # A buffer, so that a calibrated weight is saved and resumed with the run.
         self.weight = nn.Buffer(torch.tensor(float(weight)))
         self.logs: dict[str, Tensor] = {}
+        self.reward_BG: Tensor | None = None
+
+    def __init_subclass__(cls, **settings: Any) -> None:
+        super().__init_subclass__(**settings)
+        own = vars(cls)
+        if "credit" in own and "advantage" not in own:
+            warnings.warn(f"`{cls.__name__}.credit` is now called `advantage`: rename it.", FutureWarning, stacklevel=2)
+            cls.advantage = cls.credit  # type: ignore[method-assign]
+        elif "advantage" in own and "credit" not in own:
+            cls.credit = cls.advantage
+
+    @property
+    def is_over_cells(self) -> bool:
+        """Whether the term is a sum over cells, evaluated in chunks with all other such terms of a mix."""
+        return type(self).cells is not Loss.cells
 
     def weight_at(self, step: int) -> Tensor:
         """The weight at an optimiser step counted from 0."""
         return self.weight * min(1.0, (step + 1) / (self.warmup_steps + 1))
 
-    def problems(self, group: int) -> list[str]:
-        """What is wrong with the settings for groups of this size, found without loading weights."""
-        return []
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings, found without loading weights."""
+        found = []
+        if not math.isfinite(self.weight):
+            found.append(Problem("weight", f"expected a finite number, but got {self.weight.item()}."))
+        if not self.warmup_steps >= 0:
+            found.append(Problem("warmup_steps", f"expected 0 or more steps, but got {self.warmup_steps}."))
+        return found
 
     def load(self) -> Self:
         """Load what the loss needs; does nothing the second time."""
         return self
 
-    def credit(self, samples: Samples) -> Tensor | None:
-        """What each sample of a batch is worth, ``[N]``, asked once a batch, before micro-batches; None when not needed."""
+    def advantage(self, samples: Samples) -> Tensor | None:
+        """The weight of each sample's log-probability, ``[N]``; None for a loss that needs none.
+
+        It is asked once per batch, before the batch is cut into micro-batches.
+        """
         return None
 
-    @abstractmethod
-    def forward(self, inputs: LossInputs) -> Tensor:
-        """The unweighted sum of this term over the micro-batch, a scalar with gradient."""
+    credit = advantage  # its name until 0.1
 
-
-class CellLoss(Loss):
-    """A term that is a sum over cells: all such terms of a mix are evaluated in one pass, chunk by chunk."""
-
-    @abstractmethod
     def cells(self, inputs: LossInputs) -> CellTerm:
         """A function from :class:`~cfg_distill.losses.chunked.Cells` to one value each, ``[M]``, with gradient.
 
-        It is given the cells of one codebook at a time, a chunk at a time, and must not look beyond them.
+        It is given the cells of one codebook at a time, a chunk at a time, and must not look beyond them. All such terms of
+        a mix are evaluated in one pass.
         """
+        raise NotImplementedError
 
     def forward(self, inputs: LossInputs) -> Tensor:
+        """The unweighted sum of this term over the micro-batch, a scalar with gradient."""
+        if not self.is_over_cells:
+            raise NotImplementedError(f"`{type(self).__name__}` overrides neither `cells` nor `forward`.")
         return mix({"": self}, inputs, {"": 1.0})[0]
+
+
+CellLoss = Loss
+"""The name, until 0.1, of a loss that overrides :meth:`Loss.cells`."""
 
 
 def mix(
     losses: Mapping[str, Loss],
     inputs: LossInputs,
     weights: Mapping[str, Tensor | float],
-    credits: Mapping[str, Tensor | None] | None = None,
+    advantages: Mapping[str, Tensor | None] | None = None,
     watched: Mapping[str, CellTerm] | None = None,
     chunk: int = 0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -127,17 +161,17 @@ def mix(
         losses: the terms by name.
         inputs: the micro-batch.
         weights: of the terms.
-        credits: what :meth:`Loss.credit` gave for the whole batch, by name; None asks now.
+        advantages: what :meth:`Loss.advantage` gave for the whole batch, by name; None asks now.
         watched: functions of cells that are summed too and have no part in the loss.
         chunk: logits that exist at a time; 0 makes them whole.
     """
-    if credits is None:
-        credits = {name: loss.credit(inputs.samples) for name, loss in losses.items()}
+    if advantages is None:
+        advantages = {name: loss.advantage(inputs.samples) for name, loss in losses.items()}
     own = {}
     for name in losses:
-        credit_N = credits[name]
-        own[name] = replace(inputs, credit_N=None if credit_N is None else credit_N[inputs.rows])
-    terms = {name: loss.cells(own[name]) for name, loss in losses.items() if isinstance(loss, CellLoss)}
+        advantage_N = advantages[name]
+        own[name] = replace(inputs, advantage_N=None if advantage_N is None else advantage_N[inputs.rows])
+    terms = {name: loss.cells(own[name]) for name, loss in losses.items() if loss.is_over_cells}
     total, sums = sum_over_cells(
         inputs.student,
         inputs.teacher,

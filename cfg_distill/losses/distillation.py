@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cfg_distill.losses.base import CellLoss, LossInputs
+from cfg_distill.errors import Context, Problem
+from cfg_distill.losses.base import Loss, LossInputs
 from cfg_distill.losses.chunked import LOGITS_CHUNK, Cells, CellTerm, sum_over_cells
 from cfg_distill.losses.divergences import (
     entropy_aware_cells,
@@ -19,8 +22,8 @@ from cfg_distill.losses.divergences import (
 from cfg_distill.losses.policy_gradient import token_log_probs
 
 
-class Divergence(CellLoss):
-    """A divergence a position, summed over positions and codebooks.
+class Divergence(Loss):
+    """A divergence per position, summed over positions and codebooks.
 
     Args:
         weight: the factor of this term.
@@ -45,14 +48,27 @@ class Divergence(CellLoss):
         self.score_term = score_term
         self.codebook_weights = tuple(codebook_weights)
 
-    def problems(self, group: int) -> list[str]:
-        if self.temperature > 0:
-            return []
-        return [f"Key `temperature` of a divergence: expected a number above 0, but got {self.temperature}. Use 1."]
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = super().problems(context)
+        if self.weight < 0:
+            found.append(
+                Problem(
+                    "weight",
+                    f"expected a number of at least 0, but got {self.weight.item():g}: it would train the student away from its"
+                    " teacher.",
+                )
+            )
+        if not 0 < self.temperature < math.inf:
+            found.append(Problem("temperature", f"expected a number above 0, but got {self.temperature}. Use 1."))
+        if not all(0 <= weight < math.inf for weight in self.codebook_weights):
+            found.append(
+                Problem("codebook_weights", f"expected numbers of at least 0, but got {list(self.codebook_weights)}.")
+            )
+        return found
 
     @abstractmethod
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """The divergence of log-probabilities ``[M, V]``, a value a cell ``[M]``."""
+        """The divergence of log-probabilities ``[M, V]``, one value per cell ``[M]``."""
 
     def _values(self, cells: Cells) -> Tensor:
         student_MV, teacher_MV = cells.student_log_probs_MV, cells.teacher_log_probs_MV
@@ -111,29 +127,17 @@ class JensenShannon(Divergence):
 
     Args:
         mixture: b in [0, 1]: 0 is forward KL, 1 reverse KL.
-        weight: see :class:`Divergence`.
-        warmup_steps: see :class:`Divergence`.
-        temperature: see :class:`Divergence`.
-        score_term: see :class:`Divergence`.
-        codebook_weights: see :class:`Divergence`.
+        common: see :class:`Divergence`.
     """
 
-    def __init__(
-        self,
-        mixture: float = 0.5,
-        weight: float = 1.0,
-        warmup_steps: int = 0,
-        temperature: float = 1.0,
-        score_term: bool = False,
-        codebook_weights: Sequence[float] = (),
-    ) -> None:
-        super().__init__(weight, warmup_steps, temperature, score_term, codebook_weights)
+    def __init__(self, mixture: float = 0.5, **common: Any) -> None:
+        super().__init__(**common)
         self.mixture = mixture
 
-    def problems(self, group: int) -> list[str]:
-        found = super().problems(group)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = super().problems(context)
         if not 0 <= self.mixture <= 1:
-            found.append(f"Key `mixture` of JensenShannon: expected a number in [0, 1], but got {self.mixture}.")
+            found.append(Problem("mixture", f"expected a number in [0, 1], but got {self.mixture}."))
         return found
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
@@ -145,24 +149,18 @@ class EntropyAwareKL(Divergence):
 
     Args:
         threshold: teacher entropy in nats above which forward KL is added.
-        weight: see :class:`Divergence`.
-        warmup_steps: see :class:`Divergence`.
-        temperature: see :class:`Divergence`.
-        score_term: see :class:`Divergence`.
-        codebook_weights: see :class:`Divergence`.
+        common: see :class:`Divergence`.
     """
 
-    def __init__(
-        self,
-        threshold: float = 2.0,
-        weight: float = 1.0,
-        warmup_steps: int = 0,
-        temperature: float = 1.0,
-        score_term: bool = False,
-        codebook_weights: Sequence[float] = (),
-    ) -> None:
-        super().__init__(weight, warmup_steps, temperature, score_term, codebook_weights)
+    def __init__(self, threshold: float = 2.0, **common: Any) -> None:
+        super().__init__(**common)
         self.threshold = threshold
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = super().problems(context)
+        if math.isnan(self.threshold):
+            found.append(Problem("threshold", "expected a number, but got nan."))
+        return found
 
     def divergence(self, student: Tensor, teacher: Tensor) -> Tensor:
         return entropy_aware_cells(student, teacher, self.threshold)

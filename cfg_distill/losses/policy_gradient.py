@@ -7,7 +7,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from cfg_distill.losses.base import CellLoss, LossInputs
+from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.losses.base import Loss, LossInputs
 from cfg_distill.losses.chunked import Cells, CellTerm
 from cfg_distill.rewards.base import Reward
 from cfg_distill.sampling import Sampling
@@ -18,17 +19,22 @@ def token_log_probs(cells: Cells, sampling: Sampling) -> Tensor:
     """log student(token) under the distribution that drew it, temperature and filters included, ``[M]``."""
     log_probs_MV = cells.student_log_probs_MV if sampling.plain else sampling.log_probs(cells.student_log_probs_MV)
     picked_M = log_probs_MV.gather(-1, cells.tokens_M.unsqueeze(-1)).squeeze(-1)
-    # On the edge of top-p, rounding may drop at scoring a token that was drawn: it gives no gradient.
+    # When scored again, rounding can put a drawn token just outside top-p (log-probability -inf): give it zero gradient.
     return torch.where(picked_M.isfinite(), picked_M, 0.0)
 
 
-class PolicyGradient(CellLoss):
-    """REINFORCE for a reward on groups: ``- sum_i advantage_i * log student(y_i)``.
+class PolicyGradient(Loss):
+    r"""REINFORCE for a reward on groups.
 
-    Divided by the number of samples, its gradient is that of -D(theta). The advantage carries the baseline and the factor
-    of the reward (for pairwise diversity 2 (r_i - b_i)); see :class:`~cfg_distill.rewards.base.GroupReward`. Source: Cideron
-    et al., ICLR 2025, section 3.2. What differs: no PPO clip and no KL to a reference, since every sample is used once and
-    the distillation term is the anchor; and the paper's reward baseline is replaced by one that is independent of y_i.
+    .. math:: L = - \sum_{i=1}^{N} a_i \log \text{student}(y_i), \qquad
+        \log \text{student}(y_i) = \sum_{k, t} \log \text{student}(y_{ikt} \mid y_{i, <t})
+
+    with y_i the N samples of a batch and a_i their advantages. The gradient of L / N is that of -D(theta). An advantage carries
+    the baseline and the factor of its reward (for pairwise diversity 2 (r_i - b_i)); see
+    :class:`~cfg_distill.rewards.base.GroupReward`. Source: Cideron et al., ICLR 2025, section 3.2.
+
+    Removed from the textbook: PPO's clip, since every sample is used once, and the KL to a reference, since the distillation
+    term is the anchor. Replaced: the paper's baseline, by one that is independent of y_i.
 
     Args:
         reward: the reward on groups.
@@ -49,21 +55,22 @@ class PolicyGradient(CellLoss):
         self.reward = reward
         self.scale = scale
 
-    def problems(self, group: int) -> list[str]:
-        return self.reward.problems(group)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return super().problems(context) + problems_of(self.reward, context, under="reward.init_args")
 
     def load(self) -> Self:
         self.reward.load()
         return self
 
-    def credit(self, samples: Samples) -> Tensor:
+    def advantage(self, samples: Samples) -> Tensor:
         outcome = self.reward(samples)
+        self.reward_BG = outcome.reward_BG
         self.logs = {"reward": outcome.reward_BG.mean(), "advantage_std": outcome.advantage_BG.std()}
         return outcome.advantage_BG.flatten()
 
     def cells(self, inputs: LossInputs) -> CellTerm:
-        assert inputs.credit_N is not None
-        credit_N = inputs.credit_N.to(inputs.tokens_NKT.device, torch.float32)
+        assert inputs.advantage_N is not None
+        advantage_N = inputs.advantage_N.to(inputs.tokens_NKT.device, torch.float32)
         if self.scale == "token":
-            credit_N = credit_N * inputs.sampling.max_new_tokens / inputs.length_N
-        return lambda cells: -credit_N[cells.row_M] * token_log_probs(cells, inputs.sampling)
+            advantage_N = advantage_N * inputs.sampling.max_new_tokens / inputs.length_N
+        return lambda cells: -advantage_N[cells.row_M] * token_log_probs(cells, inputs.sampling)

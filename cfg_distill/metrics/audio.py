@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cfg_distill.audio import Waveform
 from cfg_distill.embedders import CLAP
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.metrics.embedding import PromptAdherence
 from cfg_distill.sampling.samples import Samples
@@ -121,8 +121,8 @@ class SilenceRate(WaveformMetric):
         self.level = level
         self.frame = frame
 
-    def problems(self) -> list[str]:
-        return _below_zero(self, level=self.level) + _above_zero(self, frame=self.frame)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return _below_zero(level=self.level) + _above_zero(frame=self.frame)
 
     def score_clip(self, clip: Waveform) -> float:
         return silent_share(clip, self.level, self.frame)
@@ -139,8 +139,8 @@ class ClippingRate(WaveformMetric):
         super().__init__(**settings)
         self.level = level
 
-    def problems(self) -> list[str]:
-        return _above_zero(self, level=self.level)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return _above_zero(level=self.level)
 
     def score_clip(self, clip: Waveform) -> float:
         return clipped_share(clip, self.level)
@@ -161,13 +161,12 @@ class AudioRepetition(WaveformMetric):
         self.hop = hop
         self.similarity = similarity
 
-    def problems(self) -> list[str]:
-        found = _above_zero(self, window=self.window, hop=self.hop)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = _above_zero(window=self.window, hop=self.hop)
         if not found and self.hop > self.window:
-            found.append(f"Metric `AudioRepetition`, key `hop`: expected at most the window, but got {self.hop}.")
+            found.append(Problem("hop", f"expected at most `.window`, {self.window}, but got {self.hop}."))
         if not 0 < self.similarity <= 1:
-            got = self.similarity
-            found.append(f"Metric `AudioRepetition`, key `similarity`: expected a number in (0, 1], but got {got}.")
+            found.append(Problem("similarity", f"expected a number in (0, 1], but got {self.similarity}."))
         return found
 
     def score_clip(self, clip: Waveform) -> float:
@@ -185,14 +184,13 @@ class CLAPAdherence(PromptAdherence):
         super().__init__(embedder, **settings)
 
 
-def _above_zero(metric: SampleMetric, **settings: float) -> list[str]:
-    return _wrong(metric, "a number above 0", {k: v for k, v in settings.items() if not (v > 0 and math.isfinite(v))})
+def _above_zero(**settings: float) -> list[Problem]:
+    return _wrong("a number above 0", {k: v for k, v in settings.items() if not 0 < v < math.inf})
 
 
-def _below_zero(metric: SampleMetric, **settings: float) -> list[str]:
-    return _wrong(metric, "decibels below 0", {k: v for k, v in settings.items() if not v < 0})
+def _below_zero(**settings: float) -> list[Problem]:
+    return _wrong("decibels below 0", {k: v for k, v in settings.items() if not v < 0})
 
 
-def _wrong(metric: SampleMetric, expected: str, settings: dict[str, float]) -> list[str]:
-    name = type(metric).__name__
-    return [f"Metric `{name}`, key `{key}`: expected {expected}, but got {value}." for key, value in settings.items()]
+def _wrong(expected: str, settings: dict[str, float]) -> list[Problem]:
+    return [Problem(key, f"expected {expected}, but got {value}.") for key, value in settings.items()]

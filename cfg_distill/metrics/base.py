@@ -1,4 +1,4 @@
-"""The base of every metric over groups of samples: one value a prompt, so that intervals over prompts can be taken."""
+"""The base of every metric over groups of samples: one value per prompt, so that intervals over prompts can be taken."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from torchmetrics.utilities import dim_zero_cat
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.base import texts_of
+from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.sampling.samples import Samples
 
 
 class SampleMetric(Metric):
-    """One value a prompt, kept until the end.
+    """One value per prompt, kept until the end.
 
     In a ``MetricCollection`` pass ``compute_groups=False``: torchmetrics takes two metrics that agree on the first
     batch (two that are both 0, say) for one and the same, and from then on updates only the first.
@@ -41,7 +42,7 @@ class SampleMetric(Metric):
     def score(self, samples: Samples) -> Tensor:
         """The value of each of the B prompts, ``[B]``; NaN for a prompt to which the metric does not apply."""
 
-    def problems(self) -> list[str]:
+    def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings, found without loading weights."""
         return []
 
@@ -92,8 +93,8 @@ class EmbeddingMetric(SampleMetric):
         """The frozen model."""
         return self._frozen.model
 
-    def problems(self) -> list[str]:
-        return self.embedder.problems()
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return problems_of(self.embedder, context, under="embedder.init_args")
 
     def load(self) -> Self:
         self.embedder.load()

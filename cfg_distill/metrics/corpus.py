@@ -5,6 +5,7 @@ Shapes: P prompts, G samples a prompt, N and R vectors of two sets, D embedding 
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 
 from cfg_distill.audio import Waveform, read_audio
 from cfg_distill.embedders import Embedder
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.metrics.base import EmbeddingMetric
 from cfg_distill.sampling.samples import Samples
 
@@ -180,20 +181,14 @@ class CorpusMetric(EmbeddingMetric):
     def statistic(self, vectors: Tensor, reference: Tensor) -> Tensor:
         """The distance of ``[N, D]`` from ``[R, D]``, a scalar."""
 
-    def problems(self) -> list[str]:
-        found = super().problems()
-        if not self.seconds > 0:
-            found.append(f"Metric `{self._name}`, key `seconds`: expected a number above 0, but got {self.seconds}.")
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = super().problems(context)
+        if not 0 < self.seconds < math.inf:
+            found.append(Problem("seconds", f"expected a number above 0, but got {self.seconds}."))
         if not self._files():
-            found.append(
-                f"Metric `{self._name}`, key `reference`: expected a folder with sound files ({', '.join(SOUNDS)}), but"
-                f" `{self.reference}` holds none. Name a folder of real clips."
-            )
+            text = f"expected a folder with sound files ({', '.join(SOUNDS)}), but `{self.reference}` holds none."
+            found.append(Problem("reference", f"{text} Name a folder of real clips."))
         return found
-
-    @property
-    def _name(self) -> str:
-        return type(self).__name__
 
     def _files(self) -> list[Path]:
         return sorted(file for file in Path(self.reference).expanduser().rglob("*") if file.suffix.lower() in SOUNDS)
@@ -207,7 +202,7 @@ class CorpusMetric(EmbeddingMetric):
                     parts.append(self._frozen.on(self.device).embed(clips))
             if sum(map(len, parts)) < 2:
                 raise ConfigError(
-                    f"Metric `{self._name}`, key `reference`: expected at least two clips of {self.seconds:g} s in"
+                    f"Metric `{type(self).__name__}`: expected at least two clips of {self.seconds:g} s in"
                     f" `{self.reference}`, but it holds {sum(map(len, parts))}. Add files, or lower `seconds`."
                 )
             self._reference_RD = torch.cat(parts)

@@ -10,6 +10,8 @@ from typing import Any
 from sacrebleu.metrics import BLEU
 from torch import Tensor
 
+from cfg_distill.embedders.base import problems_of_counts
+from cfg_distill.errors import Context, Problem
 from cfg_distill.metrics.base import SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
 
@@ -83,8 +85,8 @@ class DistinctN(TextMetric):
         super().__init__(**settings)
         self.n = n
 
-    def problems(self) -> list[str]:
-        return _at_least_one("DistinctN", n=self.n)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return problems_of_counts(n=self.n)
 
     def score_group(self, texts: list[str]) -> float:
         return distinct_n(texts, self.n)
@@ -105,8 +107,8 @@ class EAD(TextMetric):
         self.vocabulary = vocabulary
         self.n = n
 
-    def problems(self) -> list[str]:
-        return _at_least_one("EAD", vocabulary=self.vocabulary, n=self.n)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return problems_of_counts(vocabulary=self.vocabulary, n=self.n)
 
     def score_group(self, texts: list[str]) -> float:
         return expectation_adjusted_distinct(texts, self.vocabulary, self.n)
@@ -130,8 +132,8 @@ class SelfBLEUDiversity(TextMetric):
         super().__init__(**settings)
         self.n = n
 
-    def problems(self) -> list[str]:
-        return _at_least_one("SelfBLEUDiversity", n=self.n)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return problems_of_counts(n=self.n)
 
     @cached_property
     def bleu(self) -> BLEU:
@@ -160,8 +162,8 @@ class Repetition(TextMetric):
         super().__init__(**settings)
         self.n = n
 
-    def problems(self) -> list[str]:
-        return _at_least_one("Repetition", n=self.n)
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return problems_of_counts(n=self.n)
 
     def score_group(self, texts: list[str]) -> float:
         return sum(repeated_n(text, self.n) for text in texts) / len(texts)
@@ -175,11 +177,3 @@ class Length(SampleMetric):
 
     def score(self, samples: Samples) -> Tensor:
         return samples.rollout.mask_BGKT[:, :, 0].sum(-1).float().mean(-1)
-
-
-def _at_least_one(metric: str, **settings: int) -> list[str]:
-    return [
-        f"Metric `{metric}`, key `{key}`: expected at least 1, but got {value}."
-        for key, value in settings.items()
-        if value < 1
-    ]

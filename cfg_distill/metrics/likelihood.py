@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from cfg_distill.checkpoints import spec_of
-from cfg_distill.errors import ConfigError
+from cfg_distill.embedders.base import problems_of_counts
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.generators import Generator, Predictions
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import SampleMetric
@@ -134,12 +135,9 @@ class LikelihoodMetric(SampleMetric):
     def _reader(self) -> Reader:
         return self._frozen.model
 
-    def problems(self) -> list[str]:
-        found = self._reader.generator.problems()
-        if self._reader.batch_size < 1:
-            name = type(self).__name__
-            found.append(f"Metric `{name}`, key `batch_size`: expected at least 1, but got {self._reader.batch_size}.")
-        return found
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = problems_of(self._reader.generator, context, under="generator.init_args")
+        return found + problems_of_counts(batch_size=self._reader.batch_size)
 
     def load(self) -> Self:
         self._reader.load()
@@ -153,7 +151,7 @@ class LikelihoodMetric(SampleMetric):
 
 
 class LogProbability(LikelihoodMetric):
-    """Mean log-probability a token of the samples under the base, given the prompt, in nats: a guard.
+    """Mean log-probability per token of the samples under the base, given the prompt, in nats: a guard.
 
     It falls when text breaks, and rises with blandness and repetition: neither end is quality. Arguments:
     :class:`LikelihoodMetric`.

@@ -113,7 +113,7 @@ class CommandLine(LightningCLI):
         if unknown := [flag for flag in asked if flag not in _PRINTED]:
             known = ", ".join(flag for flag in _PRINTED if flag)
             raise ConfigError(f"Option `--print_config`: expected flags among {known}, but got {', '.join(unknown)}.")
-        chosen: dict[str, Any] = {_PRINTED[flag]: True for flag in asked if flag}
+        chosen: dict[str, Any] = {"skip_unset": False} | {_PRINTED[flag]: True for flag in asked if flag}
         print(parser.dump(self.config[self.command], **chosen), end="")
         raise SystemExit(0)
 

@@ -1,4 +1,4 @@
-"""The protocol of a reward. Shapes: B prompts, G samples a prompt."""
+"""The protocol of a reward. Shapes: B prompts, G samples per prompt."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Self
 
 from torch import Tensor, nn
 
+from cfg_distill.errors import Context, Problem
 from cfg_distill.sampling.samples import Samples
 
 
 @dataclass
 class GroupReward:
-    """What a reward says of groups.
+    """The outcome of a reward for a batch of groups.
 
     Attributes:
         reward_BG: the reward of each sample.
@@ -26,10 +27,13 @@ class GroupReward:
 
 
 class Reward(nn.Module, ABC):
-    """A function of a group of samples of one prompt."""
+    """A function of a group of samples of one prompt.
 
-    def problems(self, group: int) -> list[str]:
-        """What is wrong with the settings for groups of this size, found without loading weights."""
+    A frozen judge belongs into :class:`~cfg_distill.generators.frozen.Frozen`: out of checkpoints, and always in eval mode.
+    """
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings for the group size of the context, found without loading weights."""
         return []
 
     def load(self) -> Self:
@@ -39,3 +43,8 @@ class Reward(nn.Module, ABC):
     @abstractmethod
     def forward(self, samples: Samples) -> GroupReward:
         """Rewards and advantages of B groups, without gradient."""
+
+
+def group_of(context: Context | int) -> int | None:
+    """G, samples per prompt, of a context; None where nobody has said. Rewards of 0.1 passed G itself."""
+    return context if isinstance(context, int) else context.samples

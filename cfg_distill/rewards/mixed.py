@@ -1,15 +1,15 @@
-"""Several rewards as one. Shapes: B prompts, G samples a prompt, R rewards."""
+"""Several rewards as one. Shapes: B prompts, G samples per prompt, R rewards."""
 
 from __future__ import annotations
 
-import difflib
+import math
 from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError
-from cfg_distill.rewards.base import GroupReward, Reward
+from cfg_distill.errors import ConfigError, Context, Problem, nearest, problems_of
+from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.rewards.pairwise import PairwiseReward, mean_among_others, mean_with_others
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.rewards.sample import SampleReward, leave_one_out
@@ -23,10 +23,9 @@ class Mixed(Reward):
     is the root mean square of the advantages of reward k, so that equal weights pull equally hard.
 
     ``multiplicative`` maximises :math:`E \prod_k (R_k / s_k)^{w_k}`: one sample must be good under all rewards at once.
-    Rewards of one sample multiply to q(y); a pairwise reward makes the objective :math:`E\, q(y)\, r(y, y')`, which is
-    a mean over pairs of the kernel :math:`\tfrac12 (q(y) + q(y'))\, r(y, y')`, and takes its right baseline: the
-    product of the rewards with their leave-one-out mean would be as wrong here as it is for diversity alone. s_k is the
-    mean of reward k. A reward below 0 counts as 0. Needs G >= 3 with a pairwise reward, and rewards that are per sample
+    Rewards of one sample multiply to q(y). A pairwise reward makes the objective :math:`E\, q(y)\, r(y, y')`, which is a mean
+    over pairs of the kernel :math:`\tfrac12 (q(y) + q(y'))\, r(y, y')`, and takes the pairwise baseline of that kernel. s_k is
+    the mean of reward k. A reward below 0 counts as 0. Needs G >= 3 with a pairwise reward, and rewards that are per sample
     or pairwise.
 
     Each scale s_k is the mean over the first ``calibration`` batches (over all ranks) and then FIXED, and saved with
@@ -54,7 +53,9 @@ class Mixed(Reward):
     ) -> None:
         super().__init__()
         if dotted := [name for name in rewards if "." in name]:
-            raise ConfigError(f"Key `reward.init_args.rewards`: expected names without a full stop, but got {dotted}.")
+            raise ConfigError(
+                f"Reward `Mixed`: expected names of rewards without a full stop, but got {dotted}. Rename them."
+            )
         self.rewards = nn.ModuleDict(rewards)
         self.weights = {name: float(weights.get(name, 1.0)) for name in rewards}
         self.unknown = [name for name in weights if name not in rewards]
@@ -63,38 +64,55 @@ class Mixed(Reward):
         # The mean square of the advantages when additive, the mean reward when multiplicative.
         self.past = RunningMean(momentum=1.0, shape=(len(rewards),))
 
-    def problems(self, group: int) -> list[str]:
+    def problems(self, context: Context = Context()) -> list[Problem]:
         found = []
         if not self.rewards:
-            found.append("Key `reward.init_args.rewards`: expected at least one reward, but got none.")
+            found.append(Problem("rewards", "expected at least one reward, but got none."))
         for name in self.unknown:
-            near = difflib.get_close_matches(name, self.weights, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
+            known = ", ".join(self.weights)
             found.append(
-                f"Key `reward.init_args.weights`: expected names of rewards ({', '.join(self.weights)}),"
-                f" but got `{name}`.{hint}"
+                Problem(
+                    "weights", f"expected names of rewards ({known}), but got `{name}`.{nearest(name, self.weights)}"
+                )
             )
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight) or (self.mode == "multiplicative" and weight < 0):
+                wanted = (
+                    "a number of at least 0 when multiplicative" if self.mode == "multiplicative" else "a finite number"
+                )
+                found.append(Problem(f"weights.{name}", f"expected {wanted}, but got {weight}."))
         if self.mode not in ("additive", "multiplicative"):
-            found.append(
-                f"Key `reward.init_args.mode`: expected `additive` or `multiplicative`, but got `{self.mode}`."
-            )
-        if self.calibration < 0:
-            found.append(f"Key `reward.init_args.calibration`: expected at least 0, but got {self.calibration}.")
+            found.append(Problem("mode", f"expected `additive` or `multiplicative`, but got `{self.mode}`."))
+        if not self.calibration >= 0:
+            found.append(Problem("calibration", f"expected at least 0 batches, but got {self.calibration}."))
         for name, reward in self._parts().items():
-            if self.mode == "multiplicative" and not isinstance(reward, SampleReward | PairwiseReward):
-                found.append(
-                    f"Key `reward.init_args.rewards.{name}`: expected a SampleReward or a PairwiseReward when"
-                    f" multiplicative, but got {type(reward).__name__}: the gradient of the product needs to know its"
-                    " parts. Use `mode: additive`."
+            of_product = (
+                self._problems_of_factor(name, reward, group_of(context)) if self.mode == "multiplicative" else []
+            )
+            # The product has said what is wrong with 2 samples: the part's own advice, a running mean, would not help.
+            ask = context if not any(problem.key == "mode" for problem in of_product) else Context()
+            found += of_product + problems_of(reward, ask, under=f"rewards.{name}.init_args")
+        return found
+
+    def _problems_of_factor(self, name: str, reward: Reward, group: int | None) -> list[Problem]:
+        """Why a reward cannot be a factor of a product."""
+        found = []
+        if not isinstance(reward, SampleReward | PairwiseReward):
+            found.append(
+                Problem(
+                    f"rewards.{name}",
+                    f"expected a SampleReward or a PairwiseReward when multiplicative, but got {type(reward).__name__}: the"
+                    " gradient of the product needs to know its parts. Use `mode: additive`.",
                 )
-            if self.mode == "multiplicative" and isinstance(reward, PairwiseReward) and group == 2:
-                found.append(
-                    "Key `reward.init_args.mode`: expected at least 3 samples a prompt for `multiplicative` with a"
-                    " pairwise reward, but got 2. Set `model.sampling.samples` to 3 or more, or `mode: additive`."
+            )
+        if isinstance(reward, PairwiseReward) and group == 2:
+            found.append(
+                Problem(
+                    "mode",
+                    "expected at least 3 samples per prompt for `multiplicative` with a pairwise reward, but got 2. Set"
+                    " `/model.sampling.samples` to 3 or more, or `mode: additive`.",
                 )
-                # Its own advice, a running mean, would not help here.
-                continue
-            found += [f"In `rewards.{name}`: {problem}" for problem in reward.problems(group)]
+            )
         return found
 
     def load(self) -> Self:

@@ -1,6 +1,6 @@
 """Pairwise diversity of a group, and the baseline that leaves its gradient unbiased.
 
-Shapes: B prompts, G samples a prompt, D embedding width.
+Shapes: B prompts, G samples per prompt, D embedding width.
 
 The objective is a mean over pairs, D(theta) = E r(y, y'). Its gradient is
 
@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder, cosine_distances
+from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
-from cfg_distill.rewards.base import GroupReward, Reward
+from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.sampling.samples import Samples
 
@@ -35,8 +36,8 @@ def mean_with_others(pairs: Tensor) -> Tensor:
     group = pairs.shape[-1]
     if group < 2:
         raise ValueError(
-            f"Expected at least 2 samples a group but got {group}: one sample differs from nothing."
-            " Draw more samples a prompt."
+            f"Expected at least 2 samples per group but got {group}: one sample differs from nothing."
+            " Draw more samples per prompt."
         )
     return (pairs.sum(-1) - pairs.diagonal(dim1=-2, dim2=-1)) / (group - 1)
 
@@ -50,9 +51,8 @@ def mean_among_others(pairs: Tensor) -> Tensor:
     group = pairs.shape[-1]
     if group < 3:
         raise ValueError(
-            f"Expected at least 3 samples a group for the pairwise baseline but got {group}: no pair leaves a sample"
-            " out, and the leave-one-out mean of rewards would make the gradient exactly zero at 2. Draw more samples a"
-            " prompt, or use a running-mean baseline."
+            f"Expected at least 3 samples per group for the pairwise baseline but got {group}: no pair leaves a sample out."
+            " Draw more samples per prompt, or use a running-mean baseline."
         )
     with_sample = mean_with_others(pairs) * (group - 1)
     all_pairs = with_sample.sum(-1, keepdim=True) / 2
@@ -124,25 +124,23 @@ class PairwiseReward(Reward):
     def pairs(self, samples: Samples) -> Tensor:
         """r(y_i, y_j) within each group, ``[B, G, G]`` float32 and symmetric; the diagonal is not read."""
 
-    def problems(self, group: int) -> list[str]:
-        found = []
-        if group < 2:
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        group, found = group_of(context), []
+        if group is not None and group < 2:
+            text = "expected at least 3 samples per prompt for a diversity reward (one sample differs from nothing), but got"
+            found.append(Problem("/model.sampling.samples", f"{text} {group}. Set it to 4, say, or remove the loss."))
+        elif group == 2 and self.baseline == "pairwise":
             found.append(
-                f"Key `model.sampling.samples`: expected at least 3 samples a prompt for a diversity reward, but got"
-                f" {group}: one sample differs from nothing. Set it to 4, say, or remove the loss."
-            )
-        elif group < 3 and self.baseline == "pairwise":
-            found.append(
-                "Key `reward.init_args.baseline`: expected `running_mean` for 2 samples a prompt, but got `pairwise`:"
-                " no pair leaves a sample out, and the leave-one-out gradient of 2 samples is exactly zero. Set"
-                " `model.sampling.samples` to 3 or more, or `baseline: running_mean`."
+                Problem(
+                    "baseline",
+                    "expected `running_mean` for 2 samples per prompt, but got `pairwise`: no pair leaves a sample out. Set"
+                    " `/model.sampling.samples` to 3 or more, or `.baseline` to `running_mean`.",
+                )
             )
         if self.baseline not in ("pairwise", "running_mean"):
-            found.append(
-                f"Key `reward.init_args.baseline`: expected `pairwise` or `running_mean`, but got `{self.baseline}`."
-            )
+            found.append(Problem("baseline", f"expected `pairwise` or `running_mean`, but got `{self.baseline}`."))
         if not 0 <= self.past.momentum < 1:
-            found.append(f"Key `reward.init_args.momentum`: expected a number in [0, 1), but got {self.past.momentum}.")
+            found.append(Problem("momentum", f"expected a number in [0, 1), but got {self.past.momentum}."))
         return found
 
     @torch.no_grad()
@@ -150,7 +148,7 @@ class PairwiseReward(Reward):
         pairs_BGG = self.pairs(samples)
         reward_BG = mean_with_others(pairs_BGG)
         baseline = mean_among_others(pairs_BGG) if self.baseline == "pairwise" else self._running_mean(reward_BG)
-        # 2, since each pair lends its reward to the scores of both its samples.
+        # 2, since the reward of a pair weighs the scores of both its samples.
         return GroupReward(reward_BG, 2 * (reward_BG - baseline))
 
     def _running_mean(self, reward_BG: Tensor) -> Tensor:
@@ -189,8 +187,8 @@ class PairwiseDiversity(PairwiseReward):
         """The frozen model."""
         return self._frozen.model
 
-    def problems(self, group: int) -> list[str]:
-        return super().problems(group) + self.embedder.problems()
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return super().problems(context) + problems_of(self.embedder, context, under="embedder.init_args")
 
     def load(self) -> Self:
         self.embedder.load()

@@ -1,4 +1,4 @@
-"""Rewards of one sample at a time. Shapes: B prompts, G samples a prompt, D embedding width."""
+"""Rewards of one sample at a time. Shapes: B prompts, G samples per prompt, D embedding width."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import unit
+from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
-from cfg_distill.rewards.base import GroupReward, Reward
+from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.sampling.samples import Samples
 
 
@@ -20,10 +21,9 @@ def leave_one_out(rewards: Tensor) -> Tensor:
 
     .. math:: b_i = \frac{1}{G-1} \sum_{j \ne i} r_j
 
-    The right baseline for a reward of one sample, since the others' rewards know nothing of it. NOT for pairwise
-    rewards: there r_j holds r(y_i, y_j), and the gradient shrinks by (G-2)/(G-1), at G = 2 to nothing; use
-    :func:`cfg_distill.rewards.pairwise_baseline`. Source: Kool et al., 2019, "Buy 4 REINFORCE Samples, Get a Baseline
-    for Free!".
+    The right baseline for a reward of one sample, since the others' rewards know nothing of it. NOT for pairwise rewards:
+    :mod:`cfg_distill.rewards.pairwise` says why. Source: Kool et al., 2019, "Buy 4 REINFORCE Samples, Get a Baseline for
+    Free!".
 
     Raises:
         ValueError: a group of one sample.
@@ -34,7 +34,7 @@ def leave_one_out(rewards: Tensor) -> Tensor:
     """
     group = rewards.shape[-1]
     if group < 2:
-        raise ValueError(f"Expected argument `rewards` with at least 2 samples a group but got {group}.")
+        raise ValueError(f"Expected argument `rewards` with at least 2 samples per group but got {group}.")
     return (rewards.sum(-1, keepdim=True) - rewards) / (group - 1)
 
 
@@ -45,13 +45,12 @@ class SampleReward(Reward):
     def score(self, samples: Samples) -> Tensor:
         """The reward of each sample, ``[B, G]`` float32."""
 
-    def problems(self, group: int) -> list[str]:
-        if group >= 2:
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        group = group_of(context)
+        if group is None or group >= 2:
             return []
-        return [
-            f"Key `model.sampling.samples`: expected at least 2 samples a prompt (the baseline of a sample is the mean"
-            f" of the others), but got {group}. Set it to 4, say."
-        ]
+        text = "expected at least 2 samples per prompt (the baseline of a sample is the mean of the others), but got"
+        return [Problem("/model.sampling.samples", f"{text} {group}. Set it to 4, say.")]
 
     @torch.no_grad()
     def forward(self, samples: Samples) -> GroupReward:
@@ -82,8 +81,8 @@ class PromptAdherence(SampleReward):
         """The frozen model."""
         return self._frozen.model
 
-    def problems(self, group: int) -> list[str]:
-        return super().problems(group) + self.embedder.problems()
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return super().problems(context) + problems_of(self.embedder, context, under="embedder.init_args")
 
     def load(self) -> Self:
         self.embedder.load()

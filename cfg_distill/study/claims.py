@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from cfg_distill.evaluation import System, difference, height_above
-from cfg_distill.evaluation.front import BASELINES, Interval
+from cfg_distill.evaluation.front import KINDS, Interval
 from cfg_distill.study.config import Claims, Headline
 
 Verdict = Literal["holds", "fails", "undecided"]
@@ -51,7 +51,7 @@ class _Court:
         self.headline, self.margin = headline, names.margin
         self.start, self.guided = systems[names.start], systems[names.guidance]
         self.student, self.diverse, self.merge = (systems[n] for n in (names.quality, names.diversity, names.merge))
-        self.baselines = [system for system in systems.values() if system.kind in BASELINES]
+        self.baselines = [system for system in systems.values() if system.kind in KINDS["baselines"]]
         self.cooler = [self.start, *(systems[name] for name in names.temperature)]
 
     def student_reaches_guidance(self) -> dict[str, str]:

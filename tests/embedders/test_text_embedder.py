@@ -85,10 +85,10 @@ def test_a_tokenizer_that_adds_nothing_reads_an_empty_text(folder):
 
 def test_problems_name_the_key(folder, tmp_path):
     (positions,) = TransformerEmbedder(folder).problems()
-    assert "`embedder.init_args.max_length`: expected at most the 16 positions" in positions
-    assert "got 256" in positions
+    assert str(positions).startswith("Key `max_length`: expected at most the 16 positions")
+    assert "got 256" in str(positions)
     (missing,) = TransformerEmbedder(str(tmp_path / "nothing")).problems()
-    assert "`embedder.init_args.path`" in missing
+    assert missing.path == "path"
     found = TransformerEmbedder(folder, pooling="max", batch_size=0, max_length=0).problems()
     assert len(found) == 3
     (tmp_path / "config.json").write_text("{}")

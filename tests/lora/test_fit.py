@@ -135,15 +135,20 @@ class Gradients(Recorder):
         self.seen = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
 
 
-def test_dropout_of_the_adapter_takes_dropout(tiny_model: str) -> None:
-    lora = LoRA(rank=2, dropout=0.1)
-    assert any("`model.dropout: true`" in problem for problem in lora_student(tiny_model, lora).problems())
-    module = lora_student(tiny_model, lora, dropout=True)
+@pytest.mark.parametrize("dropout", [False, True])
+def test_dropout_of_the_adapter_is_on_while_it_trains_and_of_the_base_only_when_asked(
+    tiny_model: str, dropout: bool
+) -> None:
+    module = lora_student(tiny_model, LoRA(rank=2, dropout=0.1), dropout=dropout)
     assert not module.problems()
     module.configure_model()
     module.train()
     layers = [m for name, m in module.student.named_modules() if name.endswith("lora_dropout.default")]
     assert layers and all(layer.training and layer.p == 0.1 for layer in layers)
+    others = [m for name, m in module.student.named_modules() if "lora_dropout" not in name]
+    assert all(module.training == dropout for module in others)
+    module.eval()
+    assert not any(layer.training for layer in layers)
 
 
 # Export

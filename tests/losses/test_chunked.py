@@ -9,6 +9,7 @@ from cfg_distill.losses import (
     CellLoss,
     EntropyAwareKL,
     JensenShannon,
+    Loss,
     LossInputs,
     PolicyGradient,
     ReverseKL,
@@ -178,7 +179,7 @@ def test_watched_terms_are_summed_and_have_no_part_in_the_gradient():
 
 
 def test_a_term_without_gradient_gives_none():
-    class Constant(CellLoss):
+    class Constant(Loss):
         def cells(self, inputs):
             return lambda cells: torch.ones(len(cells.tokens_M))
 
@@ -188,13 +189,13 @@ def test_a_term_without_gradient_gives_none():
     assert not any(gradient.any() for gradient in torch.autograd.grad(total, leaves))
 
 
-def test_a_loss_sees_the_credit_of_its_own_rows():
-    class Seen(CellLoss):
-        def credit(self, samples):
+def test_a_loss_sees_the_advantage_of_its_own_rows():
+    class Seen(Loss):
+        def advantage(self, samples):
             return torch.arange(N)
 
         def cells(self, inputs):
-            self.seen = inputs.credit_N.tolist()
+            self.seen = inputs.advantage_N.tolist()
             return lambda cells: cells.student_log_probs_MV.sum(-1)
 
     loss = Seen()
@@ -214,3 +215,53 @@ def test_cells_of_delayed_codebooks():
     delays_K = torch.tensor([0, 1, 3])
     mask_NKT = torch.stack([cells_at(t, delays_K, 4, end_N) for t in range(7)], dim=-1)
     assert [["".join(str(int(cell)) for cell in row) for row in rows] for rows in mask_NKT] == expected
+
+
+def test_names_of_version_0_1_go_on_working():
+    """`CellLoss`, `credit` and `credit_N`, in a subclass of ours too."""
+    with pytest.warns(FutureWarning, match="`Old.credit` is now called `advantage`"):
+
+        class Old(CellLoss):
+            def credit(self, samples):
+                return torch.arange(N)
+
+            def cells(self, inputs):
+                with pytest.warns(FutureWarning, match="advantage_N"):
+                    self.seen = inputs.credit_N.tolist()
+                return lambda cells: cells.student_log_probs_MV.sum(-1)
+
+    with pytest.warns(FutureWarning, match="advantage"):
+
+        class Doubled(PolicyGradient):
+            def credit(self, samples):
+                return 2 * super().credit(samples)
+
+    loss = Old()
+    inputs, _ = setting()
+    mix({"": loss}, inputs, {"": 1.0})
+    assert loss.seen == list(range(N))
+    assert torch.equal(
+        Doubled(Given()).advantage(inputs.samples), 2 * PolicyGradient(Given()).advantage(inputs.samples)
+    )
+
+
+def test_a_term_that_is_no_sum_over_cells():
+    """A loss of whole logits beside one over cells: one value, one gradient."""
+
+    class Whole(Loss):
+        def forward(self, inputs):
+            return inputs.student_NKTV[inputs.mask_NKT].square().sum()
+
+    inputs, leaves = setting(masked=0.0)
+    total, sums = mix({"kl": ReverseKL(), "whole": Whole()}, inputs, {"kl": 0.5, "whole": 2.0}, chunk=4 * V)
+    kl, _ = mix({"kl": ReverseKL()}, inputs, {"kl": 0.5}, chunk=4 * V)
+    whole = inputs.student_NKTV[inputs.mask_NKT].square().sum()
+    torch.testing.assert_close(total, kl + 2 * whole)
+    torch.testing.assert_close(sums["whole"], whole.detach())
+    expected = [
+        a + b for a, b in zip(torch.autograd.grad(kl, leaves), torch.autograd.grad(2 * whole, leaves), strict=True)
+    ]
+    for ours, theirs in zip(torch.autograd.grad(total, leaves), expected, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    with pytest.raises(NotImplementedError, match="overrides neither"):
+        type("Neither", (Loss,), {})()(inputs)

@@ -1,10 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentError, ArgumentParser
 from scipy.special import entr, rel_entr
 from torch.distributions import Categorical, kl_divergence
 
-from cfg_distill.losses import entropy, entropy_aware_kl, forward_kl, jensen_shannon, reverse_kl
+from cfg_distill.losses import Loss, entropy, entropy_aware_kl, forward_kl, jensen_shannon, reverse_kl
 
 DIVERGENCES = [reverse_kl, forward_kl, jensen_shannon, entropy_aware_kl]
 
@@ -182,3 +183,16 @@ def test_nan_is_never_hidden(divergence, logits):
         pair[broken][0, 0, 0] = torch.nan
         if broken == 0 or divergence in DIVERGENCES:
             assert divergence(*pair)[0].isnan()
+
+
+@pytest.mark.parametrize(("name", "own"), [("JensenShannon", {"mixture": 0.3}), ("EntropyAwareKL", {"threshold": 1.0})])
+def test_the_keys_of_every_divergence_reach_it_through_yaml(name, own):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Loss, "loss")
+    keys = own | {"weight": 2.0, "warmup_steps": 3, "temperature": 1.5, "score_term": True, "codebook_weights": [1.0]}
+    given = {"class_path": f"cfg_distill.losses.{name}", "init_args": keys}
+    loss = parser.instantiate_classes(parser.parse_object({"loss": given})).loss
+    expected = keys | {"codebook_weights": (1.0,)}
+    assert {key: getattr(loss, key) for key in keys} == expected
+    with pytest.raises(ArgumentError, match="wieght"):
+        parser.parse_object({"loss": {"class_path": given["class_path"], "init_args": {"wieght": 2.0}}})

@@ -101,7 +101,7 @@ def test_metric_pickles(samples_of):
 
 def test_problems_come_from_the_embedder():
     assert VendiScore(NGramCounts()).problems() == []
-    assert "buckets" in VendiScore(NGramCounts(buckets=0)).problems()[0]
+    assert VendiScore(NGramCounts(buckets=0)).problems()[0].path == "embedder.init_args.buckets"
 
 
 @pytest.mark.parametrize("metric", [PairwiseCosineDiversity, VendiScore, PromptAdherence])

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill.embedders import NGramCounts
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context
 from cfg_distill.rewards import GroupReward, Mixed, PairwiseDiversity, PromptAdherence, Reward, SampleReward
 from cfg_distill.sampling.samples import Samples
 
@@ -143,20 +143,24 @@ def test_prompt_adherence_prefers_the_prompt(samples_of):
 
 def test_problems_name_the_key_and_the_way_out():
     rewards = {"quality": Quality(), "diversity": PairwiseDiversity(NGramCounts())}
-    assert Mixed(rewards).problems(group=3) == []
-    (misspelt,) = Mixed(rewards, {"divrsity": 1.0}).problems(group=3)
-    assert "Did you mean `diversity`?" in misspelt
-    assert "`rewards.diversity`" in Mixed(rewards).problems(group=2)[0]
-    (product,) = Mixed(rewards, mode="multiplicative").problems(group=2)
-    assert "`mode: additive`" in product
-    assert "at least 3" in product
-    assert len(Mixed(rewards).problems(group=1)) == 2
-    (odd,) = Mixed({"odd": Odd()}, mode="multiplicative").problems(group=4)
-    assert "`mode: additive`" in odd
-    assert Mixed({"odd": Odd()}).problems(group=4) == []
-    assert "mode" in Mixed(rewards, mode="product").problems(group=4)[0]
-    assert "calibration" in Mixed(rewards, calibration=-1).problems(group=4)[0]
-    assert "at least one" in Mixed({}).problems(group=4)[0]
+    assert Mixed(rewards).problems(Context(3)) == []
+    (misspelt,) = Mixed(rewards, {"divrsity": 1.0}).problems(Context(3))
+    assert "Did you mean `diversity`?" in str(misspelt)
+    assert Mixed(rewards).problems(Context(2))[0].path == "rewards.diversity.init_args.baseline"
+    (product,) = Mixed(rewards, mode="multiplicative").problems(Context(2))
+    assert "`mode: additive`" in str(product)
+    assert "at least 3" in str(product)
+    assert len(Mixed(rewards).problems(Context(1))) == 2
+    (odd,) = Mixed({"odd": Odd()}, mode="multiplicative").problems(Context(4))
+    assert "`mode: additive`" in str(odd)
+    assert Mixed({"odd": Odd()}).problems(Context(4)) == []
+    assert Mixed(rewards, mode="product").problems(Context(4))[0].path == "mode"
+    assert Mixed(rewards, calibration=-1).problems(Context(4))[0].path == "calibration"
+    assert "at least one" in str(Mixed({}).problems(Context(4))[0])
+    for weight in (float("nan"), float("inf")):
+        assert Mixed(rewards, {"quality": weight}).problems(Context(4))[0].path == "weights.quality"
+    assert not Mixed(rewards, {"quality": -1.0}).problems(Context(4))
+    assert Mixed(rewards, {"quality": -1.0}, mode="multiplicative").problems(Context(4))[0].path == "weights.quality"
     with pytest.raises(ConfigError, match="full stop"):
         Mixed({"a.b": Quality()})
 

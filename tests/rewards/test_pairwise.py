@@ -1,12 +1,14 @@
 """The policy gradient of diversity against the exact gradient of a policy small enough to enumerate."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from cfg_distill.embedders import NGramCounts, cosine_distances
+from cfg_distill.errors import Context, problems_of
 from cfg_distill.rewards import PairwiseDiversity, leave_one_out, pairwise_baseline, pairwise_diversity
 
 THETA_V = torch.tensor([0.3, -0.5, 0.9, 0.1])
@@ -142,22 +144,34 @@ def test_empty_samples_are_alike_and_unlike_the_rest():
 
 
 def test_groups_too_small_for_the_functions():
-    with pytest.raises(ValueError, match=r"at least 2 samples a group but got 1.*Draw more"):
+    with pytest.raises(ValueError, match=r"at least 2 samples per group but got 1.*Draw more"):
         pairwise_diversity(torch.eye(1))
-    with pytest.raises(ValueError, match=r"at least 3 samples a group .* but got 2.*running-mean"):
+    with pytest.raises(ValueError, match=r"at least 3 samples per group .* but got 2.*running-mean"):
         pairwise_baseline(torch.eye(2))
 
 
 def test_problems_name_the_key_and_the_way_out():
     reward = PairwiseDiversity(NGramCounts())
-    assert reward.problems(group=3) == []
-    (one,) = reward.problems(group=1)
-    assert "`model.sampling.samples`" in one
-    assert "at least 3" in one
-    (two,) = reward.problems(group=2)
-    assert "leave-one-out gradient of 2 samples is exactly zero" in two
-    assert "`baseline: running_mean`" in two
-    assert PairwiseDiversity(NGramCounts(), baseline="running_mean").problems(group=2) == []
-    assert "running_mean" in PairwiseDiversity(NGramCounts(), baseline="mean").problems(group=4)[0]
-    assert "momentum" in PairwiseDiversity(NGramCounts(), momentum=1.0).problems(group=4)[0]
-    assert "`embedder.init_args.n`" in PairwiseDiversity(NGramCounts(n=0)).problems(group=4)[0]
+    assert reward.problems(Context(3)) == []
+    (one,) = reward.problems(Context(1))
+    assert str(one).startswith("Key `model.sampling.samples`: expected at least 3")
+    (two,) = reward.problems(Context(2))
+    assert str(two.under("reward")).startswith(
+        "Key `reward.baseline`: expected `running_mean` for 2 samples per prompt"
+    )
+    assert "no pair leaves a sample out" in str(two)
+    assert "or `reward.baseline` to `running_mean`" in str(two.under("reward"))
+    assert PairwiseDiversity(NGramCounts(), baseline="running_mean").problems(Context(2)) == []
+    assert "running_mean" in str(PairwiseDiversity(NGramCounts(), baseline="mean").problems(Context(4))[0])
+    for momentum in (1.0, math.nan):
+        assert PairwiseDiversity(NGramCounts(), momentum=momentum).problems(Context(4))[0].path == "momentum"
+    assert PairwiseDiversity(NGramCounts(n=0)).problems(Context(4))[0].path == "embedder.init_args.n"
+
+
+def test_a_reward_of_version_0_1_that_asks_its_base_with_the_group_size():
+    class Old(PairwiseDiversity):
+        def problems(self, group):
+            return [*super().problems(group), "of its own"] if group > 1 else []
+
+    assert [str(problem) for problem in problems_of(Old(NGramCounts()), Context(4))] == ["of its own"]
+    assert [problem.path for problem in problems_of(Old(NGramCounts()), Context(2))] == ["baseline", ""]
