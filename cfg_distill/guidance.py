@@ -71,7 +71,8 @@ class Guidance:
         scale: gamma. 1 is no guidance; the paper's text-to-music setting is 3.
         negative: the negative prompt. None drops the prompt: the unconditional branch.
         negative_system: the system message of the negative branch, for models whose chat template takes one. The negative
-            branch then keeps the prompt, unless ``negative`` is given too (the empty text drops it). Source: Sanchez et al., section 3.4.
+            branch then keeps the prompt, unless ``negative`` is given too (the empty text drops the prompt). Source: Sanchez
+            et al., section 3.4.
         schedule: how gamma moves over the generated positions: ``constant``, or from ``scale`` to ``final_scale`` as a
             straight line (``linear``) or a half cosine (``cosine``).
         final_scale: gamma at ``positions`` and beyond; None keeps ``scale``. Read when ``schedule`` is not constant.
@@ -119,7 +120,7 @@ class Guidance:
             found.append(
                 Problem(
                     "final_scale",
-                    f"expected a number for the {self.schedule} schedule, but got none. Set it, or set `.schedule` to constant.",
+                    f"expected a number for the {self.schedule} schedule, but got none. Set it, or `.schedule` to constant.",
                 )
             )
         if self.positions < 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 
 @dataclass(frozen=True, init=False)
@@ -37,6 +37,10 @@ class Prompt:
     def of(cls, prompt: PromptLike) -> Prompt:
         """The prompt itself, or a text as a prompt without conditions."""
         return prompt if isinstance(prompt, Prompt) else cls(prompt)
+
+    def to(self, device: Any) -> Prompt:
+        """The prompt itself: Lightning moves batches by this method, and would refuse a frozen dataclass without it."""
+        return self
 
     def __hash__(self) -> int:
         return hash((self.text, frozenset(self.conditions.items())))

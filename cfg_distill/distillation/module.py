@@ -32,7 +32,7 @@ from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler
 from cfg_distill.distillation.settings import problems_of_settings, problems_of_trainer, summary
 from cfg_distill.embedders.base import Embedder
 from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.generators import Generator, Guided
+from cfg_distill.generators import Generator, Guided, PromptLike
 from cfg_distill.generators.linear import onednn
 from cfg_distill.generators.lora import lora_layers
 from cfg_distill.guidance import Guidance
@@ -124,7 +124,7 @@ class CFGDistillation(L.LightningModule):
         self.allow_no_teacher = allow_no_teacher
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
-        self.batch: Sequence[str] = ()
+        self.batch: Sequence[PromptLike] = ()
         self._count = torch.zeros(())
         # The unweighted sums of the losses since the last step of the optimiser, and steps in a row that a scaler skipped.
         self._sums: dict[str, Tensor] = {}
@@ -209,15 +209,17 @@ class CFGDistillation(L.LightningModule):
 
     # One step
 
-    def rollout(self, prompts: Sequence[str], seed: int = 0) -> Rollout:
+    def rollout(self, prompts: Sequence[PromptLike], seed: int = 0) -> Rollout:
         """Groups of samples that the student learns from: its own, without guidance. Override to roll out differently."""
         return rollout(self.student, prompts, self.sampling, seed=seed)
 
-    def draw(self, prompts: Sequence[str], seed: int = 0) -> Samples:
+    def draw(self, prompts: Sequence[PromptLike], seed: int = 0) -> Samples:
         """Decoded samples of the student as it is now."""
         return decoded(self.student, prompts, self.rollout(prompts, seed))
 
-    def score(self, samples: Samples, prompts: Sequence[str] | None = None, rows: slice = slice(None)) -> LossInputs:
+    def score(
+        self, samples: Samples, prompts: Sequence[PromptLike] | None = None, rows: slice = slice(None)
+    ) -> LossInputs:
         """Predictions of student and guided teacher on the student's samples, or on some rows of them.
 
         Args:
@@ -226,14 +228,14 @@ class CFGDistillation(L.LightningModule):
             rows: which rows.
         """
         assert self.teacher is not None
-        prompts = samples.prompts if prompts is None else prompts
+        prompts = samples.asked if prompts is None else prompts
         tokens_NKT, mask_NKT = samples.rollout.tokens_NKT[rows], samples.rollout.mask_NKT[rows]
         with torch.no_grad():
             teacher = Guided(self.teacher, self.guidance).predictions(prompts, tokens_NKT, mask_NKT)
         student = self.student.predictions(prompts, tokens_NKT, mask_NKT)
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
-    def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         """One step; callbacks find its outcome in their ``outputs``.
 
         Returns:
@@ -252,7 +254,7 @@ class CFGDistillation(L.LightningModule):
         with advice_on_memory(self):  # the optimiser's state is made at its first step
             super().optimizer_step(*args, **kwargs)
 
-    def _training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+    def _training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         if self._count == 0:
             # Here and not by Lightning, which would do it after the micro-batches below.
             cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad()
@@ -332,12 +334,12 @@ class CFGDistillation(L.LightningModule):
                 return
         raise ConfigError([problem.under("model") for problem in problems_of_gradient(sums, self.global_step)])
 
-    def validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
         with advice_on_memory(self), onednn(self.onednn):
             return self._validation_step(batch, batch_idx)
 
-    def _validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+    def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         drawn = self.rollout(batch, self._rollout_seed(-1, batch_idx))
         samples = decoded(self.student, batch, drawn)
         sums: dict[str, Tensor] = {}
@@ -368,7 +370,7 @@ class CFGDistillation(L.LightningModule):
         entropy_words = (self.seed, step + 1, batch_idx, self.global_rank)
         return int(np.random.SeedSequence(entropy_words).generate_state(1, np.uint64)[0] >> 1)
 
-    def _micro_batches(self, prompts: Sequence[str]) -> list[tuple[Sequence[str], slice]]:
+    def _micro_batches(self, prompts: Sequence[PromptLike]) -> list[tuple[Sequence[PromptLike], slice]]:
         """Prompts and rows to be scored together, in the order of the rows."""
         group = self.sampling.samples
         if not self.micro_batch:
@@ -395,7 +397,7 @@ class CFGDistillation(L.LightningModule):
     def _measure_gradients(
         self,
         samples: Samples,
-        parts: Sequence[tuple[Sequence[str], slice]],
+        parts: Sequence[tuple[Sequence[PromptLike], slice]],
         advantages: Mapping[str, Tensor | None],
         weights: Mapping[str, Tensor],
     ) -> None:
@@ -516,7 +518,7 @@ class CFGDistillation(L.LightningModule):
             for problem in problems_of_lengths(self.student, given, self.sampling, self.guidance)
         ]
         if found:
-            raise ConfigError(found)
+            raise ConfigError([each.under("model.sampling") if each.path else each for each in found])
         self._teacher_fingerprint = fingerprint(self.teacher)
 
     def on_fit_end(self) -> None:
@@ -525,9 +527,9 @@ class CFGDistillation(L.LightningModule):
             raise RuntimeError("The teacher's weights changed during the fit: guidance would compound. This is a bug.")
 
 
-def prompts_of(data: Any) -> list[Sequence[str]]:
+def prompts_of(data: Any) -> list[Sequence[PromptLike]]:
     """The prompts of each part of a data module that knows them; none of any other data."""
-    prompts: Mapping[str, Sequence[str]] = getattr(data, "prompts", {})
+    prompts: Mapping[str, Sequence[PromptLike]] = getattr(data, "prompts", {})
     return list(prompts.values())
 
 

@@ -54,7 +54,7 @@ def _problem(found: str | Problem) -> Problem:
 
 
 def _problems_of_precision(module: CFGDistillation) -> list[Problem]:
-    dtype = getattr(module.student, "dtype", "float32")
+    dtype = module.student.dtype
     if module.student.lora is not None or dtype == "float32":
         return []
     return [

@@ -104,8 +104,7 @@ def _convert(file: Path, folder: Path) -> None:
             (model, "quantization_method"),
             (model.config, "quantization_config"),
         ):
-            if hasattr(holder, mark):
-                delattr(holder, mark)
+            vars(holder).pop(mark, None)
         model.is_quantized = False
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

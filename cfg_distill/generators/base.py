@@ -147,6 +147,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
         frame_rate: frames per second of sound; None for text.
         path: the folder or hub name of the start model.
+        dtype: the dtype of the weights, by its name.
         takes_system: whether prompts may have a system message, as the condition ``system``; known before weights are loaded.
         shortest_prompt: positions of :attr:`max_positions` that the shortest prompt takes; 0 where prompts take none.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
@@ -156,6 +157,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
 
     model: nn.Module
     path: str
+    dtype: DTypeName = "float32"
     lora: LoRA | None = None
     adapter_prefix: str = ""
     delays: tuple[int, ...] = (0,)
@@ -306,7 +308,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         """
 
     def frozen_copy(self) -> Self:
-        """The teacher: a copy with the same weights, frozen. The teacher of a LoRA student is the base, and shares its tensors."""
+        """The teacher: a frozen copy. The teacher of a LoRA student is the base, on the student's own tensors."""
         model = copy.deepcopy(self.model) if self.lora is None else without_adapter(self.model)
         frozen = copy.copy(self)
         frozen.lora = None

@@ -102,7 +102,7 @@ class Shared(Frozen[Any]):
 
     def _null(self, num_positions: int) -> Tensor:
         decoder = self.config.decoder
-        width = getattr(decoder, "cross_attention_hidden_size", None) or decoder.hidden_size
+        width = vars(decoder).get("cross_attention_hidden_size") or decoder.hidden_size
         return torch.zeros(num_positions, width, device=self._device)
 
     def _text(self, text: str) -> Tensor:

@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.generators import Generator, Guided
+from cfg_distill.generators import Generator, Guided, Prompt, PromptLike
 from cfg_distill.generators.base import Predictor
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.generators.linear import packed
 from cfg_distill.guidance import Guidance
-from cfg_distill.prompt import Prompt, PromptLike
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
 
 MIN_PACKED = 16
@@ -149,9 +148,9 @@ def problems_of_lengths(
 
     Under guidance the negative prompts count too. The key ``max_new_tokens`` is the field of ``sampling``.
     """
-    found = generator.problems_of_prompts(prompts) + sampling.problems_of_length(generator.longest_sample)
+    found = [*generator.problems_of_prompts(prompts), *sampling.problems_of_length(generator.longest_sample)]
     if found:
-        return found
+        return ConfigError(found).problems  # a user's generator of version 0.1 returns sentences
     try:
         left = positions_left(generator, prompts, guidance)
     except ConfigError as error:

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cfg_distill.generators import Generator
+from cfg_distill.generators import Generator, Prompt, PromptLike
 from cfg_distill.guidance import Guidance
-from cfg_distill.prompt import Prompt, PromptLike
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.rollout import Rollout, rollout
 
