@@ -9,6 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from cfg_distill.callbacks.writers import writers
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.sampling.samples import Samples
@@ -129,11 +130,9 @@ class DiversityLogging(Callback):
         )
         if quality is None or diversity is None or not trainer.is_global_zero:
             return
-        for logger in trainer.loggers:
-            writer = getattr(logger, "experiment", None)
-            if writer is not None and hasattr(writer, "add_figure"):
-                figure = path_figure(self.history, quality, diversity)
-                writer.add_figure("front", figure, global_step=trainer.global_step, close=False)
+        for writer in writers(trainer, "add_figure"):
+            figure = path_figure(self.history, quality, diversity)
+            writer.add_figure("front", figure, global_step=trainer.global_step, close=False)
 
     # State
 

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from cfg_distill.audio import Waveform, within_full_scale
-from cfg_distill.embedders.base import problems_of_counts
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.callbacks.writers import writers
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.sampling.samples import Samples
 
 AudioOf = Callable[[str, str], tuple[np.ndarray, int]]
@@ -72,11 +72,9 @@ class SampleLogging(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        for logger in trainer.loggers:
-            writer = getattr(logger, "experiment", None)
-            if hasattr(writer, "add_text"):
-                for number, (prompt, group) in enumerate(self._shown):
-                    self._log(writer, f"samples/{number}", prompt, group, trainer.global_step)
+        for writer in writers(trainer, "add_text"):
+            for number, (prompt, group) in enumerate(self._shown):
+                self._log(writer, f"samples/{number}", prompt, group, trainer.global_step)
 
     def _log(self, writer: Any, tag: str, prompt: str, group: list[Any], step: int) -> None:
         texts = [output for output in group if isinstance(output, str)]

@@ -63,7 +63,10 @@ class Problem:
         if not self.path:
             return text
         kind = "Option" if self.path in options else "Key"
-        return f"{kind} `{options.get(self.path, self.path)}`: {text}"
+        # A key elsewhere in the recipe: say which part is not content with it.
+        asking = self.prefix.removesuffix(".init_args")
+        asking = f" for `{asking}`" if self.key.startswith("/") and "." in asking else ""
+        return f"{kind} `{options.get(self.path, self.path)}`{asking}: {text}"
 
     def __str__(self) -> str:
         return self.told()
@@ -120,6 +123,11 @@ def problems_of(part: Any, context: Context = Context(), under: str = "") -> lis
         arguments = (context.longest, context.training) if "longest" in parameters else ()
     found: Iterable[str | Problem] = method(*arguments)
     return [(Problem("", each) if isinstance(each, str) else each).under(under) for each in found]
+
+
+def problems_of_counts(**settings: int) -> list[Problem]:
+    """Which of some settings, by their keys, is no number of at least 1."""
+    return [Problem(key, f"expected at least 1, but got {value}.") for key, value in settings.items() if not value >= 1]
 
 
 def joined(prefix: str, key: str) -> str:

@@ -14,7 +14,8 @@ from tiny_fits import FirstToken, batches, same, snapshot, student_of, trainer
 
 from cfg_distill import CFGDistillation
 from cfg_distill.callbacks import AtomicCheckpointIO
-from cfg_distill.distillation.finite import PATIENCE, gradient_norm
+from cfg_distill.distillation.finite import gradient_norm
+from cfg_distill.distillation.step import PATIENCE
 from cfg_distill.errors import ConfigError
 from cfg_distill.losses import PolicyGradient, ReverseKL
 from cfg_distill.rewards import GroupReward, PairwiseReward

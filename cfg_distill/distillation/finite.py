@@ -1,19 +1,22 @@
-"""What stops a fit before its optimiser takes a step that would spoil the student."""
+"""NaN and infinity stop a fit before its optimiser takes a step, and never reach a checkpoint."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
-from cfg_distill.errors import Problem
+from cfg_distill.checkpoints import student_weights
+from cfg_distill.errors import ConfigError, Problem
 
-PATIENCE = 30
-"""Steps in a row that a gradient scaler may skip. It begins at 2^16 and halves at each: by then float16 is not the cause."""
+if TYPE_CHECKING:
+    from cfg_distill.distillation.module import CFGDistillation
 
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
@@ -83,3 +86,23 @@ def not_finite(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> li
         if name not in start
         or not torch.equal(weights[name][~weights[name].isfinite()], start[name][~start[name].isfinite()])
     ]
+
+
+def refuse_spoilt(module: CFGDistillation) -> None:
+    """Refuse to save a student that holds NaN or infinity.
+
+    Raises:
+        ConfigError: it does; the checkpoint before is the better one. Where the fit ends by an exception already, that
+            exception.
+    """
+    start = {} if module.teacher is None else module.teacher.state_dict()
+    names = not_finite(student_weights(module), {f"student.{name}": tensor for name, tensor in start.items()})
+    if not names:
+        return
+    if (reason := sys.exception()) is not None:
+        raise reason  # the cause: what follows from it must not hide it
+    raise ConfigError(
+        f"After {module.global_step} steps the student holds NaN or infinity ({len(names)} tensors, such as `{names[0]}`): no"
+        " checkpoint was written, and the last one is as it was. Lower `model.optimizer.init_args.lr`, and resume from that"
+        " checkpoint."
+    )

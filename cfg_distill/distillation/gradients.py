@@ -1,12 +1,20 @@
-"""How hard each term of a mix pulls."""
+"""How hard each term of a mix pulls: the norms of their gradients."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from cfg_distill.generators import PromptLike
+from cfg_distill.losses import Divergence, Loss, mix
+from cfg_distill.sampling.samples import Samples
+
+if TYPE_CHECKING:
+    from cfg_distill.distillation.module import CFGDistillation
 
 
 def norms(
@@ -35,3 +43,57 @@ def norms(
     for parameter, gradient in zip(parameters, kept, strict=True):
         parameter.grad = gradient
     return found
+
+
+def norms_of_step(
+    module: CFGDistillation,
+    samples: Samples,
+    parts: Sequence[tuple[Sequence[PromptLike], slice]],
+    advantages: Mapping[str, Tensor | None],
+) -> dict[str, Tensor]:
+    """Norm of the gradient of each unweighted loss over one batch of all ranks, divided by their common count.
+
+    Args:
+        module: the one that takes the step.
+        samples: the batch.
+        parts: its micro-batches, prompts and rows.
+        advantages: of the samples, by loss.
+    """
+    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+
+    def of(name: str) -> Iterator[Tensor]:
+        for prompts, rows in parts:
+            inputs = module.score(samples, prompts, rows)
+            total, _ = mix({name: losses[name]}, inputs, {name: 1.0}, advantages, chunk=module.logits_chunk)
+            yield total / module.count_scale
+
+    everywhere = partial(module.trainer.strategy.reduce, reduce_op="sum")
+    scale = module.count_scale / cast(Tensor, everywhere(module.count_of(samples.rollout.mask_NKT).float()))
+    parameters = [p for p in module.student.parameters() if p.requires_grad]
+    found = norms(parameters, {name: of(name) for name in losses}, everywhere)
+    return {name: norm * scale for name, norm in found.items()}
+
+
+def reference_of(losses: Mapping[str, Loss]) -> str:
+    """The loss whose gradient ``gradient_ratio/*`` divides by: the first divergence of the mix, else the first loss."""
+    return next((name for name, loss in losses.items() if isinstance(loss, Divergence)), next(iter(losses)))
+
+
+def as_logged(norms: Mapping[str, Tensor], weights: Mapping[str, Tensor], reference: str) -> dict[str, Tensor]:
+    """Weighted norms and their ratios, by the names they have in a log.
+
+    Args:
+        norms: of the unweighted losses.
+        weights: the weights of this step.
+        reference: the loss that the ratios divide by.
+
+    Example:
+        >>> two, three = torch.tensor(2.0), torch.tensor(3.0)
+        >>> as_logged({"kl": two, "diversity": three}, {"kl": two, "diversity": two}, reference="kl")
+        {'gradient_norm/kl': tensor(4.), 'gradient_norm/diversity': tensor(6.), 'gradient_ratio/diversity': tensor(1.5000)}
+    """
+    weighted = {name: weights[name] * norm for name, norm in norms.items()}
+    ratios = {name: norm / weighted[reference] for name, norm in weighted.items() if name != reference}
+    return {f"gradient_norm/{name}": norm for name, norm in weighted.items()} | {
+        f"gradient_ratio/{name}": ratio for name, ratio in ratios.items()
+    }

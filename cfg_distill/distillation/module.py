@@ -3,44 +3,39 @@
 Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
-import hashlib
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cfg_distill import checkpoints
-from cfg_distill.checkpoints import student_weights
-from cfg_distill.distillation.finite import (
-    PATIENCE,
-    gradient_norm,
-    not_finite,
-    problems_of_gradient,
-    problems_of_optimizer,
-)
-from cfg_distill.distillation.gradients import norms
+from cfg_distill.distillation.fingerprint import fingerprint
+from cfg_distill.distillation.finite import refuse_spoilt
+from cfg_distill.distillation.gradients import as_logged, norms_of_step, reference_of
 from cfg_distill.distillation.memory import advice_on_memory
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
-from cfg_distill.distillation.settings import problems_of_settings, problems_of_trainer, summary
-from cfg_distill.embedders.base import Embedder
+from cfg_distill.distillation.settings import (
+    problems_of_all_lengths,
+    problems_of_prompts,
+    problems_of_settings,
+    problems_of_trainer,
+    summary,
+)
+from cfg_distill.distillation.step import Step, micro_batches
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guided, PromptLike
 from cfg_distill.generators.linear import onednn
 from cfg_distill.generators.lora import lora_layers
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import LOGITS_CHUNK, Divergence, Loss, LossInputs, mix
-from cfg_distill.metrics.model import DISTANCE, ENTROPIES
-from cfg_distill.rewards import Reward
-from cfg_distill.rewards.running import RunningMean
-from cfg_distill.sampling import Rollout, Sampling, problems_of_lengths, rollout
+from cfg_distill.losses import LOGITS_CHUNK, Loss, LossInputs, mix
+from cfg_distill.losses.watched import DISTANCE, ENTROPIES
+from cfg_distill.rewards.judges import judges_of
+from cfg_distill.sampling import Rollout, Sampling, rollout
 from cfg_distill.sampling.samples import Samples, decoded
 
 
@@ -102,7 +97,7 @@ class CFGDistillation(L.LightningModule):
         allow_no_teacher: bool = False,
     ) -> None:
         super().__init__()
-        if unusable := [name for name in losses if "." in name or hasattr(nn.ModuleDict, name)]:
+        if unusable := [name for name in losses if "." in name or name in dir(nn.ModuleDict)]:
             text = f"expected names that are no attribute of a module, without a full stop, but got {unusable}. Rename them."
             raise ConfigError(Problem("/model.losses", text))
         self.generator_spec = checkpoints.spec_of(generator)
@@ -125,10 +120,7 @@ class CFGDistillation(L.LightningModule):
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[PromptLike] = ()
-        self._count = torch.zeros(())
-        # The unweighted sums of the losses since the last step of the optimiser, and steps in a row that a scaler skipped.
-        self._sums: dict[str, Tensor] = {}
-        self._skipped = 0
+        self._step = Step()
         self._teacher_fingerprint = ""
         # Settings of this recipe, and those recorded in the checkpoint (compared in resuming.py).
         self._configured: dict[str, Any] = {"losses": {name: loss.weight.item() for name, loss in losses.items()}}
@@ -150,22 +142,12 @@ class CFGDistillation(L.LightningModule):
 
     def problems_of_data(self, data: Any) -> list[Problem]:
         """Why there can be no samples of the prompts of a data module that was set up."""
-        found = [
-            problem if isinstance(problem, Problem) else Problem("", problem)
-            for given in prompts_of(data)
-            for problem in self.student.problems_of_prompts(given)
-        ]
-        return list(dict.fromkeys(found))
+        return problems_of_prompts(self.student, data)
 
     def setup(self, stage: str) -> None:
         problems = self.problems_with(self.trainer)
-        if problems := problems or self.problems_of_data(self._data):
+        if problems := problems or self.problems_of_data(self.trainer.datamodule):  # type: ignore[attr-defined]
             raise ConfigError(problems)
-
-    @property
-    def _data(self) -> Any:
-        """The data module of a fit; the trainer has none in the commands that need no data."""
-        return getattr(self.trainer, "datamodule", None)
 
     def configure_model(self) -> None:
         """Load the weights once: Lightning calls this at the start of fit, validate and test alike.
@@ -255,7 +237,7 @@ class CFGDistillation(L.LightningModule):
             super().optimizer_step(*args, **kwargs)
 
     def _training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        if self._count == 0:
+        if self._step.begins:
             # Here and not by Lightning, which would do it after the micro-batches below.
             cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad()
         drawn = self.rollout(batch, self._rollout_seed(self.global_step, batch_idx))
@@ -263,12 +245,13 @@ class CFGDistillation(L.LightningModule):
         advantages = {name: loss.advantage(samples) for name, loss in self._mix.items()}
         weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
         every = self.measure_gradients_every
-        measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._count == 0)
+        measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._step.begins)
         sums: dict[str, Tensor] = {}
         earlier = torch.zeros((), device=drawn.tokens_BGKT.device)
-        parts = self._micro_batches(batch)
+        parts = micro_batches(batch, self.sampling.samples, self.micro_batch)
         if measuring:
-            self._measure_gradients(samples, parts, advantages, weights)
+            self._measure_gradients(samples, parts, advantages)
+            self._log_measured(as_logged(self.gradient_norms, weights, reference_of(self._mix)))
         for number, (prompts, rows) in enumerate(parts):
             inputs = self.score(samples, prompts, rows)
             total, part = mix(
@@ -279,15 +262,14 @@ class CFGDistillation(L.LightningModule):
                 # Each micro-batch's graph is gone before the next; the last one's backward pass is Lightning's, which also
                 # divides by the batches that it accumulates.
                 accumulated = self.trainer.accumulate_grad_batches
-                self.trainer.strategy.backward(total / self._count_scale / accumulated, None)
+                self.trainer.strategy.backward(total / self.count_scale / accumulated, None)
                 earlier += total.detach()
-        self._sums = {name: self._sums.get(name, 0.0) + sums[name] for name in self._mix}
-        count = self._count_of(drawn.mask_NKT)
+        count = self.count_of(drawn.mask_NKT)
         self._log_step(drawn, weights, sums, count)
-        self._count = self._count.to(count.device) + count
+        self._step.add({name: sums[name] for name in self._mix}, count)
         # Divided by a constant here, by the true count of all micro-batches and ranks before the optimiser steps.
         return {
-            "loss": (total + earlier) / self._count_scale,
+            "loss": (total + earlier) / self.count_scale,
             "samples": samples,
             "rewards": {name: loss.reward_BG for name, loss in self._mix.items() if loss.reward_BG is not None},
             "advantages": {name: each.view(len(batch), -1) for name, each in advantages.items() if each is not None},
@@ -297,42 +279,16 @@ class CFGDistillation(L.LightningModule):
         """Nothing: Lightning calls this between training_step and the backward pass, and micro-batches have gone by."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Stop at a gradient that is not finite, and turn Lightning's mean of means over micro-batches and ranks into the
-        all-reduced sum over the all-reduced count.
+        """Turn Lightning's mean of means over micro-batches and ranks into all-reduced sum over all-reduced count.
 
         Raises:
-            ConfigError: on all ranks alike, before the optimiser moves.
+            ConfigError: the gradient is not finite: the optimiser does not move, on any rank.
         """
-        is_finite = gradient_norm(self.student.parameters()).isfinite().to(self._count.device, self._count.dtype)
-        every_R2 = cast(Tensor, self.all_gather(torch.stack([self._count, is_finite]))).view(-1, 2)
-        counts_R = every_R2[:, 0]
-        mean_count, all_finite = torch.stack([counts_R.float().mean(), every_R2[:, 1].amin().float()]).tolist()
-        if not all_finite:
-            self._stop_unless_skipped()
-        else:
-            self._skipped = 0
-        if found := problems_of_optimizer(optimizer):
-            raise ConfigError([problem.under("model") for problem in found])
-        factor = self._count_scale * self.trainer.accumulate_grad_batches / mean_count
+        mean_count = self._step.close(self, optimizer)
+        factor = self.count_scale * self.trainer.accumulate_grad_batches / mean_count
         for parameter in self.student.parameters():
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
-        self._count, self._sums = torch.zeros_like(self._count), {}
-
-    def _stop_unless_skipped(self) -> None:
-        """Stop before a step with a gradient that is not finite; of a gradient scaler only when it is not to blame.
-
-        Scaled for float16, a sound gradient may overflow. The scaler then skips the step and lowers its factor, which is how it
-        finds one. A loss that is not finite has another cause, and so have many skipped steps in a row.
-        """
-        local_L = torch.stack([value.float() for value in self._sums.values()])
-        sums = dict(zip(self._sums, cast(Tensor, self.all_gather(local_L)).view(-1, len(local_L)).sum(0), strict=True))
-        plugin = self.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
-            self._skipped += 1
-            if self._skipped < PATIENCE and all(value.isfinite() for value in sums.values()):
-                return
-        raise ConfigError([problem.under("model") for problem in problems_of_gradient(sums, self.global_step)])
 
     def validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
@@ -343,7 +299,7 @@ class CFGDistillation(L.LightningModule):
         drawn = self.rollout(batch, self._rollout_seed(-1, batch_idx))
         samples = decoded(self.student, batch, drawn)
         sums: dict[str, Tensor] = {}
-        for prompts, rows in self._micro_batches(batch):
+        for prompts, rows in micro_batches(batch, self.sampling.samples, self.micro_batch):
             part = mix({}, self.score(samples, prompts, rows), {}, {}, DISTANCE | ENTROPIES, self.logits_chunk)[1]
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
         cells = int(drawn.mask_NKT.sum())
@@ -359,68 +315,24 @@ class CFGDistillation(L.LightningModule):
     def _mix(self) -> dict[str, Loss]:
         return cast(dict[str, Loss], dict(self.losses.items()))
 
-    @property
-    def gradient_reference(self) -> str:
-        """The loss whose gradient ``gradient_ratio/*`` divides by: the first divergence of the mix, else the first loss."""
-        divergences = [name for name, loss in self._mix.items() if isinstance(loss, Divergence)]
-        return divergences[0] if divergences else next(iter(self._mix))
-
     def _rollout_seed(self, step: int, batch_idx: int) -> int:
         # Distinct streams for training (step >= 0) and validation (-1: the same draws at every validation).
         entropy_words = (self.seed, step + 1, batch_idx, self.global_rank)
         return int(np.random.SeedSequence(entropy_words).generate_state(1, np.uint64)[0] >> 1)
 
-    def _micro_batches(self, prompts: Sequence[PromptLike]) -> list[tuple[Sequence[PromptLike], slice]]:
-        """Prompts and rows to be scored together, in the order of the rows."""
-        group = self.sampling.samples
-        if not self.micro_batch:
-            return [(prompts, slice(None))]
-        if self.micro_batch < group:
-            starts = range(0, len(prompts) * group, self.micro_batch)
-            return [([prompts[start // group]], slice(start, start + self.micro_batch)) for start in starts]
-        together = self.micro_batch // group
-        return [
-            (prompts[first : first + together], slice(first * group, (first + together) * group))
-            for first in range(0, len(prompts), together)
-        ]
-
-    def _count_of(self, mask_NKT: Tensor) -> Tensor:
+    def count_of(self, mask_NKT: Tensor) -> Tensor:
+        """The common count of all terms over some rows: samples, or generated positions."""
         if self.reduction == "sum":
             return torch.tensor(len(mask_NKT), device=mask_NKT.device)
         return mask_NKT[:, 0].sum()
 
     @property
-    def _count_scale(self) -> int:
+    def count_scale(self) -> int:
         """A constant of the order of one prompt's count: it keeps the gradients of half precision in range."""
         return self.sampling.samples * (self.sampling.max_new_tokens if self.reduction == "mean" else 1)
 
-    def _measure_gradients(
-        self,
-        samples: Samples,
-        parts: Sequence[tuple[Sequence[PromptLike], slice]],
-        advantages: Mapping[str, Tensor | None],
-        weights: Mapping[str, Tensor],
-    ) -> None:
-        def of(name: str, loss: Loss) -> Iterator[Tensor]:
-            for prompts, rows in parts:
-                inputs = self.score(samples, prompts, rows)
-                yield mix({name: loss}, inputs, {name: 1.0}, advantages, chunk=self.logits_chunk)[0] / self._count_scale
-
-        everywhere = partial(self.trainer.strategy.reduce, reduce_op="sum")
-        scale = self._count_scale / cast(Tensor, everywhere(self._count_of(samples.rollout.mask_NKT).float()))
-        parameters = [p for p in self.student.parameters() if p.requires_grad]
-        terms = {name: of(name, loss) for name, loss in self._mix.items()}
-        self.gradient_norms |= {name: norm * scale for name, norm in norms(parameters, terms, everywhere).items()}
-        weighted = {name: weights[name] * norm for name, norm in self.gradient_norms.items()}
-        reference = self.gradient_reference
-        self._log_measured(
-            {f"gradient_norm/{name}": norm for name, norm in weighted.items()}
-            | {
-                f"gradient_ratio/{name}": norm / weighted[reference]
-                for name, norm in weighted.items()
-                if name != reference
-            }
-        )
+    def _measure_gradients(self, *step: Any) -> None:
+        self.gradient_norms |= norms_of_step(self, *step)
 
     def _log_measured(self, values: Mapping[str, Tensor]) -> None:
         """Log values that only some steps have: Lightning's own logging would repeat them at every step of the epoch."""
@@ -433,7 +345,8 @@ class CFGDistillation(L.LightningModule):
     ) -> None:
         cells = drawn.mask_NKT.sum()
         shown = {"train/length": drawn.length_N.float().mean()}
-        self._log_measured({f"train/{name}": value / cells for name, value in sums.items() if name in ENTROPIES})
+        if measured := {f"train/{name}": value / cells for name, value in sums.items() if name in ENTROPIES}:
+            self._log_measured(measured)
         for name, loss in self._mix.items():
             shown[f"train/{name}"] = sums[name] / count
             shown[f"weight/{name}"] = weights[name]
@@ -447,15 +360,10 @@ class CFGDistillation(L.LightningModule):
     # Checkpoints hold trained student weights and loss buffers; teacher and embedders are reloaded from their source.
 
     def _frozen_parts(self) -> dict[str, nn.Module]:
-        """The teacher, and the judges that losses hold without a box: embedders, and modules whose weights are all frozen."""
+        """The teacher, and the judges that losses hold without a box."""
         parts: dict[str, nn.Module] = {} if self.teacher is None else {"teacher": self.teacher}
-        for name, part in self.losses.named_modules(prefix="losses"):
-            parameters = list(part.parameters())
-            # A reward may have no weights but those of its judge, and still has a running mean that is learnt.
-            learns = any(isinstance(each, Loss | Reward | RunningMean) for each in part.modules())
-            is_frozen = bool(parameters) and not learns and not any(p.requires_grad for p in parameters)
-            if is_frozen or isinstance(part, Embedder):
-                parts[name] = part
+        for name, loss in self.losses.items():
+            parts |= judges_of(loss, f"losses.{name}")
         return parts
 
     def _frozen_of(self, names: Iterable[str]) -> list[str]:
@@ -469,15 +377,7 @@ class CFGDistillation(L.LightningModule):
             ConfigError: the student holds NaN or infinity: the checkpoint before is the better one. Where the fit ends by an
                 exception already, that exception.
         """
-        start = {} if self.teacher is None else self.teacher.state_dict()
-        if names := not_finite(student_weights(self), {f"student.{name}": tensor for name, tensor in start.items()}):
-            if (reason := sys.exception()) is not None:
-                raise reason  # the cause: what follows from it must not hide it
-            raise ConfigError(
-                f"After {self.global_step} steps the student holds NaN or infinity ({len(names)} tensors, such as"
-                f" `{names[0]}`): no checkpoint was written, and the last one is as it was. Lower"
-                " `model.optimizer.init_args.lr`, and resume from that checkpoint."
-            )
+        refuse_spoilt(self)
         state = checkpoint["state_dict"]
         for name in self._frozen_of(list(state)):
             del state[name]
@@ -511,32 +411,11 @@ class CFGDistillation(L.LightningModule):
 
     def on_fit_start(self) -> None:
         assert self.teacher is not None
-        # All prompts, and not the first batch that holds a long one: a fit must not stop in the middle for it.
-        found = [
-            problem
-            for given in prompts_of(self._data)
-            for problem in problems_of_lengths(self.student, given, self.sampling, self.guidance)
-        ]
-        if found:
-            raise ConfigError([each.under("model.sampling") if each.path else each for each in found])
+        if found := problems_of_all_lengths(self, self.trainer.datamodule):  # type: ignore[attr-defined]
+            raise ConfigError(found)
         self._teacher_fingerprint = fingerprint(self.teacher)
 
     def on_fit_end(self) -> None:
         assert self.teacher is not None
         if fingerprint(self.teacher) != self._teacher_fingerprint:
             raise RuntimeError("The teacher's weights changed during the fit: guidance would compound. This is a bug.")
-
-
-def prompts_of(data: Any) -> list[Sequence[PromptLike]]:
-    """The prompts of each part of a data module that knows them; none of any other data."""
-    prompts: Mapping[str, Sequence[PromptLike]] = getattr(data, "prompts", {})
-    return list(prompts.values())
-
-
-def fingerprint(module: nn.Module) -> str:
-    """SHA-256 over names, shapes and bytes of all parameters and buffers of a module."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.generators import Generator, PromptLike
 from cfg_distill.losses import Divergence, Loss
+from cfg_distill.sampling import problems_of_lengths
 
 if TYPE_CHECKING:
     from cfg_distill.distillation.module import CFGDistillation
@@ -112,6 +114,34 @@ def _listed(losses: Mapping[str, Loss]) -> str:
 
 def _ties_to_teacher(loss: Loss) -> bool:
     return isinstance(loss, Divergence) and loss.weight.item() > 0
+
+
+@runtime_checkable
+class WithPrompts(Protocol):
+    """A data module that knows its prompts, as :class:`cfg_distill.data.PromptData` does."""
+
+    prompts: Mapping[str, Sequence[PromptLike]]
+
+
+def prompts_of(data: Any) -> list[Sequence[PromptLike]]:
+    """The prompts of each part of a data module that knows them; none of any other data."""
+    return list(data.prompts.values()) if isinstance(data, WithPrompts) else []
+
+
+def problems_of_prompts(student: Generator, data: Any) -> list[Problem]:
+    """Why there can be no samples of the prompts of a data module that was set up."""
+    found = [_problem(each) for given in prompts_of(data) for each in student.problems_of_prompts(given)]
+    return list(dict.fromkeys(found))
+
+
+def problems_of_all_lengths(module: CFGDistillation, data: Any) -> list[Problem]:
+    """Which prompts of a data module are too long: all of them, since a fit must not stop in its middle for one."""
+    found = [
+        problem
+        for given in prompts_of(data)
+        for problem in problems_of_lengths(module.student, given, module.sampling, module.guidance)
+    ]
+    return [problem.under("model.sampling") if problem.path else problem for problem in found]
 
 
 def problems_of_trainer(trainer: Trainer) -> list[Problem]:

@@ -33,11 +33,6 @@ def problems_of_path(path: str) -> list[Problem]:
     return [problem.under("path") for problem in problems_of_folder(path)]
 
 
-def problems_of_counts(**settings: int) -> list[Problem]:
-    """Which of some settings, by their keys, is no number of at least 1."""
-    return [Problem(key, f"expected at least 1, but got {value}.") for key, value in settings.items() if not value >= 1]
-
-
 def texts_of(reader: str, outputs: Sequence[Any]) -> list[str]:
     """The outputs, which must be texts.
 

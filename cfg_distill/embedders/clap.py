@@ -16,8 +16,8 @@ from torch.nn.functional import normalize, pad
 from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoTokenizer
 
 from cfg_distill.audio import Waveform, problems_of_audio_extra, resampled
-from cfg_distill.embedders.base import Embedder, problems_of_counts, problems_of_path
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.embedders.base import Embedder, problems_of_path
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.folders import from_hub, lacks_words, resolve
 
 SHORTEST = 0.1
@@ -106,7 +106,7 @@ class AudioEmbedder(Embedder):
         return from_hub(loader, self.path, self.kind, "Embedder", **settings)
 
     def load(self) -> Self:
-        if not hasattr(self, "encoder"):
+        if "encoder" not in self._modules:
             key = (type(self), resolve(self.path), self.window)
             encoder = _encoders.get(key)
             if encoder is None:

@@ -9,8 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders.base import Embedder, problems_of_counts, texts_of
-from cfg_distill.errors import Context, Problem
+from cfg_distill.embedders.base import Embedder, texts_of
+from cfg_distill.errors import Context, Problem, problems_of_counts
 
 
 class NGramCounts(Embedder):

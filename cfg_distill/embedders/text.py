@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from cfg_distill.embedders.base import Embedder, problems_of_counts, problems_of_path, texts_of
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.embedders.base import Embedder, problems_of_path, texts_of
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.folders import from_hub
 
 
@@ -61,7 +61,7 @@ class TransformerEmbedder(Embedder):
         return found
 
     def load(self) -> Self:
-        if not hasattr(self, "model"):
+        if "model" not in self._modules:
             self.model = self._from_hub(AutoModel, dtype=torch.float32).requires_grad_(False).eval()
         return self
 

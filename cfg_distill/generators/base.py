@@ -147,7 +147,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
         frame_rate: frames per second of sound; None for text.
         path: the folder or hub name of the start model.
-        dtype: the dtype of the weights, by its name.
+        dtype: the dtype of the weights, by its name. Training takes float32, or :attr:`lora`.
         takes_system: whether prompts may have a system message, as the condition ``system``; known before weights are loaded.
         shortest_prompt: positions of :attr:`max_positions` that the shortest prompt takes; 0 where prompts take none.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.

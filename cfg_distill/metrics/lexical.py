@@ -10,8 +10,7 @@ from typing import Any
 from sacrebleu.metrics import BLEU
 from torch import Tensor
 
-from cfg_distill.embedders.base import problems_of_counts
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import Context, Problem, problems_of_counts
 from cfg_distill.metrics.base import SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.checkpoints import spec_of
-from cfg_distill.embedders.base import problems_of_counts
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of, problems_of_counts
 from cfg_distill.generators import Generator, Predictions, PromptLike
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import SampleMetric

@@ -1,7 +1,6 @@
 """How a student's next-token distribution develops: its entropy, and its distance to the teacher.
 
-The same quantities twice over one pure function each: as terms of a mix, which a training step logs, and as torchmetrics
-classes. Shapes: M cells, V vocabulary.
+A training step logs the same quantities: :mod:`cfg_distill.losses.watched`. Shapes: V vocabulary.
 """
 
 from __future__ import annotations
@@ -12,19 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from cfg_distill.losses import CellTerm, entropy, reverse_kl
-from cfg_distill.losses.divergences import entropy_cells, reverse_kl_cells
-
-ENTROPIES: dict[str, CellTerm] = {
-    "entropy_student": lambda cells: entropy_cells(cells.student_log_probs_MV),
-    "entropy_teacher": lambda cells: entropy_cells(cells.teacher_log_probs_MV),
-}
-"""Of student and guided teacher, one value per cell; see :class:`Entropy`."""
-
-DISTANCE: dict[str, CellTerm] = {
-    "kl_per_token": lambda cells: reverse_kl_cells(cells.student_log_probs_MV, cells.teacher_log_probs_MV),
-}
-"""KL(student || teacher), one value per cell; see :class:`KLToTeacher`."""
+from cfg_distill.losses import entropy, reverse_kl
 
 
 class _CellMean(Metric):

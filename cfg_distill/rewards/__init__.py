@@ -1,6 +1,6 @@
 """What the student is trained to raise: functions of a group of samples, each with its right baseline."""
 
-from cfg_distill.generators.frozen import Frozen
+from cfg_distill.embedders import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.rewards.mixed import Mixed
 from cfg_distill.rewards.pairwise import PairwiseDiversity, PairwiseReward, pairwise_baseline, pairwise_diversity

@@ -19,9 +19,8 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders import Embedder, cosine_distances
+from cfg_distill.embedders import Embedder, Frozen, cosine_distances
 from cfg_distill.errors import Context, Problem, problems_of
-from cfg_distill.generators.frozen import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.sampling.samples import Samples

@@ -8,10 +8,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders import Embedder
+from cfg_distill.embedders import Embedder, Frozen
 from cfg_distill.embedders.similarity import unit
 from cfg_distill.errors import Context, Problem, problems_of
-from cfg_distill.generators.frozen import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.sampling.samples import Samples
 
