@@ -28,10 +28,9 @@ from cfg_distill.distillation.settings import (
 )
 from cfg_distill.distillation.step import Step, micro_batches
 from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.generators import Generator, Guided, PromptLike
+from cfg_distill.generators import Generator, Guidance, Guided, PromptLike
 from cfg_distill.generators.linear import onednn
 from cfg_distill.generators.lora import lora_layers
-from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LOGITS_CHUNK, Loss, LossInputs, mix
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of

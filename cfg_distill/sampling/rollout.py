@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.generators import Generator, Guided, Prompt, PromptLike
+from cfg_distill.generators import Generator, Guidance, Guided, Prompt, PromptLike
 from cfg_distill.generators.base import Predictor
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.generators.linear import packed
-from cfg_distill.guidance import Guidance
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
 
 MIN_PACKED = 16

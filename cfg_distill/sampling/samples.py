@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cfg_distill.generators import Generator, Prompt, PromptLike
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.rollout import Rollout, rollout
 
