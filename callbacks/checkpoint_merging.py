@@ -192,7 +192,7 @@ class CheckpointMerging(Callback):
             return []
         if path.suffix == ".ckpt":
             return [Problem("partner", f"expected a checkpoint, but `{path}` does not exist. Check the path.")]
-        return ConfigError(problems_of_folder("partner", self.partner)).problems
+        return [problem.under("partner") for problem in problems_of_folder(self.partner)]
 
     def _problems_of_out(self, out: Path) -> list[Problem]:
         return problems_of_out(out, [self.partner] if self.partner else [], self.overwrite, WRITTEN)

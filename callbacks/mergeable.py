@@ -99,8 +99,8 @@ class _Adapter(Mergeable):
         return {name: Factors(a.cpu().clone(), b.cpu().clone(), scale) for name, (a, b, scale) in live.items()}
 
     def of_folder(self, path: str) -> Adapter:
-        if problems := self.student.problems_of_base(path, "partner"):
-            raise ConfigError(problems)
+        if problems := self.student.problems_of_base(path):
+            raise ConfigError([problem.under("partner") for problem in problems])
         return read_adapter(path, self.student.adapter_prefix)
 
     def of_checkpoint(self, checkpoint: Checkpoint, weights: Which) -> Adapter:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 
 PEAK = 0.99
 """The largest magnitude that is written, -0.09 dBFS: below full scale, so that rounding to 16 bits cannot clip."""
@@ -24,11 +24,11 @@ PEAK = 0.99
 
 @dataclass(frozen=True, eq=False)
 class Waveform:
-    """A piece of sound, as generators decode it and everything else takes it.
+    """A piece of sound: what generators decode, and what embedders, metrics and writers read.
 
     Attributes:
         samples: ``[C, L]`` float32, on the CPU. Full scale is -1 to 1; a model may exceed it.
-        rate: samples a second.
+        rate: samples per second.
     """
 
     samples: Tensor
@@ -40,12 +40,12 @@ class Waveform:
 
     @property
     def seconds(self) -> float:
-        """Its length."""
+        """The length."""
         return self.samples.shape[-1] / self.rate
 
     @property
     def peak(self) -> float:
-        """The largest magnitude; 0 when it holds no sample."""
+        """The largest magnitude; 0 without samples."""
         return float(self.samples.abs().max()) if self.samples.numel() else 0.0
 
     def mono(self) -> Tensor:
@@ -53,12 +53,13 @@ class Waveform:
         return self.samples.mean(0)
 
 
-def problems_of_audio_extra() -> list[str]:
-    """A sentence when the libraries behind reading and writing are missing; nothing is imported that is there."""
+def problems_of_audio_extra() -> list[Problem]:
+    """A problem when the libraries behind reading and writing are missing. It imports none of them."""
     missing = [name for name in ("soundfile", "soxr") if importlib.util.find_spec(name) is None]
     if not missing:
         return []
-    return [f'Sound needs {" and ".join(missing)}, which are not installed. Run `pip install "cfg-distill[audio]"`.']
+    text = f'Sound needs {" and ".join(missing)}, which are not installed. Run `pip install "cfg-distill[audio]"`.'
+    return [Problem("", text)]
 
 
 def _library(name: str) -> Any:
@@ -72,19 +73,19 @@ def _library(name: str) -> Any:
         raise ConfigError(f"Sound needs `{name}`, which cannot be loaded: {error}") from error
 
 
-def problems_of_file(file: str | Path) -> list[str]:
-    """Why a file is no sound, as far as its header tells: at most one sentence.
+def problems_of_file(file: str | Path) -> list[Problem]:
+    """Why a file is no sound, as far as its header tells: at most one problem.
 
     Raises:
         ConfigError: the audio extra is missing.
     """
     soundfile = _library("soundfile")
     if not Path(file).is_file():
-        return [f"Expected a sound file, but `{file}` does not exist. Check the path."]
+        return [Problem("", f"Expected a sound file, but `{file}` does not exist. Check the path.")]
     try:
         soundfile.info(str(file))
     except (soundfile.LibsndfileError, RuntimeError) as error:
-        return [_unreadable(file, error)]
+        return [Problem("", _unreadable(file, error))]
     return []
 
 
@@ -114,7 +115,7 @@ def read_audio(file: str | Path, rate: int | None = None) -> Waveform:
 
 
 def resampled(waveform: Waveform, rate: int) -> Waveform:
-    """The same sound at another rate, by soxr in its high quality, all channels in phase; itself when the rate fits.
+    """The same sound at another rate, by soxr in high quality, all channels in phase; unchanged when the rate fits.
 
     Raises:
         ConfigError: the audio extra is missing.
@@ -129,8 +130,8 @@ def resampled(waveform: Waveform, rate: int) -> Waveform:
 def within_full_scale(waveform: Waveform) -> tuple[Waveform, float]:
     """The waveform with its peak at most :data:`PEAK`, and the gain in decibels that was applied, 0 for none.
 
-    One gain for the whole clip and all channels: a limiter or a clip would distort, a gain a channel would move the
-    stereo image. Quiet clips stay as they are: loudness is a property of the model, and silence must stay visible.
+    One gain serves the whole clip and all channels: a limiter would distort, and a gain per channel would move the stereo
+    image. Quiet clips stay as they are, since loudness is a property of the model and silence must stay visible.
 
     Example:
         >>> scaled, gain = within_full_scale(Waveform(torch.tensor([[0.5, -1.98]]), 8000))
@@ -140,7 +141,7 @@ def within_full_scale(waveform: Waveform) -> tuple[Waveform, float]:
     peak = waveform.peak
     if not math.isfinite(peak):
         raise ConfigError(
-            "Sound: expected finite samples, but got NaN or infinity: the model diverged. Take an earlier checkpoint of it, or"
+            "Sound: expected finite samples, but got NaN or infinity: the model diverged. Use an earlier checkpoint of it, or"
             " train it again at a lower learning rate."
         )
     if peak <= PEAK:
@@ -152,7 +153,7 @@ def write_audio(file: str | Path, waveform: Waveform) -> float:
     """Write a 16-bit WAV file, whole or not at all, after :func:`within_full_scale`; a file of the name is replaced.
 
     Returns:
-        The gain in decibels, for whoever tells the user: 0 when the clip fits as it is.
+        The applied gain in decibels; 0 when the clip fits as it is.
 
     Raises:
         ConfigError: the audio extra is missing, or samples are not finite.

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cfg_distill.prompt import Prompt
+from cfg_distill.errors import Context, Problem
+from cfg_distill.prompt import Prompt, PromptLike
 
 
 def guided_logits(prompt: Tensor, negative: Tensor, scale: float | Tensor) -> Tensor:
@@ -69,14 +70,15 @@ class Guidance:
     Args:
         scale: gamma. 1 is no guidance; the paper's text-to-music setting is 3.
         negative: the negative prompt. None drops the prompt: the unconditional branch.
-        negative_system: the system message of the negative branch, for models whose chat template takes one. The branch then
-            keeps the prompt, unless ``negative`` is given too (the empty text drops it). Source: Sanchez et al., section 3.4.
+        negative_system: the system message of the negative branch, for models whose chat template takes one. The negative
+            branch then keeps the prompt, unless ``negative`` is given too (the empty text drops the prompt). Source: Sanchez
+            et al., section 3.4.
         schedule: how gamma moves over the generated positions: ``constant``, or from ``scale`` to ``final_scale`` as a
             straight line (``linear``) or a half cosine (``cosine``).
         final_scale: gamma at ``positions`` and beyond; None keeps ``scale``. Read when ``schedule`` is not constant.
         positions: the number of generated positions over which gamma moves.
-        mix_states: mix the states in front of a linear head, which gives the same logits for one head product instead of
-            two; off: mix the logits, the plain twin.
+        mix_states: mix the states in front of a linear head, which gives the same logits with one product of the head
+            instead of two. Off: mix the logits, the plain twin.
     """
 
     scale: float = 1.0
@@ -89,34 +91,40 @@ class Guidance:
 
     @property
     def active(self) -> bool:
-        """Whether a second forward pass is needed at all."""
+        """Whether guidance needs a second forward pass."""
         return self.scale != 1.0 or (self.schedule != "constant" and self.final_scale not in (None, 1.0))
 
-    def negatives(self, prompts: Sequence[str | None]) -> list[str | None]:
-        """What the negative branch reads: one for all rows, or each its own when only the system message differs."""
+    def negatives(self, prompts: Sequence[PromptLike | None]) -> list[PromptLike | None]:
+        """The prompts of the negative branch: one for all rows, or one per prompt when only the system message differs."""
         system, negative = self.negative_system, self.negative
         if system is None:
             return [negative]
         if negative is not None:
             return [Prompt(negative, system=system)]
-        return [Prompt(prompt or "", **{**getattr(prompt, "conditions", {}), "system": system}) for prompt in prompts]
+        positive = [Prompt.of(prompt or "") for prompt in prompts]
+        return [Prompt(each.text, **{**each.conditions, "system": system}) for each in positive]
 
-    def problems(self, key: str = "model.guidance") -> list[str]:
-        """What is wrong with these settings, a sentence each; ``key`` is where the user wrote them."""
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with these settings."""
         found = []
         for name, value in (("scale", self.scale), ("final_scale", self.final_scale)):
             if value is not None and not value >= 0:
                 found.append(
-                    f"Key `{key}.{name}`: expected a number of at least 0 (1 is no guidance), but got {value}."
-                    f" To push away from a prompt, give it as `{key}.negative`."
+                    Problem(
+                        name,
+                        f"expected a number of at least 0 (1 is no guidance), but got {value}."
+                        " To push away from a prompt, give it as `.negative`.",
+                    )
                 )
         if self.schedule != "constant" and self.final_scale is None:
             found.append(
-                f"Key `{key}.final_scale`: expected a number for the {self.schedule} schedule, but got none."
-                " Set it, or use `schedule: constant`."
+                Problem(
+                    "final_scale",
+                    f"expected a number for the {self.schedule} schedule, but got none. Set it, or `.schedule` to constant.",
+                )
             )
         if self.positions < 1:
-            found.append(f"Key `{key}.positions`: expected at least 1, but got {self.positions}.")
+            found.append(Problem("positions", f"expected at least 1, but got {self.positions}."))
         return found
 
     def scale_at(self, position_T: Tensor) -> Tensor:

@@ -2,27 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 
-class Prompt(str):
-    """A prompt is its text; what else it conditions on travels with it, unseen by what knows texts only.
+@dataclass(frozen=True, init=False)
+class Prompt:
+    """A text, and the further conditions that come with it.
+
+    A plain text is a prompt without conditions: every function that takes prompts takes texts too, and turns them into
+    prompts by :meth:`of`. Printed, a prompt is its text.
 
     Attributes:
-        conditions: by name, for generators that know it: ``{"melody": "tune.wav"}``.
+        text: the text.
+        conditions: further conditions by name, for generators that know them: ``{"melody": "tune.wav"}``.
 
     Example:
         >>> prompt = Prompt("80s synth pop", melody="tune.wav")
-        >>> prompt, prompt.conditions
-        ('80s synth pop', {'melody': 'tune.wav'})
+        >>> print(prompt, prompt.conditions)
+        80s synth pop {'melody': 'tune.wav'}
+        >>> prompt == Prompt("80s synth pop", melody="other.wav"), Prompt.of("jazz") == Prompt("jazz")
+        (False, True)
     """
 
-    conditions: dict[str, str]
+    text: str
+    conditions: Mapping[str, str]
 
-    def __new__(cls, text: str, **conditions: str) -> Self:
-        prompt = super().__new__(cls, text)
-        prompt.conditions = conditions
-        return prompt
+    def __init__(self, text: str, /, **conditions: str) -> None:
+        object.__setattr__(self, "text", text)
+        object.__setattr__(self, "conditions", conditions)
 
-    def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, str]]:
-        return (str(self),), self.conditions
+    @classmethod
+    def of(cls, prompt: PromptLike) -> Prompt:
+        """The prompt itself, or a text as a prompt without conditions."""
+        return prompt if isinstance(prompt, Prompt) else cls(prompt)
+
+    def to(self, device: Any) -> Prompt:
+        """The prompt itself: Lightning moves batches by this method, and would refuse a frozen dataclass without it."""
+        return self
+
+    def __hash__(self) -> int:
+        return hash((self.text, frozenset(self.conditions.items())))
+
+    def __str__(self) -> str:
+        return self.text
+
+
+PromptLike: TypeAlias = str | Prompt

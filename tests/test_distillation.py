@@ -334,7 +334,7 @@ def test_all_problems_at_once_before_weights(tmp_path):
     with pytest.raises(ConfigError) as caught:
         model.configure_model()
     text = str(caught.value)
-    for key in ("model.generator.path", "model.guidance.scale", "model.sampling.temperature", "model.start"):
+    for key in ("model.generator.init_args.path", "model.guidance.scale", "model.sampling.temperature", "model.start"):
         assert f"`{key}`" in text
     assert not isinstance(getattr(model.student, "model", None), nn.Module)
 

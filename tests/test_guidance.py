@@ -45,9 +45,13 @@ def test_active_only_where_a_second_pass_is_needed():
 
 def test_problems_name_key_value_and_remedy():
     (negative,) = Guidance(scale=-1.0).problems()
-    assert "`model.guidance.scale`" in negative and "-1.0" in negative and "`model.guidance.negative`" in negative
+    assert (negative.key, negative.prefix) == ("scale", "")
+    said = str(negative.under("model.guidance"))
+    assert "`model.guidance.scale`" in said and "-1.0" in said and "`model.guidance.negative`" in said
+    option = negative.told({"scale": "--guidance", "negative": "--negative"})
+    assert option.startswith("Option `--guidance`: ") and option.endswith("give it as `--negative`.")
     (missing,) = Guidance(scale=2.0, schedule="linear").problems()
-    assert "`model.guidance.final_scale`" in missing
+    assert "Key `final_scale`" in str(missing)
     assert Guidance(scale=float("nan")).problems()
     assert not Guidance(scale=0.0).problems()
 

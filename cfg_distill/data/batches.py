@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
+from cfg_distill.prompt import PromptLike
+
 
 class Prompts(Dataset):
     """Prompts, indexed by lists of numbers: one list is one batch."""
 
-    def __init__(self, prompts: list[str]) -> None:
+    def __init__(self, prompts: Sequence[PromptLike]) -> None:
         self.prompts = prompts
 
     def __len__(self) -> int:
         return len(self.prompts)
 
-    def __getitem__(self, indices: list[int]) -> list[str]:
+    def __getitem__(self, indices: list[int]) -> list[PromptLike]:
         return [self.prompts[index] for index in indices]
 
 

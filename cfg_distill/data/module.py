@@ -7,6 +7,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 from cfg_distill.data.batches import PromptBatches, Prompts
 from cfg_distill.data.reading import normalised, read_prompts
 from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.prompt import Prompt, PromptLike
 
 
 class PromptData(L.LightningDataModule):
@@ -45,7 +46,7 @@ class PromptData(L.LightningDataModule):
         self.field = field
         self.shuffle = shuffle
         self.seed = seed
-        self.prompts: dict[str, list[str]] = {}
+        self.prompts: dict[str, list[PromptLike]] = {}
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings and the files."""
@@ -98,13 +99,13 @@ class PromptData(L.LightningDataModule):
         return StatefulDataLoader(Prompts(prompts), batch_size=None, sampler=batches, generator=own)
 
 
-def _overlap(name: str, other: str, prompts: dict[str, list[str]]) -> list[str]:
-    """The prompts of ``name`` that ``other`` has too, up to case and space."""
+def _overlap(name: str, other: str, prompts: dict[str, list[PromptLike]]) -> list[str]:
+    """The texts of ``name`` that ``other`` has too, up to case and space."""
     known = {normalised(prompt) for prompt in prompts.get(other, ())}
-    return sorted({prompt for prompt in prompts.get(name, ()) if normalised(prompt) in known})
+    return sorted({Prompt.of(prompt).text for prompt in prompts.get(name, ()) if normalised(prompt) in known})
 
 
-def _shared(name: str, other: str, prompts: dict[str, list[str]]) -> Problem:
+def _shared(name: str, other: str, prompts: dict[str, list[PromptLike]]) -> Problem:
     both = _overlap(name, other, prompts)
     shown = ", ".join(map(repr, both[:3])) + (", ..." if len(both) > 3 else "")
     return Problem(

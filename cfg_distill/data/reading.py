@@ -10,12 +10,12 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError, nearest
 from cfg_distill.folders import find_file
-from cfg_distill.prompt import Prompt
+from cfg_distill.prompt import Prompt, PromptLike
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
 
 
-def read_prompts(path: str | Path, field: str = "prompt") -> list[str]:
+def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
     """The prompts of a file, in its order, without blank ones.
 
     ``.txt``: one prompt per line. ``.jsonl``: per line a JSON object, of which ``field`` is read, or a JSON string.
@@ -42,23 +42,23 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[str]:
         rows = list(_saved_dataset(file, field) if file.is_dir() else _rows(file, field))
     except UnicodeDecodeError as error:
         raise ConfigError(f"File `{path}`: expected text in UTF-8, but it cannot be read: {error}.") from error
-    prompts = [_stripped(prompt) for prompt in rows if prompt.strip()]
+    prompts = [prompt for prompt in map(_stripped, rows) if Prompt.of(prompt).text]
     if not prompts:
         raise ConfigError(f"Expected at least one prompt, but `{path}` holds none. Write one per line.")
     return prompts
 
 
-def normalised(prompt: str) -> str:
+def normalised(prompt: PromptLike) -> str:
     """The prompt without what does not tell two prompts apart: case and space.
 
     Example:
         >>> normalised("  An Irish   jig ")
         'an irish jig'
     """
-    return " ".join(prompt.casefold().split())
+    return " ".join(Prompt.of(prompt).text.casefold().split())
 
 
-def _rows(file: Path, field: str) -> Iterable[str]:
+def _rows(file: Path, field: str) -> Iterable[PromptLike]:
     with file.open(encoding="utf-8-sig", newline="") as lines:
         if file.suffix == ".txt":
             yield from lines
@@ -76,11 +76,11 @@ def _rows(file: Path, field: str) -> Iterable[str]:
                 raise ConfigError(f"File `{file}`, line {table.line_num}: expected CSV, but {error}.") from error
 
 
-def _stripped(prompt: str) -> str:
-    return Prompt(prompt.strip(), **prompt.conditions) if isinstance(prompt, Prompt) else prompt.strip()
+def _stripped(prompt: PromptLike) -> PromptLike:
+    return Prompt(prompt.text.strip(), **prompt.conditions) if isinstance(prompt, Prompt) else prompt.strip()
 
 
-def _of_row(row: dict[str, str | None], field: str) -> str:
+def _of_row(row: dict[str, str | None], field: str) -> PromptLike:
     conditions = {
         name.removeprefix("conditions."): value
         for name, value in row.items()
@@ -90,7 +90,7 @@ def _of_row(row: dict[str, str | None], field: str) -> str:
     return Prompt(text, **conditions) if conditions else text
 
 
-def _of_json(file: Path, number: int, line: str, field: str) -> str:
+def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
     where = f"File `{file}`, line {number}"
     try:
         row = json.loads(line)

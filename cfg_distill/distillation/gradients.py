@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from cfg_distill.generators import PromptLike
 from cfg_distill.losses import Divergence, Loss, mix
 from cfg_distill.sampling.samples import Samples
 
@@ -47,7 +48,7 @@ def norms(
 def norms_of_step(
     module: CFGDistillation,
     samples: Samples,
-    parts: Sequence[tuple[Sequence[str], slice]],
+    parts: Sequence[tuple[Sequence[PromptLike], slice]],
     advantages: Mapping[str, Tensor | None],
 ) -> dict[str, Tensor]:
     """Norm of the gradient of each unweighted loss over one batch of all ranks, divided by their common count.

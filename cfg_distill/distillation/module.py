@@ -28,10 +28,9 @@ from cfg_distill.distillation.settings import (
 )
 from cfg_distill.distillation.step import Step, micro_batches
 from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.generators import Generator, Guided
+from cfg_distill.generators import Generator, Guidance, Guided, PromptLike
 from cfg_distill.generators.linear import onednn
 from cfg_distill.generators.lora import lora_layers
-from cfg_distill.guidance import Guidance
 from cfg_distill.losses import LOGITS_CHUNK, Loss, LossInputs, mix
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
@@ -119,7 +118,7 @@ class CFGDistillation(L.LightningModule):
         self.allow_no_teacher = allow_no_teacher
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
-        self.batch: Sequence[str] = ()
+        self.batch: Sequence[PromptLike] = ()
         self._step = Step()
         self._teacher_fingerprint = ""
         # Settings of this recipe, and those recorded in the checkpoint (compared in resuming.py).
@@ -191,15 +190,17 @@ class CFGDistillation(L.LightningModule):
 
     # One step
 
-    def rollout(self, prompts: Sequence[str], seed: int = 0) -> Rollout:
+    def rollout(self, prompts: Sequence[PromptLike], seed: int = 0) -> Rollout:
         """Groups of samples that the student learns from: its own, without guidance. Override to roll out differently."""
         return rollout(self.student, prompts, self.sampling, seed=seed)
 
-    def draw(self, prompts: Sequence[str], seed: int = 0) -> Samples:
+    def draw(self, prompts: Sequence[PromptLike], seed: int = 0) -> Samples:
         """Decoded samples of the student as it is now."""
         return decoded(self.student, prompts, self.rollout(prompts, seed))
 
-    def score(self, samples: Samples, prompts: Sequence[str] | None = None, rows: slice = slice(None)) -> LossInputs:
+    def score(
+        self, samples: Samples, prompts: Sequence[PromptLike] | None = None, rows: slice = slice(None)
+    ) -> LossInputs:
         """Predictions of student and guided teacher on the student's samples, or on some rows of them.
 
         Args:
@@ -208,14 +209,14 @@ class CFGDistillation(L.LightningModule):
             rows: which rows.
         """
         assert self.teacher is not None
-        prompts = samples.prompts if prompts is None else prompts
+        prompts = samples.asked if prompts is None else prompts
         tokens_NKT, mask_NKT = samples.rollout.tokens_NKT[rows], samples.rollout.mask_NKT[rows]
         with torch.no_grad():
             teacher = Guided(self.teacher, self.guidance).predictions(prompts, tokens_NKT, mask_NKT)
         student = self.student.predictions(prompts, tokens_NKT, mask_NKT)
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
-    def training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         """One step; callbacks find its outcome in their ``outputs``.
 
         Returns:
@@ -234,7 +235,7 @@ class CFGDistillation(L.LightningModule):
         with advice_on_memory(self):  # the optimiser's state is made at its first step
             super().optimizer_step(*args, **kwargs)
 
-    def _training_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+    def _training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         if self._step.begins:
             # Here and not by Lightning, which would do it after the micro-batches below.
             cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad()
@@ -288,12 +289,12 @@ class CFGDistillation(L.LightningModule):
             if parameter.grad is not None:
                 parameter.grad.mul_(factor)
 
-    def validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
         with advice_on_memory(self), onednn(self.onednn):
             return self._validation_step(batch, batch_idx)
 
-    def _validation_step(self, batch: list[str], batch_idx: int) -> dict[str, Any]:
+    def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         drawn = self.rollout(batch, self._rollout_seed(-1, batch_idx))
         samples = decoded(self.student, batch, drawn)
         sums: dict[str, Tensor] = {}

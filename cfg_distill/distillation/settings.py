@@ -10,7 +10,7 @@ from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from cfg_distill.errors import Context, Problem, problems_of
-from cfg_distill.generators import Generator
+from cfg_distill.generators import Generator, PromptLike
 from cfg_distill.losses import Divergence, Loss
 from cfg_distill.sampling import problems_of_lengths
 
@@ -120,10 +120,10 @@ def _ties_to_teacher(loss: Loss) -> bool:
 class WithPrompts(Protocol):
     """A data module that knows its prompts, as :class:`cfg_distill.data.PromptData` does."""
 
-    prompts: Mapping[str, Sequence[str]]
+    prompts: Mapping[str, Sequence[PromptLike]]
 
 
-def prompts_of(data: Any) -> list[Sequence[str]]:
+def prompts_of(data: Any) -> list[Sequence[PromptLike]]:
     """The prompts of each part of a data module that knows them; none of any other data."""
     return list(data.prompts.values()) if isinstance(data, WithPrompts) else []
 
@@ -136,11 +136,12 @@ def problems_of_prompts(student: Generator, data: Any) -> list[Problem]:
 
 def problems_of_all_lengths(module: CFGDistillation, data: Any) -> list[Problem]:
     """Which prompts of a data module are too long: all of them, since a fit must not stop in its middle for one."""
-    return [
-        _problem(each)
+    found = [
+        problem
         for given in prompts_of(data)
-        for each in problems_of_lengths(module.student, given, module.sampling, module.guidance)
+        for problem in problems_of_lengths(module.student, given, module.sampling, module.guidance)
     ]
+    return [problem.under("model.sampling") if problem.path else problem for problem in found]
 
 
 def problems_of_trainer(trainer: Trainer) -> list[Problem]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from cfg_distill.distillation.finite import gradient_norm, problems_of_gradient, problems_of_optimizer
 from cfg_distill.errors import ConfigError
+from cfg_distill.generators import PromptLike
 
 if TYPE_CHECKING:
     from cfg_distill.distillation.module import CFGDistillation
@@ -22,7 +23,7 @@ PATIENCE = 30
 """Steps in a row that a gradient scaler may skip. It begins at 2^16 and halves at each: by then float16 is not the cause."""
 
 
-def micro_batches(prompts: Sequence[str], group: int, size: int) -> list[tuple[Sequence[str], slice]]:
+def micro_batches(prompts: Sequence[PromptLike], group: int, size: int) -> list[tuple[Sequence[PromptLike], slice]]:
     """Prompts and rows to be scored together, in the order of the rows.
 
     Args:

@@ -30,7 +30,7 @@ class Embedder(nn.Module, ABC):
 
 def problems_of_path(path: str) -> list[Problem]:
     """Why the folder or hub name under an embedder's key ``path`` cannot be loaded."""
-    return [Problem("path", text.removeprefix("Key `path`: ")) for text in problems_of_folder("path", path)]
+    return [problem.under("path") for problem in problems_of_folder(path)]
 
 
 def texts_of(reader: str, outputs: Sequence[Any]) -> list[str]:

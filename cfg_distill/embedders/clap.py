@@ -63,7 +63,7 @@ class AudioEmbedder(Embedder):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = problems_of_path(self.path)
-        found += [Problem("", text) for text in problems_of_audio_extra()]
+        found += problems_of_audio_extra()
         found += problems_of_counts(batch_size=self.batch_size)
         if not SHORTEST <= self.window < math.inf:
             found.append(Problem("window", f"expected at least {SHORTEST} seconds, but got {self.window}."))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from cfg_distill.evaluation.system import Kind, System
-from cfg_distill.generators import Generator
+from cfg_distill.generators import Generator, Prompt, PromptLike
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling import Sampling
@@ -17,7 +17,7 @@ SEEDS_APART = 1_000_003
 
 def evaluate(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[PromptLike],
     sampling: Sampling,
     guidance: Guidance | None,
     metrics: Mapping[str, SampleMetric],
@@ -52,7 +52,7 @@ def evaluate(
         guidance=guidance.scale if guidance is not None else 1.0,
         samples=sampling.samples,
         seeds=list(seeds),
-        prompts=list(prompts),
+        prompts=[Prompt.of(prompt).text for prompt in prompts],
         axes={metric: measure.axis for metric, measure in metrics.items()},
         values={metric: [] for metric in metrics},
         relative_cost=2.0 if guidance is not None and guidance.active else 1.0,

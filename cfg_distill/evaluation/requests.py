@@ -17,10 +17,9 @@ from cfg_distill.audio import problems_of_audio_extra
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
-from cfg_distill.evaluation.older import converted, of_sampling
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
-from cfg_distill.generators import Generator, Prompt, open_generator
-from cfg_distill.generators.length import SECONDS, frames, problems_of_seconds
+from cfg_distill.generators import Generator, Prompt, PromptLike, open_generator
+from cfg_distill.generators.length import DEFAULT_SECONDS, frames, problems_of_seconds
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling import Samples, Sampling, draw, positions_left, problems_of_lengths
@@ -124,7 +123,7 @@ class _Samples:
         self.renderer = Renderer()
         self.generator = open_generator(request.model, dtype=request.dtype)
         self.guidance = Guidance(request.guidance, request.negative, negative_system=request.negative_system)
-        self.prompts: list[str] = list(request.prompts)
+        self.prompts: list[PromptLike] = list(request.prompts)
         if request.melody is not None:
             self.prompts = [Prompt(text, melody=request.melody) for text in request.prompts]
         self.problems = _of_model(self.generator, "model")
@@ -182,7 +181,7 @@ class _Samples:
                 self.problems += error.problems
                 return
             self.sampling.max_new_tokens = MOST_TOKENS if left is None else max(1, min(MOST_TOKENS, left))
-        self.problems += converted(problems_of_lengths(self.generator, self.prompts, self.sampling, self.guidance))
+        self.problems += problems_of_lengths(self.generator, self.prompts, self.sampling, self.guidance)
 
 
 @dataclass(frozen=True)
@@ -257,7 +256,7 @@ class Points:
     request: EvaluateRequest
     problems: list[Problem] = field(default_factory=list)
     remarks: list[Problem] = field(default_factory=list)
-    prompts: list[str] = field(default_factory=list)
+    prompts: list[PromptLike] = field(default_factory=list)
     lengths: dict[str, int] = field(default_factory=dict)
     renderers: dict[str, Renderer] = field(default_factory=dict)
     metrics: dict[str, SampleMetric] = field(default_factory=dict)
@@ -315,7 +314,7 @@ class Points:
             except ConfigError as error:
                 self.problems += _at("models", error.problems)
         for (model, generator), scale in product(generators.items(), request.guidance) if not self.problems else ():
-            found = converted(problems_of_lengths(generator, self.prompts, self.sampling(model), Guidance(scale)))
+            found = problems_of_lengths(generator, self.prompts, self.sampling(model), Guidance(scale))
             self.problems += [replace(each, text=f"model `{model}`: {each.text}") for each in found]
 
     def _choose_metrics(self, generators: Sequence[Generator]) -> None:
@@ -347,10 +346,10 @@ def _at(key: str, found: Iterable[Problem]) -> list[Problem]:
 def _of_model(generator: Generator, key: str) -> list[Problem]:
     """Problems of a model. Its path is the field ``key``; its dtype is the field of the same name."""
     try:
-        found = converted(problems_of(generator))
+        found = problems_of(generator)
     except ConfigError as error:  # a tokenizer that cannot be read, for one
         found = error.problems
-    return [replace(each, key=key) if each.path in ("path", "") else each for each in found]
+    return [replace(each, key=key, prefix="") if each.path in ("path", "") else each for each in found]
 
 
 def _of_folder(out: Path, overwrite: bool, any_file: bool = False) -> list[Problem]:
@@ -376,7 +375,7 @@ def _of_scales(scales: Sequence[float], negative: str | None = None) -> list[Pro
 def _of_sampling(sampling: Sampling, longest: int | None) -> list[Problem]:
     """Problems of the sampling settings, whose keys are fields of the request."""
     if math.isfinite(sampling.temperature):
-        return of_sampling(sampling, longest)
+        return problems_of(sampling, Context(sampling.samples, longest))
     wrong = Problem(
         "temperature",
         f"expected a finite number of at least 0, but got {sampling.temperature}. Use 1 for the model's own.",
@@ -389,12 +388,12 @@ def _length(
 ) -> tuple[int | None, list[Problem]]:
     """The longest sample in tokens or frames, and its problems; None for text without a given length."""
     if generator.frame_rate is None:
-        return max_new_tokens, [] if seconds is None else converted(problems_of_seconds(generator, seconds))
-    found = converted(problems_of_audio_extra())
+        return max_new_tokens, [] if seconds is None else problems_of_seconds(generator, seconds)
+    found = problems_of_audio_extra()
     if max_new_tokens is not None:
         if seconds is not None:
             found.append(Problem("seconds", "`.max_new_tokens` is given, and both are the length. Give one of them."))
         return max_new_tokens, found
-    asked = SECONDS if seconds is None else seconds
-    wrong = converted(problems_of_seconds(generator, asked))
+    asked = DEFAULT_SECONDS if seconds is None else seconds
+    wrong = problems_of_seconds(generator, asked)
     return (1 if wrong else frames(generator, asked)), found + wrong

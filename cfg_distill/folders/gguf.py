@@ -13,24 +13,28 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders.cache import cache_folder, locked
 
 REVISION = 1
 """Of what :func:`_convert` writes: a new one makes every file anew."""
 
 
-def problems_of_gguf(file: Path) -> list[str]:
-    """What is wrong with a GGUF file as far as its first bytes tell, and what is missing to convert it."""
+def problems_of_gguf(file: Path) -> list[Problem]:
+    """What is wrong with a GGUF file as far as its first bytes tell, and which libraries are missing to convert it."""
     with file.open("rb") as stream:
         if (magic := stream.read(4)) != b"GGUF":
-            return [f"Model `{file}`: expected a GGUF file, but it begins with {magic!r}. Download it again."]
+            text = f"Model `{file}`: expected a GGUF file, but it begins with {magic!r}. Download it again."
+            return [Problem("", text)]
     missing = [library for library in ("gguf", "accelerate") if find_spec(library) is None]
     if not missing:
         return []
     return [
-        f"Model `{file}`: expected the libraries gguf and accelerate to convert it, but {' and '.join(missing)} cannot be"
-        ' imported. Install what text needs: pip install "cfg-distill[text]"'
+        Problem(
+            "",
+            f"Model `{file}`: expected the libraries gguf and accelerate to convert it, but {' and '.join(missing)} cannot be"
+            ' imported. Install them: pip install "cfg-distill[text]"',
+        )
     ]
 
 
@@ -100,8 +104,7 @@ def _convert(file: Path, folder: Path) -> None:
             (model, "quantization_method"),
             (model.config, "quantization_config"),
         ):
-            if hasattr(holder, mark):
-                delattr(holder, mark)
+            vars(holder).pop(mark, None)
         model.is_quantized = False
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

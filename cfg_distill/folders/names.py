@@ -1,15 +1,16 @@
-"""Model folders: the names of shipped and packaged ones, and what can be said of a folder without loading its weights."""
+"""Model folders: names of shipped and packaged ones, and checks of a folder that load no weights."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
 from cfg_distill.folders.packages import PACKAGED
 
@@ -18,23 +19,23 @@ SHIPPED = {name: PACKAGE / "tunes" / "weights" / name for name in ("base", "enco
 KNOWN: dict[str, Collection[str]] = {"tunes": SHIPPED, "text": PACKAGED}
 RECIPES = PACKAGE / "recipes"
 UNREADABLE = (OSError, ValueError, ImportError, SafetensorError)
-"""What loading a model raises where it is missing, cut short, or needs a package that is not installed."""
+"""The errors of loading a model that is missing, is cut short, or needs a package that is not installed."""
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def from_hub(loader: Any, path: str, kind: str, subject: str = "Model", **settings: Any) -> Any:
-    """What a class of transformers loads from a model folder or hub name.
+    """Load something by a class of transformers from a model folder or hub name.
 
     Args:
         loader: the class, ``AutoConfig`` for one.
         path: the folder or hub name.
-        kind: what was expected there, for the message: ``a MusicGen``.
-        subject: what the path is, for the message.
+        kind: the kind of model that is expected there, for the message: ``a MusicGen``.
+        subject: a noun for the path, for the message.
         settings: further arguments of ``from_pretrained``.
 
     Raises:
-        ConfigError: it cannot be loaded.
+        ConfigError: transformers cannot load it.
     """
     try:
         return loader.from_pretrained(resolve(path), **settings)
@@ -47,12 +48,12 @@ def from_hub(loader: Any, path: str, kind: str, subject: str = "Model", **settin
 
 
 def lacks_words(tokenizer: Any, vocabulary: int) -> bool:
-    """Whether a tokenizer is the one of a few special tokens that transformers makes where its files are missing."""
+    """Whether a tokenizer has few tokens but special ones: transformers makes such a one where the files are missing."""
     return 2 * len(tokenizer) < vocabulary
 
 
 def source(path: str) -> Path | None:
-    """What is behind ``tunes:NAME``, ``text:NAME`` or a GGUF file as it was installed; None for any other path.
+    """The folder or file behind ``tunes:NAME``, ``text:NAME`` or a GGUF file; None for any other path.
 
     Raises:
         ConfigError: no such name, or its package is not installed.
@@ -74,7 +75,7 @@ def source(path: str) -> Path | None:
 
 
 def _converted_elsewhere(folder: Path) -> Path | None:
-    """The packaged GGUF file of a folder in a cache that is gone: an adapter names its base by the folder it was then."""
+    """The packaged GGUF file behind a converted folder that is gone: an adapter may name its base by such a folder."""
     if folder.parent.name != "models" or folder.exists():
         return None
     files = [found for each in PACKAGED.values() if (found := each.find()) is not None and found.suffix == ".gguf"]
@@ -84,8 +85,7 @@ def _converted_elsewhere(folder: Path) -> Path | None:
 def resolve(path: str) -> str:
     """The folder behind ``tunes:base``, ``text:smollm2`` and the like; any other path or hub name unchanged.
 
-    A GGUF file becomes the folder it was converted to, and is converted when it was not; see
-    :func:`cfg_distill.folders.converted`.
+    A GGUF file is converted once, and stands for the converted folder; see :func:`cfg_distill.folders.converted`.
 
     Raises:
         ConfigError: no such name, its package is not installed, or a GGUF file cannot be converted.
@@ -139,48 +139,48 @@ def base_of(path: str | Path) -> str:
 
 
 def whole_path(base: str) -> str:
-    """A base as others find it: a folder by its whole path, a hub name as it is."""
+    """A base by a name that holds in any working folder: a folder by its whole path, a hub name as it is."""
     folder = Path(resolve(base)).expanduser()
     return str(folder.resolve()) if folder.is_dir() else base
 
 
-def problems_of_folder(key: str, path: str) -> list[str]:
-    """What is wrong with a model folder, without loading it. A hub name (``owner/name``, no such folder) passes."""
+def problems_of_folder(path: str) -> list[Problem]:
+    """What is wrong with a model folder, found without loading it. A hub name (``owner/name``, no such folder) passes."""
     try:
         found = source(path)
     except ConfigError as error:
-        return [f"Key `{key}`: {problem}" for problem in error.problems]
+        return error.problems
     if found is not None and found.suffix == ".gguf":
-        return [f"Key `{key}`: {problem}" for problem in problems_of_gguf(found)]
+        return problems_of_gguf(found)
     folder = found or Path(path)
     if not folder.exists():
         if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1:
-            return [f"Key `{key}`: expected a model folder, but `{path}` does not exist. Check the path."]
+            return [Problem("", f"expected a model folder, but `{path}` does not exist. Check the path.")]
         return []
     if is_adapter(path):
-        return _problems_of_adapter(key, path, folder)
+        return _problems_of_adapter(path, folder)
     if not (folder / "config.json").is_file():
-        return [f"Key `{key}`: expected a Hugging Face model folder, but `{path}` holds no config.json."]
+        return [Problem("", f"expected a Hugging Face model folder, but `{path}` holds no config.json.")]
     if not any(any(folder.glob(pattern)) for pattern in WEIGHT_PATTERNS):
         return [
-            f"Key `{key}`: expected a model folder with weights (model.safetensors), but `{path}` holds none."
-            " Export or copy the weights into it, or name another folder."
+            Problem(
+                "",
+                f"expected a model folder with weights (model.safetensors), but `{path}` holds none."
+                " Export or copy the weights into it, or name another folder.",
+            )
         ]
     return []
 
 
-def _problems_of_adapter(key: str, path: str, folder: Path) -> list[str]:
+def _problems_of_adapter(path: str, folder: Path) -> list[Problem]:
     if not (folder / ADAPTER_WEIGHTS).is_file():
-        return [f"Key `{key}`: expected {ADAPTER_WEIGHTS} in the adapter folder `{path}`, but it is not there."]
+        return [Problem("", f"expected {ADAPTER_WEIGHTS} in the adapter folder `{path}`, but it is not there.")]
     try:
         base = base_of(path)
     except ConfigError as error:
-        return [f"Key `{key}`: {problem}" for problem in error.problems]
+        return error.problems
     if is_adapter(base):
-        return [
-            f"Key `{key}`: the base of the adapter `{path}` is an adapter itself, `{base}`. Export one of them merged."
-        ]
-    return [
-        f"{problem} It is the base that `{path}/{ADAPTER_CONFIG}` names; if it lies elsewhere now, change it there."
-        for problem in problems_of_folder(key, base)
-    ]
+        text = f"the base of the adapter `{path}` is an adapter itself, `{base}`. Export one of them merged."
+        return [Problem("", text)]
+    named = f"This base is named by `{path}/{ADAPTER_CONFIG}`: if it lies elsewhere now, change the name there."
+    return [replace(problem, text=f"{problem.text} {named}") for problem in problems_of_folder(base)]

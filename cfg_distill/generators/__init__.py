@@ -8,7 +8,8 @@ from cfg_distill.generators.loading import device, open_generator
 from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.musicgen import MusicGen
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions, Scored
-from cfg_distill.prompt import Prompt
+from cfg_distill.guidance import Guidance
+from cfg_distill.prompt import Prompt, PromptLike
 
 __all__ = [
     "CausalLM",
@@ -16,6 +17,7 @@ __all__ = [
     "Dia",
     "Encoded",
     "Generator",
+    "Guidance",
     "Guided",
     "Head",
     "HiddenStates",
@@ -25,6 +27,7 @@ __all__ = [
     "Predictions",
     "Predictor",
     "Prompt",
+    "PromptLike",
     "Scored",
     "device",
     "open_generator",

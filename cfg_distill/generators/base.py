@@ -9,19 +9,25 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.folders import problems_of_folder
 from cfg_distill.generators.growing_cache import cache_argument
 from cfg_distill.generators.lora import LoRA, merge_adapter, problems_of_base, without_adapter
 from cfg_distill.generators.predictions import Predictions
+from cfg_distill.prompt import PromptLike
+
+DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
+DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""The dtypes of a model's weights by their names in a recipe."""
 
 
 @dataclass
@@ -78,7 +84,7 @@ class Predictor(Protocol):
     end_tokens: tuple[int, ...]
     pad_token: int
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[Any, Predictions]:
+    def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[Any, Predictions]:
         """Read the prompts, each once, and begin ``repeats`` continuations of each.
 
         Returns the state of ``N = len(prompts) * repeats`` rows and the predictions of their first position (T = 1).
@@ -93,7 +99,7 @@ class Predictor(Protocol):
     def keep(self, state: Any, rows_M: Tensor) -> Any:
         """The state of some rows, by their indices: the others are finished. The state that was passed in is used up."""
 
-    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
+    def predictions(self, prompts: Sequence[PromptLike | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
         """Predictions at every generated position at once, row n belonging to prompt n // (N / B).
 
         Values at masked cells are arbitrary.
@@ -139,20 +145,20 @@ class Generator(AcceptsScored, nn.Module, ABC):
         end_tokens: the tokens (of codebook 0) after any of which a sample is finished; none when all have the full length.
         pad_token: fills the cells that do not exist: behind the end token, and before a delayed codebook begins.
         sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
-        frame_rate: frames a second of sound; None for text.
+        frame_rate: frames per second of sound; None for text.
         path: the folder or hub name of the start model.
-        takes_system: whether prompts may come with a system message, as the condition ``system``; known before the weights
-            are.
-        shortest_prompt: positions of :attr:`max_positions` that any prompt takes at least; 0 where prompts take none.
-        dtype: of the weights, other than float32 with an adapter only where something is trained.
+        dtype: the dtype of the weights, by its name. Training takes float32, or :attr:`lora`.
+        takes_system: whether prompts may have a system message, as the condition ``system``; known before weights are loaded.
+        shortest_prompt: positions of :attr:`max_positions` that the shortest prompt takes; 0 where prompts take none.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
-        adapter_prefix: where :attr:`model` lies in the model that adapter folders are for: ``decoder.`` where it is a part.
+        adapter_prefix: the prefix of :attr:`model`'s parameters in the full checkpoint that an adapter folder refers to
+            (``decoder.``); empty if :attr:`model` is all of it.
     """
 
     model: nn.Module
     path: str
+    dtype: DTypeName = "float32"
     lora: LoRA | None = None
-    dtype: str = "float32"
     adapter_prefix: str = ""
     delays: tuple[int, ...] = (0,)
     end_tokens: tuple[int, ...] = ()
@@ -182,8 +188,8 @@ class Generator(AcceptsScored, nn.Module, ABC):
         return len(self.delays)
 
     @abstractmethod
-    def problems(self) -> list[str]:
-        """What is wrong with the settings, a sentence each, found without loading weights."""
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings, found without loading weights."""
 
     @abstractmethod
     def load(self) -> Self:
@@ -195,54 +201,66 @@ class Generator(AcceptsScored, nn.Module, ABC):
 
     @abstractmethod
     def load_weights(self, folder: str) -> None:
-        """Take the weights of another folder of the same architecture; a LoRA student takes an adapter of its base.
+        """Load the weights of another folder of the same architecture; a LoRA student loads an adapter of its base.
 
         Raises:
             ConfigError: names or shapes differ.
         """
 
-    def problems_of_start(self, folder: str) -> list[str]:
-        """Why :meth:`load_weights` could not take a folder, a sentence each, found without loading weights."""
-        found = problems_of_folder("model.start", folder)
-        if found or self.lora is None:
-            return found
-        return self.problems_of_base(folder, "model.start") or self.lora.problems_of_rank(folder)
+    def problems_of_start(self, folder: str) -> list[Problem]:
+        """Why :meth:`load_weights` could not load the folder of ``model.start``, found without loading weights."""
+        found = problems_of_folder(folder)
+        if not found and self.lora is not None:
+            found = self.problems_of_base(folder) or self.lora.problems_of_rank(folder)
+        return [replace(problem, key=problem.key or "/model.start") for problem in found]
 
-    def problems_of_base(self, folder: str, key: str) -> list[str]:
-        """Why a folder is no adapter of this generator's base, a sentence each."""
-        return problems_of_base(folder, self.path, key)
+    def problems_of_base(self, folder: str) -> list[Problem]:
+        """Why a folder is no adapter of this generator's base."""
+        return problems_of_base(folder, self.path)
+
+    def problems_of_lora(self, context: Context, network: Callable[[], nn.Module] | None) -> list[Problem]:
+        """What is wrong with :attr:`lora`, where there is one.
+
+        Args:
+            context: see :meth:`problems`.
+            network: makes the network without weights, to look for the layers' names; None where it cannot be made.
+        """
+        if self.lora is None:
+            return []
+        found = [problem.under("lora") for problem in self.lora.problems_on(self.path, network)]
+        return problems_of(self.lora, context, under="lora") + found
 
     @property
     @abstractmethod
     def max_positions(self) -> int | None:
-        """Positions the model can see, prompt included; None without a limit. Known before the weights are."""
+        """Positions that the model can see, prompt included; None without a limit. Known before weights are loaded."""
 
     @property
     def reserved_positions(self) -> int:
-        """Positions of :attr:`max_positions` that are no prompt's and no frame's: those of the longest delay.
+        """Positions of :attr:`max_positions` that neither a prompt nor a frame can use: the longest delay.
 
-        Override where the model takes more. Known before the weights are.
+        Override where the model needs more. Known before weights are loaded.
         """
         return max(self.delays)
 
     @property
     def longest_sample(self) -> int | None:
-        """Frames or tokens of the longest sample of any prompt; None without a limit. Known before the weights are."""
+        """Frames or tokens of the longest sample of any prompt; None without a limit. Known before weights are loaded."""
         if self.max_positions is None:
             return None
         return self.max_positions - self.reserved_positions - self.shortest_prompt
 
-    def problems_of_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """Why there can be no samples of these prompts, a sentence each, known before the weights are.
+    def problems_of_prompts(self, prompts: Sequence[PromptLike]) -> list[Problem]:
+        """Why there can be no samples of these prompts, found without loading weights.
 
         Override where a prompt can be wrong: too long for a text encoder, without the melody that it needs, and so on.
         """
         return []
 
-    def prompt_positions(self, prompts: Sequence[str | None]) -> int:
-        """Positions of :attr:`max_positions` that the longest of the prompts takes, negative ones among them.
+    def prompt_positions(self, prompts: Sequence[PromptLike | None]) -> int:
+        """Positions of :attr:`max_positions` that the longest of the prompts takes.
 
-        Override where a prompt takes none, and where it can be told before the weights are loaded.
+        Override where a prompt takes none, and where the number is known before weights are loaded.
 
         Raises:
             ConfigError: a prompt that the model cannot read.
@@ -250,7 +268,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         return max(tensor.shape[-1] for tensor in self.encode(prompts).tensors.values())
 
     @abstractmethod
-    def encode(self, prompts: Sequence[str | None]) -> Encoded:
+    def encode(self, prompts: Sequence[PromptLike | None]) -> Encoded:
         """Prompts as tensors on the model's device. None stands for the unconditional prompt.
 
         Raises:
@@ -258,7 +276,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         """
 
     @abstractmethod
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Predictions]:
+    def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[DecodingState, Predictions]:
         """See :meth:`Predictor.prefill`."""
 
     @abstractmethod
@@ -271,30 +289,31 @@ class Generator(AcceptsScored, nn.Module, ABC):
         return state
 
     @abstractmethod
-    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
+    def predictions(self, prompts: Sequence[PromptLike | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
         """See :meth:`Predictor.predictions`."""
 
-    def logits(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Tensor:
+    def logits(self, prompts: Sequence[PromptLike | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Tensor:
         """Logits at every generated position, ``[N, K, T, V]``; arbitrary at masked cells."""
         return self.predictions(prompts, tokens_NKT, mask_NKT).whole()
 
     @abstractmethod
     def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[Any]:
-        """Tokens to what a person reads or hears: N texts or waveforms."""
+        """Turn tokens into N texts or waveforms."""
 
     @abstractmethod
     def save(self, folder: str | Path) -> None:
-        """Write a plain Hugging Face folder that transformers alone loads and that asks for no guidance.
+        """Write a plain Hugging Face folder that transformers alone loads, with guidance off in its settings.
 
-        Of a LoRA student: an adapter folder in peft's format.
+        A LoRA student writes an adapter folder in peft's format.
         """
 
     def frozen_copy(self) -> Self:
-        """The teacher: the same weights, never to move. That of a LoRA student is the base, on the student's own tensors."""
+        """The teacher: a frozen copy. The teacher of a LoRA student is the base, on the student's own tensors."""
         model = copy.deepcopy(self.model) if self.lora is None else without_adapter(self.model)
         frozen = copy.copy(self)
         frozen.lora = None
         frozen.training = False
+        # copy.copy shares the dict of submodules: the copy gets its own.
         frozen._modules = {"model": model.requires_grad_(False).eval()}
         return frozen
 
@@ -308,3 +327,23 @@ class Generator(AcceptsScored, nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], folder: str, path: str) -> None:
+    """Refuse a state dict whose names or shapes are not a model's.
+
+    Args:
+        model: the network.
+        state: the state dict.
+        folder: where the state dict comes from, for the message.
+        path: where the network comes from, for the message.
+
+    Raises:
+        ConfigError: names or shapes differ.
+    """
+    own = model.state_dict()
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
+              if state[name].shape != own[name].shape]  # fmt: skip
+    if wrong:
+        raise ConfigError(f"Weights of `{folder}` do not fit the model `{path}`: {'; '.join(wrong[:8])}.")

@@ -6,21 +6,22 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder, resolve
 from cfg_distill.folders.profile import copy_profile
-from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import is_linear, use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
+from cfg_distill.prompt import Prompt, PromptLike
 
 log = logging.getLogger(__name__)
 _KIND = "a causal language model"
@@ -32,12 +33,12 @@ class CausalLM(Generator):
     Args:
         path: a model folder, a hub name, or ``tunes:base``, the shipped text-to-music model. An adapter folder stands for its
             base with the adapter added to the weights.
-        chat_template: pass prompts through the tokenizer's chat template. None: when it has one.
-        system: the system message before each prompt, under a chat template. None: what the template does by itself.
+        chat_template: pass prompts through the tokenizer's chat template. None: when there is one.
+        system: the system message before each prompt, under a chat template. None: the template's own default.
         unconditional: the text that stands for a dropped prompt. None: the empty user message under a chat template,
             else the begin token alone (the end token for models without one, as GPT-2 was trained).
-        dtype: the dtype of the weights; other than float32 with ``lora`` only, where something is trained.
-        prompt_once: read each prompt once for its whole group, through the key-value cache. Off: once a sample, for models
+        dtype: the dtype of the weights. Training takes float32, or ``lora``.
+        prompt_once: read each prompt once for its whole group, through the key-value cache. Off: once per sample, for models
             whose cache takes no gradient.
         lora: train an adapter instead of all weights; the teacher then shares the base's weights.
     """
@@ -49,7 +50,7 @@ class CausalLM(Generator):
         path: str = "tunes:base",
         chat_template: bool | None = None,
         unconditional: str | None = None,
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: DTypeName = "float32",
         prompt_once: bool = True,
         lora: LoRA | None = None,
         system: str | None = None,
@@ -63,33 +64,36 @@ class CausalLM(Generator):
         self.lora = lora
         self.system = system
 
-    # Settings, known before the weights are
+    # Settings, known before weights are loaded
 
-    def problems(self) -> list[str]:
-        found = problems_of_folder("model.generator.path", self.path)
-        if not found and self.chat_template and not self.tokenizer.chat_template:
-            found.append(
-                f"Key `model.generator.chat_template`: expected a tokenizer with a chat template, but that of `{self.path}`"
-                " has none. Set it to false, or use an instruction-tuned model."
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = [problem.under("path") for problem in problems_of_folder(self.path)] or self._problems_of_tokenizer()
+        return found + self.problems_of_lora(context, None if found else self._without_weights)
+
+    def _problems_of_tokenizer(self) -> list[Problem]:
+        """The first problem of the tokenizer; the later checks need it whole."""
+        key, text = "", ""
+        if self.chat_template and not self.tokenizer.chat_template:
+            key, text = "chat_template", (
+                f"expected a tokenizer with a chat template, but the tokenizer of `{self.path}` has none. Set it to false, or"
+                " use an instruction-tuned model."
             )
-        if not found and self.system is not None and not self.takes_system:
-            found.append(
-                f"Key `model.generator.system`: expected a model under a chat template that takes system messages, but"
-                f" `{self.path}` is none. Leave it out, or write it into the prompts."
+        elif self.system is not None and not self.takes_system:
+            key, text = "system", (
+                f"expected a model under a chat template that takes system messages, but `{self.path}` is none. Leave it out,"
+                " or write it into the prompts."
             )
-        if not found and self.tokenizer.pad_token_id is None:
-            found.append(
-                f"Key `model.generator.path`: expected a tokenizer with a pad token or an end token, but that of `{self.path}`"
-                " has neither. Set one in its tokenizer_config.json."
+        elif self.tokenizer.pad_token_id is None:
+            key, text = "path", (
+                f"expected a tokenizer with a pad token or an end token, but the tokenizer of `{self.path}` has neither. Set"
+                " one in its tokenizer_config.json."
             )
-        if not found and self.unconditional is not None and not self._encoded(self.unconditional):
-            found.append(
-                f"Key `model.generator.unconditional`: expected a text of at least one token, but `{self.path}` makes none of"
-                f" {self.unconditional!r}. Leave it out for the default, or give it words."
+        elif self.unconditional is not None and not self._encoded(self.unconditional):
+            key, text = "unconditional", (
+                f"expected a text of at least one token, but `{self.path}` makes none of {self.unconditional!r}. Leave it out"
+                " for the default, or give it words."
             )
-        if self.lora is not None:
-            found += self.lora.problems(self.path, None if found else self._without_weights)
-        return found
+        return [Problem(key, text)] if key else []
 
     def _without_weights(self) -> Any:
         with torch.device("meta"):
@@ -115,10 +119,10 @@ class CausalLM(Generator):
 
     @cached_property
     def end_tokens(self) -> tuple[int, ...]:  # type: ignore[override]
-        """Those of the model's generation config, a turn's end among them, then the tokenizer's."""
+        """The end tokens of the model's generation config, a turn's end among them, then the tokenizer's end token."""
         try:
             asked = GenerationConfig.from_pretrained(resolve(base_of(self.path))).eos_token_id
-        except OSError:  # it has none
+        except OSError:  # the model has no generation config
             asked = None
         listed = asked if isinstance(asked, list) else [asked]
         ends = dict.fromkeys([*listed, self.tokenizer.eos_token_id])
@@ -144,16 +148,11 @@ class CausalLM(Generator):
             fill(self.model, read_adapter(folder), folder)
             return
         state = self._load_model(folder).state_dict()
-        own = self.model.state_dict()
-        wrong = sorted(own.keys() ^ state.keys())
-        wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
-                  if state[name].shape != own[name].shape]  # fmt: skip
-        if wrong:
-            raise ConfigError(f"Weights of `{folder}` do not fit the model `{self.path}`: {'; '.join(wrong[:8])}.")
+        check_fit(self.model, state, folder, self.path)
         self.model.load_state_dict(state)
 
     def _load_model(self, path: str) -> Any:
-        model = from_hub(AutoModelForCausalLM, base_of(path), _KIND, dtype=getattr(torch, self.dtype))
+        model = from_hub(AutoModelForCausalLM, base_of(path), _KIND, dtype=DTYPES[self.dtype])
         if is_adapter(path):
             add_adapter(model, read_adapter(path), path)
         return model
@@ -165,7 +164,7 @@ class CausalLM(Generator):
             return
         copy_profile(self.path, folder)
         self.model.save_pretrained(folder)
-        # Neutral on purpose: a distilled model carries its guidance, and a library default of top-k 50 is not its distribution.
+        # Neutral on purpose: a distilled model needs no guidance, and a library's default of top-k 50 is not its distribution.
         GenerationConfig(
             do_sample=True,
             temperature=1.0,
@@ -184,7 +183,7 @@ class CausalLM(Generator):
 
     @cached_property
     def takes_system(self) -> bool:  # type: ignore[override]
-        """Found by asking the template: some know no system messages and refuse them, or leave them out."""
+        """Whether the template writes a system message: some templates refuse system messages, or leave them out."""
         if not self._templated:
             return False
         try:
@@ -192,21 +191,22 @@ class CausalLM(Generator):
         except ConfigError:
             return False
 
-    def _text(self, prompt: str | None) -> str:
-        if prompt is None and self.unconditional is not None:
+    def _text(self, given: PromptLike | None) -> str:
+        if given is None and self.unconditional is not None:
             return self.unconditional
-        system = getattr(prompt, "conditions", {}).get("system", self.system)
+        prompt = Prompt.of(given or "")
+        system = prompt.conditions.get("system", self.system)
         if self._templated:
-            return self._chat(prompt or "", system)
+            return self._chat(prompt.text, system)
         if system is not None:
             raise ConfigError(
-                f"Prompt {prompt!r}: expected no system message, since `{self.path}` is used without a chat template, but got"
-                f" {system!r}. Leave it out, or write it into the prompts."
+                f"Prompt {prompt.text!r}: expected no system message, since `{self.path}` is used without a chat template, but"
+                f" got {system!r}. Leave it out, or write it into the prompts."
             )
-        return prompt if prompt else (self.tokenizer.bos_token or self.tokenizer.eos_token)
+        return prompt.text or self.tokenizer.bos_token or self.tokenizer.eos_token
 
     def _chat(self, prompt: str, system: str | None) -> str:
-        messages = [{"role": "user", "content": str(prompt)}]
+        messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
         try:
@@ -217,27 +217,29 @@ class CausalLM(Generator):
             raise ConfigError(f"Prompt {prompt!r}: {error}") from error
 
     def _encoded(self, text: str) -> list[int]:
-        # A chat template spells its own special tokens; elsewhere the tokenizer adds what the model was trained with,
-        # unless the text is already the begin token alone.
+        # A chat template writes its own special tokens. Elsewhere the tokenizer adds the special tokens of the model's
+        # training, unless the text is the begin token alone already.
         alone = text in (self.tokenizer.bos_token, self.tokenizer.eos_token)
         return self.tokenizer(text, add_special_tokens=not self._templated and not alone)["input_ids"]
 
-    def _rows(self, prompts: Sequence[str | None]) -> list[list[int]]:
-        """The tokens of each prompt; at least one, for the first prediction to stand on."""
+    def _rows(self, prompts: Sequence[PromptLike | None]) -> list[list[int]]:
+        """The tokens of each prompt; at least one, since the first prediction reads one."""
         rows = [self._encoded(self._text(prompt)) for prompt in prompts]
         if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row]:
-            what = "The dropped prompt" if empty[0] is None else f"Prompt {empty[0]!r}"
+            source = "chat template" if self._templated else "tokenizer"
+            if empty[0] is None:
+                what, remedy = "The dropped prompt", "Set `/model.generator.init_args.unconditional` to a text."
+            else:
+                what, remedy = f"Prompt {Prompt.of(empty[0]).text!r}", "Give it words."
             raise ConfigError(
-                f"{what}: expected at least one token, but the {'chat template' if self._templated else 'tokenizer'} of"
-                f" `{self.path}` makes none of it. Give "
-                + ("`model.generator.unconditional` a text." if empty[0] is None else "it words.")
+                f"{what}: expected at least one token, but the {source} of `{self.path}` makes none of it. {remedy}"
             )
         return rows
 
-    def prompt_positions(self, prompts: Sequence[str | None]) -> int:
+    def prompt_positions(self, prompts: Sequence[PromptLike | None]) -> int:
         return max(len(row) for row in self._rows(prompts))
 
-    def encode(self, prompts: Sequence[str | None]) -> Encoded:
+    def encode(self, prompts: Sequence[PromptLike | None]) -> Encoded:
         batch = self.tokenizer.pad({"input_ids": self._rows(prompts)}, padding_side="left", return_tensors="pt")
         return Encoded({name: batch[name].to(self.device) for name in ("input_ids", "attention_mask")})
 
@@ -245,7 +247,7 @@ class CausalLM(Generator):
 
     @cached_property
     def _linear_head(self) -> bool:
-        """Whether the logits are a linear map of the last states: found by a forward pass, not by a list of models."""
+        """Whether the logits are a linear map of the last states. A forward pass shows it; there is no list of models."""
         layer = self.model.get_output_embeddings()
         if not is_linear(layer) or isinstance(layer.weight, DTensor):
             return False
@@ -275,7 +277,7 @@ class CausalLM(Generator):
         head = Head([layer.weight], None if layer.bias is None else [layer.bias])
         return HiddenStates(self.model.base_model(**inputs).last_hidden_state[:, -last:], head)
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Predictions]:
+    def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[DecodingState, Predictions]:
         if not self.prompt_once:
             prompts, repeats = [prompt for prompt in prompts for _ in range(repeats)], 1
         encoded = self.encode(prompts).tensors
@@ -291,7 +293,7 @@ class CausalLM(Generator):
         predicted = self._predict(tokens_NK, mask_NS, state.cache, last=1)
         return DecodingState(state.cache, {"mask": mask_NS}), predicted
 
-    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
+    def predictions(self, prompts: Sequence[PromptLike | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
         # The prediction at position n reads the tokens before it: the last generated token is never an input.
         tokens_NT, mask_NT = tokens_NKT[:, 0, :-1], mask_NKT[:, 0, :-1].long()
         num_new, repeats = tokens_NT.shape[1], len(tokens_NT) // len(prompts)

@@ -16,14 +16,14 @@ from cfg_distill.audio import Waveform
 
 @dataclass(frozen=True)
 class Chroma:
-    """Settings of the pitch classes; the defaults are those of facebook/musicgen-melody.
+    """Settings of the pitch classes, by default of facebook/musicgen-melody.
 
-    The same numbers as transformers' MusicgenMelodyFeatureExtractor, which needs torchaudio for a spectrogram that
-    ``torch.stft`` gives as well.
+    The numbers equal those of transformers' MusicgenMelodyFeatureExtractor, which needs torchaudio for its spectrogram;
+    ``torch.stft`` serves here.
 
     Args:
-        rate: of the sound it reads, in Hz.
-        window: samples of a window.
+        rate: of the sound, in Hz.
+        window: samples per window.
         hop: samples between windows.
         num_chroma: pitch classes.
         seconds: a longer clip is cut.

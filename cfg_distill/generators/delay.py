@@ -1,9 +1,16 @@
 """The layout of codebooks that start one after the other. Shapes: N rows, K codebooks, F frames, T = F + longest delay.
 
-A model with several codebooks a frame predicts them with delays: at position t, codebook k holds frame ``t - delays[k]``, so
-that a later codebook sees the earlier ones of its own frame. Tokens live in this layout everywhere between sampling and
-decoding: the order of its positions is the order in which tokens are drawn, and the hidden state at a position predicts
-all codebooks of that position. Source: Copet et al., arXiv 2306.05284, section 2.2 (there delays 0, 1, 2, 3).
+A model with several codebooks per frame predicts them with delays: at position t, codebook k holds frame ``t - delays[k]``, so
+that a later codebook sees the earlier codebooks of its own frame. With delays 0, 1, 2 and four frames::
+
+    position     0 1 2 3 4 5
+    codebook 0   0 1 2 3
+    codebook 1     0 1 2 3
+    codebook 2       0 1 2 3
+
+Tokens have this layout everywhere between sampling and decoding. Tokens are drawn in the order of its positions, and the hidden
+state at a position predicts all codebooks of that position. Source: Copet et al., arXiv 2306.05284, section 2.2 (there delays
+0, 1, 2, 3).
 """
 
 from __future__ import annotations
@@ -34,7 +41,7 @@ def undelayed(tokens_NKT: Tensor, delays: Sequence[int]) -> Tensor:
 def cells_at(position: int, delays_K: Tensor, num_frames: int, end_N: Tensor) -> Tensor:
     """Which cells of a position exist: ``[N, K]``.
 
-    The end token is drawn by codebook 0 alone. Its frame counts for that codebook, and for no other.
+    Codebook 0 alone draws the end token. The frame of the end token has a cell in codebook 0, and in no other.
 
     Args:
         position: t.

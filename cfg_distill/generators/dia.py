@@ -10,7 +10,7 @@ import copy
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -21,34 +21,35 @@ from transformers import AutoConfig, AutoTokenizer, DiaFeatureExtractor, DiaForC
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder
 from cfg_distill.folders.profile import copy_profile
-from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
+from cfg_distill.prompt import Prompt, PromptLike
 
-_NEVER = -1e4
 _KIND = "a Dia"
-"""The logit of a token that cannot be drawn: probability 0 in any precision, and no NaN where two models agree on it."""
+_NEVER = -1e4
+"""The logit of a token that cannot be drawn: probability 0 in any precision, and finite, so that no difference is NaN."""
 
 
 class Dia(Generator):
     """A generator over ``DiaForConditionalGeneration``. The codec is frozen, and student and teacher share it.
 
-    Codebook 0 may draw the end token, no codebook a special token beyond it: so the vocabulary ends there, and transformers'
-    ``generate`` draws from the same. Two of its habits are not a model's distribution and are left out: it takes the end
-    token if and only if that is the likeliest, and under guidance it draws from the UNGUIDED distribution, cut to the
-    likeliest tokens of the guided one. Its ``guidance_scale`` s is a scale of 1 + s here.
+    Codebook 0 may draw the end token, and no codebook draws the special tokens behind it. So the vocabulary ends there, as in
+    transformers' ``generate``. Two habits of ``generate`` are not the model's distribution and are left out: it draws the end
+    token if and only if that is the likeliest token, and under guidance it draws from the UNGUIDED distribution, cut to the
+    likeliest tokens of the guided one. A ``guidance_scale`` of s there is a scale of 1 + s here.
 
     Args:
         path: a model folder or a hub name. Its processor names the codec. An adapter folder stands for its base with the
             adapter added.
-        dtype: of the weights, other than float32 with ``lora`` only where something is trained; the codec stays float32.
+        dtype: the dtype of the weights; the codec stays float32. Training takes float32, or ``lora``.
         lora: train an adapter of text encoder and decoder instead of all weights; the teacher then shares the base's.
     """
 
@@ -58,7 +59,7 @@ class Dia(Generator):
     def __init__(
         self,
         path: str = "nari-labs/Dia-1.6B-0626",
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: DTypeName = "float32",
         lora: LoRA | None = None,
     ) -> None:
         super().__init__()
@@ -66,23 +67,21 @@ class Dia(Generator):
         self.dtype = dtype
         self.lora = lora
 
-    # Settings, known before the weights are
+    # Settings, known before weights are loaded
 
-    def problems(self) -> list[str]:
-        if found := problems_of_folder("model.generator.path", self.path):
-            return found
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        if found := problems_of_folder(self.path):
+            return [problem.under("path") for problem in found]
         try:
             kind = self.config.model_type
             if kind == "dia":
                 _ = self.extractor
         except ConfigError as error:
-            return [f"Key `model.generator.path`: {problem}" for problem in error.problems]
+            return error.under("path")
         if kind != "dia":
-            return [
-                f"Key `model.generator.path`: expected a Dia (model_type dia), but `{self.path}` is of model_type {kind}."
-                " Name a Dia, or take another generator."
-            ]
-        return [] if self.lora is None else self.lora.problems(self.path, self._without_weights)
+            text = f"expected a Dia (model_type dia), but `{self.path}` is of model_type {kind}. Name a Dia, or use another"
+            return [Problem("path", f"{text} generator.")]
+        return self.problems_of_lora(context, self._without_weights)
 
     def _without_weights(self) -> Any:
         with torch.device("meta"):
@@ -128,25 +127,26 @@ class Dia(Generator):
     def text_tokenizer(self) -> Any:
         return from_hub(AutoTokenizer, base_of(self.path), _KIND)
 
-    def prompt_positions(self, prompts: Sequence[str | None]) -> int:
+    def prompt_positions(self, prompts: Sequence[PromptLike | None]) -> int:
         self._rows(prompts)
         return 0  # the text has an encoder of its own
 
-    def problems_of_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """See :meth:`Generator.problems_of_prompts`: the text encoder reads so many bytes."""
+    def problems_of_prompts(self, prompts: Sequence[PromptLike]) -> list[Problem]:
+        """See :meth:`Generator.problems_of_prompts`: the text encoder has a longest text, in bytes."""
         try:
             self._rows(prompts)
         except ConfigError as error:
             return error.problems
         return []
 
-    def _rows(self, prompts: Sequence[str | None]) -> list[list[int]]:
+    def _rows(self, prompts: Sequence[PromptLike | None]) -> list[list[int]]:
         """The bytes of each prompt; one byte 0 for none."""
         limit = self.config.encoder_config.max_position_embeddings
-        rows = [self.text_tokenizer(str(prompt))["input_ids"] if prompt else [0] for prompt in prompts]
+        texts = [Prompt.of(prompt or "").text for prompt in prompts]
+        rows = [self.text_tokenizer(text)["input_ids"] if text else [0] for text in texts]
         if wrong := [
-            f"Prompt {prompt!r}: takes {len(row)} bytes, but `{self.path}` reads {limit}. Shorten it."
-            for prompt, row in zip(prompts, rows, strict=True)
+            f"Prompt {text!r}: takes {len(row)} bytes, but `{self.path}` reads {limit}. Shorten it."
+            for text, row in zip(texts, rows, strict=True)
             if len(row) > limit
         ]:
             raise ConfigError(wrong)
@@ -158,7 +158,7 @@ class Dia(Generator):
         if not self.loaded:
             self.model = self._load_model(self.path)
             if self.lora is not None:
-                # Not on the head, which transformers does not name as one: the losses read its weights.
+                # The head gets no adapter, since the losses read its weights. transformers does not name it as a head.
                 self.model.requires_grad_(False)
                 self.lora.inject(self.model.model)
             use_products(self.model)
@@ -168,7 +168,7 @@ class Dia(Generator):
         return self
 
     def _load_model(self, path: str) -> Any:
-        model = from_hub(DiaForConditionalGeneration, base_of(path), _KIND, dtype=getattr(torch, self.dtype))
+        model = from_hub(DiaForConditionalGeneration, base_of(path), _KIND, dtype=DTYPES[self.dtype])
         if is_adapter(path):
             add_adapter(model, read_adapter(path), path)
         return model
@@ -177,12 +177,8 @@ class Dia(Generator):
         if self.lora is not None:
             fill(self.model, read_adapter(folder), folder)
             return
-        own, state = self.model.state_dict(), self._load_model(folder).state_dict()
-        wrong = sorted(own.keys() ^ state.keys())
-        wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
-                  if state[name].shape != own[name].shape]  # fmt: skip
-        if wrong:
-            raise ConfigError(f"Weights of `{folder}` do not fit the model `{self.path}`: {'; '.join(wrong[:8])}.")
+        state = self._load_model(folder).state_dict()
+        check_fit(self.model, state, folder, self.path)
         self.model.load_state_dict(state)
 
     def save(self, folder: str | Path) -> None:
@@ -193,23 +189,26 @@ class Dia(Generator):
         copy_profile(self.path, folder)
         self.model.save_pretrained(folder)
         self.sound.processor.save_pretrained(folder)
-        # A distilled model carries its guidance: no second one, and no filter that was tuned for it.
+        # A distilled model needs no guidance, and no filter that was tuned for guidance.
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, guidance_scale=1.0)
         settings.save_pretrained(folder)
 
     # Prompts
 
-    def encode(self, prompts: Sequence[str | None]) -> Encoded:
-        """Bytes of text. The null condition is one byte 0, for Dia's own, a zero for each byte of the prompt, is the same:
-        positions of equal content attend to equal values, and the decoder attends to the text without positions."""
+    def encode(self, prompts: Sequence[PromptLike | None]) -> Encoded:
+        """Bytes of text. The null condition is one byte 0.
+
+        Dia's own null condition has a zero for each byte of the prompt, which is the same: positions of equal content attend
+        to equal values, and the decoder attends to the text without positions.
+        """
         rows = self._rows(prompts)
         length_B = torch.tensor([len(row) for row in rows], device=self.device)
         ids_BS = pad_sequence([torch.tensor(row, device=self.device) for row in rows], batch_first=True)
         mask_BS = torch.arange(ids_BS.shape[1], device=self.device) < length_B[:, None]
         return Encoded({"input_ids": ids_BS, "mask": mask_BS.long()})
 
-    def _read(self, prompts: Sequence[str | None]) -> Encoded:
+    def _read(self, prompts: Sequence[PromptLike | None]) -> Encoded:
         """The prompts through the text encoder, each once."""
         encoded = self.encode(prompts).tensors
         hidden_BSD = self.model.model.encoder(encoded["input_ids"], encoded["mask"]).last_hidden_state
@@ -228,7 +227,7 @@ class Dia(Generator):
         num_drawn, head = self.end_token + 1, self.model.logits_dense
         bias_KV = torch.zeros(self.num_codebooks, num_drawn, dtype=states_NTD.dtype, device=self.device)
         bias_KV[1:, self.end_token] = _NEVER
-        if isinstance(head.weight, DTensor):  # a shard: only the layer itself knows the whole
+        if isinstance(head.weight, DTensor):  # a shard: only the layer itself can gather the whole weight
             logits_NTKV = head(states_NTD).unflatten(-1, (self.num_codebooks, -1))[..., :num_drawn] + bias_KV
             return Logits(logits_NTKV.transpose(1, 2))
         return HiddenStates(
@@ -241,16 +240,21 @@ class Dia(Generator):
         return torch.full((num_rows, self.num_codebooks, 1), begin, device=self.device)
 
     def _inputs(self, tokens_NKT: Tensor, exists_NKT: Tensor, end_N: Tensor, start: int = 0) -> Tensor:
-        """What the decoder reads: its own special tokens in cells that do not exist.
+        """The decoder's inputs: tokens, and special tokens in cells that do not exist, as in transformers' ``generate``.
 
-        The begin token before a codebook's first frame, the end token in every codebook at the frame of the end, also where
-        a clip was cut, and the pad token behind it: as ``generate`` has it.
+        For delays 0, 2, 3 and the end at frame 3 (B begin, E end, P pad; digits are frames)::
+
+            codebook 0   0 1 2 E P P P
+            codebook 1   B B 0 1 2 E P
+            codebook 2   B B B 0 1 2 E
+
+        A clip that was cut has the end token at its end, too.
 
         Args:
-            tokens_NKT: tokens, those of cells that do not exist arbitrary.
+            tokens_NKT: tokens; arbitrary in cells that do not exist.
             exists_NKT: which cells exist.
-            end_N: the first frame that is no sound.
-            start: the position of the first of them.
+            end_N: the first frame without sound.
+            start: the first position of the tokens.
         """
         position_T = torch.arange(start, start + tokens_NKT.shape[-1], device=tokens_NKT.device)
         frame_KT = position_T - torch.tensor(self.delays, device=tokens_NKT.device)[:, None]
@@ -258,8 +262,8 @@ class Dia(Generator):
         special_NKT = torch.where(frame_KT < 0, self.config.decoder_config.bos_token_id, special_NKT)
         return torch.where(exists_NKT, tokens_NKT, special_NKT)
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Predictions]:
-        # The keys and values of the text are computed here, once a prompt, and copied for its group.
+    def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[DecodingState, Predictions]:
+        # The keys and values of the text are computed here, once per prompt, and copied for its group.
         config = self.config.decoder_config
         cache = EncoderDecoderCache(growing_cache(config), DynamicCache(config=config))
         read = self._read(prompts)
@@ -278,9 +282,9 @@ class Dia(Generator):
         state = DecodingState(state.cache, state.tensors | {"end": end_N})
         return state, self._predict(inputs_NK1, state.tensors, state.cache)
 
-    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
+    def predictions(self, prompts: Sequence[PromptLike | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
         over_NT = ~mask_NKT[:, 0] | (tokens_NKT[:, 0] == self.end_token)
-        # The first of them, or the length where there is none.
+        # The first position that is over, or the length where there is none.
         end_N = pad(over_NT.int(), (0, 1), value=1).argmax(-1)
         inputs_NKT = self._inputs(tokens_NKT, mask_NKT, end_N)[..., :-1]
         inputs_NKT = torch.cat([self._begin(len(tokens_NKT)), inputs_NKT], dim=-1)
@@ -289,7 +293,7 @@ class Dia(Generator):
 
     def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[Waveform]:
         frames_NKF = undelayed(tokens_NKT, self.delays)
-        whole_NF = undelayed(mask_NKT, self.delays).all(1)  # the end token's frame is one of codebook 0 alone
+        whole_NF = undelayed(mask_NKT, self.delays).all(1)  # the frame of the end token has a cell in codebook 0 only
         return [
             Waveform(self.sound.of(frames_KF[:, whole_F]), self.sample_rate)
             for frames_KF, whole_F in zip(frames_NKF, whole_NF, strict=True)
@@ -305,7 +309,7 @@ class _Sound(Frozen[Any]):
 
     @torch.no_grad()
     def of(self, frames_KF: Tensor) -> Tensor:
-        """Codes to sound, ``[1, L]``; of no frame, none."""
+        """Codes to sound, ``[1, L]``; L is 0 without frames."""
         if not frames_KF.shape[-1]:
             return torch.zeros(1, 0)
         codec = self.on(frames_KF.device)

@@ -1,4 +1,4 @@
-"""A key-value cache that writes new positions in place. transformers' own copies all earlier ones at every position."""
+"""A key-value cache that writes new positions in place. transformers' own copies all earlier positions at every step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 ROOM = 128
-"""Positions that a cache grows by: what is copied a position falls by this factor, and no more than these are spare."""
+"""Positions that a cache grows by. The copying per position falls by this factor, and at most this many are spare."""
 
 
 def growing_cache(config: Any) -> DynamicCache:
-    """A ``DynamicCache`` for a model whose plain layers grow in place; sliding windows and the like stay transformers' own."""
+    """A ``DynamicCache`` whose plain layers grow in place; sliding windows and other layers stay transformers' own."""
     cache = DynamicCache(config=config)
     cache.layers = [GrowingLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers]
     return cache
@@ -26,14 +26,20 @@ def cache_argument(network: nn.Module) -> str:
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values with room behind them. The same values as of a ``DynamicLayer``, which it is while gradients flow."""
+    r"""Keys and values with spare room behind them; while gradients flow, a ``DynamicLayer`` as it is.
+
+    One buffer holds the positions, and keys and values are views of its front::
+
+        room   [ k0 k1 k2 k3 k4 |  .  .  . ]       the next position is written behind k4, without a copy
+        keys   [ k0 k1 k2 k3 k4 ]
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._rooms: list[Tensor] = []
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        # Many positions at once are a continuation that is scored: it needs no room behind it.
+        # Many positions onto a filled cache means scoring, not decoding: no spare room needed.
         if torch.is_grad_enabled() or (key_states.shape[-2] > 1 and self.get_seq_length()):
             self._rooms = []
             return super().update(key_states, value_states, *args, **kwargs)
@@ -53,7 +59,7 @@ class GrowingLayer(DynamicLayer):
         return self.keys, self.values
 
     def _has_room(self, end: int) -> bool:
-        """Whether the room is long enough, and still that of the keys: repeating rows makes new ones."""
+        """Whether the room is long enough and the keys still lie in it: repeating rows makes new keys."""
         if not self._rooms or self.keys is None:
             return False
         return self._rooms[0].shape[-2] >= end and self._rooms[0].data_ptr() == self.keys.data_ptr()

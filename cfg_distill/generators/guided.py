@@ -11,11 +11,12 @@ from torch import Tensor
 from cfg_distill.generators.base import AcceptsScored, DecodingState, Generator
 from cfg_distill.generators.predictions import HiddenStates, Logits, Predictions
 from cfg_distill.guidance import Guidance, guided_logits, guided_states
+from cfg_distill.prompt import PromptLike
 
 
 @dataclass
 class _Branches:
-    """Decoding under guidance: rows 0 to N are the prompts' branch, rows N to 2N the negative one."""
+    """The state of decoding under guidance: rows 0 to N are the prompts' branch, rows N to 2N the negative branch."""
 
     both: DecodingState
     position: int
@@ -25,8 +26,8 @@ class _Branches:
 class Guided(AcceptsScored):
     """The predictor of guided predictions of one generator: both branches see the same generated prefix.
 
-    Decoding runs both branches as one batch of 2N rows; scoring runs them one after the other, which costs the same and
-    holds half the activations.
+    Decoding runs both branches as one batch of 2N rows. :meth:`predictions` runs them one after the other, at the same cost
+    and with half the activations.
     """
 
     def __init__(self, generator: Generator, guidance: Guidance) -> None:
@@ -48,7 +49,7 @@ class Guided(AcceptsScored):
         half = both.num_rows // 2
         return self._mix(both.rows(slice(half)), both.rows(slice(half, None)), torch.tensor([position], device=device))
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[_Branches, Predictions]:
+    def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[_Branches, Predictions]:
         negatives = self.guidance.negatives(prompts)
         state, both = self.generator.prefill([*prompts, *negatives * (len(prompts) // len(negatives))], repeats)
         return _Branches(state, 0, len(prompts) * repeats), self._mix_halves(both, 0, self.generator.device)
@@ -62,7 +63,7 @@ class Guided(AcceptsScored):
         both = self.generator.keep(state.both, torch.cat([rows_M, rows_M + state.num_rows]))
         return replace(state, both=both, num_rows=len(rows_M))
 
-    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
+    def predictions(self, prompts: Sequence[PromptLike | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
         prompt = self.generator.predictions(prompts, tokens_NKT, mask_NKT)
         if not self.guidance.active:
             return prompt

@@ -1,15 +1,16 @@
-"""How long a sample of sound is: seconds to frames, and what is too long."""
+"""The length of a sample of sound: seconds to frames, and checks."""
 
 from __future__ import annotations
 
+from cfg_distill.errors import Problem
 from cfg_distill.generators.base import Generator
 
-SECONDS = 10.0
-"""Of a clip, where nobody says another length."""
+DEFAULT_SECONDS = 10.0
+"""The length of a clip unless another one is asked for."""
 
 
 def frames(generator: Generator, seconds: float) -> int:
-    """Frames of so many seconds of sound; at least one.
+    """The number of frames in this many seconds of sound; at least one.
 
     Raises:
         ValueError: the generator writes text.
@@ -19,18 +20,18 @@ def frames(generator: Generator, seconds: float) -> int:
     return max(1, round(seconds * generator.frame_rate))
 
 
-def problems_of_seconds(generator: Generator, seconds: float) -> list[str]:
-    """What is wrong with a length in seconds, a sentence each, found without loading weights."""
+def problems_of_seconds(generator: Generator, seconds: float) -> list[Problem]:
+    """What is wrong with a length in seconds, found without loading weights; the key is ``seconds``."""
     rate, most = generator.frame_rate, generator.longest_sample
-    path = getattr(generator, "path", type(generator).__name__)
     if rate is None:
-        return [f"Option `--seconds`: is for models of sound, but `{path}` writes text."]
+        return [Problem("seconds", f"is for models of sound, but `{generator.path}` writes text.")]
     if not seconds > 0:
-        return [f"Option `--seconds`: expected a number above 0, but got {seconds:g}."]
+        return [Problem("seconds", f"expected a number above 0, but got {seconds:g}.")]
     if most is not None and frames(generator, seconds) > most:
         longest = int(most / rate * 10) / 10
-        return [
-            f"Option `--seconds`: expected at most {longest:g}, since `{path}` has positions for {most} frames at {rate:g} a"
-            f" second, but got {seconds:g}. Lower it."
-        ]
+        text = (
+            f"expected at most {longest:g}, since `{generator.path}` has positions for {most} frames at {rate:g} per second,"
+            f" but got {seconds:g}. Lower it."
+        )
+        return [Problem("seconds", text)]
     return []

@@ -1,9 +1,9 @@
-"""Matrix products with weights on a CPU, in float32, by oneDNN.
+"""Linear layers: matrix products with weights on a CPU, in float32, by oneDNN.
 
-torch multiplies float32 matrices by its BLAS, which on many processors (AMD's with AVX-512 among them) reaches less than
-half of what oneDNN does. Training, the teacher and the losses multiply many rows: oneDNN takes the weight as it lies.
-Decoding multiplies few rows and is bound by reading the weight: oneDNN is given it in its own blocked layout, once a rollout.
-Rounding aside the products are the same. Measured in docs/performance.md.
+torch multiplies float32 matrices by its BLAS. On many processors (AMD's with AVX-512 among them) that reaches less than half
+of oneDNN's speed. Training, the teacher and the losses multiply many rows: oneDNN reads the weight in its usual layout.
+Decoding multiplies few rows, and its time is the reading of the weight: a rollout copies the weight once into oneDNN's own
+blocked layout. The products are the same up to rounding. Measured in docs/performance.md.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch.nn.functional import linear
 from cfg_distill.generators.lora import NAME, lora_layers
 
 PACKED = "packed_weight"
-"""The attribute of a weight that holds it laid out anew."""
+"""The attribute of a weight that holds its copy in another layout."""
 
 LEAST_ROWS, LEAST_SIDE, LEAST_WORK = 4, 64, 2**21
-"""The fewest rows, the narrowest weight and the least product of all three from which oneDNN pays for its call."""
+"""oneDNN pays for its call from this many rows, this shorter side of the weight, and this product of rows and weight."""
 
 
 _switch = ContextVar("onednn", default=True)
@@ -32,7 +32,7 @@ _switch = ContextVar("onednn", default=True)
 
 @contextmanager
 def onednn(enabled: bool) -> Iterator[None]:
-    """Whether oneDNN makes products, until the context ends; without it all are torch's own: the plain twin."""
+    """Switch oneDNN's products on or off until the context ends. Off, all products are torch's own: the plain twin."""
     token = _switch.set(enabled)
     try:
         yield
@@ -41,21 +41,21 @@ def onednn(enabled: bool) -> Iterator[None]:
 
 
 class Linear(nn.Linear):
-    """A linear layer whose products are made by :func:`product`."""
+    """A linear layer that multiplies by :func:`product`."""
 
     def forward(self, rows: Tensor) -> Tensor:
         return product(rows, self.weight, self.bias)
 
 
 def use_products(model: nn.Module) -> None:
-    """Make :func:`product` multiply in all plain linear layers of a model, in place. Weights and names stay what they are."""
+    """Make all plain linear layers of a model multiply by :func:`product`, in place. Weights and names stay."""
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
 
 
 def is_linear(layer: Any) -> TypeGuard[nn.Linear]:
-    """Whether a layer is the plain linear map of its weight and bias, and no class of a library that only looks like one."""
+    """Whether a layer is the plain linear map of its weight and bias; a library's subclass of ``nn.Linear`` is not."""
     return type(layer) in (nn.Linear, Linear)
 
 
@@ -73,9 +73,9 @@ def can_use_onednn(weight: Tensor) -> bool:
 
 
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """``linear`` of torch, by oneDNN where it is the faster: ``[..., D]`` and ``[V, D]`` to ``[..., V]``.
+    """torch's ``linear``, by oneDNN where that is faster: ``[..., D]`` and ``[V, D]`` to ``[..., V]``.
 
-    Where no gradient is asked for, by the packed weight while there is one. Can be differentiated once.
+    Without gradient it uses the packed weight, while there is one. The result can be differentiated once.
     """
     packed_weight = None if torch.is_grad_enabled() else getattr(weight, PACKED, None)
     if packed_weight is not None:
@@ -88,7 +88,7 @@ def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def times_weight(rows_MV: Tensor, weight_VD: Tensor) -> Tensor:
-    """The gradient of a product's rows: ``[M, V]`` and ``[V, D]`` to ``[M, D]``, without gradient."""
+    """The gradient with respect to a product's rows: ``[M, V]`` and ``[V, D]`` to ``[M, D]``. It has no gradient itself."""
     if can_use_onednn(weight_VD) and rows_MV.dtype == torch.float32 and _pays(len(rows_MV), weight_VD):
         return _onednn(rows_MV, weight_VD.t(), None)
     return rows_MV @ weight_VD.to(rows_MV.dtype)
@@ -103,7 +103,7 @@ def _onednn(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Product(torch.autograd.Function):
-    """A product whose gradients are products by oneDNN, too."""
+    """A product whose gradients are oneDNN's products, too."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -125,20 +125,27 @@ class _Product(torch.autograd.Function):
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Keep the weights of a model's linear layers as decoding reads them fastest, until the context ends.
+    """Keep a copy of the weights of a model's linear layers in the form that decodes fastest, until the context ends.
 
-    On a CPU in float32 that is oneDNN's layout, with an adapter folded in; under mixed precision, on any device, the weight in
-    the lower one, which autocast would make anew at every position. It costs a copy of the weights, and the time of a few
-    decoding steps. The weights must not move meanwhile. Other models stay as they are.
+    On a CPU in float32 the copy has oneDNN's layout, with an adapter added in. Under mixed precision, on any device, the copy
+    has the lower precision: autocast would cast the weight anew at every position. The copy costs memory, and the time of a
+    few decoding steps. The weights must not change meanwhile. Other models stay as they are.
+
+    Which layer multiplies by the copy::
+
+        plain                       with an adapter, on a CPU in float32
+        Linear(weight -> copy)      lora.Linear(base_layer=Linear(weight -> copy of weight + s B A), lora_A, lora_B)
+        ^ multiplies                ^ multiplies by the copy; lora_A and lora_B rest
     """
-    # peft's layers stand around the linear ones; their small factors are folded in and need no packing of their own.
+    # The factors of an adapter are linear layers too; their change is in the copy, and they need no copies of their own.
     adapted = {id(layer.base_layer): layer for layer in lora_layers(model).values()}
     inside = {id(part) for layer in adapted.values() for part in layer.modules()} - adapted.keys()
     layers = [module for module in model.modules() if is_linear(module) and id(module) not in inside]
-    changed: list[Any] = []
+    changed: dict[int, Any] = {}
+    copied: dict[int, Any] = {}  # weights by identity: two layers may share one
     try:
         for layer in layers:
-            # Where products are of low precision, a folded adapter would be rounded away.
+            # Under mixed precision the adapter is not added in: low precision would round it away.
             outer: Any = adapted.get(id(layer), layer) if can_use_onednn(layer.weight) else layer
             weight = layer.weight.detach()
             if outer is not layer:
@@ -146,18 +153,17 @@ def packed(model: nn.Module) -> Iterator[None]:
             if (laid_out := _laid_out(weight)) is not None:
                 setattr(layer.weight, PACKED, laid_out)
                 outer.forward = _forward(layer)
-                changed.append(outer)
+                changed[id(outer)], copied[id(layer.weight)] = outer, layer.weight
         yield
     finally:
-        for outer in changed:
+        for outer in changed.values():
             del outer.forward
-        for layer in layers:
-            if hasattr(layer.weight, PACKED):  # two layers may share one weight
-                delattr(layer.weight, PACKED)
+        for kept in copied.values():
+            delattr(kept, PACKED)
 
 
 def _laid_out(weight: Tensor) -> Tensor | None:
-    """The weight as few rows are multiplied by it fastest; None where it is that already."""
+    """A copy of the weight in the form that multiplies few rows fastest; None where the weight has that form already."""
     if can_use_onednn(weight):
         return torch.ops.mkldnn._reorder_linear_weight(weight, None)
     device = weight.device.type

@@ -1,8 +1,7 @@
-"""The generator of a finished model, by what its folder says of itself; and where it runs."""
+"""The generator of a finished model, by the ``model_type`` in its config; and the device that it runs on."""
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -11,42 +10,39 @@ from transformers import PreTrainedConfig
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, resolve, source
 from cfg_distill.generators.base import Generator
+from cfg_distill.generators.causal_lm import CausalLM
+from cfg_distill.generators.dia import Dia
+from cfg_distill.generators.musicgen import MusicGen
 
-KINDS = {
-    "dia": "cfg_distill.generators.dia.Dia",
-    "musicgen": "cfg_distill.generators.musicgen.MusicGen",
-    "musicgen_melody": "cfg_distill.generators.musicgen.MusicGen",
-}
-"""``model_type`` of a config -> the generator; any other is a causal language model."""
-_LANGUAGE = "cfg_distill.generators.causal_lm.CausalLM"
+GENERATORS: dict[str, Any] = {"dia": Dia, "musicgen": MusicGen, "musicgen_melody": MusicGen}
+"""``model_type`` of a config -> the generator; any other type is a causal language model."""
 
 
 def open_generator(path: str, **settings: Any) -> Generator:
-    """A generator over a model folder, an adapter folder or a hub name. Nothing is loaded.
+    """A generator over a model folder, an adapter folder or a hub name. No weights are loaded.
 
-    A path that says nothing of itself becomes a :class:`CausalLM`, whose ``problems()`` say why.
+    A path without a readable config becomes a :class:`CausalLM`, whose ``problems()`` report why.
 
     Args:
-        path: where the model is.
-        settings: further arguments of its generator.
+        path: the folder or hub name.
+        settings: further arguments of the generator.
     """
-    module, _, name = KINDS.get(model_type(path), _LANGUAGE).rpartition(".")
-    return getattr(import_module(module), name)(path, **settings)
+    return GENERATORS.get(model_type(path), CausalLM)(path, **settings)
 
 
 def device() -> torch.device:
-    """The accelerator when there is one that can sample: Apple's MPS lacks the float64 of it."""
+    """The accelerator, when there is one that can sample (Apple's MPS cannot: it lacks float64); else the CPU."""
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return torch.device("cpu") if found is None or found.type == "mps" else found
 
 
 def model_type(path: str) -> str:
-    """What the config of a model, or of an adapter's base, calls itself; empty when there is none."""
+    """The ``model_type`` in the config of a model, or of an adapter's base; empty when there is none."""
     try:
         base = base_of(path)
         found = source(base)
         if found is not None and found.suffix == ".gguf":
-            return ""  # a language model, and converting it is not ours here
+            return ""  # a GGUF file is always a causal LM; do not convert it just to read model_type
         return PreTrainedConfig.get_config_dict(resolve(base))[0].get("model_type", "")
     except (ConfigError, OSError, ValueError):
         return ""

@@ -6,8 +6,8 @@ Shapes: R rank, I inputs, O outputs of a layer.
 from __future__ import annotations
 
 import copy
-import difflib
 import importlib.util
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem, nearest
 from cfg_distill.folders import ADAPTER_WEIGHTS, base_of, is_adapter, whole_path
 from cfg_distill.folders.adapters import Adapter, AdapterFolder, Factors, config_of, tensors_of, write_config
 
@@ -40,7 +40,7 @@ class LoRA:
 
     Args:
         rank: R.
-        alpha: its quotient with the rank scales the change.
+        alpha: alpha / R scales the change.
         targets: names of linear layers, or the ends of names (``q_proj``); ``all-linear`` for all but the output head.
         dropout: of what enters the adapter while training.
     """
@@ -50,44 +50,47 @@ class LoRA:
     targets: list[str] | Literal["all-linear"] = "all-linear"
     dropout: float = 0.0
 
-    def problems(self, path: str, network: Callable[[], nn.Module] | None) -> list[str]:
-        """What is wrong with the settings, a sentence each, found without loading weights.
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings, whatever the base is."""
+        found = []
+        if importlib.util.find_spec("peft") is None:
+            found.append(Problem("", 'LoRA needs the library peft. Install it: pip install "cfg-distill[lora]"'))
+        if self.rank < 1:
+            found.append(Problem("rank", f"expected at least 1, but got {self.rank}."))
+        if not self.alpha > 0:
+            found.append(Problem("alpha", f"expected a number above 0, but got {self.alpha}."))
+        if not 0 <= self.dropout < 1:
+            found.append(Problem("dropout", f"expected a number in [0, 1), but got {self.dropout}."))
+        if self.targets != "all-linear" and (not self.targets or isinstance(self.targets, str)):
+            text = f"expected names of layers or all-linear, but got {self.targets!r}."
+            found.append(Problem("targets", text))
+        return found
+
+    def problems_on(self, path: str, network: Callable[[], nn.Module] | None) -> list[Problem]:
+        """Why the adapter does not fit a base, found without loading weights.
 
         Args:
             path: the base.
-            network: makes the network without weights, asked only when the targets are names; None when there is none.
+            network: makes the network without weights. It is called only when the targets are names; None: do not look.
         """
-        key = "model.generator.lora"
         found = []
         if is_adapter(path):
-            found.append(
-                f"Key `{key}`: expected whole weights to put an adapter on, but `{path}` is an adapter of `{base_of(path)}`."
-                " Name that as the path, and the adapter as `model.start`."
+            text = (
+                f"expected whole weights to put an adapter on, but `{path}` is an adapter of `{base_of(path)}`."
+                " Name that base as the path, and the adapter as `/model.start`."
             )
-        if importlib.util.find_spec("peft") is None:
-            found.append(f'Key `{key}`: LoRA needs the library peft. Install it: pip install "cfg-distill[lora]"')
-        if self.rank < 1:
-            found.append(f"Key `{key}.rank`: expected at least 1, but got {self.rank}.")
-        if not self.alpha > 0:
-            found.append(f"Key `{key}.alpha`: expected a number above 0, but got {self.alpha}.")
-        if not 0 <= self.dropout < 1:
-            found.append(f"Key `{key}.dropout`: expected a number in [0, 1), but got {self.dropout}.")
-        if self.targets == "all-linear":
-            return found
-        if not self.targets or isinstance(self.targets, str):
-            return [*found, f"Key `{key}.targets`: expected names of layers or all-linear, but got {self.targets!r}."]
-        if network is None:
+            found.append(Problem("", text))
+        if isinstance(self.targets, str) or network is None:
             return found
         known = linear_layers(network())
         ends = sorted({name.rpartition(".")[2] for name in known})
         for target in self.targets:
             if not any(_matches(target, name) for name in known):
-                nearest = difflib.get_close_matches(target, ends, n=1, cutoff=0.5)
-                hint = f" Did you mean `{nearest[0]}`?" if nearest else ""
-                found.append(
-                    f"Key `{key}.targets`: expected linear layers (the output head is none of them), but `{target}`"
-                    f" matches none.{hint} There are: {', '.join(ends)}."
+                text = (
+                    f"expected linear layers (the output head is none of them), but `{target}` matches none."
+                    f"{nearest(target, ends)} There are: {', '.join(ends)}."
                 )
+                found.append(Problem("targets", text))
         return found
 
     def inject(self, model: nn.Module) -> None:
@@ -110,37 +113,38 @@ class LoRA:
             layer.lora_A.float()
             layer.lora_B.float()
 
-    def problems_of_rank(self, path: str) -> list[str]:
-        """Why an adapter folder of the same base is too large to begin with, a sentence each, found without its values."""
+    def problems_of_rank(self, path: str) -> list[Problem]:
+        """Why an adapter folder of the same base is too large to start from, found without loading its values."""
         try:
-            rank = max(shape[0] for shape in AdapterFolder(path, "model.start").shapes.values())
+            rank = max(shape[0] for shape in AdapterFolder(path).shapes.values())
         except ConfigError as error:
             return error.problems
         if rank > self.rank:
-            return [
-                f"Key `model.generator.lora.rank`: expected at least {rank}, the rank of `{path}`, but got {self.rank}."
-                " Raise it; what is to spare begins at zero."
-            ]
+            text = (
+                f"expected at least {rank}, the rank of `{path}`, but got {self.rank}. Raise it; the ranks to spare begin at"
+                " zero."
+            )
+            return [Problem("/model.generator.init_args.lora.rank", text)]
         return []
 
 
-def problems_of_base(path: str, base: str, key: str) -> list[str]:
-    """Why a folder is no adapter of a base, a sentence each; ``key`` is the setting that named it."""
+def problems_of_base(path: str, base: str) -> list[Problem]:
+    """Why a folder is no adapter of a base."""
     if not is_adapter(path):
-        return [
-            f"Key `{key}`: expected an adapter of `{base}`, since the student is one, but `{path}` holds whole weights."
+        text = (
+            f"expected an adapter of `{base}`, since the student is one, but `{path}` holds whole weights."
             " Name an adapter, or train without `lora`."
-        ]
+        )
+        return [Problem("", text)]
     if whole_path(base_of(path)) != whole_path(base):
-        return [
-            f"Key `{key}`: expected an adapter of `{base}`, but `{path}` is one of `{base_of(path)}`. Both must be of one base."
-        ]
+        text = f"expected an adapter of `{base}`, but `{path}` is one of `{base_of(path)}`. Both must be of one base."
+        return [Problem("", text)]
     return []
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of a model by name; not those of its output head."""
-    find_head = getattr(model, "get_output_embeddings", None)
+    find_head = getattr(model, "get_output_embeddings", None)  # transformers' models have it, their parts need not
     head = find_head() if find_head is not None else None
     of_head = set(head.modules()) if head is not None else set()
     return {name: module for name, module in model.named_modules()
@@ -149,8 +153,10 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:
     """The layers that peft has put in, by name."""
-    return {name: module for name, module in model.named_modules()
-            if hasattr(module, "lora_A") and hasattr(module, "base_layer")}  # fmt: skip
+    peft = sys.modules.get("peft.tuners.lora.layer")
+    if peft is None:  # never imported, so that no layer can be of it
+        return {}
+    return {name: module for name, module in model.named_modules() if isinstance(module, peft.LoraLayer)}
 
 
 def _matches(target: str, name: str) -> bool:
@@ -163,7 +169,7 @@ def _matches(target: str, name: str) -> bool:
 def without_adapter(model: nn.Module) -> Any:
     """The base: a second tree of modules on the SAME tensors, with the adapter left out.
 
-    Nothing has to be switched off and on: the student's modes and settings are its own.
+    Both trees have modes and settings of their own, so that nothing has to be switched off and on.
     """
     shared: dict[int, Any] = {id(tensor): tensor for tensor in chain(model.parameters(), model.buffers())}
     base = copy.deepcopy(model, shared)
@@ -218,8 +224,7 @@ def _take_out(model: nn.Module) -> None:
     for name, layer in lora_layers(model).items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer.base_layer)
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+    vars(model).pop("peft_config", None)
 
 
 # The adapter as numbers
@@ -232,7 +237,7 @@ def adapter_of(model: nn.Module) -> Adapter:
 
 
 def fill(model: nn.Module, adapter: Mapping[str, Factors], path: str) -> None:
-    """Let a model's adapter begin as another one, exactly; ranks to spare, and layers that it lacks, stay untrained.
+    """Make a model's adapter equal to another one. Ranks to spare, and layers without a counterpart, begin at zero.
 
     Raises:
         ConfigError: the other adapter has layers that this one lacks, other shapes or a larger rank.
@@ -244,11 +249,11 @@ def fill(model: nn.Module, adapter: Mapping[str, Factors], path: str) -> None:
     if lacking or shapes:
         raise ConfigError(
             f"Adapter `{path}` does not fit the adapter of the student: layers {'; '.join((lacking + shapes)[:8])}."
-            " Set `model.generator.lora.targets` to include its layers."
+            " Set `/model.generator.init_args.lora.targets` to include its layers."
         )
     if larger := [name for name in adapter if adapter[name].rank > own[name].rank]:
         rank = max(adapter[name].rank for name in larger)
-        raise ConfigError(f"Adapter `{path}` has rank {rank}. Set `model.generator.lora.rank` to it, or more.")
+        raise ConfigError(f"Adapter `{path}` has rank {rank}. Set `/model.generator.init_args.lora.rank` to it, or more.")
     with torch.no_grad():
         for name, mine in own.items():
             mine.b_OR.zero_()
@@ -261,7 +266,7 @@ def fill(model: nn.Module, adapter: Mapping[str, Factors], path: str) -> None:
 
 @contextmanager
 def standing_in(model: nn.Module, adapter: Mapping[str, Factors]) -> Iterator[None]:
-    """Another adapter of the same layers, of any rank, in a model's adapter for a while; its own comes back to the bit."""
+    """Put another adapter of the same layers, of any rank, into a model until the context ends; then restore its own."""
     layers = lora_layers(model)
     kept = {name: (layer.lora_A[NAME], layer.lora_B[NAME], layer.scaling[NAME]) for name, layer in layers.items()}
     try:
@@ -278,7 +283,7 @@ def standing_in(model: nn.Module, adapter: Mapping[str, Factors]) -> Iterator[No
 
 
 def _linear(weight: Tensor) -> nn.Linear:
-    linear = nn.Linear(1, 1, bias=False, device="meta")  # torch warns of one of rank 0
+    linear = nn.Linear(1, 1, bias=False, device="meta")  # torch warns of a layer of rank 0
     linear.out_features, linear.in_features = weight.shape
     linear.weight = nn.Parameter(weight.detach().clone(), requires_grad=False)
     return linear
@@ -295,9 +300,9 @@ def save_adapter(
     Args:
         model: with an adapter; the whole model of transformers or a part of it.
         base: the folder, hub name or shipped name that the base was loaded from. Folders are written as whole paths.
-        folder: where to.
-        task_type: as peft names it, so that its own loader makes the right class.
-        prefix: of the part in the whole model: ``decoder.``; empty for the whole.
+        folder: the folder to write.
+        task_type: as peft names it, so that peft's own loader makes the right class.
+        prefix: the prefix of the part in the whole model: ``decoder.``; empty for the whole model.
     """
     adapter = {prefix + name: factors for name, factors in adapter_of(model).items() if factors.rank}
     folder = Path(folder)
@@ -316,7 +321,7 @@ def save_adapter(
 
 
 def _targets(model: nn.Module, chosen: list[str]) -> list[str]:
-    """The ends of names where these select the same layers: short, and what inference engines ask for."""
+    """The ends of the names, where these select the same layers: short, as inference engines expect them."""
     ends = {name.rpartition(".")[2] for name in chosen}
     selected = {name for name, _ in model.named_modules() if name.rpartition(".")[2] in ends}
     return sorted(ends) if selected == set(chosen) else chosen
@@ -326,9 +331,9 @@ def read_adapter(path: str, prefix: str = "") -> Adapter:
     """The adapter of a folder, for a model or, by the prefix, for a part of it.
 
     Raises:
-        ConfigError: it is broken, or changes other parts.
+        ConfigError: the folder is broken, or its adapter changes other parts.
     """
-    adapter = AdapterFolder(path, "path").adapter()
+    adapter = AdapterFolder(path).adapter()
     if strange := [layer for layer in adapter if not layer.startswith(prefix)]:
         raise ConfigError(f"Adapter `{path}` changes layers outside of `{prefix}`: {'; '.join(strange[:8])}.")
     return {layer.removeprefix(prefix): factors for layer, factors in adapter.items()}

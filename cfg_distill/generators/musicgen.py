@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -26,20 +26,21 @@ from transformers import (
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.folders import base_of, from_hub, is_adapter, lacks_words, problems_of_folder, resolve
 from cfg_distill.folders.profile import copy_profile
-from cfg_distill.generators.base import DecodingState, Encoded, Generator
+from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
-from cfg_distill.generators.musicgen_shared import SECONDS, Melody, Shared, problems_of_prompt, problems_of_text
+from cfg_distill.generators.musicgen_shared import TRAINED_SECONDS, Melody, Shared, problems_of_prompt, problems_of_text
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
+from cfg_distill.prompt import Prompt, PromptLike
 
 _DECODER = "decoder."
 _KIND = "a MusicGen"
-KINDS: dict[str, Any] = {
+MODELS: dict[str, Any] = {
     "musicgen": MusicgenForConditionalGeneration,
     "musicgen_melody": MusicgenMelodyForConditionalGeneration,
 }
@@ -48,19 +49,18 @@ KINDS: dict[str, Any] = {
 class MusicGen(Generator):
     """A generator over ``MusicgenForConditionalGeneration`` and ``MusicgenMelodyForConditionalGeneration``.
 
-    The decoder alone is trained, averaged and kept in checkpoints: text encoder, projections and codec are frozen, and
-    student and teacher share them. No prompt (and the empty one) is the null condition of the model's training.
+    Training, averages and checkpoints see the decoder alone. Text encoder, projections and codec are frozen, and student and
+    teacher share them. A dropped or empty prompt is the null condition of the model's training.
 
-    A clip has at most ``max_position_embeddings`` positions (2048: 40 s), one a frame and the longest delay; a melody
-    model's conditions take some of them. The position table could be computed further, but the model was trained on 30 s.
+    A clip has at most ``max_position_embeddings`` positions (2048: 40 s): one per frame, and the longest delay. The
+    conditions of a melody model take some of them. The position table could be longer, but the model was trained on 30 s.
 
     Args:
         path: a model folder or a hub name. An adapter folder stands for its base with the adapter added to the decoder.
-        dtype: of the decoder's weights, other than float32 with ``lora`` only where something is trained; what is frozen stays
-            float32.
+        dtype: the dtype of the decoder's weights; the frozen parts stay float32. Training takes float32, or ``lora``.
         melody: whether each prompt of a melody model must have a melody (``Prompt(text, melody="tune.wav")``).
-        text_positions: the positions that a melody model reads before the sound for the text of any prompt. It attends to
-            all of them, as it does to a batch's padding in transformers. Other models attend to the text only.
+        text_positions: positions for the text of any prompt, which a melody model reads in front of the sound. The model
+            attends to all of them, as to the padding of a batch in transformers. Other models attend to the text only.
         lora: train an adapter of the decoder instead of all its weights; the teacher then shares the base's weights.
     """
 
@@ -71,7 +71,7 @@ class MusicGen(Generator):
     def __init__(
         self,
         path: str = "facebook/musicgen-small",
-        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        dtype: DTypeName = "float32",
         melody: Melody = "required",
         text_positions: int = 64,
         lora: LoRA | None = None,
@@ -83,31 +83,29 @@ class MusicGen(Generator):
         self.text_positions = text_positions
         self.lora = lora
 
-    # Settings, known before the weights are
+    # Settings, known before weights are loaded
 
-    def problems(self) -> list[str]:
-        found = problems_of_folder("model.generator.path", self.path)
-        if found:
-            return found
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        if found := problems_of_folder(self.path):
+            return [problem.under("path") for problem in found]
         try:
             kind = self.config.model_type
-            _ = self.text_tokenizer if kind in KINDS else None
+            _ = self.text_tokenizer if kind in MODELS else None
         except ConfigError as error:
-            return [f"Key `model.generator.path`: {problem}" for problem in error.problems]
-        if kind not in KINDS:
-            return [
-                f"Key `model.generator.path`: expected a MusicGen (model_type {' or '.join(KINDS)}), but `{self.path}` is"
-                f" of model_type {kind}. Name a MusicGen, or take another generator."
-            ]
+            return error.under("path")
+        if kind not in MODELS:
+            text = (
+                f"expected a MusicGen (model_type {' or '.join(MODELS)}), but `{self.path}` is of model_type {kind}. Name a"
+                " MusicGen, or use another generator."
+            )
+            return [Problem("path", text)]
         if self._reads_melody and self.text_positions < 1:
-            found.append(f"Key `model.generator.text_positions`: expected at least 1, but got {self.text_positions}.")
-        if self.lora is not None:
-            found += self.lora.problems(self.path, self._without_weights)
-        return found
+            found.append(Problem("text_positions", f"expected at least 1, but got {self.text_positions}."))
+        return found + self.problems_of_lora(context, self._without_weights)
 
     def _without_weights(self) -> Any:
         with torch.device("meta"):
-            return KINDS[self.config.model_type]._from_config(self.config).decoder
+            return MODELS[self.config.model_type]._from_config(self.config).decoder
 
     @cached_property
     def config(self) -> Any:
@@ -140,7 +138,7 @@ class MusicGen(Generator):
 
     @property
     def reserved_positions(self) -> int:
-        """The longest delay, and what a melody model reads in front of the sound."""
+        """The longest delay, and the positions in front of the sound of a melody model: melody, then text."""
         return max(self.delays) + (self.config.chroma_length + self.text_positions if self._reads_melody else 0)
 
     @cached_property
@@ -153,23 +151,23 @@ class MusicGen(Generator):
             )
         return tokenizer
 
-    def prompt_positions(self, prompts: Sequence[str | None]) -> int:
+    def prompt_positions(self, prompts: Sequence[PromptLike | None]) -> int:
         self._refuse(prompts)
-        return 0  # a text is attended to, or has its place among the reserved positions
+        return 0  # the decoder attends to the text, or reads it at reserved positions
 
-    def problems_of_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """See :meth:`Generator.problems_of_prompts`: a melody may be due, which negative prompts go without."""
+    def problems_of_prompts(self, prompts: Sequence[PromptLike]) -> list[Problem]:
+        """See :meth:`Generator.problems_of_prompts`: a prompt may need a melody; a negative prompt never does."""
         return self._problems_of(prompts, self.melody)
 
-    def _problems_of(self, prompts: Sequence[str | None], melody: Melody) -> list[str]:
+    def _problems_of(self, prompts: Sequence[PromptLike | None], melody: Melody) -> list[Problem]:
         found = []
-        for prompt in prompts:
+        for prompt in map(_whole, prompts):
             found += problems_of_prompt(prompt, self._reads_melody, melody)
-            if prompt and self._reads_melody:
-                found += problems_of_text(prompt, self.text_tokenizer, self.text_positions)
+            if prompt.text and self._reads_melody:
+                found += problems_of_text(prompt.text, self.text_tokenizer, self.text_positions)
         return list(dict.fromkeys(found))
 
-    def _refuse(self, prompts: Sequence[str | None]) -> None:
+    def _refuse(self, prompts: Sequence[PromptLike | None]) -> None:
         if found := self._problems_of(prompts, "optional"):
             raise ConfigError(found)
 
@@ -179,7 +177,7 @@ class MusicGen(Generator):
         if not self.loaded:
             base = base_of(self.path)
             whole = self._load_whole(self.path)
-            self.model = whole.decoder.to(getattr(torch, self.dtype))
+            self.model = whole.decoder.to(DTYPES[self.dtype])
             # An attribute that no module registers: see Shared.
             text_positions = self.text_positions if self._reads_melody else None
             self.shared = Shared(whole, self.text_tokenizer, resolve(base), text_positions)
@@ -194,12 +192,8 @@ class MusicGen(Generator):
             fill(self.model, read_adapter(folder, _DECODER), folder)
             return
         whole = self._load_whole(folder)
-        own, state = self.model.state_dict(), whole.decoder.state_dict()
-        wrong = sorted(own.keys() ^ state.keys())
-        wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
-                  if state[name].shape != own[name].shape]  # fmt: skip
-        if wrong:
-            raise ConfigError(f"Weights of `{folder}` do not fit the model `{self.path}`: {'; '.join(wrong[:8])}.")
+        state = whole.decoder.state_dict()
+        check_fit(self.model, state, folder, self.path)
         if differing := self.shared.differences(whole):
             raise ConfigError(
                 f"Weights of `{folder}`: expected the text encoder and codec of `{self.path}`, which stay as they are, but"
@@ -212,7 +206,7 @@ class MusicGen(Generator):
         found = from_hub(AutoConfig, base, _KIND).model_type
         if found != self.config.model_type:
             raise ConfigError(f"Model `{path}`: expected model_type {self.config.model_type}, but got {found}.")
-        whole = from_hub(KINDS[found], base, _KIND, dtype=torch.float32)
+        whole = from_hub(MODELS[found], base, _KIND, dtype=torch.float32)
         if is_adapter(path):
             add_adapter(whole.decoder, read_adapter(path, _DECODER), path)
         return whole
@@ -223,16 +217,16 @@ class MusicGen(Generator):
             save_adapter(self.model, self.path, folder, prefix=_DECODER)
             return
         copy_profile(self.path, folder)
-        longest = int(SECONDS * self.frame_rate) + max(self.delays) + 1
+        longest = int(TRAINED_SECONDS * self.frame_rate) + max(self.delays) + 1
         before = self.reserved_positions - max(self.delays)
         self.shared.save(self.model, folder, min(longest, self.max_positions - before))
 
     # Prompts
 
-    def encode(self, prompts: Sequence[str | None]) -> Encoded:
+    def encode(self, prompts: Sequence[PromptLike | None]) -> Encoded:
         self._refuse(prompts)
         shared = self.shared.to(self.device)
-        rows = [shared.condition_SD(prompt).to(self.model.dtype) for prompt in prompts]
+        rows = [shared.condition_SD(_whole(prompt)).to(self.model.dtype) for prompt in prompts]
         condition_BSD = pad_sequence(rows, batch_first=True)
         length_B = torch.tensor([len(row_SD) for row_SD in rows], device=self.device)
         mask_BS = torch.arange(condition_BSD.shape[1], device=self.device) < length_B[:, None]
@@ -246,12 +240,12 @@ class MusicGen(Generator):
         if self._reads_melody:
             if cache is None or not cache.get_seq_length():  # in front of the sound; already in a cache that has begun
                 inputs["encoder_hidden_states"] = condition["condition"]
-        elif condition:  # without one nothing is added: the null condition's values are zeros, and there is no bias
+        elif condition:  # the null condition is left out: its values are zeros, and there is no bias
             inputs = {"encoder_hidden_states": condition["condition"], "encoder_attention_mask": condition["mask"]}
         inputs |= {"input_ids": tokens_NKT.flatten(0, 1), self.cache_argument: cache, "use_cache": cache is not None}
         num_new = tokens_NKT.shape[-1]
         in_shards = isinstance(self.model, FSDPModule)
-        if in_shards:  # which only a forward pass of the whole gathers
+        if in_shards:  # under FSDP, weights are gathered only inside the whole model's forward
             logits_NKTV = self.model(**inputs).logits.unflatten(0, (-1, self.num_codebooks))
             return Logits(logits_NKTV[:, :, -num_new:])
         # Kept apart, not stacked: a stack would copy all heads at every step.
@@ -262,8 +256,8 @@ class MusicGen(Generator):
         """The position before the first one, ``[N, K, 1]``."""
         return torch.full((num_rows, self.num_codebooks, 1), self.pad_token, device=self.device)
 
-    def prefill(self, prompts: Sequence[str | None], repeats: int) -> tuple[DecodingState, Predictions]:
-        # The keys and values of the text are computed here, once a prompt, and copied for its group.
+    def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[DecodingState, Predictions]:
+        # The keys and values of the text are computed here, once per prompt, and copied for its group.
         encoded = self.encode(prompts).tensors
         own = growing_cache(self.model.config)
         cache = own if self._reads_melody else EncoderDecoderCache(own, DynamicCache(config=self.model.config))
@@ -275,19 +269,24 @@ class MusicGen(Generator):
     def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Predictions]:
         return state, self._predict(tokens_NK[..., None], state.tensors, state.cache)
 
-    def predictions(self, prompts: Sequence[str | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
-        # What a cell that does not exist holds is no input: the model was trained on the pad token there.
+    def predictions(self, prompts: Sequence[PromptLike | None], tokens_NKT: Tensor, mask_NKT: Tensor) -> Predictions:
+        # Feed the pad token outside the delay pattern, as in training; stored values there are arbitrary.
         inputs_NKT = torch.where(mask_NKT, tokens_NKT, self.pad_token)[..., :-1]
         repeats = len(tokens_NKT) // len(prompts)
-        if self._reads_melody and repeats > 1:  # the conditions are as long as the sound: read once a group
+        if self._reads_melody and repeats > 1:  # the conditions are as long as the sound: read once per group
             state, first = self.prefill(prompts, repeats)
             return first.join(self._predict(inputs_NKT, {}, state.cache)) if inputs_NKT.shape[-1] else first
         inputs_NKT = pad(inputs_NKT, (1, 0), value=self.pad_token)
-        # Without a prompt the text adds zeros, and is left out; but not in training: each process must have a gradient for
+        # Without a prompt the text adds zeros, and is left out. In training it stays: each process must have a gradient for
         # every parameter, if only zeros.
-        if not self._reads_melody and not any(prompts) and not torch.is_grad_enabled():
+        if not self._reads_melody and not torch.is_grad_enabled() and not any(_whole(prompt).text for prompt in prompts):
             return self._predict(inputs_NKT, {})
         return self._predict(inputs_NKT, self.encode(prompts).repeat_interleave(repeats).tensors)
 
     def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[Waveform]:
         return self.shared.to(self.device).sound(undelayed(tokens_NKT, self.delays))
+
+
+def _whole(prompt: PromptLike | None) -> Prompt:
+    """A dropped prompt is the empty one: both are the null condition."""
+    return Prompt.of(prompt or "")

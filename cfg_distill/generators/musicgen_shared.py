@@ -1,4 +1,4 @@
-"""What a MusicGen student and its teacher share: text encoder, melody, codec and files. Training never moves any of it.
+"""The parts that a MusicGen student and its teacher share: text encoder, melody, codec and files. They are frozen.
 
 Shapes: N rows, K codebooks, F frames, S positions of a condition, D width of the decoder, C channels, L samples of sound.
 """
@@ -18,13 +18,15 @@ from torch import Tensor, nn
 from transformers import FeatureExtractionMixin
 
 from cfg_distill.audio import Waveform, problems_of_file, read_audio
+from cfg_distill.errors import Problem
 from cfg_distill.generators.chroma import Chroma
 from cfg_distill.generators.frozen import Frozen
+from cfg_distill.prompt import Prompt
 
-SECONDS = 30
-"""The longest clip that MusicGen was trained on."""
+TRAINED_SECONDS = 30
+"""The longest clip of MusicGen's training."""
 NO_MELODY = "none"
-"""Instead of a file: the prompt has no melody on purpose."""
+"""In place of a file: the prompt has no melody on purpose."""
 _CACHED = 1024
 _FRAMES_AT_ONCE = 4000
 
@@ -32,14 +34,15 @@ _FRAMES_AT_ONCE = 4000
 class Shared(Frozen[Any]):
     """The frozen parts of one MusicGen, in float32. No module registers them: no checkpoint, average or optimiser sees them.
 
-    Conditions are computed once a prompt, each alone: its values then depend on no neighbour in a batch, and a resumed run
-    computes what an unbroken one did. They are kept, the last thousand of them, and student and teacher use the same.
+    The condition of a prompt is computed once and alone, so that its values depend on no neighbour in a batch, and a resumed
+    run computes the values of an unbroken one. The last thousand conditions are kept, and student and teacher share them.
 
     Args:
         whole: the model of transformers; its decoder is taken out.
         tokenizer: of the text encoder.
         path: where the model came from.
-        text_positions: S of the text, for a model that reads it in front of the sound; None for one that attends to it.
+        text_positions: S of the text, for a model that reads the text in front of the sound; None for a model that attends
+            to the text.
     """
 
     def __init__(self, whole: Any, tokenizer: Any, path: str, text_positions: int | None) -> None:
@@ -52,7 +55,7 @@ class Shared(Frozen[Any]):
         self._kept: OrderedDict[tuple[str, str], Tensor] = OrderedDict()
 
     def to(self, device: torch.device) -> Shared:
-        """On a device; the decoder decides which, since Lightning moves that one."""
+        """On a device: the decoder's, since Lightning moves the decoder only."""
         if next(self.whole.parameters()).device != device:
             self.whole.to(device)
             self._kept.clear()
@@ -60,24 +63,26 @@ class Shared(Frozen[Any]):
 
     @property
     def config(self) -> Any:
-        """Of the whole model."""
+        """The config of the whole model."""
         return self.whole.config
 
     # Conditions
 
-    def condition_SD(self, prompt: str | None) -> Tensor:
-        """What the decoder reads of a prompt without problems, ``[S, D]``: zeros for none, as in the model's own training.
+    def condition_SD(self, prompt: Prompt) -> Tensor:
+        """The decoder's input for a prompt without problems, ``[S, D]``: zeros for no text, as in the model's own training.
 
         Raises:
-            ConfigError: a melody that is no whole file of sound.
+            ConfigError: the melody's file cannot be read as sound.
         """
+        text = prompt.text
         if self.text_positions is None:
-            return self._null(1) if not prompt else self._once("text", str(prompt), self._text)
-        melody = conditions_of(prompt).get("melody", NO_MELODY)
+            return self._null(1) if not text else self._once("text", text, self._text)
+        melody = prompt.conditions.get("melody", NO_MELODY)
         chroma_SD = self._once("melody", melody, self._melody)
-        text_SD = self._once("text", str(prompt), self._text) if prompt else self._null(0)
-        # Zeros, and seen by the model, as the padding of a batch is in transformers: of one length for all prompts, so that
-        # the sound stands at the same positions under a prompt and under none.
+        text_SD = self._once("text", text, self._text) if text else self._null(0)
+        # Zeros that the model attends to, as to the padding of a batch in transformers. All prompts take the same number of
+        # positions, so that the sound stands at the same positions under a prompt and under none:
+        #     melody (chroma_length) | text ... zeros (text_positions) | sound
         rest_SD = self._null(self.text_positions - len(text_SD))
         return torch.cat([chroma_SD, text_SD, rest_SD])
 
@@ -97,7 +102,7 @@ class Shared(Frozen[Any]):
 
     def _null(self, num_positions: int) -> Tensor:
         decoder = self.config.decoder
-        width = getattr(decoder, "cross_attention_hidden_size", None) or decoder.hidden_size
+        width = vars(decoder).get("cross_attention_hidden_size") or decoder.hidden_size
         return torch.zeros(num_positions, width, device=self._device)
 
     def _text(self, text: str) -> Tensor:
@@ -111,13 +116,13 @@ class Shared(Frozen[Any]):
             chroma_SC = self._chroma(read_audio(file, self._chroma.rate)).to(self._device)
         else:
             chroma_SC = torch.zeros(1, self.config.num_chroma, device=self._device)
-            chroma_SC[:, 0] = 1  # how the model writes "no melody"
-        # A short melody begins again, a long one is cut.
+            chroma_SC[:, 0] = 1  # the model's own code for "no melody"
+        # A short melody is repeated, a long one is cut.
         chroma_SD = self._projected("audio_enc_to_dec_proj", chroma_SC)
         return chroma_SD.repeat(-(-length // len(chroma_SD)), 1)[:length]
 
     def _projected(self, name: str, hidden: Tensor) -> Tensor:
-        projection: nn.Module | None = getattr(self.whole, name, None)
+        projection = dict(self.whole.named_children()).get(name)  # none where the widths are equal
         return hidden if projection is None else projection(hidden)
 
     @cached_property
@@ -147,11 +152,11 @@ class Shared(Frozen[Any]):
 
     @cached_property
     def preprocessor(self) -> dict[str, Any]:
-        """The settings of the model's feature extractor, which for melody models cannot be made without torchaudio."""
+        """The settings of the model's feature extractor; the extractor of a melody model needs torchaudio."""
         return FeatureExtractionMixin.get_feature_extractor_dict(self.path)[0]
 
     def differences(self, other: Any) -> list[str]:
-        """Names of tensors in which another whole model, its decoder aside, is not this one."""
+        """Names of the tensors, the decoder's aside, in which another whole model differs from this one."""
         own, its = self.whole.state_dict(), other.state_dict()
         return sorted(
             name
@@ -164,14 +169,15 @@ class Shared(Frozen[Any]):
         """Write the whole model with this decoder, tokenizer and processor included.
 
         Args:
-            decoder: the student's.
-            folder: where to.
-            max_length: positions that ``generate`` fills when nobody says how many.
+            decoder: the student's decoder.
+            folder: the folder to write.
+            max_length: the default length of transformers' ``generate``, in positions.
         """
+        # The shared parts with the student's decoder, in a copy that shares all tensors.
         whole = copy.copy(self.whole)
         whole._modules = {**self.whole._modules, "decoder": decoder}
-        # Neutral on purpose: a distilled model carries its guidance, and guiding it again would compound. The file of the
-        # start model says 3.
+        # Neutral on purpose: a distilled model needs no guidance, and a second guidance would compound. The start model's
+        # file says 3.
         settings: dict[str, Any] = {
             "do_sample": True,
             "guidance_scale": 1.0,
@@ -187,40 +193,38 @@ class Shared(Frozen[Any]):
         (Path(folder) / "preprocessor_config.json").write_text(content + "\n", encoding="utf-8")
 
 
-def conditions_of(prompt: str | None) -> dict[str, str]:
-    """What a prompt carries besides its text."""
-    return getattr(prompt, "conditions", {})
-
-
 Melody = Literal["required", "optional"]
 
 
-def problems_of_prompt(prompt: str | None, reads_melody: bool, melody: Melody) -> list[str]:
-    """What a model cannot take of a prompt, a sentence each."""
-    conditions = conditions_of(prompt)
+def problems_of_prompt(prompt: Prompt, reads_melody: bool, melody: Melody) -> list[Problem]:
+    """Conditions of a prompt that a model does not read, needs, or cannot read."""
+    conditions, named = prompt.conditions, f"Prompt {prompt.text!r}"
     known = {"melody"} if reads_melody else set()
+    remedy = "It knows melody." if reads_melody else "Use a melody model (model_type musicgen_melody)."
     found = [
-        f"Prompt {prompt!r}: carries the condition `{name}`, which the model does not read."
-        + (" It knows melody." if reads_melody else " Use a melody model (model_type musicgen_melody).")
+        f"{named}: carries the condition `{name}`, which the model does not read. {remedy}"
         for name in sorted(conditions.keys() - known)
     ]
     if reads_melody and melody == "required" and not conditions.get("melody"):
         found.append(
-            f"Prompt {prompt!r}: expected a melody, which this model reads, but it has none. Give each prompt one"
-            ' ({"prompt": ..., "conditions": {"melody": "tune.wav"}}; --melody on the command line), or say'
-            f" {NO_MELODY} instead of a file, or set `model.generator.melody` to optional."
+            f"{named}: expected a melody, which this model reads, but it has none. Give each prompt a `/melody` (in a file of"
+            ' prompts: {"prompt": ..., "conditions": {"melody": "tune.wav"}}), or'
+            f" {NO_MELODY} in place of a file, or set `/model.generator.init_args.melody` to optional."
         )
     if reads_melody and (file := conditions.get("melody", NO_MELODY) or NO_MELODY) != NO_MELODY:
-        found += [f"Prompt {prompt!r}, melody: {problem}" for problem in problems_of_file(file)]
-    return found
+        found += [f"{named}, melody: {problem}" for problem in problems_of_file(file)]
+    return [Problem("", text) for text in found]
 
 
-def problems_of_text(prompt: str, tokenizer: Any, positions: int) -> list[str]:
-    """A sentence where the text of a prompt takes more positions than there are."""
-    taken = len(tokenizer(str(prompt))["input_ids"])
+def problems_of_text(text: str, tokenizer: Any, positions: int) -> list[Problem]:
+    """A problem where a text takes more positions than there are."""
+    taken = len(tokenizer(text)["input_ids"])
     if taken <= positions:
         return []
     return [
-        f"Prompt {prompt!r}: its text takes {taken} positions, but `model.generator.text_positions` is {positions}. Raise it,"
-        " or shorten the prompt."
+        Problem(
+            "",
+            f"Prompt {text!r}: its text takes {taken} positions, but `/model.generator.init_args.text_positions` is"
+            f" {positions}. Raise it, or shorten the prompt.",
+        )
     ]

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cfg_distill.checkpoints import spec_of
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of, problems_of_counts
-from cfg_distill.generators import Generator, Predictions
+from cfg_distill.generators import Generator, Predictions, PromptLike
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling.samples import Samples
@@ -104,7 +104,7 @@ class Reader:
             part = slice(start, start + self.batch_size)
             tokens_NKT, mask_NKT = tokens_BGKT[part].flatten(0, 1), mask_BGKT[part].flatten(0, 1)
             # One dropped prompt serves all rows, and is read once.
-            prompts: Sequence[str | None] = samples.prompts[part] if with_prompt else [None]
+            prompts: Sequence[PromptLike | None] = samples.asked[part] if with_prompt else [None]
             sums.append(log_likelihood(generator.predictions(prompts, tokens_NKT, mask_NKT), tokens_NKT, mask_NKT))
         return torch.cat(sums)
 

@@ -1,4 +1,4 @@
-"""The distribution that tokens are drawn from: temperature and filters over logits, each stated by the recipe."""
+"""The distribution that tokens are drawn from: temperature and filters over logits, all stated by the recipe."""
 
 from __future__ import annotations
 
@@ -7,21 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cfg_distill.errors import Context, Problem
+
 
 @dataclass
 class Sampling:
-    """How samples are drawn. Every parameter is stated here: no default of a library slips in.
+    """How samples are drawn. Every parameter is stated here, so that no default of a library applies unseen.
 
     Args:
-        samples: G, samples a prompt.
+        samples: G, samples per prompt.
         max_new_tokens: T, the longest sample.
         temperature: divides the logits; 0 takes the likeliest token (not while training).
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens whose probabilities first reach p; 1 keeps all.
-        drop_finished: decode only rows whose sample has not ended. It changes the speed, and nothing but rounding otherwise.
-        pack_weights: keep a second copy of the weights while sampling, as few rows are multiplied by it fastest: on a CPU in
-            float32 in oneDNN's layout, under mixed precision in the lower one. It changes the speed, and nothing but rounding
-            otherwise.
+        drop_finished: decode only the rows whose sample has not ended. It changes the speed, and of the samples the rounding.
+        pack_weights: keep a second copy of the weights while sampling, in the form that multiplies few rows fastest: oneDNN's
+            layout on a CPU in float32, the lower precision under mixed precision. It changes the speed, and of the samples
+            the rounding.
     """
 
     samples: int = 4
@@ -37,38 +39,33 @@ class Sampling:
         """Whether samples are drawn from the model's own distribution: temperature 1, no filter."""
         return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
 
-    def problems(self, longest: int | None = None, training: bool = False, key: str = "model.sampling") -> list[str]:
-        """What is wrong with these settings, a sentence each.
-
-        Args:
-            longest: :attr:`cfg_distill.generators.Generator.longest_sample` of the model; None without a limit.
-            training: whether samples are learnt from.
-            key: where the user wrote them.
-        """
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with these settings, for a model of this longest sample, in training or not."""
         found = []
         if self.samples < 1:
-            found.append(f"Key `{key}.samples`: expected at least 1, but got {self.samples}.")
-        found += self.problems_of_length(longest, f"{key}.max_new_tokens")
-        if self.temperature < 0 or (training and self.temperature == 0):
-            wanted = "a number above 0 (on-policy samples must be random)" if training else "a number of at least 0"
-            found.append(
-                f"Key `{key}.temperature`: expected {wanted}, but got {self.temperature}. Use 1 for the model's own."
-            )
+            found.append(Problem("samples", f"expected at least 1, but got {self.samples}."))
+        found += self.problems_of_length(context.longest)
+        if not self.temperature >= 0 or (context.training and self.temperature == 0):
+            random = "a number above 0 (on-policy samples must be random)"
+            wanted = random if context.training else "a number of at least 0"
+            text = f"expected {wanted}, but got {self.temperature}. Use 1 for the model's own."
+            found.append(Problem("temperature", text))
         if self.top_k < 0:
-            found.append(f"Key `{key}.top_k`: expected 0 (keep all) or more, but got {self.top_k}.")
+            found.append(Problem("top_k", f"expected 0 (keep all) or more, but got {self.top_k}."))
         if not 0 < self.top_p <= 1:
-            found.append(f"Key `{key}.top_p`: expected a number in (0, 1], but got {self.top_p}.")
+            found.append(Problem("top_p", f"expected a number in (0, 1], but got {self.top_p}."))
         return found
 
-    def problems_of_length(self, longest: int | None, key: str = "max_new_tokens") -> list[str]:
-        """What is wrong with the length, whatever the prompts are: at most one sentence."""
+    def problems_of_length(self, longest: int | None) -> list[Problem]:
+        """What is wrong with the length, whatever the prompts are: at most one problem."""
         if self.max_new_tokens < 1:
-            return [f"Key `{key}`: expected at least 1, but got {self.max_new_tokens}."]
+            return [Problem("max_new_tokens", f"expected at least 1, but got {self.max_new_tokens}.")]
         if longest is not None and self.max_new_tokens > longest:
-            return [
-                f"Key `{key}`: expected at most {longest}, since the model has no positions for a longer sample, but got"
+            text = (
+                f"expected at most {longest}, since the model has no positions for a longer sample, but got"
                 f" {self.max_new_tokens}. Lower it."
-            ]
+            )
+            return [Problem("max_new_tokens", text)]
         return []
 
     def log_probs(self, logits: Tensor) -> Tensor:
@@ -103,11 +100,15 @@ BLOCK = 256
 
 
 def draw_tokens(probs: Tensor, uniform: Tensor) -> Tensor:
-    """One token a row by inverse transform sampling.
+    """One token per row by inverse transform sampling.
 
-    In two levels: which block of tokens, and with what is left of the uniform number which token in it. So the cumulative sums
-    in float64, which the draw needs, run over hundreds of numbers a row and not over the vocabulary: tens of times faster
-    than ``torch.multinomial`` on large ones, and the same distribution.
+    The draw has two levels. The uniform number chooses a block of tokens; the rest of it chooses a token of the block::
+
+        block mass   |----0.2----|------0.5------|---0.3---|       uniform number 0.4: block 1, and 0.4 of the way into it
+        within it                |--.1--|-.2-|-.2-|                0.4 of 0.5 is 0.2: its second token
+
+    The cumulative sums in float64 then run over hundreds of numbers per row, not over the vocabulary. On a large vocabulary
+    this is tens of times faster than ``torch.multinomial``, and the distribution is the same.
 
     Args:
         probs: probabilities, ``[..., V]``.
@@ -119,12 +120,12 @@ def draw_tokens(probs: Tensor, uniform: Tensor) -> Tensor:
     blocks = torch.nn.functional.pad(probs, (0, -probs.shape[-1] % BLOCK)).unflatten(-1, (-1, BLOCK))
     block, rest = _invert(blocks.sum(-1), uniform.unsqueeze(-1))
     inner, _ = _invert(blocks.take_along_dim(block.unsqueeze(-1), -2).squeeze(-2), rest)
-    # Of NaN this is any token: no index may run out of its tensor, which would end an accelerator's process.
+    # With NaN probabilities the result is arbitrary; clamp it, since an out-of-range index would abort a CUDA process.
     return (block * BLOCK + inner).squeeze(-1).clamp(max=probs.shape[-1] - 1)
 
 
 def _invert(mass: Tensor, fraction: Tensor) -> tuple[Tensor, Tensor]:
-    """The index at which the cumulative mass passes a fraction of the whole, and how far into that index's own mass it lies."""
+    """The index at which the cumulative mass passes a fraction of the whole mass, and the fraction of that index's own mass."""
     cumulative = mass.double().cumsum(-1)
     whole = cumulative[..., -1:]
     target = torch.minimum(fraction * whole, torch.nextafter(whole, torch.zeros_like(whole)))

@@ -1,4 +1,4 @@
-"""Rollouts. Shapes: B prompts, G samples a prompt, N = B * G rows, K codebooks, T positions, V vocabulary."""
+"""Rollouts. Shapes: B prompts, G samples per prompt, N = B * G rows, K codebooks, T positions, V vocabulary."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError
-from cfg_distill.generators import Generator, Guided
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.generators import Generator, Guidance, Guided, Prompt, PromptLike
 from cfg_distill.generators.base import Predictor
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.generators.linear import packed
-from cfg_distill.guidance import Guidance
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
 
 MIN_PACKED = 16
@@ -52,20 +51,21 @@ class Rollout:
 @torch.no_grad()
 def rollout(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[PromptLike],
     sampling: Sampling,
     guidance: Guidance | None = None,
     seed: int = 0,
 ) -> Rollout:
     """Draw G samples of each prompt, on the generator's device, in eval mode: dropout would change the distribution.
 
-    The same seed, prompts and weights give the same samples; nothing depends on the global random state.
+    The same seed, prompts and weights give the same samples; nothing depends on the global random state. Afterwards each
+    part of the generator is in the mode that it was in.
 
     Args:
         generator: the loaded generator.
         prompts: B prompts.
         sampling: G, T, temperature, filters.
-        guidance: samples under guidance (two rows a sample) when given and active.
+        guidance: samples under guidance (two rows per sample) when given and active.
         seed: of the random numbers of this rollout.
 
     Raises:
@@ -78,9 +78,9 @@ def rollout(
     pack = sampling.pack_weights and sampling.max_new_tokens >= MIN_PACKED
     with in_eval_mode(generator), packed(generator.model) if pack else nullcontext():
         tokens_NKT, mask_NKT, log_probs_NKT = _decode(predictor, prompts, sampling, seed, generator.device)
-    if not log_probs_NKT.isfinite().all():  # once a rollout: to look at every position would wait for the accelerator
+    if not log_probs_NKT.isfinite().all():  # once per rollout: a look at every position would wait for the accelerator
         raise ConfigError(
-            "The model diverged: its predictions are NaN or infinite. Take an earlier checkpoint of it, or train it again at a"
+            "The model diverged: its predictions are NaN or infinite. Use an earlier checkpoint of it, or train it again at a"
             " lower learning rate."
         )
     shape = (len(prompts), sampling.samples)
@@ -100,7 +100,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _decode(
-    predictor: Predictor, prompts: Sequence[str], sampling: Sampling, seed: int, device: torch.device
+    predictor: Predictor, prompts: Sequence[PromptLike], sampling: Sampling, seed: int, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     random = torch.Generator(device).manual_seed(seed)
     num_rows, num_frames = len(prompts) * sampling.samples, sampling.max_new_tokens
@@ -111,12 +111,12 @@ def _decode(
     delays_K = torch.tensor(predictor.delays, device=device)
     # The frame of each row's end token; num_frames while it has none.
     end_N = torch.full((num_rows,), num_frames, device=device)
-    rows_M = torch.arange(num_rows, device=device)  # those that are decoded: of M running rows
+    rows_M = torch.arange(num_rows, device=device)  # the M rows that are still decoded
     ends_E = torch.tensor(predictor.end_tokens, device=device)
     state, next_one = predictor.prefill(prompts, sampling.samples)
     for position in range(shape[-1]):
         exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M])
-        # Numbers for all rows: what a row draws does not depend on which others have finished.
+        # Numbers for all rows, so that the draws of a row do not depend on which other rows have finished.
         uniform_NK = torch.rand(shape[:2], dtype=torch.float64, device=device, generator=random)
         probs_MKV = sampling.probs(next_one.whole()[:, :, 0])
         drawn_MK = draw_tokens(probs_MKV, uniform_NK[rows_M])
@@ -132,7 +132,7 @@ def _decode(
             (running_R,) = (end_N[rows_M] + max(0, max(predictor.delays) - 1) > position).nonzero(as_tuple=True)
             if not len(running_R):
                 break
-            # Selecting rows copies the cache: not for every row that ends.
+            # Selecting rows copies the cache, which does not pay for every row that ends.
             if sampling.drop_finished and len(running_R) <= 0.75 * len(rows_M):
                 state, rows_M, tokens_MK = predictor.keep(state, running_R), rows_M[running_R], tokens_MK[running_R]
         if position + 1 < shape[-1]:
@@ -141,15 +141,15 @@ def _decode(
 
 
 def problems_of_lengths(
-    generator: Generator, prompts: Sequence[str], sampling: Sampling, guidance: Guidance | None = None
-) -> list[str]:
-    """Why a model could not write such samples of these prompts, a sentence each: what they lack, and too long prompts.
+    generator: Generator, prompts: Sequence[PromptLike], sampling: Sampling, guidance: Guidance | None = None
+) -> list[Problem]:
+    """Why a model could not write such samples of these prompts: a prompt lacks something, or is too long.
 
-    Under guidance the negative prompts count too.
+    Under guidance the negative prompts count too. The key ``max_new_tokens`` is the field of ``sampling``.
     """
-    found = generator.problems_of_prompts(prompts) + sampling.problems_of_length(generator.longest_sample)
+    found = [*generator.problems_of_prompts(prompts), *sampling.problems_of_length(generator.longest_sample)]
     if found:
-        return found
+        return ConfigError(found).problems  # a user's generator of version 0.1 returns sentences
     try:
         left = positions_left(generator, prompts, guidance)
     except ConfigError as error:
@@ -159,18 +159,20 @@ def problems_of_lengths(
         return []
     taken, longest = limit - left, _longest(generator, prompts, guidance)
     if left <= 0:
-        return [
+        text = (
             f"{longest}: expected at most {max(limit - sampling.max_new_tokens, 0)} positions for it (the model"
             f" has {limit}, and `max_new_tokens` is {sampling.max_new_tokens}), but it takes {taken}. Shorten it."
-        ]
-    return [
-        f"Key `max_new_tokens`: {longest}, the longest, takes {taken} of the model's {limit} positions,"
+        )
+        return [Problem("", text)]
+    text = (
+        f"{longest}, the longest, takes {taken} of the model's {limit} positions,"
         f" so expected at most {left}, but got {sampling.max_new_tokens}. Lower it, or shorten the prompt."
-    ]
+    )
+    return [Problem("max_new_tokens", text)]
 
 
-def positions_left(generator: Generator, prompts: Sequence[str], guidance: Guidance | None = None) -> int | None:
-    """Positions that the longest of the prompts, negative ones among them, leaves to its samples; None without a limit.
+def positions_left(generator: Generator, prompts: Sequence[PromptLike], guidance: Guidance | None = None) -> int | None:
+    """Positions for samples beside the longest of the prompts, negative prompts among them; None without a limit.
 
     Raises:
         ConfigError: a prompt that the model cannot read.
@@ -181,19 +183,23 @@ def positions_left(generator: Generator, prompts: Sequence[str], guidance: Guida
     return generator.max_positions - generator.reserved_positions - taken
 
 
-def _negatives(prompts: Sequence[str], guidance: Guidance | None) -> list[str | None]:
+def _negatives(prompts: Sequence[PromptLike], guidance: Guidance | None) -> list[PromptLike | None]:
     return guidance.negatives(prompts) if guidance is not None and guidance.active else []
 
 
-def _longest(generator: Generator, prompts: Sequence[str], guidance: Guidance | None) -> str:
+def _longest(generator: Generator, prompts: Sequence[PromptLike], guidance: Guidance | None) -> str:
     """The prompt that takes most positions, in words."""
-    kinds = {"Prompt": prompts, "Negative prompt": _negatives(prompts, guidance)}
+    kinds: dict[str, Sequence[PromptLike | None]] = {
+        "Prompt": prompts,
+        "Negative prompt": _negatives(prompts, guidance),
+    }
     kind, longest = max(
         ((kind, prompt) for kind, several in kinds.items() for prompt in several),
         key=lambda pair: generator.prompt_positions([pair[1]]),
     )
-    system = " with its system message" if "system" in getattr(longest, "conditions", {}) else ""
-    return f"{kind} `{_shortened(longest or '')}`{system}"
+    prompt = Prompt.of(longest or "")
+    system = " with its system message" if "system" in prompt.conditions else ""
+    return f"{kind} `{_shortened(prompt.text)}`{system}"
 
 
 def _shortened(text: str) -> str:

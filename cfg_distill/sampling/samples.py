@@ -1,13 +1,12 @@
-"""Decoded groups of samples: what rewards, metrics and callbacks see."""
+"""Decoded groups of samples, the input of rewards, metrics and callbacks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from cfg_distill.generators import Generator
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.rollout import Rollout, rollout
 
@@ -17,18 +16,23 @@ class Samples:
     """B prompts with G decoded samples each.
 
     Attributes:
-        prompts: the B prompts.
+        prompts: the texts of the B prompts.
         outputs: B * G texts or :class:`cfg_distill.audio.Waveform`, the samples of one prompt together.
-        rollout: the tokens behind them.
+        rollout: the tokens behind the outputs.
+        asked: the B prompts as a generator takes them, with their conditions; empty stands for the texts alone.
     """
 
     prompts: list[str]
     outputs: list[Any]
     rollout: Rollout
+    asked: list[PromptLike] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.asked = self.asked or list(self.prompts)
 
     @property
     def group(self) -> int:
-        """G, samples a prompt."""
+        """G, samples per prompt."""
         return len(self.outputs) // len(self.prompts)
 
     def groups(self) -> list[list[Any]]:
@@ -36,14 +40,15 @@ class Samples:
         return [self.outputs[start : start + self.group] for start in range(0, len(self.outputs), self.group)]
 
 
-def decoded(generator: Generator, prompts: Sequence[str], drawn: Rollout) -> Samples:
+def decoded(generator: Generator, prompts: Sequence[PromptLike], drawn: Rollout) -> Samples:
     """The decoded samples of a rollout."""
-    return Samples(list(prompts), generator.decode(drawn.tokens_NKT, drawn.mask_NKT), drawn)
+    texts = [Prompt.of(prompt).text for prompt in prompts]
+    return Samples(texts, generator.decode(drawn.tokens_NKT, drawn.mask_NKT), drawn, list(prompts))
 
 
 def draw(
     generator: Generator,
-    prompts: Sequence[str],
+    prompts: Sequence[PromptLike],
     sampling: Sampling,
     guidance: Guidance | None = None,
     seed: int = 0,

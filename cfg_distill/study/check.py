@@ -155,7 +155,7 @@ def _problems_of_model(key: str, model: str, earlier: list[str]) -> list[Problem
         return []
     if "/" not in model and ":" not in model and not find_file(model).exists():
         return [unknown_name(key, model, earlier, "a model folder or a fit or merge named further up")]
-    return ConfigError(problems_of_folder(key, model)).problems
+    return [problem.under(key) for problem in problems_of_folder(model)]
 
 
 def _problems_of_adapters(study: Study, fits: dict[str, Fit]) -> list[Problem]:

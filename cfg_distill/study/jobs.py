@@ -78,7 +78,6 @@ class CheckEvaluation:
 
     def _problems_of_prompts(self) -> list[Problem]:
         from cfg_distill.data import read_prompts
-        from cfg_distill.evaluation.older import converted
         from cfg_distill.generators import open_generator
         from cfg_distill.sampling import problems_of_lengths
 
@@ -89,7 +88,7 @@ class CheckEvaluation:
             generator = open_generator(system.model)
             if problems_of(generator):
                 continue  # a student's start: the check of its fit reports it
-            found = converted(problems_of_lengths(generator, prompts, sampling_of(given, system), guidance_of(system)))
+            found = problems_of_lengths(generator, prompts, sampling_of(given, system), guidance_of(system))
             problems += said_by(f"Model `{system.model}`", ConfigError(found).under("evaluation"))
         return problems
 

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 
 from cfg_distill.embedders.base import Embedder, texts_of
 from cfg_distill.errors import Context, Problem
-from cfg_distill.evaluation.older import of_folder
+from cfg_distill.folders import problems_of_folder
 from cfg_distill.tunes.network import TuneNetwork, load_network
 
 
@@ -27,7 +27,7 @@ class Tunes(Embedder):
         self.network: TuneNetwork | None = None
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return of_folder(self.path)
+        return [problem.under("path") for problem in problems_of_folder(self.path)]
 
     def load(self) -> Self:
         if self.network is None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import Context, Problem
-from cfg_distill.evaluation.older import of_folder
+from cfg_distill.folders import problems_of_folder
 from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, read_note
@@ -87,7 +87,7 @@ class _JudgeMetric(SampleMetric):
         self.judge = Judge(path)
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return of_folder(self.judge.path)
+        return [problem.under("path") for problem in problems_of_folder(self.judge.path)]
 
     def load(self) -> Self:
         self.judge.load()

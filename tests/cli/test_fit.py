@@ -384,7 +384,7 @@ def test_a_model_folder_without_weights(recipe: Path, capsys: pytest.CaptureFixt
     Path("hollow").mkdir()
     Path("hollow/config.json").write_text("{}")
     (problem,) = refused(capsys, "--config", "tiny.yaml", "--model.generator.init_args.path=hollow")
-    assert "`model.generator.path`: expected a model folder with weights" in problem
+    assert "`model.generator.init_args.path`: expected a model folder with weights" in problem
 
 
 def test_files_that_are_no_recipes(recipe: Path, capsys: pytest.CaptureFixture) -> None:

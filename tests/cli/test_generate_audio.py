@@ -72,7 +72,7 @@ def test_the_length_is_bounded_by_the_position_table(
     words = ["generate", "--model", musicgen, "--prompt", "rock", "--samples", "1", "--out", "sounds"]
     message = said(capsys, *words, "--seconds", "2")
     assert (
-        f"`--seconds`: expected at most 1.5, since `{musicgen}` has positions for 157 frames at 100 a second, but got 2"
+        f"`--seconds`: expected at most 1.5, since `{musicgen}` has positions for 157 frames at 100 per second, but got 2"
         in message
     )
     assert "expected at most 1.5" in said(capsys, *words)  # ten seconds, where nothing is said

@@ -173,15 +173,15 @@ def test_frozen_copy_shares_nothing_and_save_asks_for_no_guidance(generator, tmp
 
 def test_problems_are_found_without_weights(tmp_path):
     (missing,) = CausalLM(str(tmp_path / "none")).problems()
-    assert "does not exist" in missing
+    assert "does not exist" in str(missing)
     folder = tiny_folder(tmp_path / "model")
     (tmp_path / "model" / "model.safetensors").unlink()
     (weightless,) = CausalLM(folder).problems()
-    assert "model.safetensors" in weightless
+    assert "model.safetensors" in str(weightless)
     (template,) = CausalLM(tiny_folder(tmp_path / "model"), chat_template=True).problems()
-    assert "chat_template" in template
+    assert template.path == "chat_template"
     (shipped,) = CausalLM("tunes:bass").problems()
-    assert "tunes:base" in shipped
+    assert "tunes:base" in str(shipped)
 
 
 def test_weights_of_another_shape_are_refused(generator, tmp_path):

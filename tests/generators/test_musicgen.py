@@ -12,7 +12,7 @@ from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForCond
 
 from cfg_distill.audio import write_audio
 from cfg_distill.distillation.module import fingerprint
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context
 from cfg_distill.generators import Guided, Logits, Prompt
 from cfg_distill.generators.delay import delayed, undelayed
 from cfg_distill.generators.length import problems_of_seconds
@@ -45,7 +45,7 @@ def pair(request, tmp_path_factory):
 
 def inputs_of(pair, prompt):
     """What a user of transformers passes to generate for one prompt."""
-    ids = pair.ours.shared.tokenizer(prompt)["input_ids"]
+    ids = pair.ours.shared.tokenizer(str(prompt))["input_ids"]
     if pair.kind != "melody":
         return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
     length = pair.ours.text_positions
@@ -236,22 +236,23 @@ def test_a_clip_beyond_the_position_table_is_refused(pair):
     # The same is said before weights are loaded.
     unloaded = MusicGen(pair.ours.path, text_positions=6)
     assert unloaded.longest_sample == 64 - taken
-    assert not Sampling(max_new_tokens=64 - taken).problems(unloaded.longest_sample)
-    assert Sampling(max_new_tokens=65 - taken).problems(unloaded.longest_sample)
+    assert not Sampling(max_new_tokens=64 - taken).problems(Context(longest=unloaded.longest_sample))
+    assert Sampling(max_new_tokens=65 - taken).problems(Context(longest=unloaded.longest_sample))
     assert not problems_of_seconds(unloaded, (64 - taken) / 100)
-    assert problems_of_seconds(unloaded, (65 - taken) / 100)
+    (problem,) = problems_of_seconds(unloaded, (65 - taken) / 100)
+    assert problem.path == "seconds" and problem.told({"seconds": "--seconds"}).startswith("Option `--seconds`: exp")
 
 
 def test_a_checkpoint_that_is_no_musicgen_is_named(tmp_path):
     from tiny import tiny_folder
 
     (problem,) = MusicGen(tiny_folder(tmp_path)).problems()
-    assert "model_type llama" in problem and "musicgen" in problem
+    assert "model_type llama" in str(problem) and "musicgen" in str(problem)
     (missing,) = MusicGen(str(tmp_path / "none")).problems()
-    assert "does not exist" in missing
+    assert "does not exist" in str(missing)
     (tmp_path / "config.json").write_text('{"model_type": "unheard"}')
     (unknown,) = MusicGen(str(tmp_path)).problems()
-    assert "Key `model.generator.path`" in unknown and "name a folder that holds it" in unknown
+    assert unknown.path == "path" and "name a folder that holds it" in str(unknown)
 
 
 def test_a_sharded_decoder_gives_the_same(pair):

