@@ -82,6 +82,8 @@ class Loss(nn.Module, ABC):
 
     def __init__(self, weight: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__()
+        if not self.is_over_cells and type(self).forward is Loss.forward:
+            raise TypeError(f"`{type(self).__name__}` overrides neither `cells` nor `forward`.")
         self.warmup_steps = warmup_steps
         # A buffer, so that a calibrated weight is saved and resumed with the run.
         self.weight = nn.Buffer(torch.tensor(float(weight)))
@@ -138,8 +140,6 @@ class Loss(nn.Module, ABC):
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """The unweighted sum of this term over the micro-batch, a scalar with gradient."""
-        if not self.is_over_cells:
-            raise NotImplementedError(f"`{type(self).__name__}` overrides neither `cells` nor `forward`.")
         return mix({"": self}, inputs, {"": 1.0})[0]
 
 

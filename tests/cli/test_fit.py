@@ -285,12 +285,12 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
         (["--data.report=train.txt"], "4 are in both"),
         (["--trainer.accelerator=gpu", "--trainer.devices=64"], "In `trainer`:"),
         (["--trainer.strategy=magic"], "In `trainer`:"),
-        (["--trainer.precision=bf16-true"], "must be float32, but got bf16-true. Take bf16-mixed, or"),
+        (["--trainer.precision=bf16-true"], "must be float32, but got bf16-true. Use bf16-mixed, or"),
         (["--trainer.precision=16-true"], "`trainer.precision`: expected one of 32-true, 16-mixed, bf16-mixed"),
         (["--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy"], "got ModelParallel"),
         (
             ["--model.generator.dtype=bfloat16"],
-            "`model.generator.dtype`: expected float32 where all weights are trained",
+            "`model.generator.init_args.dtype`: expected float32 where all weights are trained",
         ),
         (["--trainer.max_steps"], "max_steps"),
         (["--ckpt_path=nowhere.ckpt"], "Key `ckpt_path`: expected a checkpoint or `last`"),
@@ -306,7 +306,7 @@ def test_a_student_without_a_teacher(recipe: Path, capsys: pytest.CaptureFixture
     untied = ["--config", "tiny.yaml", "--model.losses.kl.weight=0"]
     (problem,) = refused(capsys, *untied)
     assert "Key `model.losses`: nothing ties the student to the guided teacher" in problem
-    assert "got kl (ReverseKL, weight 0)" in problem and "`model.allow_no_teacher: true`" in problem
+    assert "got kl (ReverseKL, weight 0)" in problem and "set `model.allow_no_teacher` to true" in problem
     assert main(["fit", *untied, "--model.allow_no_teacher=true", "--trainer.max_steps=1"]) == 0
 
 
@@ -364,7 +364,7 @@ def test_groups_too_small_for_the_reward(recipe: Path, capsys: pytest.CaptureFix
     reward = {"class_path": "cfg_distill.rewards.PairwiseDiversity", "init_args": {"embedder": embedder}}
     term = {"class_path": "cfg_distill.losses.PolicyGradient", "init_args": {"reward": reward}}
     bad = edited(recipe, "bad.yaml", lambda content: content["model"]["losses"].update(diversity=term))
-    for samples, said in ((1, "at least 3 samples a prompt"), (2, "`running_mean` for 2 samples")):
+    for samples, said in ((1, "at least 3 samples per prompt"), (2, "`running_mean` for 2 samples")):
         (problem,) = refused(capsys, "--config", bad, f"--model.sampling.samples={samples}")
         assert "model.losses.diversity" in problem and said in problem
 
@@ -400,7 +400,7 @@ def test_apples_accelerator_cannot_sample(recipe: Path, monkeypatch: pytest.Monk
     asked = Trainer(accelerator="cpu", logger=False)
     asked.strategy.accelerator = MPSAccelerator()  # a trainer refuses it by itself where there is none
     (problem,) = problems_of_trainer(asked)
-    assert "`trainer.accelerator`: expected cpu or cuda" in problem and "Set it to cpu" in problem
+    assert "`trainer.accelerator`: expected cpu or cuda" in str(problem) and "Set it to cpu" in str(problem)
     monkeypatch.setattr(MPSAccelerator, "is_available", staticmethod(lambda: True))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda *_: True)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda *_: torch.device("mps"))

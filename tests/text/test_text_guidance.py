@@ -117,10 +117,10 @@ def problems(generator, guidance=Guidance(2.0)):
 def test_a_system_message_needs_a_template_that_takes_it(tmp_path, template):
     path = tiny_folder(tmp_path) if template is None else chat_folder(tmp_path, template)
     (own,) = problems(CausalLM(path, system="w1"))
-    assert own.startswith("Key `model.generator.system`: ")
-    assert "takes system messages" in own
+    assert "system`: " in str(own)
+    assert "takes system messages" in str(own)
     (negative,) = problems(CausalLM(path), Guidance(2.0, negative_system="w1"))
-    assert negative.startswith("Key `model.guidance.negative_system`: ")
+    assert negative.path == "guidance.negative_system"
     assert not problems(CausalLM(path))
 
 
@@ -132,7 +132,7 @@ def test_a_system_message_without_a_template_is_refused_where_it_is_met(tiny_mod
 
 def test_a_chat_template_that_is_asked_for_and_missing(tiny_model):
     (problem,) = problems(CausalLM(tiny_model, chat_template=True))
-    assert "Key `model.generator.chat_template`" in problem
+    assert "chat_template`: " in str(problem)
 
 
 def without_tokens(folder, *names):
@@ -158,9 +158,9 @@ def test_without_pad_and_end_token_it_is_told(tmp_path):
     path = tiny_folder(tmp_path)
     without_tokens(tmp_path, "pad_token", "eos_token")
     (problem,) = problems(CausalLM(path))
-    assert problem.startswith("Key `model.generator.path`: expected a tokenizer with a pad token or an end token")
+    assert "path`: expected a tokenizer with a pad token or an end token" in str(problem)
     (problem,) = TransformerEmbedder(path, max_length=8).problems()
-    assert "expected a tokenizer with a pad token or an end token" in problem
+    assert "expected a tokenizer with a pad token or an end token" in str(problem)
 
 
 def test_prompts_longer_than_the_context_are_told_with_the_room_there_is(tiny_model):
@@ -195,7 +195,7 @@ def test_samples_of_no_length_are_refused(tiny_model):
 
 def test_a_prompt_of_no_tokens_is_told(chat, tiny_model, tmp_path):
     (problem,) = problems(CausalLM(chat.path, unconditional=""))
-    assert problem.startswith("Key `model.generator.unconditional`: expected a text of at least one token")
+    assert "unconditional`: expected a text of at least one token" in str(problem)
     assert not problems(CausalLM(chat.path, unconditional="w1"))
     with pytest.raises(ConfigError, match=r"Prompt ' ': expected at least one token, but the tokenizer of"):
         rollout(CausalLM(tiny_model).load(), ["w1", " "], Sampling(max_new_tokens=2))
