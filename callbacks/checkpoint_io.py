@@ -5,7 +5,7 @@ import glob
 import os
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -45,8 +45,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         _remove_leftovers(target)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
-            with partial.open("wb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)  # ends with this process: see _remove_leftovers
+            with _locked(partial) as file:
                 torch.save(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -73,15 +72,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             raise ConfigError(Problem("ckpt_path", f"`{path}` {HIDES_CODE}")) from error
 
 
+def _locked(partial: Path) -> IO[bytes]:
+    """An empty file, locked for as long as it is open: a locked file belongs to a run that is alive."""
+    while True:
+        # Not emptied before it is locked: two containers may have processes of one number.
+        file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
+            file.truncate()
+            return file
+        file.close()  # renamed by its run, or removed as a leftover, between the two calls
+
+
 def _remove_leftovers(target: Path) -> None:
-    """Remove what killed runs left of this checkpoint: the files that no process has locked."""
+    """Remove the files that killed runs left beside a checkpoint."""
     for leftover in target.parent.glob(f".{glob.escape(target.name)}*.partial"):
-        with leftover.open("rb") as file:
-            try:
+        try:
+            with leftover.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except OSError:
-                continue
-            leftover.unlink(missing_ok=True)
+                leftover.unlink(missing_ok=True)
+        except OSError:
+            pass  # its run is alive, or has just renamed it
 
 
 def _sync_folder(folder: Path) -> None:

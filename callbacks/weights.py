@@ -10,19 +10,19 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def aliases(weights: Mapping[str, Tensor]) -> dict[str, str]:
-    """Every name, with the first name of the same tensor: another one only where tensors are tied."""
+    """For each name the first name of the same tensor. The two differ only where tensors are tied."""
     first: dict[Any, str] = {}
     return {name: first.setdefault(_place(tensor) or name, name) for name, tensor in weights.items()}
 
 
 def _place(tensor: Tensor) -> Any:
-    # A detached view is a new object on the same memory; of a sharded tensor the local shard tells, unless it is empty.
+    # A detached view is a new object on the same memory, so compare the memory; of a sharded tensor that of the local shard.
     local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
     return (local.data_ptr(), local.shape, local.stride()) if local.numel() else None
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """The full tensor of a sharded one: every process must ask. Lightning saves the callbacks of rank 0 only."""
+    """The full tensor of a sharded one. Every process must call this, although Lightning saves the callbacks of rank 0 only."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 

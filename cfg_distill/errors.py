@@ -63,7 +63,10 @@ class Problem:
         if not self.path:
             return text
         kind = "Option" if self.path in options else "Key"
-        return f"{kind} `{options.get(self.path, self.path)}`: {text}"
+        # A key elsewhere: say which part is not content with it.
+        asking = self.prefix.removesuffix(".init_args")
+        asking = f" for `{asking}`" if self.key.startswith("/") and not self.path.startswith(asking) else ""
+        return f"{kind} `{options.get(self.path, self.path)}`{asking}: {text}"
 
     def __str__(self) -> str:
         return self.told()

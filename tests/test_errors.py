@@ -23,8 +23,12 @@ def test_a_problem_is_prefixed_by_its_holders_and_rendered_as_key_or_option() ->
 
 
 def test_a_path_from_the_root_stays_one() -> None:
-    problem = Problem("/model.sampling.samples", "expected 3, but got 1.").under("a").under("b")
-    assert str(problem) == "Key `model.sampling.samples`: expected 3, but got 1."
+    problem = Problem("/model.sampling.samples", "expected 3, but got 1.")
+    assert str(problem.under("model")) == "Key `model.sampling.samples`: expected 3, but got 1."
+    asked = problem.under("reward.init_args").under("model.losses.diversity.init_args")
+    assert str(asked) == (
+        "Key `model.sampling.samples` for `model.losses.diversity.init_args.reward`: expected 3, but got 1."
+    )
 
 
 def test_config_error_holds_problems_whatever_it_was_given() -> None:

@@ -49,8 +49,12 @@ def default_metrics(
     return named or (SOUND_METRICS if is_sound else TEXT_METRICS), remarks
 
 
-def read_metrics(path: str | Path) -> dict[str, SampleMetric]:
+def read_metrics(path: str | Path, context: Context = Context()) -> dict[str, SampleMetric]:
     """The metrics of a YAML file.
+
+    Args:
+        path: the file.
+        context: what the metrics may need to know.
 
     Raises:
         ConfigError: it cannot be read or names no metric; everything that is wrong with its metrics.
@@ -59,13 +63,17 @@ def read_metrics(path: str | Path) -> dict[str, SampleMetric]:
     if not specs:
         raise ConfigError(f"File `{path}`: expected metrics, name -> class_path and init_args, but it is empty.")
     try:
-        return metrics_of(specs)
+        return metrics_of(specs, context)
     except ConfigError as error:
         raise ConfigError([f"File `{path}`: {problem}" for problem in error.problems]) from error
 
 
-def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
+def metrics_of(specs: Mapping[str, Any], context: Context = Context()) -> dict[str, SampleMetric]:
     """Metrics from name -> class_path and init_args.
+
+    Args:
+        specs: the mapping.
+        context: what the metrics may need to know.
 
     Raises:
         ConfigError: no such class, or arguments that it does not take. All problems at once, under the metrics' names.
@@ -86,7 +94,7 @@ def metrics_of(specs: Mapping[str, Any]) -> dict[str, SampleMetric]:
         except Exception as error:  # whatever jsonargparse raises; its text names the key
             problems.append(Problem(name, " ".join(str(error).split())))
         else:
-            problems += problems_of(metric, under=f"{name}.init_args")
+            problems += problems_of(metric, context, f"{name}.init_args")
             metrics[name] = metric
     if problems:
         raise ConfigError(problems)

@@ -319,17 +319,17 @@ class Points:
             self.problems += [replace(each, text=f"model `{model}`: {each.text}") for each in found]
 
     def _choose_metrics(self, generators: Sequence[Generator]) -> None:
-        request = self.request
+        request, context = self.request, Context(samples=self.request.samples)
         try:
             if request.metrics is not None:
-                self.metrics = read_metrics(request.metrics)
+                self.metrics = read_metrics(request.metrics, context)
             elif generators:
                 specs, remarks = default_metrics(generators, request.trust)
                 self.remarks += remarks
-                self.metrics = metrics_of(specs)
+                self.metrics = metrics_of(specs, context)
         except ConfigError as error:
             self.problems += _at("metrics", error.problems)
-        self.problems += problems_of_group(self.metrics, Context(samples=request.samples))
+        self.problems += problems_of_group(self.metrics, context)
 
     def sampling(self, model: str, temperature: float = 1.0) -> Sampling:
         """How a model is sampled."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -66,6 +66,11 @@ class LossInputs:
         return self.mask_NKT[:, 0].sum(-1)
 
 
+def _no_cells(loss: Loss, inputs: LossInputs) -> CellTerm:
+    """In place of :meth:`Loss.cells` in a class that overrides :meth:`Loss.forward` alone."""
+    raise TypeError(f"`{type(loss).__name__}` is no sum over cells.")
+
+
 class Loss(nn.Module, ABC):
     """One term of the objective: override :meth:`cells`, or :meth:`forward` where a term is no sum over cells.
 
@@ -82,8 +87,6 @@ class Loss(nn.Module, ABC):
 
     def __init__(self, weight: float = 1.0, warmup_steps: int = 0) -> None:
         super().__init__()
-        if not self.is_over_cells and type(self).forward is Loss.forward:
-            raise TypeError(f"`{type(self).__name__}` overrides neither `cells` nor `forward`.")
         self.warmup_steps = warmup_steps
         # A buffer, so that a calibrated weight is saved and resumed with the run.
         self.weight = nn.Buffer(torch.tensor(float(weight)))
@@ -98,11 +101,13 @@ class Loss(nn.Module, ABC):
             cls.advantage = cls.credit  # type: ignore[method-assign]
         elif "advantage" in own and "credit" not in own:
             cls.credit = cls.advantage
+        if "forward" in own and cls.cells is Loss.cells:
+            cls.cells = _no_cells  # type: ignore[method-assign]
 
     @property
     def is_over_cells(self) -> bool:
         """Whether the term is a sum over cells, evaluated in chunks with all other such terms of a mix."""
-        return type(self).cells is not Loss.cells
+        return type(self).cells is not _no_cells
 
     def weight_at(self, step: int) -> Tensor:
         """The weight at an optimiser step counted from 0."""
@@ -130,13 +135,13 @@ class Loss(nn.Module, ABC):
 
     credit = advantage  # its name until 0.1
 
+    @abstractmethod
     def cells(self, inputs: LossInputs) -> CellTerm:
         """A function from :class:`~cfg_distill.losses.chunked.Cells` to one value each, ``[M]``, with gradient.
 
         It is given the cells of one codebook at a time, a chunk at a time, and must not look beyond them. All such terms of
         a mix are evaluated in one pass.
         """
-        raise NotImplementedError
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """The unweighted sum of this term over the micro-batch, a scalar with gradient."""

@@ -33,7 +33,7 @@ T = TypeVar("T")
 def merge_adapters(
     method: str, adapters: Sequence[Adapter], weights: Sequence[float] = (), start: Adapter | None = None
 ) -> Adapter:
-    """Merge adapters of one base by the name of a method; the result stands for the merge of the whole models.
+    """Merge adapters of one base by the name of a method. Base and result together are the merge of the whole models.
 
     Args:
         method: a name of :data:`METHODS`.
@@ -42,12 +42,12 @@ def merge_adapters(
         start: the model that all others were trained from, for ``slerp`` and ``liti``; None is the base itself.
 
     Returns:
-        Layer -> its change. Where several models change a layer, its rank is the sum of theirs.
+        Layer -> its change. Where several models change a layer, its rank is the sum of their ranks.
 
     Raises:
         ConfigError: the request does not fit the method, or shapes differ.
     """
-    found = problems_of_merge(method, len(adapters), weights, start is not None or METHODS[method].start)
+    found = problems_of_merge(method, len(adapters), weights, start is not None or _needs_start(method))
     every = [start or {}, *adapters]
     found += _problems_of_shapes([{name: f.delta_shape for name, f in adapter.items()} for adapter in every],
                                  ["start", *(f"model {number}" for number in range(1, len(every)))])  # fmt: skip
@@ -56,6 +56,10 @@ def merge_adapters(
     holders = {layer: [adapter.get(layer) for adapter in every] for adapter in every for layer in adapter}
     plan = _planned(method, weights, holders, lambda layer, factors: factors)
     return {layer: concatenated(terms) for layer, terms in plan.items()}
+
+
+def _needs_start(method: str) -> bool:
+    return method in METHODS and METHODS[method].start
 
 
 def concatenated(terms: Sequence[tuple[float, Factors]]) -> Factors:
@@ -148,7 +152,7 @@ def merge_adapter_folders(
         ConfigError: all that is wrong with the request; then all that is wrong with the folders; nothing is written.
     """
     out = Path(out).expanduser()
-    needs_start = method in METHODS and METHODS[method].start
+    needs_start = _needs_start(method)
     with_start = start is not None and is_adapter(start)
     sources, broken = _opened(models, start if with_start else None)
     bases = [whole_path(str(base)) for base in (start, *(source.base for source in sources)) if base is not None]
@@ -206,7 +210,7 @@ def _factors(layer: str, source: AdapterFolder) -> Factors:
 
 
 def _write(folder: Path, used: Mapping[str, list[tuple[float, AdapterFolder]]], merged: Any) -> None:
-    """The two files of an adapter folder, a layer in memory at a time."""
+    """Write the two files of an adapter folder. One layer is in memory at a time."""
     ranks, scales, shapes, dtypes, layer_of = {}, {}, {}, {}, {}
     for layer, terms in used.items():
         ranks[layer] = sum(source.shapes[layer][0] for _, source in terms)
@@ -232,7 +236,7 @@ def _write(folder: Path, used: Mapping[str, list[tuple[float, AdapterFolder]]], 
 
 
 def _targets(sources: Sequence[AdapterFolder], layers: Mapping[str, Any]) -> list[str]:
-    """How peft selects the layers of the result: as it did for the models where they say it by names, else one by one."""
+    """The names by which peft selects the layers of the result: the models' own where they are names, else every layer."""
     selects = [source.config.get("target_modules") for source in sources]
     narrowed = any(source.config.get(key) for source in sources for key in ("exclude_modules", "layers_to_transform"))
     if narrowed or not all(isinstance(names, list) for names in selects):
@@ -276,7 +280,7 @@ def _all_one(bases: Iterable[str]) -> bool:
 def _identity(base: str) -> str:
     try:
         weights = FolderWeights(base)
-    except ConfigError:  # not here, or not in safetensors: its name must do
+    except ConfigError:  # not on this machine, or not in safetensors: compare the name
         return base
     return " ".join(sorted(sha256(file) for file in weights.files))
 

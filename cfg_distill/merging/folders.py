@@ -36,8 +36,8 @@ def merge_folders(
     """Merge model folders into a new one, which appears whole or not at all.
 
     Adapter folders become one adapter folder (:func:`cfg_distill.merging.adapters.merge_adapter_folders`), whole models a
-    whole model. Tensor by tensor: memory holds a few tensors, never a model. ``merge.json`` beside the weights records
-    the method, the weights and the SHA-256 of every file read.
+    whole model. Memory holds a few tensors, never a model. ``merge.json`` beside the weights records the method, the weights
+    and the SHA-256 of every file read.
 
     Args:
         models: model folders; the config, the tokenizer and so on are copied from the first.
@@ -91,9 +91,9 @@ def merge_folders(
 
 
 def _drop_tied_copies(sources: list[FolderWeights]) -> None:
-    """Some writers store a tied tensor under one name, some under both: a copy that not every folder has is left out.
+    """Leave out a copy of a tied tensor that not every folder has: some writers store it under one name, some under both.
 
-    The loader ties it again, from the name that stays.
+    The loader ties the tensors again, from the name that stays.
     """
     common = set.intersection(*(set(source.shapes) for source in sources))
     for source in sources:

@@ -1,8 +1,10 @@
 """Reading and writing the weights of a Hugging Face folder one tensor at a time, sharded or not.
 
-The library's writer wants every tensor of a file at once, which is the whole model. The format is a length, a JSON
-header and the bytes (github.com/huggingface/safetensors, "Format"), and shapes are known before the values: so the
-header is written first and the tensors are streamed behind it.
+The library's writer needs every tensor of a file at once, which is the whole model. The format is a length, a JSON header
+and the bytes (github.com/huggingface/safetensors, "Format"). Shapes are known before the values. So the header is written
+first, and the tensors are streamed behind it:
+
+    | 8 bytes: length of the header | header: name -> dtype, shape, offsets | tensor | tensor | ...
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class CommandLine(LightningCLI):
         if unknown := [flag for flag in asked if flag not in _PRINTED]:
             known = ", ".join(flag for flag in _PRINTED if flag)
             raise ConfigError(f"Option `--print_config`: expected flags among {known}, but got {', '.join(unknown)}.")
-        chosen: dict[str, Any] = {_PRINTED[flag]: True for flag in asked if flag}
+        chosen: dict[str, Any] = {"skip_unset": False} | {_PRINTED[flag]: True for flag in asked if flag}
         print(parser.dump(self.config[self.command], **chosen), end="")
         raise SystemExit(0)
 
@@ -157,11 +157,11 @@ class CommandLine(LightningCLI):
     def _placed(self, problems: Sequence[str | Problem], key: str) -> list[Problem]:
         """Problems of the model or the data, under the path that their arguments have in the recipe.
 
-        A sentence that names no key says its own subject.
+        A sentence that names no key says its own subject. A path from the root of the recipe is left as it is.
         """
         prefix = f"{key}.init_args" if self.recipe.names_class(key) else key
         given = [Problem("", each) if isinstance(each, str) else each for each in problems]
-        return [each.under(prefix) if each.path else each for each in given]
+        return [each.under(prefix) if each.path and not each.path.startswith(f"{key}.") else each for each in given]
 
     # Building
 
@@ -242,19 +242,10 @@ class CommandLine(LightningCLI):
         if problems := _problems_of_states(self.callbacks):
             raise ConfigError(problems)
         config["callbacks"] = own
-        callbacks = [*callbacks, RunMark(folder)]
-        if not any(isinstance(one, ProgressBar) for one in own):
-            if not sys.stdout.isatty():
-                callbacks = [
-                    *callbacks,
-                    StepLines(config["log_every_n_steps"] if config["log_every_n_steps"] is not None else 50),
-                ]
-                config["enable_progress_bar"] = False
-            elif config.get("enable_progress_bar") is not False and config["max_steps"] > 0:
-                callbacks = [*callbacks, StepProgress()]
         if config.get("enable_model_summary") is None:
             config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
-        return super()._instantiate_trainer(config, callbacks)
+        shown = [] if any(isinstance(one, ProgressBar) for one in own) else _progress(config)
+        return super()._instantiate_trainer(config, [*callbacks, RunMark(folder), *shown])
 
 
 def start(command: str, argv: Sequence[str], check_only: bool = False) -> CommandLine:
@@ -271,24 +262,32 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> Comman
     words = sorted_words(argv)
     recipe = Recipe.read(words.files, words.overrides)
     quieten()
-    by_path = {key: recipe.names_class(key) for key in ("model", "data")}
+    model_by_path, data_by_path = (recipe.names_class(key) for key in ("model", "data"))
+    model = LightningModule if model_by_path else _default("distillation.CFGDistillation", LightningModule)
+    data = LightningDataModule if data_by_path else _default("data.PromptData", LightningDataModule)
     try:
         return CommandLine(
             command,
             words,
             recipe,
             check_only=check_only,
-            model_class=LightningModule
-            if by_path["model"]
-            else _default("distillation.CFGDistillation", LightningModule),
-            datamodule_class=LightningDataModule
-            if by_path["data"]
-            else _default("data.PromptData", LightningDataModule),
-            subclass_mode_model=by_path["model"],
-            subclass_mode_data=by_path["data"],
+            model_class=model,
+            datamodule_class=data,
+            subclass_mode_model=model_by_path,
+            subclass_mode_data=data_by_path,
         )
-    except MisconfigurationException as error:  # what Lightning finds wrong once it runs, such as a metric to monitor
+    except MisconfigurationException as error:  # found by Lightning once it runs: a metric to monitor that nobody logs
         raise ConfigError(_shortened(str(error))) from error
+
+
+def _progress(config: dict[str, Any]) -> list[Callback]:
+    """A bar on a terminal, lines elsewhere; Lightning's own bar where steps are without end."""
+    if not sys.stdout.isatty():
+        config["enable_progress_bar"] = False
+        every = config.get("log_every_n_steps")
+        return [StepLines(50 if every is None else every)]  # 50: Lightning's default
+    wanted = config.get("enable_progress_bar") is not False and config["max_steps"] > 0
+    return [StepProgress()] if wanted else []
 
 
 def _default(name: str, base: type) -> Any:

@@ -12,6 +12,7 @@ def quieten() -> None:
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
     warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec")
+    warnings.filterwarnings("ignore", message=".*all_gather is deprecated")  # as Lightning calls it
     # Prompts need no worker processes: reading one is a list index.
     warnings.filterwarnings("ignore", message=".*does not have many workers")
     # No validation prompts: that was the wish.

@@ -126,9 +126,8 @@ class PairwiseReward(Reward):
     def problems(self, context: Context = Context()) -> list[Problem]:
         group, found = group_of(context), []
         if group is not None and group < 2:
-            text = "a diversity reward needs at least 3 samples per prompt (one sample differs from nothing), but"
-            advice = "Set it to 4, say, or remove the loss."
-            found.append(Problem("", f"{text} `/model.sampling.samples` is {group}. {advice}"))
+            text = "expected at least 3 samples per prompt for a diversity reward (one sample differs from nothing), but got"
+            found.append(Problem("/model.sampling.samples", f"{text} {group}. Set it to 4, say, or remove the loss."))
         elif group == 2 and self.baseline == "pairwise":
             found.append(
                 Problem(

@@ -67,6 +67,11 @@ def without_echoes(first: Iterable[Problem], then: Iterable[Problem]) -> list[Pr
     return first + [problem for problem in then if not echoes(problem)]
 
 
+def generator_modules(fit: Fit) -> list[str]:
+    """The module of the generator that the recipe of a fit names: code that the user trusts."""
+    return [fit.recipe.generator_class.rpartition(".")[0]]
+
+
 def command_of(fit: Fit) -> list[str]:
     """The words a user would type after ``cfg-distill``."""
     words = ["fit", "--config", fit.config]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -78,6 +78,7 @@ class CheckEvaluation:
 
     def _problems_of_prompts(self) -> list[Problem]:
         from cfg_distill.data import read_prompts
+        from cfg_distill.evaluation.older import converted
         from cfg_distill.generators import open_generator
         from cfg_distill.sampling import problems_of_lengths
 
@@ -88,7 +89,7 @@ class CheckEvaluation:
             generator = open_generator(system.model)
             if problems_of(generator):
                 continue  # a student's start: the check of its fit reports it
-            found = problems_of_lengths(generator, prompts, sampling_of(given, system), guidance_of(system))
+            found = converted(problems_of_lengths(generator, prompts, sampling_of(given, system), guidance_of(system)))
             problems += said_by(f"Model `{system.model}`", ConfigError(found).under("evaluation"))
         return problems
 
@@ -137,12 +138,12 @@ class Export:
     Attributes:
         fit: the folder of the fit.
         out: the folder to write.
-        trust: the module of the generator that the recipe names: code that the user trusts.
+        trust: modules beside this package that the checkpoint may name: the one of the recipe's generator.
     """
 
     fit: str
     out: str
-    trust: list[str]
+    trust: list[str] = field(default_factory=list)
 
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill import checkpoints
@@ -317,10 +318,10 @@ def encoded(job: Job) -> str:
     """A job as a line of JSON: each dataclass is a mapping with the name of its class.
 
     Example:
-        >>> encoded(CheckFit(["fit", "--config", "a.yaml"]))
-        '{"cfg_distill.study dataclass": "CheckFit", "words": ["fit", "--config", "a.yaml"]}'
-        >>> decoded(encoded(CheckFit(["fit", "--config", "a.yaml"])))
-        CheckFit(words=['fit', '--config', 'a.yaml'])
+        >>> encoded(Export("fits/a", "students/a"))
+        '{"cfg_distill.study dataclass": "Export", "fit": "fits/a", "out": "students/a", "trust": []}'
+        >>> decoded(encoded(Export("fits/a", "students/a")))
+        Export(fit='fits/a', out='students/a', trust=[])
     """
     return json.dumps(job, default=_as_mapping)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.study.check import command_of
+from cfg_distill.study.check import command_of, generator_modules
 from cfg_distill.study.config import Fit, Study, SystemConfig
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders
 from cfg_distill.study.record import digest, digests
@@ -57,7 +57,7 @@ def plan(study: Study, out: Path) -> list[Step]:
         needs, start = use(fit.start)
         folder = out / "students" / name
         steps.append(_fit_step(name, fit, start, needs, out))
-        export = Export(str(out / "fits" / name), str(folder), _modules(fit))
+        export = Export(str(out / "fits" / name), str(folder), generator_modules(fit))
         steps.append(Step("export", name, export, [folder], [f"fit {name}"], None, 2.0))
         made[name] = (f"export {name}", str(folder))
     for name, merge in study.merges.items():
@@ -102,12 +102,6 @@ def _fit_step(name: str, fit: Fit, start: str, needs: list[str], out: Path) -> S
     steps = min(max(recipe.max_steps, 1), 10**9)
     effort = steps * recipe.rows * recipe.max_new_tokens * 3e-4 + 15
     return Step("fit", name, words, [folder / "done.json"], needs, config, effort, [folder])
-
-
-def _modules(fit: Fit) -> list[str]:
-    """The module of the generator that a recipe names; none where the recipe names none."""
-    module = fit.recipe.generator_class.rpartition(".")[0]
-    return [module] if module else []
 
 
 def _evaluation_step(study: Study, name: str, system: SystemConfig, needs: list[str], folder: str, out: Path) -> Step:

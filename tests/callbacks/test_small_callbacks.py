@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -283,3 +286,27 @@ def test_the_file_and_its_folder_reach_the_disk_before_and_after_the_rename(
     monkeypatch.setattr(os, "replace", rename)
     AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "x.ckpt")
     assert order == [f"sync .x.ckpt.{os.getpid()}.partial", "rename", f"sync {tmp_path.name}"]
+
+
+def test_two_runs_that_save_under_one_name_leave_one_whole_checkpoint(tmp_path: Path) -> None:
+    script = f"""
+import os, torch
+from cfg_distill.callbacks import AtomicCheckpointIO
+torch.set_num_threads(1)
+for step in range(30):
+    AtomicCheckpointIO().save_checkpoint({{"tensor": torch.full((20000,), os.getpid())}}, {str(tmp_path / "x.ckpt")!r})
+"""
+    running = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    errors = [process.communicate()[1] for process in running]
+    assert [process.returncode for process in running] == [0, 0], errors
+    assert len(AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt", weights_only=True)["tensor"].unique()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+
+
+def test_what_a_killed_run_left_is_removed_by_the_next_save(tmp_path: Path) -> None:
+    for name in (".x.ckpt.partial", ".x.ckpt.123.partial", ".other.ckpt.123.partial"):
+        (tmp_path / name).touch()
+    with (tmp_path / ".x.ckpt.5.partial").open("wb") as alive:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "x.ckpt")
+        assert sorted(os.listdir(tmp_path)) == [".other.ckpt.123.partial", ".x.ckpt.5.partial", "x.ckpt"]

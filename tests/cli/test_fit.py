@@ -344,6 +344,12 @@ def test_callbacks_are_named_as_the_user_wrote_them(recipe: Path, capsys: pytest
     assert problem.endswith(f"{expected} Did you mean `part`?")
 
 
+@pytest.mark.parametrize("key", ["ema.decay", "ema.init_args.decay"])
+def test_a_wrong_number_of_a_shipped_callback(folder: Path, capsys: pytest.CaptureFixture, key: str) -> None:
+    (problem,) = refused(capsys, "--config=recipes/tunes/quality.yaml", f"--trainer.callbacks.{key}=2")
+    assert "Key `trainer.callbacks.ema.init_args.decay`: expected a number in [0, 1), but got 2.0." in problem
+
+
 def test_a_second_student_ema(recipe: Path, capsys: pytest.CaptureFixture) -> None:
     ema = ["--trainer.callbacks+=cfg_distill.callbacks.StudentEMA", "--trainer.callbacks.decay=0.9"]
     (problem,) = refused(capsys, "--config", "tiny.yaml", *ema, *ema)
@@ -364,9 +370,11 @@ def test_groups_too_small_for_the_reward(recipe: Path, capsys: pytest.CaptureFix
     reward = {"class_path": "cfg_distill.rewards.PairwiseDiversity", "init_args": {"embedder": embedder}}
     term = {"class_path": "cfg_distill.losses.PolicyGradient", "init_args": {"reward": reward}}
     bad = edited(recipe, "bad.yaml", lambda content: content["model"]["losses"].update(diversity=term))
-    for samples, said in ((1, "at least 3 samples per prompt"), (2, "`running_mean` for 2 samples")):
-        (problem,) = refused(capsys, "--config", bad, f"--model.sampling.samples={samples}")
-        assert "model.losses.diversity" in problem and said in problem
+    (problem,) = refused(capsys, "--config", bad, "--model.sampling.samples=1")
+    assert "Key `model.sampling.samples`: expected at least 3 samples per prompt for a diversity reward" in problem
+    (problem,) = refused(capsys, "--config", bad, "--model.sampling.samples=2")
+    assert "Key `model.losses.diversity.init_args.reward.init_args.baseline`: expected" in problem
+    assert "`running_mean` for 2 samples per prompt" in problem
 
 
 def test_a_model_folder_without_weights(recipe: Path, capsys: pytest.CaptureFixture) -> None:

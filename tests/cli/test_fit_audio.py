@@ -108,5 +108,6 @@ def test_all_problems_of_a_recipe_of_sound(recipe: Path, capsys: pytest.CaptureF
     assert "expected a Dia (model_type dia), but `hubert` is of model_type hubert" in message
     # The reward's, and those of two metrics: one node of the file.
     assert message.count("expected a CLAP model, but `dia` is none: its config.json says `dia`") == 3
-    assert "`SilenceRate`, key `level`: expected decibels below 0, but got 6.0" in message
+    level = "trainer.callbacks[1].init_args.metrics.silence.init_args.level"
+    assert f"Key `{level}`: expected decibels below 0, but got 6.0" in message
     assert not Path("runs").exists()

@@ -61,7 +61,7 @@ def test_the_share_never_falls_however_wrong_the_guesses_are(now, seed):
     steps = [replace(step, effort=10 ** draw.uniform(-2, 4)) for step in a_plan()]
     forecast = Forecast(steps, parallel=2)
     display = Display(forecast, Console(file=io.StringIO()))
-    shown = [0.0]
+    shown, shares = [0.0], [0.0]
     for step in steps:
         if draw.random() < 0.2:
             forecast.finish(step.label)  # done by an earlier run
@@ -72,10 +72,11 @@ def test_the_share_never_falls_however_wrong_the_guesses_are(now, seed):
                 forecast.report(step.label, draw.randrange(20), 20)
                 display.show()
                 shown.append(display.shown)
+                shares.append(forecast.share())
             forecast.finish(step.label)
         display.show()
         shown.append(display.shown)
-    assert shown == sorted(shown)
+    assert shown == sorted(shown) and shares == sorted(shares)
     assert shown[-1] == pytest.approx(1.0)
 
 
