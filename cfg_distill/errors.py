@@ -63,9 +63,9 @@ class Problem:
         if not self.path:
             return text
         kind = "Option" if self.path in options else "Key"
-        # A key elsewhere: say which part is not content with it.
+        # A key elsewhere in the recipe: say which part is not content with it.
         asking = self.prefix.removesuffix(".init_args")
-        asking = f" for `{asking}`" if self.key.startswith("/") and not self.path.startswith(asking) else ""
+        asking = f" for `{asking}`" if self.key.startswith("/") and "." in asking else ""
         return f"{kind} `{options.get(self.path, self.path)}`{asking}: {text}"
 
     def __str__(self) -> str:

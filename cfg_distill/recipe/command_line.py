@@ -161,7 +161,7 @@ class CommandLine(LightningCLI):
         """
         prefix = f"{key}.init_args" if self.recipe.names_class(key) else key
         given = [Problem("", each) if isinstance(each, str) else each for each in problems]
-        return [each.under(prefix) if each.path and not each.path.startswith(f"{key}.") else each for each in given]
+        return [each if not each.path or each.prefix.startswith(f"{key}.") else each.under(prefix) for each in given]
 
     # Building
 

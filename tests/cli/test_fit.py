@@ -371,7 +371,10 @@ def test_groups_too_small_for_the_reward(recipe: Path, capsys: pytest.CaptureFix
     term = {"class_path": "cfg_distill.losses.PolicyGradient", "init_args": {"reward": reward}}
     bad = edited(recipe, "bad.yaml", lambda content: content["model"]["losses"].update(diversity=term))
     (problem,) = refused(capsys, "--config", bad, "--model.sampling.samples=1")
-    assert "Key `model.sampling.samples`: expected at least 3 samples per prompt for a diversity reward" in problem
+    assert (
+        "Key `model.sampling.samples` for `model.losses.diversity.init_args.reward`: expected at least 3 samples"
+        in problem
+    )
     (problem,) = refused(capsys, "--config", bad, "--model.sampling.samples=2")
     assert "Key `model.losses.diversity.init_args.reward.init_args.baseline`: expected" in problem
     assert "`running_mean` for 2 samples per prompt" in problem
