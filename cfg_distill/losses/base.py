@@ -102,7 +102,7 @@ class Loss(nn.Module, ABC):
         elif "advantage" in own and "credit" not in own:
             cls.credit = cls.advantage
         if "forward" in own and cls.cells is Loss.cells:
-            cls.cells = _no_cells  # type: ignore[method-assign]
+            cls.cells = _no_cells  # type: ignore[assignment, method-assign]
 
     @property
     def is_over_cells(self) -> bool:

@@ -48,10 +48,8 @@ class SampleReward(Reward):
         group = group_of(context)
         if group is None or group >= 2:
             return []
-        text = (
-            "the reward needs at least 2 samples per prompt (the baseline of a sample is the mean of the others), but"
-        )
-        return [Problem("", f"{text} `/model.sampling.samples` is {group}. Set it to 4, say.")]
+        text = "expected at least 2 samples per prompt (the baseline of a sample is the mean of the others), but got"
+        return [Problem("/model.sampling.samples", f"{text} {group}. Set it to 4, say.")]
 
     @torch.no_grad()
     def forward(self, samples: Samples) -> GroupReward:
