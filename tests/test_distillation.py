@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from cfg_distill import CFGDistillation
+from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.module import fingerprint
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
@@ -353,7 +354,7 @@ def test_micro_batches_inside_a_step_change_nothing(folder, micro_batch):
     whole, split = (
         per_prompt_module(folder, "mean") for _ in range(2)
     )  # the seed of each group is that of its prompt: the same rollouts
-    whole.logits_chunk = 0
+    whole.execution.logits_chunk = 0
     split.micro_batch = micro_batch
     unmeasured = per_prompt_module(folder, "mean")
     for each in (whole, split):
@@ -374,10 +375,10 @@ def test_micro_batches_clip_and_step_as_one(folder):
 
 
 def test_a_micro_batch_must_cut_groups_evenly(folder):
-    problems = module(folder, micro_batch=2, logits_chunk=-1).problems()
+    problems = module(folder, micro_batch=2, execution=Execution(logits_chunk=-1)).problems()
     said = {problem.path: str(problem) for problem in problems}
     assert "a multiple of `model.sampling.samples`, 3, but got 2" in said["micro_batch"]
-    assert said.keys() == {"micro_batch", "logits_chunk"}
+    assert said.keys() == {"micro_batch", "execution.logits_chunk"}
 
 
 @pytest.mark.parametrize("where", ["predictions", "backward", "optimizer"])
@@ -512,5 +513,39 @@ def test_measured_values_are_logged_where_they_were_measured(folder):
 
 def test_without_a_divergence_the_first_loss_is_the_reference(folder):
     losses = {"one": PolicyGradient(FirstToken()), "other": PolicyGradient(FirstToken(), weight=2.0)}
-    trainer = fit(module(folder, losses=losses, measure_gradients_every=1), [PROMPTS[:2]])
+    trainer = fit(module(folder, losses=losses, measure_gradients_every=1, allow_no_teacher=True), [PROMPTS[:2]])
     assert trainer.callback_metrics["gradient_ratio/other"] == pytest.approx(2.0)
+
+
+def test_speed_switches_have_one_place_and_their_old_keys_go_on_working(folder):
+    new = module(
+        folder,
+        execution=Execution(False, 0, drop_finished=False, pack_weights=False, mix_states=False, prompt_once=False),
+    )
+    with pytest.warns(FutureWarning) as notes:
+        old = module(
+            folder,
+            generator=CausalLM(folder, prompt_once=False),
+            guidance=Guidance(2.0, mix_states=False),
+            sampling=Sampling(samples=3, max_new_tokens=16, drop_finished=False, pack_weights=False),
+            onednn=False,
+            logits_chunk=0,
+        )
+    said = {str(note.message) for note in notes}
+    assert said == {
+        "Key `model.onednn` is now `model.execution.onednn`.",
+        "Key `model.logits_chunk` is now `model.execution.logits_chunk`.",
+        "Key `model.sampling.drop_finished` is now `model.execution.drop_finished`.",
+        "Key `model.sampling.pack_weights` is now `model.execution.pack_weights`.",
+        "Key `model.guidance.mix_states` is now `model.execution.mix_states`.",
+        "Key `model.generator.init_args.prompt_once` is now `model.execution.prompt_once`.",
+    }
+    for each in (new, old):
+        assert each.execution == new.execution
+        assert not (each.guidance.mix_states or each.sampling.drop_finished or each.sampling.pack_weights)
+        assert not each.student.prompt_once and each.sampling.samples == 3
+    fit(new, [PROMPTS[:2]])
+    fit(old, [PROMPTS[:2]])
+    fit(fast := module(folder), [PROMPTS[:2]])
+    assert torch.equal(weights(new), weights(old))
+    torch.testing.assert_close(weights(new), weights(fast), rtol=1e-4, atol=1e-5)

@@ -64,7 +64,7 @@ def norms_of_step(
     def of(name: str) -> Iterator[Tensor]:
         for prompts, rows in parts:
             inputs = module.score(samples, prompts, rows)
-            total, _ = mix({name: losses[name]}, inputs, {name: 1.0}, advantages, chunk=module.logits_chunk)
+            total, _ = mix({name: losses[name]}, inputs, {name: 1.0}, advantages, chunk=module.execution.logits_chunk)
             yield total / module.count_scale
 
     everywhere = partial(module.trainer.strategy.reduce, reduce_op="sum")

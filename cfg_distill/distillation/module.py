@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cfg_distill import checkpoints
+from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.fingerprint import fingerprint
 from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import as_logged, norms_of_step, reference_of
@@ -31,7 +32,7 @@ from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guidance, Guided, PromptLike
 from cfg_distill.generators.linear import onednn
 from cfg_distill.generators.lora import lora_layers
-from cfg_distill.losses import LOGITS_CHUNK, Loss, LossInputs, mix
+from cfg_distill.losses import Loss, LossInputs, mix
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
 from cfg_distill.sampling import Rollout, Sampling, rollout
@@ -65,16 +66,15 @@ class CFGDistillation(L.LightningModule):
             distribution that sampled. (The adapter's dropout is ``lora.dropout`` alone.)
         micro_batch: samples that are scored and differentiated at once, a divisor or a multiple of G; 0 for the whole batch.
             It lowers the memory of a step and changes nothing else: rollouts stay as large as the batch.
-        logits_chunk: logits that exist at once (cells times vocabulary): head, losses and their gradients in one pass; 0
-            makes all logits at once, and differentiates them by autograd.
+        logits_chunk: the key of version 0.1 for ``execution.logits_chunk``.
         measure_gradients_every: steps between measurements; 0 for never. A measurement logs ``gradient_norm/NAME``, the norm of
             each loss's gradient over the batch of all devices, weight included; ``gradient_ratio/NAME``, that norm divided by
             the norm of the first divergence of the mix; and entropies. It scores and differentiates the batch once more per
             loss.
-        onednn: on a CPU, in float32, let oneDNN multiply by the weights, which is up to twice as fast as torch's own products;
-            rounding aside it changes nothing.
+        onednn: the key of version 0.1 for ``execution.onednn``.
         seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
         allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.
+        execution: how the arithmetic is carried out: speed and memory, and nothing else but rounding.
     """
 
     def __init__(
@@ -89,11 +89,12 @@ class CFGDistillation(L.LightningModule):
         scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         dropout: bool = False,
         micro_batch: int = 0,
-        logits_chunk: int = LOGITS_CHUNK,
+        logits_chunk: int | None = None,
         measure_gradients_every: int = 10,
-        onednn: bool = True,
+        onednn: bool | None = None,
         seed: int = 0,
         allow_no_teacher: bool = False,
+        execution: Execution = Execution(),
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or name in dir(nn.ModuleDict)]:
@@ -102,8 +103,8 @@ class CFGDistillation(L.LightningModule):
         self.generator_spec = checkpoints.spec_of(generator)
         self.student = generator
         self.teacher: Generator | None = None
-        self.guidance = guidance
-        self.sampling = sampling
+        self.execution = execution.with_old_keys(generator, guidance, sampling, onednn, logits_chunk)
+        self.guidance, self.sampling = self.execution.applied(generator, guidance, sampling)
         self.losses = nn.ModuleDict(losses)
         self.start = start
         self.reduction = reduction
@@ -111,9 +112,7 @@ class CFGDistillation(L.LightningModule):
         self.scheduler = scheduler
         self.dropout = dropout
         self.micro_batch = micro_batch
-        self.logits_chunk = logits_chunk
         self.measure_gradients_every = measure_gradients_every
-        self.onednn = onednn
         self.seed = seed
         self.allow_no_teacher = allow_no_teacher
         self.measure_gradients = False
@@ -224,7 +223,7 @@ class CFGDistillation(L.LightningModule):
             has them.
         """
         self.batch = batch
-        with advice_on_memory(self), onednn(self.onednn):
+        with advice_on_memory(self), onednn(self.execution.onednn):
             return self._training_step(batch, batch_idx)
 
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
@@ -254,7 +253,7 @@ class CFGDistillation(L.LightningModule):
         for number, (prompts, rows) in enumerate(parts):
             inputs = self.score(samples, prompts, rows)
             total, part = mix(
-                self._mix, inputs, weights, advantages, ENTROPIES if measuring else None, self.logits_chunk
+                self._mix, inputs, weights, advantages, ENTROPIES if measuring else None, self.execution.logits_chunk
             )
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
             if number + 1 < len(parts):
@@ -291,7 +290,7 @@ class CFGDistillation(L.LightningModule):
 
     def validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
-        with advice_on_memory(self), onednn(self.onednn):
+        with advice_on_memory(self), onednn(self.execution.onednn):
             return self._validation_step(batch, batch_idx)
 
     def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
@@ -299,7 +298,9 @@ class CFGDistillation(L.LightningModule):
         samples = decoded(self.student, batch, drawn)
         sums: dict[str, Tensor] = {}
         for prompts, rows in micro_batches(batch, self.sampling.samples, self.micro_batch):
-            part = mix({}, self.score(samples, prompts, rows), {}, {}, DISTANCE | ENTROPIES, self.logits_chunk)[1]
+            part = mix(
+                {}, self.score(samples, prompts, rows), {}, {}, DISTANCE | ENTROPIES, self.execution.logits_chunk
+            )[1]
             sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
         cells = int(drawn.mask_NKT.sum())
         # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.

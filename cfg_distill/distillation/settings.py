@@ -71,9 +71,9 @@ def _problems_of_precision(module: CFGDistillation) -> list[Problem]:
 def _problems_of_step(module: CFGDistillation) -> list[Problem]:
     """Numbers of a training step."""
     found = []
-    for key, value in (("micro_batch", module.micro_batch), ("logits_chunk", module.logits_chunk)):
-        if not value >= 0:
-            found.append(Problem(key, f"expected 0 (all at once) or more, but got {value}."))
+    if not module.micro_batch >= 0:
+        found.append(Problem("micro_batch", f"expected 0 (all at once) or more, but got {module.micro_batch}."))
+    found += problems_of(module.execution, under="execution")
     if not module.measure_gradients_every >= 0:
         text = f"expected 0 (never) or more steps, but got {module.measure_gradients_every}."
         found.append(Problem("measure_gradients_every", text))

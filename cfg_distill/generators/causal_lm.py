@@ -74,24 +74,36 @@ class CausalLM(Generator):
         """The first problem of the tokenizer; the later checks need it whole."""
         key, text = "", ""
         if self.chat_template and not self.tokenizer.chat_template:
-            key, text = "chat_template", (
-                f"expected a tokenizer with a chat template, but the tokenizer of `{self.path}` has none. Set it to false, or"
-                " use an instruction-tuned model."
+            key, text = (
+                "chat_template",
+                (
+                    f"expected a tokenizer with a chat template, but the tokenizer of `{self.path}` has none. Set it to false, or"
+                    " use an instruction-tuned model."
+                ),
             )
         elif self.system is not None and not self.takes_system:
-            key, text = "system", (
-                f"expected a model under a chat template that takes system messages, but `{self.path}` is none. Leave it out,"
-                " or write it into the prompts."
+            key, text = (
+                "system",
+                (
+                    f"expected a model under a chat template that takes system messages, but `{self.path}` is none. Leave it out,"
+                    " or write it into the prompts."
+                ),
             )
         elif self.tokenizer.pad_token_id is None:
-            key, text = "path", (
-                f"expected a tokenizer with a pad token or an end token, but the tokenizer of `{self.path}` has neither. Set"
-                " one in its tokenizer_config.json."
+            key, text = (
+                "path",
+                (
+                    f"expected a tokenizer with a pad token or an end token, but the tokenizer of `{self.path}` has neither. Set"
+                    " one in its tokenizer_config.json."
+                ),
             )
         elif self.unconditional is not None and not self._encoded(self.unconditional):
-            key, text = "unconditional", (
-                f"expected a text of at least one token, but `{self.path}` makes none of {self.unconditional!r}. Leave it out"
-                " for the default, or give it words."
+            key, text = (
+                "unconditional",
+                (
+                    f"expected a text of at least one token, but `{self.path}` makes none of {self.unconditional!r}. Leave it out"
+                    " for the default, or give it words."
+                ),
             )
         return [Problem(key, text)] if key else []
 

@@ -253,7 +253,9 @@ def fill(model: nn.Module, adapter: Mapping[str, Factors], path: str) -> None:
         )
     if larger := [name for name in adapter if adapter[name].rank > own[name].rank]:
         rank = max(adapter[name].rank for name in larger)
-        raise ConfigError(f"Adapter `{path}` has rank {rank}. Set `/model.generator.init_args.lora.rank` to it, or more.")
+        raise ConfigError(
+            f"Adapter `{path}` has rank {rank}. Set `/model.generator.init_args.lora.rank` to it, or more."
+        )
     with torch.no_grad():
         for name, mine in own.items():
             mine.b_OR.zero_()

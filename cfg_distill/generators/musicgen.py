@@ -279,7 +279,11 @@ class MusicGen(Generator):
         inputs_NKT = pad(inputs_NKT, (1, 0), value=self.pad_token)
         # Without a prompt the text adds zeros, and is left out. In training it stays: each process must have a gradient for
         # every parameter, if only zeros.
-        if not self._reads_melody and not torch.is_grad_enabled() and not any(_whole(prompt).text for prompt in prompts):
+        if (
+            not self._reads_melody
+            and not torch.is_grad_enabled()
+            and not any(_whole(prompt).text for prompt in prompts)
+        ):
             return self._predict(inputs_NKT, {})
         return self._predict(inputs_NKT, self.encode(prompts).repeat_interleave(repeats).tensors)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from abc import ABC
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -66,6 +66,11 @@ class LossInputs:
         return self.mask_NKT[:, 0].sum(-1)
 
 
+def _no_cells(loss: Loss, inputs: LossInputs) -> CellTerm:
+    """In place of :meth:`Loss.cells` in a class that overrides :meth:`Loss.forward` alone."""
+    raise TypeError(f"`{type(loss).__name__}` is no sum over cells.")
+
+
 class Loss(nn.Module, ABC):
     """One term of the objective: override :meth:`cells`, or :meth:`forward` where a term is no sum over cells.
 
@@ -96,11 +101,13 @@ class Loss(nn.Module, ABC):
             cls.advantage = cls.credit  # type: ignore[method-assign]
         elif "advantage" in own and "credit" not in own:
             cls.credit = cls.advantage
+        if "forward" in own and cls.cells is Loss.cells:
+            cls.cells = _no_cells  # type: ignore[assignment, method-assign]
 
     @property
     def is_over_cells(self) -> bool:
         """Whether the term is a sum over cells, evaluated in chunks with all other such terms of a mix."""
-        return type(self).cells is not Loss.cells
+        return type(self).cells is not _no_cells
 
     def weight_at(self, step: int) -> Tensor:
         """The weight at an optimiser step counted from 0."""
@@ -128,18 +135,16 @@ class Loss(nn.Module, ABC):
 
     credit = advantage  # its name until 0.1
 
+    @abstractmethod
     def cells(self, inputs: LossInputs) -> CellTerm:
         """A function from :class:`~cfg_distill.losses.chunked.Cells` to one value each, ``[M]``, with gradient.
 
         It is given the cells of one codebook at a time, a chunk at a time, and must not look beyond them. All such terms of
         a mix are evaluated in one pass.
         """
-        raise NotImplementedError
 
     def forward(self, inputs: LossInputs) -> Tensor:
         """The unweighted sum of this term over the micro-batch, a scalar with gradient."""
-        if not self.is_over_cells:
-            raise NotImplementedError(f"`{type(self).__name__}` overrides neither `cells` nor `forward`.")
         return mix({"": self}, inputs, {"": 1.0})[0]
 
 

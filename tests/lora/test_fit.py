@@ -16,6 +16,7 @@ from cfg_distill import CFGDistillation
 from cfg_distill.callbacks import CheckpointMerging, ExactResume, StudentEMA
 from cfg_distill.checkpoints import spec_of, student_weights
 from cfg_distill.cli import main
+from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.module import fingerprint
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders.adapters import AdapterFolder
@@ -113,7 +114,7 @@ def test_chunked_losses_give_the_gradients_of_whole_logits(tiny_model: str, chun
     gradients = []
     for logits_chunk in (0, chunk):
         seed_everything(3)
-        module = lora_student(tiny_model, logits_chunk=logits_chunk)
+        module = lora_student(tiny_model, execution=Execution(logits_chunk=logits_chunk))
         recorder = Gradients()
         trainer([recorder], max_steps=1).fit(module, prompt_batches())
         gradients.append(recorder.seen)

@@ -154,7 +154,7 @@ def test_problems_name_the_key_and_the_way_out():
     reward = PairwiseDiversity(NGramCounts())
     assert reward.problems(Context(3)) == []
     (one,) = reward.problems(Context(1))
-    assert str(one).startswith("Key `model.sampling.samples`: expected at least 3")
+    assert str(one).startswith("Key `model.sampling.samples`: expected at least 3 samples per prompt")
     (two,) = reward.problems(Context(2))
     assert str(two.under("reward")).startswith(
         "Key `reward.baseline`: expected `running_mean` for 2 samples per prompt"
