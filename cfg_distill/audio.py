@@ -1,6 +1,6 @@
 """Sound as data: a waveform that knows its rate, reading and resampling it, and writing it without ever clipping.
 
-Shapes: C channels, L samples of sound. Reading, resampling and writing need ``pip install "cfg-distill[audio]"``.
+Shapes: C channels, L samples of sound. Reading, resampling and writing need ``pip install ".[audio]"``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def problems_of_audio_extra() -> list[Problem]:
     missing = [name for name in ("soundfile", "soxr") if importlib.util.find_spec(name) is None]
     if not missing:
         return []
-    text = f'Sound needs {" and ".join(missing)}, which are not installed. Run `pip install "cfg-distill[audio]"`.'
+    text = f'Sound needs {" and ".join(missing)}, which are not installed. Run `pip install ".[audio]"`.'
     return [Problem("", text)]
 
 
@@ -67,7 +67,7 @@ def _library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise ConfigError(
-            f'Sound needs `{name}`, which is not installed. Run `pip install "cfg-distill[audio]"`.'
+            f'Sound needs `{name}`, which is not installed. Run `pip install ".[audio]"`.'
         ) from error
     except OSError as error:  # soundfile without its system library
         raise ConfigError(f"Sound needs `{name}`, which cannot be loaded: {error}") from error

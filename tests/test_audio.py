@@ -90,7 +90,7 @@ def test_reading_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(ConfigError, match=r'pip install "cfg-distill\[audio\]"'):
             use()
     assert [*map(str, problems_of_audio_extra())] == [
-        'Sound needs soundfile and soxr, which are not installed. Run `pip install "cfg-distill[audio]"`.'
+        'Sound needs soundfile and soxr, which are not installed. Run `pip install ".[audio]"`.'
     ]
 
 

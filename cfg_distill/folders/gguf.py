@@ -33,7 +33,7 @@ def problems_of_gguf(file: Path) -> list[Problem]:
         Problem(
             "",
             f"Model `{file}`: expected the libraries gguf and accelerate to convert it, but {' and '.join(missing)} cannot be"
-            ' imported. Install them: pip install "cfg-distill[text]"',
+            ' imported. Install them: pip install ".[text]"',
         )
     ]
 

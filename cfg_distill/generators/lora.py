@@ -36,7 +36,7 @@ class LoRA:
     .. math:: W' = W + \frac{\alpha}{R}\, B A, \qquad A \in \mathbb{R}^{R \times I},\ B \in \mathbb{R}^{O \times R}
 
     with W frozen and B zero at first. Source: Hu et al., arXiv 2106.09685. The adapter is float32 also where the base is
-    in half precision. peft does the layers (``pip install "cfg-distill[lora]"``).
+    in half precision. peft does the layers (``pip install ".[lora]"``).
 
     Args:
         rank: R.
@@ -54,7 +54,7 @@ class LoRA:
         """What is wrong with the settings, whatever the base is."""
         found = []
         if importlib.util.find_spec("peft") is None:
-            found.append(Problem("", 'LoRA needs the library peft. Install it: pip install "cfg-distill[lora]"'))
+            found.append(Problem("", 'LoRA needs the library peft. Install it: pip install ".[lora]"'))
         if self.rank < 1:
             found.append(Problem("rank", f"expected at least 1, but got {self.rank}."))
         if not self.alpha > 0:

@@ -106,7 +106,7 @@ def test_all_problems_at_once(
     assert "`--seconds`: is for models of sound" in message and "`--melody`: is for models of sound" in message
     monkeypatch.setattr("cfg_distill.audio.importlib.util.find_spec", lambda name: None)
     message = said(capsys, "generate", "--model", musicgen, "--prompt", "rock", "--seconds=1", "--out", "x")
-    assert 'pip install "cfg-distill[audio]"' in message
+    assert 'pip install ".[audio]"' in message
 
 
 def test_a_model_that_diverged_is_named(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:

@@ -234,5 +234,5 @@ def test_a_hub_name_out_of_reach_names_the_key(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_missing_extra_is_a_problem(clap_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clap, "problems_of_audio_extra", lambda: ['Run `pip install "cfg-distill[audio]"`.'])
-    assert list(map(str, CLAP(clap_folder).problems())) == ['Run `pip install "cfg-distill[audio]"`.']
+    monkeypatch.setattr(clap, "problems_of_audio_extra", lambda: ['Run `pip install ".[audio]"`.'])
+    assert list(map(str, CLAP(clap_folder).problems())) == ['Run `pip install ".[audio]"`.']

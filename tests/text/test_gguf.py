@@ -175,7 +175,7 @@ def test_missing_libraries_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr("cfg_distill.folders.gguf.find_spec", lambda name: None if name == "gguf" else name)
     (problem,) = problems_of_folder(str(tmp_path / "tiny.gguf"))
     assert "but gguf cannot be imported" in str(problem)
-    assert 'pip install "cfg-distill[text]"' in str(problem)
+    assert 'pip install ".[text]"' in str(problem)
 
 
 def test_the_folder_of_the_cache(monkeypatch, tmp_path):

