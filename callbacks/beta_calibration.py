@@ -11,12 +11,12 @@ from cfg_distill.rewards.running import share_of_newest
 
 
 class BetaCalibration(Callback):
-    r"""Set the weight of one loss so that its gradient is ``ratio`` times as long as that of another.
+    r"""Set the weight of one loss so that its gradient is ``ratio`` times as long as another loss's.
 
     .. math:: w = \text{ratio} \cdot \frac{w_\text{ref} \, \lVert \nabla L_\text{ref} \rVert}{\lVert \nabla L \rVert}
 
     A beta from a paper holds for its reduction, its embedding and its length only. The ratio carries over. The norms of
-    the unweighted terms are measured by the module, which scores and differentiates the batch once more a term, during
+    the unweighted terms are measured by the module, which scores and differentiates the batch once more per term, during
     ``num_steps`` optimiser steps; each is smoothed over steps. The weight is set after every measured batch, logged as
     ``calibration/weight``, and stays afterwards. It is a buffer of the loss, so a checkpoint holds it.
 
@@ -90,7 +90,7 @@ class BetaCalibration(Callback):
     def _measure(self, module: Any) -> None:
         losses = module.losses
         both = torch.stack([module.gradient_norms[name].detach().float() for name in (self.loss, self.reference)])
-        # A group without any spread of rewards has no gradient, and a step that overflowed an infinite one.
+        # Rewards without any spread give no gradient, and a step that overflowed gives an infinite one.
         if not (torch.isfinite(both).all() and (both > 0).all()):
             return
         share = share_of_newest(self.momentum, self._measured)

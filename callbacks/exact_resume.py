@@ -98,7 +98,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: dict[str, Any]) -> None:
-    """What :func:`random_states` returned, set again; CUDA's only where there is a device."""
+    """Restore the states of :func:`random_states`; CUDA's only where there is a device."""
     version, internal, gauss = states["python"]
     random.setstate((version, tuple(internal), gauss))
     name, keys, *rest = states["numpy"]

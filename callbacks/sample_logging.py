@@ -20,7 +20,7 @@ class SampleLogging(Callback):
     """Log samples of the first validation prompts at every validation: text as text, waveforms as sound.
 
     They are the samples that the validation drew anyway, so they cost nothing, and the same prompts and seeds come back
-    each time. With :class:`StudentEMA` they are those of the averaged weights. Any logger with TensorBoard's
+    each time. With :class:`StudentEMA` the averaged weights draw them. Any logger with TensorBoard's
     ``add_text`` and ``add_audio`` takes them; rank 0 logs its own.
 
     Example::
@@ -86,7 +86,7 @@ class SampleLogging(Callback):
                 writer.add_audio(f"{tag}/{number}", sound.samples, global_step=step, sample_rate=sound.rate)
 
     def _sound(self, output: Any, prompt: str) -> Waveform | None:
-        """What is played: one channel, since TensorBoard plays no more, within full scale; None when there is nothing."""
+        """The sound to play: one channel, since TensorBoard plays no more, within full scale; None when there is none."""
         try:
             if isinstance(output, Waveform):
                 mono = Waveform(output.mono()[None].float(), output.rate)

@@ -22,11 +22,11 @@ def norms(
 ) -> dict[str, Tensor]:
     """Norm of the gradient of each term, summed over its parts and over all ranks: no split changes it.
 
-    The terms take turns in the place of the gradients, where their parts add up; what stood there stands there again at the
-    end. So a measurement takes the memory of a step, and that of gradients of earlier batches, where there are some.
+    Each term's parts add up in the parameters' own gradients, one term after the other; earlier gradients are restored at the
+    end. So a measurement takes the memory of a step, and of the earlier gradients where there are some.
 
     Args:
-        parameters: that are trained.
+        parameters: the trained ones.
         terms: the parts of each term, scalars whose backward pass is run as they come.
         reduce: the sum of a tensor over ranks.
     """

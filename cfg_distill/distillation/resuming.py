@@ -1,4 +1,4 @@
-"""Going on with a run: what a recipe has changed since the checkpoint wins over what the checkpoint remembers.
+"""Resuming: a setting that the recipe has changed since the checkpoint wins over the checkpoint's.
 
 A checkpoint holds numbers that were configured and may have moved since: a learning rate under its scheduler, a calibrated
 weight. It also holds what was configured, so that a resumed run can tell the two apart: a number that the recipe has changed
@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from cfg_distill.errors import ConfigError
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
-# What a new scheduler takes from its optimiser, and is no setting of its own.
+# A new scheduler copies these from its optimiser: they are no settings of its own.
 _OF_OPTIMIZER = {"base_lrs", "_last_lr"}
 
 
@@ -50,7 +50,7 @@ def weights_after(then: Mapping[str, float], now: Mapping[str, float]) -> dict[s
 
 
 def take_settings(optimizer: Optimizer, scheduler: Any, then: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Give a restored optimiser what the recipe has changed, in place.
+    """Set in a restored optimiser, in place, the numbers that the recipe has changed.
 
     A changed learning rate keeps the share of it that the scheduler has reached. Settings of the scheduler itself cannot
     change in the middle of its curve, and that is said.
@@ -100,7 +100,7 @@ def _rescale(group: dict[str, Any], scheduler: Any, number: int, before: float, 
 
 
 def _all_of(scheduler: Any) -> Sequence[Any]:
-    """A scheduler and those that it is made of."""
+    """A scheduler, and the schedulers that it is made of."""
     return [scheduler, *(each for part in getattr(scheduler, "_schedulers", ()) for each in _all_of(part))]
 
 

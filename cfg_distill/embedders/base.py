@@ -45,7 +45,7 @@ def texts_of(reader: str, outputs: Sequence[Any]) -> list[str]:
     """
     if wrong := [output for output in outputs if not isinstance(output, str)]:
         raise ConfigError(
-            f"{reader}: expected text, but the model writes a {type(wrong[0]).__name__}. Take another one for it, such as"
-            " those of sound in recipes/musicgen/metrics.yaml."
+            f"{reader}: expected text, but the model writes a {type(wrong[0]).__name__}. Use one that reads it; for sound see"
+            " recipes/musicgen/metrics.yaml."
         )
     return list(outputs)

@@ -73,7 +73,7 @@ class AudioEmbedder(Embedder):
             return [Problem("path", problem.text) for problem in error.problems]
 
     def _problems_of_model(self) -> list[Problem]:
-        """What the configuration and the feature extractor tell."""
+        """Why configuration or feature extractor fit no such embedder."""
         if self.config.model_type == "clap":
             reason = "it is a CLAP model, which `cfg_distill.embedders.CLAP` reads"
             return [self._unfit(reason, "Use that class for it.")]
@@ -99,7 +99,7 @@ class AudioEmbedder(Embedder):
 
     @property
     def rate(self) -> int:
-        """Samples a second that the encoder reads."""
+        """Samples per second that the encoder reads."""
         return self.extractor.sampling_rate
 
     def _from_hub(self, loader: Any, **settings: Any) -> Any:
@@ -253,7 +253,7 @@ class CLAP(AudioEmbedder):
         return self.model.get_audio_features(self._features(sound_NL), is_longer_N1).pooler_output
 
     def _features(self, sound_NL: Tensor) -> Tensor:
-        """What the feature extractor makes of windows, ``[N, channels, frames, mels]``, on the device of the sound.
+        """The feature extractor's output for windows, ``[N, channels, frames, mels]``, on the device of the sound.
 
         The extractor itself takes a frame at a time in numpy, on the processor, and draws random numbers.
         """

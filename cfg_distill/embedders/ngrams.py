@@ -21,7 +21,7 @@ class NGramCounts(Embedder):
 
     Args:
         n: tokens in a gram.
-        buckets: D. Grams that share a bucket are not told apart: keep it well above the number of grams of one text.
+        buckets: D. Grams that share a bucket are counted as one: keep it well above the number of grams of one text.
     """
 
     def __init__(self, n: int = 2, buckets: int = 8192) -> None:

@@ -1,4 +1,4 @@
-"""What the student is trained by: divergences from the guided teacher, and the policy gradient of a group reward."""
+"""The terms that train the student: divergences from the guided teacher, and the policy gradient of a group reward."""
 
 from cfg_distill.losses.base import CellLoss, Loss, LossInputs, mix
 from cfg_distill.losses.chunked import LOGITS_CHUNK, Cells, CellTerm, sum_over_cells

@@ -4,8 +4,8 @@ Shapes: N rows, K codebooks, T positions, V vocabulary, D width of the states, M
 
 The logits of a chunk of cells are made, every term is evaluated on them, and the gradients with respect to the states and the
 head are taken at once, in the forward pass; then the logits go. Peak memory is a handful of ``[chunk, V]`` tensors instead of
-several ``[N K T, V]``. Gradients in the forward are the way of Liger (arXiv 2410.10989); what is added is that several terms,
-their weights and the guided teacher share one pass.
+several ``[N K T, V]``. Liger takes gradients in the forward pass too (arXiv 2410.10989). Here several terms, their weights and
+the guided teacher share that pass.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ LOGITS_CHUNK = 3 * 2**20
 """Logits of one model that exist at a time unless told otherwise: 13 MB of float32, 64 cells of a vocabulary of 49,152."""
 
 PARTS = 8
-"""Parts of a chunk on which a CPU evaluates terms one by one: a product wants many cells, its intermediates want few."""
+"""Parts of a chunk on which a CPU evaluates terms one by one: a product is fastest on many cells, intermediates on few."""
 
 
 def sum_over_cells(
@@ -150,6 +150,19 @@ def _made_in_chunks(logits: Callable[[slice], Tensor], num_cells: int) -> Callab
     return part_of
 
 
+# One chunk of m cells, and the only [m, V] tensors that live as long as it:
+#
+#   states [m, D] --product--> logits [m, V]          one piece of memory, three meanings in turn
+#                              log-probs [m, V]       normalized in place
+#                                  |  terms(log-probs), a part of the rows at a time on a CPU: their intermediates
+#                                  |  stay small, while the products above and below have all m rows
+#                                  v
+#                              d total / d log-probs  by autograd over the terms alone, a part at a time
+#                              d total / d logits     = g - softmax * sum(g), written over the log-probs
+#   d states [m, D] <--product-- |
+#   d weight [V, D] += (d logits)^T states
+#
+# So the whole gradient exists when the forward pass ends, and backward only scales it.
 class _ChunkedSum(torch.autograd.Function):
     """Sum of a function of logits over chunks of cells; its gradients are ready when the forward pass is."""
 

@@ -1,6 +1,6 @@
 """Metrics of sound: adherence, and the guards against silence, clipping and loops.
 
-Shapes: B prompts, G samples a prompt, C channels, L samples of sound, M windows.
+Shapes: B prompts, G samples per prompt, C channels, L samples of sound, M windows.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ def repeated_share(
 
     Two windows are alike when their magnitude spectrograms have a cosine of at least ``similarity``, so that a loop is
     found whatever its phase, and a held tone counts too. Silent windows belong to :func:`silent_share` and are left
-    out. Music repeats itself: read the number beside that of the teacher, not against 0.
+    out. Music repeats itself: compare the number with the teacher's, not with 0.
 
     Args:
         waveform: the clip, mixed down.
         window: seconds that are compared.
-        hop: seconds between windows: the smallest step of a loop's length that is told. 0.02 is a frame of EnCodec's
-            at 50 a second, so a loop of tokens is met exactly.
+        hop: seconds between windows: the smallest difference of a loop's length that is seen. 0.02 is a frame of EnCodec
+            at 50 per second, so a loop of tokens is met exactly.
         similarity: the cosine from which two windows are alike.
         level: decibels relative to full scale below which a window is silent.
     """

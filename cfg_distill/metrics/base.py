@@ -55,7 +55,7 @@ class SampleMetric(Metric):
         self.values.append(self.score(samples).float().to(self.device))  # type: ignore[union-attr]
 
     def per_prompt(self) -> Tensor:
-        """The values of this process so far, one a prompt in the order seen, ``[number of prompts]``."""
+        """The values of this process so far, one per prompt in the order seen, ``[number of prompts]``."""
         return dim_zero_cat(self.values)
 
     def compute(self) -> Tensor:

@@ -1,6 +1,6 @@
 """Distances between all samples of a model and real sound: FAD and KAD, with an interval over prompts.
 
-Shapes: P prompts, G samples a prompt, N and R vectors of two sets, D embedding width.
+Shapes: P prompts, G samples per prompt, N and R vectors of two sets, D embedding width.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def kernel_distance(
     Args:
         vectors: ``[N, D]``, N at least 2.
         reference: ``[R, D]``, R at least 2.
-        bandwidth: sigma. None: that of :func:`median_distance`, as the paper has it.
+        bandwidth: sigma; None takes :func:`median_distance`, as the paper does.
         within: the reference's own term, by :func:`mean_kernel_within` under the same sigma, where it is known.
 
     Returns:
@@ -93,7 +93,7 @@ def kernel_distance(
 def median_distance(vectors: Tensor) -> float:
     """The median distance between two of the vectors, ``[R, D]``: the bandwidth of a Gaussian kernel; at least 1e-6.
 
-    Of more than 4,096 vectors, that of as many drawn among them with a fixed seed: pairs grow with the square.
+    More than 4,096 vectors are represented by 4,096 of them, drawn with a fixed seed: pairs grow with the square.
     """
     if len(vectors) > _MOST_FOR_BANDWIDTH:
         drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:_MOST_FOR_BANDWIDTH]
@@ -123,7 +123,7 @@ def _rows(vectors: Tensor) -> int:
 
 
 def jackknife(groups: Tensor, reference: Tensor, statistic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    r"""A statistic of all samples as one number a prompt: their mean is the statistic, their spread its uncertainty.
+    r"""A statistic of all samples as one number per prompt: their mean is the statistic, their spread its uncertainty.
 
     .. math:: v_p = \theta + (P - 1) \Big(\frac{1}{P} \sum_q \theta_{-q} - \theta_{-p}\Big)
 
@@ -152,18 +152,18 @@ def jackknife(groups: Tensor, reference: Tensor, statistic: Callable[[Tensor, Te
 
 
 class CorpusMetric(EmbeddingMetric):
-    """A distance between all samples and a folder of real sound, which has no value a prompt of its own.
+    """A distance between all samples and a folder of real sound, which has no value per prompt of its own.
 
     It keeps the vectors and gives each prompt its jackknife value (:func:`jackknife`), so that intervals and paired
     comparisons work as for any other metric; :meth:`compute` is the distance itself. A guard: lower is better, and it
     belongs on neither axis, since variety and fidelity both move it. Embedders give vectors of unit length, so the numbers are
-    not those of publications, which take vectors as they are.
+    not comparable with publications, which take vectors as they are.
 
     Args:
-        embedder: the frozen model whose space is measured in; not that of the reward alone.
+        embedder: the frozen model whose space is measured in; not the reward's embedder alone.
         reference: a folder of sound files (WAV, FLAC, OGG, MP3, AIFF), subfolders included.
-        seconds: reference files are cut into clips of this length, that of the samples; a rest shorter than half of it
-            is left out.
+        seconds: reference files are cut into clips of this length, which should be the samples' length; a rest shorter than
+            half of it is left out.
     """
 
     axis = "guard"
@@ -236,7 +236,7 @@ class CorpusMetric(EmbeddingMetric):
 class FAD(CorpusMetric):
     """Frechet audio distance to a folder of real sound; see :func:`frechet_distance`.
 
-    The arguments are those of :class:`CorpusMetric`.
+    Arguments: :class:`CorpusMetric`.
     """
 
     def statistic(self, vectors: Tensor, reference: Tensor) -> Tensor:
@@ -246,7 +246,7 @@ class FAD(CorpusMetric):
 class KAD(CorpusMetric):
     """Kernel audio distance to a folder of real sound, times 100 as its paper reports it; see :func:`kernel_distance`.
 
-    The arguments are those of :class:`CorpusMetric`.
+    Arguments: :class:`CorpusMetric`.
     """
 
     _of_reference: tuple[float, Tensor] | None = None

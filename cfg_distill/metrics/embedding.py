@@ -1,4 +1,4 @@
-"""Diversity and adherence in an embedding space. Shapes: B prompts, G samples a prompt, D embedding width."""
+"""Diversity and adherence in an embedding space. Shapes: B prompts, G samples per prompt, D embedding width."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What a base model says of samples: their log-probability, and how much of it is owed to the prompt.
+"""Samples under a base model: their log-probability, and how much of it is owed to the prompt.
 
-Shapes: B prompts, G samples a prompt, N = B * G rows, K codebooks, T positions, V vocabulary, M cells.
+Shapes: B prompts, G samples per prompt, N = B * G rows, K codebooks, T positions, V vocabulary, M cells.
 """
 
 from __future__ import annotations
@@ -168,8 +168,8 @@ class PointwiseMutualInformation(LikelihoodMetric):
 
     .. math:: \frac{1}{T} \log \frac{p(y \mid x)}{p(y)}
 
-    with p(y) under the dropped prompt. What guidance raises, since its distribution is proportional to
-    p(y) (p(y|x) / p(y))^gamma, a position at a time. Blandness does not buy it (bland text is as likely without the prompt),
+    with p(y) under the dropped prompt. Guidance raises it, since the guided distribution is proportional to
+    p(y) (p(y|x) / p(y))^gamma at each position. Blandness does not buy it (bland text is as likely without the prompt),
     nor does repetition (what was said before is likely either way). Broken text may: read it beside :class:`LogProbability`.
     Source of the quantity: Li et al., arXiv 1510.03055, section 3. Arguments: :class:`LikelihoodMetric`.
     """

@@ -1,4 +1,4 @@
-"""What the student is trained to raise: functions of a group of samples, each with its right baseline."""
+"""Rewards: functions of a group of samples that training raises, each with its right baseline."""
 
 from cfg_distill.embedders import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward
