@@ -143,7 +143,7 @@ def problems_of_base(path: str, base: str) -> list[Problem]:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers of a model by name; not those of its output head."""
+    """The linear layers of a model by name, without its output head."""
     find_head = getattr(model, "get_output_embeddings", None)  # transformers' models have it, their parts need not
     head = find_head() if find_head is not None else None
     of_head = set(head.modules()) if head is not None else set()
@@ -253,7 +253,9 @@ def fill(model: nn.Module, adapter: Mapping[str, Factors], path: str) -> None:
         )
     if larger := [name for name in adapter if adapter[name].rank > own[name].rank]:
         rank = max(adapter[name].rank for name in larger)
-        raise ConfigError(f"Adapter `{path}` has rank {rank}. Set `/model.generator.init_args.lora.rank` to it, or more.")
+        raise ConfigError(
+            f"Adapter `{path}` has rank {rank}. Set `/model.generator.init_args.lora.rank` to it, or more."
+        )
     with torch.no_grad():
         for name, mine in own.items():
             mine.b_OR.zero_()
