@@ -109,7 +109,7 @@ class AdapterFolder:
         return {layer: self.factors(layer) for layer in self.shapes}
 
     def scale(self, layer: str) -> float:
-        """alpha over rank; peft's patterns give a layer its own."""
+        """alpha / R. peft's patterns may set another alpha for a layer."""
         rank = self.shapes[layer][0]
         alphas = self.config.get("alpha_pattern") or {}
         own = next((alpha for pattern, alpha in alphas.items() if re.match(rf"(.*\.)?({pattern})$", layer)), None)

@@ -112,7 +112,7 @@ def _convert(file: Path, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _explained(file: Path) -> Iterator[None]:
-    """What transformers and gguf raise for a file they cannot read, as a problem of the user's."""
+    """Report the errors of transformers and gguf on an unreadable file as a problem of the user's."""
     try:
         yield
     except (ValueError, KeyError, IndexError, NotImplementedError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What is distilled: adapters over transformers models, and the same models under guidance."""
+"""The models to distil: adapters over transformers models, and the same models under guidance."""
 
 from cfg_distill.generators.base import DecodingState, Encoded, Generator, Predictor
 from cfg_distill.generators.causal_lm import CausalLM

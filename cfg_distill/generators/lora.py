@@ -143,7 +143,7 @@ def problems_of_base(path: str, base: str) -> list[Problem]:
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The linear layers of a model by name; not those of its output head."""
+    """The linear layers of a model by name, without its output head."""
     find_head = getattr(model, "get_output_embeddings", None)  # transformers' models have it, their parts need not
     head = find_head() if find_head is not None else None
     of_head = set(head.modules()) if head is not None else set()

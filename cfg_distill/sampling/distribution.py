@@ -40,7 +40,7 @@ class Sampling:
         return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        """What is wrong with these settings, for a model of this longest sample, in training or not."""
+        """What is wrong with these settings. It depends on the model's longest sample, and on training or not."""
         found = []
         if self.samples < 1:
             found.append(Problem("samples", f"expected at least 1, but got {self.samples}."))

@@ -53,5 +53,5 @@ def draw(
     guidance: Guidance | None = None,
     seed: int = 0,
 ) -> Samples:
-    """Roll out and decode; the arguments are those of :func:`cfg_distill.sampling.rollout`."""
+    """Roll out and decode. Arguments: see :func:`cfg_distill.sampling.rollout`."""
     return decoded(generator, prompts, rollout(generator, prompts, sampling, guidance, seed))
