@@ -56,7 +56,7 @@ class BetaCalibration(Callback):
         """What is wrong with the settings."""
         found = []
         if self.loss == self.reference:
-            found.append(Problem("reference", f"expected another loss than `.loss`, but both are {self.loss}."))
+            found.append(Problem("reference", f"expected another loss than `@.loss`, but both are {self.loss}."))
         if not 0 < self.ratio < math.inf:
             found.append(Problem("ratio", f"expected a number above 0, but got {self.ratio}."))
         for key, steps in (("start_step", self.start_step), ("num_steps", self.num_steps)):
@@ -71,7 +71,7 @@ class BetaCalibration(Callback):
         found = self.problems()
         for key, name in (("loss", self.loss), ("reference", self.reference)):
             if name not in losses:
-                known = f"a name of `/model.losses` {list(losses)}"
+                known = f"a name of `@/model.losses` {list(losses)}"
                 found.append(Problem(key, f"expected {known}, but got `{name}`.{nearest(name, losses)}"))
         if found:
             raise ConfigError([problem.under(type(self).__name__) for problem in found])

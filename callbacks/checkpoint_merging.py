@@ -100,7 +100,7 @@ class CheckpointMerging(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.metrics and not sum(trainer.num_val_batches):
-            text = "CheckpointMerging scores on the validation prompts, but there are none. Set `/data.validation`."
+            text = "CheckpointMerging scores on the validation prompts, but there are none. Set `@/data.validation`."
             raise ConfigError(Problem("", text))
         # A partner that does not fit is reported now, and not after hours.
         self._merge(pl_module, self.weights[0], self._models(trainer, pl_module))

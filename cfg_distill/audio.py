@@ -66,9 +66,7 @@ def _library(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ConfigError(
-            f'Sound needs `{name}`, which is not installed. Run `pip install ".[audio]"`.'
-        ) from error
+        raise ConfigError(f'Sound needs `{name}`, which is not installed. Run `pip install ".[audio]"`.') from error
     except OSError as error:  # soundfile without its system library
         raise ConfigError(f"Sound needs `{name}`, which cannot be loaded: {error}") from error
 

@@ -301,7 +301,7 @@ def _class_of(class_path: Any, trust: Sequence[str]) -> type[Generator]:
     if not any(f"{module}.".startswith(f"{known}.") for known in (TRUSTED, *trust) if known):
         raise ConfigError(
             f"its generator is `{class_path}`, and making it runs code of the module `{module}`. If you wrote that module, or"
-            f" trust it, allow it with `/trust` {module}"
+            f" trust it, allow it with `@/trust` {module}"
         )
     try:
         found = vars(importlib.import_module(module)).get(name)

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-_REFERENCE = re.compile(r"`([./])([\w.\[\]+-]+)`")
+_REFERENCE = re.compile(r"`@([./])([\w.\[\]+-]+)`")
 
 
 @dataclass(frozen=True)
@@ -22,12 +22,12 @@ class Problem:
     Attributes:
         key: relative to the part that speaks: ``scale``. A slash in front makes it a path from the root of the recipe:
             ``/model.sampling.samples``. Empty: the part itself, or no key at all.
-        text: what was expected, what was found, what to do. It may refer to other keys: `` `.negative` `` is a sibling of
-            the key, `` `/model.dropout` `` a path from the root. Anything else in backticks is left as it is.
+        text: what was expected, what was found, what to do. It may refer to other keys: `` `@.negative` `` is a sibling of
+            the key, `` `@/model.dropout` `` a path from the root. Anything else in backticks is left as it is.
         prefix: where the part hangs; its holders make it.
 
     Example:
-        >>> problem = Problem("scale", "expected a number of at least 0, but got -1. See `.negative`.").under("model.guidance")
+        >>> problem = Problem("scale", "expected a number of at least 0, but got -1. See `@.negative`.").under("model.guidance")
         >>> print(problem)
         Key `model.guidance.scale`: expected a number of at least 0, but got -1. See `model.guidance.negative`.
         >>> print(problem.told({"model.guidance.scale": "--guidance", "model.guidance.negative": "--negative"}))
@@ -119,8 +119,6 @@ def problems_of(part: Any, context: Context = Context(), under: str = "") -> lis
         return []
     parameters = inspect.signature(method).parameters
     arguments: tuple[Any, ...] = () if not parameters else (context.samples,) if "group" in parameters else (context,)
-    if "key" in parameters:  # of a room that takes no context yet
-        arguments = (context.longest, context.training) if "longest" in parameters else ()
     found: Iterable[str | Problem] = method(*arguments)
     return [(Problem("", each) if isinstance(each, str) else each).under(under) for each in found]
 

@@ -166,7 +166,7 @@ def problems_of_out(
         return []
     if not overwrite:
         return [
-            Problem("out", f"expected a new folder, but `{out}` exists. Name another, or allow it with `.overwrite`.")
+            Problem("out", f"expected a new folder, but `{out}` exists. Name another, or allow it with `@.overwrite`.")
         ]
     if not out.is_dir():
         return [Problem("out", f"expected a folder to replace, but `{out}` is a file. Name another.")]

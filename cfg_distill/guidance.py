@@ -113,14 +113,14 @@ class Guidance:
                     Problem(
                         name,
                         f"expected a number of at least 0 (1 is no guidance), but got {value}."
-                        " To push away from a prompt, give it as `.negative`.",
+                        " To push away from a prompt, give it as `@.negative`.",
                     )
                 )
         if self.schedule != "constant" and self.final_scale is None:
             found.append(
                 Problem(
                     "final_scale",
-                    f"expected a number for the {self.schedule} schedule, but got none. Set it, or `.schedule` to constant.",
+                    f"expected a number for the {self.schedule} schedule, but got none. Set it, or `@.schedule` to constant.",
                 )
             )
         if self.positions < 1:

@@ -150,17 +150,17 @@ def test_export_calls_nothing_but_generators(
 
 
 def test_a_generator_of_the_users_own_is_exported_when_trusted(first: Path, capsys: pytest.CaptureFixture) -> None:
-    (first / "mine").mkdir()
-    (first / "mine" / "__init__.py").touch()
+    (first / "my_generators").mkdir()
+    (first / "my_generators" / "__init__.py").touch()
     code = "from cfg_distill.generators import CausalLM\nclass Own(CausalLM):\n    pass\nopen('ran', 'w').close()\n"
-    (first / "mine" / "own.py").write_text(code)
-    edit(lambda content: content["generator"].update(class_path="mine.own.Own"))
-    assert "allow it with `--trust` mine.own" in refusal(capsys)
+    (first / "my_generators" / "own.py").write_text(code)
+    edit(lambda content: content["generator"].update(class_path="my_generators.own.Own"))
+    assert "allow it with `--trust` my_generators.own" in refusal(capsys)
     assert "allow it with" in refusal(capsys, "--trust", "min", "")
     assert not Path("ran").exists()
     export = ["export", "--checkpoint", "last.ckpt"]
-    assert main([*export, "--out", "student", "--trust", "mine"]) == 0
-    assert main([*export, "--out", "again", "--trust", "other", "mine.own"]) == 0
+    assert main([*export, "--out", "student", "--trust", "my_generators"]) == 0
+    assert main([*export, "--out", "again", "--trust", "other", "my_generators.own"]) == 0
     assert Path("ran").exists() and Path("student/config.json").exists()
 
 

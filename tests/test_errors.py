@@ -8,7 +8,9 @@ from cfg_distill.errors import ConfigError, Context, Problem, joined, nearest, p
 
 
 def test_a_problem_is_prefixed_by_its_holders_and_rendered_as_key_or_option() -> None:
-    own = Problem("momentum", "expected a number in [0, 1), but got 2. See `.baseline` and `/model.sampling.samples`.")
+    own = Problem(
+        "momentum", "expected a number in [0, 1), but got 2. See `@.baseline` and `@/model.sampling.samples`."
+    )
     held = own.under("rewards.distance.init_args").under("model.losses.diversity.init_args.reward.init_args")
     path = "model.losses.diversity.init_args.reward.init_args.rewards.distance.init_args"
     assert held.path == f"{path}.momentum"
@@ -29,6 +31,11 @@ def test_a_path_from_the_root_stays_one() -> None:
     assert str(asked) == (
         "Key `model.sampling.samples` for `model.losses.diversity.init_args.reward`: expected 3, but got 1."
     )
+
+
+def test_paths_of_the_user_in_a_sentence_are_left_as_they_are() -> None:
+    told = str(Problem("path", "expected a folder, but `/nowhere`, `.hidden` and `./here` are none.").under("model"))
+    assert told == "Key `model.path`: expected a folder, but `/nowhere`, `.hidden` and `./here` are none."
 
 
 def test_config_error_holds_problems_whatever_it_was_given() -> None:

@@ -54,7 +54,7 @@ class PromptData(L.LightningDataModule):
         if self.batch_size < 1:
             found.append(Problem("batch_size", f"expected at least 1, but got {self.batch_size}."))
         if self.validation_batch_size < 0:
-            text = f"expected at least 1, or 0 for `.batch_size`, but got {self.validation_batch_size}."
+            text = f"expected at least 1, or 0 for `@.batch_size`, but got {self.validation_batch_size}."
             found.append(Problem("validation_batch_size", text))
         prompts = {}
         for name, path in self.files.items():
@@ -110,6 +110,6 @@ def _shared(name: str, other: str, prompts: dict[str, list[PromptLike]]) -> Prob
     shown = ", ".join(map(repr, both[:3])) + (", ..." if len(both) > 3 else "")
     return Problem(
         name,
-        f"expected prompts that `.{other}` does not have, but {len(both)} are in both: {shown}."
+        f"expected prompts that `@.{other}` does not have, but {len(both)} are in both: {shown}."
         " Take them out of one of the files.",
     )

@@ -47,8 +47,8 @@ def problems_of_gradient(sums: Mapping[str, Tensor], step: int) -> list[Problem]
         Problem(
             "",
             f"The gradient of step {step} is NaN or infinite, though each loss is finite (sums: {values}). {unmoved} Lower"
-            " `/model.optimizer.init_args.lr` or the weights of `/model.losses`, set `/trainer.gradient_clip_val`, or use"
-            " `/trainer.precision` 32-true. Then resume the run.",
+            " `@/model.optimizer.init_args.lr` or the weights of `@/model.losses`, set `@/trainer.gradient_clip_val`, or use"
+            " `@/trainer.precision` 32-true. Then resume the run.",
         )
     ]
 
@@ -59,7 +59,7 @@ def problems_of_optimizer(optimizer: Optimizer) -> list[Problem]:
     return [
         Problem(
             f"optimizer.init_args.{key}",
-            f"expected a finite number, but got {float(value)}. Set it here, or mend `/model.scheduler`.",
+            f"expected a finite number, but got {float(value)}. Set it here, or mend `@/model.scheduler`.",
         )
         for key, value in numbers.items()
         if not math.isfinite(value)

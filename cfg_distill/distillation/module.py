@@ -69,8 +69,7 @@ class CFGDistillation(L.LightningModule):
         logits_chunk: the key of version 0.1 for ``execution.logits_chunk``.
         measure_gradients_every: steps between measurements; 0 for never. A measurement logs ``gradient_norm/NAME``, the norm of
             each loss's gradient over the batch of all devices, weight included; ``gradient_ratio/NAME``, that norm divided by
-            the norm of the first divergence of the mix; and entropies. It scores and differentiates the batch once more per
-            loss.
+            the norm of the first divergence of the mix; and entropies. It costs one more backward pass per loss.
         onednn: the key of version 0.1 for ``execution.onednn``.
         seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
         allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.

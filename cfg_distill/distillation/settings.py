@@ -39,7 +39,7 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
             Problem(
                 "guidance.negative_system",
                 "expected a model under a chat template that takes system messages, but"
-                f" `{student.path}` is none. Set `/model.guidance.negative` instead.",
+                f" `{student.path}` is none. Set `@/model.guidance.negative` instead.",
             )
         )
     found += problems_of(module.sampling, context, under="sampling")
@@ -63,7 +63,7 @@ def _problems_of_precision(module: CFGDistillation) -> list[Problem]:
         Problem(
             "generator.init_args.dtype",
             "expected float32 where all weights are trained, since their steps are lost in the rounding of half precision, but"
-            f" got {dtype}. Set `/trainer.precision` to bf16-mixed, or train a `/model.generator.init_args.lora`.",
+            f" got {dtype}. Set `@/trainer.precision` to bf16-mixed, or train a `@/model.generator.init_args.lora`.",
         )
     ]
 
@@ -81,7 +81,7 @@ def _problems_of_step(module: CFGDistillation) -> list[Problem]:
         found.append(Problem("seed", f"expected 0 or more, but got {module.seed}."))
     group = module.sampling.samples
     if module.micro_batch > 0 and group > 0 and group % module.micro_batch and module.micro_batch % group:
-        text = f"expected a divisor or a multiple of `/model.sampling.samples`, {group}, but got {module.micro_batch}."
+        text = f"expected a divisor or a multiple of `@/model.sampling.samples`, {group}, but got {module.micro_batch}."
         found.append(Problem("micro_batch", text))
     return found
 
@@ -94,7 +94,7 @@ def _problems_of_losses(module: CFGDistillation, context: Context, is_readable: 
     elif not module.allow_no_teacher and not any(_ties_to_teacher(loss) for loss in losses.values()):
         text = (
             "nothing ties the student to the guided teacher. Expected a divergence with a weight above 0, but got"
-            f" {_listed(losses)}. Add one, such as `kl`, or set `/model.allow_no_teacher` to true."
+            f" {_listed(losses)}. Add one, such as `kl`, or set `@/model.allow_no_teacher` to true."
         )
         found.append(Problem("losses", text))
     for name, loss in losses.items():
@@ -158,7 +158,7 @@ def problems_of_trainer(trainer: Trainer) -> list[Problem]:
             Problem(
                 "/trainer.precision",
                 f"expected one of {', '.join(PRECISIONS)}, since trained weights must be float32, but got {trainer.precision}."
-                " Use bf16-mixed, or `/model.generator.init_args.dtype` bfloat16 with a `/model.generator.init_args.lora`.",
+                " Use bf16-mixed, or `@/model.generator.init_args.dtype` bfloat16 with a `@/model.generator.init_args.lora`.",
             )
         )
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
@@ -166,7 +166,7 @@ def problems_of_trainer(trainer: Trainer) -> list[Problem]:
             Problem(
                 "/trainer.strategy",
                 "expected auto or a kind of ddp, since a student in shards is not supported, but got"
-                f" {type(trainer.strategy).__name__}. Use ddp; where memory is short, a `/model.generator.init_args.lora`.",
+                f" {type(trainer.strategy).__name__}. Use ddp; where memory is short, a `@/model.generator.init_args.lora`.",
             )
         )
     if isinstance(trainer.accelerator, MPSAccelerator):

@@ -151,7 +151,7 @@ class _Samples:
         self.problems += _of_scales([request.guidance], ".negative") + _of_sampling(self.sampling, longest)
         given = {"negative": request.negative, "negative_system": request.negative_system}
         for name in [name for name, text in given.items() if text is not None and not self.guidance.active]:
-            self.problems.append(Problem(name, "has no effect without guidance. Set `.guidance` above 1."))
+            self.problems.append(Problem(name, "has no effect without guidance. Set `@.guidance` above 1."))
 
     def _check_model(self) -> None:
         request, generator = self.request, self.generator
@@ -162,7 +162,7 @@ class _Samples:
                 Problem(
                     "negative_system",
                     f"expected a model under a chat template that takes system messages, but `{request.model}` is none. Give"
-                    " `.negative` instead.",
+                    " `@.negative` instead.",
                 )
             )
         if self.folder is None and generator.frame_rate is not None:
@@ -359,7 +359,7 @@ def _of_folder(out: Path, overwrite: bool, any_file: bool = False) -> list[Probl
     holds = any(out.iterdir()) if any_file and out.is_dir() else (out / "front.json").exists()
     if not holds or overwrite:
         return []
-    return [Problem("out", f"`{out}` exists. Name another one, or pass `.overwrite`.")]
+    return [Problem("out", f"`{out}` exists. Name another one, or pass `@.overwrite`.")]
 
 
 def _of_scales(scales: Sequence[float], negative: str | None = None) -> list[Problem]:
@@ -392,7 +392,7 @@ def _length(
     found = problems_of_audio_extra()
     if max_new_tokens is not None:
         if seconds is not None:
-            found.append(Problem("seconds", "`.max_new_tokens` is given, and both are the length. Give one of them."))
+            found.append(Problem("seconds", "`@.max_new_tokens` is given, and both are the length. Give one of them."))
         return max_new_tokens, found
     asked = DEFAULT_SECONDS if seconds is None else seconds
     wrong = problems_of_seconds(generator, asked)

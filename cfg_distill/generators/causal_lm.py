@@ -77,32 +77,32 @@ class CausalLM(Generator):
             key, text = (
                 "chat_template",
                 (
-                    f"expected a tokenizer with a chat template, but the tokenizer of `{self.path}` has none. Set it to false, or"
-                    " use an instruction-tuned model."
+                    f"expected a tokenizer with a chat template, but the tokenizer of `{self.path}` has none."
+                    " Set it to false, or use an instruction-tuned model."
                 ),
             )
         elif self.system is not None and not self.takes_system:
             key, text = (
                 "system",
                 (
-                    f"expected a model under a chat template that takes system messages, but `{self.path}` is none. Leave it out,"
-                    " or write it into the prompts."
+                    f"expected a model under a chat template that takes system messages, but `{self.path}` is none."
+                    " Leave it out, or write it into the prompts."
                 ),
             )
         elif self.tokenizer.pad_token_id is None:
             key, text = (
                 "path",
                 (
-                    f"expected a tokenizer with a pad token or an end token, but the tokenizer of `{self.path}` has neither. Set"
-                    " one in its tokenizer_config.json."
+                    f"expected a tokenizer with a pad token or an end token, but the tokenizer of `{self.path}` has neither."
+                    " Set one in its tokenizer_config.json."
                 ),
             )
         elif self.unconditional is not None and not self._encoded(self.unconditional):
             key, text = (
                 "unconditional",
                 (
-                    f"expected a text of at least one token, but `{self.path}` makes none of {self.unconditional!r}. Leave it out"
-                    " for the default, or give it words."
+                    f"expected a text of at least one token, but `{self.path}` makes none of {self.unconditional!r}."
+                    " Leave it out for the default, or give it words."
                 ),
             )
         return [Problem(key, text)] if key else []
@@ -240,7 +240,7 @@ class CausalLM(Generator):
         if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row]:
             source = "chat template" if self._templated else "tokenizer"
             if empty[0] is None:
-                what, remedy = "The dropped prompt", "Set `/model.generator.init_args.unconditional` to a text."
+                what, remedy = "The dropped prompt", "Set `@/model.generator.init_args.unconditional` to a text."
             else:
                 what, remedy = f"Prompt {Prompt.of(empty[0]).text!r}", "Give it words."
             raise ConfigError(

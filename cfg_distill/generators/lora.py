@@ -77,7 +77,7 @@ class LoRA:
         if is_adapter(path):
             text = (
                 f"expected whole weights to put an adapter on, but `{path}` is an adapter of `{base_of(path)}`."
-                " Name that base as the path, and the adapter as `/model.start`."
+                " Name that base as the path, and the adapter as `@/model.start`."
             )
             found.append(Problem("", text))
         if isinstance(self.targets, str) or network is None:
@@ -249,12 +249,12 @@ def fill(model: nn.Module, adapter: Mapping[str, Factors], path: str) -> None:
     if lacking or shapes:
         raise ConfigError(
             f"Adapter `{path}` does not fit the adapter of the student: layers {'; '.join((lacking + shapes)[:8])}."
-            " Set `/model.generator.init_args.lora.targets` to include its layers."
+            " Set `@/model.generator.init_args.lora.targets` to include its layers."
         )
     if larger := [name for name in adapter if adapter[name].rank > own[name].rank]:
         rank = max(adapter[name].rank for name in larger)
         raise ConfigError(
-            f"Adapter `{path}` has rank {rank}. Set `/model.generator.init_args.lora.rank` to it, or more."
+            f"Adapter `{path}` has rank {rank}. Set `@/model.generator.init_args.lora.rank` to it, or more."
         )
     with torch.no_grad():
         for name, mine in own.items():

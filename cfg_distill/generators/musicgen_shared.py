@@ -207,9 +207,9 @@ def problems_of_prompt(prompt: Prompt, reads_melody: bool, melody: Melody) -> li
     ]
     if reads_melody and melody == "required" and not conditions.get("melody"):
         found.append(
-            f"{named}: expected a melody, which this model reads, but it has none. Give each prompt a `/melody` (in a file of"
+            f"{named}: expected a melody, which this model reads, but it has none. Give each prompt a `@/melody` (in a file of"
             ' prompts: {"prompt": ..., "conditions": {"melody": "tune.wav"}}), or'
-            f" {NO_MELODY} in place of a file, or set `/model.generator.init_args.melody` to optional."
+            f" {NO_MELODY} in place of a file, or set `@/model.generator.init_args.melody` to optional."
         )
     if reads_melody and (file := conditions.get("melody", NO_MELODY) or NO_MELODY) != NO_MELODY:
         found += [f"{named}, melody: {problem}" for problem in problems_of_file(file)]
@@ -224,7 +224,7 @@ def problems_of_text(text: str, tokenizer: Any, positions: int) -> list[Problem]
     return [
         Problem(
             "",
-            f"Prompt {text!r}: its text takes {taken} positions, but `/model.generator.init_args.text_positions` is"
+            f"Prompt {text!r}: its text takes {taken} positions, but `@/model.generator.init_args.text_positions` is"
             f" {positions}. Raise it, or shorten the prompt.",
         )
     ]

@@ -164,7 +164,7 @@ class AudioRepetition(WaveformMetric):
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = _above_zero(window=self.window, hop=self.hop)
         if not found and self.hop > self.window:
-            found.append(Problem("hop", f"expected at most `.window`, {self.window}, but got {self.hop}."))
+            found.append(Problem("hop", f"expected at most `@.window`, {self.window}, but got {self.hop}."))
         if not 0 < self.similarity <= 1:
             found.append(Problem("similarity", f"expected a number in (0, 1], but got {self.similarity}."))
         return found

@@ -318,7 +318,7 @@ def _problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
             problems.append(
                 Problem(
                     f"/{key}",
-                    f"expected one {type(callback).__name__}, but `/{first[callback.state_key]}` is one too, and a checkpoint"
+                    f"expected one {type(callback).__name__}, but `@/{first[callback.state_key]}` is one too, and a checkpoint"
                     " could not tell their states apart. Change that one, or remove one of them.",
                 )
             )

@@ -110,7 +110,7 @@ class Mixed(Reward):
                 Problem(
                     "mode",
                     "expected at least 3 samples per prompt for `multiplicative` with a pairwise reward, but got 2. Set"
-                    " `/model.sampling.samples` to 3 or more, or `mode: additive`.",
+                    " `@/model.sampling.samples` to 3 or more, or `mode: additive`.",
                 )
             )
         return found

@@ -133,7 +133,7 @@ class PairwiseReward(Reward):
                 Problem(
                     "baseline",
                     "expected `running_mean` for 2 samples per prompt, but got `pairwise`: no pair leaves a sample out. Set"
-                    " `/model.sampling.samples` to 3 or more, or `.baseline` to `running_mean`.",
+                    " `@/model.sampling.samples` to 3 or more, or `@.baseline` to `running_mean`.",
                 )
             )
         if self.baseline not in ("pairwise", "running_mean"):

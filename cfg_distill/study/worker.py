@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import sys
 import traceback
 from dataclasses import asdict
 from typing import Any
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.files import resident_peak
 from cfg_distill.study.jobs import Job, Report, decoded
 
 
@@ -56,8 +56,7 @@ def do(job: Job, report: Report) -> dict[str, Any]:
 
 def peak_memory_mb() -> float:
     """The largest resident memory this process ever had."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+    return resident_peak() / 2**20
 
 
 if __name__ == "__main__":

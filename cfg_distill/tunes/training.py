@@ -62,7 +62,7 @@ class FolderTraining(lightning.LightningModule, ABC):
                 Problem(
                     "model.init_args.out",
                     f"expected a folder without a model, but `{self.out}` holds one. Name another, or set"
-                    " `/model.init_args.overwrite` to true.",
+                    " `@/model.init_args.overwrite` to true.",
                 )
             )
 

@@ -321,7 +321,7 @@ class Part(Callback):
         self.window = window
 
     def problems(self, context):
-        return [] if self.window else [Problem("window", "expected more, but got 0. See `.other` and `/data.train`.")]
+        return [] if self.window else [Problem("window", "expected more, but got 0. See `@.other` and `@/data.train`.")]
 """
 
 
