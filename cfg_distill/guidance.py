@@ -108,7 +108,7 @@ class Guidance:
         """What is wrong with these settings."""
         found = []
         for name, value in (("scale", self.scale), ("final_scale", self.final_scale)):
-            if value is not None and not value >= 0:
+            if value is not None and not 0 <= value < torch.inf:
                 found.append(
                     Problem(
                         name,

@@ -87,7 +87,7 @@ def test_reading_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         lambda: resampled(tone(440), 16000),
         lambda: write_audio("x.wav", tone(1)),
     ):
-        with pytest.raises(ConfigError, match=r'pip install "cfg-distill\[audio\]"'):
+        with pytest.raises(ConfigError, match=r'pip install "\.\[audio\]"'):
             use()
     assert [*map(str, problems_of_audio_extra())] == [
         'Sound needs soundfile and soxr, which are not installed. Run `pip install ".[audio]"`.'

@@ -148,7 +148,7 @@ class _Samples:
 
     def _check_numbers(self, longest: int | None) -> None:
         request = self.request
-        self.problems += _of_scales([request.guidance], ".negative") + _of_sampling(self.sampling, longest)
+        self.problems += _of_scales([request.guidance], "@.negative") + _of_sampling(self.sampling, longest)
         given = {"negative": request.negative, "negative_system": request.negative_system}
         for name in [name for name, text in given.items() if text is not None and not self.guidance.active]:
             self.problems.append(Problem(name, "has no effect without guidance. Set `@.guidance` above 1."))
