@@ -25,7 +25,7 @@ class PromptData(L.LightningDataModule):
         validation_batch_size: prompts per validation batch; 0 for ``batch_size``.
         field: the JSON field or CSV column that holds the prompt.
         shuffle: train in another order every epoch.
-        seed: of that order.
+        seed: of that order; null takes ``seed_everything``, or 0 in a script.
     """
 
     def __init__(
@@ -37,7 +37,7 @@ class PromptData(L.LightningDataModule):
         validation_batch_size: int = 0,
         field: str = "prompt",
         shuffle: bool = True,
-        seed: int = 0,
+        seed: int | None = None,
     ) -> None:
         super().__init__()
         self.files = {"train": train, "validation": validation, "report": report}
@@ -45,7 +45,7 @@ class PromptData(L.LightningDataModule):
         self.validation_batch_size = validation_batch_size
         self.field = field
         self.shuffle = shuffle
-        self.seed = seed
+        self.seed = 0 if seed is None else seed
         self.prompts: dict[str, list[PromptLike]] = {}
 
     def problems(self, context: Context = Context()) -> list[Problem]:

@@ -71,7 +71,7 @@ class CFGDistillation(L.LightningModule):
             each loss's gradient over the batch of all devices, weight included; ``gradient_ratio/NAME``, that norm divided by
             the norm of the first divergence of the mix; and entropies. It costs one more backward pass per loss.
         onednn: the key of version 0.1 for ``execution.onednn``.
-        seed: of the rollouts; each also depends on step and rank, so that a resumed run draws what an unbroken one would.
+        seed: of the rollouts, beside step and rank of each; null takes ``seed_everything``, or 0 in a script.
         allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.
         execution: how the arithmetic is carried out: speed and memory, and nothing else but rounding.
     """
@@ -91,7 +91,7 @@ class CFGDistillation(L.LightningModule):
         logits_chunk: int | None = None,
         measure_gradients_every: int = 10,
         onednn: bool | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         allow_no_teacher: bool = False,
         execution: Execution = Execution(),
     ) -> None:
@@ -112,7 +112,7 @@ class CFGDistillation(L.LightningModule):
         self.dropout = dropout
         self.micro_batch = micro_batch
         self.measure_gradients_every = measure_gradients_every
-        self.seed = seed
+        self.seed = 0 if seed is None else seed
         self.allow_no_teacher = allow_no_teacher
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}

@@ -168,6 +168,14 @@ class CommandLine(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning's own lets the checkpoint's hyper-parameters win over file and command line."""
 
+    def before_instantiate_classes(self) -> None:
+        """One seed serves the whole run: model and data take ``seed_everything`` unless they have their own."""
+        config = self.config[self.command]
+        for part in ("model", "data"):
+            settings = config[part].get("init_args", config[part])
+            if "seed" in settings and settings["seed"] is None:
+                settings["seed"] = int(config["seed_everything"] or 0)
+
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()

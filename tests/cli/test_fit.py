@@ -21,6 +21,7 @@ from cfg_distill.cli import main
 from cfg_distill.distillation.settings import problems_of_trainer
 from cfg_distill.folders import names
 from cfg_distill.generators import device
+from cfg_distill.recipe.command_line import start
 
 LOSS = """
 from cfg_distill.losses import ReverseKL
@@ -430,3 +431,11 @@ def test_two_processes(recipe: Path) -> None:
     assert checkpoint(0)["global_step"] == 3
     refused = subprocess.run([*command, "--data.train=nowhere.txt"], capture_output=True, text=True, check=False)
     assert refused.returncode == 2 and refused.stderr.count("nowhere.txt") == 1
+
+
+def test_one_seed_serves_the_whole_run_unless_told_otherwise(recipe: Path) -> None:
+    words = ["--config", "tiny.yaml", "--seed_everything=5"]
+    command = start("fit", words, check_only=True)
+    assert (command.model.seed, command.datamodule.seed) == (5, 5)
+    command = start("fit", [*words, "--model.seed=7"], check_only=True)
+    assert (command.model.seed, command.datamodule.seed) == (7, 5)
