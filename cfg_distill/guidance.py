@@ -68,7 +68,7 @@ class Guidance:
     """How the frozen start model is guided: the teacher of the distillation, and the baseline to beat.
 
     Args:
-        scale: gamma. 1 is no guidance; the paper's text-to-music setting is 3.
+        scale: gamma. 1 is no guidance; the default is the paper's text-to-music setting, and that of a recipe.
         negative: the negative prompt. None drops the prompt: the unconditional branch.
         negative_system: the system message of the negative branch, for models whose chat template takes one. The negative
             branch then keeps the prompt, unless ``negative`` is given too (the empty text drops the prompt). Source: Sanchez
@@ -81,7 +81,7 @@ class Guidance:
             instead of two. Off: mix the logits, the plain twin.
     """
 
-    scale: float = 1.0
+    scale: float = 3.0
     negative: str | None = None
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     final_scale: float | None = None

@@ -1,7 +1,10 @@
+import inspect
+
 import pytest
 import torch
 from transformers import ClassifierFreeGuidanceLogitsProcessor
 
+from cfg_distill import CFGDistillation
 from cfg_distill.guidance import Guidance, guided_logits
 
 
@@ -137,3 +140,8 @@ def test_gradients_of_forbidden_tokens_are_zero_and_of_others_what_they_are():
 
     assert torch.autograd.gradcheck(first, (allowed,))
     torch.testing.assert_close(torch.autograd.grad(first(allowed), allowed)[0], prompt.grad[[0, 3, 4, 5]])
+
+
+def test_one_default_of_gamma_in_code_and_recipe():
+    in_recipe = inspect.signature(CFGDistillation).parameters["guidance"].default
+    assert Guidance() == in_recipe and Guidance().scale == 3.0

@@ -80,7 +80,7 @@ class CFGDistillation(L.LightningModule):
         self,
         generator: Generator,
         losses: dict[str, Loss],
-        guidance: Guidance = Guidance(scale=3.0),
+        guidance: Guidance = Guidance(),
         sampling: Sampling = Sampling(),
         start: str = "",
         reduction: Literal["sum", "mean"] = "mean",
