@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem, nearest
@@ -14,17 +14,15 @@ def find_class(
     class_path: Any,
     wanted: tuple[type, ...],
     description: str,
-    modules: Sequence[str] | None = None,
     functions: bool = False,
 ) -> Any:
-    """The class behind a ``class_path``.
+    """The class behind a ``class_path`` of a recipe. Recipes are code: any module is imported. For checkpoints, which are
+    data, see :func:`cfg_distill.checkpoints.generator_of`.
 
     Args:
         class_path: ``module.Class``, or the bare name of a class that is imported already.
         wanted: the classes of which it must be one, or a subclass.
         description: of these, for the message: ``a Loss``.
-        modules: modules, and packages with a full stop behind them, that may be imported: ``("cfg_distill.",)``. Nothing
-            else is imported, so that a file of data cannot run code. None for any: a recipe is code.
         functions: whether a function may stand there: the caller checks its signature.
 
     Raises:
@@ -40,9 +38,6 @@ def find_class(
         raise _wrong(
             f"expected the import path of {description} (`module.Class`), but got `{name}`.{nearest(name, known)}"
         )
-    if modules is not None and not any(_is_within(module_name, each) for each in modules):
-        allowed = ", ".join(f"`{each}`" for each in modules)
-        raise _wrong(f"expected {description} from {allowed}, but got `{class_path}`, which is not imported.")
     found = _imported(module_name, name, description, known.values())
     if not isinstance(found, type):
         if functions and callable(found):
@@ -84,10 +79,6 @@ def _imported(module_name: str, name: str, description: str, known: Iterable[typ
         raise _wrong(
             f"expected the import path of {description}, but module `{module_name}` has no `{name}`.{hint}"
         ) from error
-
-
-def _is_within(module: str, allowed: str) -> bool:
-    return f"{module}.".startswith(allowed) if allowed.endswith(".") else module == allowed
 
 
 def _wrong(text: str) -> ConfigError:
