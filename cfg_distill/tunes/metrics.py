@@ -15,7 +15,9 @@ from cfg_distill.folders import problems_of_folder
 from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, read_note
+from cfg_distill.tunes.canonical import rest_share
 from cfg_distill.tunes.judge import Judge
+from cfg_distill.tunes.melody import MelodicDiversity
 from cfg_distill.tunes.prompts import understand
 from cfg_distill.tunes.segments import ATTRIBUTES
 from cfg_distill.tunes.tokenizer import VALUES
@@ -36,13 +38,6 @@ def asked_probability(probability_NC: Tensor, attribute: str, asked: Sequence[di
             for row_C, slots in zip(probability_NC.cpu(), asked, strict=True)
         ]
     )
-
-
-def rest_share(tune: str) -> float:
-    """Share of the time of a tune in which nothing sounds; 1 for a tune without a note."""
-    notes = [note for token in tune.split() if (note := read_note(token)) is not None]
-    total = sum(note.length for note in notes)
-    return float(sum(note.length for note in notes if note.pitch is None) / total) if total else 1.0
 
 
 def longest_run(tune: str) -> int:
@@ -202,6 +197,7 @@ __all__ = [
     "CopyRate",
     "JudgeProbability",
     "LongestRun",
+    "MelodicDiversity",
     "RestShare",
     "TuneBigramDiversity",
     "TuneQuality",
