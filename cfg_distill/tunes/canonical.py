@@ -1,67 +1,57 @@
-"""A tune without what a listener does not hear as melody: bar signs, key, octave, and rests.
+"""A tune without what a listener does not hear as melody: the notes that sound, and when; no bar signs, no rests.
 
-The encoder (network.py) and the melodic diversity (melody.py) read tunes in this form only. So copies that differ in
-nothing else are equal for them by construction.
+The encoder (figures.py) and the melodic diversity (melody.py) read tunes in this form, and compare pitches with one another
+only. So copies in another key or octave, or with other bar signs, are equal for them by construction.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from fractions import Fraction
 from functools import lru_cache
-from itertools import accumulate, pairwise
+from itertools import pairwise
 from typing import NamedTuple
 
 from cfg_distill.tunes.bars import read_note
 
-CELLS = 2  # per eighth note
-LONGEST = 1024  # cells; real tunes have at most 896
 FEWEST_RUNS, RUN = 12, 4
 MOST_REST = 1 / 3
 
 
 class Sounding(NamedTuple):
-    """A note that sounds: pitch in semitones, length in eighths, and the rest behind it in eighths."""
+    """A note that sounds.
+
+    Attributes:
+        pitch: in semitones from middle C.
+        length: in eighths.
+        onset: the time before it, in eighths, rests included.
+        place: of its token in the tune.
+    """
 
     pitch: int
     length: Fraction
-    rest: Fraction
+    onset: Fraction
+    place: int
 
 
 @lru_cache(maxsize=8192)
 def sounding_notes(tune: str) -> tuple[Sounding, ...]:
-    """The notes of a decoded tune in order; rests before the first note are dropped, the others belong to the note before."""
+    """The notes of a decoded tune that sound, in order.
+
+    Example:
+        >>> [(note.pitch, str(note.onset)) for note in sounding_notes("z:1 C:1/2 | D:1")]
+        [(0, '1'), (2, '3/2')]
+    """
     notes: list[Sounding] = []
-    for token in tune.split():
+    now = Fraction(0)
+    for place, token in enumerate(tune.split()):
         note = read_note(token)
         if note is None:
             continue
         if note.pitch is not None:
-            notes.append(Sounding(note.pitch, note.length, Fraction(0)))
-        elif notes:
-            notes[-1] = notes[-1]._replace(rest=notes[-1].rest + note.length)
+            notes.append(Sounding(note.pitch, note.length, now, place))
+        now += note.length
     return tuple(notes)
-
-
-def cells_of(notes: Sequence[Sounding]) -> list[tuple[int, int]]:
-    """What sounds at each half of an eighth: (pitch above the first note, 1 where the note begins and 0 where it is held).
-
-    A rest holds the note before it; the rest behind the last note is dropped. At most :data:`LONGEST` cells.
-
-    Example:
-        >>> cells_of(sounding_notes("z:1 C:1 z:1/2 D:1/2"))
-        [(0, 1), (0, 0), (0, 0), (2, 1)]
-    """
-    cells: list[tuple[int, int]] = []
-    lengths = [note.length + note.rest for note in notes[:-1]] + [note.length for note in notes[-1:]]
-    for note, end in zip(notes, accumulate(lengths), strict=True):
-        wanted = min(-(-end * CELLS // 1), LONGEST)  # a cell sounds what sounds at its beginning
-        height = note.pitch - notes[0].pitch
-        begins = 1
-        while len(cells) < wanted:
-            cells.append((height, begins))
-            begins = 0
-    return cells
 
 
 def runs_of(notes: Iterable[Sounding], length: int = RUN) -> set[tuple[tuple[int, Fraction], ...]]:
