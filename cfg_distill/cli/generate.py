@@ -44,7 +44,7 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(_NO_MODEL)
 
     from cfg_distill.evaluation.requests import GenerateRequest
-    from cfg_distill.evaluation.written import show, write
+    from cfg_distill.evaluation.written import remarks_on, show, write
 
     request, options = GenerateRequest(**vars(given)), parser.options()
     if problems := request.problems():
@@ -55,3 +55,5 @@ def run(argv: Sequence[str]) -> None:
     show(samples, request.renderer)
     if request.folder is not None:
         write(samples, request.folder, request.renderer)
+    for line in remarks_on(samples, request.renderer):
+        print(line, file=sys.stderr)

@@ -15,7 +15,7 @@ from cfg_distill.metrics.audio import (
 )
 from cfg_distill.metrics.base import EmbeddingMetric, SampleMetric, TextMetric
 from cfg_distill.metrics.corpus import FAD, KAD, CorpusMetric, frechet_distance, kernel_distance
-from cfg_distill.metrics.degeneration import Degeneration, degenerate
+from cfg_distill.metrics.degeneration import Degeneration, EmptyShare, degenerate, is_empty
 from cfg_distill.metrics.embedding import PairwiseCosineDiversity, PromptAdherence, VendiScore, vendi_score
 from cfg_distill.metrics.lexical import (
     EAD,
@@ -41,6 +41,7 @@ __all__ = [
     "Degeneration",
     "DistinctN",
     "EmbeddingMetric",
+    "EmptyShare",
     "Entropy",
     "KLToTeacher",
     "Length",
@@ -61,6 +62,7 @@ __all__ = [
     "distinct_n",
     "expectation_adjusted_distinct",
     "frechet_distance",
+    "is_empty",
     "kernel_distance",
     "log_likelihood",
     "repeated_n",

@@ -210,11 +210,11 @@ class CorpusMetric(EmbeddingMetric):
 
     def update(self, samples: Samples) -> None:
         # Flat, since a process without a prompt has nothing to tell the shape from.
-        self.values.append(self.embedded(samples).float().flatten())  # type: ignore[union-attr]
+        self.values.append(self._heard(samples).float().flatten())  # type: ignore[union-attr]
         self.group = self.group.clamp(min=samples.group)
 
     def score(self, samples: Samples) -> Tensor:
-        return jackknife(self.embedded(samples), self._clips(), self.statistic)
+        return jackknife(self._heard(samples), self._clips(), self.statistic)
 
     def per_prompt(self) -> Tensor:
         return jackknife(self._groups(), self._clips(), self.statistic)
@@ -223,6 +223,11 @@ class CorpusMetric(EmbeddingMetric):
         """The distance of all samples (of all processes) from the reference; NaN for fewer than two."""
         vectors_ND = self._groups().flatten(0, 1)
         return self.statistic(vectors_ND, self._clips()).float() if len(vectors_ND) > 1 else torch.tensor(torch.nan)
+
+    def _heard(self, samples: Samples) -> Tensor:
+        """The vectors of all samples, ``[B, G, D]``, silent ones included: silence is far from real sound, and must count."""
+        vectors_ND = self._frozen.on(self.device).embed(samples.outputs)
+        return vectors_ND.unflatten(0, (len(samples.prompts), samples.group))
 
     def _groups(self) -> Tensor:
         """The vectors so far, ``[P, G, D]``; the samples of a prompt must be as many for all."""

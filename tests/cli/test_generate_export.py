@@ -35,6 +35,25 @@ def test_generate_is_seeded_and_prints(tiny_model: str, capsys: pytest.CaptureFi
     assert "== w1 w2 (2 of 2)" in shown[0] and "== w3 (1 of 2)" in shown[0]
 
 
+def test_generate_names_empty_samples(
+    tiny_model: str, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["generate", "--model", tiny_model, "--prompt", "w1 w2", "w3", "w4", "--samples", "3"]
+    words += ["--max-new-tokens", "2", "--out", "samples"]
+    texts = ["w5", "", "w6", "", " ", "...", "w7", "w8", "w9"]
+    monkeypatch.setattr(CausalLM, "decode", lambda self, tokens_NKT, mask_NKT: texts)
+    assert main(words) == 0
+    output = capsys.readouterr()
+    assert [line for line in output.err.splitlines() if line.startswith("Prompt")] == [
+        "Prompt `w1 w2`: sample 2 is empty.",
+        "Prompt `w3`: samples 1, 2 and 3 are empty.",
+    ]
+    assert "Wrote 9 samples" in output.out and Path("samples/01-w1-w2-2.txt").read_text() == ""
+    texts[:] = ["w5"] * 9
+    assert main([*words, "--overwrite"]) == 0
+    assert "Prompt" not in capsys.readouterr().err
+
+
 def test_greedy_samples_are_those_of_transformers(tiny_model: str, folder: Path) -> None:
     words = ["generate", "--model", tiny_model, "--prompt", "w1 w2", "--samples", "1", "--temperature", "0"]
     assert main([*words, "--max-new-tokens", "6", "--out", "samples"]) == 0

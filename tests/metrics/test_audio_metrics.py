@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from tiny_audio import noise, tiny_clap, tiny_hubert, tone
 
 from cfg_distill.audio import Waveform, read_audio, write_audio
-from cfg_distill.embedders import CLAP, AudioEmbedder
+from cfg_distill.embedders import CLAP, AudioEmbedder, cosine_distances
 from cfg_distill.errors import ConfigError
 from cfg_distill.metrics import (
     FAD,
@@ -23,6 +23,7 @@ from cfg_distill.metrics import (
     AudioRepetition,
     CLAPAdherence,
     ClippingRate,
+    EmptyShare,
     PairwiseCosineDiversity,
     SampleMetric,
     SilenceRate,
@@ -35,6 +36,7 @@ from cfg_distill.metrics import (
     silent_share,
 )
 from cfg_distill.metrics.corpus import jackknife
+from cfg_distill.rewards import PairwiseDiversity
 from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.samples import Samples
 
@@ -161,6 +163,19 @@ def test_adherence_and_diversity_under_clap_and_another(clap: CLAP, second: Audi
         pairs = [float(1 - group_GD[i] @ group_GD[j]) for i, j in combinations(range(3), 2)]
         torch.testing.assert_close(diversity.per_prompt(), torch.tensor([sum(pairs) / 3, 0.0]), atol=1e-5, rtol=1e-4)
         assert vendi.per_prompt()[0] > 1.01 and float(vendi.per_prompt()[1]) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_silent_clips_earn_no_diversity(clap: CLAP, second: AudioEmbedder) -> None:
+    """Encoders give silence a vector of its own; its pairs count 0, and what is left keeps its distances."""
+    silence = Waveform(torch.zeros(1, 8000), 8000)
+    group = [tone(200), noise(0), tone(900)]
+    assert float(cosine_distances(clap.embed([silence, noise(0)]))[0, 1]) > 1e-4
+    for embedder in (clap, second):
+        pairs = [PairwiseCosineDiversity(embedder).score(samples_of([clips])) for clips in (group, [*group, silence])]
+        torch.testing.assert_close(pairs[1], pairs[0] * 3 / 6)
+        reward_BG = PairwiseDiversity(embedder)(samples_of([[silence, *group], [silence] * 4])).reward_BG
+        assert reward_BG[0, 0] == 0 < reward_BG[0, 2] and not reward_BG[1].any()
+        assert EmptyShare(embedder).score(samples_of([[silence, *group]])).tolist() == [0.25]
 
 
 # FAD and KAD
