@@ -12,9 +12,8 @@ def unit(embeddings: Tensor) -> Tensor:
     A zero embedding stands for an empty or degenerate sample, whose cosine with anything is 0:
     :func:`~cfg_distill.embedders.base.embedded`.
     """
-    embeddings = embeddings.float()
-    norm = embeddings.norm(dim=-1, keepdim=True)
-    return embeddings / torch.where(norm == 0, 1.0, norm)
+    norm = embeddings.float().norm(dim=-1, keepdim=True)
+    return embeddings.float() / torch.where(norm == 0, 1.0, norm)
 
 
 def cosine_distances(embeddings: Tensor) -> Tensor:
@@ -46,7 +45,12 @@ def cosine_distances(embeddings: Tensor) -> Tensor:
     return torch.where(both_count(embeddings), distances, 0.0)
 
 
+def counted(embeddings: Tensor) -> Tensor:
+    """Which samples are no zero vector, ``[..., D]`` to ``[...]``."""
+    return embeddings.float().norm(dim=-1) != 0
+
+
 def both_count(embeddings: Tensor) -> Tensor:
     """Which pairs of a group hold no zero vector, ``[..., G, D]`` to ``[..., G, G]``."""
-    counts = embeddings.float().norm(dim=-1) != 0
+    counts = counted(embeddings)
     return counts.unsqueeze(-1) & counts.unsqueeze(-2)

@@ -16,6 +16,7 @@ from cfg_distill.metrics.audio import (
 from cfg_distill.metrics.base import EmbeddingMetric, SampleMetric, TextMetric
 from cfg_distill.metrics.corpus import FAD, KAD, CorpusMetric, frechet_distance, kernel_distance
 from cfg_distill.metrics.degeneration import Degeneration, EmptyShare, degenerate, is_empty
+from cfg_distill.metrics.distinct import CoverageAtK, DistinctAtK, coverage_at_k, distinct_at_k
 from cfg_distill.metrics.embedding import PairwiseCosineDiversity, PromptAdherence, VendiScore, vendi_score
 from cfg_distill.metrics.lexical import (
     EAD,
@@ -38,7 +39,9 @@ __all__ = [
     "CLAPAdherence",
     "ClippingRate",
     "CorpusMetric",
+    "CoverageAtK",
     "Degeneration",
+    "DistinctAtK",
     "DistinctN",
     "EmbeddingMetric",
     "EmptyShare",
@@ -58,7 +61,9 @@ __all__ = [
     "VendiScore",
     "WaveformMetric",
     "clipped_share",
+    "coverage_at_k",
     "degenerate",
+    "distinct_at_k",
     "distinct_n",
     "expectation_adjusted_distinct",
     "frechet_distance",

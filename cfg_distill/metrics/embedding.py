@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import cosine_distances
-from cfg_distill.embedders.similarity import both_count
+from cfg_distill.embedders.similarity import both_count, counted
 from cfg_distill.metrics.base import EmbeddingMetric
 from cfg_distill.rewards import pairwise_diversity
 from cfg_distill.rewards.sample import prompt_similarity
@@ -34,7 +34,7 @@ def vendi_score(embeddings: Tensor) -> Tensor:
         >>> vendi_score(torch.eye(3))
         tensor(3.)
     """
-    counts = (embeddings.float().norm(dim=-1) != 0).sum(-1).double()
+    counts = counted(embeddings).sum(-1).double()
     # Eigenvalues in float64: rounding near 0 has infinite slope under the entropy.
     kernel = torch.where(both_count(embeddings), 1 - cosine_distances(embeddings), 0.0).double()
     eigenvalues = torch.linalg.eigvalsh(kernel / counts.clamp(min=1)[..., None, None])
