@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from cfg_distill.errors import ConfigError, Problem, nearest
 from cfg_distill.evaluation.compare import difference
 from cfg_distill.evaluation.front import Interval
+from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System
 
 MARGIN = 0.02
@@ -262,6 +263,12 @@ def _percent(share: float) -> str:
 
 def _shown(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def choice_of(systems: Sequence[System], guided: System, headline: Headline, claims: Mapping[str, Any]) -> Choice:
+    """The choice of a study by its own rule; see :func:`default_rule`."""
+    diversity = list(dict.fromkeys(metric for system in systems for metric in system.on("diversity")))
+    return choose(systems, guided, default_rule(claims, headline.quality, diversity))
 
 
 def default_rule(claims: Mapping[str, Any] | None, quality: str, diversity: Sequence[str]) -> Rule:

@@ -31,12 +31,14 @@ class Results:
         front: the content of front.json.
         systems: every system with its values per prompt, by name, in the order of front.json.
         record: the content of study.json; empty for ``cfg-distill evaluate --out``.
+        stems: the name of the files of a system, by its name: an evaluation numbers them.
     """
 
     folder: Path
     front: dict[str, Any]
     systems: dict[str, System]
     record: dict[str, Any] = field(default_factory=dict)
+    stems: dict[str, str] = field(default_factory=dict)
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -179,10 +181,11 @@ def read_results(path: str | Path) -> Results:
             text = f"the study in `{folder}` is not finished. Run it again: it goes on."
         raise ConfigError(Problem("study", text))
     content = _read(front)
-    systems, problems = _systems(folder, content["systems"])
+    found, problems = _systems(folder, content["systems"])
     if problems:
         raise ConfigError(problems)
-    return Results(folder, content, systems, begun_with(folder) or {})
+    systems = {name: system for name, (system, _) in found.items()}
+    return Results(folder, content, systems, begun_with(folder) or {}, {name: stem for name, (_, stem) in found.items()})
 
 
 def problems_of_prompts(one: Results, other: Results) -> list[Problem]:
@@ -198,9 +201,9 @@ def problems_of_prompts(one: Results, other: Results) -> list[Problem]:
     return [Problem("study", f"{text} Evaluate one of them anew on the prompts of the other.")]
 
 
-def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[str, System], list[Problem]]:
-    """The systems by name, and what is wrong with their files."""
-    found: dict[str, System] = {}
+def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[System, str]], list[Problem]]:
+    """The systems by name, each with the stem of its file, and what is wrong with the files."""
+    found: dict[str, tuple[System, str]] = {}
     problems: list[Problem] = []
     for file in sorted((folder / "systems").glob("*.json")):
         try:
@@ -209,13 +212,13 @@ def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[st
             text = f"`{file}` cannot be read: {' '.join(str(error).split())}. It is damaged, or of another version. Remove it,"
             problems.append(Problem("study", f"{text} and run the study again: it evaluates that system anew."))
         else:
-            found[system.name] = system
+            found[system.name] = system, file.stem
     knobs = {point["name"]: point.get("knob") for point in points}
     missing = [name for name in knobs if name not in found]
     if missing and not problems:
         text = f"expected the values of every system in `{folder / 'systems'}`, but {_listed(missing)} is missing."
         problems.append(Problem("study", f"{text} Run the study again: it evaluates what is missing."))
-    for name, system in found.items():
+    for name, (system, _) in found.items():
         system.knob = knobs.get(name)
     return {name: found[name] for name in knobs if name in found}, problems
 
