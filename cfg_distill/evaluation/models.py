@@ -168,7 +168,9 @@ def write_front(
         front |= {"choice": choice}
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
-        figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
+        bases = [system.name for system in systems if system.kind == "base"]
+        marked = [choice["system"] or choice["nearest"], choice["against"], *bases[:1]] if choice is not None else []
+        figure = front_figure(points, *vars(headline).values(), title, note, marked)
         staged = out / ".front.png"
         figure.savefig(staged, format="png")
         staged.replace(out / "front.png")
