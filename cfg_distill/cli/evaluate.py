@@ -26,7 +26,9 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--written", type=int, default=12, metavar="N", help="prompts of which --out gets samples, to be read and heard"
     )
-    parser.add_argument("--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone")
+    parser.add_argument(
+        "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"
+    )
     add_sampling(parser, samples=8, max_new_tokens=None, temperatures=True)
     add_seconds(parser)
     add_dtype(parser)

@@ -59,7 +59,9 @@ def _resolve_study(given: argparse.Namespace) -> None:
     problems = []
     if given.study is None and given.knob is None:
         if not given.models:
-            problems.append(Problem("models", "expected the folders to merge, but it is missing. Or give `@.study` and `@.knob`."))
+            problems.append(
+                Problem("models", "expected the folders to merge, but it is missing. Or give `@.study` and `@.knob`.")
+            )
     else:
         for key, other in (("study", "knob"), ("knob", "study")):
             if vars(given)[key] is None:

@@ -11,7 +11,9 @@ from cfg_distill.cli.arguments import Arguments
 def run(argv: Sequence[str]) -> None:
     parser = Arguments("report", "Write report.html, the page of a finished study or evaluation, anew.")
     parser.add_argument("study", type=Path, metavar="STUDY", help="the folder of a finished study, or its file")
-    parser.add_argument("--inline", action="store_true", help="put the sound into the page, so that it can be moved alone")
+    parser.add_argument(
+        "--inline", action="store_true", help="put the sound into the page, so that it can be moved alone"
+    )
     given = parser.read(argv)
     with parser.naming_options():
         from cfg_distill.report.page import write_report

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Self
+
+import numpy as np
 
 from cfg_distill.errors import ConfigError, Problem, nearest
 from cfg_distill.evaluation.compare import difference
@@ -20,50 +22,84 @@ MARGIN = 0.02
 """How far below the guided base a quality may lie, where nobody says."""
 CANDIDATES = ("student", "merge", "model")
 """The kinds of systems that can be shipped: none of them needs guidance."""
-_GUARD = re.compile(r"\s*(?P<metric>[\w.\- ]*\w)\s*(?P<sign><=?|>=?)\s*(?P<bound>[-+.\deE]+)\s*")
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_BOUND = re.compile(rf"\s*(<=|>=|<|>)\s*(?:({_NUMBER})|base(?:\s*([*+-])\s*({_NUMBER}))?)\s*")
+_SENTENCE = re.compile(r"\s*([^<>=]*[^<>=\s])\s*([<>].*)")
 
 
 @dataclass(frozen=True)
 class Guard:
-    """A bound that the mean of a metric must keep.
+    """A bound on a metric, absolute or relative to the base: value below (or above) factor * base + offset.
 
     Attributes:
         metric: its name.
-        upper: whether the bound is an upper one.
-        bound: the number.
-
-    Example:
-        >>> str(Guard.read("rest_share<0.02"))
-        'rest_share < 0.02'
+        sign: ``<``, ``<=``, ``>`` or ``>=``.
+        factor: of the base's value; 0 for an absolute bound.
+        offset: what is added.
     """
 
     metric: str
-    upper: bool
-    bound: float
+    sign: str
+    factor: float
+    offset: float
 
     @classmethod
-    def read(cls, text: str) -> Guard:
-        """A guard as it is typed: ``METRIC<NUMBER`` or ``METRIC>NUMBER``.
+    def parse(cls, metric: str, bound: str) -> Self:
+        """A guard from its metric and its bound.
 
         Raises:
-            ConfigError: it is none.
-        """
-        found = _GUARD.fullmatch(text)
-        try:
-            bound = float(found["bound"]) if found else None
-        except ValueError:
-            bound = None
-        if found is None or bound is None:
-            wanted = 'expected a metric, `<` or `>`, and a number, as in "rest_share<0.02"'
-            raise ConfigError(Problem("guard", f"{wanted}, but got `{text}`."))
-        return cls(found["metric"], found["sign"].startswith("<"), bound)
+            ConfigError: the bound cannot be read.
 
-    def holds(self, interval: Interval) -> bool:
-        """Whether the whole interval keeps the bound."""
-        return interval.high <= self.bound if self.upper else interval.low >= self.bound
+        Example:
+            >>> Guard.parse("rest_share", "<= base + 0.01")
+            Guard(metric='rest_share', sign='<=', factor=1.0, offset=0.01)
+        """
+        found = _BOUND.fullmatch(bound)
+        if found is None:
+            wanted = "expected a bound such as `< 0.02`, `<= base + 0.01` or `< base * 1.5`"
+            raise ConfigError(Problem("guard", f"{wanted}, but got `{bound}` for `{metric}`."))
+        sign, absolute, operator, number = found.groups()
+        if absolute is not None:
+            return cls(metric, sign, 0.0, float(absolute))
+        if operator == "*":
+            return cls(metric, sign, float(number), 0.0)
+        return cls(metric, sign, 1.0, float(f"{operator}{number}") if operator else 0.0)
 
     def __str__(self) -> str:
-        return f"{self.metric} {'<' if self.upper else '>'} {self.bound:g}"
+        if not self.factor:
+            return f"{self.metric} {self.sign} {self.offset:g}"
+        base = "base" if self.factor == 1 else f"base * {self.factor:g}"
+        more = f" {'+' if self.offset > 0 else '-'} {abs(self.offset):g}" if self.offset else ""
+        return f"{self.metric} {self.sign} {base}{more}"
+
+    def excess(self, system: System, base: System) -> Interval:
+        """How far the metric lies above its bound, with an interval: a guard with ``<`` holds while all of it is below 0."""
+        if not self.factor:
+            return Interval(*(value - self.offset for value in system.interval(self.metric)))
+        scaled = replace(base, values={self.metric: (np.array(base.values[self.metric]) * self.factor).tolist()})
+        return Interval(*(value - self.offset for value in difference(system, scaled, self.metric)))
+
+    def holds(self, excess: Interval) -> bool:
+        """Whether the whole interval of the excess keeps the bound."""
+        least = -excess.high if self.sign.startswith("<") else excess.low
+        return least > 0 or (least == 0 and len(self.sign) == 2)
+
+
+def guard_of(text: str) -> Guard:
+    """A guard as it is typed: ``METRIC<BOUND``.
+
+    Raises:
+        ConfigError: it is none.
+
+    Example:
+        >>> str(guard_of("rest_share<0.02"))
+        'rest_share < 0.02'
+    """
+    found = _SENTENCE.fullmatch(text)
+    if found is None:
+        wanted = 'expected a metric, `<` or `>`, and a bound, as in "rest_share<0.02"'
+        raise ConfigError(Problem("guard", f"{wanted}, but got `{text}`."))
+    return Guard.parse(found[1], found[2])
 
 
 @dataclass(frozen=True)
@@ -194,7 +230,7 @@ class Choice:
         }
 
 
-def choose(systems: Iterable[System], guided: System, rule: Rule) -> Choice:
+def choose(systems: Iterable[System], guided: System, rule: Rule, base: System | None = None) -> Choice:
     r"""Choose the point to ship.
 
     A candidate is any student or merge (:data:`CANDIDATES`), at any temperature. Among the candidates that keep the rule,
@@ -214,11 +250,12 @@ def choose(systems: Iterable[System], guided: System, rule: Rule) -> Choice:
         systems: all systems of a study.
         guided: the guidance that was distilled.
         rule: what must be kept.
+        base: the base without guidance, for the guards that are relative to it; None takes the guided base.
 
     Raises:
         ValueError: the systems were evaluated on different prompts.
     """
-    candidates = [_candidate(each, guided, rule) for each in systems if each.kind in CANDIDATES]
+    candidates = [_candidate(each, guided, rule, base or guided) for each in systems if each.kind in CANDIDATES]
     kept = [each for each in candidates if _reaches(each, rule) and not each.broken]
     chosen = max(kept, key=lambda each: (each.gain.share, each.quality.mean), default=None)
     closest = max(candidates, key=lambda each: (-len(each.broken), each.quality.low), default=None)
@@ -229,7 +266,9 @@ def problems_of_rule(rule: Rule, systems: Sequence[System]) -> list[Problem]:
     """What is wrong with a rule: a margin below 0, or a guard on a metric that the systems do not have."""
     known = list(dict.fromkeys(metric for system in systems for metric in system.axes))
     problems = [
-        Problem("guard", f"expected one of the metrics {known}, but got `{guard.metric}`.{nearest(guard.metric, known)}")
+        Problem(
+            "guard", f"expected one of the metrics {known}, but got `{guard.metric}`.{nearest(guard.metric, known)}"
+        )
         for guard in rule.guards
         if guard.metric not in known
     ]
@@ -238,19 +277,24 @@ def problems_of_rule(rule: Rule, systems: Sequence[System]) -> list[Problem]:
     return problems
 
 
-def _candidate(system: System, guided: System, rule: Rule) -> Candidate:
-    shared = [metric for metric in guided.axes if metric in system.values]
+def _candidate(system: System, guided: System, rule: Rule, base: System) -> Candidate:
+    shared = [metric for metric in guided.axes if metric in system.values and _comparable(system, guided, metric)]
     differences = {metric: difference(system, guided, metric) for metric in shared}
     gains = []
     for metric in rule.diversity:
-        base = abs(guided.interval(metric).mean)
-        gains.append(Gain(differences[metric].mean / base if base else differences[metric].mean, metric))
+        level = abs(guided.interval(metric).mean)
+        gains.append(Gain(differences[metric].mean / level if level else differences[metric].mean, metric))
     broken = []
     for guard in rule.guards:
-        interval = system.interval(guard.metric)
-        if not guard.holds(interval):
-            broken.append(f"guard {guard} does not hold: {interval.mean:.3g} [{interval.low:.3g}, {interval.high:.3g}]")
+        if not guard.holds(guard.excess(system, base)):
+            value = system.interval(guard.metric)
+            broken.append(f"guard {guard} does not hold: {value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]")
     return Candidate(system, differences, differences[rule.quality], min(gains), broken)
+
+
+def _comparable(system: System, guided: System, metric: str) -> bool:
+    """Whether a prompt exists on which both have a value."""
+    return all(np.isfinite(np.array(each.values[metric], dtype=float)).any() for each in (system, guided))
 
 
 def _reaches(candidate: Candidate, rule: Rule) -> bool:
@@ -265,10 +309,18 @@ def _shown(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-def choice_of(systems: Sequence[System], guided: System, headline: Headline, claims: Mapping[str, Any]) -> Choice:
-    """The choice of a study by its own rule; see :func:`default_rule`."""
+def choice_of(systems: Sequence[System], headline: Headline, claims: Mapping[str, Any]) -> Choice:
+    """The choice of a study by its own rule; see :func:`default_rule`.
+
+    Args:
+        systems: all systems.
+        headline: the metrics of the claims.
+        claims: the claims of the study file.
+    """
+    by_name = {system.name: system for system in systems}
     diversity = list(dict.fromkeys(metric for system in systems for metric in system.on("diversity")))
-    return choose(systems, guided, default_rule(claims, headline.quality, diversity))
+    rule = default_rule(claims, headline.quality, diversity)
+    return choose(systems, by_name[claims["guidance"]], rule, by_name.get(claims["start"]))
 
 
 def default_rule(claims: Mapping[str, Any] | None, quality: str, diversity: Sequence[str]) -> Rule:
@@ -285,17 +337,12 @@ def default_rule(claims: Mapping[str, Any] | None, quality: str, diversity: Sequ
 
 
 def guards_of(content: Any) -> list[Guard]:
-    """Guards as a study file may write them: sentences, or metric -> an upper bound.
+    """Guards as a study file writes them: metric -> bound, or sentences.
 
     Example:
-        >>> [str(guard) for guard in guards_of({"rest_share": 0.02}) + guards_of(["length > 10"])]
+        >>> [str(guard) for guard in guards_of({"rest_share": "< 0.02"}) + guards_of(["length > 10"])]
         ['rest_share < 0.02', 'length > 10']
     """
-    if not content:
-        return []
     if isinstance(content, Mapping):
-        return [
-            Guard(metric, True, float(bound)) if isinstance(bound, int | float) else Guard.read(f"{metric}{bound}")
-            for metric, bound in content.items()
-        ]
-    return [Guard.read(str(each)) for each in ([content] if isinstance(content, str) else content)]
+        return [Guard.parse(metric, str(bound)) for metric, bound in content.items()]
+    return [guard_of(str(each)) for each in content or ()]

@@ -155,7 +155,9 @@ class _Line:
         if self.family == "students":
             return [p for p in self.loud if p.get("knob") is not None]
         if self.family == "guidance":  # guidance 1 is the base
-            base = [p for p in self.drawn if p["kind"] == "base" and p["temperature"] == self.usual and not _filtered(p)]
+            base = [
+                p for p in self.drawn if p["kind"] == "base" and p["temperature"] == self.usual and not _filtered(p)
+            ]
             return base[:1] + self.loud
         return self.loud
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation.choice import Choice, Guard, Rule, problems_of_rule
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.evaluation.choice import Choice, Rule, guard_of, problems_of_rule
 from cfg_distill.evaluation.front import Interval
 from cfg_distill.files import problems_of_out, staged_folder
+from cfg_distill.report.page import PAGE, write_report
 from cfg_distill.report.results import Results, read_results
 
 
@@ -37,7 +38,7 @@ def choose_study(
         ConfigError: the results cannot be read, or all problems of the arguments; nothing is written.
     """
     results = read_results(study)
-    problems = [] if out is None else problems_of_out(out, [results.folder], overwrite=False)
+    problems = [] if out is None else _problems_of_copy(Path(out).expanduser(), results.folder)
     rule = results.rule()
     if margin is not None:
         rule = replace(rule, margin=margin)
@@ -45,7 +46,7 @@ def choose_study(
         rule = replace(rule, guards=[])
         for text in guards:
             try:
-                rule = replace(rule, guards=[*rule.guards, Guard.read(text)])
+                rule = replace(rule, guards=[*rule.guards, guard_of(text)])
             except ConfigError as error:
                 problems += error.problems
     problems += problems_of_rule(rule, list(results.systems.values()))
@@ -57,16 +58,26 @@ def choose_study(
         raise ConfigError(problems)
     choice = results.choose(against, rule)
     lines = [choice_text(choice, results), ""]
-    source = None if choice.chosen is None or out is None else results.model_folder(choice.chosen.system)
-    results.keep(choice)
-    lines.append(f"Wrote the choice into {results.folder / 'front.json'}.")
-    if source is not None and out is not None:
+    if out is not None and choice.chosen is not None:
+        source = results.model_folder(choice.chosen.system)
         with staged_folder(out) as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
         lines.append(f"Copied {source} to {out}.")
     elif out is not None:
         lines.append(f"Nothing was copied to {out}, since no point keeps the rule.")
+    results.keep(choice)
+    written = "front.json"
+    if (results.folder / PAGE).exists():
+        write_report(results.folder)
+        written += f" and {PAGE}"
+    lines.append(f"Wrote the choice into {written} of {results.folder}.")
     return "\n".join(lines)
+
+
+def _problems_of_copy(out: Path, study: Path) -> list[Problem]:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        return [Problem("out", f"`{out}` exists, and a copy replaces nothing. Name a new folder.")]
+    return problems_of_out(out, [study], overwrite=False)
 
 
 def choice_text(choice: Choice, results: Results) -> str:
@@ -122,5 +133,3 @@ def shown(interval: Interval) -> str:
         '+0.012 [-0.001, +0.020]'
     """
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-
-

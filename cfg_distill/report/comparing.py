@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation.front import Interval, bootstrap_interval
+from cfg_distill.evaluation.compare import difference
+from cfg_distill.evaluation.front import Interval
 from cfg_distill.evaluation.system import System
 from cfg_distill.report.choosing import shown
 from cfg_distill.report.results import Results, problems_of_prompts, read_results
@@ -34,7 +36,9 @@ def compare_studies(first: str | Path, second: str | Path) -> str:
     metrics = [metric for metric in headline_metrics(one) if metric in headline_metrics(other)]
     if not names or not metrics:
         what = "system of the same name" if not names else "headline metric"
-        raise ConfigError(f"Expected a {what} in both studies, but `{one.folder}` and `{other.folder}` have none in common.")
+        raise ConfigError(
+            f"Expected a {what} in both studies, but `{one.folder}` and `{other.folder}` have none in common."
+        )
     rows = [["system", *metrics]]
     for name in names:
         pair = one.systems[name], other.systems[name]
@@ -59,11 +63,13 @@ def headline_metrics(results: Results) -> list[str]:
 def paired_difference(one: System, other: System, metric: str) -> Interval:
     """The other system minus the one: the mean difference by prompt, and its 95 % interval.
 
-    Sampling seeds of two studies are different random numbers. So each study's mean over seeds stands for a prompt, and
-    prompts are redrawn. A prompt on which either has no value is left out.
+    Where the studies have other sampling seeds, the mean over seeds stands for a prompt. Training runs of two studies share
+    no seed, whatever their names.
     """
-    means_P = [_means(system.cells(metric)) for system in (one, other)]
-    return bootstrap_interval(means_P[1] - means_P[0])
+    pair = [_of_study(system, side) for side, system in (("first", one), ("second", other))]
+    if one.seeds != other.seeds:
+        pair = [_averaged(system, metric) for system in pair]
+    return difference(pair[1], pair[0], metric)
 
 
 def verdict(interval: Interval) -> str:
@@ -73,13 +79,23 @@ def verdict(interval: Interval) -> str:
         >>> [verdict(Interval(mean, mean - 1, mean + 1)) for mean in (-2.0, 0.5, 2.0)]
         ['lower', 'undecided', 'higher']
     """
+    if interval.low == interval.high == 0:
+        return "equal"
     return "higher" if interval.low > 0 else "lower" if interval.high < 0 else "undecided"
 
 
-def _means(cells_PS: np.ndarray) -> np.ndarray:
-    """The mean over seeds; NaN for a prompt without a value."""
-    counts_P = np.isfinite(cells_PS).sum(1)
-    return np.where(counts_P > 0, np.nansum(cells_PS, 1) / np.maximum(counts_P, 1), np.nan)
+def _of_study(system: System, study: str) -> System:
+    """The system as one of its study alone: systems of one chain of training are paired by training seed."""
+    chain = vars(system).get("chain")
+    return replace(system, chain=f"{study}: {chain}") if chain else system
+
+
+def _averaged(system: System, metric: str) -> System:
+    """The system with one sampling seed: the mean over all, NaN on a prompt without a value."""
+    values_SP = np.array(system.values[metric], dtype=float)
+    counts_P = np.isfinite(values_SP).sum(-2, keepdims=True)
+    means_P = np.where(counts_P > 0, np.nansum(values_SP, -2, keepdims=True) / np.maximum(counts_P, 1), np.nan)
+    return replace(system, seeds=[0], values={metric: means_P.tolist()})
 
 
 def _cell(interval: Interval) -> str:
@@ -98,5 +114,7 @@ def _notes(one: Results, other: Results) -> Sequence[str]:
         keys = ("metrics", "samples", "seeds", "max_new_tokens", "temperature", "top_k", "top_p", "dtype")
         different = [key for key in keys if settings[0].get(key) != settings[1].get(key)]
         if different:
-            notes.append(f"The studies differ in evaluation.{', evaluation.'.join(different)}: a difference may come from that.")
+            notes.append(
+                f"The studies differ in evaluation.{', evaluation.'.join(different)}: a difference may come from that."
+            )
     return notes

@@ -42,12 +42,13 @@ _LEGEND = {
 }
 
 
-def write_report(folder: str | Path, inline: bool = False) -> Path:
+def write_report(folder: str | Path, inline: bool | None = None) -> Path:
     """Write report.html beside the results, and its sound into ``report_files/``.
 
     Args:
         folder: of a finished study or evaluation, or the study file.
-        inline: put the sound into the page, so that the page can be moved or mailed alone.
+        inline: put the sound into the page, so that the page can be moved or mailed alone; None keeps the form of a page that
+            is there, and else writes files.
 
     Returns:
         The page.
@@ -57,10 +58,11 @@ def write_report(folder: str | Path, inline: bool = False) -> Path:
     """
     results = read_results(folder)
     page = results.folder / PAGE
-    if page.exists() and _MARK not in page.read_text(encoding="utf-8", errors="replace")[:2000]:
+    before = page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
+    if before and _MARK not in before[:2000]:
         text = f"`{page}` exists, and cfg-distill did not write it. Move it away."
         raise ConfigError(Problem("out", text))
-    write_text(page, render(results, inline))
+    write_text(page, render(results, '"data:audio' in before if inline is None else inline))
     return page
 
 
@@ -121,6 +123,7 @@ class _Page:
             "has_seconds": any(point.get("seconds") is not None for point in self.points),
             "families": {point["kind"]: True for point in self.points} | {"real": self._has("real")},
             "meanings": self._meanings(),
+            "left_out": self._left_out(),
             "versions": self._versions(),
             "timings": self._timings(),
             "config": _as_yaml(self.results.study),
@@ -209,8 +212,9 @@ class _Page:
         if self.headline.independent is None or not self.results.study:
             captions = {}
         panels = []
+        points = [point for point in self.points if point["kind"] != "degenerate"]  # they lie far from all others
         for metric in filter(None, (self.headline.diversity, self.headline.independent)):
-            panel = drawing.front_panel(self.points, (self.headline.quality, metric), named, shown, stops)
+            panel = drawing.front_panel(points, (self.headline.quality, metric), named, shown, stops)
             if panel.dots:
                 panels.append({**vars(panel), "caption": captions.get(metric, "")})
         return panels
@@ -290,15 +294,17 @@ class _Page:
         system = self.results.systems[name]
         scores = []
         for metric in self._metrics():
-            cells_S = system.cells(metric)[place] if metric in system.values else np.array([])
-            if np.isfinite(cells_S).any():
-                scores.append(f"{_words(metric)} {float(np.nanmean(cells_S)):.2f}")
+            values = np.array(system.values.get(metric, np.nan), dtype=float)[..., place : place + 1]
+            if np.isfinite(values).any():
+                scores.append(f"{_words(metric)} {float(np.nanmean(values)):.2f}")
         return " · ".join(scores)
 
     # Claims, ladder, tables
 
     def _claims(self) -> list[dict[str, Any]]:
-        return [dict(claim) | {"parts": claim["evidence"].split("; ")} for claim in self.results.front.get("claims") or []]
+        return [
+            dict(claim) | {"parts": claim["evidence"].split("; ")} for claim in self.results.front.get("claims") or []
+        ]
 
     def _ladder(self) -> dict[str, Any] | None:
         rows = self.results.front.get("ladder") or []
@@ -339,6 +345,14 @@ class _Page:
                 tables.append({"title": title, "metrics": metrics, "rows": rows})
         return tables
 
+    def _left_out(self) -> list[dict[str, Any]]:
+        """The metrics without a value on some prompts, and on how many prompts at most."""
+        most: dict[str, int] = {}
+        for point in self.points:
+            for metric, number in (point.get("missing") or {}).items():
+                most[metric] = max(number, most.get(metric, 0))
+        return [{"metric": metric, "number": number} for metric, number in most.items()]
+
     def _meanings(self) -> list[dict[str, str]]:
         specs = self.results.study.get("evaluation", {}).get("metrics") or {}
         found: dict[str, list[str]] = {}
@@ -349,11 +363,19 @@ class _Page:
     # Training, versions
 
     def _training(self) -> dict[str, Any]:
-        folders = self.results.folder / "fits"
-        series = {name: read_curves(folders / name) for name in self.results.study.get("fits") or {}}
-        series = {name: curves for name, curves in series.items() if curves}
-        charts = [vars(each) | {"about": EXPLAINED.get(each.tag, "")} for each in charts_of(series)]
-        return {"fits": list(series), "charts": charts}
+        root = self.results.folder / "fits"
+        folders = sorted({run.parent for run in root.rglob("version_*") if run.is_dir()})
+        names = list(self.results.study.get("fits") or {})
+        series = {str(each.relative_to(root)): read_curves(each) for each in folders}
+        # The fits in the order of the study; of one fit, its training seeds.
+        order = sorted(
+            series, key=lambda name: (names.index(fit) if (fit := Path(name).parts[0]) in names else 99, name)
+        )
+        charts = [
+            vars(each) | {"about": EXPLAINED.get(each.tag, "")}
+            for each in charts_of({name: series[name] for name in order})
+        ]
+        return {"fits": list(dict.fromkeys(Path(name).parts[0] for name in order)), "charts": charts}
 
     def _versions(self) -> list[tuple[str, str]]:
         made = self.results.record.get("version")
@@ -464,4 +486,3 @@ def _marker(look: str, x: float, y: float, quiet: bool) -> Markup:
     }
     diamond = f'<path class="mark other" d="M{x:.1f} {y - size:.1f}l{size:.1f} {size:.1f}l{-size:.1f} {size:.1f}l{-size:.1f} {-size:.1f}z"/>'
     return Markup(shapes.get(look, diamond))
-

@@ -87,7 +87,9 @@ class Results:
             return self.systems[name]
         known = [each.name for each in self.systems.values() if each.kind == "guidance"]
         if name is None:
-            text = f"expected the guided system to compare with, one of {known}, since the study has no claims. Name it."
+            text = (
+                f"expected the guided system to compare with, one of {known}, since the study has no claims. Name it."
+            )
         else:
             text = f"expected a system of the study, but got `{name}`.{nearest(name, self.systems)}"
         raise ConfigError(Problem("against", text))
@@ -115,7 +117,8 @@ class Results:
 
     def choose(self, against: str | None = None, rule: Rule | None = None) -> Choice:
         """The point to ship; see :func:`cfg_distill.evaluation.choice.choose`."""
-        return choose(self.systems.values(), self.guided(against), rule or self.rule())
+        base = self.systems.get(self.claims.get("start") or "")
+        return choose(self.systems.values(), self.guided(against), rule or self.rule(), base)
 
     def keep(self, choice: Choice) -> None:
         """Write the choice into front.json. The study's step that made the file stays done."""
@@ -132,13 +135,16 @@ class Results:
             ConfigError: it is gone, or its files changed since.
         """
         named = Path(system.model)
-        inside = self.folder / named.parent.name / named.name
-        found = inside if inside.is_dir() else named.expanduser()
+        kinds = [place for place, part in enumerate(named.parts) if part in ("students", "merges")]
+        tail = named.parts[kinds[-1] :] if kinds else ()
+        # The folder of the study may have been moved, or be named from elsewhere.
+        inside = self.folder.joinpath(*tail)
+        found = inside if tail and inside.is_dir() else named.expanduser()
         again = f"Run the study again: it remakes `{named.name}`."
         if not found.is_dir():
             raise ConfigError(f"System `{system.name}`: expected its model in `{named}`, but it is not there. {again}")
-        kind = {"students": "export", "merges": "merge"}.get(named.parent.name, "")
-        entry = Ledger(self.folder, under_other_code=True).entry(f"{kind} {named.name}") if found == inside else {}
+        label = " ".join([{"students": "export", "merges": "merge"}[tail[0]], *tail[1:]]) if tail else ""
+        entry = Ledger(self.folder, under_other_code=True).entry(label) if found == inside else {}
         if entry.get("state") == "done" and entry["made"] != digest([found]):
             text = f"System `{system.name}`: the files in `{found}` are not those that were evaluated."
             raise ConfigError(f"{text} Remove the folder, and run the study again.")
@@ -185,7 +191,9 @@ def read_results(path: str | Path) -> Results:
     if problems:
         raise ConfigError(problems)
     systems = {name: system for name, (system, _) in found.items()}
-    return Results(folder, content, systems, begun_with(folder) or {}, {name: stem for name, (_, stem) in found.items()})
+    return Results(
+        folder, content, systems, begun_with(folder) or {}, {name: stem for name, (_, stem) in found.items()}
+    )
 
 
 def problems_of_prompts(one: Results, other: Results) -> list[Problem]:
@@ -227,7 +235,9 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ConfigError(f"File `{file}`: expected JSON, but it cannot be read: {error}. Run the study again.") from error
+        raise ConfigError(
+            f"File `{file}`: expected JSON, but it cannot be read: {error}. Run the study again."
+        ) from error
     if not isinstance(content, dict) or not content.get("systems"):
         raise ConfigError(f"File `{file}`: expected systems, but it has none. Is it a file of cfg-distill?")
     return content

@@ -62,7 +62,9 @@ def samples_of(folder: Path, system: System, prompts: int) -> list[Sample]:
         if match is None or not 0 < int(match["place"]) <= min(prompts, len(system.prompts)):
             continue
         place = int(match["place"]) - 1
-        content = file.read_text(encoding="utf-8", errors="replace").removeprefix(f"{system.prompts[place]}\n\n").rstrip("\n")
+        content = (
+            file.read_text(encoding="utf-8", errors="replace").removeprefix(f"{system.prompts[place]}\n\n").rstrip("\n")
+        )
         sound = next((path for path in (file.with_suffix(".wav"), file.with_suffix(".ogg")) if path.is_file()), None)
         score = file.with_suffix(".abc")
         if score.is_file():

@@ -257,7 +257,7 @@ class DrawFront:
         if self.claims is not None:
             judged = judge(by_name, self.claims, self.headline)
             title = finding(by_name, self.claims, self.headline)
-            choice = choice_of(systems, by_name[self.claims.guidance], self.headline, asdict(self.claims)).entry()
+            choice = choice_of(systems, self.headline, asdict(self.claims)).entry()
         write_front(Path(self.out), systems, self.headline, judged, title, choice)
         return {}
 

@@ -126,7 +126,9 @@ def amended(out: Path, label: str, outputs: Sequence[Path]) -> Iterator[None]:
     """
     file = out / "steps" / f"{label}.json"
     entry = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    was_done = entry.get("state") == "done" and all(path.exists() for path in outputs) and entry["made"] == digest(outputs)
+    was_done = (
+        entry.get("state") == "done" and all(path.exists() for path in outputs) and entry["made"] == digest(outputs)
+    )
     yield
     if was_done:
         write_text(file, json.dumps(entry | {"made": digest(outputs)}, indent=1) + "\n")

@@ -23,6 +23,20 @@
     dot.addEventListener("focus", () => light(dot, true));
     dot.addEventListener("blur", () => light(dot, false));
   }
+  // One point of a picture is reached by Tab; arrows go on to its neighbours, from left to right.
+  const across = (dot) => Number(dot.querySelector(".hit").getAttribute("cx"));
+  for (const front of all("svg.front")) {
+    front.addEventListener("keydown", (event) => {
+      const dots = all(".dot", front).sort((a, b) => across(a) - across(b));
+      const here = dots.indexOf(event.target.closest(".dot"));
+      const places = { ArrowRight: here + 1, ArrowUp: here + 1, ArrowLeft: here - 1, ArrowDown: here - 1, Home: 0, End: dots.length - 1 };
+      if (here < 0 || !(event.key in places)) return;
+      event.preventDefault();
+      const next = dots[Math.max(0, Math.min(places[event.key], dots.length - 1))];
+      for (const dot of dots) dot.setAttribute("tabindex", dot === next ? "0" : "-1");
+      next.focus();
+    });
+  }
   document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
 
   // Players: one plays at a time. Without this script the browser's own controls stand in their place.
