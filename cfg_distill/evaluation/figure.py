@@ -1,6 +1,7 @@
 """The front as a picture: quality over diversity, the sweeps of the baselines beside the line of students and merges.
 
-It is made to be read at the width of a README, about 830 pixels. The input is the entries of front.json. So a study, TensorBoard and a reader of the file alone make the same picture.
+It is made to be read at the width of a README, about 830 pixels. The input is the entries of front.json. So a study,
+TensorBoard and a reader of the file alone make the same picture.
 """
 
 from __future__ import annotations

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import math
-import platform
-import re
 import shlex
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
-import yaml
-from markupsafe import Markup, escape
 
 import cfg_distill
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import write_text
-from cfg_distill.report import drawing
-from cfg_distill.report.curves import EXPLAINED, charts_of, read_curves
-from cfg_distill.report.meanings import meaning_of
+from cfg_distill.report import drawing, formats, sections
 from cfg_distill.report.results import Results, read_results
 from cfg_distill.report.sounds import SECONDS, Sample, samples_of, with_sound
 
@@ -31,9 +22,7 @@ PROMPTS = 12
 """The most prompts on the page."""
 MOST_SYSTEMS = 8
 """The most systems side by side, where no study says which ones matter."""
-LIBRARIES = ("torch", "lightning", "transformers", "numpy")
 _MARK = '<meta name="generator" content="cfg-distill'
-_AXES = (("quality", "quality", "Quality"), ("diversity", "diversity", "Diversity"), ("guard", "guards", "Guards"))
 _LEGEND = {
     "student": "students and merges, one pass per token",
     "guidance": "the base under guidance, two passes",
@@ -76,8 +65,8 @@ def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     settings: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
     environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **settings)
-    environment.filters |= {"px": _pixels, "words": _words, "names": _with_names}
-    environment.globals["marker"] = _marker
+    environment.filters |= {"px": formats.pixels, "words": formats.words, "names": formats.with_names}
+    environment.globals["marker"] = formats.marker
     return environment
 
 
@@ -96,6 +85,7 @@ class _Page:
 
     def context(self) -> dict[str, Any]:
         """What the template writes down."""
+        results = self.results
         prompts, unheard = self._prompts()
         panels = self._panels()
         context = {
@@ -117,18 +107,18 @@ class _Page:
             "has_sound": any(s.source for p in prompts for system in p["systems"] for s in system["samples"]),
             "clip_seconds": f"{SECONDS:g}",
             "unheard": unheard,
-            "claims": self._claims(),
-            "ladder": self._ladder(),
-            "tables": self._tables(),
+            "claims": sections.claims(results),
+            "ladder": sections.ladder(results),
+            "tables": sections.tables(results, self.chosen),
             "has_seconds": any(point.get("seconds") is not None for point in self.points),
             "families": {point["kind"]: True for point in self.points} | {"real": self._has("real")},
-            "meanings": self._meanings(),
-            "left_out": self._left_out(),
-            "versions": self._versions(),
-            "timings": self._timings(),
-            "config": _as_yaml(self.results.study),
+            "meanings": sections.meanings(results),
+            "left_out": sections.left_out(results),
+            "versions": sections.versions(results),
+            "timings": sections.timings(results),
+            "config": formats.as_yaml(self.results.study),
             "data": {"line": self.line},
-        } | self._training()
+        } | sections.training(results)
         return context | {"sections": self._sections(context)}
 
     # The decision
@@ -151,8 +141,8 @@ class _Page:
         measures = ", ".join(f"`{metric}`" for metric in choice.get("diversity", []))
         rule = (
             f"The rule: the whole 95 % interval of the difference in `{choice.get('quality', 'quality')}` from"
-            f" `{self.guided}`, paired by prompt, lies above -{choice['margin']:g}. Guards: {guards}. Among the points that keep"
-            f" the rule, the one with the largest gain is chosen, under the least favourable of {measures or 'all measures'}."
+            f" `{self.guided}`, paired by prompt, lies above −{choice['margin']:g}. Guards: {guards}. Among the points that"
+            f" keep it, the one with the largest gain is chosen, under the least favourable of {measures or 'all measures'}."
         )
         return {
             "system": self.chosen,
@@ -170,9 +160,9 @@ class _Page:
         differences = (self.choice.get("differences") or {}).get(shown, {})
         facts = [
             {
-                "label": _words(metric),
+                "label": formats.words(metric),
                 "value": f"{value['mean']:+.3f}".replace("-", "−"),
-                "note": _interval(value, signed=True),
+                "note": formats.interval(value, signed=True),
             }
             for metric in self._metrics()
             if (value := differences.get(metric))
@@ -183,7 +173,10 @@ class _Page:
             note = f"where {self.guided} takes {its['relative_cost']:g}"
             facts.append({"label": "passes per token", "value": f"{mine['relative_cost']:g}", "note": note})
             if mine.get("seconds") and its.get("seconds"):
-                seconds, note = _seconds(mine["seconds"]), f"where {self.guided} takes {_seconds(its['seconds'])}"
+                seconds, note = (
+                    formats.seconds(mine["seconds"]),
+                    f"where {self.guided} takes {formats.seconds(its['seconds'])}",
+                )
                 facts.append({"label": "seconds per sample", "value": seconds, "note": note})
         return facts
 
@@ -246,9 +239,9 @@ class _Page:
         for metric in self._metrics():
             value = (point["quality"] | point["diversity"]).get(metric)
             if value:
-                lines.append(f"{_words(metric)} {value['mean']:.3f} {_interval(value)}")
+                lines.append(f"{formats.words(metric)} {value['mean']:.3f} {formats.interval(value)}")
         cost = f"{point['relative_cost']:g} {'pass' if point['relative_cost'] == 1 else 'passes'} per token"
-        lines.append(f"{cost}, {_seconds(point['seconds'])} s per sample" if point.get("seconds") else cost)
+        lines.append(f"{cost}, {formats.seconds(point['seconds'])} s per sample" if point.get("seconds") else cost)
         return "\n".join(lines)
 
     def _legend(self) -> list[tuple[str, str]]:
@@ -296,115 +289,8 @@ class _Page:
         for metric in self._metrics():
             values = np.array(system.values.get(metric, np.nan), dtype=float)[..., place : place + 1]
             if np.isfinite(values).any():
-                scores.append(f"{_words(metric)} {float(np.nanmean(values)):.2f}")
+                scores.append(f"{formats.words(metric)} {float(np.nanmean(values)):.2f}")
         return " · ".join(scores)
-
-    # Claims, ladder, tables
-
-    def _claims(self) -> list[dict[str, Any]]:
-        return [
-            dict(claim) | {"parts": claim["evidence"].split("; ")} for claim in self.results.front.get("claims") or []
-        ]
-
-    def _ladder(self) -> dict[str, Any] | None:
-        rows = self.results.front.get("ladder") or []
-        heads = list(dict.fromkeys(key for row in rows for key in row))
-        if not rows:
-            return None
-        return {"heads": heads, "rows": [[_cell(row.get(head)) for head in heads] for row in rows]}
-
-    def _tables(self) -> list[dict[str, Any]]:
-        tables = []
-        for axis, key, title in _AXES:
-            metrics = [metric for metric in self.results.on(axis) if any(metric in p[key] for p in self.points)]
-            scored = [p for p in self.points if p["kind"] not in ("real", "degenerate")]
-            best = {m: max((p[key][m]["mean"] for p in scored if m in p[key]), default=None) for m in metrics}
-            rows = []
-            for point in self.points:
-                cells = [point[key].get(metric) for metric in metrics]
-                marked = axis != "guard" and point["kind"] not in ("real", "degenerate")
-                rows.append(
-                    {
-                        "name": point["name"],
-                        "look": point["kind"],
-                        "chosen": point["name"] == self.chosen,
-                        "passes": f"{point['relative_cost']:g}",
-                        "seconds": _seconds(point["seconds"]) if point.get("seconds") else "–",
-                        "cells": [
-                            cell
-                            and {
-                                "mean": f"{cell['mean']:.3f}",
-                                "half": f"{(cell['high'] - cell['low']) / 2:.3f}",
-                                "best": marked and cell["mean"] == best[metric],
-                            }
-                            for metric, cell in zip(metrics, cells, strict=True)
-                        ],
-                    }
-                )
-            if metrics:
-                tables.append({"title": title, "metrics": metrics, "rows": rows})
-        return tables
-
-    def _left_out(self) -> list[dict[str, Any]]:
-        """The metrics without a value on some prompts, and on how many prompts at most."""
-        most: dict[str, int] = {}
-        for point in self.points:
-            for metric, number in (point.get("missing") or {}).items():
-                most[metric] = max(number, most.get(metric, 0))
-        return [{"metric": metric, "number": number} for metric, number in most.items()]
-
-    def _meanings(self) -> list[dict[str, str]]:
-        specs = self.results.study.get("evaluation", {}).get("metrics") or {}
-        found: dict[str, list[str]] = {}
-        for metric, spec in specs.items():
-            found.setdefault(meaning_of(spec), []).append(metric)
-        return [{"metrics": ", ".join(metrics), "text": text} for text, metrics in found.items() if text]
-
-    # Training, versions
-
-    def _training(self) -> dict[str, Any]:
-        root = self.results.folder / "fits"
-        folders = sorted({run.parent for run in root.rglob("version_*") if run.is_dir()})
-        names = list(self.results.study.get("fits") or {})
-        series = {str(each.relative_to(root)): read_curves(each) for each in folders}
-        # The fits in the order of the study; of one fit, its training seeds.
-        order = sorted(
-            series, key=lambda name: (names.index(fit) if (fit := Path(name).parts[0]) in names else 99, name)
-        )
-        charts = [
-            vars(each) | {"about": EXPLAINED.get(each.tag, "")}
-            for each in charts_of({name: series[name] for name in order})
-        ]
-        return {"fits": list(dict.fromkeys(Path(name).parts[0] for name in order)), "charts": charts}
-
-    def _versions(self) -> list[tuple[str, str]]:
-        made = self.results.record.get("version")
-        rows = [("cfg-distill", str(made) if made else cfg_distill.__version__), ("Python", platform.python_version())]
-        for name in LIBRARIES:
-            try:
-                rows.append((name, version(name)))
-            except PackageNotFoundError:
-                continue
-        first = next(iter(self.results.systems.values()))
-        rows.append(("Prompts", str(len(first.prompts))))
-        rows.append(("Samples", f"{first.samples} per prompt and seed; seeds {', '.join(map(str, first.seeds))}"))
-        rows.append(("Folder", str(self.results.folder)))
-        timings = self._timings_file()
-        if "wall" in timings:
-            cores = timings.get("cores", 1)
-            rows.append(("Time", f"{timings['wall']} on {cores} {'core' if cores == 1 else 'cores'}"))
-        return rows
-
-    def _timings_file(self) -> dict[str, Any]:
-        file = self.results.folder / "timings.json"
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
-    def _timings(self) -> list[dict[str, str]]:
-        steps = self._timings_file().get("steps", {})
-        return [
-            {"step": name, "seconds": f"{step['seconds']:.1f}", "memory": f"{step['peak_memory_mb']:.0f}"}
-            for name, step in steps.items()
-        ]
 
     # Around it
 
@@ -424,7 +310,7 @@ class _Page:
         return any(point["kind"] == kind for point in self.points)
 
     def _sections(self, context: Mapping[str, Any]) -> list[tuple[str, str]]:
-        sections = [
+        found = [
             ("front", "Front", context["panels"]),
             ("samples", "Listen" if context["has_sound"] else "Read", context["prompts"]),
             ("claims", "Claims", context["claims"]),
@@ -433,56 +319,4 @@ class _Page:
             ("training", "Training", context["charts"]),
             ("settings", "Versions and settings", True),
         ]
-        return [(anchor, words) for anchor, words, there in sections if there]
-
-
-# How values are written
-
-
-def _pixels(value: float) -> str:
-    return f"{value:.1f}".removesuffix(".0")
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _with_names(text: str) -> Markup:
-    """Names in backticks as bold text; the rest is escaped."""
-    return Markup(re.sub(r"`([^`]+)`", r"<b>\1</b>", str(escape(text))))
-
-
-def _interval(value: Mapping[str, float], signed: bool = False) -> str:
-    sign = "+" if signed else ""
-    return f"[{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]".replace("-", "−")
-
-
-def _seconds(value: Any) -> str:
-    """Seconds per sample: a number, or one for each number of rows."""
-    if isinstance(value, Mapping):
-        return ", ".join(f"{_seconds(each)} at {rows}" for rows, each in value.items())
-    return f"{value:.3g}"
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, Mapping) and "mean" in value:
-        return f"{value['mean']:.3f} {_interval(value)}"
-    if isinstance(value, float):
-        return f"{value:.3f}" if math.isfinite(value) else "–"
-    return "–" if value is None else str(value)
-
-
-def _as_yaml(study: Mapping[str, Any]) -> str:
-    return yaml.safe_dump(dict(study), sort_keys=False, allow_unicode=True, width=100) if study else ""
-
-
-def _marker(look: str, x: float, y: float, quiet: bool) -> Markup:
-    """The mark of a point: a circle, a square, a triangle or a diamond, so that it differs without its colour."""
-    size = 3.4 if quiet else 5.2
-    shapes = {
-        "student": f'<circle class="mark student" cx="{x:.1f}" cy="{y:.1f}" r="{size:.1f}"/>',
-        "guidance": f'<path class="mark guidance" d="M{x - size:.1f} {y - size:.1f}h{2 * size:.1f}v{2 * size:.1f}h{-2 * size:.1f}z"/>',
-        "base": f'<path class="mark base" d="M{x:.1f} {y - 1.25 * size:.1f}l{1.2 * size:.1f} {2.1 * size:.1f}h{-2.4 * size:.1f}z"/>',
-    }
-    diamond = f'<path class="mark other" d="M{x:.1f} {y - size:.1f}l{size:.1f} {size:.1f}l{-size:.1f} {size:.1f}l{-size:.1f} {-size:.1f}z"/>'
-    return Markup(shapes.get(look, diamond))
+        return [(anchor, words) for anchor, words, there in found if there]

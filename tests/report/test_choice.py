@@ -66,7 +66,7 @@ def test_a_point_that_breaks_a_guard_is_not_chosen(guard: str, expected: str) ->
 
 
 def test_a_guard_may_be_relative_to_the_base() -> None:
-    rested = [system for system in line({"base": row("base", rests=0.09)})]
+    rested = line({"base": row("base", rests=0.09)})
     relative = Rule("quality", ["diversity"], 0.2, [Guard.parse("rests", "< base * 1.5")])
     assert chosen(rested, relative) == "diversity"  # .10 < .135
     assert chosen(rested, Rule("quality", ["diversity"], 0.2, [Guard.parse("rests", "< base")])) == "half"

@@ -150,13 +150,13 @@ def test_a_point_tells_its_numbers_to_pointer_and_keyboard(open_page: OpenPage, 
 def test_all_is_reached_by_the_keyboard(open_page: OpenPage, report: Path) -> None:  # noqa: F811
     page = open_page(report)
     reached: set[str] = set()
+    reach = """() => {
+        const here = document.activeElement;
+        return here.id || here.closest(".player, .dot, summary")?.getAttribute("class") || "";
+    }"""
     for _ in range(40):
         page.keyboard.press("Tab")
-        reached.add(
-            page.evaluate(
-                "(document.activeElement.id || document.activeElement.closest('.player, .dot, summary')?.getAttribute('class') || '')"
-            )
-        )
+        reached.add(page.evaluate(reach))
     assert {"dial", "heard-prompt", "player"} <= reached and any(each.startswith("dot") for each in reached)
     button = page.locator(".prompt[open] .player button").first
     button.focus()
