@@ -79,7 +79,13 @@ def front_figure(
     if note:
         figure.text(0.012, 0.925, note, fontsize=8, color="#555555")
         panels[0].set_title(" ", fontsize=9)  # reserves the space of the note
-    handles = {"loc": "outside lower left", "ncols": 4, "frameon": False, "fontsize": 9, "columnspacing": 1.4}
+    handles: dict[str, Any] = {
+        "loc": "outside lower left",
+        "ncols": 4,
+        "frameon": False,
+        "fontsize": 9,
+        "columnspacing": 1.4,
+    }
     figure.legend(list(legend.values()), list(legend), **handles)
     _place_labels(figure, panels)
     return figure
@@ -108,7 +114,7 @@ def draw_front(
         if line.loud:
             legend[line.meaning] = Line2D([], [], **(line.dots | line.path))
         if line.quiet:
-            size = {"marker": "o", "markersize": 4, "color": "#888888", "markerfacecolor": "white"}
+            size: dict[str, Any] = {"marker": "o", "markersize": 4, "color": "#888888", "markerfacecolor": "white"}
             legend[QUIET] = Line2D([], [], linestyle="", **size)
     return {meaning: legend[meaning] for meaning in sorted(legend, key=lambda meaning: meaning == QUIET)}
 
@@ -247,10 +253,12 @@ def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
         labels = []
         for text in texts:
             size = text.get_window_extent(renderer)
-            labels.append(Label(*panel.transData.transform(text.xy), size.width, size.height))  # type: ignore[attr-defined]
+            x, y = panel.transData.transform(text.xy)  # type: ignore[attr-defined]
+            labels.append(Label(float(x), float(y), size.width, size.height))
         points, lines = [], []
         for line in panel.lines:
-            corners = panel.transData.transform(line.get_xydata()) if len(line.get_xdata()) else []
+            drawn: Any = line.get_xydata()
+            corners: Any = panel.transData.transform(drawn) if len(drawn) else []
             if line.get_linestyle() == "None":
                 points += [Box.around(x, y, (line.get_markersize() + 1) * scale) for x, y in corners]
             else:

@@ -170,7 +170,8 @@ def write_front(
     if headline is not None:
         bases = [system.name for system in systems if system.kind == "base"]
         marked = [choice["system"] or choice["nearest"], choice["against"], *bases[:1]] if choice is not None else []
-        figure = front_figure(points, *vars(headline).values(), title, note, marked)
+        metrics = headline.quality, headline.diversity, headline.independent
+        figure = front_figure(points, *metrics, title, note, marked)
         staged = out / ".front.png"
         figure.savefig(staged, format="png")
         staged.replace(out / "front.png")

@@ -87,7 +87,7 @@ def verdict(interval: Interval) -> str:
 def _of_study(system: System, study: str) -> System:
     """The system as one of its study alone: systems of one chain of training are paired by training seed."""
     chain = vars(system).get("chain")
-    return replace(system, chain=f"{study}: {chain}") if chain else system
+    return System(**(vars(system) | {"chain": f"{study}: {chain}"})) if chain else system
 
 
 def _averaged(system: System, metric: str) -> System:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -194,10 +194,10 @@ class _Page:
         stops = [stop["name"] for stop in self.line]
         known = [point["name"] for point in self.points]
         wanted = [self.chosen, self.guided, claims.get("start")]
-        shown = [name for name in dict.fromkeys(wanted) if name in known]
+        shown = _known(wanted, known)
         wanted += [*ends, *(stops if len(stops) <= MOST_SYSTEMS else []), claims.get("merge")]
         wanted += known if len(known) <= MOST_SYSTEMS else []
-        named = [name for name in dict.fromkeys(wanted) if name in known]
+        named = _known(wanted, known)
         captions = {
             self.headline.diversity: "Under the measure of the reward.",
             self.headline.independent: "Under a measure that was no reward.",
@@ -257,7 +257,7 @@ class _Page:
         """The systems whose samples are shown: base, guided base, then the line of the knob, and the recommended point."""
         claims, names = self.results.claims, list(self.results.systems)
         wanted = [claims.get("start"), self.guided, *(stop["name"] for stop in self.line), self.chosen]
-        found = list(dict.fromkeys(name for name in wanted if name in names))
+        found = _known(wanted, names)
         return found if len(found) > 1 else names[:MOST_SYSTEMS]
 
     def _prompts(self) -> tuple[list[dict[str, Any]], list[str]]:
@@ -320,3 +320,8 @@ class _Page:
             ("settings", "Versions and settings", True),
         ]
         return [(anchor, words) for anchor, words, there in found if there]
+
+
+def _known(wanted: Iterable[str | None], known: Collection[str]) -> list[str]:
+    """Those of the wanted names that there are, each once, in their order."""
+    return list(dict.fromkeys(name for name in wanted if name is not None and name in known))
