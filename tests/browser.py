@@ -19,6 +19,7 @@ import importlib
 import importlib.util
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,9 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-@pytest.fixture
-def open_page(browser: Any) -> Iterator[OpenPage]:
-    """Opens a file as a page; pages of one test share no storage unless ``context`` is given (``page.context``)."""
+@contextmanager
+def pages(browser: Any) -> Iterator[OpenPage]:
+    """What the fixture :func:`open_page` gives; at the end of the block it fails unless all pages were clean."""
     found: list[str] = []
     contexts: list[Any] = []
 
@@ -80,4 +81,11 @@ def open_page(browser: Any) -> Iterator[OpenPage]:
     yield opened
     for context in contexts:
         context.close()
-    assert found == []
+    assert not found, "\n".join(found)
+
+
+@pytest.fixture
+def open_page(browser: Any) -> Iterator[OpenPage]:
+    """Opens a file as a page. Pages of one test share no storage, unless ``context=page.context`` is given."""
+    with pages(browser) as opened:
+        yield opened

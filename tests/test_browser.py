@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from browser import OpenPage, browser, open_page  # noqa: F401
+from browser import OpenPage, browser, open_page, pages  # noqa: F401
 
 CLEAN = "<!doctype html><title>clean</title><p>here</p>"
 UNCLEAN = {
@@ -25,8 +25,5 @@ def test_a_clean_page(open_page: OpenPage, tmp_path: Path) -> None:  # noqa: F81
 @pytest.mark.parametrize("expected", UNCLEAN)
 def test_an_unclean_page_fails_its_test(browser: object, tmp_path: Path, expected: str) -> None:  # noqa: F811
     (tmp_path / "page.html").write_text(f"{CLEAN}<script>{UNCLEAN[expected]}</script>")
-    steps = open_page.__wrapped__(browser)  # the fixture's own generator
-    page = next(steps)(tmp_path / "page.html")
-    page.wait_for_timeout(200)
-    with pytest.raises(AssertionError, match=expected):
-        next(steps)
+    with pytest.raises(AssertionError, match=expected), pages(browser) as opened:
+        opened(tmp_path / "page.html").wait_for_timeout(200)
