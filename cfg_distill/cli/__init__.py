@@ -17,6 +17,8 @@ COMMANDS = {
     "validate": "validate a student: the options of fit",
     "study": "fits, merges, baselines and evaluation in one file: study STUDY.yaml [--out DIR]",
     "evaluate": "quality and diversity of finished models: evaluate --model DIR ... --prompts FILE",
+    "listen": "a page for a blind listening test of a study: listen STUDY --out DIR",
+    "ratings": "opinions of a listening test: ratings FILE ... --study STUDY",
     "merge": "merge model folders: merge --models A B --weights 0.5 0.5 --out DIR",
     "generate": "draw samples: generate --model DIR --prompt TEXT",
     "export": "checkpoint to a plain Hugging Face folder: export --checkpoint FILE --out DIR",
