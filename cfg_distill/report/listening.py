@@ -292,7 +292,7 @@ def _write(test: _Test, folder: Path, source: str) -> dict[str, Any]:
     clips = _write_clips(test, names, folder / "page")
     items, meanings = _items(test, names, salt)
     kind = "sound" if any(clip.file for clip in test.clips.values()) else "text"
-    content = [items, clips, salt, digest([folder / "page" / "clips"])]
+    content = [items, clips, salt, digest(folder.glob("page/clips"))]
     page = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
     title = "Listening test" if kind == "sound" else "Reading test"
     data = {"page": page, "kind": kind, "title": title, "items": items, "clips": clips}
@@ -331,7 +331,8 @@ def _hash(salt: str, *parts: object) -> str:
 
 def _write_clips(test: _Test, names: Mapping[tuple[str, int, int], str], page: Path) -> dict[str, Any]:
     """Write the sound files; return name -> seconds, and file or text, in the order of the names, which tells nothing."""
-    (page / "clips").mkdir(parents=True)
+    files = page / "clips"
+    (files if any(clip.file for clip in test.clips.values()) else page).mkdir(parents=True)
     gain = common_gain([clip.file for clip in test.clips.values() if clip.file])
     clips: dict[str, Any] = {}
     for place, clip in test.clips.items():
@@ -340,7 +341,7 @@ def _write_clips(test: _Test, names: Mapping[tuple[str, int, int], str], page: P
             clips[name] = {"text": clip.text, "seconds": round(len(clip.text.split()) / WORDS_PER_SECOND, 1)}
             continue
         content, suffix, seconds = encoded(clip.file, gain)
-        (page / "clips" / f"{name}{suffix}").write_bytes(content)
+        (files / f"{name}{suffix}").write_bytes(content)
         clips[name] = {"file": f"clips/{name}{suffix}", "seconds": round(seconds, 3)}
     return {name: clips[name] for name in sorted(clips)}
 

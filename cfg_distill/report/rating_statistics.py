@@ -65,8 +65,8 @@ def crossed_interval(
     mean = float(values_PR[known_PR].mean())
     random = np.random.default_rng(seed)
     prompts_BP, raters_BR = (_draws(random, resamples, number) for number in values_PR.shape)
-    sums_B = np.einsum("bp,pr,br->b", prompts_BP, filled_PR, raters_BR, optimize=True)
-    counts_B = np.einsum("bp,pr,br->b", prompts_BP, known_PR.astype(float), raters_BR, optimize=True)
+    sums_B = ((prompts_BP @ filled_PR) * raters_BR).sum(1)
+    counts_B = ((prompts_BP @ known_PR) * raters_BR).sum(1)
     deviations_B = sums_B[counts_B > 0] / counts_B[counts_B > 0] - mean
     if deviations_B.std() > 0:
         deviations_B *= _standard_error(values_PR, level) / deviations_B.std()

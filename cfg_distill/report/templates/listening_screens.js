@@ -76,7 +76,7 @@ function secondsLeft(ids) {
 function head() {
   const left = steps.filter((id) => id !== INTRO && !isDone(id));
   const done = items.size - left.length;
-  const text = `${done} of ${items.size} done` + (left.length ? `, ${minutes(secondsLeft(left))} left` : "");
+  const text = `${done} of ${items.size}` + (left.length ? `, ${minutes(secondsLeft(left))} left` : " done");
   const bar = make("div", { className: "bar" }, make("div", { style: `width: ${(100 * done) / items.size}%` }));
   const copy = make("button", { className: "plain", onclick: download }, "Save a copy");
   return [make("div", { className: "top" }, make("span", { className: "faint", id: "progress" }, text), copy), bar];
@@ -141,7 +141,7 @@ function showItem(item) {
     ? make("div", { className: "groups" }, ...groupsOf(item, session.rater).map((group, n) => make("section", { className: "card" }, make("h2", {}, `Group ${"AB"[n]}`), ...listing(group.clips))))
     : make("div", { className: "card" }, ...listing(item.clips));
   const keys = make("p", { className: "faint keys" });
-  const pairs = [isSound && (wide ? [`1 to ${clipsOf(item).length}`, "play"] : ["Space", "play"]), wide ? ["A  E  B", "choose"] : ["1 to 5", "score"], ["Enter", "next"], ["←", "back"]];
+  const pairs = [isSound && (wide ? [`Space or 1 to ${clipsOf(item).length}`, "play"] : ["Space", "play"]), wide ? ["A  E  B", "choose"] : ["1 to 5", "score"], ["Enter", "next"], ["←", "back"]];
   for (const [key, does] of pairs.filter(Boolean)) keys.append(make("kbd", {}, key), ` ${does}   `);
   show(...head(), prompt, body, make("div", { className: "card" }, ...fieldsets), keys, foot(hint, next));
   shown = { item, players, next: go, back: () => place > 0 && move(-1), choose: (key) => chooseByKey(key, item, answer, fieldsets, players) };
@@ -228,7 +228,7 @@ function makePlayer(clip, label, answer, siblings, refresh) {
   });
   seek.addEventListener("input", () => (audio.currentTime = Number(seek.value)));
   draw();
-  return { element, toggle, stop: () => audio.pause() };
+  return { element, toggle, stop: () => audio.pause(), plays: () => !audio.paused, heard: () => answer.heard.includes(clip) };
 }
 
 function showEnd() {
@@ -278,7 +278,9 @@ document.addEventListener("keydown", (event) => {
     Enter: () => !onButton && (shown.next(), true),
     " ": () => {
       if (onButton || (onRadio && !target.checked) || !shown.players.length) return false;
-      shown.players[0].toggle();
+      // What plays is paused; else the first clip that was not heard yet is played, or the first one of all.
+      const { players } = shown;
+      (players.find((each) => each.plays()) ?? players.find((each) => !each.heard()) ?? players[0]).toggle();
       return true;
     },
     ArrowLeft: () => !onRadio && target.type !== "range" && (shown.back(), true),
