@@ -35,7 +35,7 @@ evaluation:
   headline: {{quality: length, diversity: length}}
 """
 TUNES = ["A lively Irish jig in G major", "An Irish reel in D", "A slow air in E minor", "A polka in A", "A waltz in G"]
-TEXTS = ["w5", "w6 w7", "w8 w9", "w1 w2 w3", "w4"]
+TEXTS = ["w5", "w6 w7", "w8 w9", "w1 w2 w3", "w4", "w3 w9"]
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def opinions_of(key: Key, raters: Sequence[Rater]) -> dict[str, Any]:
         for scale in SCALES:
             paired = answers.scores[scale, system] - answers.scores[scale, key.against]
             if np.isfinite(paired).any():
-                differences[system][scale] = _comparison(paired, 0.0, crossed_interval, ("better", "worse"))
+                differences[system][scale] = _comparison(paired, 0.0, crossed_interval, ("better", "worse"), answers=2)
         if np.isfinite(won := answers.wins[system]).any():
             compared = _comparison(won, 0.5, win_interval, ("more varied", "less varied"))
             counts = {"won": won == 1, "equal": won == 0.5, "lost": won == 0}
@@ -157,9 +157,21 @@ def opinions_of(key: Key, raters: Sequence[Rater]) -> dict[str, Any]:
 
 
 def _comparison(
-    values_PR: np.ndarray, even: float, interval_of: Callable[[np.ndarray], Interval], words: tuple[str, str]
+    values_PR: np.ndarray,
+    even: float,
+    interval_of: Callable[[np.ndarray], Interval],
+    words: tuple[str, str],
+    answers: int = 1,
 ) -> dict[str, Any]:
-    """An interval, its verdict, and what would decide it."""
+    """An interval, its verdict, and what would decide it.
+
+    Args:
+        values_PR: the comparisons.
+        even: the value of no difference.
+        interval_of: its interval.
+        words: the verdicts above and below.
+        answers: the answers that one comparison takes: the scores of two clips, or one choice.
+    """
     interval = interval_of(values_PR)
     known_PR = np.isfinite(values_PR)
     prompts, raters = int(known_PR.any(1).sum()), int(known_PR.any(0).sum())
@@ -170,17 +182,20 @@ def _comparison(
         "verdict": verdict,
         "prompts": prompts,
         "raters": raters,
-        "ratings": int(known_PR.sum()),
+        "pairs": int(known_PR.sum()),
     }
     if verdict == "undecided":
         more = more_to_decide(interval.mean - even, spread(values_PR), prompts, raters)
-        if prompts < FEWEST_PROMPTS and more.prompts is not None:
-            more = More(max(more.prompts, FEWEST_PROMPTS - prompts), None)
+        least = max(1, FEWEST_PROMPTS - prompts)
+        more = More(
+            None if more.prompts is None else max(more.prompts, least),
+            None if more.raters is None or prompts < FEWEST_PROMPTS else max(more.raters, 1),
+        )
         found["to_decide"] = {
             "prompts": more.prompts,
             "raters": more.raters,
-            "ratings_by_prompts": None if more.prompts is None else more.prompts * raters,
-            "ratings_by_raters": None if more.raters is None else more.raters * prompts,
+            "ratings_by_prompts": None if more.prompts is None else more.prompts * raters * answers,
+            "ratings_by_raters": None if more.raters is None else more.raters * prompts * answers,
         }
     return found
 

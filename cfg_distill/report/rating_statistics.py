@@ -22,8 +22,8 @@ from numpy.typing import ArrayLike
 from cfg_distill.evaluation.front import Interval
 
 RESAMPLES = 4000
-FEWEST_PROMPTS = 5
-"""With fewer prompts no comparison is decided: an interval from so few means nothing."""
+FEWEST_PROMPTS = 6
+"""With fewer prompts no comparison is decided: five that all agree do not exclude chance at 95 % (2 / 2^5 is more than 5 %)."""
 MOST = 10_000
 """More prompts or raters than this are no answer."""
 

@@ -198,9 +198,9 @@ def test_all_problems_at_once(texts: Path, tmp_path: Path, capsys, monkeypatch) 
     assert "Option `--group`: expected at least 2, but got 1" in message
     assert "Option `--raters`: expected at least 1, but got 0" in message and "thesis.tex" in message
     message = said("out", f"--out={tmp_path / 'new'}", "--preset=paper")
-    assert "Option `--preset`: expected at most 5 prompts, since the study has no more, but got 101." in message
+    assert "Option `--preset`: expected at most 6 prompts, since the study has no more, but got 101." in message
     assert "`--prompt-file`" in message
-    assert "`--prompts`: expected at most 5" in said("out", f"--out={tmp_path / 'new'}", "--prompts=6")
+    assert "`--prompts`: expected at most 6" in said("out", f"--out={tmp_path / 'new'}", "--prompts=7")
     assert "`--variety`: expected at most 2" in said("out", f"--out={tmp_path / 'new'}", "--prompts=2", "--variety=3")
     message = said("out", f"--out={tmp_path / 'new'}", "--prompts=2", "--systems", "base", "--against=guidance 2")
     assert "`--against`: expected one of the rated systems" in message
