@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fenced import blocks
 from report_studies import standing_in
 
 from cfg_distill.cli import main
@@ -266,3 +267,20 @@ def test_few_prompts_decide_nothing_however_clear(test: Path, key: dict, rate: R
         and five["to_decide"]["ratings_by_prompts"] == 6
     )
     assert five["to_decide"]["raters"] is None
+
+
+def test_the_commands_of_the_page(texts: Path, rate: Rate, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """docs/listening.md, with a study of six prompts as runs/quickstart."""
+    shutil.copytree(texts.parent, tmp_path / "desk")
+    (tmp_path / "desk/runs").mkdir()
+    (tmp_path / "desk/out").rename(tmp_path / "desk/runs/quickstart")
+    listen, ratings = (words[1:] for block in blocks("docs/listening.md") for words in block.commands())
+    with standing_in(tmp_path / "desk"):
+        assert main([*listen, "--prompts=6"]) == 0
+        key = json.loads(Path("runs/quickstart/listening/first/key.json").read_text())
+        answers = {item: {"quality": 3, "adherence": 4} for item, of in key["items"].items() if of["kind"] == "quality"}
+        Path("ratings-anna.json").write_text(rate("anna", 0, page=key["page"], answers=answers).read_text())
+        files = [str(file) for word in ratings for file in Path().glob(word) if "*" in word]
+        assert main(["ratings", *files, *ratings[2:]]) == 0
+        assert Path("runs/quickstart/ratings.json").is_file()
+    assert "18 answers by anna" in capsys.readouterr().out
