@@ -376,7 +376,7 @@ def _page(data: Mapping[str, Any]) -> str:
         "title": data["title"],
         "style": (TEMPLATES / "listening.css").read_text(encoding="utf-8"),
         "script": "\n".join(
-            (TEMPLATES / f"listening_{part}.js").read_text(encoding="utf-8") for part in ("answers", "screens")
+            (TEMPLATES / f"listening_{part}.js").read_text(encoding="utf-8") for part in ("answers", "items", "screens")
         ),
         # Last, so that nothing in a prompt is taken for a part; and no `<`, which could end the element.
         "data": json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),

@@ -28,6 +28,8 @@ from cfg_distill.report.ratings import EQUAL, SCALES, SCORES, Key, Rater, read_r
 
 FORMAT, VERSION = "cfg-distill opinions", 1
 FILES = ("ratings.json", "ratings.txt")
+HASTY = 2.0
+"""Seconds: who answers faster has not heard a clip."""
 BOUNDS = (float(SCORES[0]), float(SCORES[-1]))
 
 
@@ -233,6 +235,9 @@ def _remarks(key: Key, raters: Sequence[Rater], answers: _Answers) -> list[str]:
         open_items = len(key.items) - len(rater.answers)
         if open_items:
             remarks.append(f"{rater.name} left {open_items} of {len(key.items)} items open.")
+        hasty = sum(answer.get("seconds", HASTY) < HASTY for answer in rater.answers.values())
+        if hasty:
+            remarks.append(f"{rater.name} answered {hasty} items in less than {HASTY:g} seconds each.")
         given = {(answer[s]) for answer in rater.answers.values() for s in SCALES if s in answer}
         if len(given) == 1 and len(rater.answers) > FEWEST_PROMPTS:
             remarks.append(f"{rater.name} gave {given.pop()} to everything.")

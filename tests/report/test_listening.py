@@ -233,7 +233,7 @@ def test_a_test_is_replaced_only_when_asked_for(texts: Path, listen: Listen, cap
         assert "`--overwrite`" in capsys.readouterr().err
     assert len(key_of(listen(texts, "--prompts=3", "--variety=0", "--overwrite"))["prompts"]) == 3
     with standing_in(texts.parent):  # a good place, in which the study writes nothing
-        assert main(["listen", "out", "--out=out/listening/first", "--prompts=2"]) == 0
+        assert main(["listen", "out", "--out=out/listening/inside", "--prompts=2"]) == 0
 
 
 # The page
@@ -403,3 +403,18 @@ def test_a_clip_that_is_missing_says_so(tunes: Path, listen: Listen, browser: An
 
     with pytest.raises(AssertionError, match="ERR_FILE_NOT_FOUND"):
         look()
+
+
+def test_a_browser_that_keeps_nothing(texts: Path, listen: Listen, open_page: OpenPage) -> None:  # noqa: F811
+    test = listen(texts, "--prompts=1", "--variety=0", "--systems", "base")
+    page = open_page(test / "page/index.html", accept_downloads=True)
+    page.add_init_script("Object.defineProperty(window, 'localStorage', {get() { throw new Error('blocked') }})")
+    page.reload()
+    assert "This browser keeps nothing" in page.inner_text(".problem")
+    page.fill("#rater", "Eve")
+    page.keyboard.press("Enter")
+    for key in ("4", "4", "Enter"):
+        page.keyboard.press(key)
+    with page.expect_download() as download:
+        page.click("#download")
+    assert json.loads(Path(download.value.path()).read_text())["finished"]

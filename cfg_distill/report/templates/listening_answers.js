@@ -8,7 +8,11 @@ const isSound = data.kind === "sound";
 const thing = isSound ? "clip" : "text";
 const SCALES = [
   { key: "quality", question: `How good is this ${thing}?`, words: ["bad", "poor", "fair", "good", "excellent"] },
-  { key: "adherence", question: "How well does it fit the prompt?", words: ["not at all", "a little", "partly", "mostly", "fully"] },
+  {
+    key: "adherence",
+    question: "How well does it fit the prompt?",
+    words: ["not at all", "a little", "partly", "mostly", "fully"],
+  },
 ];
 const INTRO = "variety";
 const screen = document.getElementById("screen");
@@ -84,7 +88,8 @@ function answerOf(id) {
 function missing(item) {
   const answer = session.answers[item.id] ?? { heard: [] };
   const unheard = clipsOf(item).filter((clip) => audible(clip) && !answer.heard.includes(clip));
-  if (unheard.length) return item.kind === "quality" ? "Play the clip first." : `Play ${count(unheard.length, "more clip")} first.`;
+  if (unheard.length && item.kind === "quality") return "Play the clip first.";
+  if (unheard.length) return `Play ${count(unheard.length, "more clip")} first.`;
   if (item.kind === "variety") return answer.more ? "" : "Choose one of the three.";
   const open = SCALES.filter((scale) => !answer[scale.key]);
   if (open.length === 2) return "Give both scores.";
