@@ -20,6 +20,8 @@ COMMANDS = {
     "choose": "the point of a study to ship: choose STUDY [--margin M] [--out DIR]",
     "compare": "two studies on the same prompts: compare STUDY STUDY",
     "report": "write the page of a study anew: report STUDY [--inline]",
+    "listen": "a page for a blind listening test of a study: listen STUDY --out DIR",
+    "ratings": "opinions of a listening test: ratings FILE ... --study STUDY",
     "merge": "merge model folders: merge --models A B --weights 0.5 0.5 --out DIR",
     "generate": "draw samples: generate --model DIR --prompt TEXT",
     "export": "checkpoint to a plain Hugging Face folder: export --checkpoint FILE --out DIR",

@@ -212,6 +212,11 @@ def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
     content = read_yaml(file)
     if not content:
         raise ConfigError(f"File `{path}`: expected keys and values, but it is empty.")
+    return study_of(content)
+
+
+def study_of(content: Mapping[str, Any]) -> tuple[Study, list[Problem]]:
+    """The study in the keys and values of a file or of a record; and what is wrong with these."""
     reader = _Reader()
     return reader.dataclass_of(Study, "", content), reader.problems
 
