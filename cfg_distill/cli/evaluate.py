@@ -37,8 +37,10 @@ def run(argv: Sequence[str]) -> None:
 
     from cfg_distill.evaluation.models import evaluate_request
     from cfg_distill.evaluation.requests import EvaluateRequest
+    from cfg_distill.recipe.quiet import without_bars
 
     inline = vars(given).pop("inline")
+    without_bars()
     request, options = EvaluateRequest(**vars(given)), parser.options()
     if problems := request.problems():
         raise ConfigError([problem.told(options) for problem in problems])

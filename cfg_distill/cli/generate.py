@@ -45,7 +45,9 @@ def run(argv: Sequence[str]) -> None:
 
     from cfg_distill.evaluation.requests import GenerateRequest
     from cfg_distill.evaluation.written import remarks_on, show, write
+    from cfg_distill.recipe.quiet import without_bars
 
+    without_bars()
     request, options = GenerateRequest(**vars(given)), parser.options()
     if problems := request.problems():
         raise ConfigError([problem.told(options) for problem in problems])

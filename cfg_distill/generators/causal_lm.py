@@ -285,8 +285,7 @@ class CausalLM(Generator):
         }
         if not self._linear_head:
             return Logits(self.model(**inputs, logits_to_keep=last).logits[:, None])
-        layer = self.model.get_output_embeddings()
-        head = Head([layer.weight], None if layer.bias is None else [layer.bias])
+        head = Head.of([self.model.get_output_embeddings()])
         return HiddenStates(self.model.base_model(**inputs).last_hidden_state[:, -last:], head)
 
     def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[DecodingState, Predictions]:

@@ -249,8 +249,8 @@ class MusicGen(Generator):
             logits_NKTV = self.model(**inputs).logits.unflatten(0, (-1, self.num_codebooks))
             return Logits(logits_NKTV[:, :, -num_new:])
         # Kept apart, not stacked: a stack would copy all heads at every step.
-        weights: Any = [layer.weight for layer in self.model.lm_heads]
-        return HiddenStates(self.model.model(**inputs).last_hidden_state[:, -num_new:], Head(weights))
+        head = Head.of(self.model.lm_heads)
+        return HiddenStates(self.model.model(**inputs).last_hidden_state[:, -num_new:], head)
 
     def _begin(self, num_rows: int) -> Tensor:
         """The position before the first one, ``[N, K, 1]``."""

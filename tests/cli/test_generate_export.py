@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from cfg_distill.callbacks import StudentEMA
 from cfg_distill.checkpoints import spec_of
@@ -230,3 +231,18 @@ def test_merge(folder: Path, tiny_model: str, capsys: pytest.CaptureFixture) -> 
         torch.testing.assert_close(merged[name], value + 0.25)
     message = said(capsys, *words, "--weights", "0.75")
     assert "2 problems" in message and "Option `--weights`: expected 2" in message and "merged" in message
+
+
+def test_off_a_terminal_no_bar_of_weights_is_drawn(
+    tiny_model: str, checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Path("prompts.txt").write_text("w1\n")
+    commands = {
+        "generate": ["--model", tiny_model, "--prompt", "w1", "--samples", "1", "--max-new-tokens", "2"],
+        "evaluate": ["--model", tiny_model, "--prompts", "prompts.txt", "--samples", "2", "--max-new-tokens", "2"],
+        "export": ["--checkpoint", "last.ckpt", "--out", "student"],
+    }
+    for command, words in commands.items():
+        logging.enable_progress_bar()  # another test may have been quiet already
+        assert main([command, *words]) == 0
+        assert "Loading weights" not in capsys.readouterr().err, command
