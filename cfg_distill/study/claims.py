@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from cfg_distill.evaluation import System, difference, height_above
-from cfg_distill.evaluation.front import KINDS, Interval
+from cfg_distill.evaluation.front import KINDS
+from cfg_distill.evaluation.intervals import Interval
 from cfg_distill.study.config import Claims, Headline
 
 Verdict = Literal["holds", "fails", "undecided"]
 
 
-def above(interval: Interval) -> Verdict:
+def above(interval: Any) -> Verdict:
     """Whether a difference is positive: decided when the interval leaves 0 out."""
     return "holds" if interval.low > 0 else "fails" if interval.high < 0 else "undecided"
 
@@ -105,7 +106,7 @@ class _Court:
     def _diversity(self, left: System, right: System) -> Interval:
         return difference(left, right, self.headline.diversity)
 
-    def _height(self, others: list[System]) -> Interval:
+    def _height(self, others: list[System]) -> Any:
         return height_above(self.merge, others, self.headline.quality, self.headline.diversity)
 
     def _quality_shown(self, left: System, right: System) -> str:
@@ -125,7 +126,7 @@ def _claim(claim: str, verdict: Verdict, evidence: str) -> dict[str, str]:
     return {"claim": claim, "verdict": verdict, "evidence": evidence}
 
 
-def shown(interval: Interval) -> str:
+def shown(interval: Any) -> str:
     """``+0.012 [-0.003, +0.027]``."""
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
