@@ -56,7 +56,7 @@ def missing(systems: Sequence[System], metrics: Sequence[str]) -> dict[str, int]
     """
     found = {}
     for metric in metrics:
-        lost_P = np.any([np.isnan(system.cells(metric)).any(axis=(0, 2)) for system in systems], axis=0)
+        lost_P = np.any([np.isnan(system.cells(metric)).any(axis=1) for system in systems], axis=0)
         if lost_P.any():
             found[metric] = int(lost_P.sum())
     return found
@@ -72,7 +72,7 @@ def resampler(
     """
     if any(system.prompts != systems[0].prompts for system in systems):
         raise ValueError(f"Expected systems on the same prompts but got {[system.name for system in systems]}.")
-    values = [[system.cells(metric) for system in systems] for metric in metrics]
+    values = [[system.runs(metric) for system in systems] for metric in metrics]
     return Resampler(values, [system.chain for system in systems], resamples, seed)
 
 

@@ -71,10 +71,9 @@ def evaluate(
             measure.reset()
         for start in starts:
             batch = list(prompts[start : start + batch_size])
-            began = time.perf_counter()
+            began = now(generator)
             samples = draw(generator, batch, sampling, guidance, seed * SEEDS_APART + start)
-            _wait_for(generator)
-            seconds += time.perf_counter() - began
+            seconds += now(generator) - began
             for measure in metrics.values():
                 measure.update(samples)
             if listen is not None and seed == seeds[0]:
@@ -88,7 +87,8 @@ def evaluate(
     return system
 
 
-def _wait_for(generator: Generator) -> None:
-    """Until an accelerator has done what it was asked to do: it works while Python goes on."""
+def now(generator: Generator) -> float:
+    """Seconds, once the generator's device has done what it was given: an accelerator works while Python goes on."""
     if generator.device.type == "cuda":
         torch.cuda.synchronize(generator.device)
+    return time.perf_counter()

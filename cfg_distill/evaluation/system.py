@@ -33,7 +33,7 @@ class System:
         prompts: the prompts, in the order of the values.
         axes: metric -> ``quality``, ``diversity`` or ``guard``.
         values: metric -> one row per sampling seed, one number per prompt; NaN where the metric does not apply. With several
-            training seeds: metric -> such a table per training seed. :meth:`cells` has one shape for both.
+            training seeds: metric -> such a table per training seed. :meth:`runs` has one shape for both.
         relative_cost: forward passes per token, relative to sampling without guidance.
         knob: the weight of the second student in a merge of two, from 0 to 1; None for any other system.
         training_seeds: of a system that the study trained, or merged of what it trained; empty for any other system.
@@ -64,14 +64,18 @@ class System:
     top_p: float = 1.0
     min_p: float = 0.0
 
-    def cells(self, metric: str) -> np.ndarray:
+    def runs(self, metric: str) -> np.ndarray:
         """The values by training seed, prompt and sampling seed, ``[R, P, S]``; R is 1 for a system that was not trained."""
         values = np.asarray(self.values[metric], dtype=float)
         return (values[None] if values.ndim == 2 else values).swapaxes(1, 2)
 
+    def cells(self, metric: str) -> np.ndarray:
+        """The values by prompt and seed, ``[P, R * S]``: of all training seeds, and all sampling seeds of each."""
+        return np.concatenate(self.runs(metric), axis=1)
+
     def interval(self, metric: str) -> Interval:
         """Mean over prompts, sampling seeds and training seeds, and its 95 % interval."""
-        return bootstrap_interval(self.cells(metric))
+        return bootstrap_interval(self.runs(metric))
 
     def on(self, axis: str) -> list[str]:
         """The metrics of one axis."""
@@ -79,7 +83,7 @@ class System:
 
     def missing(self) -> dict[str, int]:
         """Metric -> the number of prompts on which it is NaN under some seed; the metrics that are NaN nowhere are left out."""
-        lost = {metric: int(np.isnan(self.cells(metric)).any(axis=(0, 2)).sum()) for metric in self.axes}
+        lost = {metric: int(np.isnan(self.cells(metric)).any(axis=1).sum()) for metric in self.axes}
         return {metric: number for metric, number in lost.items() if number}
 
     def point(self) -> dict[str, Any]:

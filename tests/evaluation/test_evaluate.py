@@ -87,8 +87,9 @@ def test_several_training_runs_are_one_system(generator, tmp_path: Path):
     both = pooled("quality", [first, second])
     assert both.name == "quality" and both.training_seeds == [0, 1]
     assert both.seconds == pytest.approx(2 * first.seconds)
-    assert both.cells("distinct").shape == (2, 5, 2)  # training seeds, prompts, sampling seeds
-    assert (both.cells("distinct")[1] == second.cells("distinct")[0]).all()
+    assert both.runs("distinct").shape == (2, 5, 2)  # training seeds, prompts, sampling seeds
+    assert both.cells("distinct").shape == (5, 4)
+    assert (both.runs("distinct")[1] == second.runs("distinct")[0]).all()
     assert both.interval("length").mean == pytest.approx(np.mean([first.values["length"], second.values["length"]]))
     both.save(tmp_path / "both.json")
     assert System.read(tmp_path / "both.json") == both
