@@ -135,6 +135,12 @@ def _headline(metrics: dict[str, SampleMetric]) -> Headline | None:
     return Headline(on["quality"][0], *on["diversity"][:2])
 
 
+def _trained(systems: Sequence[System]) -> str:
+    """Words about the training seeds of the students, where there are several."""
+    seeds = max((system.training_seeds for system in systems), key=len, default=[])
+    return f", training seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
+
+
 def write_front(
     out: Path | None,
     systems: Sequence[System],
@@ -142,8 +148,21 @@ def write_front(
     claims: Sequence[Mapping[str, str]] = (),
     title: str = "",
     choice: Mapping[str, Any] | None = None,
+    more: Mapping[str, Any] | None = None,
+    lines: str = "",
 ) -> str:
-    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; return the table."""
+    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; return the table.
+
+    Args:
+        out: the folder.
+        systems: all systems, in their order.
+        headline: the metrics of the picture; None for no picture.
+        claims: judged.
+        title: of the picture.
+        choice: the point to ship, an entry of front.json; None for none.
+        more: further entries of front.json.
+        lines: what they say, for table.txt.
+    """
     from cfg_distill.evaluation.figure import front_figure
     from cfg_distill.evaluation.front import hypervolumes
     from cfg_distill.evaluation.table import front_table, hypervolume_line
@@ -152,7 +171,7 @@ def write_front(
     first = systems[0]
     note = (
         f"{len(first.prompts)} held-out prompts, {first.samples} samples of each, sampling seeds"
-        f" {', '.join(map(str, first.seeds))}; bars: 95 % bootstrap intervals over prompts and seeds"
+        f" {', '.join(map(str, first.seeds))}{_trained(systems)}; bars: 95 % bootstrap intervals over prompts and seeds"
     )
     volumes = hypervolumes(points, headline)
     table = f"{front_table(points)}\n\n{note.replace('bars', '±')}.\n"
@@ -160,10 +179,11 @@ def write_front(
     if choice is not None:
         table += f"\n{choice['reason']}\n"
     for claim in claims:
-        table += f"\n{claim['verdict'].upper():9}  {claim['claim']}\n           {claim['evidence']}\n"
+        table += f"\n{claim['verdict'].upper():9}  {claim['name']} {claim['claim']}\n           {claim['evidence']}\n"
+    table += lines
     if out is None:
         return table
-    front = {"systems": points, "claims": list(claims), "hypervolume": volumes}
+    front = {"systems": points, "claims": list(claims), "hypervolume": volumes} | dict(more or {})
     if choice is not None:
         front |= {"choice": choice}
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")

@@ -16,6 +16,7 @@ NOUNS: dict[StepKind, tuple[str, str, str]] = {
     "export": ("export", "exports", ""),
     "merge": ("merge", "merges", ""),
     "evaluate": ("evaluation", "evaluations", "batch"),
+    "time": ("timing", "timings", ""),
 }
 """One step, several, and the parts in which a step reports its progress."""
 COUNTED: tuple[StepKind, ...] = ("fit", "merge", "evaluate")
@@ -144,8 +145,8 @@ class Forecast:
         return ", ".join(now) + (f"; then {', '.join(then)}" if now and then else "")
 
     def _described(self, step: Step, progress: Progress) -> str:
-        if step.kind == "front":
-            return "drawing the front"
+        if step.kind in ("front", "time"):
+            return "drawing the front" if step.kind == "front" else "measuring seconds per sample"
         same = [each.label for each in self.steps if each.kind == step.kind]
         noun, _, part = NOUNS[step.kind]
         name = f"{noun} {same.index(step.label) + 1} of {len(same)} {step.subject}"
