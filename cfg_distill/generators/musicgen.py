@@ -35,6 +35,7 @@ from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.musicgen_shared import TRAINED_SECONDS, Melody, Shared, problems_of_prompt, problems_of_text
+from cfg_distill.generators.networks import network_of
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
@@ -206,7 +207,7 @@ class MusicGen(Generator):
         found = from_hub(AutoConfig, base, _KIND).model_type
         if found != self.config.model_type:
             raise ConfigError(f"Model `{path}`: expected model_type {self.config.model_type}, but got {found}.")
-        whole = from_hub(MODELS[found], base, _KIND, dtype=torch.float32)
+        whole = network_of(MODELS[found], base, _KIND, dtype=torch.float32)
         if is_adapter(path):
             add_adapter(whole.decoder, read_adapter(path, _DECODER), path)
         return whole
