@@ -16,11 +16,10 @@ class Count(nn.Module):
     - ``sum``: the number of samples, N.
     - ``mean``: N times :math:`\bar\ell`, the mean length in the steps BEFORE this one.
 
-    The number of the step's own positions, C, is no good divisor. It is random, and depends on the samples whose terms it
-    divides: samples whose lengths differ from their siblings' also have other rewards. So E[L / C] is not E[L] / E[C], the less
-    so the fewer prompts a step has. At one prompt per step the expected gradient of a reward came out a fifth too small beside
-    the gradient of the KL (``tests/distillation/test_count.py`` enumerates it). The mean length of the past is independent of
-    the step's samples: it scales all terms alike. The first step has no past, and takes C.
+    The number of the step's own positions, C, is no good divisor. It depends on the samples whose terms it divides: short
+    samples have other rewards than long ones. So E[L / C] is not E[L] / E[C], the less so the fewer prompts a step has. At one
+    prompt per step beta was off by a third (``tests/distillation/test_count.py`` enumerates it). The mean length of the past is
+    independent of the step's samples: it scales all terms alike. The first step has no past, and takes C.
 
     The mean is saved with the run, and the same on all ranks.
 

@@ -98,7 +98,8 @@ def median_distance(vectors: Tensor) -> float:
     if len(vectors) > _MOST_FOR_BANDWIDTH:
         drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:_MOST_FOR_BANDWIDTH]
         vectors = vectors[drawn.to(vectors.device)]
-    return max(float(torch.pdist(vectors.double()).median()), 1e-6)  # a reference of copies has none
+    # Tensor.median() takes the lower of two middle values.
+    return max(float(torch.pdist(vectors.double()).quantile(0.5)), 1e-6)  # a reference of copies has none
 
 
 def mean_kernel_within(vectors: Tensor, bandwidth: float) -> Tensor:
