@@ -373,7 +373,7 @@ def _trained_on(fits: dict[str, Fit], held_out: dict[str, list[str]]) -> list[Pr
                     problems += said_by(f"fits.{name}", error.under(f"data.{part}"))
                 continue
             for key, prompts in held_out.items():
-                both = [] if (key, part) == ("development", "validation") else _shared(prompts, seen)
+                both = [] if (key, part) == ("development", "validation") else _shared(prompts, map(str, seen))
                 if not both:
                     continue
                 problems.append(

@@ -67,8 +67,13 @@ def curve_of(systems: Sequence[System], temperature: float | None = None) -> lis
 
 def _entry(curve: Sequence[System], front: Sequence[System], quality: str, diversity: str, cost: str) -> dict[str, Any]:
     systems, places = [*curve, *front], range(len(curve), len(curve) + len(front))
-    entry = {"quality": quality, "diversity": diversity, "cost": cost, "baselines": [each.name for each in front]}
-    entry["missing"] = missing(systems, [quality, diversity])
+    entry: dict[str, Any] = {
+        "quality": quality,
+        "diversity": diversity,
+        "cost": cost,
+        "baselines": [each.name for each in front],
+    }
+    entry |= {"missing": missing(systems, [quality, diversity])}
     try:
         means = resampler(systems, [quality, diversity])
     except ValueError as error:

@@ -121,13 +121,16 @@ class Sweep:
         """
         plain = SystemConfig(self.model, dtype=self.dtype)
         found: dict[str, SystemConfig] = {}
-        grid = product(self.guidance or [1.0], self.temperature or [None]) if self.guidance or self.temperature else ()
-        for scale, temperature in grid:
-            guided = scale != 1
-            words = [f"guidance {scale:g}"] * guided + ([] if temperature is None else [f"T {temperature:g}"])
-            negatives = {"negative": self.negative, "negative_system": self.negative_system} if guided else {}
-            system = dataclasses.replace(plain, temperature=temperature, guidance=scale, **negatives)
-            found[" ".join([name, *words])] = system
+        temperatures: list[float | None] = [*self.temperature] or [None]
+        for scale, temperature in product(self.guidance or [1.0], temperatures):
+            if not self.guidance and temperature is None:
+                continue  # a sweep of filters alone
+            system = dataclasses.replace(plain, temperature=temperature, guidance=scale)
+            words = [name] if temperature is None else [name, f"T {temperature:g}"]
+            if scale != 1:
+                system = dataclasses.replace(system, negative=self.negative, negative_system=self.negative_system)
+                words.insert(1, f"guidance {scale:g}")
+            found[" ".join(words)] = system
         for p in self.top_p:
             found[f"{name} top-p {p:g}"] = dataclasses.replace(plain, top_p=p)
         for p in self.min_p:

@@ -162,7 +162,7 @@ def _fit_step(name: str, fit: Fit, run: Run, start: Made, out: Path) -> Step:
     seed = [] if run.seed is None else [f"--seed_everything={run.seed}"]
     # The study's own additions: the folder of the run, and to go on from its last checkpoint when there is one.
     words += [*seed, f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
-    config = {
+    config: dict[str, Any] = {
         "recipe": recipe.values,
         "start": fit.start,
         "files": digests([recipe.values, "" if start.needs else fit.start]),
