@@ -13,11 +13,13 @@ import pytest
 from made_study import PROMPTS, line, system, tone, write_logs, write_samples, write_study
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation.choice import Rule, guard_of
 from cfg_distill.report import sounds as sounds_module
 from cfg_distill.report import write_report
 from cfg_distill.report.curves import charts_of, read_curves
 from cfg_distill.report.drawing import Scale, front_panel, scale_of
 from cfg_distill.report.meanings import meaning_of
+from cfg_distill.report.results import read_results
 from cfg_distill.report.sounds import SECONDS, clip
 
 soundfile = pytest.importorskip("soundfile", reason="the audio extra is missing")
@@ -51,6 +53,14 @@ def test_a_choice_that_the_user_made_is_the_one_that_is_shown(study: Path) -> No
     change_front(study, choice=mine)
     page = page_of(study)
     assert "Ship <em>quality</em>, knob 0</h1>" in page and "I like it." in page
+
+
+def test_a_guard_shows_its_value_and_its_bound(study: Path) -> None:
+    rule = Rule("quality", ["diversity"], 9.0, [guard_of("rests<0.2")])
+    change_front(study, choice=read_results(study).choose(rule=rule).entry())
+    page = page_of(study)
+    assert "Ship <em>diversity</em>" in page and "every guard holds" in page
+    assert re.search(r"<dt>rests, guard &lt; 0.2</dt><dd><strong>0.1</strong> <span>\[0.\d+, 0.10\d\]", page)
 
 
 def test_prompts_and_samples_are_data(study: Path) -> None:
