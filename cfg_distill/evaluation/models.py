@@ -141,7 +141,6 @@ def write_front(
     headline: Headline | None,
     claims: Sequence[Mapping[str, str]] = (),
     title: str = "",
-    choice: Mapping[str, Any] | None = None,
 ) -> str:
     """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; return the table."""
     from cfg_distill.evaluation.figure import front_figure
@@ -157,21 +156,14 @@ def write_front(
     volumes = hypervolumes(points, headline)
     table = f"{front_table(points)}\n\n{note.replace('bars', '±')}.\n"
     table += "".join(f"{hypervolume_line(volume)}\n" for volume in volumes)
-    if choice is not None:
-        table += f"\n{choice['reason']}\n"
     for claim in claims:
         table += f"\n{claim['verdict'].upper():9}  {claim['claim']}\n           {claim['evidence']}\n"
     if out is None:
         return table
     front = {"systems": points, "claims": list(claims), "hypervolume": volumes}
-    if choice is not None:
-        front |= {"choice": choice}
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
-        bases = [system.name for system in systems if system.kind == "base"]
-        marked = [choice["system"] or choice["nearest"], choice["against"], *bases[:1]] if choice is not None else []
-        metrics = headline.quality, headline.diversity, headline.independent
-        figure = front_figure(points, *metrics, title, note, marked)
+        figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
         staged = out / ".front.png"
         figure.savefig(staged, format="png")
         staged.replace(out / "front.png")

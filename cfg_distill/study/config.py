@@ -120,7 +120,7 @@ class Evaluation:
     top_k: int = 0
     top_p: float = 1.0
     batch_size: int = 8
-    written: int = 12
+    written: int = 4
     written_samples: int = 2
     dtype: Dtype = "float32"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -245,7 +245,6 @@ class DrawFront:
 
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill.evaluation import System
-        from cfg_distill.evaluation.choice import choice_of
         from cfg_distill.evaluation.models import write_front
         from cfg_distill.study.claims import finding, judge
 
@@ -253,12 +252,11 @@ class DrawFront:
         for system, knob in zip(systems, self.knobs, strict=True):
             system.knob = knob
         by_name = {system.name: system for system in systems}
-        judged, title, choice = [], "", None
+        judged, title = [], ""
         if self.claims is not None:
             judged = judge(by_name, self.claims, self.headline)
             title = finding(by_name, self.claims, self.headline)
-            choice = choice_of(systems, self.headline, asdict(self.claims)).entry()
-        write_front(Path(self.out), systems, self.headline, judged, title, choice)
+        write_front(Path(self.out), systems, self.headline, judged, title)
         return {}
 
 

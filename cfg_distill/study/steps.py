@@ -124,9 +124,5 @@ def _front_step(study: Study, evaluations: list[Step], out: Path) -> Step:
     knobs = [study.knob(name) for name in study.all_systems()]
     job = DrawFront([str(step.outputs[0]) for step in evaluations], headline, claims, knobs, str(out))
     config = [asdict(headline), claims and asdict(claims), knobs]
-    return Step("front", "", job, front_outputs(out), [step.label for step in evaluations], config, 3.0)
-
-
-def front_outputs(out: Path) -> list[Path]:
-    """The files of the last step."""
-    return [out / "front.json", out / "front.png", out / "table.txt"]
+    outputs = [out / "front.json", out / "front.png", out / "table.txt"]
+    return Step("front", "", job, outputs, [step.label for step in evaluations], config, 3.0)
