@@ -190,11 +190,8 @@ def test_keys_of_later_versions_are_shown_when_they_are_there(study: Path) -> No
     band = {"mean": 0.7, "low": 0.6, "high": 0.8}
     loops = {"name": "loops", "kind": "degenerate", "values": {"quality": band}, "outcomes": {"quality": "bought"}}
     values = {"quality": band, "diversity": None}
-    real = {"name": "real", "kind": "real", "values": values, "outcomes": {"quality": "holds"}, "seen": None}
-    front["ladder"] = [real, loops]
-        {"name": "real", "kind": "real", "values": values, "outcomes": {"quality": "holds"}, "seen": None},
-        loops,
-    ]
+    music = {"name": "real", "kind": "real", "values": values, "outcomes": {"quality": "holds"}, "seen": None}
+    front["ladder"] = [music, loops]
     height = {"mean": 0.1, "low": 0.08, "high": 0.12}
     curve = [{"system": "half", "knob": 0.5, "height": height, "verdict": "holds"}]
     front["fronts"] = [
