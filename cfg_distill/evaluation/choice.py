@@ -7,99 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Self
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from cfg_distill.errors import ConfigError, Problem, nearest
 from cfg_distill.evaluation.compare import difference
 from cfg_distill.evaluation.front import Interval
-from cfg_distill.evaluation.headline import Headline
+from cfg_distill.evaluation.guards import Guard, guards_of
 from cfg_distill.evaluation.system import System
 
 MARGIN = 0.02
 """How far below the guided base a quality may lie, where nobody says."""
 CANDIDATES = ("student", "merge", "model")
 """The kinds of systems that can be shipped: none of them needs guidance."""
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_BOUND = re.compile(rf"\s*(<=|>=|<|>)\s*(?:({_NUMBER})|base(?:\s*([*+-])\s*({_NUMBER}))?)\s*")
 _SENTENCE = re.compile(r"\s*([^<>=]*[^<>=\s])\s*([<>].*)")
-
-
-@dataclass(frozen=True)
-class Guard:
-    """A bound on a metric, absolute or relative to the base: value below (or above) factor * base + offset.
-
-    Attributes:
-        metric: its name.
-        sign: ``<``, ``<=``, ``>`` or ``>=``.
-        factor: of the base's value; 0 for an absolute bound.
-        offset: what is added.
-    """
-
-    metric: str
-    sign: str
-    factor: float
-    offset: float
-
-    @classmethod
-    def parse(cls, metric: str, bound: str) -> Self:
-        """A guard from its metric and its bound.
-
-        Raises:
-            ConfigError: the bound cannot be read.
-
-        Example:
-            >>> Guard.parse("rest_share", "<= base + 0.01")
-            Guard(metric='rest_share', sign='<=', factor=1.0, offset=0.01)
-        """
-        found = _BOUND.fullmatch(bound)
-        if found is None:
-            wanted = "expected a bound such as `< 0.02`, `<= base + 0.01` or `< base * 1.5`"
-            raise ConfigError(Problem("guard", f"{wanted}, but got `{bound}` for `{metric}`."))
-        sign, absolute, operator, number = found.groups()
-        if absolute is not None:
-            return cls(metric, sign, 0.0, float(absolute))
-        if operator == "*":
-            return cls(metric, sign, float(number), 0.0)
-        return cls(metric, sign, 1.0, float(f"{operator}{number}") if operator else 0.0)
-
-    def __str__(self) -> str:
-        if not self.factor:
-            return f"{self.metric} {self.sign} {self.offset:g}"
-        base = "base" if self.factor == 1 else f"base * {self.factor:g}"
-        more = f" {'+' if self.offset > 0 else '-'} {abs(self.offset):g}" if self.offset else ""
-        return f"{self.metric} {self.sign} {base}{more}"
-
-    def excess(self, system: System, base: System) -> Interval:
-        """How far the metric lies above its bound, with an interval: a guard with ``<`` holds while all of it is below 0."""
-        if not self.factor:
-            return Interval(*(value - self.offset for value in system.interval(self.metric)))
-        scaled = replace(base, values={self.metric: (np.array(base.values[self.metric]) * self.factor).tolist()})
-        return Interval(*(value - self.offset for value in difference(system, scaled, self.metric)))
-
-    def holds(self, excess: Interval) -> bool:
-        """Whether the whole interval of the excess keeps the bound."""
-        least = -excess.high if self.sign.startswith("<") else excess.low
-        return least > 0 or (least == 0 and len(self.sign) == 2)
-
-
-def guard_of(text: str) -> Guard:
-    """A guard as it is typed: ``METRIC<BOUND``.
-
-    Raises:
-        ConfigError: it is none.
-
-    Example:
-        >>> str(guard_of("rest_share<0.02"))
-        'rest_share < 0.02'
-    """
-    found = _SENTENCE.fullmatch(text)
-    if found is None:
-        wanted = 'expected a metric, `<` or `>`, and a bound, as in "rest_share<0.02"'
-        raise ConfigError(Problem("guard", f"{wanted}, but got `{text}`."))
-    return Guard.parse(found[1], found[2])
 
 
 @dataclass(frozen=True)
@@ -286,7 +209,7 @@ def _candidate(system: System, guided: System, rule: Rule, base: System) -> Cand
         gains.append(Gain(differences[metric].mean / level if level else differences[metric].mean, metric))
     broken = []
     for guard in rule.guards:
-        if not guard.holds(guard.excess(system, base)):
+        if guard.verdict(guard.excess(system, base)) != "holds":
             value = system.interval(guard.metric)
             broken.append(f"guard {guard} does not hold: {value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]")
     return Candidate(system, differences, differences[rule.quality], min(gains), broken)
@@ -309,20 +232,6 @@ def _shown(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
-def choice_of(systems: Sequence[System], headline: Headline, claims: Mapping[str, Any]) -> Choice:
-    """The choice of a study by its own rule; see :func:`default_rule`.
-
-    Args:
-        systems: all systems.
-        headline: the metrics of the claims.
-        claims: the claims of the study file.
-    """
-    by_name = {system.name: system for system in systems}
-    diversity = list(dict.fromkeys(metric for system in systems for metric in system.on("diversity")))
-    rule = default_rule(claims, headline.quality, diversity)
-    return choose(systems, by_name[claims["guidance"]], rule, by_name.get(claims["start"]))
-
-
 def default_rule(claims: Mapping[str, Any] | None, quality: str, diversity: Sequence[str]) -> Rule:
     """The rule of a study: the margin and guards of its claims.
 
@@ -333,16 +242,21 @@ def default_rule(claims: Mapping[str, Any] | None, quality: str, diversity: Sequ
     """
     claims = claims or {}
     margin = claims.get("margin")
-    return Rule(quality, diversity, MARGIN if margin is None else float(margin), guards_of(claims.get("guards")))
+    return Rule(quality, diversity, MARGIN if margin is None else float(margin), guards_of(claims.get("guards") or {}))
 
 
-def guards_of(content: Any) -> list[Guard]:
-    """Guards as a study file writes them: metric -> bound, or sentences.
+def guard_of(text: str) -> Guard:
+    """A guard as it is typed: ``METRIC<BOUND``.
+
+    Raises:
+        ConfigError: it is none.
 
     Example:
-        >>> [str(guard) for guard in guards_of({"rest_share": "< 0.02"}) + guards_of(["length > 10"])]
-        ['rest_share < 0.02', 'length > 10']
+        >>> str(guard_of("rest_share<0.02"))
+        'rest_share < 0.02'
     """
-    if isinstance(content, Mapping):
-        return [Guard.parse(metric, str(bound)) for metric, bound in content.items()]
-    return [guard_of(str(each)) for each in content or ()]
+    found = _SENTENCE.fullmatch(text)
+    if found is None:
+        wanted = 'expected a metric, `<` or `>`, and a bound, as in "rest_share<0.02"'
+        raise ConfigError(Problem("", f"{wanted}, but got `{text}`."))
+    return Guard.parse(found[1], found[2])

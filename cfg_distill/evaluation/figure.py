@@ -62,7 +62,8 @@ def front_figure(
         independent: a measure of diversity that was no reward, for the second panel; None for one panel.
         title: one line that states the finding.
         note: one line below the title: prompts, samples, the meaning of the bars.
-        marked: the systems that always have a name, and that alone have intervals; none: all that are named have both.
+        marked: the systems that always have a name, and that alone have intervals. None: students and merges have intervals,
+            and without these all that have a name.
     """
     across = [diversity] if independent is None else [diversity, independent]
     figure = Figure(figsize=(WIDTH, 5.0), dpi=DPI, layout="constrained")
@@ -203,7 +204,8 @@ class _Line:
         quiet = _means(self.quiet, self.quality, self.diversity)
         panel.plot(*quiet, **(self.dots | small), alpha=0.55, linestyle="", zorder=3)
         named = self.named
-        barred = [p for p in named if p["name"] in self.marked or not self.marked]
+        leading = self.family == "students" or not any(FAMILY[p["kind"]] == "students" for p in self.drawn)
+        barred = [p for p in named if (p["name"] in self.marked if self.marked else leading)]
         bars: dict[str, Any] = {
             "xerr": _bars(p["diversity"][self.diversity] for p in barred),
             "yerr": _bars(p["quality"][self.quality] for p in barred),

@@ -147,7 +147,6 @@ def write_front(
     headline: Headline | None,
     claims: Sequence[Mapping[str, str]] = (),
     title: str = "",
-    choice: Mapping[str, Any] | None = None,
     more: Mapping[str, Any] | None = None,
     lines: str = "",
 ) -> str:
@@ -159,7 +158,6 @@ def write_front(
         headline: the metrics of the picture; None for no picture.
         claims: judged.
         title: of the picture.
-        choice: the point to ship, an entry of front.json; None for none.
         more: further entries of front.json.
         lines: what they say, for table.txt.
     """
@@ -176,22 +174,15 @@ def write_front(
     volumes = hypervolumes(points, headline)
     table = f"{front_table(points)}\n\n{note.replace('bars', '±')}.\n"
     table += "".join(f"{hypervolume_line(volume)}\n" for volume in volumes)
-    if choice is not None:
-        table += f"\n{choice['reason']}\n"
     for claim in claims:
         table += f"\n{claim['verdict'].upper():9}  {claim['name']} {claim['claim']}\n           {claim['evidence']}\n"
     table += lines
     if out is None:
         return table
     front = {"systems": points, "claims": list(claims), "hypervolume": volumes} | dict(more or {})
-    if choice is not None:
-        front |= {"choice": choice}
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
-        bases = [system.name for system in systems if system.kind == "base"]
-        marked = [choice["system"] or choice["nearest"], choice["against"], *bases[:1]] if choice is not None else []
-        metrics = headline.quality, headline.diversity, headline.independent
-        figure = front_figure(points, *metrics, title, note, marked)
+        figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
         staged = out / ".front.png"
         figure.savefig(staged, format="png")
         staged.replace(out / "front.png")

@@ -48,7 +48,7 @@ def choose_study(
             try:
                 rule = replace(rule, guards=[*rule.guards, guard_of(text)])
             except ConfigError as error:
-                problems += error.problems
+                problems += error.under("guard")
     problems += problems_of_rule(rule, list(results.systems.values()))
     try:
         results.guided(against)
@@ -74,6 +74,27 @@ def choose_study(
     return "\n".join(lines)
 
 
+def decide(study: str | Path) -> str:
+    """Write the choice of a study by its own claims, where it has claims, and nobody has made a choice yet.
+
+    Args:
+        study: the folder of the results.
+
+    Returns:
+        The choice and its reason, old or new; empty without claims.
+
+    Raises:
+        ConfigError: the results cannot be read.
+    """
+    results = read_results(study)
+    if not results.claims:
+        return ""
+    if not results.front.get("choice"):
+        results.keep(results.choose())
+    kept = results.front["choice"]
+    return f"{heading(kept['system'], kept['knob'])} {kept['reason']}"
+
+
 def _problems_of_copy(out: Path, study: Path) -> list[Problem]:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         return [Problem("out", f"`{out}` exists, and a copy replaces nothing. Name a new folder.")]
@@ -82,7 +103,13 @@ def _problems_of_copy(out: Path, study: Path) -> list[Problem]:
 
 def choice_text(choice: Choice, results: Results) -> str:
     """The choice, its reason, every difference from the guided base, and why each other point was rejected."""
-    lines = [heading(choice), choice.reason, "", *_rule_lines(choice.rule, choice.guided.name)]
+    chosen = None if choice.chosen is None else choice.chosen.system
+    lines = [
+        heading(chosen.name, chosen.knob) if chosen else heading(None, None),
+        choice.reason,
+        "",
+        *_rule_lines(choice.rule, choice.guided.name),
+    ]
     for axis, title in (("quality", "Quality"), ("diversity", "Diversity"), ("guard", "Guards")):
         metrics = [metric for metric in results.on(axis) if any(metric in c.differences for c in choice.candidates)]
         if metrics and choice.candidates:
@@ -97,12 +124,16 @@ def choice_text(choice: Choice, results: Results) -> str:
     return "\n".join(lines)
 
 
-def heading(choice: Choice) -> str:
-    """The choice in a few words."""
-    if choice.chosen is None:
+def heading(system: str | None, knob: float | None) -> str:
+    """The choice in a few words.
+
+    Example:
+        >>> heading("half", 0.5), heading(None, None)
+        ('Recommended: half (knob 0.5).', 'No point is recommended.')
+    """
+    if system is None:
         return "No point is recommended."
-    system = choice.chosen.system
-    return f"Recommended: {system.name}" + ("" if system.knob is None else f" (knob {system.knob:g})") + "."
+    return f"Recommended: {system}" + ("" if knob is None else f" (knob {knob:g})") + "."
 
 
 def _rule_lines(rule: Rule, guided: str) -> list[str]:

@@ -29,6 +29,16 @@ def interval(value: Mapping[str, float], signed: bool = False) -> str:
     return f"[{value['low']:{sign}.3f}, {value['high']:{sign}.3f}]".replace("-", "−")
 
 
+def signed(value: Mapping[str, float]) -> str:
+    """A difference and its interval.
+
+    Example:
+        >>> signed({"mean": 0.01, "low": -0.002, "high": 0.02})
+        '+0.010 [−0.002, +0.020]'
+    """
+    return f"{value['mean']:+.3f}".replace("-", "−") + f" {interval(value, signed=True)}"
+
+
 def seconds(value: Any) -> str:
     """Seconds per sample: a number, or one for each number of rows."""
     if isinstance(value, Mapping):

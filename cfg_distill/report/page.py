@@ -12,6 +12,7 @@ import numpy as np
 
 import cfg_distill
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.evaluation.choice import guard_of
 from cfg_distill.files import write_text
 from cfg_distill.report import drawing, formats, sections
 from cfg_distill.report.results import Results, read_results
@@ -27,7 +28,7 @@ _LEGEND = {
     "student": "students and merges, one pass per token",
     "guidance": "the base under guidance, two passes",
     "base": "the base without guidance",
-    "other": "real or broken samples, to compare with",
+    "other": "real samples, to compare with",
 }
 
 
@@ -108,7 +109,10 @@ class _Page:
             "clip_seconds": f"{SECONDS:g}",
             "unheard": unheard,
             "claims": sections.claims(results),
+            "fronts": sections.fronts(results),
+            "notes": results.front.get("notes") or [],
             "ladder": sections.ladder(results),
+            "timing": sections.timing(results),
             "tables": sections.tables(results, self.chosen),
             "has_seconds": any(point.get("seconds") is not None for point in self.points),
             "families": {point["kind"]: True for point in self.points} | {"real": self._has("real")},
@@ -168,6 +172,10 @@ class _Page:
             if (value := differences.get(metric))
         ]
         points = {point["name"]: point for point in self.points}
+        for guard in map(guard_of, self.choice.get("guards") or []):
+            if value := points.get(shown, {}).get("guards", {}).get(guard.metric):
+                label = f"{formats.words(guard.metric)}, guard {str(guard).removeprefix(guard.metric).strip()}"
+                facts.append({"label": label, "value": f"{value['mean']:.3g}", "note": formats.interval(value)})
         if shown in points and self.guided in points:
             mine, its = points[shown], points[self.guided]
             note = f"where {self.guided} takes {its['relative_cost']:g}"
@@ -314,6 +322,7 @@ class _Page:
             ("front", "Front", context["panels"]),
             ("samples", "Listen" if context["has_sound"] else "Read", context["prompts"]),
             ("claims", "Claims", context["claims"]),
+            ("fronts", "Above the baselines", context["fronts"]),
             ("ladder", "Ladder", context["ladder"]),
             ("tables", "Tables", True),
             ("training", "Training", context["charts"]),

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem, nearest
-from cfg_distill.evaluation.choice import Choice, Rule, choose, default_rule
+from cfg_distill.evaluation.choice import Candidate, Choice, Rule, choose, default_rule
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System
 from cfg_distill.files import read_yaml, write_text
 from cfg_distill.folders import find_file
 from cfg_distill.study.ledger import Ledger, amended
 from cfg_distill.study.record import RECORD, begun_with, digest
-from cfg_distill.study.steps import front_outputs
 
 FRONT = "front.json"
 
@@ -121,10 +120,48 @@ class Results:
         return choose(self.systems.values(), self.guided(against), rule or self.rule(), base)
 
     def keep(self, choice: Choice) -> None:
-        """Write the choice into front.json. The study's step that made the file stays done."""
+        """Write the choice into front.json, and mark it in front.png. The study's step that made the files stays done."""
         self.front["choice"] = choice.entry()
-        with amended(self.folder, "front", front_outputs(self.folder)):
+        with amended(self.folder, "front", self._outputs_of_front()):
             write_text(self.folder / FRONT, json.dumps(self.front, indent=1) + "\n")
+            if choice.nearest is not None:
+                self._draw(choice.nearest, choice.guided)
+
+    def _outputs_of_front(self) -> list[Path]:
+        """The files that the last step of a study makes, in its order: those of several training seeds are pooled."""
+        pooled = [name for name in self.systems if (self.folder / "systems" / name).is_dir()]
+        made = [self.folder / name for name in (FRONT, "front.png", "table.txt")]
+        return made + [self.folder / "systems" / f"{name}.json" for name in pooled]
+
+    def _draw(self, shown: Candidate, guided: System) -> None:
+        """The picture again, with the recommended point in its title."""
+        if self.headline is None:
+            return
+        from cfg_distill.evaluation.figure import front_figure
+
+        bases = [each.name for each in self.systems.values() if each.kind == "base"]
+        start = self.claims.get("start") or (bases[0] if bases else "")
+        metrics = self.headline.quality, self.headline.diversity, self.headline.independent
+        first = next(iter(self.systems.values()))
+        note = (
+            f"{len(first.prompts)} held-out prompts, {first.samples} samples of each per seed, {len(first.seeds)} sampling"
+            f" {'seed' if len(first.seeds) == 1 else 'seeds'}; crosses: 95 % intervals of the mean"
+        )
+        figure = front_figure(
+            self.points, *metrics, self._title(shown, guided), note, [shown.system.name, guided.name, start]
+        )
+        staged = self.folder / ".front.png"
+        figure.savefig(staged, format="png")
+        staged.replace(self.folder / "front.png")
+
+    def _title(self, shown: Candidate, guided: System) -> str:
+        """One neutral line: the point against the guided base."""
+        assert self.headline is not None
+        diversity = shown.differences[self.headline.diversity].mean
+        ratio = shown.system.relative_cost / guided.relative_cost
+        cost = {1.0: "equal cost", 0.5: "half the forward passes"}.get(ratio, f"{ratio:g} of the forward passes")
+        numbers = f"quality {shown.quality.mean:+.3f}, diversity {diversity:+.3f}"
+        return f"{shown.system.name}: {numbers} against {guided.name}, at {cost}"
 
     # Models
 

@@ -20,16 +20,69 @@ AXES = (("quality", "quality", "Quality"), ("diversity", "diversity", "Diversity
 
 
 def claims(results: Results) -> list[dict[str, Any]]:
-    """The claims, each with its evidence part by part."""
-    return [dict(claim) | {"parts": claim["evidence"].split("; ")} for claim in results.front.get("claims") or []]
+    """The claims, each with its evidence part by part: its text, and its verdict where the part has one of its own."""
+    found = []
+    for claim in results.front.get("claims") or []:
+        parts = [{"text": each["part"], "verdict": each["verdict"]} for each in claim.get("parts") or []]
+        parts += [{"text": f"guard {each['text']}", "verdict": each["verdict"]} for each in claim.get("guards") or []]
+        parts = parts or [{"text": text, "verdict": ""} for text in claim["evidence"].split("; ")]
+        found.append(
+            {"name": claim.get("name", ""), "claim": claim["claim"], "verdict": claim["verdict"], "parts": parts}
+        )
+    return found
+
+
+def fronts(results: Results) -> list[dict[str, Any]]:
+    """How far students and merges lie above the fronts of the baselines: a table per measure and cost."""
+    tables = []
+    for entry in results.front.get("fronts") or []:
+        cost = {"equal": "of equal cost", "any": "of any cost"}.get(entry["cost"], entry["cost"])
+        number = len(entry["baselines"])
+        title = f"{formats.words(entry['diversity'])}, {number} {'baseline' if number == 1 else 'baselines'} {cost}"
+        rows = [
+            {"what": f"height of {each['system']}", "value": formats.signed(each["height"]), "verdict": each["verdict"]}
+            for each in entry.get("curve") or []
+        ]
+        for key, words, written in (
+            ("mean_height", "mean height of the line", formats.signed),
+            ("hypervolume", "hypervolume, difference", formats.signed),
+            ("dominated", "share of baselines beaten in both", formats.cell),
+        ):
+            if key in entry:
+                rows.append({"what": words, "value": written(entry[key]), "verdict": entry[key]["verdict"]})
+        tables.append({"title": title, "rows": rows, "problem": entry.get("problem", "")})
+    return tables
+
+
+def timing(results: Results) -> dict[str, Any] | None:
+    """Measured seconds per sample, by system and number of rows; None where nothing was measured."""
+    measured = results.front.get("timing") or []
+    if not measured:
+        return None
+    numbers = sorted({each["rows"] for each in measured})
+    seconds = {(each["system"], each["rows"]): formats.seconds(each["seconds"]) for each in measured}
+    names = dict.fromkeys(each["system"] for each in measured)
+    rows = [{"system": name, "cells": [seconds.get((name, number), "–") for number in numbers]} for name in names]
+    return {"numbers": numbers, "rows": rows, "tokens": measured[0].get("tokens")}
 
 
 def ladder(results: Results) -> dict[str, Any] | None:
-    """The rows that the study made of samples whose order is known; None without such rows."""
-    rows = results.front.get("ladder") or []
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    if not rows:
+    """The samples whose order is known, under each metric that judges them; None where the study has none.
+
+    A metric that orders a row wrongly is marked with its outcome: ``bought``, or ``unclear``.
+    """
+    found = results.front.get("ladder") or []
+    rungs = found["rows"] if isinstance(found, dict) else found
+    if not rungs:
         return None
+    rows = []
+    for rung in rungs:
+        cells = {key: value for key, value in rung.items() if key not in ("values", "outcomes", "seen")}
+        for metric, value in (rung.get("values") or {}).items():
+            outcome = (rung.get("outcomes") or {}).get(metric, "holds")
+            cells[metric] = formats.cell(value) + ("" if outcome == "holds" else f" {outcome}")
+        rows.append(cells)
+    heads = list(dict.fromkeys(key for row in rows for key in row))
     return {"heads": heads, "rows": [[formats.cell(row.get(head)) for head in heads] for row in rows]}
 
 

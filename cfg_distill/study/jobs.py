@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -285,7 +285,6 @@ class DrawFront:
     timing: str = ""
 
     def run(self, report: Report) -> dict[str, Any]:
-        from cfg_distill.evaluation.choice import choice_of
         from cfg_distill.evaluation.models import write_front
         from cfg_distill.study.claims import finding, judge
         from cfg_distill.study.fronts import further_entries, lines_of
@@ -294,15 +293,14 @@ class DrawFront:
         for system, knob in zip(systems, self.knobs, strict=True):
             system.knob = knob
         by_name = {system.name: system for system in systems}
-        judged, title, choice = [], "", None
+        judged, title = [], ""
         if self.claims is not None:
             judged = judge(by_name, self.claims, self.headline)
             title = finding(by_name, self.claims, self.headline)
-            choice = choice_of(systems, self.headline, asdict(self.claims)).entry()
         timing = json.loads(Path(self.timing).read_text(encoding="utf-8")) if self.timing else []
         temperature = None if self.claims is None else by_name[self.claims.merge].temperature
         more = further_entries(systems, self.headline, temperature, self.protocol, timing)
-        write_front(Path(self.out), systems, self.headline, judged, title, choice, more=more, lines=lines_of(more))
+        write_front(Path(self.out), systems, self.headline, judged, title, more=more, lines=lines_of(more))
         return {}
 
     def _read(self) -> list[Any]:

@@ -14,7 +14,6 @@ from cfg_distill.files import write_text
 from cfg_distill.merging import merge_folders
 from cfg_distill.study.ledger import amended
 from cfg_distill.study.record import digest
-from cfg_distill.study.steps import front_outputs
 
 
 @pytest.fixture
@@ -25,6 +24,11 @@ def study(folder: Path) -> Path:
 
 def front_of(study: Path) -> dict:
     return json.loads((study / "front.json").read_text())
+
+
+def outputs_of(study: Path) -> list[Path]:
+    """The files of a study's last step."""
+    return [study / name for name in ("front.json", "front.png", "table.txt")]
 
 
 def said_by(words: list[str], capsys: pytest.CaptureFixture) -> str:
@@ -147,14 +151,14 @@ def test_no_study(folder: Path, capsys: pytest.CaptureFixture) -> None:
 
 def test_a_step_that_was_done_stays_done_with_the_choice(study: Path) -> None:
     """A study run again would else make the front anew, and lose the choice."""
-    outputs, entry = front_outputs(study), study / "steps" / "front.json"
+    outputs, entry = outputs_of(study), study / "steps" / "front.json"
     write_text(entry, json.dumps({"state": "done", "made": digest(outputs), "source": "s"}))
     assert main(["choose", "study"]) == 0
     assert json.loads(entry.read_text()) == {"state": "done", "made": digest(outputs), "source": "s"}
 
 
 def test_a_step_whose_output_the_user_changed_stays_undone(study: Path) -> None:
-    outputs, entry = front_outputs(study), study / "steps" / "front.json"
+    outputs, entry = outputs_of(study), study / "steps" / "front.json"
     write_text(entry, json.dumps({"state": "done", "made": "another"}))
     with amended(study, "front", outputs):
         (study / "table.txt").write_text("new")

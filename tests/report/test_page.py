@@ -13,11 +13,13 @@ import pytest
 from made_study import PROMPTS, line, system, tone, write_logs, write_samples, write_study
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation.choice import Rule, guard_of
 from cfg_distill.report import sounds as sounds_module
 from cfg_distill.report import write_report
 from cfg_distill.report.curves import charts_of, read_curves
 from cfg_distill.report.drawing import Scale, front_panel, scale_of
 from cfg_distill.report.meanings import meaning_of
+from cfg_distill.report.results import read_results
 from cfg_distill.report.sounds import SECONDS, clip
 
 soundfile = pytest.importorskip("soundfile", reason="the audio extra is missing")
@@ -51,6 +53,14 @@ def test_a_choice_that_the_user_made_is_the_one_that_is_shown(study: Path) -> No
     change_front(study, choice=mine)
     page = page_of(study)
     assert "Ship <em>quality</em>, knob 0</h1>" in page and "I like it." in page
+
+
+def test_a_guard_shows_its_value_and_its_bound(study: Path) -> None:
+    rule = Rule("quality", ["diversity"], 9.0, [guard_of("rests<0.2")])
+    change_front(study, choice=read_results(study).choose(rule=rule).entry())
+    page = page_of(study)
+    assert "Ship <em>diversity</em>" in page and "every guard holds" in page
+    assert re.search(r"<dt>rests, guard &lt; 0.2</dt><dd><strong>0.1</strong> <span>\[0.\d+, 0.10\d\]", page)
 
 
 def test_prompts_and_samples_are_data(study: Path) -> None:
@@ -177,14 +187,29 @@ def test_keys_of_later_versions_are_shown_when_they_are_there(study: Path) -> No
     for each in (real, broken):
         each.save(study / "systems" / f"{each.name}.json")
         front["systems"].append(each.point())
-    front["ladder"] = [
-        {"rung": "real", "quality": {"mean": 0.7, "low": 0.6, "high": 0.8}},
-        {"rung": "loops", "quality": 0.25},
+    band = {"mean": 0.7, "low": 0.6, "high": 0.8}
+    loops = {"name": "loops", "kind": "degenerate", "values": {"quality": band}, "outcomes": {"quality": "bought"}}
+    values = {"quality": band, "diversity": None}
+    music = {"name": "real", "kind": "real", "values": values, "outcomes": {"quality": "holds"}, "seen": None}
+    front["ladder"] = [music, loops]
+    height = {"mean": 0.1, "low": 0.08, "high": 0.12}
+    curve = [{"system": "half", "knob": 0.5, "height": height, "verdict": "holds"}]
+    front["fronts"] = [
+        {"quality": "quality", "diversity": "bigram", "cost": "equal", "baselines": ["base"], "curve": curve}
     ]
+    front["timing"] = [{"system": "base", "rows": rows, "tokens": 64, "seconds": 0.5 / rows} for rows in (1, 4)]
+    front["notes"] = ["One training seed: the <intervals> say nothing about another training run."]
+    part, guard = {"part": "a part", "verdict": "undecided"}, {"text": "rests < 0.1 of half", "verdict": "holds"}
+    claim = {"name": "C1", "claim": "It holds", "verdict": "undecided", "evidence": ""}
+    front["claims"] = [claim | {"parts": [part], "guards": [guard]}]
     change_front(study, **front)
     page = page_of(study)
     assert '<th scope="col">Seconds</th>' in page and "<td>0.0123</td>" in page
-    assert 'id="ladder"' in page and "0.700 [0.600, 0.800]" in page and "<td>0.250</td>" in page
+    assert "<td>0.700 [0.600, 0.800]</td>" in page and "<td>0.700 [0.600, 0.800] bought</td>" in page
+    assert "bigram, 1 baseline of equal cost" in page and "+0.100 [+0.080, +0.120]" in page
+    assert '<th scope="col">4 at once</th>' in page and "<td>0.125</td>" in page
+    assert "the &lt;intervals&gt; say nothing" in page
+    assert "<h3>C1 It holds</h3>" in page and "guard rests &lt; 0.1 of half" in page
     assert "has no value on up to 2 prompts" in page
     assert '<tr class="degenerate"><th scope="row">loops</th>' in page
     assert 'data-system="real tunes" aria-label' in page and 'data-system="loops" aria-label' not in page
