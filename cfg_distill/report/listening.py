@@ -34,6 +34,8 @@ WORDS_PER_SECOND = 4.0
 """The speed of reading."""
 DATE = 946_684_800
 """The date of all files of a page: the first day of 2000, which zip archives can hold."""
+LONG = 60
+"""Minutes after which raters tire."""
 MOST_SYSTEMS = 8
 """More systems than this are a wrong default: a rater hears one clip of each for every prompt."""
 
@@ -128,6 +130,10 @@ class _Test:
     def needed(self) -> int:
         """Samples per prompt that the page takes."""
         return self.group if self.compared and len(self.systems) > 1 else 1
+
+    def plays(self, system: str, prompt: int, number: int) -> bool:
+        """Whether the page has a place for a clip."""
+        return number == 0 or (prompt in self.compared and number < self.needed)
 
     @property
     def texts(self) -> list[str]:
@@ -288,7 +294,7 @@ def _with_conditions(prompts: Sequence[PromptLike], file: str, column: str) -> l
 def _write(test: _Test, folder: Path, source: str) -> dict[str, Any]:
     """Write page, clips and key into a folder; return the key."""
     salt = _salt(test)
-    names = {place: _hash(salt, "clip", *place) for place in test.clips}
+    names = {place: _hash(salt, "clip", *place) for place in test.clips if test.plays(*place)}
     clips = _write_clips(test, names, folder / "page")
     items, meanings = _items(test, names, salt)
     kind = "sound" if any(clip.file for clip in test.clips.values()) else "text"
@@ -332,11 +338,12 @@ def _hash(salt: str, *parts: object) -> str:
 def _write_clips(test: _Test, names: Mapping[tuple[str, int, int], str], page: Path) -> dict[str, Any]:
     """Write the sound files; return name -> seconds, and file or text, in the order of the names, which tells nothing."""
     files = page / "clips"
-    (files if any(clip.file for clip in test.clips.values()) else page).mkdir(parents=True)
-    gain = common_gain([clip.file for clip in test.clips.values() if clip.file])
+    sounds = [clip.file for place in names if (clip := test.clips[place]).file]
+    (files if sounds else page).mkdir(parents=True)
+    gain = common_gain(sounds)
     clips: dict[str, Any] = {}
-    for place, clip in test.clips.items():
-        name = names[place]
+    for place, name in names.items():
+        clip = test.clips[place]
         if clip.file is None:
             clips[name] = {"text": clip.text, "seconds": round(len(clip.text.split()) / WORDS_PER_SECOND, 1)}
             continue
@@ -401,10 +408,12 @@ def _told(request: ListenRequest, test: _Test, key: Mapping[str, Any]) -> str:
     page = request.out / "page"
     size = sum(file.stat().st_size for file in page.rglob("*") if file.is_file())
     noun = "clips" if key["kind"] == "sound" else "texts"
+    minutes = max(1, round(key["minutes"]))
+    long = " Fewer `--systems`, `--prompts` or `--variety` make it shorter." if minutes > LONG else ""
     compared = f", {kinds.count('variety')} comparisons with `{test.against}`" if "variety" in kinds else ""
     return (
         f"Wrote {request.out}: {kinds.count('quality')} {noun} of {len(test.systems)} systems on {len(test.texts)} prompts"
-        f"{compared}; {key['source']}; {size / 1e6:.1f} MB, about {max(1, round(key['minutes']))} minutes per rater.\n"
+        f"{compared}; {key['source']}; {size / 1e6:.1f} MB, about {minutes} minutes per rater.{long}\n"
         f"1. Give {test.raters} raters a copy of the folder {page}. They open index.html, and send a JSON file back.\n"
         f"2. Keep {request.out / KEY} to yourself: it says which system made each clip.\n"
         f"3. cfg-distill ratings ratings-*.json --listen {request.out}"

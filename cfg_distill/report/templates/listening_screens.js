@@ -13,7 +13,7 @@ function showStart(problem = "") {
     parts.push(card(make("p", { className: "field" }, "Kept in this browser"), list));
   }
   const label = make("label", { className: "file" }, "Load a saved file", fileInput());
-  parts.push(make("p", { className: "row" }, label, make("span", { className: "faint" }, "to go on elsewhere")));
+  parts.push(make("p", { className: "row" }, label, make("span", { className: "faint" }, "to go on with a copy")));
   show(...parts);
 }
 
@@ -32,7 +32,7 @@ function introduction() {
 function startForm() {
   const properties = { type: "text", id: "rater", autocomplete: "off", maxLength: 60, spellcheck: "false" };
   const name = make("input", properties);
-  const hint = make("p", { className: "faint", id: "name-hint" }, "As you were told. It stands in your file.");
+  const hint = make("p", { className: "faint", id: "name-hint" }, "Use the one you were given. It is written into your file.");
   const start = (event) => {
     event.preventDefault();
     if (nameOf(name.value)) {
@@ -127,7 +127,7 @@ function showEnd() {
     download();
     note.textContent = "The file is in your downloads. Send it to the person who asked you.";
   };
-  const text = left ? "Go back to the items that are open, or download what is there." : "Now download your file.";
+  const text = left ? "Go back to the items that are open, or download what is there." : "Now download your file, and send it to the person who asked you.";
   const button = make("button", { className: "main", id: "download", onclick: finish }, "Download the result");
   screen.className = "";
   show(
