@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from torch import Tensor, nn
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 from transformers.utils import logging
 
 from cfg_distill.errors import ConfigError
@@ -33,11 +33,12 @@ def network_of(loader: Any, path: str, kind: str, **settings: Any) -> Any:
         ConfigError: transformers cannot load it; tensors are missing, unexpected or of another shape; weights are NaN,
             infinite or integers. Each is named.
     """
+    dtypes = _dtypes_in(path)
     with _without_its_report():
         network, report = from_hub(
             loader, path, kind, output_loading_info=True, ignore_mismatched_sizes=True, **settings
         )
-    if found := [*_differences(report), *_of_integers(path, network)]:
+    if found := [*_differences(report), *_of_integers(dtypes, network)]:
         raise ConfigError(
             f"Model `{path}`: expected the weights that its config.json describes, but {'; '.join(found)}. Weights are never"
             " made up. Copy the model again, or mend its config.json."
@@ -77,18 +78,31 @@ def _differences(report: Mapping[str, Iterable[Any]]) -> list[str]:
     return found
 
 
-def _of_integers(path: str, network: nn.Module) -> list[str]:
+def _dtypes_in(path: str) -> dict[str, str]:
+    """The dtypes of the tensors in the safetensors of a folder, as the format spells them; nothing of a hub name.
+
+    Raises:
+        ConfigError: a file is cut short or damaged.
+    """
+    dtypes = {}
+    for file in sorted(Path(resolve(path)).expanduser().glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                dtypes |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(
+                f"Model `{path}`: `{file}` cannot be read as safetensors: {error}. It is cut short or damaged. Copy it again,"
+                " or export the checkpoint again."
+            ) from error
+    return dtypes
+
+
+def _of_integers(dtypes: Mapping[str, str], network: Any) -> list[str]:
     """Integers in the files where the model has real numbers. A quantised model has them on purpose."""
-    config: Any = network.config
-    folder = Path(resolve(path)).expanduser()
-    if "quantization_config" in vars(config) or not folder.is_dir():
+    if "quantization_config" in vars(network.config):
         return []
     real = {name for name, weight in network.named_parameters(remove_duplicate=False) if weight.is_floating_point()}
-    found = []
-    for file in sorted(folder.glob("*.safetensors")):
-        with safe_open(str(file), framework="pt") as opened:
-            found += [name for name in opened.keys()  # noqa: SIM118 - no mapping
-                      if name in real and not opened.get_slice(name).get_dtype().startswith(("F", "BF"))]  # fmt: skip
+    found = [name for name in sorted(real & dtypes.keys()) if not dtypes[name].startswith(("F", "BF"))]
     return [f"the files hold integers as {_listed(found)}"] if found else []
 
 

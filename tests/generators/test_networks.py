@@ -81,7 +81,16 @@ def test_generate_and_export_refuse_it(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"the files lack {NAME}" in capsys.readouterr().err
     with pytest.raises(ConfigError, match=f"the files lack {NAME}"):
         export(tmp_path / "last.ckpt", tmp_path / "out")
+    tiny_folder(tmp_path / "broken")
+    whole = (tmp_path / "last.ckpt").read_bytes()
+    (tmp_path / "last.ckpt").write_bytes(whole[:-50])
+    with pytest.raises(ConfigError, match=r"Take another checkpoint of the run"):
+        export(tmp_path / "last.ckpt", tmp_path / "out")
+    (tmp_path / "last.ckpt.before").write_bytes(whole)
+    with pytest.raises(ConfigError, match=r"Take the one before it: `.*last\.ckpt\.before`"):
+        export(tmp_path / "last.ckpt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+    export(tmp_path / "last.ckpt.before", tmp_path / "out")
 
 
 @pytest.mark.parametrize("stored", ["one", "both"])
@@ -128,3 +137,10 @@ def test_an_adapter_that_is_no_numbers_is_refused(fault: str, tmp_path: Path) ->
             attempt()
     with pytest.raises(ConfigError, match=r"layers\.0\.mlp\.up_proj"):
         merge_folders([tmp_path / "adapter"] * 2, [0.5, 0.5], "lerp", tmp_path / "merged")
+
+
+def test_a_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    file = Path(tiny_folder(tmp_path / "short")) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"short/model\.safetensors` cannot be read as safetensors: .*Copy it again"):
+        CausalLM(str(tmp_path / "short")).load()
