@@ -91,6 +91,7 @@ def test_the_page_does_not_tell_which_system_a_clip_is_of(tunes: Path, listen: L
     assert len({file.stat().st_mtime for file in files}) == 1  # else the order of writing would tell
     # Names sorted, as the page and the file system list them, leave the systems mixed.
     by_item = [key["items"][item["id"]] for item in data_of(test)["items"]]
+    assert list(key["items"]) == [item["id"] for item in data_of(test)["items"]] == sorted(key["items"])
     systems = [meaning["system"] for meaning in by_item if meaning["kind"] == "quality"]
     assert systems != sorted(systems, key=key["systems"].index)
     # The side of the system of comparison is no constant.
