@@ -41,7 +41,9 @@ def from_hub(loader: Any, path: str, kind: str, subject: str = "Model", **settin
     try:
         found = resolve(path)
         ask_hub(found)
-        return loader.from_pretrained(found, **settings)
+        # A model folder is data. Left open, transformers would ask on a terminal whether to run the folder's code.
+        code = {"trust_remote_code": False} if loader.__name__.startswith("Auto") else {}
+        return loader.from_pretrained(found, **code, **settings)
     except UNREADABLE as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(

@@ -144,3 +144,20 @@ def test_a_file_that_is_cut_short_is_named(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ConfigError, match=r"short/model\.safetensors` cannot be read as safetensors: .*Copy it again"):
         CausalLM(str(tmp_path / "short")).load()
+
+
+def test_code_in_a_model_folder_is_neither_run_nor_asked_about(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr("builtins.input", lambda *words: asked.append(words) or "y")
+    ran = tmp_path / "ran"
+    for name, key in (("config.json", "AutoConfig"), ("tokenizer_config.json", "AutoTokenizer")):
+        folder = Path(tiny_folder(tmp_path / name.partition(".")[0]))
+        (folder / "mine.py").write_text(f"open({str(ran)!r}, 'w')\nclass Mine: ...\n")
+        content = json.loads((folder / name).read_text())
+        own = "mine.Mine" if key == "AutoConfig" else ["mine.Mine", None]
+        changes = {"model_type": "mine"} if key == "AutoConfig" else {"tokenizer_class": "Mine"}
+        (folder / name).write_text(json.dumps(content | changes | {"auto_map": {key: own}}))
+        generator = CausalLM(str(folder))
+        with pytest.raises(ConfigError, match="custom code"):
+            _ = generator.config if key == "AutoConfig" else generator.tokenizer
+    assert not asked and not ran.exists()
