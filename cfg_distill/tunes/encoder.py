@@ -63,10 +63,10 @@ class EncoderTraining(FolderTraining):
         self,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         out: str = "runs/tunes/encoder",
-        embedding: int = 128,
+        embedding: int = 192,
         dropout: float = 0.4,
         temperature: float = 0.1,
-        steadiness: float = 3.0,
+        steadiness: float = 4.0,
         **common: Any,
     ) -> None:
         super().__init__(optimizer, out, **common)

@@ -66,7 +66,7 @@ class FiguresConfig:
         dropout: share of the buckets that is left out in training.
     """
 
-    embedding: int = 128
+    embedding: int = 192
     dropout: float = 0.4
 
 
@@ -151,7 +151,9 @@ class FiguresNetwork(nn.Module):
 def rows_of(tunes: Iterable[Sequence[Sounding]]) -> Tensor:
     """Notes of tunes as integers ``[N, L, 3]``: onset and length in ticks, pitch; padded with the onset :data:`PADDING`."""
     rows = [
-        torch.tensor([(round(n.onset * TICKS), round(n.length * TICKS), n.pitch) for n in notes]).reshape(-1, 3)
+        torch.tensor(
+            [(round(n.onset * TICKS), round(n.length * TICKS), n.pitch) for n in notes], dtype=torch.long
+        ).reshape(-1, 3)
         for notes in tunes
     ]
     longest = max([1, *map(len, rows)])

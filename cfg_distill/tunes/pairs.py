@@ -28,7 +28,7 @@ class TunePairs(SegmentsData):
     """
 
     def __init__(
-        self, batch_size: int = 128, shortest: int = 24, longest: int = 96, rests: float = 0.5, seed: int = 0
+        self, batch_size: int = 128, shortest: int = 24, longest: int = 96, rests: float = 0.6, seed: int = 0
     ) -> None:
         super().__init__(True, batch_size, shortest, longest, seed)
         self.rests = rests

@@ -78,7 +78,7 @@ def test_an_empty_sample_in_place_of_a_tune_never_pays(name: str, held_out: list
     assert earned[1] == pytest.approx(0.75 * earned[0], rel=0.05)
 
 
-@pytest.mark.parametrize("rung", ["transpositions", "notes made rests"])
+@pytest.mark.parametrize("rung", ["transpositions", "bar signs", "all at once"])
 def test_bigrams_pay_for_rewriting_and_so_are_no_headline(rung: str, held_out: list[str]) -> None:
     draw = Random(1)
     got = value(STICKS["bigram"](), [RUNGS[rung](tune, draw) for tune in held_out[:GROUPS]])

@@ -8,7 +8,7 @@ from itertools import combinations
 
 import pytest
 
-from cfg_distill.tunes.canonical import cells_of, is_degenerate, rest_share, runs_of, sounding_notes
+from cfg_distill.tunes.canonical import is_degenerate, rest_share, runs_of, sounding_notes
 from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.melody import MelodicDiversity, common_melody, common_subsequence, melodic_distance
 from cfg_distill.tunes.rewriting import between_rests, rewritten_bars, transposed, with_rests
@@ -100,17 +100,19 @@ def test_no_real_tune_is_degenerate() -> None:
     assert not any(is_degenerate(" ".join(tokens[:length])) for tokens in tunes for length in (48, 96, 400))
 
 
-def test_cells_hold_notes_over_rests() -> None:
-    # In half eighths: C and its rest to 3, D from 3 to 4, a third of an eighth (up to 4 1/3), then E from 4 2/3.
+def test_onsets_count_rests_and_places_count_bar_signs() -> None:
     notes = sounding_notes("z:2 C:1 | z:1/2 D:1/2 D:1/3 E:1 :| z:4")
-    assert cells_of(notes) == [(0, 1), (0, 0), (0, 0), (2, 1), (2, 1), (4, 1), (4, 0)]
-    assert cells_of(sounding_notes("z:1 |")) == []
-    assert len(cells_of(sounding_notes("C:8 " * 200))) == 1024
+    assert [(n.pitch, n.length, n.onset, n.place) for n in notes] == [
+        (0, 1, 2, 1),
+        (2, Fraction(1, 2), Fraction(7, 2), 4),
+        (2, Fraction(1, 3), 4, 5),
+        (4, 1, Fraction(13, 3), 6),
+    ]
 
 
 def test_runs_are_counted_once_in_any_key() -> None:
     notes = sounding_notes("C:1 D:1 E:1 F:2 | G:1 A:1 B:1 c:2")
-    # Seven steps, two of them (the tone steps and the close on a semitone) said twice.
+    # Five runs; the last says what the first said, a fifth higher.
     assert len(runs_of(notes)) == 4
     assert runs_of(sounding_notes("C:1 D:1 E:1")) == set()
     assert rest_share("C:1 z:3") == 0.75
