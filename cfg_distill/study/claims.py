@@ -231,13 +231,11 @@ def _left_out(systems: Iterable[System], metrics: Sequence[str]) -> str:
 def shown(interval: Interval | Height) -> str:
     """``+0.012 [-0.003, +0.027]``, and whether a front has the quality at all."""
     text = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
-    if not isinstance(interval, Height) or not interval.beyond_share:
+    share = interval.beyond_share if isinstance(interval, Height) else 0.0
+    if share < 0.005:
         return text
-    if interval.beyond_share == 1:
-        return f"{text} (no baseline has this quality: compared with the best)"
-    return (
-        f"{text} (no baseline has this quality in {interval.beyond_share:.0%} of the resamples: compared with the best)"
-    )
+    when = "" if share > 0.995 else f" in {100 * share:.0f} % of the resamples"
+    return f"{text} (no baseline has this quality{when}: compared with the best)"
 
 
 def plainly(interval: Interval) -> str:

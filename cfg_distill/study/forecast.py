@@ -128,7 +128,9 @@ class Forecast:
         left = self.remaining(unsure)
         chain: dict[str, float] = {}
         for step in self.steps:
-            chain[step.label] = left.get(step.label, 0.0) + max((chain[need] for need in step.needs), default=0.0)
+            chain[step.label] = left.get(step.label, 0.0) + max(
+                (chain[need] for need in (*step.needs, *step.after)), default=0.0
+            )
         return max(max(chain.values(), default=0.0), sum(left.values()) / self.parallel)
 
     def time_left(self) -> str:

@@ -162,11 +162,13 @@ def notes_of(systems: Sequence[System], stage: str) -> list[str]:
             f"{seeds} training seeds are fewer than the {LEAST_TRAINING_SEEDS} that an interval needs: it is too wide to be of"
             " use."
         )
+    holes: dict[tuple[str, int], list[str]] = {}
     for system in systems:
-        for metric, number in system.missing().items():
-            notes.append(
-                f"{metric} of {system.name} is NaN on {number} of {prompts} prompts, which its mean leaves out."
-            )
+        for hole in system.missing().items():
+            holes.setdefault(hole, []).append(system.name)
+    for (metric, number), names in holes.items():
+        of = "every system" if len(names) == len(systems) else ", ".join(names)
+        notes.append(f"{metric} is NaN on {number} of {prompts} prompts of {of}: its means leave them out.")
     return notes
 
 

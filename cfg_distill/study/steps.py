@@ -29,6 +29,7 @@ class Step:
         config: everything that decides its result, beside the outputs of the steps before it; hashed.
         effort: a guess of its seconds, for the time left until something was measured.
         traces: files and folders of an unfinished run, removed when the step cannot go on from them.
+        after: labels of further steps that it waits for, although they decide nothing of its result.
     """
 
     kind: StepKind
@@ -39,6 +40,7 @@ class Step:
     config: Any = None
     effort: float = 1.0
     traces: list[Path] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -216,7 +218,9 @@ def _seeds(study: Study, chain: str, run: Run) -> list[int]:
     return [seed] if isinstance(seed, int) and not isinstance(seed, bool) else []
 
 
-def _timing_step(study: Study, run: Run, made: dict[tuple[str, str], Made], needs: list[str], out: Path) -> list[Step]:
+def _timing_step(
+    study: Study, run: Run, made: dict[tuple[str, str], Made], evaluations: list[str], out: Path
+) -> list[Step]:
     """The measurement of seconds, after all evaluations, so that nothing else runs; none where no rows are asked for."""
     given, systems = study.evaluation, study.all_systems()
     if not given.timing:
@@ -227,11 +231,12 @@ def _timing_step(study: Study, run: Run, made: dict[tuple[str, str], Made], need
     names = [first[kind] for kind in ("base", "guidance", "student") if kind in first]
     if study.claims is not None:
         names = [study.claims.start, study.claims.guidance, study.claims.quality]
-    timed = {}
+    timed, needs = {}, set[str]()
     for name in names:
         model = systems[name].model
         found = made.get((model, run.word), made.get((model, ""), Made(model)))
         timed[name] = replace(study.settled(systems[name]), model=found.folder)
+        needs |= set(found.needs)
     file = out / "speed.json"
     config = _deciding(study) | {
         "timing": given.timing,
@@ -240,7 +245,7 @@ def _timing_step(study: Study, run: Run, made: dict[tuple[str, str], Made], need
     for key in ("metrics", "samples", "seeds", "batch_size", "written", "written_samples"):
         config.pop(key)
     job = TimeSampling(timed, given, str(file))
-    return [Step("time", "", job, [file], needs, config, 6.0 * len(timed))]
+    return [Step("time", "", job, [file], sorted(needs), config, 6.0 * len(timed), after=evaluations)]
 
 
 def _front_step(study: Study, evaluations: dict[str, list[Step]], timing: list[Step], out: Path) -> Step:

@@ -144,7 +144,7 @@ def test_a_quality_that_no_baseline_has_is_said():
     assert "(no baseline has this quality: compared with the best)" in judged[4]["evidence"]
     sometimes = Height(0.1, 0.0, 0.2, False, 0.25)
     assert shown(sometimes) == (
-        "+0.100 [+0.000, +0.200] (no baseline has this quality in 25% of the resamples: compared with the best)"
+        "+0.100 [+0.000, +0.200] (no baseline has this quality in 25 % of the resamples: compared with the best)"
     )
 
 

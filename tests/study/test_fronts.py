@@ -107,7 +107,10 @@ def test_what_an_interval_does_not_hold_is_said():
     ]
     holed = systems(seeds=3)
     holed[0].values["q"][1][4] = float("nan")
-    assert notes_of(holed, "report") == ["q of base is NaN on 1 of 24 prompts, which its mean leaves out."]
+    assert notes_of(holed, "report") == ["q is NaN on 1 of 24 prompts of base: its means leave them out."]
+    for each in holed:
+        each.values["d"] = np.where(np.arange(24) == 0, np.nan, each.runs("d").swapaxes(1, 2)).tolist()
+    assert notes_of(holed, "report")[1:] == ["d is NaN on 1 of 24 prompts of every system: its means leave them out."]
 
 
 def test_the_last_step_pools_training_seeds_and_writes_everything(tmp_path: Path):
