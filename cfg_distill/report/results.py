@@ -160,8 +160,8 @@ class Results:
         diversity = shown.differences[self.headline.diversity].mean
         ratio = shown.system.relative_cost / guided.relative_cost
         cost = {1.0: "equal cost", 0.5: "half the forward passes"}.get(ratio, f"{ratio:g} of the forward passes")
-        numbers = f"quality {shown.quality.mean:+.3f}, diversity {diversity:+.3f}"
-        return f"{shown.system.name}: {numbers} against {guided.name}, at {cost}"
+        who = f"{shown.system.kind.capitalize()} “{shown.system.name}” against {guided.name}"
+        return f"{who}: quality {shown.quality.mean:+.3f}, diversity {diversity:+.3f}, at {cost}"
 
     # Models
 

@@ -52,10 +52,12 @@ def samples_of(folder: Path, system: System, prompts: int) -> list[Sample]:
     """The written samples of a system, by prompt and number.
 
     Args:
-        folder: where they were written.
+        folder: where they were written; of a system of several training seeds, the samples of the first seed are taken.
         system: whose samples they are.
         prompts: the most prompts.
     """
+    seeds = sorted(path for path in folder.glob("*") if path.is_dir())
+    folder = seeds[0] if seeds else folder
     found = []
     for file in sorted(folder.glob("*.txt")):
         match = _STEM.fullmatch(file.stem)

@@ -97,6 +97,17 @@ def test_out_copies_the_model(study: Path, capsys: pytest.CaptureFixture) -> Non
     assert "`shipped` exists" in said
 
 
+def test_the_model_of_the_first_training_seed(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    systems = line()
+    for each in systems:
+        each.model += "/seed 1"
+    study = write_study(folder / "study", systems, kind="")
+    made = tiny_folder(study / "merges" / "half" / "seed 1")
+    write_text(study / "steps" / "merge half seed 1.json", json.dumps({"state": "done", "made": digest([Path(made)])}))
+    assert main(["choose", "study", "--out", "shipped"]) == 0
+    assert digest([Path("shipped")]) == digest([Path(made)])
+
+
 def test_weights_that_changed_since_are_not_shipped(study: Path, capsys: pytest.CaptureFixture) -> None:
     tiny_folder(study / "merges" / "half")
     write_text(study / "steps" / "merge half.json", json.dumps({"state": "done", "made": "another"}))

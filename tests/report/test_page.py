@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -234,6 +235,20 @@ def test_metrics_of_one_axis_alone_make_no_picture(tmp_path: Path) -> None:
     (folder / "study.json").unlink()
     page = page_of(folder)
     assert '<svg class="front"' not in page and "<h3>Diversity</h3>" in page
+
+
+def test_of_several_training_seeds_the_first_is_heard(study: Path) -> None:
+    folder = study / "samples" / "half"
+    for seed in (2, 1):
+        write_samples(study / "samples" / "new" / f"seed {seed}", f"half of seed {seed}", 2)
+    shutil.rmtree(folder)
+    (study / "samples" / "new").rename(folder)
+    for seed, fit in ((1, "quality"), (2, "quality"), (1, "diversity")):
+        write_logs(study / "fits" / fit / f"seed {seed}")
+    page = page_of(study)
+    assert "half of seed 1" in page and "half of seed 2" not in page
+    # Both seeds of the first fit look alike, in two charts; one more line is in the legend.
+    assert page.count('class="curve fit0" d="M') == 2 * 2 + 1
 
 
 def test_training_curves_of_both_kinds_of_logs(study: Path) -> None:
