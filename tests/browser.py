@@ -71,7 +71,7 @@ def pages(browser: Any) -> Iterator[OpenPage]:
             scheme = "dark" if dark else "light"
             viewport = {"width": width, "height": height}
             context = browser.new_context(viewport=viewport, color_scheme=scheme, **settings)
-            context.set_default_timeout(10_000)
+            context.set_default_timeout(30_000)  # a busy machine
             context.on("page", watch)
             contexts.append(context)
         page = context.new_page()
