@@ -120,11 +120,12 @@ class _Court:
         )
 
     def merge_is_above_equal_cost(self) -> dict[str, Any]:
+        """Along the quality axis: plain sampling reaches no guided quality at any diversity, so the other axis says nothing."""
         equal = [system for system in self.baselines if system.relative_cost <= self.merge.relative_cost]
         return self._claim(
             "C4a",
-            "The merge reaches the quality of guidance, above the front of every baseline of equal cost",
-            self._above_front(equal, "of equal cost"),
+            "The merge reaches the quality and the diversity of guidance, above the front of every baseline of equal cost",
+            [*self._above_front(equal, "of equal cost", along="quality"), *self._as_diverse],
             self.merge,
         )
 
@@ -136,8 +137,13 @@ class _Court:
             self.merge,
         )
 
-    def _above_front(self, front: Sequence[System], which: str) -> list[Part]:
-        heights = [self._height(front, which, stick) for stick in self._sticks] if front else []
+    @property
+    def _as_diverse(self) -> list[Part]:
+        """A system of little diversity must not count as above a front that ends before its quality."""
+        return [self._difference(self.merge, self.guided, "diversity", self.headline.diversity)]
+
+    def _above_front(self, front: Sequence[System], which: str, along: str = "diversity") -> list[Part]:
+        heights = [self._height(front, which, stick, along) for stick in self._sticks] if front else []
         nobody = [] if front else [Part(f"there is no baseline {which}", "undecided")]
         return [self._reached(self.merge), *heights, *nobody, *self._without_independent]
 
@@ -172,13 +178,17 @@ class _Court:
             above,
         )
 
-    def _height(self, front: Sequence[System], which: str, stick: str) -> Part:
+    def _height(self, front: Sequence[System], which: str, stick: str, along: str) -> Part:
+        axes = [self.headline.quality, stick] if along == "diversity" else [stick, self.headline.quality]
+        height = "height" if along == "diversity" else "height in quality"
         return self._compared(
             [self.merge, *front],
-            [self.headline.quality, stick],
-            f"height of {self.merge.name} above the front of {len(front)} baselines {which} and their mixtures, under {stick}",
-            lambda: height_above(self.merge, front, self.headline.quality, stick),
+            axes,
+            f"{height} of {self.merge.name} above the front of {len(front)} baselines {which} and their mixtures,"
+            f" under {stick}",
+            lambda: height_above(self.merge, front, axes[0], axes[1]),
             above,
+            short_of="quality" if along == "diversity" else "diversity",
         )
 
     @staticmethod
@@ -189,13 +199,16 @@ class _Court:
         measure: Callable[[], Any],
         verdict: Callable[[Any], Verdict],
         more: str = "",
+        short_of: str = "quality",
     ) -> Part:
         """A part with its interval; undecided where the systems have no prompt in common on which all have a value."""
         try:
             interval = measure()
         except ValueError as error:
             return Part(f"{text}: {error}", "undecided")
-        return Part(f"{text} = {shown(interval)}{more}{_left_out(systems, metrics)}", verdict(interval), interval)
+        return Part(
+            f"{text} = {shown(interval, short_of)}{more}{_left_out(systems, metrics)}", verdict(interval), interval
+        )
 
     def _claim(self, name: str, claim: str, parts: Sequence[Part], guarded: System) -> dict[str, Any]:
         guards = [self._guard(guard, guarded) for guard in self.guards]
@@ -228,14 +241,14 @@ def _left_out(systems: Iterable[System], metrics: Sequence[str]) -> str:
     return f" (prompts left out: {prompts})" if prompts else ""
 
 
-def shown(interval: Interval | Height) -> str:
-    """``+0.012 [-0.003, +0.027]``, and whether a front has the quality at all."""
+def shown(interval: Interval | Height, short_of: str = "quality") -> str:
+    """``+0.012 [-0.003, +0.027]``, and whether a front has the quality (or the diversity) at all."""
     text = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
     share = interval.beyond_share if isinstance(interval, Height) else 0.0
     if share < 0.005:
         return text
     when = "" if share > 0.995 else f" in {100 * share:.0f} % of the resamples"
-    return f"{text} (no baseline has this quality{when}: compared with the best)"
+    return f"{text} (no baseline has this {short_of}{when}: compared with the best)"
 
 
 def plainly(interval: Interval) -> str:
