@@ -163,7 +163,7 @@ def write_front(
     """
     from cfg_distill.evaluation.figure import front_figure
     from cfg_distill.evaluation.front import hypervolumes
-    from cfg_distill.evaluation.table import front_table, hypervolume_line
+    from cfg_distill.evaluation.table import front_table, hypervolume_line, notes_of
 
     points = [system.point() for system in systems]
     first = systems[0]
@@ -176,10 +176,11 @@ def write_front(
     table += "".join(f"{hypervolume_line(volume)}\n" for volume in volumes)
     for claim in claims:
         table += f"\n{claim['verdict'].upper():9}  {claim['name']} {claim['claim']}\n           {claim['evidence']}\n"
-    table += lines
+    notes = notes_of(systems, (more or {}).get("protocol", {}).get("stage", "report"))
+    table += "".join(f"{line}\n" for line in ["", *notes] if notes) + lines
     if out is None:
         return table
-    front = {"systems": points, "claims": list(claims), "hypervolume": volumes} | dict(more or {})
+    front = {"systems": points, "claims": list(claims), "hypervolume": volumes, "notes": notes} | dict(more or {})
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
         figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)

@@ -19,7 +19,7 @@ from cfg_distill.evaluation.compare import (
 )
 from cfg_distill.evaluation.front import KINDS
 from cfg_distill.evaluation.guards import Verdict
-from cfg_distill.evaluation.intervals import LEAST_PROMPTS, LEAST_TRAINING_SEEDS, Interval
+from cfg_distill.evaluation.intervals import Interval
 from cfg_distill.study.claims import above, plainly, shown
 
 COSTS = {"equal": "of equal cost", "any": "of any cost"}
@@ -126,7 +126,7 @@ def further_entries(
     protocol: Mapping[str, Any],
     timing: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
-    """The entries of front.json beside systems, claims and hypervolume.
+    """The entries of front.json that only a study has, beside its claims.
 
     Args:
         systems: all of the study.
@@ -137,45 +137,14 @@ def further_entries(
     """
     return {
         "protocol": dict(protocol),
-        "notes": notes_of(systems, protocol.get("stage", "report")),
         "fronts": fronts_of(systems, headline, temperature),
         "timing": list(timing),
     }
 
 
-def notes_of(systems: Sequence[System], stage: str) -> list[str]:
-    """What a reader of the intervals must know: what they do not hold, and values that are missing."""
-    notes = []
-    if stage == "development":
-        notes.append("These are development prompts: choices were made on them, so they are no evidence.")
-    prompts = len(systems[0].prompts)
-    if prompts < LEAST_PROMPTS:
-        notes.append(
-            f"{prompts} prompts are fewer than the {LEAST_PROMPTS} that an interval needs: it covers less than it says."
-        )
-    trained = [system for system in systems if system.chain]
-    seeds = min((system.runs(next(iter(system.values))).shape[0] for system in trained if system.values), default=0)
-    if seeds == 1:
-        notes.append("One training seed: the intervals say nothing about another training run.")
-    elif 0 < seeds < LEAST_TRAINING_SEEDS:
-        notes.append(
-            f"{seeds} training seeds are fewer than the {LEAST_TRAINING_SEEDS} that an interval needs: it is too wide to be of"
-            " use."
-        )
-    holes: dict[tuple[str, int], list[str]] = {}
-    for system in systems:
-        for hole in system.missing().items():
-            holes.setdefault(hole, []).append(system.name)
-    for (metric, number), names in holes.items():
-        of = "every system" if len(names) == len(systems) else ", ".join(names)
-        notes.append(f"{metric} is NaN on {number} of {prompts} prompts of {of}: its means leave them out.")
-    return notes
-
-
 def lines_of(more: Mapping[str, Any]) -> str:
     """The further entries as they stand in table.txt."""
-    blocks = ["\n".join(more["notes"])] if more.get("notes") else []
-    blocks += [front_lines(entry) for entry in more.get("fronts", [])]
+    blocks = [front_lines(entry) for entry in more.get("fronts", [])]
     if timing := more.get("timing"):
         head = f"Seconds per sample of {timing[0]['tokens']} tokens, one system at a time:"
         names = dict.fromkeys(each["system"] for each in timing)

@@ -11,11 +11,12 @@ import pytest
 from tiny import tiny_folder
 
 from cfg_distill.evaluation import Headline, System, height_above, timing
+from cfg_distill.evaluation.table import notes_of
 from cfg_distill.evaluation.timing import seconds_per_sample
 from cfg_distill.generators import CausalLM
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling
-from cfg_distill.study.fronts import curve_of, front_lines, fronts_of, lines_of, notes_of
+from cfg_distill.study.fronts import curve_of, front_lines, fronts_of, lines_of
 from cfg_distill.study.jobs import DrawFront
 from cfg_distill.study.parts import Claims
 
