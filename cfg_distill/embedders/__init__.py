@@ -8,6 +8,7 @@ from cfg_distill.embedders.clap import CLAP, AudioEmbedder
 from cfg_distill.embedders.ngrams import NGramCounts
 from cfg_distill.embedders.similarity import cosine_distances
 from cfg_distill.embedders.text import TransformerEmbedder
+from cfg_distill.embedders.words import WordCounts
 from cfg_distill.generators.frozen import Frozen
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Frozen",
     "NGramCounts",
     "TransformerEmbedder",
+    "WordCounts",
     "cosine_distances",
     "embedded",
     "is_empty",

@@ -30,6 +30,8 @@ from cfg_distill.metrics.lexical import (
 )
 from cfg_distill.metrics.likelihood import LikelihoodMetric, LogProbability, PointwiseMutualInformation, log_likelihood
 from cfg_distill.metrics.model import Entropy, KLToTeacher
+from cfg_distill.metrics.sound_guards import Noise, SiblingCopies, flatness, is_copy
+from cfg_distill.metrics.substance import Substance, clipped_information
 
 __all__ = [
     "EAD",
@@ -50,23 +52,29 @@ __all__ = [
     "Length",
     "LikelihoodMetric",
     "LogProbability",
+    "Noise",
     "PairwiseCosineDiversity",
     "PointwiseMutualInformation",
     "PromptAdherence",
     "Repetition",
     "SampleMetric",
     "SelfBLEUDiversity",
+    "SiblingCopies",
     "SilenceRate",
+    "Substance",
     "TextMetric",
     "VendiScore",
     "WaveformMetric",
+    "clipped_information",
     "clipped_share",
     "coverage_at_k",
     "degenerate",
     "distinct_at_k",
     "distinct_n",
     "expectation_adjusted_distinct",
+    "flatness",
     "frechet_distance",
+    "is_copy",
     "is_empty",
     "kernel_distance",
     "log_likelihood",

@@ -26,6 +26,9 @@ class SampleMetric(Metric):
     Attributes:
         axis: which axis of the front the metric belongs to; ``guard`` metrics show a failure and lie on neither. On the
             two axes higher is better.
+
+    Args:
+        axis: another axis than the class's own: ``guard`` for a metric that the ladder shows to be for sale.
     """
 
     axis: Literal["quality", "diversity", "guard"] = "quality"
@@ -34,8 +37,10 @@ class SampleMetric(Metric):
     full_state_update = False
     values: list[Tensor] | Tensor
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, axis: Literal["quality", "diversity", "guard"] | None = None, **settings: Any) -> None:
         super().__init__(**settings)
+        if axis is not None:
+            self.axis = axis
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
     @abstractmethod
