@@ -242,7 +242,9 @@ class TextLadder(Ladder):
         made = [degenerate_texts(*each, random_) for each in zip(texts, written, others, strict=True)]
         for name in made[0]:
             yield rung(name, "degenerate", [groups[name] for groups in made])
-        yield rung("written answers", "different", written)
-        rewritten = [rewritten_texts(answers, random_) for answers in written]
+        # Rewritings of what is read of an answer, whole: cut after a sentence was moved, they would be other texts.
+        read = samples_of(prompts, written, generator, self.longest).groups()
+        yield Rung("written answers", "different", samples_of(prompts, read, generator))
+        rewritten = [rewritten_texts(answers, random_) for answers in read]
         for name in rewritten[0]:
-            yield rung(name, "same", [groups[name] for groups in rewritten])
+            yield Rung(name, "same", samples_of(prompts, [groups[name] for groups in rewritten], generator))
