@@ -14,8 +14,7 @@ from typing import Any, Self
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.evaluation.ladder import Ladder, Rung, RungKind, samples_of
 from cfg_distill.folders import find_file
-from cfg_distill.generators import CausalLM, Prompt, PromptLike, device
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import CausalLM, Guidance, Prompt, PromptLike, device
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
 
