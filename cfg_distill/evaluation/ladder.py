@@ -25,12 +25,11 @@ import torch
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.front import Interval, bootstrap_interval
 from cfg_distill.evaluation.system import System
-from cfg_distill.prompt import Prompt, PromptLike
+from cfg_distill.generators import CausalLM, Prompt, PromptLike
 from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.samples import Samples
 
 if TYPE_CHECKING:
-    from cfg_distill.generators import CausalLM
     from cfg_distill.metrics.base import SampleMetric
 
 RungKind = Literal["real", "guided", "base", "degenerate", "same", "different"]

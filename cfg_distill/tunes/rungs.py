@@ -10,8 +10,7 @@ from typing import Any
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import Problem
 from cfg_distill.evaluation.ladder import Ladder, Rung, RungKind, samples_of
-from cfg_distill.generators import CausalLM, Prompt, PromptLike, device
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import CausalLM, Guidance, Prompt, PromptLike, device
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
 from cfg_distill.tunes.corpus import tunes_of
