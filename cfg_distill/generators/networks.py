@@ -84,7 +84,7 @@ def _dtypes_in(path: str) -> dict[str, str]:
     Raises:
         ConfigError: a file is cut short or damaged.
     """
-    dtypes = {}
+    dtypes: dict[str, str] = {}
     for file in sorted(Path(resolve(path)).expanduser().glob("*.safetensors")):
         try:
             with safe_open(str(file), framework="pt") as opened:
