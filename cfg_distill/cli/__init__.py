@@ -17,9 +17,15 @@ COMMANDS = {
     "validate": "validate a student: the options of fit",
     "study": "fits, merges, baselines and evaluation in one file: study STUDY.yaml [--out DIR]",
     "evaluate": "quality and diversity of finished models: evaluate --model DIR ... --prompts FILE",
+    "choose": "the point of a study to ship: choose STUDY [--margin M] [--out DIR]",
+    "compare": "two studies on the same prompts: compare STUDY STUDY",
+    "report": "write the page of a study anew: report STUDY [--inline]",
+    "listen": "a page for a blind listening test of a study: listen STUDY --out DIR",
+    "ratings": "opinions of a listening test: ratings FILE ... --study STUDY",
     "merge": "merge model folders: merge --models A B --weights 0.5 0.5 --out DIR",
     "generate": "draw samples: generate --model DIR --prompt TEXT",
     "export": "checkpoint to a plain Hugging Face folder: export --checkpoint FILE --out DIR",
+    "validate-metrics": "test metrics on samples whose order is known: validate-metrics METRICS.yaml",
     "recipes": "list the recipes, or copy one to edit: recipes [NAME]",
 }
 _LIGHTNING = ("fit", "validate")
@@ -38,7 +44,7 @@ def _help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 after a user's mistake, 130 after Ctrl-C.
+    """Run one command and return its exit code: 0, 1 for a finding, 2 after a user's mistake, 130 after Ctrl-C.
 
     A bug of ours keeps its traceback.
     """
@@ -61,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             fit.run(command, rest)
         else:
-            importlib.import_module(f"cfg_distill.cli.{command}").run(rest)
+            # A command returns a code where its finding is one; else nothing, which is success.
+            return importlib.import_module(f"cfg_distill.cli.{command.replace('-', '_')}").run(rest) or 0
     except ConfigError as error:
         _print_problems(command, error.problems)
         return 2

@@ -3,11 +3,12 @@
 import importlib
 from typing import Any
 
-from cfg_distill.embedders.base import Embedder
+from cfg_distill.embedders.base import Embedder, embedded, is_empty
 from cfg_distill.embedders.clap import CLAP, AudioEmbedder
 from cfg_distill.embedders.ngrams import NGramCounts
 from cfg_distill.embedders.similarity import cosine_distances
 from cfg_distill.embedders.text import TransformerEmbedder
+from cfg_distill.embedders.words import WordCounts
 from cfg_distill.generators.frozen import Frozen
 
 __all__ = [
@@ -17,7 +18,10 @@ __all__ = [
     "Frozen",
     "NGramCounts",
     "TransformerEmbedder",
+    "WordCounts",
     "cosine_distances",
+    "embedded",
+    "is_empty",
 ]
 
 

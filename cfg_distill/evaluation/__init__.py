@@ -11,21 +11,28 @@ from cfg_distill.evaluation.headline import Headline
 if TYPE_CHECKING:
     from cfg_distill.evaluation.compare import difference, height_above
     from cfg_distill.evaluation.figure import draw_front, front_figure
-    from cfg_distill.evaluation.front import Interval, bootstrap_interval, hypervolume, hypervolumes, pareto
+    from cfg_distill.evaluation.front import bootstrap_interval, hypervolume, hypervolumes, pareto
+    from cfg_distill.evaluation.intervals import Interval
+    from cfg_distill.evaluation.ladder import Ladder, Rung, Validation, rungs_as_systems, samples_of, validate
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.models import evaluate_models
     from cfg_distill.evaluation.renderers import Renderer
     from cfg_distill.evaluation.requests import EvaluateRequest, GenerateRequest
     from cfg_distill.evaluation.system import System
     from cfg_distill.evaluation.table import front_table
+    from cfg_distill.evaluation.validating import ValidateRequest
 
 __all__ = [
     "EvaluateRequest",
     "GenerateRequest",
     "Headline",
     "Interval",
+    "Ladder",
     "Renderer",
+    "Rung",
     "System",
+    "ValidateRequest",
+    "Validation",
     "bootstrap_interval",
     "difference",
     "draw_front",
@@ -37,17 +44,23 @@ __all__ = [
     "hypervolume",
     "hypervolumes",
     "pareto",
+    "rungs_as_systems",
+    "samples_of",
+    "validate",
 ]
 _HOMES = {
     "compare": ("difference", "height_above"),
     "figure": ("draw_front", "front_figure"),
-    "front": ("Interval", "bootstrap_interval", "hypervolume", "hypervolumes", "pareto"),
+    "front": ("bootstrap_interval", "hypervolume", "hypervolumes", "pareto"),
+    "intervals": ("Interval",),
+    "ladder": ("Ladder", "Rung", "Validation", "rungs_as_systems", "samples_of", "validate"),
     "measure": ("evaluate",),
     "models": ("evaluate_models",),
     "renderers": ("Renderer",),
     "requests": ("EvaluateRequest", "GenerateRequest"),
     "system": ("System",),
     "table": ("front_table",),
+    "validating": ("ValidateRequest",),
 }
 
 

@@ -1,4 +1,4 @@
-"""The file ``cfg_distill.json`` of a model folder: how samples of the model are rendered, and which metrics suit it."""
+"""The file ``cfg_distill.json`` of a model folder: how samples are rendered, which metrics suit them, what tests these."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, nearest
+from cfg_distill.folders.hub import ask_hub
 from cfg_distill.folders.names import base_of, source
 
 PROFILE = "cfg_distill.json"
@@ -24,10 +25,13 @@ class Profile:
             texts stay texts, and waveforms become WAV files.
         metrics: the metrics of ``cfg-distill evaluate`` where the user names none: name -> class_path and init_args, or a
             YAML file of them that lies in the working folder or ships with the package (``recipes/...``).
+        ladder: the class path of a :class:`cfg_distill.evaluation.Ladder`: samples whose order is known, by which ``cfg-distill
+            validate-metrics`` tests the metrics. Empty: chosen by the metrics.
     """
 
     renderer: str = ""
     metrics: str | Mapping[str, Any] = field(default_factory=dict)
+    ladder: str = ""
 
 
 def profile_file(path: str | Path) -> Path | None:
@@ -66,9 +70,9 @@ def profile_of(path: str | Path) -> Profile | None:
         for key in content
         if key not in known and (hint := nearest(key, known))
     ]
-    for key, kinds in (("renderer", str), ("metrics", (str, dict))):
+    for key, kinds in (("renderer", str), ("metrics", (str, dict)), ("ladder", str)):
         if key in content and not isinstance(content[key], kinds):
-            wanted = "a class path" if key == "renderer" else "a YAML file, or names with class_path and init_args"
+            wanted = "a YAML file, or names with class_path and init_args" if key == "metrics" else "a class path"
             found.append(f"File `{file}`: expected {wanted} as `{key}`, but got {content[key]!r}.")
     if found:
         raise ConfigError(found)
@@ -86,6 +90,7 @@ def _from_hub(name: str) -> Path | None:
     """The file of a hub repository, from its cache or the network; None where there is none, or no network."""
     from transformers.utils import cached_file
 
+    ask_hub(name)
     try:
         found = cached_file(
             name,

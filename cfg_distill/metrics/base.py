@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from cfg_distill.embedders import Embedder
+from cfg_distill.embedders import Embedder, embedded
 from cfg_distill.embedders.base import texts_of
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
@@ -26,6 +26,9 @@ class SampleMetric(Metric):
     Attributes:
         axis: which axis of the front the metric belongs to; ``guard`` metrics show a failure and lie on neither. On the
             two axes higher is better.
+
+    Args:
+        axis: another axis than the class's own: ``guard`` for a metric that the ladder shows to be for sale.
     """
 
     axis: Literal["quality", "diversity", "guard"] = "quality"
@@ -34,8 +37,10 @@ class SampleMetric(Metric):
     full_state_update = False
     values: list[Tensor] | Tensor
 
-    def __init__(self, **settings: Any) -> None:
+    def __init__(self, axis: Literal["quality", "diversity", "guard"] | None = None, **settings: Any) -> None:
         super().__init__(**settings)
+        if axis is not None:
+            self.axis = axis
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
     @abstractmethod
@@ -101,6 +106,6 @@ class EmbeddingMetric(SampleMetric):
         return self
 
     def embedded(self, samples: Samples) -> Tensor:
-        """The embeddings of the groups, ``[B, G, D]``, computed on the metric's device."""
-        embedding_ND = self._frozen.on(self.device).embed(samples.outputs)
+        """The embeddings of the groups, ``[B, G, D]``, computed on the metric's device; zero for degenerate samples."""
+        embedding_ND = embedded(self._frozen.on(self.device), samples.outputs)
         return embedding_ND.unflatten(0, (len(samples.prompts), samples.group))

@@ -44,14 +44,19 @@ def log_likelihood(predictions: Predictions, tokens: Tensor, mask: Tensor, chunk
         >>> log_likelihood(Logits(logits), torch.zeros(1, 1, 2, dtype=torch.long), torch.tensor([[[True, False]]]))
         tensor([-0.6931])
     """
-    total_N = torch.zeros(len(tokens), device=tokens.device)
+    return log_likelihoods(predictions, tokens, mask, chunk).sum((-2, -1))
+
+
+def log_likelihoods(predictions: Predictions, tokens: Tensor, mask: Tensor, chunk: int = CHUNK) -> Tensor:
+    """The summands of :func:`log_likelihood`, ``[N, K, T]`` float32; 0 in masked cells."""
+    found_NKT = torch.zeros(tokens.shape, device=tokens.device)
     for k in range(tokens.shape[1]):
         row_M, position_M = mask[:, k].nonzero(as_tuple=True)
         for start in range(0, len(row_M), chunk):
             rows, positions = row_M[start : start + chunk], position_M[start : start + chunk]
             log_probs_MV = predictions.at(k, rows, positions).float().log_softmax(-1)
-            total_N.index_add_(0, rows, log_probs_MV.gather(-1, tokens[rows, k, positions, None])[:, 0])
-    return total_N
+            found_NKT[rows, k, positions] = log_probs_MV.gather(-1, tokens[rows, k, positions, None])[:, 0]
+    return found_NKT
 
 
 class Reader:
@@ -87,7 +92,11 @@ class Reader:
         self.generator.load().requires_grad_(False).eval()
 
     def log_likelihood(self, samples: Samples, with_prompt: bool, device: torch.device) -> Tensor:
-        """log p(sample | its prompt), or without the prompt, summed over cells: ``[N]``. The last answers are kept."""
+        """log p(sample | its prompt), or without the prompt, summed over cells: ``[N]``."""
+        return self.log_likelihoods(samples, with_prompt, device).sum((-2, -1))
+
+    def log_likelihoods(self, samples: Samples, with_prompt: bool, device: torch.device) -> Tensor:
+        """The same for each cell, ``[N, K, T]``; 0 where masked. The last answers are kept."""
         if self._samples is not samples:
             self._samples, self._answers = samples, {}
         if with_prompt not in self._answers:
@@ -99,14 +108,14 @@ class Reader:
         generator = self.generator.to(device)
         self._check_vocabulary(samples)
         tokens_BGKT, mask_BGKT = samples.rollout.tokens_BGKT.to(device), samples.rollout.mask_BGKT.to(device)
-        sums = []
+        parts = []
         for start in range(0, len(samples.prompts), self.batch_size):
             part = slice(start, start + self.batch_size)
             tokens_NKT, mask_NKT = tokens_BGKT[part].flatten(0, 1), mask_BGKT[part].flatten(0, 1)
             # One dropped prompt serves all rows, and is read once.
             prompts: Sequence[PromptLike | None] = samples.asked[part] if with_prompt else [None]
-            sums.append(log_likelihood(generator.predictions(prompts, tokens_NKT, mask_NKT), tokens_NKT, mask_NKT))
-        return torch.cat(sums)
+            parts.append(log_likelihoods(generator.predictions(prompts, tokens_NKT, mask_NKT), tokens_NKT, mask_NKT))
+        return torch.cat(parts)
 
     def _check_vocabulary(self, samples: Samples) -> None:
         """Tokens of another model would be read as other words, and give numbers that mean nothing."""

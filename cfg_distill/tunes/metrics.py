@@ -15,7 +15,9 @@ from cfg_distill.errors import Context, Problem
 from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, read_note
+from cfg_distill.tunes.canonical import rest_share
 from cfg_distill.tunes.judge import Judge
+from cfg_distill.tunes.melody import MelodicDiversity
 from cfg_distill.tunes.negatives import REAL
 from cfg_distill.tunes.prompts import understand
 from cfg_distill.tunes.quality import (
@@ -25,7 +27,6 @@ from cfg_distill.tunes.quality import (
     ngram_set,
     repeated_bars,
     repetition,
-    rest_share,
     training_runs,
 )
 from cfg_distill.tunes.segments import ATTRIBUTES
@@ -292,6 +293,7 @@ __all__ = [
     "CopyRate",
     "JudgeProbability",
     "LongestRun",
+    "MelodicDiversity",
     "RepeatedBars",
     "Repetition",
     "RestShare",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.tunes.bars import read_bars, read_note
+from cfg_distill.tunes.canonical import rest_share
 
 WORST = {"real": 0.0, "length": 0.0, "repetition": 1.0, "repeated_bars": 1.0, "rests": 1.0, "copied": 1.0}
 """The factors of the quality, with the worst value of each measure. Where it is 0, more is better."""
@@ -106,13 +107,6 @@ def repeated_bars(tune: str) -> float:
     """
     bars = [bar.content for bar in read_bars(tune)]
     return sum(one == other for one, other in pairwise(bars)) / (len(bars) - 1) if bars[1:] else 0.0
-
-
-def rest_share(tune: str) -> float:
-    """Share of the time of a tune in which nothing sounds; 1 for a tune without a note."""
-    notes = [note for token in tune.split() if (note := read_note(token)) is not None]
-    total = sum(note.length for note in notes)
-    return float(sum(note.length for note in notes if note.pitch is None) / total) if total else 1.0
 
 
 def copied_share(tune: str, known: Collection[tuple[str, ...]], n: int = RUN) -> float:

@@ -1,0 +1,37 @@
+"""A reward as a metric, so that a ladder can judge what training pays for."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from torch import Tensor
+
+from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.generators.frozen import Frozen
+from cfg_distill.metrics.base import SampleMetric
+from cfg_distill.rewards import PairwiseReward, Reward
+from cfg_distill.sampling.samples import Samples
+
+
+class RewardMetric(SampleMetric):
+    """The mean reward of a prompt's samples. A pairwise reward is a metric of diversity, any other one of quality.
+
+    Args:
+        reward: it is no submodule of the metric, and is never saved with it.
+    """
+
+    def __init__(self, reward: Reward, **settings: Any) -> None:
+        super().__init__(**settings)
+        self._frozen = Frozen(reward)
+        self.axis = "diversity" if isinstance(reward, PairwiseReward) else "quality"
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return problems_of(self._frozen.model, context, under="reward.init_args")
+
+    def load(self) -> Self:
+        self._frozen.model.load()
+        return self
+
+    def score(self, samples: Samples) -> Tensor:
+        reward_BG: Tensor = self._frozen.on(self.device)(samples).reward_BG
+        return reward_BG.mean(-1)
