@@ -5,6 +5,7 @@ Its head ``real`` is the probability that a tune is one of the books, and not a 
 Shapes: N segments, C values of an attribute.
 """
 
+import random
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,9 @@ from cfg_distill.tunes.quality import RUN, bounds_of, load_bounds, measured, ngr
 from cfg_distill.tunes.segments import ATTRIBUTES, UNLABELLED, SegmentsData
 from cfg_distill.tunes.tokenizer import VALUES
 from cfg_distill.tunes.training import NetworkTraining
+
+DRAWS = 8
+"""Segments of each validation tune on which the temperatures are fitted."""
 
 
 def balanced_accuracy(logits_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,10 +106,14 @@ class JudgeTraining(NetworkTraining):
         self._log("test", batch)
 
     def finish(self) -> None:
-        """Fits the temperatures on the validation tunes."""
-        batch = next(iter(self.trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
-        for head, logits_NC in self.network(batch["tokens"].to(self.device)).items():
-            self.network.config.temperatures[head] = best_temperature(logits_NC.cpu(), batch[head])
+        """Fits the temperatures on several segments of each validation tune."""
+        data: SegmentsData = self.trainer.datamodule  # type: ignore[attr-defined]
+        batches = [data.collate(data.tunes["validation"], random.Random(data.seed + draw)) for draw in range(DRAWS)]
+        outputs = [self.network(batch["tokens"].to(self.device)) for batch in batches]
+        for head in self.network.config.heads:
+            logits_NC = torch.cat([output[head].cpu() for output in outputs])
+            labels_N = torch.cat([batch[head] for batch in batches])
+            self.network.config.temperatures[head] = best_temperature(logits_NC, labels_N)
 
     def write(self, folder: str) -> None:
         super().write(folder)
