@@ -25,7 +25,7 @@ class SampleMetric(Metric):
 
     Attributes:
         axis: which axis of the front the metric belongs to; ``guard`` metrics show a failure and lie on neither. On the
-            two axes higher is better. Null keeps the axis of the class; ``guard`` suits a metric that the ladder finds for sale.
+            two axes higher is better. Null keeps the class's own; ``guard`` suits a metric that the ladder finds for sale.
     """
 
     axis: Literal["quality", "diversity", "guard"] = "quality"
