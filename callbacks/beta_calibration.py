@@ -31,6 +31,9 @@ class BetaCalibration(Callback):
         start_step: optimiser steps before the first measurement: let the reference settle.
         num_steps: optimiser steps to measure; 0 for all.
         momentum: of the smoothing, in [0, 1): the share of the past in each norm.
+
+    Attributes:
+        recipe_path: where the arguments stand in a recipe, for messages.
     """
 
     def __init__(
@@ -48,6 +51,7 @@ class BetaCalibration(Callback):
         self.start_step = start_step
         self.num_steps = num_steps
         self.momentum = momentum
+        self.recipe_path = type(self).__name__
         self._norms: dict[str, float] = {}
         self._measured = 0
         self._measuring = False
@@ -74,7 +78,7 @@ class BetaCalibration(Callback):
                 known = f"a name of `@/model.losses` {list(losses)}"
                 found.append(Problem(key, f"expected {known}, but got `{name}`.{nearest(name, losses)}"))
         if found:
-            raise ConfigError([problem.under(type(self).__name__) for problem in found])
+            raise ConfigError([problem.under(self.recipe_path) for problem in found])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         past = trainer.global_step - self.start_step

@@ -10,9 +10,11 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from cfg_distill.checkpoints import HIDES_CODE, damage, problem_of_file
+from cfg_distill.checkpoints import HIDES_CODE, problem_of_file
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import before_of, damage
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -22,7 +24,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     the final name. Lightning never syncs, and takes a refused permission for success. Here every step that fails raises, and
     leaves the checkpoint of before. Two runs that save under one name each write a file of their own; the later one stays.
 
-    A checkpoint is compared with its checksums when it is loaded, too. Remote paths (``s3://...``) are left to Lightning.
+    A checkpoint that is saved over another one keeps that one beside it, as ``last.ckpt.before``: two in all. A checkpoint is
+    compared with its checksums when it is loaded, too. If it is damaged, the one before is loaded, and a warning says so.
+    Remote paths (``s3://...``) are left to Lightning.
 
     Example::
 
@@ -51,25 +55,56 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 os.fsync(file.fileno())
                 if problem := damage(partial):
                     raise OSError(f"Checkpoint {path} was written, but reads back damaged: {problem}.")
+                _keep(target)
                 os.replace(partial, target)
             _sync_folder(target.parent)
         finally:
             partial.unlink(missing_ok=True)
 
     def load_checkpoint(self, path: _PATH, *arguments: Any, **settings: Any) -> dict[str, Any]:
-        """Load a checkpoint as Lightning does, once every byte of it has been checked.
+        """Load a checkpoint as Lightning does, once every byte of it has been checked; the one before, if it is damaged.
 
         Raises:
-            ConfigError: no such file, or a damaged one, or one that holds code.
+            ConfigError: no such file, or a damaged one without a whole one before it, or one that holds code.
         """
         if "://" in str(path):
             return super().load_checkpoint(path, *arguments, **settings)
         if problem := problem_of_file(Path(path)):
-            raise ConfigError(Problem("ckpt_path", problem))
+            before = before_of(Path(path))
+            if Path(path).is_dir() or not before.is_file() or damage(before):
+                raise ConfigError(Problem("ckpt_path", problem))
+            rank_zero_warn(f"{problem} The run goes on from `{before}`, which is whole.")
+            path = before
         try:
             return super().load_checkpoint(path, *arguments, **settings)
         except pickle.UnpicklingError as error:
             raise ConfigError(Problem("ckpt_path", f"`{path}` {HIDES_CODE}")) from error
+
+    def remove_checkpoint(self, path: _PATH) -> None:
+        """Remove a checkpoint, and the one that was kept before it."""
+        super().remove_checkpoint(path)
+        if "://" not in str(path):
+            before_of(Path(path)).unlink(missing_ok=True)
+
+
+def _keep(target: Path) -> None:
+    """Keep a checkpoint that is about to be replaced. It stays under its own name meanwhile."""
+    if not target.is_file():
+        return
+    before = before_of(target)
+    second = before.with_name(f".{before.name}.{os.getpid()}.partial")
+    second.unlink(missing_ok=True)
+    try:
+        second.hardlink_to(target)
+    except OSError:  # a file system without second names
+        second = target
+    try:
+        os.replace(second, before)
+    except FileNotFoundError:
+        pass  # another run under the same name has tidied up, and keeps its own
+    finally:
+        if second != target:
+            second.unlink(missing_ok=True)
 
 
 def _locked(partial: Path) -> IO[bytes]:

@@ -47,6 +47,9 @@ class CheckpointMerging(Callback):
         use_partner: the same for a partner that is a checkpoint.
         out: the folder to write; empty for ``merged`` beside the logs.
         overwrite: replace ``out``, if it holds nothing but such merges.
+
+    Attributes:
+        recipe_path: where the arguments stand in a recipe, for messages.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class CheckpointMerging(Callback):
         self.use_partner = use_partner
         self.out = out
         self.overwrite = overwrite
+        self.recipe_path = type(self).__name__
         self._out = Path()
 
     def problems(self, context: Context = Context()) -> list[Problem]:
@@ -94,14 +98,14 @@ class CheckpointMerging(Callback):
         if not self.out:
             found += self._problems_of_out(self._out)
         if found:
-            raise ConfigError(_said(found))
+            raise ConfigError(self._placed(found))
         for metric in self.metrics.values():
             metric.load()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.metrics and not sum(trainer.num_val_batches):
-            text = "CheckpointMerging scores on the validation prompts, but there are none. Set `@/data.validation`."
-            raise ConfigError(Problem("", text))
+            text = "merges are scored on the validation prompts, but there are none. Set `@/data.validation`."
+            raise ConfigError(self._placed([Problem("metrics", text)]))
         # A partner that does not fit is reported now, and not after hours.
         self._merge(pl_module, self.weights[0], self._models(trainer, pl_module))
 
@@ -138,7 +142,7 @@ class CheckpointMerging(Callback):
         try:
             return [source.of_folder(str(path)) if path.is_dir() else self._of_checkpoint(source, path), own]
         except ConfigError as error:
-            raise ConfigError(_said(error.problems)) from error
+            raise ConfigError(self._placed(error.problems)) from error
 
     def _of_checkpoint(self, source: Mergeable, path: Path) -> Any:
         try:
@@ -194,17 +198,15 @@ class CheckpointMerging(Callback):
             return [Problem("partner", f"expected a checkpoint, but `{path}` does not exist. Check the path.")]
         return [problem.under("partner") for problem in problems_of_folder(self.partner)]
 
+    def _placed(self, problems: list[Problem]) -> list[Problem]:
+        return [problem.under(self.recipe_path) for problem in problems]
+
     def _problems_of_out(self, out: Path) -> list[Problem]:
         return problems_of_out(out, [self.partner] if self.partner else [], self.overwrite, WRITTEN)
 
     @staticmethod
     def _ema(trainer: Trainer) -> StudentEMA | None:
         return next((callback for callback in trainer.callbacks if isinstance(callback, StudentEMA)), None)  # type: ignore[attr-defined]
-
-
-def _said(problems: list[Problem]) -> list[Problem]:
-    """Problems that a fit meets: by then it is not known where the user wrote this callback."""
-    return [Problem("", f"CheckpointMerging: {problem}") for problem in problems]
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

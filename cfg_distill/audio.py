@@ -53,6 +53,25 @@ class Waveform:
         return self.samples.mean(0)
 
 
+def silent_share(waveform: Waveform, level: float = -60.0, frame: float = 0.1) -> float:
+    """The share of a clip's frames whose root mean square lies below a level; 1 for a clip of no length.
+
+    Args:
+        waveform: the clip; the loudest channel decides.
+        level: decibels relative to full scale (a constant 1 is 0 dBFS).
+        frame: seconds. A shorter rest at the end belongs to no frame, unless it is all there is.
+
+    Example:
+        >>> silent_share(Waveform(torch.tensor([[0.5] * 100 + [0.0] * 300]), 1000))
+        0.75
+    """
+    if waveform.samples.shape[-1] == 0:
+        return 1.0
+    length = min(max(1, round(frame * waveform.rate)), waveform.samples.shape[-1])
+    power_CF = waveform.samples.double().square().unfold(-1, length, length).mean(-1)
+    return float((power_CF.amax(0) < 10 ** (level / 10)).double().mean())
+
+
 def problems_of_audio_extra() -> list[Problem]:
     """A problem when the libraries behind reading and writing are missing. It imports none of them."""
     missing = [name for name in ("soundfile", "soxr") if importlib.util.find_spec(name) is None]

@@ -17,7 +17,6 @@ import importlib
 import inspect
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
 from operator import attrgetter
@@ -29,7 +28,7 @@ from torch import Tensor, nn
 
 from cfg_distill import __version__
 from cfg_distill.errors import ConfigError, Problem, problems_of
-from cfg_distill.files import problems_of_out, staged_folder
+from cfg_distill.files import before_of, damage, problems_of_out, staged_folder
 from cfg_distill.folders import base_of, resolve
 from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators import Generator
@@ -237,20 +236,12 @@ def problem_of_file(file: Path) -> str:
             f"expected one file, but `{file}` is a folder (a sharded checkpoint). Make one file of it:"
             f" python -m lightning.pytorch.utilities.consolidate_checkpoint {file}"
         )
-    problem = damage(file)
-    return f"`{file}` cannot be read as a checkpoint: {problem}. Take another checkpoint of the run." if problem else ""
-
-
-def damage(file: Path) -> str:
-    """What is damaged in a file of torch.save, by the checksums of its archive; empty when it is whole."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            part = archive.testzip()
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
-        return f"it is cut short, or is no archive that torch.save writes ({error})"
-    except OSError as error:
-        return f"the system refuses ({error.strerror})"
-    return "" if part is None else f"its part {part} is damaged"
+    problem, before = damage(file), before_of(file)
+    if not problem:
+        return ""
+    whole = before.is_file() and not damage(before)
+    remedy = f"Take the one before it: `{before}`" if whole else "Take another checkpoint of the run"
+    return f"`{file}` cannot be read as a checkpoint: {problem}. {remedy}."
 
 
 def _loaded(file: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -342,3 +343,23 @@ def resident_peak() -> float:
         return float("nan")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return float(peak if sys.platform == "darwin" else peak * 1024)
+
+
+# Archives
+
+
+def damage(file: Path) -> str:
+    """What is damaged in a file of torch.save, by the checksums of its archive; empty when it is whole."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            part = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+        return f"it is cut short, or is no archive that torch.save writes ({error})"
+    except OSError as error:
+        return f"the system refuses ({error.strerror})"
+    return "" if part is None else f"its part {part} is damaged"
+
+
+def before_of(file: Path) -> Path:
+    """Where the checkpoint is kept that stood under a name before (:class:`cfg_distill.callbacks.AtomicCheckpointIO`)."""
+    return file.with_name(f"{file.name}.before")

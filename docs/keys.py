@@ -129,6 +129,7 @@ GROUPS = (
             "cfg_distill.tunes.judge:JudgeTraining",
             "cfg_distill.tunes.data:TunesData",
             "cfg_distill.tunes.segments:SegmentsData",
+            "cfg_distill.tunes.pairs:TunePairs",
             "cfg_distill.tunes.optimizer:MuonAdamW",
         ),
     ),

@@ -16,6 +16,8 @@ from tiny_fits import batches, student_of, trainer
 from cfg_distill import CFGDistillation, __version__, checkpoints
 from cfg_distill.callbacks import AtomicCheckpointIO
 from cfg_distill.cli import main
+from cfg_distill.distillation.count import Count
+from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, LoRA
 
@@ -65,13 +67,21 @@ def test_a_checkpoint_of_version_0_1_is_exported(first: Path, weights: str, caps
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the folder of this test is not that of the run
 def test_a_run_of_version_0_1_is_resumed(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; this test shall not leave it behind
+    # Two faults of 0.1 are mended: it divided a step by its own positions (tests/distillation/test_count.py), and it paid for
+    # empty samples (tests/rewards/test_pairwise.py). With both put back, the run goes on as it did.
+    monkeypatch.setattr(Count, "of_step", lambda self, count, samples: count)
+    monkeypatch.setattr(NGramCounts, "degenerate", lambda self, outputs: torch.zeros(len(outputs), dtype=torch.bool))
     words = ["fit", "--config", "recipe.yaml", "--ckpt_path", "last.ckpt", "--trainer.max_steps", "6"]
     assert main(words) == 0
     resumed = torch.load("saved/last.ckpt", weights_only=True)
     assert resumed["global_step"] == 6
     expected = load_file("after_six_steps.safetensors")
     start = torch.load("last.ckpt", weights_only=True)["state_dict"]
+    new = {"count.length.value", "count.length.updates"}
+    assert resumed["state_dict"].keys() == expected.keys() | new
     for name, value in resumed["state_dict"].items():
+        if name in new:
+            continue
         # Another processor may round otherwise; the weights themselves have moved by 0.02 and more.
         torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-3)
         assert name == "losses.kl.weight" or not torch.allclose(value, start[name], rtol=0, atol=1e-2)

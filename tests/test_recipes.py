@@ -81,3 +81,13 @@ def test_prompts_of_the_recipes_are_shipped_texts_without_overlap(room: str) -> 
     everything = [prompt for each in prompts.values() for prompt in each]
     assert len(set(everything)) == len(everything)
     assert len(prompts["report"]) >= 24
+
+
+def test_the_full_study_of_the_tunes_is_what_a_report_needs() -> None:
+    study = read_study("recipes/tunes/study.yaml")
+    assert len(study.training_seeds) >= 3
+    assert len(read_prompts(study.evaluation.prompts)) >= 96
+    assert study.evaluation.stage == "report" and study.claims is not None and study.claims.guards
+    swept = study.swept()
+    assert len(swept) == 5 * 6 + 3 + 3 - 2  # less the two that are named
+    assert {study.kind(name) for name in swept} == {"base", "guidance"}

@@ -1,6 +1,7 @@
 """Made-up tunes for the tests of the tune encoder and judge."""
 
 from cfg_distill.tunes.corpus import Tune
+from cfg_distill.tunes.negatives import JudgeData
 from cfg_distill.tunes.segments import SegmentsData
 
 
@@ -27,3 +28,11 @@ class TinyData(SegmentsData):
             for n in range(8)
         ]
         self.tunes = dict.fromkeys(("train", "validation", "test"), tunes)
+
+
+class TinyJudgeData(TinyData, JudgeData):
+    """The same tunes; degenerate ones hold bar signs alone."""
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        self.negatives = {"train": [[" ".join(["|"] * 40)]]}

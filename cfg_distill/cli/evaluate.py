@@ -17,14 +17,17 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--prompts", required=True, metavar="FILE", help="prompts: text (one per line), JSON lines or CSV"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder for front.json, front.png and the table")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder for report.html, front.json and more")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="of sampling")
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0], metavar="G", help="scales; 1 is none")
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="a YAML file: name to class_path and init_args")
     parser.add_argument("--batch-size", type=int, default=8, help="prompts at once")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds results")
     parser.add_argument(
-        "--written", type=int, default=4, metavar="N", help="prompts of which --out gets samples, to be read and heard"
+        "--written", type=int, default=12, metavar="N", help="prompts of which --out gets samples, to be read and heard"
+    )
+    parser.add_argument(
+        "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"
     )
     add_sampling(parser, samples=8, max_new_tokens=None, temperatures=True)
     add_seconds(parser)
@@ -34,10 +37,17 @@ def run(argv: Sequence[str]) -> None:
 
     from cfg_distill.evaluation.models import evaluate_request
     from cfg_distill.evaluation.requests import EvaluateRequest
+    from cfg_distill.recipe.quiet import without_bars
 
+    inline = vars(given).pop("inline")
+    without_bars()
     request, options = EvaluateRequest(**vars(given)), parser.options()
     if problems := request.problems():
         raise ConfigError([problem.told(options) for problem in problems])
     for remark in request.remarks():
         print(remark.told(options), file=sys.stderr)
     print(evaluate_request(request))
+    if given.out is not None:
+        from cfg_distill.report import write_report
+
+        print(f"Wrote {write_report(given.out, inline)}.")

@@ -23,5 +23,7 @@ def run(argv: Sequence[str]) -> None:
     given = parser.read(argv)
     with parser.naming_options():
         from cfg_distill.checkpoints import export
+        from cfg_distill.recipe.quiet import without_bars
 
+        without_bars()
         print(export(given.checkpoint, given.out, given.weights, given.merged, given.overwrite, given.trust))

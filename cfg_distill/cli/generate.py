@@ -44,8 +44,10 @@ def run(argv: Sequence[str]) -> None:
         raise ConfigError(_NO_MODEL)
 
     from cfg_distill.evaluation.requests import GenerateRequest
-    from cfg_distill.evaluation.written import show, write
+    from cfg_distill.evaluation.written import remarks_on, show, write
+    from cfg_distill.recipe.quiet import without_bars
 
+    without_bars()
     request, options = GenerateRequest(**vars(given)), parser.options()
     if problems := request.problems():
         raise ConfigError([problem.told(options) for problem in problems])
@@ -55,3 +57,5 @@ def run(argv: Sequence[str]) -> None:
     show(samples, request.renderer)
     if request.folder is not None:
         write(samples, request.folder, request.renderer)
+    for line in remarks_on(samples, request.renderer):
+        print(line, file=sys.stderr)

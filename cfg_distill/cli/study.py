@@ -15,7 +15,14 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="the file changed since the study was begun: remake what depends on it"
     )
+    parser.add_argument(
+        "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"
+    )
     given = parser.read(argv)
+    from cfg_distill.report import decide, write_report
     from cfg_distill.study import run_study
 
-    run_study(given.study, given.out, given.overwrite)
+    folder = run_study(given.study, given.out, given.overwrite)
+    if decision := decide(folder):
+        print(decision)
+    print(f"Wrote {write_report(folder, given.inline)}.")

@@ -51,7 +51,7 @@ def norms_of_step(
     parts: Sequence[tuple[Sequence[PromptLike], slice]],
     advantages: Mapping[str, Tensor | None],
 ) -> dict[str, Tensor]:
-    """Norm of the gradient of each unweighted loss over one batch of all ranks, divided by their common count.
+    """Norm of the gradient of each unweighted loss over one batch of all ranks, divided by their common count as a step is.
 
     Args:
         module: the one that takes the step.
@@ -68,7 +68,11 @@ def norms_of_step(
             yield total / module.count_scale
 
     everywhere = partial(module.trainer.strategy.reduce, reduce_op="sum")
-    scale = module.count_scale / cast(Tensor, everywhere(module.count_of(samples.rollout.mask_NKT).float()))
+    mask_NKT = samples.rollout.mask_NKT
+    counts_2 = torch.stack(
+        [module.count.of_rows(mask_NKT), torch.tensor(len(mask_NKT), device=mask_NKT.device)]
+    ).float()
+    scale = module.count_scale / module.count.of_step(*cast(Tensor, everywhere(counts_2)))
     parameters = [p for p in module.student.parameters() if p.requires_grad]
     found = norms(parameters, {name: of(name) for name in losses}, everywhere)
     return {name: norm * scale for name, norm in found.items()}

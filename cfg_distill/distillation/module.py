@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cfg_distill import checkpoints
+from cfg_distill.distillation.count import Count
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.fingerprint import fingerprint
 from cfg_distill.distillation.finite import refuse_spoilt
@@ -59,7 +60,8 @@ class CFGDistillation(L.LightningModule):
         start: a folder of the same architecture whose weights the student begins with (a quality student, say); empty
             for the generator's own. The teacher stays the generator.
         reduction: what the terms are divided by: ``sum`` the number of samples (a sum over positions, the paper's), ``mean``
-            the number of generated positions.
+            their number times the mean length in the steps before: the positions to expect
+            (:class:`~cfg_distill.distillation.count.Count`).
         optimizer: from the student's parameters to an optimiser.
         scheduler: from the optimiser to a scheduler; it steps with the optimiser.
         dropout: keep the base's dropout while training. Off by default: the probability that trains must be that of the
@@ -118,6 +120,7 @@ class CFGDistillation(L.LightningModule):
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[PromptLike] = ()
         self._step = Step()
+        self.count = Count(reduction)
         self._teacher_fingerprint = ""
         # Settings of this recipe, and those recorded in the checkpoint (compared in resuming.py).
         self._configured: dict[str, Any] = {"losses": {name: loss.weight.item() for name, loss in losses.items()}}
@@ -261,9 +264,9 @@ class CFGDistillation(L.LightningModule):
                 accumulated = self.trainer.accumulate_grad_batches
                 self.trainer.strategy.backward(total / self.count_scale / accumulated, None)
                 earlier += total.detach()
-        count = self.count_of(drawn.mask_NKT)
+        count = self.count.of_rows(drawn.mask_NKT)
         self._log_step(drawn, weights, sums, count)
-        self._step.add({name: sums[name] for name in self._mix}, count)
+        self._step.add({name: sums[name] for name in self._mix}, count, len(drawn.mask_NKT))
         # Divided by a constant here, by the true count of all micro-batches and ranks before the optimiser steps.
         return {
             "loss": (total + earlier) / self.count_scale,
@@ -281,7 +284,7 @@ class CFGDistillation(L.LightningModule):
         Raises:
             ConfigError: the gradient is not finite: the optimiser does not move, on any rank.
         """
-        mean_count = self._step.close(self, optimizer)
+        mean_count = float(self.count.close(*self._step.close(self, optimizer)))
         factor = self.count_scale * self.trainer.accumulate_grad_batches / mean_count
         for parameter in self.student.parameters():
             if parameter.grad is not None:
@@ -318,12 +321,6 @@ class CFGDistillation(L.LightningModule):
         # Distinct streams for training (step >= 0) and validation (-1: the same draws at every validation).
         entropy_words = (self.seed, step + 1, batch_idx, self.global_rank)
         return int(np.random.SeedSequence(entropy_words).generate_state(1, np.uint64)[0] >> 1)
-
-    def count_of(self, mask_NKT: Tensor) -> Tensor:
-        """The common count of all terms over some rows: samples, or generated positions."""
-        if self.reduction == "sum":
-            return torch.tensor(len(mask_NKT), device=mask_NKT.device)
-        return mask_NKT[:, 0].sum()
 
     @property
     def count_scale(self) -> int:
@@ -387,6 +384,8 @@ class CFGDistillation(L.LightningModule):
         self._configured_then = checkpoint["configured"]
         for name, weight in weights_after(self._configured_then.get("losses", {}), self._configured["losses"]).items():
             checkpoint["state_dict"][checkpoints.loss_weight(name)] = torch.tensor(weight)
+        # Version 0.1 saved no mean length: such a run goes on as one without a past.
+        checkpoint["state_dict"] = self.count.state_dict(prefix="count.") | checkpoint["state_dict"]
 
     def on_train_start(self) -> None:
         if self._configured_then.get("optimizer"):

@@ -113,7 +113,7 @@ def _listed(losses: Mapping[str, Loss]) -> str:
 
 
 def _ties_to_teacher(loss: Loss) -> bool:
-    return isinstance(loss, Divergence) and loss.weight.item() > 0
+    return isinstance(loss, Divergence) and not loss.weight.item() <= 0  # NaN is a problem of the loss, and told there
 
 
 @runtime_checkable

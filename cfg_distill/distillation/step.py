@@ -53,13 +53,15 @@ class Step:
     """Sums and counts over the batches that one step of the optimiser accumulates.
 
     Attributes:
-        count: the common count of this rank: samples, or generated positions.
+        count: of this rank: samples, or generated positions.
+        samples: of this rank.
         sums: the unweighted sum of each loss of this rank.
         skipped: steps in a row that a gradient scaler has skipped.
     """
 
     def __init__(self) -> None:
         self.count = torch.zeros(())
+        self.samples = 0
         self.sums: dict[str, Tensor] = {}
         self.skipped = 0
 
@@ -68,28 +70,29 @@ class Step:
         """Whether no batch has been added yet."""
         return bool(self.count == 0)
 
-    def add(self, sums: Mapping[str, Tensor], count: Tensor) -> None:
+    def add(self, sums: Mapping[str, Tensor], count: Tensor, samples: int) -> None:
         """Add a batch."""
         self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
         self.count = self.count.to(count.device) + count
+        self.samples += samples
 
-    def close(self, module: CFGDistillation, optimizer: torch.optim.Optimizer) -> float:
-        """The mean count of all ranks; the next step begins.
+    def close(self, module: CFGDistillation, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
+        """The mean count and the mean number of samples of the ranks; the next step begins.
 
         Raises:
             ConfigError: the gradient is not finite, or a number of the optimiser; on all ranks alike.
         """
         is_finite = gradient_norm(module.student.parameters()).isfinite().to(self.count.device, self.count.dtype)
-        every_R2 = cast(Tensor, module.all_gather(torch.stack([self.count, is_finite]))).view(-1, 2)
-        mean_count, all_finite = torch.stack([every_R2[:, 0].float().mean(), every_R2[:, 1].amin().float()]).tolist()
-        if all_finite:
+        own_3 = torch.stack([self.count, torch.full_like(self.count, self.samples), is_finite]).float()
+        every_R3 = cast(Tensor, module.all_gather(own_3)).view(-1, 3)
+        if every_R3[:, 2].all():
             self.skipped = 0
         else:
             self._stop_unless_skipped(module)
         if found := problems_of_optimizer(optimizer):
             raise ConfigError([problem.under("model") for problem in found])
-        self.count, self.sums = torch.zeros_like(self.count), {}
-        return mean_count
+        self.count, self.samples, self.sums = torch.zeros_like(self.count), 0, {}
+        return every_R3[:, 0].mean(), every_R3[:, 1].mean()
 
     def _stop_unless_skipped(self, module: CFGDistillation) -> None:
         """Stop before a step with a gradient that is not finite; of a gradient scaler only when it is not to blame.

@@ -3,7 +3,7 @@
 import importlib
 from typing import Any
 
-from cfg_distill.embedders.base import Embedder
+from cfg_distill.embedders.base import Embedder, embedded, is_empty
 from cfg_distill.embedders.clap import CLAP, AudioEmbedder
 from cfg_distill.embedders.ngrams import NGramCounts
 from cfg_distill.embedders.similarity import cosine_distances
@@ -20,6 +20,8 @@ __all__ = [
     "TransformerEmbedder",
     "WordCounts",
     "cosine_distances",
+    "embedded",
+    "is_empty",
 ]
 
 

@@ -9,11 +9,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders.base import Embedder, texts_of
+from cfg_distill.embedders.base import texts_of
+from cfg_distill.embedders.degeneration import Ignored, TextEmbedder, problems_of_ignored
 from cfg_distill.errors import Context, Problem, problems_of_counts
 
 
-class NGramCounts(Embedder):
+class NGramCounts(TextEmbedder):
     """Counts of n-grams, each hashed into one of D buckets.
 
     Needs no training, so it measures diversity independently of a learnt reward; the order of a text matters only
@@ -22,15 +23,17 @@ class NGramCounts(Embedder):
     Args:
         n: tokens in a gram.
         buckets: D. Grams that share a bucket are counted as one: keep it well above the number of grams of one text.
+        ignored: which texts earn no diversity: ``empty`` ones, without a letter or digit; or ``degenerate`` ones, which also
+            loop, fall apart or have fewer than three words (:func:`cfg_distill.metrics.degenerate`).
     """
 
-    def __init__(self, n: int = 2, buckets: int = 8192) -> None:
-        super().__init__()
+    def __init__(self, n: int = 2, buckets: int = 8192, ignored: Ignored = "empty") -> None:
+        super().__init__(ignored)
         self.n = n
         self.buckets = buckets
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return problems_of_counts(n=self.n, buckets=self.buckets)
+        return problems_of_counts(n=self.n, buckets=self.buckets) + problems_of_ignored(self.ignored)
 
     def load(self) -> Self:
         return self

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from cfg_distill.embedders.base import Embedder, problems_of_path, texts_of
+from cfg_distill.embedders.base import problems_of_path, texts_of
+from cfg_distill.embedders.degeneration import Ignored, TextEmbedder, problems_of_ignored
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.folders import from_hub
 
 
-class TransformerEmbedder(Embedder):
+class TransformerEmbedder(TextEmbedder):
     """An ``AutoModel`` encoder: pooled, L2-normalised last hidden states, float32 whatever the trainer's precision.
 
     Args:
@@ -23,14 +24,21 @@ class TransformerEmbedder(Embedder):
         pooling: ``mean`` over the tokens, as most sentence encoders are trained, or ``cls``, the first token.
         batch_size: texts at once; texts of like length share a batch.
         max_length: tokens of a text that are read; the rest is cut off.
+        ignored: which texts earn no diversity: ``empty`` ones, without a letter or digit; or ``degenerate`` ones, which also
+            loop, fall apart or have fewer than three words (:func:`cfg_distill.metrics.degenerate`).
     """
 
     model: Any
 
     def __init__(
-        self, path: str, pooling: Literal["mean", "cls"] = "mean", batch_size: int = 32, max_length: int = 256
+        self,
+        path: str,
+        pooling: Literal["mean", "cls"] = "mean",
+        batch_size: int = 32,
+        max_length: int = 256,
+        ignored: Ignored = "empty",
     ) -> None:
-        super().__init__()
+        super().__init__(ignored)
         self.path = path
         self.pooling = pooling
         self.batch_size = batch_size
@@ -39,6 +47,7 @@ class TransformerEmbedder(Embedder):
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = problems_of_path(self.path)
         found += problems_of_counts(batch_size=self.batch_size, max_length=self.max_length)
+        found += problems_of_ignored(self.ignored)
         if self.pooling not in ("mean", "cls"):
             found.append(Problem("pooling", f"expected `mean` or `cls`, but got `{self.pooling}`."))
         if found:

@@ -11,7 +11,8 @@ from cfg_distill.evaluation.headline import Headline
 if TYPE_CHECKING:
     from cfg_distill.evaluation.compare import difference, height_above
     from cfg_distill.evaluation.figure import draw_front, front_figure
-    from cfg_distill.evaluation.front import Interval, bootstrap_interval, hypervolume, hypervolumes, pareto
+    from cfg_distill.evaluation.front import bootstrap_interval, hypervolume, hypervolumes, pareto
+    from cfg_distill.evaluation.intervals import Interval
     from cfg_distill.evaluation.ladder import Ladder, Rung, Validation, rungs_as_systems, samples_of, validate
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.models import evaluate_models
@@ -50,7 +51,8 @@ __all__ = [
 _HOMES = {
     "compare": ("difference", "height_above"),
     "figure": ("draw_front", "front_figure"),
-    "front": ("Interval", "bootstrap_interval", "hypervolume", "hypervolumes", "pareto"),
+    "front": ("bootstrap_interval", "hypervolume", "hypervolumes", "pareto"),
+    "intervals": ("Interval",),
     "ladder": ("Ladder", "Rung", "Validation", "rungs_as_systems", "samples_of", "validate"),
     "measure": ("evaluate",),
     "models": ("evaluate_models",),

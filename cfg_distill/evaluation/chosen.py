@@ -19,6 +19,7 @@ TEXT_METRICS: dict[str, Any] = {
     "self_bleu_diversity": {"class_path": "cfg_distill.metrics.SelfBLEUDiversity"},
     "distinct_2": {"class_path": "cfg_distill.metrics.DistinctN"},
     "repetition": {"class_path": "cfg_distill.metrics.Repetition"},
+    "empty_share": {"class_path": "cfg_distill.metrics.EmptyShare"},
     "length": {"class_path": "cfg_distill.metrics.Length"},
 }
 """For any text. A metric of quality needs an embedder or a judge, which only the user can name."""
@@ -27,6 +28,7 @@ SOUND_METRICS: dict[str, Any] = {
     "silence": {"class_path": "cfg_distill.metrics.SilenceRate"},
     "clipping": {"class_path": "cfg_distill.metrics.ClippingRate"},
     "repetition": {"class_path": "cfg_distill.metrics.AudioRepetition"},
+    "empty_share": {"class_path": "cfg_distill.metrics.EmptyShare"},
     "length": {"class_path": "cfg_distill.metrics.Length"},
 }
 """For any sound. Adherence and diversity need an encoder; recipes/musicgen/metrics.yaml names some."""

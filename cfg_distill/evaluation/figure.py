@@ -1,13 +1,13 @@
 """The front as a picture: quality over diversity, the sweeps of the baselines beside the line of students and merges.
 
-The input is the entries of front.json. So a study, TensorBoard and a reader of the file alone make the same picture.
+It is made to be read at the width of a README, about 830 pixels. The input is the entries of front.json. So a study,
+TensorBoard and a reader of the file alone make the same picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, product
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -15,22 +15,33 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
-from matplotlib.transforms import Bbox
+
+from cfg_distill.evaluation.labels import Box, Label, along, placed
 
 Point = Mapping[str, Any]
 
 # The colours of Okabe and Ito, which differ for every common colour vision; the markers differ, too.
 STYLES: dict[str, dict[str, Any]] = {
-    "students": {"color": "#0072B2", "marker": "o", "size": 7.5, "linestyle": "-", "linewidth": 2.0},
-    "guidance": {"color": "#D55E00", "marker": "s", "size": 7, "linestyle": "--", "linewidth": 1.3},
-    "base": {"color": "#4D4D4D", "marker": "^", "size": 8.5, "linestyle": ":", "linewidth": 1.3},
+    "students": {"color": "#0072B2", "marker": "o", "size": 7.0, "linestyle": "-", "linewidth": 2.0},
+    "guidance": {"color": "#D55E00", "marker": "s", "size": 6.0, "linestyle": "--", "linewidth": 1.2},
+    "base": {"color": "#4D4D4D", "marker": "^", "size": 7.0, "linestyle": ":", "linewidth": 1.4},
+    "real": {"color": "#009E73", "marker": "D", "size": 5.5, "linestyle": "", "linewidth": 0.0},
 }
 LEGEND = {
-    "students": "students and their merges, no guidance",
-    "guidance": "base with guidance, at twice the cost",
-    "base": "base at several temperatures",
+    "students": "students and merges, one pass",
+    "guidance": "guidance, two passes",
+    "base": "base",
+    "real": "real samples",
 }
-FAMILY = {"student": "students", "merge": "students", "model": "students", "guidance": "guidance", "base": "base"}
+QUIET = "another temperature or filter"
+FAMILY = {
+    "student": "students", "merge": "students", "model": "students", "guidance": "guidance", "base": "base", "real": "real"
+}  # fmt: skip
+"""The family of each kind that is drawn. Broken samples, the kind ``degenerate``, lie far from all others and are not."""
+WIDTH, DPI = 8.3, 200
+"""Inches, and pixels per inch: at 830 pixels a point of type is 1.4 pixels."""
+MOST_NAMED = 5
+"""The most points of one line that are all named; of a longer one, its ends are."""
 
 
 def front_figure(
@@ -40,6 +51,7 @@ def front_figure(
     independent: str | None = None,
     title: str = "",
     note: str = "",
+    marked: Collection[str] = (),
 ) -> Figure:
     """The whole figure: the front, and a second panel under an independent measure of diversity.
 
@@ -50,125 +62,166 @@ def front_figure(
         independent: a measure of diversity that was no reward, for the second panel; None for one panel.
         title: one line that states the finding.
         note: one line below the title: prompts, samples, the meaning of the bars.
+        marked: the systems that always have a name, and that alone have intervals. None: students and merges have intervals,
+            and without these all that have a name.
     """
     across = [diversity] if independent is None else [diversity, independent]
-    figure = Figure(figsize=(8.2 if independent is None else 12.0, 5.6), dpi=150, layout="constrained")
-    ratios = {"width_ratios": [1.45, 1][: len(across)]}
+    figure = Figure(figsize=(WIDTH, 5.0), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]
+    ratios = {"width_ratios": [1.25, 1][: len(across)]}
     panels = figure.subplots(1, len(across), squeeze=False, sharey=True, gridspec_kw=ratios)[0]
     legend: dict[str, Any] = {}
     for panel, metric in zip(panels, across, strict=True):
-        legend |= draw_front(panel, points, quality, metric)
+        legend |= draw_front(panel, points, quality, metric, marked)
     panels[0].set_ylabel(_axis_label(quality, "quality"))
     if independent is not None:
         panels[1].tick_params(left=False)
-    figure.suptitle(title or f"{quality} and {diversity}".replace("_", " "), x=0.012, ha="left", fontsize=13)
+    figure.suptitle(title or f"{quality} and {diversity}".replace("_", " "), x=0.012, ha="left", fontsize=11.5)
     if note:
-        figure.text(0.012, 0.925, note, fontsize=9, color="#555555")
-        panels[0].set_title(" ", fontsize=12)  # reserves the space of the note
-    columns = min(len(legend), 3)
-    figure.legend(
-        list(legend.values()), list(legend), loc="outside lower left", ncols=columns, frameon=False, fontsize=9
-    )
+        figure.text(0.012, 0.925, note, fontsize=8, color="#555555")
+        panels[0].set_title(" ", fontsize=9)  # reserves the space of the note
+    handles: dict[str, Any] = {
+        "loc": "outside lower left",
+        "ncols": 4,
+        "frameon": False,
+        "fontsize": 9,
+        "columnspacing": 1.4,
+    }
+    figure.legend(list(legend.values()), list(legend), **handles)
     _place_labels(figure, panels)
     return figure
 
 
-def draw_front(panel: Axes, points: Sequence[Point], quality: str, diversity: str) -> dict[str, Line2D]:
+def draw_front(
+    panel: Axes, points: Sequence[Point], quality: str, diversity: str, marked: Collection[str] = ()
+) -> dict[str, Line2D]:
     """Draw the lines, points and intervals of one panel; return the entries of its legend.
 
     Labels are written but not placed: their places depend on the size of the panel.
     """
     panel.set_xlabel(_axis_label(diversity, "diversity"))
-    panel.grid(color="#E6E6E6", linewidth=0.8)
+    panel.grid(color="#ECECEC", linewidth=0.7)
     panel.set_axisbelow(True)
     panel.spines[["top", "right"]].set_visible(False)
-    panel.tick_params(labelsize=9)
-    panel.margins(0.12)
-    usual = _usual_temperature(points)
+    panel.spines[["left", "bottom"]].set_color("#BBBBBB")
+    panel.tick_params(labelsize=9, color="#BBBBBB")
+    panel.margins(0.1)
+    drawn = [p for p in points if p["kind"] in FAMILY and quality in p["quality"] and diversity in p["diversity"]]
+    usual = _usual_temperature(drawn)
     legend: dict[str, Line2D] = {}
-    for (family, temperature), points_of_line in _lines(points).items():
-        drawn = [p for p in points_of_line if quality in p["quality"] and diversity in p["diversity"]]
-        line = _Line(family, temperature, temperature in (None, usual), drawn, quality, diversity)
-        if line.own:
-            line.draw(panel)
+    for family in STYLES:
+        line = _Line(family, usual, drawn, quality, diversity, marked)
+        line.draw(panel)
+        if line.loud:
             legend[line.meaning] = Line2D([], [], **(line.dots | line.path))
-    return legend
+        if line.quiet:
+            size: dict[str, Any] = {"marker": "o", "markersize": 4, "color": "#888888", "markerfacecolor": "white"}
+            legend[QUIET] = Line2D([], [], linestyle="", **size)
+    return {meaning: legend[meaning] for meaning in sorted(legend, key=lambda meaning: meaning == QUIET)}
 
 
 @dataclass(frozen=True)
 class _Line:
-    """One line of a panel: the sweep of a family at one temperature.
+    """The points of one family: its sweep at the usual temperature, and all others as small points.
 
     Attributes:
         family: a key of :data:`STYLES`.
-        temperature: of all its points; None where the temperature is what is swept.
-        usual: whether it is the temperature of most points: that line is drawn in full.
-        drawn: the points in the order of the line.
+        usual: the temperature of most points; of the base, the temperature itself is swept.
+        drawn: the points of all families.
         quality: the metric of the vertical axis.
         diversity: the metric of the horizontal axis.
+        marked: the systems that always have a name; where there are some, they alone have intervals.
     """
 
     family: str
-    temperature: float | None
-    usual: bool
+    usual: float
     drawn: Sequence[Point]
     quality: str
     diversity: str
+    marked: Collection[str]
 
     @property
-    def own(self) -> list[Point]:
-        """The points of this family. A sweep of guidance begins at a point of the base."""
-        return [p for p in self.drawn if FAMILY[p["kind"]] == self.family]
+    def loud(self) -> list[Point]:
+        """The points of the sweep, in its order."""
+        own = [p for p in self.drawn if FAMILY[p["kind"]] == self.family]
+        if self.family in ("base", "real"):
+            return sorted((p for p in own if not _filtered(p)), key=lambda p: p["temperature"])
+        loud = [p for p in own if p["temperature"] == self.usual and not _filtered(p)]
+        if self.family == "guidance":
+            return sorted(loud, key=lambda p: p["guidance"])
+        return sorted(loud, key=lambda p: -1.0 if p.get("knob") is None else p["knob"])
+
+    @property
+    def quiet(self) -> list[Point]:
+        """The other points of the family: they follow the sweep, and their names would only bury it."""
+        loud = [p["name"] for p in self.loud]
+        return [p for p in self.drawn if FAMILY[p["kind"]] == self.family and p["name"] not in loud]
 
     @property
     def joined(self) -> list[Point]:
         """The points that the line goes through: of students, those that lie between the two that are merged."""
-        return [p for p in self.drawn if self.family != "students" or p.get("knob") is not None]
+        if self.family == "students":
+            return [p for p in self.loud if p.get("knob") is not None]
+        if self.family == "guidance":  # guidance 1 is the base
+            base = [
+                p for p in self.drawn if p["kind"] == "base" and p["temperature"] == self.usual and not _filtered(p)
+            ]
+            return base[:1] + self.loud
+        return self.loud
 
     @property
-    def quiet(self) -> bool:
-        """Whether names and bars are left out: a second sweep follows the first, and they would only bury it."""
-        return not self.usual and len(self.joined) > 1
+    def named(self) -> list[Point]:
+        """The points that have a name."""
+        loud = self.loud
+        ends = loud if len(loud) <= MOST_NAMED else [loud[0], loud[-1]]
+        marked = [p for p in self.loud + self.quiet if p["name"] in self.marked]
+        return marked + [p for p in ends if p not in marked]
 
     @property
     def path(self) -> dict[str, Any]:
         """The look of the line."""
         style = STYLES[self.family]
-        width = style["linewidth"] if self.usual else 1.0
-        return {"color": style["color"], "linestyle": style["linestyle"], "linewidth": width}
+        return {"color": style["color"], "linestyle": style["linestyle"], "linewidth": style["linewidth"]}
 
     @property
     def dots(self) -> dict[str, Any]:
-        """The look of its points: filled at the usual temperature."""
+        """The look of its points."""
         style = STYLES[self.family]
         dots = {"color": style["color"], "marker": style["marker"], "markersize": style["size"], "markeredgewidth": 1.0}
-        return dots | ({"markeredgecolor": "white"} if self.usual else {"markerfacecolor": "white"})
+        return dots | {"markeredgecolor": "white"}
 
     @property
     def meaning(self) -> str:
         """Its entry in the legend."""
-        meaning = "base" if self.family == "base" and len(self.own) == 1 else LEGEND[self.family]
-        return meaning if self.usual else f"{meaning}, T {self.temperature:g}"
+        return LEGEND[self.family]
 
     def draw(self, panel: Axes) -> None:
         """Draw the line, its intervals, its points and their names."""
-        own, color = self.own, STYLES[self.family]["color"]
-        panel.plot(
-            *_means(self.joined, self.quality, self.diversity), **self.path, alpha=0.5 if self.quiet else 0.85, zorder=2
-        )
-        x, y = _means(own, self.quality, self.diversity)
-        if self.quiet:
-            panel.plot(x, y, **(self.dots | {"markersize": 5.0}), linestyle="", zorder=3)
-            return
+        color = STYLES[self.family]["color"]
+        if self.path["linestyle"] and len(self.joined) > 1 and self.loud:
+            panel.plot(*_means(self.joined, self.quality, self.diversity), **self.path, alpha=0.85, zorder=2)
+        small = {"markersize": 3.8, "markerfacecolor": "white", "markeredgecolor": color, "markeredgewidth": 0.9}
+        quiet = _means(self.quiet, self.quality, self.diversity)
+        panel.plot(*quiet, **(self.dots | small), alpha=0.55, linestyle="", zorder=3)
+        named = self.named
+        leading = self.family == "students" or not any(FAMILY[p["kind"]] == "students" for p in self.drawn)
+        barred = [p for p in named if (p["name"] in self.marked if self.marked else leading)]
         bars: dict[str, Any] = {
-            "xerr": _bars(p["diversity"][self.diversity] for p in own),
-            "yerr": _bars(p["quality"][self.quality] for p in own),
+            "xerr": _bars(p["diversity"][self.diversity] for p in barred),
+            "yerr": _bars(p["quality"][self.quality] for p in barred),
         }
-        panel.errorbar(x, y, **bars, fmt="none", ecolor=color, elinewidth=0.9, alpha=0.3, zorder=1)
-        panel.plot(x, y, **self.dots, linestyle="", zorder=4)
-        for point, a, b in zip(own, x, y, strict=True):
+        if barred:
+            means = _means(barred, self.quality, self.diversity)
+            panel.errorbar(*means, **bars, fmt="none", ecolor=color, elinewidth=0.7, alpha=0.3, zorder=1)
+        panel.plot(*_means(self.loud, self.quality, self.diversity), **self.dots, linestyle="", zorder=4)
+        for point, a, b in zip(named, *_means(named, self.quality, self.diversity), strict=True):
             text = panel.annotate(point["name"], (a, b), (0, 0), textcoords="offset points", fontsize=9, zorder=5)
             text.set(color=color, gid="label", path_effects=[withStroke(linewidth=2.5, foreground="white")])
+
+
+def _filtered(point: Point) -> bool:
+    """Whether a point is sampled with a filter beside its temperature, and so lies on no sweep of it."""
+    return point.get("top_p", 1.0) not in (1.0, None) or bool(point.get("top_k")) or bool(point.get("min_p"))
 
 
 def _axis_label(metric: str, axis: str) -> str:
@@ -180,37 +233,15 @@ def _means(points: Sequence[Point], quality: str, diversity: str) -> tuple[list[
     return [p["diversity"][diversity]["mean"] for p in points], [p["quality"][quality]["mean"] for p in points]
 
 
-def _lines(points: Sequence[Point]) -> dict[tuple[str, float | None], list[Point]]:
-    """Points by the line they lie on, in the order in which the line is drawn."""
-    lines: dict[tuple[str, float | None], list[Point]] = {}
-    bases = [p for p in points if p["kind"] == "base"]
-    for temperature in dict.fromkeys(p["temperature"] for p in points if p["kind"] == "guidance"):
-        swept = [p for p in points if p["kind"] == "guidance" and p["temperature"] == temperature]
-        start = [p for p in bases if p["temperature"] == temperature]  # guidance 1
-        lines["guidance", temperature] = start[:1] + sorted(swept, key=lambda p: p["guidance"])
-    if bases:
-        lines["base", None] = sorted(bases, key=lambda p: p["temperature"])
-    students = [p for p in points if FAMILY[p["kind"]] == "students"]
-    for temperature in dict.fromkeys(p["temperature"] for p in students):
-        own = [p for p in students if p["temperature"] == temperature]
-        lines["students", temperature] = sorted(own, key=lambda p: -1.0 if p.get("knob") is None else p["knob"])
-    return dict(sorted(lines.items(), key=lambda item: list(STYLES).index(item[0][0])))
-
-
 def _usual_temperature(points: Sequence[Point]) -> float:
-    """The temperature of most points. Their markers are filled."""
+    """The temperature of most points."""
     temperatures = [p["temperature"] for p in points]
-    return max(temperatures, key=temperatures.count)
+    return max(temperatures, key=temperatures.count, default=1.0)
 
 
 def _bars(values: Iterable[Mapping[str, float]]) -> list[list[float]]:
     values = list(values)
     return [[v["mean"] - v["low"] for v in values], [v["high"] - v["mean"] for v in values]]
-
-
-# Labels
-
-_DIRECTIONS = [(1, 0.55), (-1, 0.55), (1, -0.55), (-1, -0.55), (0, 1), (0, -1), (1, 0), (-1, 0)]
 
 
 def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
@@ -220,56 +251,22 @@ def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
     renderer = canvas.get_renderer()
     scale = figure.dpi / 72
     for panel in panels:
-        labels = [text for text in panel.texts if text.get_gid() == "label"]
-        centres = [panel.transData.transform(text.xy) for text in labels]  # type: ignore[attr-defined]
-        taken = [
-            _box(x, y, (line.get_markersize() + 1) * scale)
-            for line in panel.lines
-            if line.get_linestyle() == "None"
-            for x, y in panel.transData.transform(line.get_xydata())
-        ]
-        lined = [box for line in panel.lines for box in _along(panel, line, 4 * scale)]
-        frame = panel.get_window_extent(renderer)
-        for text, (x, y) in zip(labels, centres, strict=True):
+        texts = [text for text in panel.texts if text.get_gid() == "label"]
+        labels = []
+        for text in texts:
             size = text.get_window_extent(renderer)
-            best: tuple[float, Bbox, tuple[float, float]] | None = None
-            for reach, (across, up) in product((8.0, 12.0, 17.0, 24.0), _DIRECTIONS):
-                centre = (
-                    x + across * (size.width / 2 + reach * scale * 0.8),
-                    y + up * (size.height / 2 + reach * scale * 0.8),
-                )
-                box = _box(*centre, size.width, size.height)
-                cost = (
-                    20 * reach
-                    + 12 * sum(_overlap(box, other) for other in taken)
-                    + sum(_overlap(box, other) for other in lined) / 2
-                )
-                cost += 100 * (size.width * size.height - _overlap(box, frame))
-                if best is None or cost < best[0]:
-                    best = (cost, box, centre)
-            assert best is not None
-            taken.append(best[1])
-            text.set_position(((best[2][0] - x) / scale, (best[2][1] - y) / scale))
+            x, y = panel.transData.transform(text.xy)  # type: ignore[attr-defined]
+            labels.append(Label(float(x), float(y), size.width, size.height))
+        points, lines = [], []
+        for line in panel.lines:
+            drawn: Any = line.get_xydata()
+            corners: Any = panel.transData.transform(drawn) if len(drawn) else []
+            if line.get_linestyle() == "None":
+                points += [Box.around(x, y, (line.get_markersize() + 1) * scale) for x, y in corners]
+            else:
+                lines += along([(x, y) for x, y in corners], 4 * scale)
+        frame = panel.get_window_extent(renderer)
+        centres = placed(labels, points, lines, Box(frame.x0, frame.y0, frame.x1, frame.y1), scale)
+        for text, label, (x, y) in zip(texts, labels, centres, strict=True):
+            text.set_position(((x - label.x) / scale, (y - label.y) / scale))
             text.set(ha="center", va="center")
-
-
-def _box(x: float, y: float, width: float, height: float | None = None) -> Bbox:
-    """A box around a point; without a height, a square."""
-    height = width if height is None else height
-    return Bbox.from_bounds(x - width / 2, y - height / 2, width, height)
-
-
-def _overlap(a: Bbox, b: Bbox) -> float:
-    """Area in square pixels."""
-    shared = Bbox.intersection(a, b)
-    return 0.0 if shared is None else shared.width * shared.height
-
-
-def _along(panel: Axes, line: Any, size: float) -> list[Bbox]:
-    """Small boxes along a line."""
-    corners: Any = panel.transData.transform(line.get_xydata()) if len(line.get_xdata()) else []
-    boxes = []
-    for (x0, y0), (x1, y1) in pairwise(corners):
-        steps = max(int(max(abs(x1 - x0), abs(y1 - y0)) / size), 1)
-        boxes += [_box(x0 + (x1 - x0) * i / steps, y0 + (y1 - y0) * i / steps, size, size) for i in range(steps + 1)]
-    return boxes

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from cfg_distill.evaluation.headline import Headline
+from cfg_distill.evaluation.intervals import LEVEL, RESAMPLES, Interval, Resampler
 
 KINDS = {"baselines": ("base", "guidance"), "students": ("student", "merge")}
 """The kinds of systems of each hypervolume. A ``model`` of ``cfg-distill evaluate`` can be either: it counts among all."""
-
-
-class Interval(NamedTuple):
-    """A mean and the bounds of its confidence interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 def pareto(points: ArrayLike) -> NDArray[np.bool_]:
@@ -101,74 +94,91 @@ def hypervolumes(points: Sequence[Mapping[str, Any]], headline: Headline | None)
     return entries
 
 
-def mixture_diversity(at_least: float, quality_M: np.ndarray, diversity_M: np.ndarray) -> float:
-    r"""The largest diversity of a mixture of points whose quality is ``at_least``; 0 where no mixture has it.
+def mixture_diversity(at_least: ArrayLike, quality: ArrayLike, diversity: ArrayLike) -> Any:
+    r"""The largest diversity of a mixture of points whose quality is ``at_least``: their front, continued flat.
 
     .. math:: \max \sum_m a_m d_m \quad \text{where} \quad a_m \ge 0, \; \sum_m a_m = 1, \; \sum_m a_m q_m \ge q
 
     This is a linear programme with one constraint beside the sum, so its optimum mixes at most two points: one whose
-    quality is enough, and one whose quality is not.
+    quality is enough, and one whose quality is not. Where no mixture has the quality, the front goes on flat from its end of
+    best quality: the result is the diversity of the best point. So a comparison beyond the front asks for at least the
+    diversity of the best rival, and the front has no jump at its end.
 
     Args:
-        at_least: q.
-        quality_M: q_m.
-        diversity_M: d_m.
+        at_least: q, a number or one number per resample, ``[B]``.
+        quality: q_m, ``[M]`` or ``[M, B]``.
+        diversity: d_m, of the same shape.
+
+    Returns:
+        A number, or one per resample.
 
     Example:
-        >>> mixture_diversity(0.5, np.array([0.0, 1.0]), np.array([0.8, 0.2]))
+        >>> mixture_diversity(0.5, [0.0, 1.0], [0.8, 0.2])
         0.5
+        >>> mixture_diversity(1.5, [0.0, 1.0], [0.8, 0.2])
+        0.2
     """
-    enough = quality_M >= at_least
-    if not enough.any():
-        return 0.0
-    best = diversity_M[enough].max()
-    for good_quality, good_diversity in zip(quality_M[enough], diversity_M[enough], strict=True):
-        for quality, its_diversity in zip(quality_M[~enough], diversity_M[~enough], strict=True):
-            share = (at_least - quality) / (good_quality - quality)
-            best = max(best, share * good_diversity + (1 - share) * its_diversity)
-    return float(best)
+    wanted = np.asarray(at_least, dtype=float)
+    quality_MB, diversity_MB = (np.asarray(values, dtype=float) for values in (quality, diversity))
+    best_quality = quality_MB.max(axis=0)
+    wanted = np.minimum(wanted, best_quality)
+    enough_MB = quality_MB >= wanted
+    best = np.where(enough_MB, diversity_MB, -np.inf).max(axis=0)
+    for good_quality, good_diversity, enough in zip(quality_MB, diversity_MB, enough_MB, strict=True):
+        # The other point has less than the wanted quality, and this one at least as much: the divisor is above 0.
+        mixes = enough & ~enough_MB
+        share_MB = (wanted - quality_MB) / np.where(mixes, good_quality - quality_MB, 1.0)
+        mixed_MB = np.where(mixes, share_MB * good_diversity + (1 - share_MB) * diversity_MB, -np.inf)
+        best = np.maximum(best, mixed_MB.max(axis=0))
+    return float(best) if np.ndim(best) == 0 else best
 
 
-def bootstrap_interval(values: ArrayLike, level: float = 0.95, resamples: int = 2000, seed: int = 0) -> Interval:
-    """Mean over prompts and seeds with a percentile bootstrap interval: prompts are redrawn, and within each its seeds.
-
-    Prompts are the clusters: samples of one prompt are no independent evidence. With few seeds, redrawing them makes the
-    interval a little too wide, never too narrow. To compare two systems on the same prompts, give the DIFFERENCE of their
-    values: the effect of a prompt on both cancels. Source: Davison and Hinkley, 1997, section
-    3.8.
+def hypervolumes_of(quality_MB: NDArray[np.float64], diversity_MB: NDArray[np.float64], corner: Sequence[float]) -> Any:
+    """:func:`hypervolume` of every resample at once: ``[M, B]`` twice to ``[B]``.
 
     Args:
-        values: ``[P]`` or ``[P, S]``; NaN where a metric did not apply, left out of every mean.
+        quality_MB: the first coordinate.
+        diversity_MB: the second coordinate.
+        corner: the reference.
+    """
+    order_MB = np.argsort(-quality_MB, axis=0, kind="stable")
+    width_MB = np.clip(np.take_along_axis(quality_MB, order_MB, 0) - corner[0], 0, None)
+    height_MB = np.maximum.accumulate(
+        np.clip(np.take_along_axis(diversity_MB, order_MB, 0) - corner[1], 0, None), axis=0
+    )
+    # From right to left, each point adds its strip above the height so far; points of no width add nothing.
+    return (width_MB * np.diff(height_MB, axis=0, prepend=0.0)).sum(axis=0)
+
+
+def bootstrap_interval(values: ArrayLike, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Mean over prompts, sampling seeds and training seeds, with its interval: see :mod:`cfg_distill.evaluation.intervals`.
+
+    Prompts are the clusters: samples of one prompt are no independent evidence. To compare two systems on the same prompts,
+    give the DIFFERENCE of their values: the effect of a prompt on both cancels.
+
+    Args:
+        values: ``[P]``, ``[P, S]`` or ``[R, P, S]``: R training seeds, P prompts, S sampling seeds; NaN where a metric did not
+            apply, left out of every mean.
         level: of the interval.
         resamples: number of bootstrap resamples.
         seed: of the resamples; the same values and seed give the same interval.
 
     Raises:
-        ValueError: no value at all, or not one or two dimensions.
+        ValueError: no value at all, or not one to three dimensions.
 
     Example:
-        >>> bootstrap_interval([0.0, 1.0, 2.0, 3.0], resamples=200)
-        Interval(mean=1.5, low=0.5, high=2.5)
+        >>> bootstrap_interval([2.0, 2.0, 2.0])
+        Interval(mean=2.0, low=2.0, high=2.0)
     """
-    values_PS = np.asarray(values, dtype=float)
-    if values_PS.ndim == 1:
-        values_PS = values_PS[:, None]
-    if values_PS.ndim != 2 or not np.isfinite(values_PS).any():
-        raise ValueError(f"Expected argument `values` of shape [P] or [P, S] with a value but got {values_PS.shape}.")
-    prompts, seeds = values_PS.shape
-    random = np.random.default_rng(seed)
-    means: list[float] = []
-    # As many resamples at once as fit some megabytes.
-    chunk = max(1, 500_000 // values_PS.size)
-    for start in range(0, resamples, chunk):
-        draws = min(chunk, resamples - start)
-        rows_RP1 = random.integers(prompts, size=(draws, prompts, 1))
-        drawn_RPS = values_PS[rows_RP1, random.integers(seeds, size=(draws, prompts, seeds))]
-        counts_R = np.isfinite(drawn_RPS).sum((1, 2))
-        # A resample of nothing but NaN has no mean.
-        means += (np.nansum(drawn_RPS, (1, 2))[counts_R > 0] / counts_R[counts_R > 0]).tolist()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.nanmean(values_PS)), float(low), float(high))
+    cells = np.asarray(values, dtype=float)
+    shape = cells.shape
+    if cells.ndim == 1:
+        cells = cells[:, None]
+    if cells.ndim == 2:
+        cells = cells[None]
+    if cells.ndim != 3 or not np.isfinite(cells).any():
+        raise ValueError(f"Expected argument `values` of shape [P], [P, S] or [R, P, S] with a value but got {shape}.")
+    return Resampler.of(cells, resamples, seed).interval(lambda means_MB: means_MB[0], level)
 
 
 def _as_points(points: ArrayLike) -> NDArray[np.float64]:

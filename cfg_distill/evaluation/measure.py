@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
+
+import torch
 
 from cfg_distill.evaluation.system import Kind, System
 from cfg_distill.generators import Generator, Prompt, PromptLike
@@ -56,7 +59,11 @@ def evaluate(
         axes={metric: measure.axis for metric, measure in metrics.items()},
         values={metric: [] for metric in metrics},
         relative_cost=2.0 if guidance is not None and guidance.active else 1.0,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
     )
+    seconds = 0.0
     starts = range(0, len(prompts), batch_size)
     done = 0
     for seed in seeds:
@@ -64,7 +71,9 @@ def evaluate(
             measure.reset()
         for start in starts:
             batch = list(prompts[start : start + batch_size])
+            began = now(generator)
             samples = draw(generator, batch, sampling, guidance, seed * SEEDS_APART + start)
+            seconds += now(generator) - began
             for measure in metrics.values():
                 measure.update(samples)
             if listen is not None and seed == seeds[0]:
@@ -74,4 +83,12 @@ def evaluate(
                 progress(done, len(starts) * len(seeds))
         for metric, measure in metrics.items():
             system.values[metric].append(measure.per_prompt().tolist())
+    system.seconds = seconds / (len(prompts) * sampling.samples * len(seeds))
     return system
+
+
+def now(generator: Generator) -> float:
+    """Seconds, once the generator's device has done what it was given: an accelerator works while Python goes on."""
+    if generator.device.type == "cuda":
+        torch.cuda.synchronize(generator.device)
+    return time.perf_counter()

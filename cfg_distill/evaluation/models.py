@@ -135,32 +135,52 @@ def _headline(metrics: dict[str, SampleMetric]) -> Headline | None:
     return Headline(on["quality"][0], *on["diversity"][:2])
 
 
+def _trained(systems: Sequence[System]) -> str:
+    """Words about the training seeds of the students, where there are several."""
+    seeds = max((system.training_seeds for system in systems), key=len, default=[])
+    return f", training seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else ""
+
+
 def write_front(
     out: Path | None,
     systems: Sequence[System],
     headline: Headline | None,
     claims: Sequence[Mapping[str, str]] = (),
     title: str = "",
+    more: Mapping[str, Any] | None = None,
+    lines: str = "",
 ) -> str:
-    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; return the table."""
+    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; return the table.
+
+    Args:
+        out: the folder.
+        systems: all systems, in their order.
+        headline: the metrics of the picture; None for no picture.
+        claims: judged.
+        title: of the picture.
+        more: further entries of front.json.
+        lines: what they say, for table.txt.
+    """
     from cfg_distill.evaluation.figure import front_figure
     from cfg_distill.evaluation.front import hypervolumes
-    from cfg_distill.evaluation.table import front_table, hypervolume_line
+    from cfg_distill.evaluation.table import front_table, hypervolume_line, notes_of
 
     points = [system.point() for system in systems]
     first = systems[0]
     note = (
         f"{len(first.prompts)} held-out prompts, {first.samples} samples of each, sampling seeds"
-        f" {', '.join(map(str, first.seeds))}; bars: 95 % bootstrap intervals over prompts and seeds"
+        f" {', '.join(map(str, first.seeds))}{_trained(systems)}; bars: 95 % bootstrap intervals over prompts and seeds"
     )
     volumes = hypervolumes(points, headline)
     table = f"{front_table(points)}\n\n{note.replace('bars', '±')}.\n"
     table += "".join(f"{hypervolume_line(volume)}\n" for volume in volumes)
     for claim in claims:
-        table += f"\n{claim['verdict'].upper():9}  {claim['claim']}\n           {claim['evidence']}\n"
+        table += f"\n{claim['verdict'].upper():9}  {claim['name']} {claim['claim']}\n           {claim['evidence']}\n"
+    notes = notes_of(systems, (more or {}).get("protocol", {}).get("stage", "report"))
+    table += "".join(f"{line}\n" for line in ["", *notes] if notes) + lines
     if out is None:
         return table
-    front = {"systems": points, "claims": list(claims), "hypervolume": volumes}
+    front = {"systems": points, "claims": list(claims), "hypervolume": volumes, "notes": notes} | dict(more or {})
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
         figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)

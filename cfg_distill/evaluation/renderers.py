@@ -44,6 +44,12 @@ class Renderer:
         peak = f"{20 * math.log10(sample.peak):.1f} dBFS" if sample.peak else "silence"
         return f"{sample.seconds:.2f} s, {sample.rate} Hz, {channels}, peak {peak}"
 
+    def is_empty(self, sample: Any) -> bool:
+        """Whether a sample holds nothing to read or hear: see :func:`cfg_distill.embedders.is_empty`."""
+        from cfg_distill.metrics import is_empty  # it imports transformers, for which not every command must wait
+
+        return is_empty(sample)
+
     def write(self, sample: Any, prompt: str, folder: Path, stem: str) -> str:
         """Write the sample as one or several files, named ``stem`` and a suffix.
 

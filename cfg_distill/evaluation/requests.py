@@ -220,7 +220,7 @@ class EvaluateRequest:
     batch_size: int = 8
     overwrite: bool = False
     seconds: float | None = None
-    written: int = 4
+    written: int = 12
     written_samples: int = 2
     dtype: str = "float32"
     trust: Sequence[str] = ()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
 import numpy as np
 
-from cfg_distill.evaluation.front import Interval, bootstrap_interval
+from cfg_distill.evaluation.front import bootstrap_interval
+from cfg_distill.evaluation.intervals import Interval
 from cfg_distill.files import write_text
 
-Kind = Literal["base", "guidance", "student", "merge", "model"]
+Kind = Literal["base", "guidance", "student", "merge", "model", "real", "degenerate"]
 
 
 @dataclass
@@ -21,7 +23,8 @@ class System:
 
     Attributes:
         name: as the study names it.
-        kind: ``base`` (at some temperature), ``guidance``, ``student``, ``merge``, or ``model`` for any other system.
+        kind: ``base`` (without guidance), ``guidance``, ``student``, ``merge``, or ``model`` for any other system. ``real`` and
+            ``degenerate`` are rows of a ladder: samples that no system drew, which show where a metric's scale ends.
         model: the folder or hub name.
         temperature: of sampling.
         guidance: the scale of guidance; 1 is none.
@@ -29,9 +32,17 @@ class System:
         seeds: of sampling.
         prompts: the prompts, in the order of the values.
         axes: metric -> ``quality``, ``diversity`` or ``guard``.
-        values: metric -> one row per seed, one number per prompt; NaN where the metric does not apply.
+        values: metric -> one row per sampling seed, one number per prompt; NaN where the metric does not apply. With several
+            training seeds: metric -> such a table per training seed. :meth:`runs` has one shape for both.
         relative_cost: forward passes per token, relative to sampling without guidance.
         knob: the weight of the second student in a merge of two, from 0 to 1; None for any other system.
+        training_seeds: of a system that the study trained, or merged of what it trained; empty for any other system.
+        chain: the chain of fits that a trained system comes from. Systems of one chain share each training seed. Empty for a
+            system that was not trained.
+        seconds: per sample, measured while sampling, without the metrics; None where it was not measured.
+        top_k: of sampling; 0 keeps all.
+        top_p: of sampling; 1 keeps all.
+        min_p: of sampling; 0 keeps all.
     """
 
     name: str
@@ -43,36 +54,59 @@ class System:
     seeds: list[int]
     prompts: list[str]
     axes: dict[str, str] = field(default_factory=dict)
-    values: dict[str, list[list[float]]] = field(default_factory=dict)
+    values: dict[str, list[Any]] = field(default_factory=dict)
     relative_cost: float = 1.0
     knob: float | None = None
+    training_seeds: list[int] = field(default_factory=list)
+    chain: str = ""
+    seconds: float | None = None
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    def runs(self, metric: str) -> np.ndarray:
+        """The values by training seed, prompt and sampling seed, ``[R, P, S]``; R is 1 for a system that was not trained."""
+        values = np.asarray(self.values[metric], dtype=float)
+        return (values[None] if values.ndim == 2 else values).swapaxes(1, 2)
 
     def cells(self, metric: str) -> np.ndarray:
-        """The values by prompt and seed, ``[number of prompts, number of seeds]``."""
-        return np.asarray(self.values[metric], dtype=float).T
+        """The values by prompt and seed, ``[P, R * S]``: of all training seeds, and all sampling seeds of each."""
+        return np.concatenate(self.runs(metric), axis=1)
 
     def interval(self, metric: str) -> Interval:
-        """Mean over prompts and seeds, and its 95 % bootstrap interval."""
-        return bootstrap_interval(self.cells(metric))
+        """Mean over prompts, sampling seeds and training seeds, and its 95 % interval."""
+        return bootstrap_interval(self.runs(metric))
 
     def on(self, axis: str) -> list[str]:
         """The metrics of one axis."""
         return [metric for metric, its_axis in self.axes.items() if its_axis == axis]
 
+    def missing(self) -> dict[str, int]:
+        """Metric -> the number of prompts on which it is NaN under some seed; the metrics that are NaN nowhere are left out."""
+        lost = {metric: int(np.isnan(self.cells(metric)).any(axis=1).sum()) for metric in self.axes}
+        return {metric: number for metric, number in lost.items() if number}
+
     def point(self) -> dict[str, Any]:
-        """The entry of front.json."""
+        """The entry of front.json. A metric that is NaN everywhere has no interval: ``missing`` names it."""
         points: dict[str, Any] = {"name": self.name, "kind": self.kind}
         for axis, key in (("quality", "quality"), ("diversity", "diversity"), ("guard", "guards")):
             points[key] = {}
             for metric in self.on(axis):
-                points[key][metric] = self.interval(metric)._asdict()
+                if not np.isnan(self.cells(metric)).all():
+                    points[key][metric] = self.interval(metric)._asdict()
         return points | {
             "relative_cost": self.relative_cost,
+            "seconds": self.seconds,
             "samples": self.samples,
             "seeds": self.seeds,
+            "training_seeds": self.training_seeds,
             "prompts": len(self.prompts),
+            "missing": self.missing(),
             "temperature": self.temperature,
             "guidance": self.guidance,
+            "top_k": self.top_k,
+            "top_p": self.top_p,
+            "min_p": self.min_p,
             "model": self.model,
             "knob": self.knob,
         }
@@ -83,5 +117,26 @@ class System:
 
     @classmethod
     def read(cls, file: Path) -> Self:
-        """Load a system that :meth:`save` wrote."""
+        """Load a system that :meth:`save` wrote, now or in version 0.1, which had no training seeds."""
         return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def pooled(name: str, runs: Sequence[System]) -> System:
+    """One system of several training runs of it.
+
+    Args:
+        name: of the system.
+        runs: the same system under each training seed, on the same prompts.
+
+    Returns:
+        A system whose values have the training seed as their first dimension. Its model is that of the first run.
+    """
+    first = runs[0]
+    seconds = [run.seconds for run in runs if run.seconds is not None]
+    return replace(
+        first,
+        name=name,
+        training_seeds=[seed for run in runs for seed in run.training_seeds],
+        values={metric: [run.values[metric] for run in runs] for metric in first.values},
+        seconds=sum(seconds) / len(seconds) if seconds else None,
+    )

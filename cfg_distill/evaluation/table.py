@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS, LEAST_TRAINING_SEEDS
+from cfg_distill.evaluation.system import System
+
 Point = Mapping[str, Any]
 
 
@@ -53,3 +56,37 @@ def hypervolume_line(entry: Mapping[str, Any]) -> str:
     corner = ", ".join(f"{value:g}" for value in entry["reference"].values())
     of = f"Hypervolume of {entry['quality']} and {entry['diversity']} above ({corner})"
     return f"{of}: {', '.join(volumes)}. Front: {'; '.join(entry['front'])}."
+
+
+def notes_of(systems: Sequence[System], stage: str = "report") -> list[str]:
+    """What a reader of the intervals must know: what they do not hold, and values that are missing.
+
+    Args:
+        systems: all, in their order.
+        stage: ``report``, or ``development`` for prompts that choices were made on.
+    """
+    notes = []
+    if stage == "development":
+        notes.append("These are development prompts: choices were made on them, so they are no evidence.")
+    prompts = len(systems[0].prompts)
+    if prompts < LEAST_PROMPTS:
+        notes.append(
+            f"{prompts} prompts are fewer than the {LEAST_PROMPTS} that an interval needs: it covers less than it says."
+        )
+    trained = [system for system in systems if system.chain]
+    seeds = min((system.runs(next(iter(system.values))).shape[0] for system in trained if system.values), default=0)
+    if seeds == 1:
+        notes.append("One training seed: the intervals say nothing about another training run.")
+    elif 0 < seeds < LEAST_TRAINING_SEEDS:
+        notes.append(
+            f"{seeds} training seeds are fewer than the {LEAST_TRAINING_SEEDS} that an interval needs: it is too wide to be of"
+            " use."
+        )
+    holes: dict[tuple[str, int], list[str]] = {}
+    for system in systems:
+        for hole in system.missing().items():
+            holes.setdefault(hole, []).append(system.name)
+    for (metric, number), names in holes.items():
+        of = "every system" if len(names) == len(systems) else ", ".join(names)
+        notes.append(f"{metric} is NaN on {number} of {prompts} prompts of {of}: its means leave them out.")
+    return notes

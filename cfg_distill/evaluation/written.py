@@ -77,6 +77,18 @@ def show(samples: Samples, renderer: Renderer) -> None:
             print(renderer.text(sample, str(prompt)), end="\n\n")
 
 
+def remarks_on(samples: Samples, renderer: Renderer) -> list[str]:
+    """A line for each prompt that got samples with nothing to read or hear: their numbers, counted from 1."""
+    found = []
+    for prompt, group in zip(samples.prompts, samples.groups(), strict=True):
+        numbers = [str(number) for number, sample in enumerate(group, start=1) if renderer.is_empty(sample)]
+        if numbers:
+            listed = " and ".join([", ".join(numbers[:-1]), numbers[-1]] if numbers[1:] else numbers)
+            subject = f"samples {listed} are" if numbers[1:] else f"sample {listed} is"
+            found.append(f"Prompt `{prompt}`: {subject} {'silent' if isinstance(group[0], Waveform) else 'empty'}.")
+    return found
+
+
 def write(samples: Samples, out: Path, renderer: Renderer) -> None:
     """Write the samples into a folder, named after place, prompt and number. A new folder appears whole."""
     with nullcontext(out) if out.exists() else staged_folder(out) as folder:

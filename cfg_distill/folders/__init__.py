@@ -2,6 +2,7 @@
 
 from cfg_distill.folders.cache import cache_folder
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
+from cfg_distill.folders.hub import ask_hub
 from cfg_distill.folders.names import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -28,6 +29,7 @@ __all__ = [
     "SHIPPED",
     "Packaged",
     "adapter_config",
+    "ask_hub",
     "base_of",
     "cache_folder",
     "cached_name",

@@ -137,6 +137,10 @@ class AdapterFolder:
             )
             raise ConfigError(Problem(key, text))
         names = list(self._tensors.keys())
+        dtypes = {name: self._tensors.get_slice(name).get_dtype() for name in names}
+        if integers := [name for name, dtype in dtypes.items() if not dtype.startswith(("F", "BF"))]:
+            text = f"expected real numbers in `{self.path}`, but found integers: {', '.join(integers[:5])}. Export it again."
+            raise ConfigError(Problem(key, text))
         sizes = {name: tuple(self._tensors.get_slice(name).get_shape()) for name in names}
         layers = [match[1] for name in names if (match := re.fullmatch(rf"{PREFIX}(.+)\.lora_A\.weight", name))]
         pairs = {name for layer in layers for name in _names(layer)}

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
+from cfg_distill.folders.hub import ask_hub, problems_of_hub_name, similar
 from cfg_distill.folders.packages import PACKAGED
 
 PACKAGE = Path(__file__).parent.parent
@@ -38,12 +39,16 @@ def from_hub(loader: Any, path: str, kind: str, subject: str = "Model", **settin
         ConfigError: transformers cannot load it.
     """
     try:
-        return loader.from_pretrained(resolve(path), **settings)
+        found = resolve(path)
+        ask_hub(found)
+        # A model folder is data. Left open, transformers would ask on a terminal whether to run the folder's code.
+        code = {"trust_remote_code": False} if loader.__name__.startswith("Auto") else {}
+        return loader.from_pretrained(found, **code, **settings)
     except UNREADABLE as error:
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(
             f"{subject} `{path}`: expected a model folder or a reachable hub name of {kind}, but transformers could not load"
-            f" it: {first.rstrip('.')}. Without a network, name a folder that holds it."
+            f" it: {first.rstrip('.')}.{similar(path)} Without a network, name a folder that holds it."
         ) from error
 
 
@@ -155,8 +160,9 @@ def problems_of_folder(path: str) -> list[Problem]:
     folder = found or Path(path)
     if not folder.exists():
         if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1:
-            return [Problem("", f"expected a model folder, but `{path}` does not exist. Check the path.")]
-        return []
+            text = f"expected a model folder, but `{path}` does not exist.{similar(str(path))} Check the path."
+            return [Problem("", text)]
+        return problems_of_hub_name(str(path))
     if is_adapter(path):
         return _problems_of_adapter(path, folder)
     if not (folder / "config.json").is_file():

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, nearest
+from cfg_distill.folders.hub import ask_hub
 from cfg_distill.folders.names import base_of, source
 
 PROFILE = "cfg_distill.json"
@@ -89,6 +90,7 @@ def _from_hub(name: str) -> Path | None:
     """The file of a hub repository, from its cache or the network; None where there is none, or no network."""
     from transformers.utils import cached_file
 
+    ask_hub(name)
     try:
         found = cached_file(
             name,

@@ -20,6 +20,7 @@ from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encode
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import is_linear, use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
+from cfg_distill.generators.networks import network_of
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
@@ -164,7 +165,7 @@ class CausalLM(Generator):
         self.model.load_state_dict(state)
 
     def _load_model(self, path: str) -> Any:
-        model = from_hub(AutoModelForCausalLM, base_of(path), _KIND, dtype=DTYPES[self.dtype])
+        model = network_of(AutoModelForCausalLM, base_of(path), _KIND, dtype=DTYPES[self.dtype])
         if is_adapter(path):
             add_adapter(model, read_adapter(path), path)
         return model
@@ -285,8 +286,7 @@ class CausalLM(Generator):
         }
         if not self._linear_head:
             return Logits(self.model(**inputs, logits_to_keep=last).logits[:, None])
-        layer = self.model.get_output_embeddings()
-        head = Head([layer.weight], None if layer.bias is None else [layer.bias])
+        head = Head.of([self.model.get_output_embeddings()])
         return HiddenStates(self.model.base_model(**inputs).last_hidden_state[:, -last:], head)
 
     def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[DecodingState, Predictions]:

@@ -30,6 +30,7 @@ from cfg_distill.generators.frozen import Frozen
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
+from cfg_distill.generators.networks import network_of
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
@@ -168,7 +169,7 @@ class Dia(Generator):
         return self
 
     def _load_model(self, path: str) -> Any:
-        model = from_hub(DiaForConditionalGeneration, base_of(path), _KIND, dtype=DTYPES[self.dtype])
+        model = network_of(DiaForConditionalGeneration, base_of(path), _KIND, dtype=DTYPES[self.dtype])
         if is_adapter(path):
             add_adapter(model, read_adapter(path), path)
         return model

@@ -2,13 +2,13 @@
 
 torch multiplies float32 matrices by its BLAS. On many processors (AMD's with AVX-512 among them) that reaches less than half
 of oneDNN's speed. Training, the teacher and the losses multiply many rows: oneDNN reads the weight in its usual layout.
-Decoding multiplies few rows, and its time is the reading of the weight: a rollout copies the weight once into oneDNN's own
-blocked layout. The products are the same up to rounding. Measured in docs/performance.md.
+Decoding multiplies few rows, and its time is the reading of the weight: for a rollout each layer copies its weight once into
+oneDNN's own blocked layout. The products are the same up to rounding. Measured in docs/performance.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeGuard
@@ -19,9 +19,6 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear
 
 from cfg_distill.generators.lora import NAME, lora_layers
-
-PACKED = "packed_weight"
-"""The attribute of a weight that holds its copy in another layout."""
 
 LEAST_ROWS, LEAST_SIDE, LEAST_WORK = 4, 64, 2**21
 """oneDNN pays for its call from this many rows, this shorter side of the weight, and this product of rows and weight."""
@@ -41,17 +38,45 @@ def onednn(enabled: bool) -> Iterator[None]:
 
 
 class Linear(nn.Linear):
-    """A linear layer that multiplies by :func:`product`."""
+    """A linear layer that multiplies by :func:`product`, and owns a second copy of its weight while there is one.
+
+    Attributes:
+        packed_weight: the copy, in the form that multiplies few rows fastest. It may have an adapter added in. No buffer: the
+            state dict and copies of the layer leave it out.
+    """
+
+    packed_weight: Tensor | None = None
+
+    @classmethod
+    def of(cls, layer: nn.Linear) -> Linear:
+        """A layer with the state of another: the very parameters, mode and hooks."""
+        own = cls.__new__(cls)
+        own.__setstate__(vars(layer))
+        return own
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "packed_weight"}
 
     def forward(self, rows: Tensor) -> Tensor:
-        return product(rows, self.weight, self.bias)
+        """``[..., D]`` to ``[..., V]``; without gradient by the packed weight, while there is one."""
+        packed_weight = self.packed_weight
+        if packed_weight is None or torch.is_grad_enabled():
+            return product(rows, self.weight, self.bias)
+        if packed_weight.is_mkldnn:
+            return _onednn(rows, packed_weight, self.bias)
+        return linear(rows, packed_weight, self.bias)
 
 
 def use_products(model: nn.Module) -> None:
-    """Make all plain linear layers of a model multiply by :func:`product`, in place. Weights and names stay."""
-    for module in model.modules():
-        if type(module) is nn.Linear:
-            module.__class__ = Linear
+    """Put a :class:`Linear` in place of each plain linear layer inside a model. Parameters, names and modes stay.
+
+    A layer that stands in two places stays one layer.
+    """
+    own: dict[nn.Module, Linear] = {}
+    for parent in list(model.modules()):
+        for name, layer in parent._modules.items():
+            if type(layer) is nn.Linear:
+                parent._modules[name] = own.setdefault(layer, Linear.of(layer))
 
 
 def is_linear(layer: Any) -> TypeGuard[nn.Linear]:
@@ -75,11 +100,8 @@ def can_use_onednn(weight: Tensor) -> bool:
 def product(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """torch's ``linear``, by oneDNN where that is faster: ``[..., D]`` and ``[V, D]`` to ``[..., V]``.
 
-    Without gradient it uses the packed weight, while there is one. The result can be differentiated once.
+    The result can be differentiated once.
     """
-    packed_weight = None if torch.is_grad_enabled() else getattr(weight, PACKED, None)
-    if packed_weight is not None:
-        return _onednn(rows, packed_weight, bias) if packed_weight.is_mkldnn else linear(rows, packed_weight, bias)
     if not (can_use_onednn(weight) and rows.dtype == torch.float32 and _pays(rows.numel() // rows.shape[-1], weight)):
         return linear(rows, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (rows, weight, bias)):
@@ -125,7 +147,7 @@ class _Product(torch.autograd.Function):
 
 @contextmanager
 def packed(model: nn.Module) -> Iterator[None]:
-    """Keep a copy of the weights of a model's linear layers in the form that decodes fastest, until the context ends.
+    """Give the :class:`Linear` layers of a model packed copies of their weights, until the context ends.
 
     On a CPU in float32 the copy has oneDNN's layout, with an adapter added in. Under mixed precision, on any device, the copy
     has the lower precision: autocast would cast the weight anew at every position. The copy costs memory, and the time of a
@@ -134,32 +156,30 @@ def packed(model: nn.Module) -> Iterator[None]:
     Which layer multiplies by the copy::
 
         plain                       with an adapter, on a CPU in float32
-        Linear(weight -> copy)      lora.Linear(base_layer=Linear(weight -> copy of weight + s B A), lora_A, lora_B)
-        ^ multiplies                ^ multiplies by the copy; lora_A and lora_B rest
+        Linear(weight, copy)        lora.Linear(base_layer=Linear(weight, copy of weight + s B A), lora_A, lora_B)
+        ^ multiplies                                   ^ multiplies; lora_A and lora_B rest, as in a merged layer of peft
     """
     # The factors of an adapter are linear layers too; their change is in the copy, and they need no copies of their own.
     adapted = {id(layer.base_layer): layer for layer in lora_layers(model).values()}
-    inside = {id(part) for layer in adapted.values() for part in layer.modules()} - adapted.keys()
-    layers = [module for module in model.modules() if is_linear(module) and id(module) not in inside]
-    changed: dict[int, Any] = {}
-    copied: dict[int, Any] = {}  # weights by identity: two layers may share one
+    factors = {id(part) for layer in adapted.values() for part in layer.modules()} - adapted.keys()
+    layers = [module for module in model.modules() if isinstance(module, Linear) and id(module) not in factors]
+    merged = []
     try:
         for layer in layers:
-            # Under mixed precision the adapter is not added in: low precision would round it away.
-            outer: Any = adapted.get(id(layer), layer) if can_use_onednn(layer.weight) else layer
             weight = layer.weight.detach()
-            if outer is not layer:
+            outer = adapted.get(id(layer))
+            # Under mixed precision the adapter is not added in: low precision would round it away.
+            if outer is not None and can_use_onednn(layer.weight):
                 weight = weight + outer.get_delta_weight(NAME)
-            if (laid_out := _laid_out(weight)) is not None:
-                setattr(layer.weight, PACKED, laid_out)
-                outer.forward = _forward(layer)
-                changed[id(outer)], copied[id(layer.weight)] = outer, layer.weight
+                merged.append(outer)
+                outer.merged_adapters = [NAME]
+            layer.packed_weight = _laid_out(weight)
         yield
     finally:
-        for outer in changed.values():
-            del outer.forward
-        for kept in copied.values():
-            delattr(kept, PACKED)
+        for layer in layers:
+            layer.packed_weight = None
+        for outer in merged:
+            outer.merged_adapters = []
 
 
 def _laid_out(weight: Tensor) -> Tensor | None:
@@ -170,7 +190,3 @@ def _laid_out(weight: Tensor) -> Tensor | None:
     if weight.dtype == torch.float32 and type(weight) in (Tensor, nn.Parameter) and torch.is_autocast_enabled(device):
         return weight.to(torch.get_autocast_dtype(device))
     return None
-
-
-def _forward(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
-    return lambda rows: product(rows, layer.weight, layer.bias)

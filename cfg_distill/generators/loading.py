@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import base_of, resolve, source
+from cfg_distill.folders import ask_hub, base_of, resolve, source
 from cfg_distill.generators.base import Generator
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.dia import Dia
@@ -43,6 +43,7 @@ def model_type(path: str) -> str:
         found = source(base)
         if found is not None and found.suffix == ".gguf":
             return ""  # a GGUF file is always a causal LM; do not convert it just to read model_type
+        ask_hub(resolve(base))
         return PreTrainedConfig.get_config_dict(resolve(base))[0].get("model_type", "")
     except (ConfigError, OSError, ValueError):
         return ""

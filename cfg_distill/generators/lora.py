@@ -338,4 +338,10 @@ def read_adapter(path: str, prefix: str = "") -> Adapter:
     adapter = AdapterFolder(path).adapter()
     if strange := [layer for layer in adapter if not layer.startswith(prefix)]:
         raise ConfigError(f"Adapter `{path}` changes layers outside of `{prefix}`: {'; '.join(strange[:8])}.")
+    if broken := [layer for layer, (a_RI, b_OR, _) in adapter.items()
+                  if not (a_RI.isfinite().all() and b_OR.isfinite().all())]:  # fmt: skip
+        raise ConfigError(
+            f"Adapter `{path}`: expected numbers, but its factors hold NaN or infinity: {'; '.join(broken[:8])}. Take an"
+            " earlier checkpoint of it, or copy it again."
+        )
     return {layer.removeprefix(prefix): factors for layer, factors in adapter.items()}

@@ -35,6 +35,7 @@ from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.musicgen_shared import TRAINED_SECONDS, Melody, Shared, problems_of_prompt, problems_of_text
+from cfg_distill.generators.networks import network_of
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
@@ -206,7 +207,7 @@ class MusicGen(Generator):
         found = from_hub(AutoConfig, base, _KIND).model_type
         if found != self.config.model_type:
             raise ConfigError(f"Model `{path}`: expected model_type {self.config.model_type}, but got {found}.")
-        whole = from_hub(MODELS[found], base, _KIND, dtype=torch.float32)
+        whole = network_of(MODELS[found], base, _KIND, dtype=torch.float32)
         if is_adapter(path):
             add_adapter(whole.decoder, read_adapter(path, _DECODER), path)
         return whole
@@ -249,8 +250,8 @@ class MusicGen(Generator):
             logits_NKTV = self.model(**inputs).logits.unflatten(0, (-1, self.num_codebooks))
             return Logits(logits_NKTV[:, :, -num_new:])
         # Kept apart, not stacked: a stack would copy all heads at every step.
-        weights: Any = [layer.weight for layer in self.model.lm_heads]
-        return HiddenStates(self.model.model(**inputs).last_hidden_state[:, -num_new:], Head(weights))
+        head = Head.of(self.model.lm_heads)
+        return HiddenStates(self.model.model(**inputs).last_hidden_state[:, -num_new:], head)
 
     def _begin(self, num_rows: int) -> Tensor:
         """The position before the first one, ``[N, K, 1]``."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Self, TypeAlias, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cfg_distill.generators.linear import product
 
@@ -25,15 +25,26 @@ class Head:
     """The linear map from a state to the logits of each codebook.
 
     Attributes:
-        weight_KVD: one matrix per codebook; a parameter itself where there can be a packed copy of it.
+        weight_KVD: one matrix per codebook.
         bias_KV: one bias per codebook, or none.
+        layer_K: the layers that own the matrices, where each has its own. They multiply, by packed weights while they have
+            such.
     """
 
     weight_KVD: Tensor | Sequence[Tensor]
     bias_KV: Tensor | Sequence[Tensor] | None = None
+    layer_K: Sequence[nn.Linear] | None = None
+
+    @classmethod
+    def of(cls, layer_K: Sequence[nn.Linear]) -> Head:
+        """The head that these layers are, one per codebook: all of them with a bias, or none."""
+        biased = layer_K[0].bias is not None
+        return cls([layer.weight for layer in layer_K], [layer.bias for layer in layer_K] if biased else None, layer_K)
 
     def logits(self, states_MD: Tensor, k: int) -> Tensor:
         """Logits of codebook k, ``[..., D]`` to ``[..., V]``."""
+        if self.layer_K is not None:
+            return self.layer_K[k](states_MD)
         bias_V = None if self.bias_KV is None else self.bias_KV[k]
         return product(states_MD, self.weight_KVD[k], bias_V)
 

@@ -10,7 +10,11 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 SMALL_SINE = 1e-4
-"""Below this sine of the angle SLERP equals LERP to 1e-8, and its quotients lose their digits."""
+"""Below this sine of the angle the quotients of SLERP lose their digits, and LERP takes its place.
+
+At an angle near 0 the two are equal to 1e-8. At an angle near pi they are not: SLERP keeps the length of the task vectors, on
+an arc whose plane is undefined at pi itself, and LERP passes near the start model. So the merge jumps there.
+"""
 
 
 class InnerProducts(NamedTuple):

@@ -15,7 +15,8 @@ from cfg_distill.metrics.audio import (
 )
 from cfg_distill.metrics.base import EmbeddingMetric, SampleMetric, TextMetric
 from cfg_distill.metrics.corpus import FAD, KAD, CorpusMetric, frechet_distance, kernel_distance
-from cfg_distill.metrics.degeneration import Degeneration, degenerate
+from cfg_distill.metrics.degeneration import Degeneration, EmptyShare, degenerate, is_empty
+from cfg_distill.metrics.distinct import CoverageAtK, DistinctAtK, coverage_at_k, distinct_at_k
 from cfg_distill.metrics.embedding import PairwiseCosineDiversity, PromptAdherence, VendiScore, vendi_score
 from cfg_distill.metrics.lexical import (
     EAD,
@@ -40,9 +41,12 @@ __all__ = [
     "CLAPAdherence",
     "ClippingRate",
     "CorpusMetric",
+    "CoverageAtK",
     "Degeneration",
+    "DistinctAtK",
     "DistinctN",
     "EmbeddingMetric",
+    "EmptyShare",
     "Entropy",
     "KLToTeacher",
     "Length",
@@ -63,12 +67,15 @@ __all__ = [
     "WaveformMetric",
     "clipped_information",
     "clipped_share",
+    "coverage_at_k",
     "degenerate",
+    "distinct_at_k",
     "distinct_n",
     "expectation_adjusted_distinct",
     "flatness",
     "frechet_distance",
     "is_copy",
+    "is_empty",
     "kernel_distance",
     "log_likelihood",
     "repeated_n",

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from cfg_distill.embedders import Embedder
+from cfg_distill.embedders import Embedder, embedded
 from cfg_distill.embedders.base import texts_of
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
@@ -103,6 +103,6 @@ class EmbeddingMetric(SampleMetric):
         return self
 
     def embedded(self, samples: Samples) -> Tensor:
-        """The embeddings of the groups, ``[B, G, D]``, computed on the metric's device."""
-        embedding_ND = self._frozen.on(self.device).embed(samples.outputs)
+        """The embeddings of the groups, ``[B, G, D]``, computed on the metric's device; zero for degenerate samples."""
+        embedding_ND = embedded(self._frozen.on(self.device), samples.outputs)
         return embedding_ND.unflatten(0, (len(samples.prompts), samples.group))

@@ -98,7 +98,8 @@ def median_distance(vectors: Tensor) -> float:
     if len(vectors) > _MOST_FOR_BANDWIDTH:
         drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:_MOST_FOR_BANDWIDTH]
         vectors = vectors[drawn.to(vectors.device)]
-    return max(float(torch.pdist(vectors.double()).median()), 1e-6)  # a reference of copies has none
+    # Tensor.median() takes the lower of two middle values.
+    return max(float(torch.pdist(vectors.double()).quantile(0.5)), 1e-6)  # a reference of copies has none
 
 
 def mean_kernel_within(vectors: Tensor, bandwidth: float) -> Tensor:
@@ -210,11 +211,11 @@ class CorpusMetric(EmbeddingMetric):
 
     def update(self, samples: Samples) -> None:
         # Flat, since a process without a prompt has nothing to tell the shape from.
-        self.values.append(self.embedded(samples).float().flatten())  # type: ignore[union-attr]
+        self.values.append(self._heard(samples).float().flatten())  # type: ignore[union-attr]
         self.group = self.group.clamp(min=samples.group)
 
     def score(self, samples: Samples) -> Tensor:
-        return jackknife(self.embedded(samples), self._clips(), self.statistic)
+        return jackknife(self._heard(samples), self._clips(), self.statistic)
 
     def per_prompt(self) -> Tensor:
         return jackknife(self._groups(), self._clips(), self.statistic)
@@ -223,6 +224,11 @@ class CorpusMetric(EmbeddingMetric):
         """The distance of all samples (of all processes) from the reference; NaN for fewer than two."""
         vectors_ND = self._groups().flatten(0, 1)
         return self.statistic(vectors_ND, self._clips()).float() if len(vectors_ND) > 1 else torch.tensor(torch.nan)
+
+    def _heard(self, samples: Samples) -> Tensor:
+        """The vectors of all samples, ``[B, G, D]``, silent ones included: silence is far from real sound, and must count."""
+        vectors_ND = self._frozen.on(self.device).embed(samples.outputs)
+        return vectors_ND.unflatten(0, (len(samples.prompts), samples.group))
 
     def _groups(self) -> Tensor:
         """The vectors so far, ``[P, G, D]``; the samples of a prompt must be as many for all."""

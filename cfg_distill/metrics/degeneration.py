@@ -1,43 +1,17 @@
-"""Text that is no text any more: loops, empty answers, rubbish."""
+"""The guards against samples that are none: the share of empty ones, and of text that loops or is rubbish."""
 
 from __future__ import annotations
 
-import zlib
+from typing import Any
 
-from cfg_distill.metrics.base import TextMetric
-from cfg_distill.metrics.lexical import repeated_n
+import torch
+from torch import Tensor
 
-LONG = 60
-"""Characters from which on a text's compression says something."""
-
-
-def degenerate(text: str, repeated: float = 0.3, compressed: float = 0.35, words: int = 3) -> bool:
-    """Whether a text loops, says nothing or falls apart, by signs that need no model.
-
-    - fewer than ``words`` words;
-    - more than the share ``repeated`` of its 4-grams of words were there before;
-    - it compresses to less than the share ``compressed`` of its length (loops within words: ``!!!!``), if it is long enough;
-    - it holds the mark of bytes that are no UTF-8, or more than a tenth of its words are without any letter or digit.
-
-    Args:
-        text: the sample.
-        repeated: see above. English prose of 100 words repeats less than a twentieth.
-        compressed: see above. English prose of 300 characters compresses to about 0.6.
-        words: see above.
-
-    Example:
-        >>> degenerate("The sea was calm, and nobody spoke."), degenerate("the sea the sea the sea the sea the sea")
-        (False, True)
-    """
-    found = text.split()
-    if len(found) < words or "\ufffd" in text:
-        return True
-    if repeated_n(text, 4) > repeated:
-        return True
-    data = text.encode()
-    if len(data) >= LONG and len(zlib.compress(data, 9)) < compressed * len(data):
-        return True
-    return sum(not any(sign.isalnum() for sign in word) for word in found) > 0.1 * len(found) + 1
+from cfg_distill.embedders import Embedder, Frozen, is_empty
+from cfg_distill.embedders.degeneration import degenerate
+from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.metrics.base import SampleMetric, TextMetric
+from cfg_distill.sampling.samples import Samples
 
 
 class Degeneration(TextMetric):
@@ -48,3 +22,35 @@ class Degeneration(TextMetric):
 
     def score_group(self, texts: list[str]) -> float:
         return sum(map(degenerate, texts)) / len(texts)
+
+
+class EmptyShare(SampleMetric):
+    """The share of a prompt's samples that are empty or degenerate, and so earn no diversity: a guard for every recipe.
+
+    Read it beside each measure of diversity, in which such samples count 0.
+
+    Args:
+        embedder: its rule decides (:meth:`~cfg_distill.embedders.Embedder.degenerate`), and its weights are not loaded. None
+            takes the rule for any sample: text without a letter or digit, silent sound.
+    """
+
+    axis = "guard"
+    higher_is_better = False
+
+    def __init__(self, embedder: Embedder | None = None, **settings: Any) -> None:
+        super().__init__(**settings)
+        # In a box, as the embedders of all metrics: it enters no state dict.
+        self._frozen = None if embedder is None else Frozen(embedder)
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return [] if self._frozen is None else problems_of(self._frozen.model, context, under="embedder.init_args")
+
+    def score(self, samples: Samples) -> Tensor:
+        if self._frozen is None:
+            degenerate_N = torch.tensor([is_empty(output) for output in samples.outputs], dtype=torch.bool)
+        else:
+            degenerate_N = self._frozen.model.degenerate(samples.outputs)
+        return degenerate_N.float().unflatten(0, (len(samples.prompts), samples.group)).mean(-1)
+
+
+__all__ = ["Degeneration", "EmptyShare", "degenerate", "is_empty"]

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import cosine_distances
+from cfg_distill.embedders.similarity import both_count, counted
 from cfg_distill.metrics.base import EmbeddingMetric
 from cfg_distill.rewards import pairwise_diversity
 from cfg_distill.rewards.sample import prompt_similarity
@@ -15,13 +16,16 @@ from cfg_distill.sampling.samples import Samples
 def vendi_score(embeddings: Tensor) -> Tensor:
     r"""The effective number of different samples in a group.
 
-    .. math:: \exp\Big(-\sum_i \lambda_i \log \lambda_i\Big), \qquad
-        \lambda = \text{eigenvalues of } K / G, \quad K_{ij} = \cos(e_i, e_j)
+    .. math:: \exp\Big(-\frac{m}{G} \sum_i \lambda_i \log \lambda_i\Big), \qquad
+        \lambda = \text{eigenvalues of } K / m, \quad K_{ij} = \cos(e_i, e_j)
 
-    1 for identical samples, G for orthogonal ones. Source: Friedman and Dieng, arXiv 2210.02410, Eq. 2.
+    over the m samples that are not empty. 1 for identical samples, G for orthogonal ones. Source: Friedman and Dieng, arXiv
+    2210.02410, Eq. 2, which is m = G. The factor m / G is ours. With it an empty sample in the place of another never raises
+    the score, since the entropy of a mixture is at least the mixture of the entropies, and the entropy of one sample is 0.
+    Without the factor, an empty sample in the place of a copy would pay.
 
     Args:
-        embeddings: ``[..., G, D]``.
+        embeddings: ``[..., G, D]``; a zero vector marks an empty sample.
 
     Returns:
         ``[...]`` float32 in [1, G].
@@ -30,15 +34,19 @@ def vendi_score(embeddings: Tensor) -> Tensor:
         >>> vendi_score(torch.eye(3))
         tensor(3.)
     """
+    counts = counted(embeddings).sum(-1).double()
     # Eigenvalues in float64: rounding near 0 has infinite slope under the entropy.
-    kernel = (1 - cosine_distances(embeddings)).double() / embeddings.shape[-2]
-    return torch.special.entr(torch.linalg.eigvalsh(kernel).clamp(min=0)).sum(-1).exp().float()
+    kernel = torch.where(both_count(embeddings), 1 - cosine_distances(embeddings), 0.0).double()
+    eigenvalues = torch.linalg.eigvalsh(kernel / counts.clamp(min=1)[..., None, None])
+    entropy = torch.special.entr(eigenvalues.clamp(min=0)).sum(-1)
+    return (entropy * counts / embeddings.shape[-2]).exp().float()
 
 
 class PairwiseCosineDiversity(EmbeddingMetric):
     """Mean cosine distance between the samples of a prompt: :func:`cfg_distill.rewards.pairwise_diversity`, averaged.
 
-    Under the embedder of the reward it shows what was trained; report it under another one too. NaN for a group of one.
+    Under the embedder of the reward it shows what was trained; report it under another one too. A pair with an empty or
+    degenerate sample counts 0. NaN for a group of one.
     """
 
     axis = "diversity"
@@ -62,7 +70,7 @@ class VendiScore(EmbeddingMetric):
 
 
 class PromptAdherence(EmbeddingMetric):
-    """Mean cosine of the outputs of a prompt with the prompt, under a text encoder that reads both."""
+    """Mean cosine of the outputs of a prompt with the prompt, under a text encoder that reads both; 0 for an empty output."""
 
     axis = "quality"
 

@@ -44,6 +44,13 @@ class Distillation(Protocol):
     def problems_of_data(self, data: Any) -> Sequence[str | Problem]: ...
 
 
+@runtime_checkable
+class Placed(Protocol):
+    """A callback that finds problems once the fit begins, and names its keys by the place that it is told."""
+
+    recipe_path: str
+
+
 class NamedTrainer(Trainer):
     """A Trainer whose callbacks may have names, so that a file or an option can change one of them.
 
@@ -247,6 +254,9 @@ class CommandLine(LightningCLI):
         given = config.get("callbacks")
         own = list(_named(given).values())
         self.callbacks = dict(zip(_keys(given), own, strict=True))
+        for path, callback in self.callbacks.items():
+            if isinstance(callback, Placed):
+                callback.recipe_path = path
         if problems := _problems_of_states(self.callbacks):
             raise ConfigError(problems)
         config["callbacks"] = own

@@ -77,6 +77,8 @@ class StepProgress(ProgressBar):
 class StepLines(Callback):
     """One plain line per logging interval, for a log file: a job that runs for hours is not blind.
 
+    Some steps measure the ratio of gradients. A line has it when it was measured since the line before.
+
     Example::
 
         step 40/120 loss 0.05 kl/token 0.031 reward 0.48 ratio 0.6 2.1 s/step 2:48 left
@@ -88,6 +90,7 @@ class StepLines(Callback):
     def __init__(self, every: int) -> None:
         self._every = every
         self._began = self._last = (0, 0.0)  # step and time: of the start of this process, and of the last line
+        self._ratios: dict[str, float] = {}  # of the last line: Lightning keeps a value until there is another one
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._began = self._last = trainer.global_step, time.monotonic()
@@ -102,7 +105,11 @@ class StepLines(Callback):
         now = time.monotonic()
         pace = (now - self._last[1]) / (step - self._last[0])
         words = [f"step {step}/{trainer.max_steps}" if trainer.max_steps > 0 else f"step {step}"]
-        words += [f"{name} {value:.3g}" for name, value in shown_values(trainer.callback_metrics).items()]
+        logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        ratios = {name: value for name, value in logged.items() if _is(name, "gradient_ratio/", "")}
+        known, self._ratios = self._ratios, ratios
+        shown = shown_values({name: value for name, value in logged.items() if known.get(name) != value})
+        words += [f"{name} {value:.3g}" for name, value in shown.items()]
         words.append(f"{pace:.2g} s/step" if pace < 100 else f"{pace:.0f} s/step")
         if trainer.max_steps > 0:
             # Validations take their share of the time left, too: the pace since the start, not that of this line.

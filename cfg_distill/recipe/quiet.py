@@ -27,10 +27,15 @@ def quieten() -> None:
     warnings.filterwarnings("ignore", message="Precision .* is not supported by the model summary")
     # On purpose: the student trains without dropout, and its teacher never leaves eval mode.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    without_bars()
+
+
+def without_bars() -> None:
+    """Off a terminal, load weights without a bar: in a log file it is a line per redraw."""
     if not sys.stdout.isatty():
         from transformers.utils import logging as transformers_logging
 
-        transformers_logging.disable_progress_bar()  # of weights that are loaded: in a log file it is a line per redraw
+        transformers_logging.disable_progress_bar()
 
 
 def _says_something(record: logging.LogRecord) -> bool:

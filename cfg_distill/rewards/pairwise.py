@@ -19,7 +19,7 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders import Embedder, Frozen, cosine_distances
+from cfg_distill.embedders import Embedder, Frozen, cosine_distances, embedded
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.rewards.running import RunningMean, all_reduced
@@ -63,7 +63,7 @@ def pairwise_diversity(embeddings: Tensor) -> Tensor:
 
     .. math:: r_i = \frac{1}{G-1} \sum_{j \ne i} (1 - \cos(e_i, e_j))
 
-    Source: Cideron et al., ICLR 2025, section 3.2.
+    A zero vector marks an empty sample: all its pairs count 0. Source: Cideron et al., ICLR 2025, section 3.2.
 
     Args:
         embeddings: ``[..., G, D]``, G at least 2.
@@ -166,6 +166,10 @@ class PairwiseReward(Reward):
 class PairwiseDiversity(PairwiseReward):
     """Mean cosine distance of a sample to its siblings under a frozen embedder; see :func:`pairwise_diversity`.
 
+    A pair with an empty or degenerate sample has distance 0: r'(y, y') = c(y) c(y') r(y, y'), where c is 0 for such a sample
+    and 1 for any other (:meth:`~cfg_distill.embedders.Embedder.degenerate`). r' is a symmetric function of the pair, so the
+    same baseline leaves its gradient unbiased.
+
     Args:
         embedder: the frozen model. It is rebuilt from the recipe, never saved.
         baseline: see :class:`PairwiseReward`.
@@ -194,5 +198,5 @@ class PairwiseDiversity(PairwiseReward):
         return self
 
     def pairs(self, samples: Samples) -> Tensor:
-        embedding_ND = self._frozen.on(samples.rollout.tokens_BGKT.device).embed(samples.outputs)
+        embedding_ND = embedded(self._frozen.on(samples.rollout.tokens_BGKT.device), samples.outputs)
         return cosine_distances(embedding_ND.unflatten(0, (len(samples.prompts), samples.group)))

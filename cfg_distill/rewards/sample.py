@@ -8,7 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders import Embedder, Frozen
+from cfg_distill.embedders import Embedder, Frozen, embedded
 from cfg_distill.embedders.similarity import unit
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.rewards.base import GroupReward, Reward, group_of
@@ -58,8 +58,8 @@ class SampleReward(Reward):
 
 
 def prompt_similarity(embedder: Embedder, samples: Samples) -> Tensor:
-    """Cosine of each output with its prompt under a text encoder, ``[B, G]`` in [-1, 1]."""
-    outputs_BGD = unit(embedder.embed(samples.outputs)).unflatten(0, (len(samples.prompts), samples.group))
+    """Cosine of each output with its prompt under a text encoder, ``[B, G]`` in [-1, 1]; 0 for an empty output."""
+    outputs_BGD = unit(embedded(embedder, samples.outputs)).unflatten(0, (len(samples.prompts), samples.group))
     prompts_BD = unit(embedder.embed(samples.prompts))
     return (outputs_BGD * prompts_BD.unsqueeze(1)).sum(-1)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,8 @@ class Sampling:
         temperature: divides the logits; 0 takes the likeliest token (not while training).
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens whose probabilities first reach p; 1 keeps all.
+        min_p: keep the tokens at least this many times as likely as the likeliest; 0 keeps all. (Nguyen et al., ICLR 2025,
+            arXiv 2407.01082.)
         drop_finished: decode only the rows whose sample has not ended. It changes the speed, and of the samples the rounding.
         pack_weights: keep a second copy of the weights while sampling, in the form that multiplies few rows fastest: oneDNN's
             layout on a CPU in float32, the lower precision under mixed precision. It changes the speed, and of the samples
@@ -31,13 +34,14 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
     drop_finished: bool = True
     pack_weights: bool = True
 
     @property
     def plain(self) -> bool:
         """Whether samples are drawn from the model's own distribution: temperature 1, no filter."""
-        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1
+        return self.temperature == 1 and self.top_k == 0 and self.top_p == 1 and self.min_p == 0
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with these settings. It depends on the model's longest sample, and on training or not."""
@@ -54,6 +58,8 @@ class Sampling:
             found.append(Problem("top_k", f"expected 0 (keep all) or more, but got {self.top_k}."))
         if not 0 < self.top_p <= 1:
             found.append(Problem("top_p", f"expected a number in (0, 1], but got {self.top_p}."))
+        if not 0 <= self.min_p <= 1:
+            found.append(Problem("min_p", f"expected a number from 0 (keep all) to 1, but got {self.min_p}."))
         return found
 
     def problems_of_length(self, longest: int | None) -> list[Problem]:
@@ -92,6 +98,10 @@ class Sampling:
             # A token stays while the mass before it is below p: the likeliest one always does.
             dropped = probs.cumsum(-1) - probs >= self.top_p
             logits = logits.masked_fill(dropped.gather(-1, order.argsort(-1)), -torch.inf)
+        if self.min_p:
+            # p >= min_p * p_max, as logits. Earlier filters scale all probabilities alike, so the order does not matter.
+            least = logits.max(-1, keepdim=True).values + math.log(self.min_p)
+            logits = logits.masked_fill(logits < least, -torch.inf)
         return logits
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -11,11 +12,16 @@ from typing import Any
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import normalised
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.merging.methods import problems_of_merge
-from cfg_distill.study.config import Fit, Study, SystemConfig, unknown_name
+from cfg_distill.study.config import Study, unknown_name
 from cfg_distill.study.jobs import CheckEvaluation, CheckFit, Job, said_by
+from cfg_distill.study.parts import Fit, SystemConfig
 
+LARGEST_TRAINING_SEED = 2**32 - 1
+"""Lightning takes no larger seed."""
+RUN = re.compile(r"(^| )seed \d+$")
 LARGEST_SEED = 2**40
 """Evaluation multiplies a seed by a million; the product must fit into 64 bits."""
 
@@ -38,21 +44,18 @@ def problems_of(study: Study) -> list[Problem]:
         if name in study.fits:
             problems.append(Problem(key, f"`{name}` is a fit already. Choose another name."))
         models.append(name)
-    for key, systems in (("baselines", study.baselines), ("systems", study.systems)):
-        taken = models if key == "baselines" else [*models, *study.baselines]
-        problems += [
-            Problem(f"{key}.{name}", "the name is taken. Choose another.") for name in systems if name in taken
-        ]
-        for name, system in systems.items():
-            problems += _problems_of_system(f"{key}.{name}", system, models)
+    problems += _problems_of_systems(study, models) + _problems_of_training_seeds(study, fits)
     if not study.all_systems():
         problems.append(
-            Problem("", "Keys `fits`, `merges`, `baselines`, `systems`: expected at least one system, but got none.")
+            Problem(
+                "",
+                "Keys `fits`, `merges`, `baselines`, `sweeps`, `systems`: expected at least one system, but got none.",
+            )
         )
     if study.parallel < 0:
         problems.append(Problem("parallel", f"expected at least 0 (one per core), but got {study.parallel}."))
-    prompts, found = _prompts_of(study)
-    return problems + found + _problems_of_evaluation(study) + _problems_of_claims(study) + _trained_on(fits, prompts)
+    problems += _problems_of_prompts(study, fits)
+    return problems + _problems_of_evaluation(study) + _problems_of_claims(study)
 
 
 def without_echoes(first: Iterable[Problem], then: Iterable[Problem]) -> list[Problem]:
@@ -94,8 +97,9 @@ def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, Job
     made = {*study.fits, *study.merges}
     groups = {"baselines": study.baselines, "systems": study.systems}
     fine = [system for key, group in groups.items() for name, system in group.items() if is_fine(f"{key}.{name}")]
+    fine += [SystemConfig(sweep.model) for name, sweep in study.sweeps.items() if is_fine(f"sweeps.{name}")]
     models = sorted({system.model for system in fine} - made)
-    evaluation, parts = study.evaluation, ("evaluation", "fits", "merges", "baselines", "systems")
+    evaluation, parts = study.evaluation, ("evaluation", "fits", "merges", "baselines", "sweeps", "systems")
     jobs: dict[str, Job] = {}
     if is_fine("evaluation.metrics"):
         sampled = systems_by_folder(study) if all(map(is_fine, parts)) else []
@@ -191,11 +195,73 @@ def _problems_of_adapters(study: Study, fits: dict[str, Fit]) -> list[Problem]:
     return problems
 
 
+def _problems_of_systems(study: Study, models: list[str]) -> list[Problem]:
+    """Problems of baselines, sweeps and further systems.
+
+    Args:
+        study: the study.
+        models: the names of fits and merges.
+    """
+    problems = []
+    taken: dict[str, SystemConfig | None] = dict.fromkeys(models)
+    groups = {f"sweeps.{name}": sweep.systems(name) for name, sweep in study.sweeps.items()}
+    for key, systems in {"baselines": study.baselines, **groups, "systems": study.systems}.items():
+        swept = key.startswith("sweeps.")
+        for name in [name for name in systems if name in taken]:
+            if not swept:
+                problems.append(Problem(f"{key}.{name}", "the name is taken. Choose another."))
+            elif (other := taken[name]) is None or study.settled(systems[name]) != study.settled(other):
+                text = f"makes the system `{name}`, and the name is taken. Rename the sweep."
+                problems.append(Problem(key, text))
+        taken |= systems
+        for name, system in systems.items():
+            problems += _problems_of_system(key if swept else f"{key}.{name}", system, models)
+        if swept and not systems:
+            problems.append(Problem(key, "expected temperature, guidance, top_p or min_p, but it has none. Add some."))
+    return list(dict.fromkeys(problems))
+
+
 def _problems_of_system(key: str, system: SystemConfig, models: list[str]) -> list[Problem]:
     problems = _problems_of_model(f"{key}.model", system.model, models)
     if system.temperature is not None:
         problems += _not_a_number_from_0(f"{key}.temperature", system.temperature)
+    given = {name: vars(system)[name] for name in ("top_k", "top_p", "min_p") if vars(system)[name] is not None}
+    problems += _problems_of_filters(key, **given)
     return problems + _not_a_number_from_0(f"{key}.guidance", system.guidance, " (1 is no guidance)")
+
+
+def _problems_of_filters(key: str, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[Problem]:
+    problems = []
+    if top_k < 0:
+        problems.append(Problem("top_k", f"expected at least 0, but got {top_k}."))
+    if not 0 < top_p <= 1:
+        problems.append(Problem("top_p", f"expected a number above 0 and up to 1 (1 keeps all), but got {top_p}."))
+    if not 0 <= min_p <= 1:
+        problems.append(Problem("min_p", f"expected a number from 0 (keeps all) to 1, but got {min_p}."))
+    return _under(key, problems)
+
+
+def _problems_of_training_seeds(study: Study, fits: dict[str, Fit]) -> list[Problem]:
+    """Seeds that are no seeds, recipes that would ignore them, and names that mean a run of another fit."""
+    seeds, problems = study.training_seeds, []
+    if len(set(seeds)) < len(seeds) or any(not 0 <= seed <= LARGEST_TRAINING_SEED for seed in seeds):
+        text = f"expected different whole numbers from 0 to {LARGEST_TRAINING_SEED}, but got {seeds}."
+        problems.append(Problem("training_seeds", text))
+    for name, fit in fits.items():
+        for key in ("model.seed", "data.seed", "data.init_args.seed"):
+            if seeds and fit.recipe.at(key) is not None:
+                text = (
+                    f"its recipe sets `{key}`, so the training seeds would change less than they say. Remove that key."
+                )
+                problems.append(Problem(f"fits.{name}", text))
+    if study.replicated:
+        problems += [
+            Problem(key, f"`{name}` ends like the folders of training seeds. Choose another name.")
+            for key, names in (("fits", study.fits), ("merges", study.merges), ("systems", study.systems))
+            for name in names
+            if RUN.search(name)
+        ]
+    return problems
 
 
 def _not_a_number_from_0(key: str, value: float, meaning: str = "") -> list[Problem]:
@@ -204,13 +270,36 @@ def _not_a_number_from_0(key: str, value: float, meaning: str = "") -> list[Prob
     return [Problem(key, f"expected a number of at least 0{meaning}, but got {value}.")]
 
 
-def _prompts_of(study: Study) -> tuple[list[str], list[Problem]]:
-    """The prompts of the report; none when they cannot be read, and why not."""
-    given = study.evaluation
-    try:
-        return [*map(str, read_prompts(given.prompts, given.field))], []
-    except ConfigError as error:
-        return [], error.under("evaluation.prompts")
+def _problems_of_prompts(study: Study, fits: dict[str, Fit]) -> list[Problem]:
+    """Prompt files that cannot be read, and prompts of the report that were trained or tuned on."""
+    given, problems = study.evaluation, []
+    held_out: dict[str, list[str]] = {}
+    for key in ("prompts", "development"):
+        file = vars(given)[key]
+        if key == "development" and not file:
+            continue
+        try:
+            held_out[key] = [*map(str, read_prompts(file, given.field))]
+        except ConfigError as error:
+            problems += error.under(f"evaluation.{key}")
+    if given.stage == "development" and not given.development:
+        problems.append(
+            Problem("evaluation.development", "expected a file, since `evaluation.stage` samples it, but got none.")
+        )
+    found = _shared(held_out.get("prompts", []), held_out.get("development", []))
+    if found:
+        text = (
+            f"expected prompts that no choice was made on, but {len(found)} of them are in `evaluation.development`:"
+            f" {found[0]!r}, for one. Take them out of one of the files."
+        )
+        problems.append(Problem("evaluation.prompts", text))
+    return problems + _trained_on(fits, held_out)
+
+
+def _shared(prompts: Iterable[str], others: Iterable[str]) -> list[str]:
+    """The prompts of the second list that the first has too, whatever their case and spaces."""
+    known = {normalised(prompt) for prompt in prompts}
+    return [prompt for prompt in others if normalised(prompt) in known]
 
 
 def _problems_of_evaluation(study: Study) -> list[Problem]:
@@ -226,16 +315,15 @@ def _problems_of_evaluation(study: Study) -> list[Problem]:
     if given.samples < 2:
         text = f"expected at least 2, since a single sample per prompt has no diversity, but got {given.samples}."
         problems.append(Problem("samples", text))
-    least = {"max_new_tokens": 1, "batch_size": 1, "top_k": 0, "written": 0, "written_samples": 0}
+    least = {"max_new_tokens": 1, "batch_size": 1, "written": 0, "written_samples": 0}
     for name, lowest in least.items():
         value = vars(given)[name]
         if value < lowest:
             problems.append(Problem(name, f"expected at least {lowest}, but got {value}."))
     problems += _not_a_number_from_0("temperature", given.temperature)
-    if not 0 < given.top_p <= 1:
-        problems.append(
-            Problem("top_p", f"expected a number above 0 and up to 1 (1 keeps all), but got {given.top_p}.")
-        )
+    problems += _problems_of_filters("", given.top_k, given.top_p, given.min_p)
+    if any(rows < 1 for rows in given.timing):
+        problems.append(Problem("timing", f"expected numbers of rows, each at least 1, but got {given.timing}."))
     return _under("evaluation", problems)
 
 
@@ -252,25 +340,27 @@ def _problems_of_claims(study: Study) -> list[Problem]:
     known = study.all_systems()
     asked = {key: vars(study.claims)[key] for key in ("start", "guidance", "quality", "diversity", "merge")}
     problems = [unknown_name(key, name, known, "a system") for key, name in asked.items() if name not in known]
-    for name in study.claims.temperature:
-        if name not in known:
-            problems.append(unknown_name("temperature", name, known, "a system"))
-        elif study.kind(name) != "base" or known[name].temperature is None:
+    for metric, bound in study.claims.guards.items():
+        if metric not in study.evaluation.metrics:
             problems.append(
-                Problem(
-                    "temperature",
-                    f"expected systems of the base with a temperature of their own and no guidance, but `{name}` is none."
-                    " Take it out, or name such a baseline.",
-                )
+                unknown_name(f"guards.{metric}", metric, study.evaluation.metrics, "a name under `metrics`")
             )
+        try:
+            Guard.parse(metric, bound)
+        except ConfigError as error:
+            problems += error.under(f"guards.{metric}")
     if not 0 < study.claims.margin < math.inf:
         problems.append(Problem("margin", f"expected a number above 0, but got {study.claims.margin}."))
     return _under("claims", problems)
 
 
-def _trained_on(fits: dict[str, Fit], prompts: list[str]) -> list[Problem]:
-    """Report prompts that a fit trains or validates on: the evaluation would not be held out."""
-    held_out = {normalised(prompt) for prompt in prompts}
+def _trained_on(fits: dict[str, Fit], held_out: dict[str, list[str]]) -> list[Problem]:
+    """Prompts of the report that a fit trains or validates on, and development prompts that it trains on.
+
+    Args:
+        fits: that can be read.
+        held_out: ``prompts`` and ``development``, as far as they can be read.
+    """
     problems = []
     for name, fit in fits.items():
         for part, file in fit.recipe.prompt_files.items():
@@ -282,11 +372,13 @@ def _trained_on(fits: dict[str, Fit], prompts: list[str]) -> list[Problem]:
                 if fit.recipe.at("data.class_path") is None:  # a class of the user may mean anything by `train`
                     problems += said_by(f"fits.{name}", error.under(f"data.{part}"))
                 continue
-            both = [prompt for prompt in seen if normalised(prompt) in held_out]
-            if both:
+            for key, prompts in held_out.items():
+                both = [] if (key, part) == ("development", "validation") else _shared(prompts, map(str, seen))
+                if not both:
+                    continue
                 problems.append(
                     Problem(
-                        "evaluation.prompts",
+                        f"evaluation.{key}",
                         f"expected held-out prompts, but {len(both)} of them are in `data.{part}` of fits.{name}:"
                         f" {both[0]!r}, for one. Take them out of one of the files.",
                     )

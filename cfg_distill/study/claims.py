@@ -1,18 +1,25 @@
-"""The orderings that must hold (Cideron et al., ICLR 2025), each with a verdict and its evidence."""
+"""What a study sets out to show, each claim with a verdict and its evidence (the orderings: Cideron et al., ICLR 2025).
+
+A claim has parts, and guards of the student that it is about. One part or guard that fails decides; one that is undecided
+leaves the claim undecided. So a claim holds by chance less often than its strictest part: at most in .025 of the studies.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from cfg_distill.evaluation import System, difference, height_above
-from cfg_distill.evaluation.front import KINDS, Interval
-from cfg_distill.study.config import Claims, Headline
+from cfg_distill.evaluation.compare import Height, missing
+from cfg_distill.evaluation.front import KINDS
+from cfg_distill.evaluation.guards import Guard, Verdict, guards_of
+from cfg_distill.evaluation.headline import Headline
+from cfg_distill.evaluation.intervals import Interval
+from cfg_distill.study.parts import Claims
 
-Verdict = Literal["holds", "fails", "undecided"]
 
-
-def above(interval: Interval) -> Verdict:
+def above(interval: Interval | Height) -> Verdict:
     """Whether a difference is positive: decided when the interval leaves 0 out."""
     return "holds" if interval.low > 0 else "fails" if interval.high < 0 else "undecided"
 
@@ -27,111 +34,230 @@ def all_of(*verdicts: Verdict) -> Verdict:
     return "fails" if "fails" in verdicts else "undecided" if "undecided" in verdicts else "holds"
 
 
-def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> list[dict[str, str]]:
-    """The claims of front.json: ``claim``, ``verdict``, ``evidence``.
+@dataclass(frozen=True)
+class Part:
+    """A part of a claim.
 
-    Verdicts rest on the headline quality and diversity. Where the headline names an independent measure of diversity, the
-    evidence shows the difference under that measure too.
+    Attributes:
+        text: what was compared, with its numbers.
+        verdict: on this part.
+        interval: of the comparison; None where there is none.
+    """
+
+    text: str
+    verdict: Verdict
+    interval: Interval | Height | None = None
+
+    def entry(self) -> dict[str, Any]:
+        """As in front.json."""
+        return {
+            "part": self.text,
+            "verdict": self.verdict,
+            "interval": None if self.interval is None else self.interval._asdict(),
+        }
+
+
+def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> list[dict[str, Any]]:
+    """The claims of front.json: ``name``, ``claim``, ``verdict``, ``evidence``, ``parts`` and ``guards``.
 
     Args:
         systems: name -> system, all of the study.
-        names: which systems the orderings are about, and the margin within which a quality counts as reached.
+        names: which systems the claims are about, the margin within which a quality counts as reached, and the guards.
         headline: the metrics.
     """
     court = _Court(systems, names, headline)
-    claims = [court.student_reaches_guidance(), court.guidance_costs_diversity(), court.reward_restores_diversity()]
-    claims.append(court.merge_is_above_the_baselines())
-    return [*claims, court.merge_is_above_plain_temperature()] if names.temperature else claims
+    return [
+        court.student_reaches_guidance(),
+        court.guidance_costs_diversity(),
+        court.reward_restores_diversity(),
+        court.merge_is_above_equal_cost(),
+        court.merge_is_above_all(),
+    ]
 
 
 class _Court:
     """The systems of the claims, and one method per claim."""
 
     def __init__(self, systems: Mapping[str, System], names: Claims, headline: Headline) -> None:
-        self.headline, self.margin = headline, names.margin
+        self.headline, self.margin, self.guards = headline, names.margin, guards_of(names.guards)
         self.start, self.guided = systems[names.start], systems[names.guidance]
         self.student, self.diverse, self.merge = (systems[n] for n in (names.quality, names.diversity, names.merge))
         self.baselines = [system for system in systems.values() if system.kind in KINDS["baselines"]]
-        self.cooler = [self.start, *(systems[name] for name in names.temperature)]
 
-    def student_reaches_guidance(self) -> dict[str, str]:
+    def student_reaches_guidance(self) -> dict[str, Any]:
         ratio = self.student.relative_cost / self.guided.relative_cost
-        reached, gained = self._quality(self.student, self.guided), self._quality(self.guided, self.start)
-        return _claim(
-            "Distillation reaches the quality of guidance, which is above the base, at half its forward cost",
-            all_of(not_below(reached, self.margin), above(gained), "holds" if ratio <= 0.5 else "fails"),
-            f"{self._quality_shown(self.student, self.guided)}, margin {self.margin:g};"
-            f" {self._quality_shown(self.guided, self.start)}; cost ratio {ratio:g}",
+        return self._claim(
+            "C1",
+            "Distillation reaches the quality of guidance, which is above the base, at half the forward passes",
+            [
+                self._reached(self.student),
+                self._difference(self.guided, self.start, "quality", self.headline.quality),
+                Part(f"forward passes = {ratio:g} of those of guidance", "holds" if ratio <= 0.5 else "fails"),
+            ],
+            self.student,
         )
 
-    def guidance_costs_diversity(self) -> dict[str, str]:
-        lost, inherited = self._diversity(self.start, self.guided), self._diversity(self.start, self.student)
-        return _claim(
-            "Guidance lowers diversity, and pure distillation inherits the loss",
-            all_of(above(lost), above(inherited)),
-            f"{self._diversity_shown(self.start, self.guided)}; {self._diversity_shown(self.start, self.student)}",
+    def guidance_costs_diversity(self) -> dict[str, Any]:
+        """The stick of the reward decides; the other one is shown."""
+        stick, shown_only = self.headline.diversity, self.headline.independent
+        others = [self.guided, self.student]
+        parts = [self._difference(self.start, other, "diversity", stick) for other in others]
+        also = [self._difference(self.start, other, "diversity", shown_only) for other in others if shown_only]
+        return self._claim(
+            "C2",
+            "Guidance takes diversity, and pure distillation inherits the loss",
+            [*parts, *(Part(f"{part.text} (not part of the verdict)", "holds", part.interval) for part in also)],
+            self.student,
         )
 
-    def reward_restores_diversity(self) -> dict[str, str]:
-        return _claim(
-            "With the diversity reward, diversity is above that of guidance",
-            above(self._diversity(self.diverse, self.guided)),
-            self._diversity_shown(self.diverse, self.guided),
+    def reward_restores_diversity(self) -> dict[str, Any]:
+        parts = [self._difference(self.diverse, self.guided, "diversity", stick) for stick in self._sticks]
+        return self._claim(
+            "C3",
+            "The diversity reward gives diversity back, also under a measure that was no reward",
+            parts + self._without_independent,
+            self.diverse,
         )
 
-    def merge_is_above_the_baselines(self) -> dict[str, str]:
-        height = self._height(self.baselines)
-        reached, gained = self._quality(self.merge, self.guided), self._diversity(self.merge, self.guided)
-        return _claim(
-            "The half-way merge reaches the quality of guidance at more diversity, above the baselines' front",
-            all_of(not_below(reached, self.margin), above(gained), above(height)),
-            f"{self._quality_shown(self.merge, self.guided)}, margin {self.margin:g};"
-            f" {self._diversity_shown(self.merge, self.guided)}; height above the front of {len(self.baselines)} baselines"
-            f" and their mixtures = {shown(height)}",
+    def merge_is_above_equal_cost(self) -> dict[str, Any]:
+        """Along the quality axis: plain sampling reaches no guided quality at any diversity, so the other axis says nothing."""
+        equal = [system for system in self.baselines if system.relative_cost <= self.merge.relative_cost]
+        return self._claim(
+            "C4a",
+            "The merge reaches the quality and the diversity of guidance, above the front of every baseline of equal cost",
+            [*self._above_front(equal, "of equal cost", along="quality"), *self._as_diverse],
+            self.merge,
         )
 
-    def merge_is_above_plain_temperature(self) -> dict[str, str]:
-        height = self._height(self.cooler)
-        return _claim(
-            "The half-way merge is above the front of plain temperature",
-            above(height),
-            f"height of {self.merge.name} above the front of {', '.join(system.name for system in self.cooler)} and their"
-            f" mixtures = {shown(height)}",
+    def merge_is_above_all(self) -> dict[str, Any]:
+        return self._claim(
+            "C4b",
+            "The merge reaches the quality of guidance, above the front of all baselines, guidance among them",
+            self._above_front(self.baselines, "of any cost"),
+            self.merge,
         )
 
-    def _quality(self, left: System, right: System) -> Interval:
-        return difference(left, right, self.headline.quality)
+    @property
+    def _as_diverse(self) -> list[Part]:
+        """A system of little diversity must not count as above a front that ends before its quality."""
+        return [self._difference(self.merge, self.guided, "diversity", self.headline.diversity)]
 
-    def _diversity(self, left: System, right: System) -> Interval:
-        return difference(left, right, self.headline.diversity)
+    def _above_front(self, front: Sequence[System], which: str, along: str = "diversity") -> list[Part]:
+        heights = [self._height(front, which, stick, along) for stick in self._sticks] if front else []
+        nobody = [] if front else [Part(f"there is no baseline {which}", "undecided")]
+        return [self._reached(self.merge), *heights, *nobody, *self._without_independent]
 
-    def _height(self, others: list[System]) -> Interval:
-        return height_above(self.merge, others, self.headline.quality, self.headline.diversity)
+    @property
+    def _sticks(self) -> list[str]:
+        """The measures of diversity that decide: that of the reward, and one that was no reward."""
+        return [each for each in (self.headline.diversity, self.headline.independent) if each is not None]
 
-    def _quality_shown(self, left: System, right: System) -> str:
-        return f"quality({left.name}) - quality({right.name}) = {shown(self._quality(left, right))}"
+    @property
+    def _without_independent(self) -> list[Part]:
+        if self.headline.independent is not None:
+            return []
+        return [Part("`headline.independent` names no measure of diversity that was no reward", "undecided")]
 
-    def _diversity_shown(self, left: System, right: System) -> str:
-        text = f"diversity({left.name}) - diversity({right.name}) = {shown(self._diversity(left, right))}"
-        independent = self.headline.independent
-        return (
-            text
-            if independent is None
-            else f"{text}, under {independent} {shown(difference(left, right, independent))}"
+    def _reached(self, system: System) -> Part:
+        return self._compared(
+            [system, self.guided],
+            [self.headline.quality],
+            f"quality({system.name}) - quality({self.guided.name})",
+            lambda: difference(system, self.guided, self.headline.quality),
+            lambda interval: not_below(interval, self.margin),
+            f", margin {self.margin:g}",
         )
 
+    def _difference(self, left: System, right: System, axis: str, metric: str) -> Part:
+        what = axis if metric in (axis, self.headline.quality) else metric
+        return self._compared(
+            [left, right],
+            [metric],
+            f"{what}({left.name}) - {what}({right.name})",
+            lambda: difference(left, right, metric),
+            above,
+        )
 
-def _claim(claim: str, verdict: Verdict, evidence: str) -> dict[str, str]:
-    return {"claim": claim, "verdict": verdict, "evidence": evidence}
+    def _height(self, front: Sequence[System], which: str, stick: str, along: str) -> Part:
+        axes = [self.headline.quality, stick] if along == "diversity" else [stick, self.headline.quality]
+        height = "height" if along == "diversity" else "height in quality"
+        return self._compared(
+            [self.merge, *front],
+            axes,
+            f"{height} of {self.merge.name} above the front of {len(front)} baselines {which} and their mixtures,"
+            f" under {stick}",
+            lambda: height_above(self.merge, front, axes[0], axes[1]),
+            above,
+            short_of="quality" if along == "diversity" else "diversity",
+        )
+
+    @staticmethod
+    def _compared(
+        systems: Sequence[System],
+        metrics: Sequence[str],
+        text: str,
+        measure: Callable[[], Any],
+        verdict: Callable[[Any], Verdict],
+        more: str = "",
+        short_of: str = "quality",
+    ) -> Part:
+        """A part with its interval; undecided where the systems have no prompt in common on which all have a value."""
+        try:
+            interval = measure()
+        except ValueError as error:
+            return Part(f"{text}: {error}", "undecided")
+        return Part(
+            f"{text} = {shown(interval, short_of)}{more}{_left_out(systems, metrics)}", verdict(interval), interval
+        )
+
+    def _claim(self, name: str, claim: str, parts: Sequence[Part], guarded: System) -> dict[str, Any]:
+        guards = [self._guard(guard, guarded) for guard in self.guards]
+        evidence = [part.text for part in parts]
+        evidence += [f"guard {each['text']}: {each['verdict']}" for each in guards] or ["no guards are named"]
+        return {
+            "name": name,
+            "claim": claim,
+            "verdict": all_of(*(part.verdict for part in parts), *(each["verdict"] for each in guards)),
+            "evidence": "; ".join(evidence),
+            "parts": [part.entry() for part in parts],
+            "guards": guards,
+        }
+
+    def _guard(self, guard: Guard, system: System) -> dict[str, Any]:
+        entry: dict[str, Any] = {"system": system.name, "metric": guard.metric, "bound": str(guard)}
+        try:
+            value, excess = system.interval(guard.metric), guard.excess(system, self.start)
+        except ValueError as error:
+            return entry | {"verdict": "undecided", "value": None, "text": f"{guard} of {system.name}: {error}"}
+        involved = [system, self.start] if guard.factor else [system]
+        text = f"{guard} of {system.name}, which has {plainly(value)}{_left_out(involved, [guard.metric])}"
+        return entry | {"verdict": guard.verdict(excess), "value": value._asdict(), "text": text}
 
 
-def shown(interval: Interval) -> str:
-    """``+0.012 [-0.003, +0.027]``."""
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+def _left_out(systems: Iterable[System], metrics: Sequence[str]) -> str:
+    """Words about the prompts that a comparison leaves out."""
+    lost = missing(list(systems), metrics)
+    prompts = ", ".join(f"{number} where {metric} is NaN" for metric, number in lost.items())
+    return f" (prompts left out: {prompts})" if prompts else ""
+
+
+def shown(interval: Interval | Height, short_of: str = "quality") -> str:
+    """``+0.012 [-0.003, +0.027]``, and whether a front has the quality (or the diversity) at all."""
+    text = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    share = interval.beyond_share if isinstance(interval, Height) else 0.0
+    if share < 0.005:
+        return text
+    when = "" if share > 0.995 else f" in {100 * share:.0f} % of the resamples"
+    return f"{text} (no baseline has this {short_of}{when}: compared with the best)"
+
+
+def plainly(interval: Interval) -> str:
+    """``0.012 [0.003, 0.027]``."""
+    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def finding(systems: Mapping[str, System], names: Claims, headline: Headline) -> str:
-    """One neutral line for the picture: the half-way merge against the guidance that was distilled."""
+    """One neutral line for the picture: the merge of the claims against the guidance that was distilled."""
     merge, guided = systems[names.merge], systems[names.guidance]
     quality, diversity = (difference(merge, guided, metric).mean for metric in (headline.quality, headline.diversity))
     cost = "half its cost" if merge.relative_cost * 2 == guided.relative_cost else "equal cost"

@@ -6,147 +6,21 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
-from cfg_distill.evaluation.headline import Headline
 from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file
-from cfg_distill.recipe import Recipe
 from cfg_distill.recipe.types import describe
+from cfg_distill.study.parts import OPEN, Claims, Evaluation, Fit, Merge, Sweep, SystemConfig
 
 if TYPE_CHECKING:
     from cfg_distill.evaluation.system import Kind
 
-Dtype = Literal["float32", "bfloat16", "float16"]
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
-
-
-@dataclass
-class Fit:
-    """One fit: the very command a user would type.
-
-    Args:
-        config: the recipe.
-        overrides: dotted key -> value, as on the command line.
-        start: an earlier fit of this study, or a model folder, whose weights the student begins with.
-    """
-
-    config: str
-    overrides: dict[str, Any] = field(default_factory=dict)
-    start: str = ""
-
-    @cached_property
-    def recipe(self) -> Recipe:
-        """The recipe with the overrides in it. It is read once, when it is first asked for.
-
-        Raises:
-            ConfigError: there is no such recipe, or it cannot be read.
-        """
-        return Recipe.read([self.config], self.overrides)
-
-
-@dataclass
-class Merge:
-    """One merge of fits, earlier merges or model folders.
-
-    Args:
-        models: their names.
-        weights: as the method asks.
-        method: see ``cfg-distill merge``.
-        start: the model that all others were trained from, for the methods that need it.
-    """
-
-    models: list[str]
-    weights: list[float] = field(default_factory=list)
-    method: str = "lerp"
-    start: str = ""
-
-
-@dataclass
-class SystemConfig:
-    """A model and how it is sampled.
-
-    Args:
-        model: a fit, a merge, a model folder or hub name.
-        temperature: of sampling; None takes ``evaluation.temperature``.
-        guidance: its scale; 1 is none, any other costs two forward passes per token.
-        negative: the negative prompt; None drops the prompt.
-        negative_system: the system message of the negative branch, which then keeps the prompt.
-        dtype: of the weights; None takes ``evaluation.dtype``.
-    """
-
-    model: str
-    temperature: float | None = None
-    guidance: float = 1.0
-    negative: str | None = None
-    negative_system: str | None = None
-    dtype: Dtype | None = None
-
-
-@dataclass
-class Evaluation:
-    """How every system is sampled and scored.
-
-    Args:
-        prompts: a file of held-out prompts.
-        metrics: name -> class_path and init_args of a SampleMetric.
-        headline: the metrics that the picture and the claims are about.
-        field: the JSON field or CSV column that holds the prompt.
-        samples: samples per prompt and seed.
-        seeds: of sampling.
-        max_new_tokens: the longest sample.
-        temperature: of sampling, for every fit and merge, and every system that names none.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the likeliest tokens whose probabilities first reach p; 1 keeps all.
-        batch_size: prompts at once.
-        written: prompts of which samples are written to be read and heard.
-        written_samples: samples of each such prompt that are written.
-        dtype: of the weights of every system that names none; a recipe's dtype is for training alone.
-    """
-
-    prompts: str
-    metrics: dict[str, Any]
-    headline: Headline
-    field: str = "prompt"
-    samples: int = 8
-    seeds: list[int] = dataclasses.field(default_factory=lambda: [0])
-    max_new_tokens: int = 128
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    batch_size: int = 8
-    written: int = 4
-    written_samples: int = 2
-    dtype: Dtype = "float32"
-
-
-@dataclass
-class Claims:
-    """Which systems the orderings are about. Every name is the name of a system.
-
-    Args:
-        start: the base, sampled without guidance.
-        guidance: the base under the guidance that was distilled.
-        quality: the student of beta 0.
-        diversity: the student of beta above 0.
-        merge: the half-way merge.
-        margin: a quality counts as reached when the whole interval of the difference lies above minus this.
-        temperature: the base at other temperatures; with ``start`` they are the front of plain temperature, which the merge
-            must be above. Empty for no such claim.
-    """
-
-    start: str
-    guidance: str
-    quality: str
-    diversity: str
-    merge: str
-    margin: float
-    temperature: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -159,6 +33,9 @@ class Study:
         fits: name -> fit, in order.
         merges: name -> merge, in order.
         baselines: name -> what the students are compared with.
+        sweeps: name -> baselines of one model over ranges of temperature, guidance and filters.
+        training_seeds: every fit, merge and student is made once per seed, and their intervals hold the noise of training;
+            empty for one run with the seeds of the recipes. Three or more: intervals of two are too wide to be of use.
         systems: name -> further systems: a student at another temperature, say. Fits and merges are systems already.
         claims: which systems the orderings are about; None for no claims.
         parallel: processes at once; 0 for one per core.
@@ -172,17 +49,59 @@ class Study:
     systems: dict[str, SystemConfig] = field(default_factory=dict)
     claims: Claims | None = None
     parallel: int = 0
+    sweeps: dict[str, Sweep] = field(default_factory=dict)
+    training_seeds: list[int] = field(default_factory=list)
 
     def all_systems(self) -> dict[str, SystemConfig]:
-        """Every system that is evaluated, by name: the baselines first, since they need no fit."""
-        students = {name: SystemConfig(name) for name in (*self.fits, *self.merges)}
-        return self.baselines | students | self.systems
+        """Every system that is evaluated, by name: the baselines first, since most of them need no fit.
+
+        A fit or merge that a baseline samples is a rival of the students, and no student itself.
+        """
+        rivals = {system.model for system in self.baselines.values()}
+        students = {name: SystemConfig(name) for name in (*self.fits, *self.merges) if name not in rivals}
+        return self.baselines | self.swept() | students | self.systems
+
+    def swept(self) -> dict[str, SystemConfig]:
+        """The baselines of the sweeps, less those that are named already."""
+        known = [self.settled(system) for system in self.baselines.values()]
+        found: dict[str, SystemConfig] = {}
+        for name, sweep in self.sweeps.items():
+            for each, system in sweep.systems(name).items():
+                if self.settled(system) not in known:
+                    known.append(self.settled(system))
+                    found[each] = system
+        return found
+
+    def settled(self, system: SystemConfig) -> SystemConfig:
+        """A system with the evaluation's value for every setting that it leaves open."""
+        given = vars(self.evaluation)
+        return dataclasses.replace(system, **{key: given[key] for key in OPEN if vars(system)[key] is None})
+
+    @property
+    def replicated(self) -> bool:
+        """Whether there are several training seeds, and so a folder for each."""
+        return len(self.training_seeds) > 1
+
+    def chain(self, model: str) -> str:
+        """The chain of training that a model comes from: the first of all fits that starts and merges tie together.
+
+        Models of one chain share each training seed. Empty for a model that the study does not train.
+        """
+        ties = [{name, fit.start} for name, fit in self.fits.items()]
+        ties += [{name, *merge.models, merge.start} for name, merge in self.merges.items()]
+        made = {*self.fits, *self.merges}
+        chain: set[str] = {model} & made
+        for _ in ties:  # each round adds what hangs on the chain
+            chain |= {each for tied in ties if tied & chain for each in tied & made}
+        return next((name for name in self.fits if name in chain), "")
 
     def kind(self, name: str) -> Kind:
         """The kind of a system: base, guidance, student or merge."""
         point = self.all_systems()[name]
         if point.guidance != 1.0:
             return "guidance"
+        if name in self.baselines:
+            return "base"
         return "student" if point.model in self.fits else "merge" if point.model in self.merges else "base"
 
     def knob(self, name: str) -> float | None:
@@ -212,6 +131,11 @@ def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
     content = read_yaml(file)
     if not content:
         raise ConfigError(f"File `{path}`: expected keys and values, but it is empty.")
+    return study_of(content)
+
+
+def study_of(content: Mapping[str, Any]) -> tuple[Study, list[Problem]]:
+    """The study in the keys and values of a file or of a record; and what is wrong with these."""
     reader = _Reader()
     return reader.dataclass_of(Study, "", content), reader.problems
 

@@ -16,6 +16,7 @@ NOUNS: dict[StepKind, tuple[str, str, str]] = {
     "export": ("export", "exports", ""),
     "merge": ("merge", "merges", ""),
     "evaluate": ("evaluation", "evaluations", "batch"),
+    "time": ("timing", "timings", ""),
 }
 """One step, several, and the parts in which a step reports its progress."""
 COUNTED: tuple[StepKind, ...] = ("fit", "merge", "evaluate")
@@ -127,7 +128,9 @@ class Forecast:
         left = self.remaining(unsure)
         chain: dict[str, float] = {}
         for step in self.steps:
-            chain[step.label] = left.get(step.label, 0.0) + max((chain[need] for need in step.needs), default=0.0)
+            chain[step.label] = left.get(step.label, 0.0) + max(
+                (chain[need] for need in (*step.needs, *step.after)), default=0.0
+            )
         return max(max(chain.values(), default=0.0), sum(left.values()) / self.parallel)
 
     def time_left(self) -> str:
@@ -144,8 +147,8 @@ class Forecast:
         return ", ".join(now) + (f"; then {', '.join(then)}" if now and then else "")
 
     def _described(self, step: Step, progress: Progress) -> str:
-        if step.kind == "front":
-            return "drawing the front"
+        if step.kind in ("front", "time"):
+            return "drawing the front" if step.kind == "front" else "measuring seconds per sample"
         same = [each.label for each in self.steps if each.kind == step.kind]
         noun, _, part = NOUNS[step.kind]
         name = f"{noun} {same.index(step.label) + 1} of {len(same)} {step.subject}"

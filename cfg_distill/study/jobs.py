@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.evaluation.headline import Headline
-from cfg_distill.study.config import Claims, Evaluation, SystemConfig
+from cfg_distill.study.parts import Claims, Evaluation, SystemConfig
 
 if TYPE_CHECKING:
     from cfg_distill.evaluation.system import Kind
@@ -82,7 +82,7 @@ class CheckEvaluation:
         from cfg_distill.sampling import problems_of_lengths
 
         given = self.evaluation
-        prompts = read_prompts(given.prompts, given.field) if self.systems else []
+        prompts = read_prompts(given.sampled, given.field) if self.systems else []
         problems = []
         for system in self.systems:
             generator = open_generator(system.model)
@@ -188,6 +188,8 @@ class Evaluate:
         evaluation: how every system is sampled and scored.
         file: for the values.
         samples_folder: for the samples.
+        training_seeds: of the model: one, or none where the study did not train it.
+        chain: of training; empty where the study did not train it.
     """
 
     name: str
@@ -196,6 +198,8 @@ class Evaluate:
     evaluation: Evaluation
     file: str
     samples_folder: str
+    training_seeds: list[int] = field(default_factory=list)
+    chain: str = ""
 
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill.data import read_prompts
@@ -209,7 +213,7 @@ class Evaluate:
         writer = Writer(generator, Path(self.samples_folder), given.written, given.written_samples)
         system = evaluate(
             generator,
-            read_prompts(given.prompts, given.field),
+            read_prompts(given.sampled, given.field),
             sampling_of(given, self.system),
             guidance_of(self.system),
             metrics,
@@ -221,7 +225,40 @@ class Evaluate:
             listen=writer,
         )
         writer.finish()
+        system.training_seeds, system.chain = self.training_seeds, self.chain
         system.save(Path(self.file))
+        return {}
+
+
+@dataclass(frozen=True)
+class TimeSampling:
+    """Measure the seconds per sample of some systems, one after the other, while nothing else of the study runs.
+
+    Attributes:
+        systems: name -> the folder of its model and how it is sampled.
+        evaluation: its prompts, the length of samples and the rows.
+        file: for the measurements.
+    """
+
+    systems: dict[str, SystemConfig]
+    evaluation: Evaluation
+    file: str
+
+    def run(self, report: Report) -> dict[str, Any]:
+        from cfg_distill.data import read_prompts
+        from cfg_distill.evaluation.timing import seconds_per_sample
+        from cfg_distill.files import write_text
+        from cfg_distill.generators import device, open_generator
+
+        given, found = self.evaluation, []
+        prompts = read_prompts(given.sampled, given.field)
+        for name, system in self.systems.items():
+            generator = open_generator(system.model, dtype=system.dtype or given.dtype).load().to(device())
+            guidance = guidance_of(system)
+            measured = seconds_per_sample(generator, prompts, sampling_of(given, system), guidance, given.timing)
+            passes = 2.0 if guidance.active else 1.0
+            found += [{"system": name, "relative_cost": passes} | each for each in measured]
+        write_text(Path(self.file), json.dumps(found, indent=1) + "\n")
         return {}
 
 
@@ -230,25 +267,29 @@ class DrawFront:
     """Write front.json, front.png and table.txt from the values of all systems.
 
     Attributes:
-        systems: the files of their values.
+        systems: name -> the files of its values, one per training seed. Several are pooled into OUT/systems/NAME.json.
         headline: the metrics of the picture and the claims.
-        claims: which systems the orderings are about; None for no claims.
+        claims: what the study sets out to show; None for no claims.
         knobs: where each system lies on the line of merges; None for one that does not.
         out: the folder to write into.
+        protocol: the entry ``protocol`` of front.json: what was sampled.
+        timing: the file of the measured seconds; empty for none.
     """
 
-    systems: list[str]
+    systems: dict[str, list[str]]
     headline: Headline
     claims: Claims | None
     knobs: list[float | None]
     out: str
+    protocol: dict[str, Any] = field(default_factory=dict)
+    timing: str = ""
 
     def run(self, report: Report) -> dict[str, Any]:
-        from cfg_distill.evaluation import System
         from cfg_distill.evaluation.models import write_front
         from cfg_distill.study.claims import finding, judge
+        from cfg_distill.study.fronts import further_entries, lines_of
 
-        systems = [System.read(Path(file)) for file in self.systems]
+        systems = self._read()
         for system, knob in zip(systems, self.knobs, strict=True):
             system.knob = knob
         by_name = {system.name: system for system in systems}
@@ -256,8 +297,24 @@ class DrawFront:
         if self.claims is not None:
             judged = judge(by_name, self.claims, self.headline)
             title = finding(by_name, self.claims, self.headline)
-        write_front(Path(self.out), systems, self.headline, judged, title)
+        timing = json.loads(Path(self.timing).read_text(encoding="utf-8")) if self.timing else []
+        temperature = None if self.claims is None else by_name[self.claims.merge].temperature
+        more = further_entries(systems, self.headline, temperature, self.protocol, timing)
+        write_front(Path(self.out), systems, self.headline, judged, title, more=more, lines=lines_of(more))
         return {}
+
+    def _read(self) -> list[Any]:
+        """The systems, those of several training seeds as one."""
+        from cfg_distill.evaluation import System
+        from cfg_distill.evaluation.system import pooled
+
+        systems = []
+        for name, files in self.systems.items():
+            runs = [System.read(Path(file)) for file in files]
+            systems.append(runs[0] if len(runs) == 1 else pooled(name, runs))
+            if len(runs) > 1:
+                systems[-1].save(Path(self.out) / "systems" / f"{name}.json")
+        return systems
 
 
 def said_by(who: str, problems: Iterable[Problem]) -> list[Problem]:
@@ -274,12 +331,18 @@ def sampling_of(evaluation: Evaluation, system: SystemConfig) -> Any:
     """How a system is sampled."""
     from cfg_distill.sampling import Sampling
 
+    def of(key: str) -> Any:
+        """The system's own setting, or that of the evaluation."""
+        own = vars(system)[key]
+        return vars(evaluation)[key] if own is None else own
+
     return Sampling(
         samples=evaluation.samples,
         max_new_tokens=evaluation.max_new_tokens,
-        temperature=evaluation.temperature if system.temperature is None else system.temperature,
-        top_k=evaluation.top_k,
-        top_p=evaluation.top_p,
+        temperature=of("temperature"),
+        top_k=of("top_k"),
+        top_p=of("top_p"),
+        min_p=of("min_p"),
     )
 
 
@@ -308,7 +371,7 @@ def _loaded_metrics(specs: dict[str, Any]) -> dict[str, Any]:
 
 _TAG = "cfg_distill.study dataclass"
 """The key that marks a dataclass, which a mapping of the user never has."""
-_JOBS = (CheckEvaluation, CheckFit, FindAccelerator, Export, MergeFolders, Evaluate, DrawFront)
+_JOBS = (CheckEvaluation, CheckFit, FindAccelerator, Export, MergeFolders, Evaluate, TimeSampling, DrawFront)
 _PARTS = (Evaluation, Headline, Claims, SystemConfig)
 _CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_JOBS, *_PARTS)}
 

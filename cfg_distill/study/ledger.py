@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -112,3 +113,22 @@ class Ledger:
 
     def _write(self, step: Step, entry: dict[str, Any]) -> None:
         write_text(self._file(step.label), json.dumps(entry, indent=1) + "\n")
+
+
+@contextmanager
+def amended(out: Path, label: str, outputs: Sequence[Path]) -> Iterator[None]:
+    """Let the block change outputs of a step. A step that was done before stays done, so a study run again keeps the change.
+
+    Args:
+        out: the folder of the study.
+        label: of the step; a folder without such a step is left as it is.
+        outputs: of the step, in its order.
+    """
+    file = out / "steps" / f"{label}.json"
+    entry = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    was_done = (
+        entry.get("state") == "done" and all(path.exists() for path in outputs) and entry["made"] == digest(outputs)
+    )
+    yield
+    if was_done:
+        write_text(file, json.dumps(entry | {"made": digest(outputs)}, indent=1) + "\n")

@@ -24,17 +24,32 @@ GROWING = (
     "study.merges",
     "study.baselines",
     "study.systems",
+    "study.sweeps",
+    "study.claims.guards",
     "study.evaluation.metrics",
     "recipes",
     "files",
 )
 """Keys under which new names may be added to a study that has begun. Any other difference is a change."""
 
-ADDABLE = ("study.claims", "study.claims.temperature", "study.evaluation.dtype")
-"""Keys that may be given where there was nothing. Studies of earlier versions have no dtype."""
+ADDABLE = (
+    "study.claims",
+    "study.evaluation.dtype",
+    "study.evaluation.min_p",
+    "study.evaluation.stage",
+    "study.evaluation.development",
+)
+"""Keys that may be given where there was nothing. Studies of earlier versions have none of them but the first."""
 
-FREE = ("study.out", "study.parallel")
-"""Keys that may differ, since they change no result."""
+FREE = ("study.out", "study.parallel", "study.evaluation.timing", "study.claims.temperature")
+"""Keys that may differ, since they change no result. The last one is of an earlier version."""
+
+UNSET = ("top_k", "top_p", "min_p")
+"""Settings of a system that earlier versions did not record; where they are not given, nothing has changed."""
+
+
+EMPTY = ("study.sweeps", "study.training_seeds", "study.claims.guards")
+"""Keys that earlier versions did not record; empty, they change nothing."""
 
 
 def record_of(study: Study) -> dict[str, Any]:
@@ -83,17 +98,29 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> li
     lines = []
     for name in dict.fromkeys([*old, *new]):
         path = f"{key}.{name}" if key else str(name)
-        if path in FREE or old.get(name, None) == new.get(name, None):
-            continue
-        if name not in old and key in GROWING:
-            continue
-        if path in ADDABLE and not old.get(name):
+        if path in FREE or old.get(name, None) == new.get(name, None) or _is_addition(old, new, key, name):
             continue
         if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
             lines += changes(old[name], new[name], path)
         else:
             lines.append(f"{path.removeprefix('study.')}: {_said(old, name)} -> {_said(new, name)}")
     return lines
+
+
+def _is_addition(old: Mapping[str, Any], new: Mapping[str, Any], key: str, name: Any) -> bool:
+    """Whether a key, which differs, only adds to a study: everything that it has made stays as it is."""
+    path = f"{key}.{name}" if key else str(name)
+    before, after = old.get(name), new.get(name)
+    if name not in old and (key in GROWING or (name in UNSET and after is None) or (path in EMPTY and not after)):
+        return True
+    if path in ADDABLE and not before:
+        return True
+    if not isinstance(after, list):
+        return False
+    if key.startswith("study.sweeps."):  # a longer sweep
+        return set(before or []) <= set(after)
+    # Further runs of the same training. A second run is a change: it moves the first one into a folder of its own.
+    return path == "study.training_seeds" and len(before or []) > 1 and after[: len(before or [])] == before
 
 
 def _said(record: Mapping[str, Any], name: str) -> str:

@@ -234,7 +234,9 @@ class Runner:
     def _ready(self, finished: set[str], running: set[str]) -> list[Step]:
         """Steps that could run now, those that others wait for first."""
         ready = [
-            s for s in self.steps if s.label not in finished | running and all(need in finished for need in s.needs)
+            step
+            for step in self.steps
+            if step.label not in finished | running and all(need in finished for need in (*step.needs, *step.after))
         ]
         return sorted(ready, key=lambda step: step.kind == "evaluate")
 

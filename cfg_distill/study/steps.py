@@ -8,11 +8,12 @@ from typing import Any, Literal
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.study.check import command_of, generator_modules
-from cfg_distill.study.config import Fit, Study, SystemConfig
-from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders
+from cfg_distill.study.config import Study
+from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders, TimeSampling
+from cfg_distill.study.parts import Fit
 from cfg_distill.study.record import digest, digests
 
-StepKind = Literal["fit", "export", "merge", "evaluate", "front"]
+StepKind = Literal["fit", "export", "merge", "evaluate", "time", "front"]
 
 
 @dataclass
@@ -28,6 +29,7 @@ class Step:
         config: everything that decides its result, beside the outputs of the steps before it; hashed.
         effort: a guess of its seconds, for the time left until something was measured.
         traces: files and folders of an unfinished run, removed when the step cannot go on from them.
+        after: labels of further steps that it waits for, although they decide nothing of its result.
     """
 
     kind: StepKind
@@ -38,6 +40,7 @@ class Step:
     config: Any = None
     effort: float = 1.0
     traces: list[Path] = field(default_factory=list)
+    after: list[str] = field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -45,33 +48,99 @@ class Step:
 
 
 def plan(study: Study, out: Path) -> list[Step]:
-    """All steps, each after what it needs."""
-    made: dict[str, tuple[str, str]] = {}  # fit or merge -> the step that makes its folder, and the folder
+    """All steps, each after what it needs. With several training seeds, every fit, merge and student is made once per seed."""
+    steps: list[Step] = []
+    made: dict[tuple[str, str], Made] = {}
+    runs = runs_of(study)
+    for run in runs:
+        steps += _training_steps(study, run, out, made)
+    evaluations: dict[str, list[Step]] = {}
+    for name, system in study.all_systems().items():
+        trained = bool(study.chain(system.model))
+        evaluations[name] = [
+            _evaluation_step(study, name, run, made.get((system.model, run.word), Made(system.model)), out)
+            for run in (runs if trained else [Run()])
+        ]
+        steps += evaluations[name]
+    needed = [step.label for several in evaluations.values() for step in several]
+    timing = _timing_step(study, runs[0], made, needed, out)
+    return [*steps, *timing, _front_step(study, evaluations, timing, out)]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of all training.
+
+    Attributes:
+        seed: of training; None for the seeds of the recipes.
+        word: ``seed 0`` where there are several runs, which names the folders of this one; else empty.
+    """
+
+    seed: int | None = None
+    word: str = ""
+
+    def subject(self, name: str) -> str:
+        """The subject of a step: ``quality``, or ``quality seed 0``."""
+        return f"{name} {self.word}".strip()
+
+    def within(self, folder: Path) -> Path:
+        """A folder, or the one of this run in it: ``students/quality``, or ``students/quality/seed 0``."""
+        return folder / self.word if self.word else folder
+
+
+@dataclass(frozen=True)
+class Made:
+    """A model that a system samples, a fit starts from or a merge takes.
+
+    Attributes:
+        folder: of the model, or its hub name.
+        label: of the step that makes it; empty for a model that is there before the study.
+    """
+
+    folder: str
+    label: str = ""
+
+    @property
+    def needs(self) -> list[str]:
+        return [self.label] if self.label else []
+
+
+def runs_of(study: Study) -> list[Run]:
+    """One run per training seed."""
+    if study.replicated:
+        return [Run(seed, f"seed {seed}") for seed in study.training_seeds]
+    return [Run(study.training_seeds[0] if study.training_seeds else None)]
+
+
+def _training_steps(study: Study, run: Run, out: Path, made: dict[tuple[str, str], Made]) -> list[Step]:
+    """The fits, exports and merges of one run; what they make is noted in ``made``, by model and run.
+
+    A merge of models that the study does not train is the same in every run: it is made in the first.
+    """
     steps: list[Step] = []
 
-    def use(model: str) -> tuple[list[str], str]:
-        """The needs and the folder of a model."""
-        return ([made[model][0]], made[model][1]) if model in made else ([], model)
+    def use(model: str) -> Made:
+        return made.get((model, run.word), made.get((model, ""), Made(model)))
 
     for name, fit in study.fits.items():
-        needs, start = use(fit.start)
-        folder = out / "students" / name
-        steps.append(_fit_step(name, fit, start, needs, out))
-        export = Export(str(out / "fits" / name), str(folder), generator_modules(fit))
-        steps.append(Step("export", name, export, [folder], [f"fit {name}"], None, 2.0))
-        made[name] = (f"export {name}", str(folder))
+        folder = run.within(out / "students" / name)
+        steps.append(_fit_step(name, fit, run, use(fit.start), out))
+        export = Export(str(run.within(out / "fits" / name)), str(folder), generator_modules(fit))
+        steps.append(Step("export", run.subject(name), export, [folder], [steps[-1].label], None, 2.0))
+        made[name, run.word] = Made(str(folder), steps[-1].label)
     for name, merge in study.merges.items():
-        folder = out / "merges" / name
-        used = [use(model) for model in merge.models]
-        start_needs, start = use(merge.start)
-        job = MergeFolders([path for _, path in used], merge.weights, merge.method, start, str(folder))
-        needs = sorted({need for found, _ in used for need in found} | set(start_needs))
-        given = [model for model in (*merge.models, merge.start) if model not in made]  # the others are in `needs`
-        steps.append(Step("merge", name, job, [folder], needs, asdict(merge) | digests(given), 1.0))
-        made[name] = (f"merge {name}", str(folder))
-    for name, system in study.all_systems().items():
-        steps.append(_evaluation_step(study, name, system, *use(system.model), out))
-    return [*steps, _front_step(study, [step for step in steps if step.kind == "evaluate"], out)]
+        own = run if study.chain(name) else Run()
+        if (name, own.word) in made:
+            continue
+        folder = own.within(out / "merges" / name)
+        used, start = [use(model) for model in merge.models], use(merge.start)
+        job = MergeFolders([each.folder for each in used], merge.weights, merge.method, start.folder, str(folder))
+        needs = sorted({need for each in (*used, start) for need in each.needs})
+        # The folders of the other models are in `needs`.
+        given = [model for model in (*merge.models, merge.start) if model not in (*study.fits, *study.merges)]
+        steps.append(Step("merge", own.subject(name), job, [folder], needs, asdict(merge) | digests(given), 1.0))
+        made[name, own.word] = Made(str(folder), steps[-1].label)
+    return steps
 
 
 def last_checkpoint(folder: Path) -> dict[str, str]:
@@ -89,40 +158,109 @@ def last_checkpoint(folder: Path) -> dict[str, str]:
     return {"checkpoint": str(found[-1]), "digest": digest([found[-1]])}
 
 
-def _fit_step(name: str, fit: Fit, start: str, needs: list[str], out: Path) -> Step:
-    recipe, folder = fit.recipe, out / "fits" / name
-    words = command_of(fit) + ([f"--model.start={start}"] if start else [])
+def _fit_step(name: str, fit: Fit, run: Run, start: Made, out: Path) -> Step:
+    recipe, folder = fit.recipe, run.within(out / "fits" / name)
+    words = command_of(fit) + ([f"--model.start={start.folder}"] if start.folder else [])
+    seed = [] if run.seed is None else [f"--seed_everything={run.seed}"]
     # The study's own additions: the folder of the run, and to go on from its last checkpoint when there is one.
-    words += [f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
-    config = {
+    words += [*seed, f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
+    config: dict[str, Any] = {
         "recipe": recipe.values,
         "start": fit.start,
-        "files": digests([recipe.values, "" if needs else fit.start]),
+        "files": digests([recipe.values, "" if start.needs else fit.start]),
     }
+    if run.seed is not None:
+        config["training_seed"] = run.seed
     steps = min(max(recipe.max_steps, 1), 10**9)
     effort = steps * recipe.rows * recipe.max_new_tokens * 3e-4 + 15
-    return Step("fit", name, words, [folder / "done.json"], needs, config, effort, [folder])
+    return Step("fit", run.subject(name), words, [folder / "done.json"], start.needs, config, effort, [folder])
 
 
-def _evaluation_step(study: Study, name: str, system: SystemConfig, needs: list[str], folder: str, out: Path) -> Step:
-    given = study.evaluation
-    temperature = given.temperature if system.temperature is None else system.temperature
-    dtype = given.dtype if system.dtype is None else system.dtype
-    file, heard = out / "systems" / f"{name}.json", out / "samples" / name
-    sampled = replace(system, model=folder, temperature=temperature, dtype=dtype)
-    job = Evaluate(name, study.kind(name), sampled, given, str(file), str(heard))
-    settings = asdict(given) | {"temperature": temperature, "dtype": dtype}
-    settings.pop("headline")  # decides what is shown, not what is measured
-    config = settings | {"point": asdict(system), "files": digests([settings, folder if not needs else ""])}
+def _evaluation_step(study: Study, name: str, run: Run, model: Made, out: Path) -> Step:
+    given, system = study.evaluation, study.all_systems()[name]
+    settled = study.settled(system)
+    file, heard = out / "systems" / f"{name}.json", run.within(out / "samples" / name)
+    if run.word:
+        file = out / "systems" / name / f"{run.word}.json"
+    chain = study.chain(system.model)
+    # The filters of the evaluation stay in the evaluation, where jobs of version 0.1 had them.
+    sampled = replace(system, model=model.folder, temperature=settled.temperature, dtype=settled.dtype)
+    job = Evaluate(name, study.kind(name), sampled, given, str(file), str(heard), _seeds(study, chain, run), chain)
+    settings = _deciding(study) | {"temperature": settled.temperature, "dtype": settled.dtype}
+    point = {key: value for key, value in asdict(system).items() if key not in NEW_OPEN or value is not None}
+    config = settings | {"point": point, "files": digests([settings, "" if model.needs else model.folder])}
     cost = 2 if system.guidance != 1 else 1
     effort = 2e-4 * cost * given.samples * len(given.seeds) * given.max_new_tokens * 24 + 3
-    return Step("evaluate", name, job, [file, heard], needs, config, effort, [heard])
+    return Step("evaluate", run.subject(name), job, [file, heard], model.needs, config, effort, [heard])
 
 
-def _front_step(study: Study, evaluations: list[Step], out: Path) -> Step:
-    headline, claims = study.evaluation.headline, study.claims
+NEW_OPEN = ("top_k", "top_p", "min_p")
+"""Settings of a system that version 0.1 did not have. One that is not given must not make its results look stale."""
+
+
+def _deciding(study: Study) -> dict[str, Any]:
+    """The settings of the evaluation that decide the values of a system."""
+    settings = asdict(study.evaluation) | {"prompts": study.evaluation.sampled}
+    for key in ("headline", "timing", "development", "stage"):  # decide what is shown, or which prompts are sampled
+        settings.pop(key)
+    if not settings["min_p"]:
+        settings.pop("min_p")
+    return settings
+
+
+def _seeds(study: Study, chain: str, run: Run) -> list[int]:
+    """The training seeds of a system: of the study, or of the recipe of the first fit of its chain."""
+    if not chain:
+        return []
+    if run.seed is not None:
+        return [run.seed]
+    seed = study.fits[chain].recipe.values.get("seed_everything")
+    return [seed] if isinstance(seed, int) and not isinstance(seed, bool) else []
+
+
+def _timing_step(
+    study: Study, run: Run, made: dict[tuple[str, str], Made], evaluations: list[str], out: Path
+) -> list[Step]:
+    """The measurement of seconds, after all evaluations, so that nothing else runs; none where no rows are asked for."""
+    given, systems = study.evaluation, study.all_systems()
+    if not given.timing:
+        return []
+    first: dict[str, str] = {}
+    for name in systems:
+        first.setdefault(study.kind(name), name)
+    names = [first[kind] for kind in ("base", "guidance", "student") if kind in first]
+    if study.claims is not None:
+        names = [study.claims.start, study.claims.guidance, study.claims.quality]
+    timed, needs = {}, set[str]()
+    for name in names:
+        model = systems[name].model
+        found = made.get((model, run.word), made.get((model, ""), Made(model)))
+        timed[name] = replace(study.settled(systems[name]), model=found.folder)
+        needs |= set(found.needs)
+    file = out / "speed.json"
+    config = _deciding(study) | {
+        "timing": given.timing,
+        "systems": {name: asdict(each) for name, each in timed.items()},
+    }
+    for key in ("metrics", "samples", "seeds", "batch_size", "written", "written_samples"):
+        config.pop(key)
+    job = TimeSampling(timed, given, str(file))
+    return [Step("time", "", job, [file], sorted(needs), config, 6.0 * len(timed), after=evaluations)]
+
+
+def _front_step(study: Study, evaluations: dict[str, list[Step]], timing: list[Step], out: Path) -> Step:
+    given, claims = study.evaluation, study.claims
     knobs = [study.knob(name) for name in study.all_systems()]
-    job = DrawFront([str(step.outputs[0]) for step in evaluations], headline, claims, knobs, str(out))
-    config = [asdict(headline), claims and asdict(claims), knobs]
-    outputs = [out / "front.json", out / "front.png", out / "table.txt"]
-    return Step("front", "", job, outputs, [step.label for step in evaluations], config, 3.0)
+    protocol = {"prompts": given.sampled, "stage": given.stage, "training_seeds": study.training_seeds}
+    files = {name: [str(step.outputs[0]) for step in steps] for name, steps in evaluations.items()}
+    timed = str(timing[0].outputs[0]) if timing else ""
+    job = DrawFront(files, given.headline, claims, knobs, str(out), protocol, timed)
+    config = [asdict(given.headline), claims and asdict(claims), knobs, protocol]
+    pooled = [out / "systems" / f"{name}.json" for name, steps in evaluations.items() if len(steps) > 1]
+    needs = [step.label for steps in evaluations.values() for step in steps] + [step.label for step in timing]
+    return Step("front", "", job, [*front_outputs(out), *pooled], needs, config, 3.0)
+
+
+def front_outputs(out: Path) -> list[Path]:
+    """The files of the last step."""
+    return [out / "front.json", out / "front.png", out / "table.txt"]

@@ -50,6 +50,11 @@ class Bar:
     def eighths(self) -> Fraction:
         return sum((note.length for note in self.notes), Fraction(0))
 
+    @property
+    def content(self) -> tuple[tuple[int | None, Fraction], ...]:
+        """The notes as something to compare and to count."""
+        return tuple((note.pitch, note.length) for note in self.notes)
+
 
 def read_note(token: str) -> Note | None:
     """The note or rest of a token; None for any other token, and for a length of 0."""
@@ -116,7 +121,7 @@ def played(bars: list[Bar]) -> list[Bar]:
     return order
 
 
-def bar_validity(tokens: str, metre: str | None = None) -> float:
+def bar_validity(tokens: str, metre: str | None = None, once: bool = False) -> float:
     """Share of bars that add up to the metre.
 
     Counted as for printed tunes: a short first bar (the upbeat) and a short last one (which completes the upbeat, or
@@ -126,13 +131,14 @@ def bar_validity(tokens: str, metre: str | None = None) -> float:
     Args:
         tokens: the tune.
         metre: a key of :data:`METRES`; None, "any" or another metre: the one of :data:`METRES` that gives the highest share.
+        once: count equal bars once, so that copies of a bar are no further evidence.
 
     Returns:
         A number from 0 to 1; 0 when no bar counts, so that a tune without bar signs earns nothing.
     """
     bars = read_bars(tokens)
     lengths = {METRES[metre]} if metre in METRES else set(METRES.values())
-    return max(_share(bars, length) for length in lengths)
+    return max(_share(bars, length, once) for length in lengths)
 
 
 def likely_metre(tokens: str) -> str:
@@ -141,15 +147,17 @@ def likely_metre(tokens: str) -> str:
     return max(("4/4", "6/8", "2/4", "3/4", "9/8"), key=lambda metre: _share(bars, METRES[metre]))
 
 
-def _share(bars: list[Bar], length: Fraction) -> float:
+def _share(bars: list[Bar], length: Fraction, once: bool = False) -> float:
     valid, counted = 0, 0
+    seen: set[tuple[tuple[int | None, Fraction], ...]] = set()
     section = 0
     for index, bar in enumerate(bars):
         if bar.left.edge:
             section = index
         is_first, is_last = index == 0, index == len(bars) - 1
-        if bar.eighths < length and (is_first or is_last):
+        if (bar.eighths < length and (is_first or is_last)) or (once and bar.content in seen):
             continue
+        seen.add(bar.content)
         counted += 1
         complements = []
         if bar.right is not None and bar.right.edge and not is_last:

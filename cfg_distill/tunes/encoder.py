@@ -1,7 +1,8 @@
-"""Contrastive tune encoder: two segments of one tune lie close together, segments of different tunes apart.
+"""Contrastive tune encoder: two parts of one tune lie close together, parts of different tunes apart.
 
 As the paper trains its music embedding (section 4.1 there). The loss is InfoNCE (van den Oord et al. 2018, Eq. 4) in
-both directions. Shapes: M tunes, N = 2M segments, D embedding width.
+both directions. Key, octave and bar signs cannot reach the network (figures.py). That notes made rests change little is
+learnt: parts have notes made rests (pairs.py), and a part is held to itself without them. Shapes: M tunes, D embedding width.
 """
 
 from typing import Any
@@ -11,7 +12,8 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from cfg_distill.tunes.training import NetworkTraining
+from cfg_distill.tunes.figures import FiguresConfig, FiguresNetwork
+from cfg_distill.tunes.training import FolderTraining
 
 
 def info_nce(first_MD: Tensor, second_MD: Tensor, family_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -39,33 +41,48 @@ def retrieval(first_MD: Tensor, second_MD: Tensor) -> Tensor:
     return hits / 2
 
 
-class EncoderTraining(NetworkTraining):
-    """Trains the encoder; logs ``train/loss``, ``val/loss`` and ``val/retrieval`` (top 1 among all validation tunes).
+class EncoderTraining(FolderTraining):
+    r"""Trains the encoder on :class:`cfg_distill.tunes.pairs.TunePairs`, from latent semantic analysis on.
+
+    .. math:: \mathcal L = \text{InfoNCE}(e(x'), e(y')) + \lambda \, \overline{1 - \cos(e(x'), e(x))}
+
+    x and y are two parts of one tune, x' and y' the same with notes made rests. Logs ``train/loss``, and of the validation
+    tunes ``val/loss``, ``val/retrieval`` (top 1 among all of them) and ``val/rests`` (mean distance of x' from x).
 
     Args:
         optimizer: of all parameters.
         out: the folder to write: config.json and model.safetensors.
         embedding: D, width of the embedding.
-        temperature: divisor of the cosines in the loss.
-        common: the further arguments of :class:`NetworkTraining`.
+        dropout: share of the counts of figures that is left out in training.
+        temperature: divisor of the cosines in InfoNCE.
+        steadiness: lambda, weight of the distance of a part from itself with notes made rests.
+        common: the further arguments of :class:`FolderTraining`.
     """
 
     def __init__(
         self,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         out: str = "runs/tunes/encoder",
-        embedding: int = 96,
+        embedding: int = 192,
+        dropout: float = 0.4,
         temperature: float = 0.1,
+        steadiness: float = 4.0,
         **common: Any,
     ) -> None:
         super().__init__(optimizer, out, **common)
-        self.embedding, self.temperature = embedding, temperature
+        self.embedding, self.dropout = embedding, dropout
+        self.temperature, self.steadiness = temperature, steadiness
 
-    def heads(self) -> dict[str, int]:
-        return {"embedding": self.embedding}
+    def configure_model(self) -> None:
+        if not list(self.children()):  # Lightning asks again for each stage
+            self.network = FiguresNetwork(FiguresConfig(self.embedding, self.dropout))
+            self.network.begin(self.trainer.datamodule.heard("train"))  # type: ignore[attr-defined]
+
+    def write(self, folder: str) -> None:
+        self.network.save(folder)
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        loss, _ = self._loss_and_retrieval(batch)
+        loss, _, _ = self._loss(batch)
         self.log("train/loss", loss, prog_bar=True)
         return loss
 
@@ -76,12 +93,13 @@ class EncoderTraining(NetworkTraining):
         self._log("test", batch)
 
     def _log(self, stage: str, batch: dict[str, Tensor]) -> None:
-        loss, hits = self._loss_and_retrieval(batch)
-        values = {f"{stage}/loss": loss, f"{stage}/retrieval": hits}
-        self.log_dict(values, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
+        loss, hits, rests = self._loss(batch)
+        values = {f"{stage}/loss": loss, f"{stage}/retrieval": hits, f"{stage}/rests": rests}
+        self.log_dict(values, prog_bar=True, batch_size=len(batch["family"]), sync_dist=True)
 
-    def _loss_and_retrieval(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        embedding_ND = normalize(self.network(batch["tokens"])["embedding"].float(), dim=-1)
-        first_MD, second_MD = embedding_ND[0::2], embedding_ND[1::2]
-        total, count = info_nce(first_MD, second_MD, batch["family"][0::2], self.temperature)
-        return total / count, retrieval(first_MD, second_MD)
+    def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        embedding_ND = normalize(self.network(batch["notes"].flatten(0, 1)).float(), dim=-1)
+        first_MD, second_MD, plain_MD = embedding_ND.unflatten(0, (3, -1))
+        total, count = info_nce(first_MD, second_MD, batch["family"], self.temperature)
+        rests = 1 - (first_MD * plain_MD).sum(-1).mean()
+        return total / count + self.steadiness * rests, retrieval(first_MD, second_MD), rests

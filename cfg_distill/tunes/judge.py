@@ -1,11 +1,14 @@
-"""Attribute judge: which origin, rhythm and mode does a tune have, by its music tokens alone?
+"""The judge: which origin, rhythm and mode does a tune have, and is it music at all, by its music tokens alone?
 
 The judge never sees the condition. So its probability of the asked value measures how well a sample follows its prompt.
+Its head ``real`` is the probability that a tune is one of the books, and not a loop, shuffled bars, random notes or rests.
 Shapes: N segments, C values of an attribute.
 """
 
+import random
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -13,11 +16,19 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from cfg_distill.errors import Problem
+from cfg_distill.folders import problems_of_folder, resolve
 from cfg_distill.tunes.bars import read_note
+from cfg_distill.tunes.negatives import REAL
 from cfg_distill.tunes.network import TuneNetwork, load_network
-from cfg_distill.tunes.segments import ATTRIBUTES, UNLABELLED
+from cfg_distill.tunes.quality import FILE as BOUNDS
+from cfg_distill.tunes.quality import RUN, bounds_of, load_bounds, measured, ngram_set, save_bounds
+from cfg_distill.tunes.segments import ATTRIBUTES, UNLABELLED, SegmentsData
 from cfg_distill.tunes.tokenizer import VALUES
 from cfg_distill.tunes.training import NetworkTraining
+
+DRAWS = 8
+"""Segments of each validation tune on which the temperatures are fitted."""
 
 
 def balanced_accuracy(logits_NC: Tensor, labels_N: Tensor) -> tuple[Tensor, Tensor]:
@@ -47,8 +58,10 @@ class JudgeTraining(NetworkTraining):
     to its logit, so that the logits themselves stand for values equally likely beforehand. Without it a judge of modes
     would call everything major.
 
-    Logs ``val/<attribute>`` (accuracy), ``val/<attribute>_balanced``, and ``val/nll`` (balanced, mean over attributes). At
-    the end the temperatures are fitted on the validation tunes.
+    The head ``real`` learns from as many real segments as degenerate ones, so it needs no adjustment.
+
+    Logs ``val/<head>`` (accuracy), ``val/<head>_balanced``, and ``val/nll`` (balanced, mean over the heads). At the end the
+    temperatures are fitted on the validation tunes, and the bounds of :mod:`cfg_distill.tunes.quality` are taken from them.
 
     Args:
         optimizer: of all parameters.
@@ -68,15 +81,14 @@ class JudgeTraining(NetworkTraining):
         self.smoothing = smoothing
 
     def heads(self) -> dict[str, int]:
-        return {attribute: len(VALUES[attribute]) for attribute in ATTRIBUTES}
+        return {attribute: len(VALUES[attribute]) for attribute in ATTRIBUTES} | {REAL: 2}
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         outputs = self.network(batch["tokens"])
         losses = []
-        for attribute, logits_NC in outputs.items():
-            counts_C = self.trainer.datamodule.counts(attribute)  # type: ignore[attr-defined]
-            prior_C = (counts_C / counts_C.sum()).log().to(logits_NC.device)
-            labels_N = batch[attribute]
+        for head, logits_NC in outputs.items():
+            prior_C = self._prior(head).to(logits_NC.device)
+            labels_N = batch[head]
             if bool((labels_N != UNLABELLED).any()):
                 losses.append(
                     cross_entropy(
@@ -94,18 +106,37 @@ class JudgeTraining(NetworkTraining):
         self._log("test", batch)
 
     def finish(self) -> None:
-        """Fits the temperatures on the validation tunes."""
-        batch = next(iter(self.trainer.datamodule.val_dataloader()))  # type: ignore[attr-defined]
-        for attribute, logits_NC in self.network(batch["tokens"].to(self.device)).items():
-            self.network.config.temperatures[attribute] = best_temperature(logits_NC.cpu(), batch[attribute])
+        """Fits the temperatures on several segments of each validation tune."""
+        data: SegmentsData = self.trainer.datamodule  # type: ignore[attr-defined]
+        batches = [data.collate(data.tunes["validation"], random.Random(data.seed + draw)) for draw in range(DRAWS)]
+        outputs = [self.network(batch["tokens"].to(self.device)) for batch in batches]
+        for head in self.network.config.heads:
+            logits_NC = torch.cat([output[head].cpu() for output in outputs])
+            labels_N = torch.cat([batch[head] for batch in batches])
+            self.network.config.temperatures[head] = best_temperature(logits_NC, labels_N)
+
+    def write(self, folder: str) -> None:
+        super().write(folder)
+        data: SegmentsData = self.trainer.datamodule  # type: ignore[attr-defined]
+        tunes = [" ".join(tune.tokens[: data.longest]) for tune in data.tunes["validation"]]
+        real_N = Judge(folder).probabilities(tunes)[REAL][:, 1]
+        known = ngram_set((tune.tokens for tune in data.tunes["train"]), RUN)
+        save_bounds(bounds_of(measured(tunes, real_N, known)), folder)
+
+    def _prior(self, head: str) -> Tensor:
+        """Log frequency of the values of a head in training, ``[values]``."""
+        if head == REAL:
+            return torch.zeros(2)
+        counts_C = self.trainer.datamodule.counts(head)  # type: ignore[attr-defined]
+        return (counts_C / counts_C.sum()).log()
 
     def _log(self, stage: str, batch: dict[str, Tensor]) -> None:
         values: dict[str, Tensor] = {}
         nlls = []
-        for attribute, logits_NC in self.network(batch["tokens"]).items():
-            plain, balanced = balanced_accuracy(logits_NC, batch[attribute])
-            values |= {f"{stage}/{attribute}": plain, f"{stage}/{attribute}_balanced": balanced}
-            nlls.append(balanced_nll(logits_NC, batch[attribute]))
+        for head, logits_NC in self.network(batch["tokens"]).items():
+            plain, balanced = balanced_accuracy(logits_NC, batch[head])
+            values |= {f"{stage}/{head}": plain, f"{stage}/{head}_balanced": balanced}
+            nlls.append(balanced_nll(logits_NC, batch[head]))
         values[f"{stage}/nll"] = torch.stack(nlls).mean()
         self.log_dict(values, prog_bar=True, batch_size=len(batch["tokens"]), sync_dist=True)
 
@@ -125,6 +156,19 @@ class Judge:
         """Loaded when it is first asked for."""
         return load_network(self.path)
 
+    @cached_property
+    def bounds(self) -> dict[str, float]:
+        """Where real tunes end: see :mod:`cfg_distill.tunes.quality`."""
+        return load_bounds(resolve(self.path))
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the folder, found without loading weights."""
+        found = problems_of_folder(self.path)
+        if not found and not (Path(resolve(self.path)) / BOUNDS).is_file():
+            text = f"expected a judge with a file {BOUNDS}, but `{self.path}` has none."
+            found.append(Problem("", f"{text} Make it again by recipes/tunes/judge.yaml."))
+        return [problem.under("path") for problem in found]
+
     def load(self) -> Self:
         """Load the network; does nothing the second time."""
         _ = self.network
@@ -135,7 +179,8 @@ class Judge:
         return self
 
     def probabilities(self, tunes: Sequence[str], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Calibrated probabilities by attribute, ``[N, values]`` in the order of :data:`cfg_distill.tunes.tokenizer.VALUES`.
+        """Calibrated probabilities by attribute, ``[N, values]`` in the order of :data:`cfg_distill.tunes.tokenizer.VALUES`;
+        and ``real``, ``[N, 2]``, of which the second is the probability that the tune is one of the books.
 
         All values count as equally likely beforehand. A tune without notes has probability 0 for every value: silence
         must not earn the prior.

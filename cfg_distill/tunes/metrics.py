@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from typing import Any, Literal, Self
 
@@ -10,13 +10,25 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import NGramCounts
+from cfg_distill.embedders.base import texts_of
 from cfg_distill.errors import Context, Problem
-from cfg_distill.folders import problems_of_folder
 from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, read_note
+from cfg_distill.tunes.canonical import rest_share
 from cfg_distill.tunes.judge import Judge
+from cfg_distill.tunes.melody import MelodicDiversity
+from cfg_distill.tunes.negatives import REAL
 from cfg_distill.tunes.prompts import understand
+from cfg_distill.tunes.quality import (
+    FACTORS,
+    factors,
+    measured,
+    ngram_set,
+    repeated_bars,
+    repetition,
+    training_runs,
+)
 from cfg_distill.tunes.segments import ATTRIBUTES
 from cfg_distill.tunes.tokenizer import VALUES
 
@@ -38,26 +50,14 @@ def asked_probability(probability_NC: Tensor, attribute: str, asked: Sequence[di
     )
 
 
-def rest_share(tune: str) -> float:
-    """Share of the time of a tune in which nothing sounds; 1 for a tune without a note."""
-    notes = [note for token in tune.split() if (note := read_note(token)) is not None]
-    total = sum(note.length for note in notes)
-    return float(sum(note.length for note in notes if note.pitch is None) / total) if total else 1.0
-
-
 def longest_run(tune: str) -> int:
     """The longest run of one pitch, in notes; bar signs do not break it."""
     pitches = [note.pitch for token in tune.split() if (note := read_note(token)) is not None]
     return max((len(list(run)) for _, run in groupby(pitches)), default=0)
 
 
-def ngram_set(tunes: Iterable[Sequence[str]], n: int) -> set[tuple[str, ...]]:
-    """Every n-gram of token sequences."""
-    return {tuple(tokens[start : start + n]) for tokens in tunes for start in range(len(tokens) - n + 1)}
-
-
 class BarValidity(SampleMetric):
-    """Share of bars that add up to the asked metre; see :func:`bar_validity`.
+    """Share of bars that add up to the asked metre; see :func:`bar_validity`. Equal bars count once.
 
     Without an asked metre, the metre counts that fits a sample best.
     """
@@ -70,8 +70,8 @@ class BarValidity(SampleMetric):
     @staticmethod
     def each(samples: Samples, asked: Sequence[dict[str, str]]) -> Tensor:
         """The value of each sample, ``[N]``."""
-        validity = [bar_validity(tune, slots["metre"]) for tune, slots in zip(samples.outputs, asked, strict=True)]
-        return torch.tensor(validity)
+        pairs = zip(samples.outputs, asked, strict=True)
+        return torch.tensor([bar_validity(tune, slots["metre"], once=True) for tune, slots in pairs])
 
 
 class _JudgeMetric(SampleMetric):
@@ -87,7 +87,7 @@ class _JudgeMetric(SampleMetric):
         self.judge = Judge(path)
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return [problem.under("path") for problem in problems_of_folder(self.judge.path)]
+        return self.judge.problems()
 
     def load(self) -> Self:
         self.judge.load()
@@ -120,21 +120,79 @@ class JudgeProbability(_JudgeMetric):
         return asked_N.unflatten(0, (-1, samples.group)).mean(-1)
 
 
-class TuneQuality(_JudgeMetric):
-    """The headline: mean of bar validity and of the judge's probabilities of the values that the prompt asks for.
+class _FactorMetric(_JudgeMetric):
+    """A metric that reads the factors of :mod:`cfg_distill.tunes.quality`. Loading reads the corpus too."""
 
-    Bar validity always counts, an attribute only where it was asked; the mean is over those that count.
+    def load(self) -> Self:
+        _ = self.judge.load().bounds, training_runs()
+        return self
+
+    def judged(self, samples: Samples) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The judge's probabilities, and the factors of each sample, ``[N]``, by name."""
+        tunes = texts_of(f"Metric `{type(self).__name__}`", samples.outputs)
+        probabilities = self.judge.probabilities(tunes, self.device)
+        return probabilities, factors(measured(tunes, probabilities[REAL][:, 1], training_runs()), self.judge.bounds)
+
+
+class TuneQuality(_FactorMetric):
+    """The headline: ``mean(validity, asked) * real * length * repetition * repeated_bars * rests * copied``.
+
+    - ``validity``: :class:`BarValidity`; ``asked``: the judge's probability of each attribute that the prompt asks for. The
+      mean is over those that apply.
+    - The factors are in [0, 1], and 1 within the range of real tunes: see :mod:`cfg_distill.tunes.quality`. ``real`` is low
+      for what the judge holds for no music, ``length`` for short tunes, ``repetition`` and ``repeated_bars`` for loops,
+      ``rests`` for silence, ``copied`` for tunes learned by heart.
 
     Args:
         path: the judge's folder.
+        without: factors to leave out.
     """
+
+    def __init__(self, path: str = "tunes:judge", without: Sequence[str] = (), **settings: Any) -> None:
+        super().__init__(path, **settings)
+        self.without = tuple(without)
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        unknown = [name for name in self.without if name not in FACTORS]
+        text = f"expected names among {list(FACTORS)}, but got {unknown}."
+        return super().problems(context) + ([Problem("without", text)] if unknown else [])
 
     def score(self, samples: Samples) -> Tensor:
         asked = asked_slots(samples)
-        probabilities = self.judge.probabilities(samples.outputs, self.device)
+        probabilities, found = self.judged(samples)
         parts = [BarValidity.each(samples, asked)]
         parts += [asked_probability(probabilities[attribute], attribute, asked) for attribute in ATTRIBUTES]
-        return torch.stack(parts).nanmean(0).unflatten(0, (-1, samples.group)).mean(-1)
+        quality_N = torch.stack(parts).nanmean(0)
+        for name, factor_N in found.items():
+            quality_N = quality_N if name in self.without else quality_N * factor_N
+        return quality_N.unflatten(0, (-1, samples.group)).mean(-1)
+
+
+class TuneFactor(_FactorMetric):
+    """One factor of :class:`TuneQuality` alone: 1 within the range of real tunes, 0 at its worst value.
+
+    Args:
+        factor: "real", "length", "repetition", "repeated_bars", "rests" or "copied".
+        path: the judge's folder.
+    """
+
+    def __init__(
+        self,
+        factor: Literal["real", "length", "repetition", "repeated_bars", "rests", "copied"] = "real",
+        path: str = "tunes:judge",
+        **settings: Any,
+    ) -> None:
+        super().__init__(path, **settings)
+        self.factor = factor
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = super().problems(context)
+        if self.factor not in FACTORS:
+            found.append(Problem("factor", f"expected one of {list(FACTORS)}, but got `{self.factor}`."))
+        return found
+
+    def score(self, samples: Samples) -> Tensor:
+        return self.judged(samples)[1][self.factor].unflatten(0, (-1, samples.group)).mean(-1)
 
 
 class TuneBigramDiversity(PairwiseCosineDiversity):
@@ -168,6 +226,42 @@ class LongestRun(TextMetric):
         return sum(map(longest_run, texts)) / len(texts)
 
 
+class Repetition(TextMetric):
+    """Guard against loops: mean share of n-grams of notes that stood before in the tune; see :func:`repetition`.
+
+    Real tunes have 0.29 (n = 4, 128 tokens).
+
+    Args:
+        n: notes in a gram.
+    """
+
+    axis = "guard"
+    higher_is_better = False
+
+    def __init__(self, n: int = 4, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.n = n
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return [] if self.n >= 1 else [Problem("n", f"expected at least 1, but got {self.n}.")]
+
+    def score_group(self, texts: list[str]) -> float:
+        return sum(repetition(text, self.n) for text in texts) / len(texts)
+
+
+class RepeatedBars(TextMetric):
+    """Guard against loops: mean share of bars that are equal to the bar before; see :func:`repeated_bars`.
+
+    Real tunes have 0.006.
+    """
+
+    axis = "guard"
+    higher_is_better = False
+
+    def score_group(self, texts: list[str]) -> float:
+        return sum(map(repeated_bars, texts)) / len(texts)
+
+
 class CopyRate(TextMetric):
     """Guard against learning by heart: share of samples that hold ``n`` tokens in a row of a training tune.
 
@@ -186,10 +280,7 @@ class CopyRate(TextMetric):
         self.known: frozenset[tuple[str, ...]] | None = None
 
     def load(self) -> Self:
-        if self.known is None:
-            from cfg_distill.tunes.corpus import tunes_of
-
-            self.known = frozenset(ngram_set((tune.tokens for tune in tunes_of("train")), self.n))
+        self.known = training_runs(self.n) if self.known is None else self.known
         return self
 
     def score_group(self, texts: list[str]) -> float:
@@ -202,7 +293,11 @@ __all__ = [
     "CopyRate",
     "JudgeProbability",
     "LongestRun",
+    "MelodicDiversity",
+    "RepeatedBars",
+    "Repetition",
     "RestShare",
     "TuneBigramDiversity",
+    "TuneFactor",
     "TuneQuality",
 ]

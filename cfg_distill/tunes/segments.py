@@ -97,20 +97,25 @@ class SegmentsData(lightning.LightningDataModule):
         )
 
     def collate(self, tunes: Sequence[Tune], draw: random.Random) -> dict[str, Tensor]:
-        rows: list[list[int]] = []
+        rows: list[Sequence[str]] = []
         owners: list[Tune] = []
         for tune in tunes:
             if self.pairs:
                 segments = two_parts(tune.tokens, draw, self.shortest, self.longest)
             else:
                 segments = [like_a_sample(tune.tokens, draw, self.shortest, self.longest)]
-            rows += [[self.numbers[token] for token in segment] for segment in segments]
+            rows += segments
             owners += [tune] * len(segments)
-        tokens_NT = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for row, numbers in enumerate(rows):
-            tokens_NT[row, : len(numbers)] = torch.tensor(numbers)
         family_N = torch.tensor([tune.cluster for tune in owners])
-        return {"tokens": tokens_NT, "family": family_N, **labels_of(owners)}
+        return {"tokens": self.padded(rows), "family": family_N, **labels_of(owners)}
+
+    def padded(self, rows: Sequence[Sequence[str]]) -> Tensor:
+        """Token numbers ``[N, T]``, 0 behind the end of a row. Tokens that no tune has are skipped."""
+        numbered = [[self.numbers[token] for token in tokens if token in self.numbers] for tokens in rows]
+        tokens_NT = torch.zeros(len(rows), max(map(len, numbered)), dtype=torch.long)
+        for row, numbers in enumerate(numbered):
+            tokens_NT[row, : len(numbers)] = torch.tensor(numbers)
+        return tokens_NT
 
 
 def labels_of(tunes: Sequence[Tune]) -> dict[str, Tensor]:

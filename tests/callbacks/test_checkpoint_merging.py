@@ -192,7 +192,7 @@ def test_a_broken_partner_is_one_message(folder: str, partner: Path, tmp_path: P
     key, text = (
         ("use_partner", "holds none. Use raw") if use == "ema" else ("partner", "cannot be read as a checkpoint")
     )
-    assert str(error.value).startswith(f"CheckpointMerging: Key `{key}`: ") and text in str(error.value)
+    assert str(error.value).startswith(f"Key `CheckpointMerging.{key}`: ") and text in str(error.value)
 
 
 def test_a_partner_that_does_not_fit_is_found_before_the_first_step(folder: str, tmp_path: Path) -> None:

@@ -248,6 +248,53 @@ def test_a_save_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path, monke
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
+@pytest.mark.parametrize("fault", ["truncated", "flipped", "gone"])
+def test_a_fit_goes_on_from_the_checkpoint_before_a_damaged_one(folder: str, tmp_path: Path, fault: str) -> None:
+    saving = ModelCheckpoint(tmp_path / "saved", every_n_train_steps=1, save_last=True, save_top_k=0)
+    trainer([saving], plugins=[AtomicCheckpointIO()], max_steps=3).fit(student_of(folder), batches(9))
+    last = tmp_path / "saved" / "last.ckpt"
+    assert sorted(file.name for file in last.parent.iterdir()) == ["last.ckpt", "last.ckpt.before"]
+    assert torch.load(last, weights_only=True)["global_step"] == 3
+    assert torch.load(f"{last}.before", weights_only=True)["global_step"] == 2
+    spoil(last, fault)
+    again = trainer([], plugins=[AtomicCheckpointIO()], max_steps=4)
+    with pytest.warns(UserWarning, match=r"last\.ckpt` (cannot be|does not).*goes on from `.*last\.ckpt\.before`"):
+        again.fit(student_of(folder), batches(9), ckpt_path=last)
+    assert again.global_step == 4
+    spoil(Path(f"{last}.before"), fault)
+    with pytest.raises(ConfigError, match=r"last\.ckpt` (cannot be read as a checkpoint|does not exist)"):
+        trainer([], plugins=[AtomicCheckpointIO()], max_steps=4).fit(student_of(folder), batches(9), ckpt_path=last)
+
+
+def spoil(file: Path, fault: str) -> None:
+    """Inject a fault into a checkpoint; it is certain to be there."""
+    content = file.read_bytes()
+    if fault == "gone":
+        file.unlink()
+    elif fault == "truncated":
+        file.write_bytes(content[:-50])
+    else:
+        # One bit in the middle of the largest tensor, which the archive stores as it is.
+        middle = len(content) // 2
+        file.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+        assert file.stat().st_size == len(content)
+
+
+def test_the_checkpoint_before_is_kept_where_files_have_no_second_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    path, plugin = tmp_path / "last.ckpt", AtomicCheckpointIO()
+    for step in (1, 2, 3):
+        plugin.save_checkpoint({"step": step}, path)
+    assert torch.load(path)["step"] == 3 and torch.load(f"{path}.before")["step"] == 2
+    plugin.remove_checkpoint(path)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("damage", ["truncated", "flipped"])
 def test_what_reads_back_damaged_never_gets_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
@@ -300,7 +347,9 @@ for step in range(30):
     errors = [process.communicate()[1] for process in running]
     assert [process.returncode for process in running] == [0, 0], errors
     assert len(AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt", weights_only=True)["tensor"].unique()) == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["x.ckpt"]
+    before = torch.load(tmp_path / "x.ckpt.before", weights_only=True)
+    assert len(before["tensor"].unique()) == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x.ckpt", "x.ckpt.before"]
 
 
 def test_what_a_killed_run_left_is_removed_by_the_next_save(tmp_path: Path) -> None:

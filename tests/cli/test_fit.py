@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from cfg_distill.distillation.settings import problems_of_trainer
 from cfg_distill.folders import names
 from cfg_distill.generators import device
 from cfg_distill.recipe.command_line import start
+from cfg_distill.recipe.progress import StepLines
 
 LOSS = """
 from cfg_distill.losses import ReverseKL
@@ -157,6 +159,46 @@ def test_off_a_terminal_there_is_a_line_per_logging_interval(recipe: Path, capsy
     assert lines[-1].endswith("0:00 left")
     # Nothing of a FLOPs table, of bars of weights, or of intervals longer than an epoch.
     assert "FLOPs" not in said.out and "Loading weights" not in said.err and "logging interval" not in said.err
+
+
+def test_a_line_has_a_ratio_when_it_was_measured_since_the_line_before(capsys: pytest.CaptureFixture) -> None:
+    lines = StepLines(every=1)
+    fitting = SimpleNamespace(global_step=0, max_steps=4, is_global_zero=True, callback_metrics={})
+    lines.on_train_start(fitting, None)  # type: ignore[arg-type]
+    for ratio in (0.5, 0.5, 0.625, 0.625):
+        fitting.global_step += 1
+        # Lightning keeps the value of the last step that had one.
+        fitting.callback_metrics = {"train/loss": torch.tensor(2.0), "gradient_ratio/diversity": torch.tensor(ratio)}
+        lines.on_train_batch_end(fitting, None, None, None, 0)  # type: ignore[arg-type]
+    shown = capsys.readouterr().out.splitlines()
+    assert [re.findall(r"ratio \S+", line) for line in shown] == [["ratio 0.5"], [], ["ratio 0.625"], []]
+    assert all("loss 2 " in line for line in shown), "a loss that stays equal is shown"
+
+
+def test_problems_that_callbacks_find_are_told_by_their_path(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    def wrong(content: dict[str, Any]) -> None:
+        (checkpoint,) = content["trainer"]["callbacks"]
+        beta = {"class_path": "cfg_distill.callbacks.BetaCalibration", "init_args": {"loss": "diversty"}}
+        content["trainer"]["callbacks"] = {"checkpoint": checkpoint, "beta": beta}
+
+    assert main(["fit", "--config", edited(recipe, "wrong.yaml", wrong)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("Key `trainer.callbacks.beta.init_args.loss`: expected a name of `model.losses`") == 1
+    Path("broken.ckpt").write_text("no checkpoint")
+
+    def broken(content: dict[str, Any]) -> None:
+        merging = {"class_path": "cfg_distill.callbacks.CheckpointMerging", "init_args": {"partner": "broken.ckpt"}}
+        content["trainer"]["callbacks"].append(merging)
+
+    assert main(["fit", "--config", edited(recipe, "broken.yaml", broken)]) == 2
+    said = capsys.readouterr().err
+    assert "Key `trainer.callbacks[1].init_args.partner`: `broken.ckpt` cannot be read as a checkpoint" in said
+
+
+def test_a_weight_that_is_no_number_is_one_problem(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["fit", "--config", "tiny.yaml", "--model.losses.kl.init_args.weight=.nan"]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "cfg-distill fit" in line or ". Key" in line]
+    assert line.endswith("Key `model.losses.kl.init_args.weight`: expected a finite number, but got nan.")
 
 
 def test_callbacks_of_names(recipe: Path, capsys: pytest.CaptureFixture) -> None:

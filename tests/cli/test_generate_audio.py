@@ -11,7 +11,7 @@ from tiny_audio import tone
 from tiny_musicgen import tiny_musicgen
 from transformers import AutoTokenizer, MusicgenForConditionalGeneration
 
-from cfg_distill.audio import read_audio, write_audio
+from cfg_distill.audio import Waveform, read_audio, write_audio
 from cfg_distill.cli import main
 from cfg_distill.evaluation import renderers
 from cfg_distill.generators import MusicGen
@@ -66,6 +66,19 @@ def test_loud_sound_is_turned_down_and_said(
     assert "01-rock-1.wav: turned down by 6.0 dB, so that it does not clip." in capsys.readouterr().out
 
 
+def test_silent_samples_are_named(
+    musicgen: str, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [Waveform(torch.zeros(1, 320), 3200), tone(200), Waveform(torch.zeros(1, 0), 3200), tone(300)]
+    monkeypatch.setattr(MusicGen, "decode", lambda self, tokens_NKT, mask_NKT: clips)
+    words = ["generate", "--model", musicgen, "--prompt", "rock", "calm", "--samples", "2", "--out", "sounds"]
+    assert main([*words, "--max-new-tokens", "4"]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("Prompt")] == [
+        "Prompt `rock`: sample 1 is silent.",
+        "Prompt `calm`: sample 1 is silent.",
+    ]
+
+
 def test_the_length_is_bounded_by_the_position_table(
     musicgen: str, folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -115,7 +128,10 @@ def test_a_model_that_diverged_is_named(tmp_path: Path, folder: Path, capsys: py
         model.decoder.model.decoder.layers[1].fc1.weight.fill_(torch.nan)
     model.save_pretrained(tmp_path / "diverged")
     words = ["--model", str(tmp_path / "diverged"), "--prompt", "rock", "--max-new-tokens", "5", "--out", "sounds"]
-    assert "The model diverged: its predictions are NaN" in said(capsys, "generate", *words)
+    message = said(capsys, "generate", *words)
+    assert (
+        "these weights hold NaN or infinity: decoder.model.decoder.layers.1.fc1.weight. The model diverged" in message
+    )
     assert not Path("sounds").exists()
 
 

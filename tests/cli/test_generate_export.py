@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
 from cfg_distill.callbacks import StudentEMA
 from cfg_distill.checkpoints import spec_of
@@ -33,6 +34,25 @@ def test_generate_is_seeded_and_prints(tiny_model: str, capsys: pytest.CaptureFi
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] != shown[2]
     assert "== w1 w2 (2 of 2)" in shown[0] and "== w3 (1 of 2)" in shown[0]
+
+
+def test_generate_names_empty_samples(
+    tiny_model: str, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["generate", "--model", tiny_model, "--prompt", "w1 w2", "w3", "w4", "--samples", "3"]
+    words += ["--max-new-tokens", "2", "--out", "samples"]
+    texts = ["w5", "", "w6", "", " ", "...", "w7", "w8", "w9"]
+    monkeypatch.setattr(CausalLM, "decode", lambda self, tokens_NKT, mask_NKT: texts)
+    assert main(words) == 0
+    output = capsys.readouterr()
+    assert [line for line in output.err.splitlines() if line.startswith("Prompt")] == [
+        "Prompt `w1 w2`: sample 2 is empty.",
+        "Prompt `w3`: samples 1, 2 and 3 are empty.",
+    ]
+    assert "Wrote 9 samples" in output.out and Path("samples/01-w1-w2-2.txt").read_text() == ""
+    texts[:] = ["w5"] * 9
+    assert main([*words, "--overwrite"]) == 0
+    assert "Prompt" not in capsys.readouterr().err
 
 
 def test_greedy_samples_are_those_of_transformers(tiny_model: str, folder: Path) -> None:
@@ -211,3 +231,18 @@ def test_merge(folder: Path, tiny_model: str, capsys: pytest.CaptureFixture) -> 
         torch.testing.assert_close(merged[name], value + 0.25)
     message = said(capsys, *words, "--weights", "0.75")
     assert "2 problems" in message and "Option `--weights`: expected 2" in message and "merged" in message
+
+
+def test_off_a_terminal_no_bar_of_weights_is_drawn(
+    tiny_model: str, checkpoint: Path, capsys: pytest.CaptureFixture
+) -> None:
+    Path("prompts.txt").write_text("w1\n")
+    commands = {
+        "generate": ["--model", tiny_model, "--prompt", "w1", "--samples", "1", "--max-new-tokens", "2"],
+        "evaluate": ["--model", tiny_model, "--prompts", "prompts.txt", "--samples", "2", "--max-new-tokens", "2"],
+        "export": ["--checkpoint", "last.ckpt", "--out", "student"],
+    }
+    for command, words in commands.items():
+        logging.enable_progress_bar()  # another test may have been quiet already
+        assert main([command, *words]) == 0
+        assert "Loading weights" not in capsys.readouterr().err, command

@@ -10,7 +10,7 @@ import pytest
 
 from cfg_distill.cli import COMMANDS, main
 
-HEAVY = ("torch", "lightning", "transformers", "jsonargparse", "numpy", "matplotlib")
+HEAVY = ("torch", "lightning", "transformers", "jsonargparse", "numpy", "matplotlib", "jinja2")
 
 
 def imported_by(*commands: list[str]) -> set[str]:
@@ -56,8 +56,8 @@ def test_misspelled_options_are_named_together(capsys: pytest.CaptureFixture) ->
 
 
 def test_missing_and_wrong_options(capsys: pytest.CaptureFixture) -> None:
-    assert main(["merge", "--out", "x"]) == 2
-    assert "required: --models" in capsys.readouterr().err
+    assert main(["merge", "--models", "x"]) == 2
+    assert "required: --out" in capsys.readouterr().err
     assert main(["generate", "--model", "x", "--prompt", "y", "--samples", "many"]) == 2
     assert "--samples: invalid int value: 'many'" in capsys.readouterr().err
 

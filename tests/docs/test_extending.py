@@ -128,7 +128,7 @@ def test_rewards(desk: Path) -> None:
     module = module_of("A reward", desk)
     samples = samples_of(["a b c", "a b d", "x y z", "x"], prompts=1)
     distance_11 = module.BigramDistance().pairs(samples)
-    assert distance_11[0, 0].tolist() == pytest.approx([0, 2 / 3, 1, 1])
+    assert distance_11[0, 0].tolist() == pytest.approx([0, 2 / 3, 1, 0])  # a sample without a bigram earns nothing
     assert torch.equal(distance_11, distance_11.mT)
     looping = samples_of(["a a a a", "a b c d"], prompts=1)
     assert module.Fresh(n=1).score(looping).tolist() == [pytest.approx([0.25, 1.0])]

@@ -200,8 +200,11 @@ def test_no_page_installs_from_an_index() -> None:
         assert not re.search(r"pip install.* \"?cfg-distill\b", page.read_text(encoding="utf-8")), page.name
 
 
+SHOWN = ("README.md", "docs/quickstart.md", "docs/recipes.md", "docs/report.md", "docs/listening.md")
+
+
 def test_every_command_is_shown() -> None:
-    commands = [words for page in ("README.md", "docs/quickstart.md", "docs/recipes.md") for words in commands_of(page)]
+    commands = [words for page in SHOWN for words in commands_of(page)]
     shown = {words[1] for words in commands if words[0] == "cfg-distill"}
     assert shown >= COMMANDS.keys() - {"validate"}
 

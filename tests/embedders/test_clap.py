@@ -227,10 +227,9 @@ def test_readers_of_text_refuse_sound(tiny_model: str) -> None:
 def test_a_hub_name_out_of_reach_names_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     (problem,) = CLAP("laion/larger_clap_music_that_is_not_here").problems()
-    assert str(problem).startswith(
-        "Key `path`: Embedder `laion/larger_clap_music_that_is_not_here`: expected a model folder"
-    )
-    assert "Without a network, name a folder that holds it." in str(problem)
+    assert str(problem).startswith("Key `path`: expected a model folder, or the name of a model on the hub")
+    assert "no folder `laion/larger_clap_music_that_is_not_here`" in str(problem)
+    assert "Check the path, or go on with a network." in str(problem)
 
 
 def test_a_missing_extra_is_a_problem(clap_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:

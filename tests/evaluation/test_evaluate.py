@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch
 from tiny import tiny_folder
 
 from cfg_distill.evaluation import System, evaluate
+from cfg_distill.evaluation.system import pooled
 from cfg_distill.generators import CausalLM
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics import DistinctN, Length
@@ -17,6 +20,7 @@ from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
 
 PROMPTS = ["w0 w1", "w2", "w3 w4 w5", "w6", "w7"]
+OLD_KEYS = {"name", "kind", "model", "temperature", "guidance", "samples", "seeds", "prompts", "axes", "values"}
 SAMPLING = Sampling(samples=3, max_new_tokens=6)
 
 
@@ -73,3 +77,39 @@ def test_a_point_has_the_keys_of_front_json_and_survives_a_file(generator, tmp_p
     assert interval["mean"] == pytest.approx(np.mean(system.values["distinct"]))
     assert point["quality"] == {}
     assert list(point["guards"]) == ["length"]
+    assert point["missing"] == {} and point["training_seeds"] == []
+    assert 0 < point["seconds"] < 10
+
+
+def test_several_training_runs_are_one_system(generator, tmp_path: Path):
+    first, second = run(generator, name="quality seed 0"), run(generator, guidance=Guidance(3.0))
+    first.training_seeds, second.training_seeds, second.seconds = [0], [1], 3 * first.seconds
+    both = pooled("quality", [first, second])
+    assert both.name == "quality" and both.training_seeds == [0, 1]
+    assert both.seconds == pytest.approx(2 * first.seconds)
+    assert both.runs("distinct").shape == (2, 5, 2)  # training seeds, prompts, sampling seeds
+    assert both.cells("distinct").shape == (5, 4)
+    assert (both.runs("distinct")[1] == second.runs("distinct")[0]).all()
+    assert both.interval("length").mean == pytest.approx(np.mean([first.values["length"], second.values["length"]]))
+    both.save(tmp_path / "both.json")
+    assert System.read(tmp_path / "both.json") == both
+
+
+def test_a_file_of_version_0_1_is_read(generator, tmp_path: Path):
+    """It knew no training seeds, no seconds and no filters."""
+    system = run(generator)
+    old = {key: value for key, value in asdict(system).items() if key in {*OLD_KEYS, "relative_cost", "knob"}}
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    found = System.read(tmp_path / "old.json")
+    assert found.interval("length") == system.interval("length")
+    assert (found.training_seeds, found.chain, found.seconds, found.min_p) == ([], "", None, 0.0)
+
+
+def test_a_metric_that_is_nan_on_a_prompt_is_named(generator):
+    system = run(generator)
+    system.values["length"][1][2] = float("nan")
+    system.values["distinct"] = [[float("nan")] * 5] * 2
+    point = system.point()
+    assert point["missing"] == {"length": 1, "distinct": 5}
+    assert point["diversity"] == {}  # no mean of nothing
+    assert json.loads(json.dumps(point, allow_nan=False)) == point

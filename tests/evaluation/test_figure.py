@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 from cfg_distill.evaluation import front_figure, front_table
@@ -72,6 +73,41 @@ def test_a_second_temperature_is_drawn_without_names():
     assert {text.get_text() for text in labels(panel)} == {p["name"] for p in POINTS}
     shown = sum(len(line.get_xdata()) for line in panel.lines if line.get_linestyle() == "None")
     assert shown == len(POINTS) + len(cold)
+
+
+def test_points_with_a_filter_lie_on_no_sweep():
+    filtered = point("base top-p 0.9", "base", 0.7, 0.4) | {"top_p": 0.9}
+    panel = front_figure([*POINTS, filtered], "quality", "diversity").axes[0]
+    (base,) = (line for line in panel.lines if line.get_color() == "#4D4D4D" and line.get_linestyle() == ":")
+    assert list(base.get_xdata()) == [0.657, 0.665]
+    assert "base top-p 0.9" not in {text.get_text() for text in labels(panel)}
+    assert sum(len(line.get_xdata()) for line in panel.lines if line.get_linestyle() == "None") == len(POINTS) + 1
+
+
+def test_of_a_long_sweep_the_ends_and_the_marked_points_are_named():
+    sweep = [point(f"guidance {g:g}", "guidance", 0.6 + g / 50, 0.6 - g / 30, g) for g in (1.25, 1.5, 2, 2.5, 3, 4, 5)]
+    panel = front_figure([POINTS[0], *sweep], "quality", "diversity", marked=["guidance 2"]).axes[0]
+    assert {text.get_text() for text in labels(panel)} == {"base", "guidance 1.25", "guidance 2", "guidance 5"}
+    ends = np.concatenate([np.concatenate(bar.get_segments()) for bar in panel.collections])
+    assert ends[:, 1].mean() == pytest.approx(0.64, abs=0.01)  # the intervals of the marked one alone
+
+
+def test_real_samples_are_drawn_and_broken_ones_are_not():
+    ladder = [point("real", "real", 0.68, 0.9), point("loops", "degenerate", 0.1, 0.0)]
+    panel = front_figure([*POINTS, *ladder], "quality", "diversity").axes[0]
+    assert "real" in {text.get_text() for text in labels(panel)}
+    assert min(panel.get_ylim()) > 0.5
+
+
+def test_the_picture_is_read_at_the_width_of_a_readme():
+    """At 830 pixels no letter is smaller than 11 pixels, and the legend ends inside the picture."""
+    figure = front_figure(POINTS, "quality", "diversity", "bigram", "what was found", "what the bars mean")
+    renderer = figure.canvas.get_renderer()
+    pixels_of_a_point = 830 / figure.get_figwidth() / 72
+    texts = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    assert min(text.get_fontsize() for text in texts) * pixels_of_a_point > 11
+    assert figure.legends[0].get_window_extent(renderer).x1 < figure.get_figwidth() * figure.dpi
+    assert figure.get_figwidth() * figure.dpi >= 2 * 830 - 1  # sharp on a screen with two pixels for one
 
 
 def test_bars_are_the_intervals():

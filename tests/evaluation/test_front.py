@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 
 from cfg_distill.evaluation import Headline
-from cfg_distill.evaluation.front import bootstrap_interval, hypervolume, hypervolumes, pareto
+from cfg_distill.evaluation.front import bootstrap_interval, hypervolume, hypervolumes, hypervolumes_of, pareto
 
 
 def test_hypervolume_against_a_grid():
@@ -23,6 +23,14 @@ def test_hypervolume_ignores_order_repeats_and_beaten_points():
     assert hypervolume([*reversed(points), points[0], [1.0, 1.0]], (0.0, 0.0)) == volume
     assert hypervolume([[-1.0, 9.0], [9.0, -1.0]], (0.0, 0.0)) == 0.0
     assert hypervolume(np.empty((0, 2)), (0.0, 0.0)) == 0.0
+
+
+def test_hypervolumes_of_resamples_are_those_of_one_after_another():
+    quality_MB, diversity_MB = np.random.default_rng(8).integers(-3, 9, size=(2, 7, 40)).astype(float)
+    expected = [
+        hypervolume(np.stack(pair, axis=1), (1.0, -1.0)) for pair in zip(quality_MB.T, diversity_MB.T, strict=True)
+    ]
+    assert hypervolumes_of(quality_MB, diversity_MB, (1.0, -1.0)).tolist() == pytest.approx(expected)
 
 
 def test_pareto_by_brute_force():
@@ -120,9 +128,12 @@ def test_seeds_are_drawn_too():
     """One prompt: all that can vary is its seeds."""
     values = np.array([[0.0, 1.0, 2.0, 3.0]])
     interval = bootstrap_interval(values, resamples=4000)
+    # Four values: the percentiles lie further out than .025 and .975.
+    level = 1 - 2 * scipy.stats.norm.cdf(-np.sqrt(4 / 3) * scipy.stats.t.ppf(0.975, 3))
     theirs = scipy.stats.bootstrap(
-        (values[0],), np.mean, n_resamples=4000, method="percentile", rng=np.random.default_rng(5)
-    ).confidence_interval
+        (values[0],), np.mean, confidence_level=level, n_resamples=4000, method="percentile",
+        rng=np.random.default_rng(5),
+    ).confidence_interval  # fmt: skip
     assert interval.low == pytest.approx(theirs.low, abs=0.26)
     assert interval.high == pytest.approx(theirs.high, abs=0.26)
     assert interval.low < 1 < 2 < interval.high

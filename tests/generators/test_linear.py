@@ -1,5 +1,7 @@
 """Products by oneDNN, with weights as they lie and packed: the same numbers as torch's, and nothing left behind."""
 
+import copy
+
 import pytest
 import torch
 from tiny import tiny_adapted, tiny_folder
@@ -15,23 +17,73 @@ def test_packed_products_are_those_of_the_model(tmp_path, adapted):
     generator = (tiny_adapted if adapted else lambda folder: CausalLM(folder).load())(tiny_folder(tmp_path))
     ids = torch.randint(16, (3, 7), generator=torch.Generator().manual_seed(0))
     before = {name: tensor.clone() for name, tensor in generator.model.state_dict().items()}
-    forwards = [module.forward for module in generator.model.modules()]
+    hung = [sorted(vars(parameter)) for parameter in generator.parameters()]
+    # The factors of an adapter rest while it is added to a packed weight.
+    own = {name: layer for name, layer in generator.model.named_modules() if isinstance(layer, Linear)}
+    used = {name: layer for name, layer in own.items() if ".lora_" not in name}
+    rests = [layer for layer in generator.model.modules() if hasattr(layer, "merged_adapters")]
+    assert len(used) == 15 and len(rests) == (14 if adapted else 0)
     with torch.no_grad():
         expected = generator.model(ids).logits
         with packed(generator.model):
-            assert any(module.forward not in forwards for module in generator.model.modules())
+            assert {name for name, layer in own.items() if layer.packed_weight is not None} == set(used)
+            assert all(layer.merged_adapters for layer in rests)
+            assert list(generator.model.state_dict()) == list(before)
+            assert [sorted(vars(parameter)) for parameter in generator.parameters()] == hung
             torch.testing.assert_close(generator.model(ids).logits, expected, rtol=1e-4, atol=1e-4)
+            spoilt = next(layer for name, layer in used.items() if name.startswith("model.layers.1.mlp.down_proj"))
+            spoilt.packed_weight = packed_copy_of(torch.zeros_like(spoilt.weight))
+            assert (generator.model(ids).logits - expected).abs().max() > 0.1, "the copies are what multiplies"
         assert torch.equal(generator.model(ids).logits, expected)
-    assert [module.forward for module in generator.model.modules()] == forwards
-    assert not any(hasattr(parameter, "packed_weight") for parameter in generator.parameters())
+    assert not any(layer.packed_weight is not None for layer in own.values())
+    assert not any(layer.merged_adapters for layer in rests)
     assert all(torch.equal(tensor, before[name]) for name, tensor in generator.model.state_dict().items())
 
 
+def packed_copy_of(weight):
+    return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_rollout_multiplies_by_the_packed_head(tmp_path, tied):
+    generator = CausalLM(tiny_folder(tmp_path)).load()
+    if tied:
+        generator.model.lm_head.weight = generator.model.model.embed_tokens.weight
+    with torch.no_grad(), packed(generator.model):
+        head = generator.model.lm_head.packed_weight
+        assert head.is_mkldnn and type(generator.model.model.embed_tokens) is nn.Embedding
+        asked = []
+        with pytest.MonkeyPatch.context() as patch:
+            plain = linear._onednn
+            patch.setattr(
+                linear, "_onednn", lambda rows, weight, bias: asked.append(weight) or plain(rows, weight, bias)
+            )
+            generator.prefill(["w1 w2"], 2)[1].whole()
+        assert asked[-1] is head
+
+
+def test_a_copy_of_a_packed_layer_is_not_packed():
+    layer = Linear.of(nn.Linear(8, 8))
+    with packed(layer):
+        assert layer.packed_weight is not None
+        twin = copy.deepcopy(layer)
+    assert twin.packed_weight is None and torch.equal(twin.weight, layer.weight) and "packed_weight" not in vars(twin)
+
+
 def test_an_error_leaves_nothing_packed():
-    layer = nn.Linear(8, 8)
+    layer = Linear(8, 8)
     with pytest.raises(KeyError), packed(layer):
         raise KeyError
-    assert "forward" not in vars(layer) and not hasattr(layer.weight, "packed_weight")
+    assert layer.packed_weight is None
+
+
+def test_a_teacher_on_the_weights_of_a_packed_student_is_not_packed(tmp_path):
+    student = tiny_adapted(tiny_folder(tmp_path))
+    teacher, ids = student.frozen_copy(), torch.randint(16, (3, 7), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = teacher.model(ids).logits
+        with packed(student.model):
+            assert torch.equal(teacher.model(ids).logits, expected)
 
 
 @pytest.fixture
@@ -92,10 +144,15 @@ def test_only_plain_layers_are_taken():
     class Other(nn.Linear):
         pass
 
-    model = nn.Sequential(nn.Linear(2, 2), Other(2, 2))
-    names = list(model.state_dict())
+    shared = nn.Linear(2, 2)
+    model = nn.Sequential(shared, Other(2, 2), nn.Sequential(shared)).eval()
+    before = model.state_dict(keep_vars=True)
     use_products(model)
-    assert [type(layer) for layer in model] == [Linear, Other] and list(model.state_dict()) == names
+    use_products(model)
+    assert [type(layer) for layer in model] == [Linear, Other, nn.Sequential]
+    assert model[2][0] is model[0] and not model[0].training, "a layer in two places stays one; modes stay"
+    after = model.state_dict(keep_vars=True)
+    assert list(after) == list(before) and all(after[name] is before[name] for name in before), "the very parameters"
 
 
 @pytest.mark.parametrize("adapted", [False, True])
@@ -128,9 +185,10 @@ def test_under_mixed_precision_weights_are_cast_once(tmp_path, adapted):
 
 
 def test_gradients_go_through_the_weight_itself():
-    layer, rows = nn.Linear(8, 8), torch.randn(3, 8)
+    layer, rows = Linear(8, 8), torch.randn(3, 8)
     with packed(layer):
-        product(rows, layer.weight, layer.bias).sum().backward()
+        assert layer.packed_weight is not None
+        layer(rows).sum().backward()
     torch.testing.assert_close(layer.weight.grad, rows.sum(0).expand(8, 8))
 
 
@@ -141,6 +199,7 @@ def test_only_plain_float32_on_a_cpu_is_packed():
     )
     with torch.autocast("cpu", torch.bfloat16):
         assert not can_use_onednn(torch.empty(4, 4))
-    layer, rows = nn.Linear(8, 8, dtype=torch.bfloat16), torch.randn(2, 8, dtype=torch.bfloat16)
+    layer, rows = Linear(8, 8, dtype=torch.bfloat16), torch.randn(2, 8, dtype=torch.bfloat16)
     with torch.no_grad(), packed(layer):
+        assert layer.packed_weight is None
         assert torch.equal(layer(rows), torch.nn.functional.linear(rows, layer.weight, layer.bias))

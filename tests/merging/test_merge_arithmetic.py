@@ -73,6 +73,13 @@ def test_slerp_is_continuous_where_it_falls_back() -> None:
         torch.testing.assert_close(slerp(a, b, start, 0.3)["w"], torch.tensor([1.0, 0.3 * angle]), rtol=1e-5, atol=1e-8)
 
 
+def test_slerp_jumps_where_task_vectors_are_opposite() -> None:
+    """Near pi the arc keeps its length; where the sine is too small LERP passes near the start. docs/method.md says so."""
+    a, start = {"w": torch.tensor([1.0, 0.0])}, {"w": torch.zeros(2)}
+    lengths = [float(slerp(a, {"w": torch.tensor([-1.0, gap])}, start, 0.5)["w"].norm()) for gap in (2e-4, 0.5e-4)]
+    assert lengths == [pytest.approx(1.0, abs=1e-3), pytest.approx(0.25e-4, rel=1e-3)]
+
+
 def test_liti_soup_weighted_and_ema_are_their_formulas() -> None:
     a, b, c = (as_float64(state, "embed") for state in (A, B, C))
     cases = [

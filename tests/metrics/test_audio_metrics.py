@@ -15,7 +15,7 @@ from jsonargparse import ArgumentParser
 from tiny_audio import noise, tiny_clap, tiny_hubert, tone
 
 from cfg_distill.audio import Waveform, read_audio, write_audio
-from cfg_distill.embedders import CLAP, AudioEmbedder
+from cfg_distill.embedders import CLAP, AudioEmbedder, cosine_distances
 from cfg_distill.errors import ConfigError
 from cfg_distill.metrics import (
     FAD,
@@ -23,6 +23,7 @@ from cfg_distill.metrics import (
     AudioRepetition,
     CLAPAdherence,
     ClippingRate,
+    EmptyShare,
     PairwiseCosineDiversity,
     SampleMetric,
     SilenceRate,
@@ -35,6 +36,7 @@ from cfg_distill.metrics import (
     silent_share,
 )
 from cfg_distill.metrics.corpus import jackknife
+from cfg_distill.rewards import PairwiseDiversity
 from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.samples import Samples
 
@@ -163,6 +165,19 @@ def test_adherence_and_diversity_under_clap_and_another(clap: CLAP, second: Audi
         assert vendi.per_prompt()[0] > 1.01 and float(vendi.per_prompt()[1]) == pytest.approx(1.0, abs=1e-3)
 
 
+def test_silent_clips_earn_no_diversity(clap: CLAP, second: AudioEmbedder) -> None:
+    """Encoders give silence a vector of its own; its pairs count 0, and what is left keeps its distances."""
+    silence = Waveform(torch.zeros(1, 8000), 8000)
+    group = [tone(200), noise(0), tone(900)]
+    assert float(cosine_distances(clap.embed([silence, noise(0)]))[0, 1]) > 1e-4
+    for embedder in (clap, second):
+        pairs = [PairwiseCosineDiversity(embedder).score(samples_of([clips])) for clips in (group, [*group, silence])]
+        torch.testing.assert_close(pairs[1], pairs[0] * 3 / 6)
+        reward_BG = PairwiseDiversity(embedder)(samples_of([[silence, *group], [silence] * 4])).reward_BG
+        assert reward_BG[0, 0] == 0 < reward_BG[0, 2] and not reward_BG[1].any()
+        assert EmptyShare(embedder).score(samples_of([[silence, *group]])).tolist() == [0.25]
+
+
 # FAD and KAD
 
 
@@ -183,8 +198,7 @@ def test_kernel_distance_is_a_double_loop() -> None:
     random = torch.Generator().manual_seed(1)
     x_ND, y_RD = torch.randn(7, 4, generator=random), torch.randn(9, 4, generator=random) + 0.5
     x, y = x_ND.double().numpy(), y_RD.double().numpy()
-    distances = sorted(np.linalg.norm(a - b) for a, b in combinations(y, 2))
-    sigma = distances[(len(distances) - 1) // 2]  # torch's median is the lower one
+    sigma = np.median([np.linalg.norm(a - b) for a, b in combinations(y, 2)])  # of 36: the mean of the middle two
 
     def k(a: np.ndarray, b: np.ndarray) -> float:
         return math.exp(-((a - b) @ (a - b)) / (2 * sigma**2))
@@ -220,8 +234,8 @@ def test_kernels_in_blocks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_bandwidth_of_a_large_reference_is_that_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     many = torch.randn(3000, 8, generator=torch.Generator().manual_seed(9))
-    exact = float(torch.pdist(many.double()).median())
-    assert corpus.median_distance(many) == exact
+    exact = float(np.median(torch.pdist(many.double()).numpy()))
+    assert corpus.median_distance(many) == pytest.approx(exact, rel=1e-12)
     monkeypatch.setattr(corpus, "_MOST_FOR_BANDWIDTH", 500)
     sampled = corpus.median_distance(many)
     assert sampled != exact and sampled == pytest.approx(exact, rel=0.02) and sampled == corpus.median_distance(many)

@@ -37,6 +37,41 @@ def test_vendi_against_singular_values():
         assert score.item() == pytest.approx(np.exp(scipy.stats.entropy(eigenvalues)), rel=1e-4)
 
 
+def test_vendi_of_groups_with_empty_samples():
+    """Two of four: the effective number of the two, weighed by their share; of nothing but empty ones, 1."""
+    group_GD = torch.cat([torch.eye(3)[:2], torch.zeros(2, 3)])
+    torch.testing.assert_close(vendi_score(group_GD), torch.tensor(2**0.5))
+    batch_BGD = torch.stack([group_GD, torch.zeros(4, 3), torch.ones(4, 3)])
+    torch.testing.assert_close(vendi_score(batch_BGD), torch.tensor([2**0.5, 1.0, 1.0]))
+
+
+def test_an_empty_sample_in_the_place_of_another_never_raises_vendi():
+    random = torch.Generator().manual_seed(0)
+    for _ in range(100):
+        pool_VD = torch.randn(3, 3, generator=random)
+        group_GD = pool_VD[torch.randint(3, (6,), generator=random)]
+        for _ in range(3):
+            before = vendi_score(group_GD)
+            group_GD[torch.randint(6, (1,), generator=random)] = 0
+            assert vendi_score(group_GD) <= before + 1e-5
+
+
+@pytest.mark.parametrize("empty", ["", "?!"])
+def test_metrics_do_not_pay_for_empty_samples(samples_of, empty):
+    """N-gram counts give an empty text a vector of its own, far from all others."""
+    full = [["a b", "a c", "a b"], ["d", "e", "e"]]
+    with_empty = [[*full[0][:2], empty], [empty, *full[1][1:]]]
+    nothing = [[empty] * 3] * 2
+    for metric in (PairwiseCosineDiversity, VendiScore, PromptAdherence):
+        whole, part, none = (
+            metric(NGramCounts(n=1)).score(samples_of(PROMPTS, each)) for each in (full, with_empty, nothing)
+        )
+        assert (none == (1 if metric is VendiScore else 0)).all()
+        assert (part <= whole + 1e-6).all()
+    pairs = PairwiseCosineDiversity(NGramCounts(n=1)).score(samples_of(PROMPTS, with_empty))
+    torch.testing.assert_close(pairs, torch.tensor([0.5 / 3, 0.0]))
+
+
 def test_metrics_keep_a_value_a_prompt(samples_of):
     metric = PairwiseCosineDiversity(NGramCounts(n=1))
     metric.update(samples_of(PROMPTS, GROUPS))

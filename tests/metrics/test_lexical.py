@@ -22,7 +22,7 @@ TEXTS = ["the cat sat on the mat", "the cat lay on a mat today", "a dog sat on t
 def test_distinct_counts_over_the_group_and_not_across_texts():
     assert distinct_n(["a b", "b a", "a b"], n=2) == pytest.approx(2 / 3)
     assert distinct_n(["a b", "b a", "a b"], n=1) == pytest.approx(2 / 6)
-    assert math.isnan(distinct_n(["a", ""], n=2))
+    assert distinct_n(["a", ""], n=2) == 0
 
 
 @pytest.mark.parametrize(("vocabulary", "count"), [(3, 2), (4, 5), (1, 4)])
@@ -38,7 +38,7 @@ def test_ead_by_the_published_formula_and_for_large_vocabularies():
     tokens = " ".join(TEXTS).split()
     assert value == pytest.approx(len(set(tokens)) / (50 * (1 - (49 / 50) ** len(tokens))))
     assert expectation_adjusted_distinct(TEXTS, vocabulary=10**15) == pytest.approx(distinct_n(TEXTS, n=1))
-    assert math.isnan(expectation_adjusted_distinct([""], vocabulary=10))
+    assert expectation_adjusted_distinct([""], vocabulary=10) == 0
 
 
 def test_self_bleu_worked(samples_of):
@@ -63,6 +63,38 @@ def test_self_bleu_against_another_library():
     assert math.isnan(SelfBLEUDiversity().score_group(texts[:1]))
 
 
+DIVERSITIES = [DistinctN(n=1), DistinctN(), EAD(vocabulary=20), EAD(vocabulary=400, n=2), SelfBLEUDiversity()]
+
+
+@pytest.mark.parametrize("metric", DIVERSITIES)
+@pytest.mark.parametrize("empty", ["", " ", "... !"])
+def test_empty_texts_earn_no_diversity(metric, empty):
+    full = metric.score_group(TEXTS)
+    assert metric.score_group([empty] * 3) == 0
+    share = 3 * 2 / (5 * 4) if isinstance(metric, SelfBLEUDiversity) else 3 / 5
+    assert metric.score_group([empty, *TEXTS, empty]) == pytest.approx(share * full)
+
+
+def test_a_pair_with_an_empty_text_earns_nothing_by_self_bleu():
+    assert [SelfBLEUDiversity().score_group(texts) for texts in (["", ""], ["", TEXTS[0]])] == [0, 0]
+
+
+@pytest.mark.parametrize("metric", DIVERSITIES)
+def test_an_empty_text_in_the_place_of_another_never_pays(metric):
+    """Texts of one length, copies among them: leaving a copy out makes the rest more varied, and must not show.
+
+    Self-BLEU of A A B B is 0 and rises with any change; so an empty text may pay as much as the best copy of a sibling.
+    """
+    random = torch.Generator().manual_seed(0)
+    for _ in range(60):
+        words = torch.randint(8, (3, 6), generator=random).tolist()
+        pool = [" ".join(f"w{word}" for word in row) for row in words]
+        group = [pool[index] for index in torch.randint(3, (5,), generator=random)]
+        best = max(metric.score_group([first, *group[1:]]) for first in group)
+        assert metric.score_group(["", *group[1:]]) <= best + 1e-9
+        assert metric.score_group(["", "", *group[2:]]) <= best + 1e-9 or isinstance(metric, SelfBLEUDiversity)
+
+
 def test_repetition_is_within_a_sample():
     assert repeated_n("a b c a b c a b c", n=3) == pytest.approx(1 - 3 / 7)
     assert repeated_n("a b", n=4) == 0
@@ -75,14 +107,14 @@ def test_metrics_over_batches(samples_of):
         metric.update(samples_of(["p"], [["a b", "a"]]))
         metric.update(samples_of(["q", "r"], [["c", "d"], ["", ""]]))
     expected = {
-        "distinct": [2 / 3, 1.0, math.nan],
-        "ead": [2 / (4 * (1 - 0.75**3)), 2 / (4 * (1 - 0.75**2)), math.nan],
+        "distinct": [2 / 3, 1.0, 0.0],
+        "ead": [2 / (4 * (1 - 0.75**3)), 2 / (4 * (1 - 0.75**2)), 0.0],
         "repetition": [0.0, 0.0, 0.0],
         "length": [2.5, 2.0, 1.0],
     }
     for name, metric in metrics.items():
-        torch.testing.assert_close(metric.per_prompt(), torch.tensor(expected[name]), equal_nan=True)
-        torch.testing.assert_close(metric.compute(), torch.tensor(expected[name]).nanmean())
+        torch.testing.assert_close(metric.per_prompt(), torch.tensor(expected[name]))
+        torch.testing.assert_close(metric.compute(), torch.tensor(expected[name]).mean())
 
 
 @pytest.mark.parametrize("metric", [DistinctN(n=0), EAD(vocabulary=0), SelfBLEUDiversity(n=0), Repetition(n=0)])

@@ -13,11 +13,12 @@ from cfg_distill.sampling.samples import Samples
 
 
 class Lookup(Embedder):
-    """Outputs are row numbers of a table."""
+    """Outputs are row numbers of a table. Those in ``empty`` are degenerate, whatever their vector."""
 
-    def __init__(self, table_VD: Tensor) -> None:
+    def __init__(self, table_VD: Tensor, empty: Sequence[int] = ()) -> None:
         super().__init__()
         self.table_VD = torch.nn.Buffer(table_VD)
+        self.empty = empty
 
     def problems(self) -> list[str]:
         return []
@@ -27,6 +28,9 @@ class Lookup(Embedder):
 
     def embed(self, outputs: Sequence[int]) -> Tensor:
         return self.table_VD[torch.tensor(outputs)]
+
+    def degenerate(self, outputs: Sequence[int]) -> Tensor:
+        return torch.tensor([output in self.empty for output in outputs])
 
 
 def _samples(outcomes_BG: Tensor) -> Samples:

@@ -15,11 +15,12 @@ THETA_V = torch.tensor([0.3, -0.5, 0.9, 0.1])
 TABLE_VD = torch.tensor([[1.0, 0.2, 0.0], [0.1, 1.0, -0.4], [0.5, 0.6, 2.0], [-0.7, 0.1, 0.3]])
 
 
-def true_gradient() -> torch.Tensor:
-    """grad of D = sum_{y, y'} p(y) p(y') r(y, y') by autograd on the exact expectation."""
+def true_gradient(empty: tuple[int, ...] = ()) -> torch.Tensor:
+    """grad of D = sum_{y, y'} p(y) p(y') r(y, y') by autograd on the exact expectation; r = 0 for a pair with an empty y."""
     theta_V = THETA_V.double().requires_grad_()
     units_VD = nn.functional.normalize(TABLE_VD.double(), dim=-1)
-    p_V = theta_V.softmax(-1)
+    counts_V = torch.tensor([float(outcome not in empty) for outcome in range(len(THETA_V))], dtype=torch.float64)
+    p_V = theta_V.softmax(-1) * counts_V
     (p_V @ (1 - units_VD @ units_VD.T) @ p_V).backward()
     return theta_V.grad
 
@@ -31,6 +32,41 @@ def test_pairwise_baseline_gives_the_true_gradient(group, lookup, samples_of, ex
     found = expected_gradient(THETA_V, outcomes_BG, outcome.advantage_BG)
     torch.testing.assert_close(found, true_gradient(), rtol=0, atol=1e-6)
     assert true_gradient().abs().max() > 0.05
+
+
+@pytest.mark.parametrize("empty", [(2,), (0, 3)])
+@pytest.mark.parametrize(("group", "baseline"), [(2, "running_mean"), (3, "pairwise"), (4, "pairwise")])
+def test_the_gradient_stays_right_where_outcomes_are_empty(
+    group, baseline, empty, lookup, samples_of, expected_gradient, all_groups
+):
+    outcomes_BG = all_groups(len(THETA_V), group)
+    reward = PairwiseDiversity(lookup(TABLE_VD, empty), baseline=baseline)
+    reward.past.update(torch.tensor(0.7), torch.tensor(1.0))
+    found = expected_gradient(THETA_V, outcomes_BG, reward(samples_of(outcomes_BG)).advantage_BG)
+    torch.testing.assert_close(found, true_gradient(empty), rtol=0, atol=1e-6)
+    assert not torch.allclose(true_gradient(empty), true_gradient(), atol=0.02)
+
+
+@pytest.mark.parametrize("number", [0, 1, 3, 7, 8])
+def test_empty_samples_earn_nothing_and_never_pay(number, lookup, samples_of):
+    """The encoder puts the empty sample far from all others, as an encoder of tunes does: once three of eight paid most."""
+    siblings_VD = torch.randn(8, 6, generator=torch.Generator().manual_seed(0)) * 0.5 + 1
+    table_VD = torch.cat([siblings_VD, -torch.ones(1, 6)])
+    group_G = torch.tensor([8] * number + list(range(number, 8)))
+    outcome = PairwiseDiversity(lookup(table_VD, empty=(8,)))(samples_of(group_G[None]))
+    full_GG = cosine_distances(siblings_VD[number:])
+    expected_G = torch.cat([torch.zeros(number), full_GG.sum(-1) / 7])
+    torch.testing.assert_close(outcome.reward_BG[0], expected_G)
+    paid = PairwiseDiversity(lookup(table_VD))(samples_of(group_G[None])).reward_BG.mean()
+    unpaid = PairwiseDiversity(lookup(table_VD))(samples_of(torch.arange(8)[None])).reward_BG.mean()
+    assert outcome.reward_BG.mean() <= unpaid
+    assert number not in (1, 3) or paid > unpaid  # what the reward did before
+    # An empty sample is pushed away by exactly the mean distance among the others.
+    for i in range(number):
+        others = [j for j in range(8) if j != i]
+        pairs = [cosine_distances(table_VD[group_G])[j, k] for j in others for k in others if j < k and j >= number]
+        assert outcome.advantage_BG[0, i].item() == pytest.approx(-2 * float(sum(pairs)) / 21, abs=1e-5)
+    assert number < 8 or not outcome.advantage_BG.any()
 
 
 @pytest.mark.parametrize("group", [2, 3, 4])
@@ -138,9 +174,11 @@ def test_near_identical_samples_keep_their_digits():
     assert pairwise_diversity(embedding_GD)[1].item() == pytest.approx((0.5e-8 + 2e-8) / 2, rel=1e-3)
 
 
-def test_empty_samples_are_alike_and_unlike_the_rest():
-    distances_GG = cosine_distances(torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0]]))
-    torch.testing.assert_close(distances_GG, torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 1.0], [1.0, 1.0, 0.0]]))
+def test_a_zero_vector_is_far_from_nothing():
+    distances_GG = cosine_distances(torch.tensor([[0.0, 0.0], [0.0, 0.0], [3.0, 4.0], [0.0, 2.0]]))
+    expected_GG = torch.zeros(4, 4)
+    expected_GG[2, 3] = expected_GG[3, 2] = 0.2
+    torch.testing.assert_close(distances_GG, expected_GG)
 
 
 def test_groups_too_small_for_the_functions():

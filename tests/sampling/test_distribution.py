@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from scipy import stats
-from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from cfg_distill.errors import Context
 from cfg_distill.sampling import Sampling
@@ -25,6 +25,26 @@ def test_filters_are_those_of_transformers():
             theirs = TopPLogitsWarper(top_p)(None, theirs)
         ours = Sampling(temperature=temperature, top_k=top_k, top_p=top_p).log_probs(logits)
         torch.testing.assert_close(ours, theirs.log_softmax(-1))
+
+
+@pytest.mark.parametrize("min_p", [1e-4, 0.05, 0.3, 1.0])
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), [(1.0, 0, 1.0), (1.7, 0, 1.0), (0.7, 9, 0.8)])
+def test_min_p_is_that_of_transformers(temperature, top_k, top_p, min_p):
+    torch.manual_seed(1)
+    logits = 3 * torch.randn(50, 30)
+    theirs = TemperatureLogitsWarper(temperature)(None, logits)
+    if top_k:
+        theirs = TopPLogitsWarper(top_p)(None, TopKLogitsWarper(top_k)(None, theirs))
+    theirs = MinPLogitsWarper(min_p)(None, theirs)
+    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    torch.testing.assert_close(sampling.log_probs(logits), theirs.log_softmax(-1))
+    assert not sampling.plain
+
+
+@pytest.mark.parametrize("min_p", [-0.1, 1.5, math.nan])
+def test_a_min_p_that_cannot_be(min_p):
+    (problem,) = Sampling(min_p=min_p).problems(Context())
+    assert str(problem) == f"Key `min_p`: expected a number from 0 (keep all) to 1, but got {min_p}."
 
 
 def test_temperature_zero_takes_the_likeliest():

@@ -53,7 +53,7 @@ def test_what_names_mean_is_reported_together(change):
             "evaluation/headline/quality": "word",
             "evaluation/seeds": [1, 1],
             "claims/merge": "hlaf",
-            "claims/temperature": ["base T 0.7", "guidance 2"],
+            "claims/guards": {"lenght": "< 1", "length": "below 1"},
         }
     )
     found = problems_of(read_study(path))
@@ -69,9 +69,9 @@ def test_what_names_mean_is_reported_together(change):
     assert "Did you mean `words`?" in text
     assert "Key `evaluation.seeds`: expected one or more different numbers" in text
     assert "Did you mean `half`?" in text
-    assert "Key `claims.temperature`: expected a system" in text
-    assert "Did you mean `base T 0.8`?" in text
-    assert "no guidance, but `guidance 2` is none." in text
+    assert "Key `claims.guards.lenght`: expected a name under `metrics`" in text
+    assert "Did you mean `length`?" in text
+    assert "Key `claims.guards.length`: expected a bound such as `< 0.02`" in text
     assert len(found) == 11
 
 
@@ -102,6 +102,118 @@ def test_prompts_that_were_trained_on_are_not_held_out(place):
     problems = problems_of(read_study("study.yaml"))
     assert len(problems) == 2  # of both fits
     assert "1 of them are in `data.train` of fits.quality: 'w2'" in str(problems[0])
+
+
+def test_prompts_that_were_tuned_on_are_no_evidence(change, place):
+    (place / "development.txt").write_text("w9 w9\n W5 \n")
+    (problem,) = problems_of(read_study(change({"evaluation/development": "development.txt"})))
+    assert str(problem).startswith(
+        "Key `evaluation.prompts`: expected prompts that no choice was made on, but 1 of them are in `evaluation.development`"
+    )
+    (place / "development.txt").write_text("w2\n")
+    text = "\n".join(map(str, problems_of(read_study("study.yaml"))))
+    assert (
+        "Key `evaluation.development`: expected held-out prompts, but 1 of them are in `data.train` of fits.quality"
+        in text
+    )
+    (place / "fit.yaml").write_text(
+        (place / "fit.yaml").read_text().replace("train: train.txt", "train: train.txt, validation: v.txt")
+    )
+    (place / "v.txt").write_text("w9\n")
+    (place / "development.txt").write_text("w9\n")  # what a fit validates on may be chosen on as well
+    assert problems_of(read_study("study.yaml")) == []
+
+
+def test_the_stage_decides_which_prompts_are_sampled(change, place):
+    (place / "development.txt").write_text("w9 w9\n")
+    study = read_study(change({"evaluation/development": "development.txt", "evaluation/stage": "development"}))
+    assert problems_of(study) == [] and study.evaluation.sampled == "development.txt"
+    (problem,) = problems_of(read_study(change({"evaluation/development": ""})))
+    assert str(problem).startswith("Key `evaluation.development`: expected a file, since `evaluation.stage` samples it")
+
+
+SWEEP = {"model": "base", "temperature": [0.8, 1.0], "guidance": [1.0, 2.0], "top_p": [0.9], "min_p": [0.1]}
+
+
+def test_a_sweep_makes_baselines(change):
+    study = read_study(change({"sweeps": {"plain": SWEEP}}))
+    assert problems_of(study) == []
+    swept = [name for name in study.all_systems() if name.startswith("plain")]
+    # T 0.8 and T 1 without guidance, and guidance 2 at T 1, have names already.
+    assert swept == ["plain guidance 2 T 0.8", "plain top-p 0.9", "plain min-p 0.1"]
+    assert [study.kind(name) for name in swept] == ["guidance", "base", "base"]
+    systems = study.all_systems()
+    assert (systems[swept[0]].guidance, systems[swept[0]].temperature) == (2.0, 0.8)
+    assert (systems[swept[1]].top_p, systems[swept[2]].min_p) == (0.9, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "said"),
+    [
+        ({"model": "base"}, "expected temperature, guidance, top_p or min_p, but it has none"),
+        (SWEEP | {"min_p": [2.0]}, "expected a number from 0 (keeps all) to 1, but got 2.0"),
+        (SWEEP | {"top_p": [0.0]}, "expected a number above 0 and up to 1 (1 keeps all), but got 0.0"),
+        (SWEEP | {"guidance": [-1.0]}, "expected a number of at least 0 (1 is no guidance), but got -1.0"),
+    ],
+)
+def test_what_is_wrong_with_a_sweep(change, sweep, said):
+    problems = problems_of(read_study(change({"sweeps": {"plain": sweep}})))
+    assert problems and all(
+        str(problem).startswith("Key `sweeps.plain") and said in str(problem) for problem in problems
+    )
+
+
+def test_a_sweep_whose_names_are_taken(change):
+    sweep = {"model": "base", "temperature": [0.7]}
+    (problem,) = problems_of(read_study(change({"sweeps": {"base": sweep}, "baselines/base T 0.7": {"model": "base"}})))
+    assert str(problem) == "Key `sweeps.base`: makes the system `base T 0.7`, and the name is taken. Rename the sweep."
+
+
+def test_training_seeds_that_cannot_be(change, place):
+    for seeds in ([1, 1], [-1], [2**32]):
+        (problem,) = problems_of(read_study(change({"training_seeds": seeds})))
+        assert (
+            str(problem)
+            == f"Key `training_seeds`: expected different whole numbers from 0 to 4294967295, but got {seeds}."
+        )
+    problems = problems_of(
+        read_study(change({"training_seeds": [0, 1], "systems": {"half seed 1": {"model": "half"}}}))
+    )
+    assert [str(problem) for problem in problems] == [
+        "Key `systems`: `half seed 1` ends like the folders of training seeds. Choose another name."
+    ]
+    change({"systems": None})
+    (place / "fit.yaml").write_text((place / "fit.yaml").read_text().replace("model:\n", "model:\n  seed: 4\n", 1))
+    problems = problems_of(read_study("study.yaml"))
+    assert len(problems) == 2
+    assert str(problems[0]).startswith("Key `fits.quality`: its recipe sets `model.seed`, so the training seeds")
+
+
+def test_a_fit_that_a_baseline_samples_is_a_rival(change):
+    study = read_study(change({"fits/imitation": {"config": "fit.yaml"}, "baselines/tuned": {"model": "imitation"}}))
+    assert problems_of(study) == []
+    assert "imitation" not in study.all_systems()
+    assert study.kind("tuned") == "base"
+
+
+def test_chains_of_training(change):
+    study = read_study(
+        change(
+            {
+                "fits/alone": {"config": "fit.yaml"},
+                "merges/folders": {"models": ["base", "base"], "weights": [0.5, 0.5]},
+            }
+        )
+    )
+    chains = {name: study.chain(name) for name in ("quality", "diversity", "half", "alone", "folders", "base")}
+    assert chains == {
+        "quality": "quality",
+        "diversity": "quality",
+        "half": "quality",
+        "alone": "alone",
+        "folders": "",
+        "base": "",
+    }
 
 
 def test_overrides_reach_recipe_and_command(change):

@@ -33,7 +33,9 @@ def test_points_of_every_temperature_and_scale(real, capsys):
     ]
     assert [system["relative_cost"] for system in front["systems"]] == [1.0, 2.0, 1.0, 2.0]
     assert {"self_bleu_diversity", "distinct_2"} == front["systems"][0]["diversity"].keys()
+    assert front["notes"] == ["3 prompts are fewer than the 8 that an interval needs: it covers less than it says."]
     table = Path("ev/table.txt").read_text()
+    assert front["notes"][0] in table
     assert table in capsys.readouterr().out
     assert not Path("ev/front.png").exists()  # no quality metric: none can be chosen for any text
     with pytest.raises(ConfigError, match="Key `out`: `ev` exists"):

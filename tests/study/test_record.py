@@ -20,8 +20,39 @@ def test_the_same_study_has_no_changes(begun):
 
 
 def test_a_study_begun_before_there_were_dtypes_goes_on(begun):
-    del begun["study"]["evaluation"]["dtype"], begun["study"]["claims"]["temperature"]
+    del begun["study"]["evaluation"]["dtype"]
     assert changes(begun, record_of(read_study("study.yaml"))) == []
+
+
+def test_a_study_of_version_0_1_goes_on(begun):
+    """It had no sweeps, training seeds, stages, timing or filters of a system, and a claim about plain temperature."""
+    study = begun["study"]
+    for key in ("min_p", "development", "stage", "timing"):
+        del study["evaluation"][key]
+    del study["sweeps"], study["training_seeds"], study["claims"]["guards"]
+    for system in study["baselines"].values():
+        del system["top_k"], system["top_p"], system["min_p"]
+    study["claims"]["temperature"] = ["base T 0.8"]
+    assert changes(begun, record_of(read_study("study.yaml"))) == []
+
+
+def test_further_training_seeds_are_an_addition(change):
+    begun = record_of(read_study(change({"training_seeds": [0, 1]})))
+    assert changes(begun, record_of(read_study(change({"training_seeds": [0, 1, 2]})))) == []
+    assert changes(begun, record_of(read_study(change({"training_seeds": [1, 2]})))) == [
+        "training_seeds: [0, 1] -> [1, 2]"
+    ]
+    one = record_of(read_study(change({"training_seeds": [0]})))
+    assert changes(one, record_of(read_study(change({"training_seeds": [0, 1]})))) == ["training_seeds: [0] -> [0, 1]"]
+
+
+def test_a_longer_sweep_is_an_addition(change):
+    sweep = {"model": "base", "temperature": [0.6, 0.7]}
+    begun = record_of(read_study(change({"sweeps": {"plain": sweep}})))
+    longer = change({"sweeps": {"plain": sweep | {"temperature": [0.5, 0.6, 0.7], "min_p": [0.1]}}})
+    assert changes(begun, record_of(read_study(longer))) == []
+    shorter = change({"sweeps": {"plain": sweep | {"temperature": [0.6]}}})
+    assert changes(begun, record_of(read_study(shorter))) == ["sweeps.plain.temperature: [0.6, 0.7] -> [0.6]"]
 
 
 @pytest.mark.parametrize(
@@ -32,7 +63,8 @@ def test_a_study_begun_before_there_were_dtypes_goes_on(begun):
         {"systems": {"half T 0.8": {"model": "half", "temperature": 0.8}}},
         {"evaluation/metrics/repetition": {"class_path": "cfg_distill.metrics.Repetition"}},
         {"fits/third": {"config": "fit.yaml"}},
-        {"claims/temperature": ["base T 0.8"]},
+        {"claims/guards": {"length": "< 7"}},
+        {"sweeps": {"plain": {"model": "base", "temperature": [0.5]}}},
         {"out": "elsewhere", "parallel": 1},
     ],
 )

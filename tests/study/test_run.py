@@ -11,10 +11,12 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfg_distill.cli import main
+from cfg_distill.evaluation import System
 
 PATIENCE_SECONDS = 600  # on a busy machine
 
@@ -128,7 +130,17 @@ def test_a_study_that_is_killed_and_interrupted_ends_like_one_that_is_not(real, 
 def _check_results(text: str) -> None:
     out = Path("out")
     front = json.loads((out / "front.json").read_text())
-    assert front.keys() == {"systems", "claims", "hypervolume"}
+    assert front.keys() == {"systems", "claims", "hypervolume", "protocol", "notes", "fronts", "timing"}
+    assert front["notes"][:2] == [
+        "3 prompts are fewer than the 8 that an interval needs: it covers less than it says.",
+        "One training seed: the intervals say nothing about another training run.",
+    ]
+    assert [(each["system"], each["rows"]) for each in front["timing"]] == [
+        (name, rows) for name in ("base", "guidance 2", "quality") for rows in (1, 4, 32)
+    ]
+    assert all(0 < each["seconds"] < 5 and each["tokens"] == 6 for each in front["timing"])
+    assert [(each["cost"], len(each["baselines"])) for each in front["fronts"]] == [("equal", 2), ("any", 3)]
+    assert [point["knob"] for point in front["fronts"][0]["curve"]] == [0.0, 0.5, 1.0]
     names = [system["name"] for system in front["systems"]]
     assert names == ["base", "base T 0.8", "guidance 2", "quality", "diversity", "half"]
     for system in front["systems"]:
@@ -138,9 +150,11 @@ def _check_results(text: str) -> None:
                 assert interval["low"] <= interval["mean"] <= interval["high"]
         assert system["relative_cost"] == (2.0 if system["name"] == "guidance 2" else 1.0)
         assert system["seeds"] == [0, 1]
+        assert system["training_seeds"] == ([1] if system["name"] in ("quality", "diversity", "half") else [])
+        assert 0 < system["seconds"] < 10
         assert system["samples"] == 3
         assert len(list((out / "samples" / system["name"]).glob("*.txt"))) == 6
-    assert len(front["claims"]) == 4
+    assert len(front["claims"]) == 5
     assert {claim["verdict"] for claim in front["claims"]} <= {"holds", "fails", "undecided"}
     assert (out / "front.png").read_bytes()[:4] == b"\x89PNG"
     assert (out / "table.txt").read_text() in text
@@ -151,6 +165,41 @@ def _check_results(text: str) -> None:
     timings = json.loads((out / "timings.json").read_text())
     assert timings["wall_seconds"] > 0
     assert timings["steps"]["fit quality"]["peak_memory_mb"] > 50
+
+
+@pytest.mark.slow
+def test_three_training_seeds_are_trained_merged_pooled_and_judged(real, change):
+    change({"training_seeds": [3, 4, 5], "fits/quality/overrides": {"trainer.max_steps": 2}})
+    change({"fits/diversity/overrides": {"trainer.max_steps": 2, "model.guidance.scale": 3.0}, "evaluation/timing": []})
+    code, text = StudyProcess().end()
+    assert code == 0, text
+    out = Path("out")
+    weights = [load_file(out / "students" / "quality" / f"seed {seed}" / "model.safetensors") for seed in (3, 4, 5)]
+    assert any((weights[0][name] != weights[1][name]).any() for name in weights[0])
+    front = json.loads((out / "front.json").read_text())
+    systems = {system["name"]: system for system in front["systems"]}
+    assert list(systems) == ["base", "base T 0.8", "guidance 2", "quality", "diversity", "half"]
+    assert systems["half"]["training_seeds"] == [3, 4, 5] and systems["base"]["training_seeds"] == []
+    assert not any("training seed" in note for note in front["notes"])
+    # The pooled values are those of the runs, each evaluated for itself.
+    pooled = System.read(out / "systems" / "half.json")
+    runs = [System.read(out / "systems" / "half" / f"seed {seed}.json") for seed in (3, 4, 5)]
+    assert pooled.runs("distinct").shape == (3, 3, 2)
+    assert pooled.values["distinct"] == [run.values["distinct"] for run in runs]
+    assert "training seeds 3, 4, 5" in (out / "table.txt").read_text()
+    # Merged from the students of its own seed.
+    for seed in (3, 5):
+        names = [out / folder / f"seed {seed}" for folder in ("students/quality", "students/diversity", "merges/half")]
+        first, second, half = (load_file(folder / "model.safetensors") for folder in names)
+        assert all(torch.allclose(half[name], (first[name] + second[name]) / 2, atol=1e-6) for name in half)
+    # A further seed leaves what is there.
+    before = {path.name: path.stat().st_mtime_ns for path in (out / "steps").iterdir()}
+    change({"training_seeds": [3, 4, 5, 6]})
+    code, text = StudyProcess().end()
+    assert code == 0, text
+    after = {path.name: path.stat().st_mtime_ns for path in (out / "steps").iterdir()}
+    assert {name for name, when in before.items() if after[name] != when} == {"front.json"}
+    assert System.read(out / "systems" / "half.json").training_seeds == [3, 4, 5, 6]
 
 
 @pytest.mark.slow

@@ -64,7 +64,7 @@ def test_points_of_models_of_sound(here: Path, tmp_path: Path, capsys: pytest.Ca
     system = front["systems"][0]
     assert list(system["quality"]) == ["adherence"]
     assert list(system["diversity"]) == ["diversity", "second_diversity", "vendi"]
-    assert list(system["guards"]) == ["silence", "clipping", "repetition", "length", "kad", "fad"]
+    assert list(system["guards"]) == ["silence", "clipping", "repetition", "empty_share", "length", "kad", "fad"]
     assert system["guards"]["length"] == {"mean": 30.0, "low": 30.0, "high": 30.0}
     assert system["guards"]["fad"]["low"] < system["guards"]["fad"]["mean"] < system["guards"]["fad"]["high"]
     assert (out / "front.png").exists() and "adherence" in capsys.readouterr().out
@@ -88,7 +88,7 @@ def test_what_can_be_said_of_any_sound(here: Path, capsys: pytest.CaptureFixture
     words = ["evaluate", "--model", "one", "--prompts", "prompts.txt", "--samples=1", "--max-new-tokens=8"]
     assert main(words) == 0
     table = capsys.readouterr().out
-    assert all(name in table for name in ("silence", "clipping", "repetition", "length"))
+    assert all(name in table for name in ("silence", "clipping", "repetition", "empty_share", "length"))
 
 
 def test_all_problems_of_sound_at_once(here: Path, capsys: pytest.CaptureFixture) -> None:

@@ -20,13 +20,68 @@ def steps(place) -> dict[str, Step]:
 def test_the_plan_is_in_order_of_need(steps, place):
     seen: set[str] = set()
     for step in steps.values():
-        assert set(step.needs) <= seen
+        assert {*step.needs, *step.after} <= seen
         seen.add(step.label)
     assert steps["fit diversity"].needs == ["export quality"]
     assert steps["merge half"].needs == ["export diversity", "export quality"]
     assert steps["evaluate half"].needs == ["merge half"]
     assert steps["evaluate base"].needs == []
-    assert set(steps["front"].needs) == {label for label in steps if label.startswith("evaluate")}
+    evaluations = {label for label in steps if label.startswith("evaluate")}
+    assert steps["time"].needs == ["export quality"]  # a further merge does not measure anew
+    assert set(steps["time"].after) == evaluations  # it runs alone
+    assert set(steps["front"].needs) == {*evaluations, "time"}
+
+
+def test_training_seeds_make_every_chain_once_per_seed(place, change):
+    study = read_study(
+        change({"training_seeds": [0, 7], "merges/folders": {"models": ["base", "base"], "weights": [0.5, 0.5]}})
+    )
+    steps, out = {step.label: step for step in plan(study, place / "out")}, place / "out"
+    assert {"fit quality seed 0", "fit quality seed 7", "merge half seed 7", "evaluate half seed 7"} <= steps.keys()
+    assert {"evaluate base", "merge folders", "evaluate folders"} <= steps.keys()  # not trained: once
+    fit = steps["fit diversity seed 7"]
+    assert fit.needs == ["export quality seed 7"]
+    assert f"--model.start={out / 'students' / 'quality' / 'seed 7'}" in fit.work and "--seed_everything=7" in fit.work
+    assert f"--trainer.default_root_dir={out / 'fits' / 'diversity' / 'seed 7'}" in fit.work
+    assert steps["merge half seed 7"].needs == ["export diversity seed 7", "export quality seed 7"]
+    assert steps["merge half seed 7"].work.models == [
+        str(out / "students" / name / "seed 7") for name in ("quality", "diversity")
+    ]
+    job = steps["evaluate half seed 7"].work
+    assert (job.training_seeds, job.chain, job.kind) == ([7], "quality", "merge")
+    assert steps["evaluate half seed 7"].outputs == [
+        out / "systems" / "half" / "seed 7.json",
+        out / "samples" / "half" / "seed 7",
+    ]
+    assert (steps["evaluate base"].work.training_seeds, steps["evaluate base"].work.chain) == ([], "")
+    front = steps["front"]
+    assert front.work.systems["half"] == [str(out / "systems" / "half" / f"seed {seed}.json") for seed in (0, 7)]
+    assert out / "systems" / "half.json" in front.outputs and out / "systems" / "base.json" not in front.outputs
+
+
+def test_one_training_seed_keeps_the_folders(place, change, steps):
+    one = {step.label: step for step in plan(read_study(change({"training_seeds": [7]})), place / "out")}
+    assert one.keys() == steps.keys()
+    assert "--seed_everything=7" in one["fit quality"].work and "--seed_everything=7" not in steps["fit quality"].work
+    assert one["fit quality"].outputs == steps["fit quality"].outputs
+    assert one["evaluate half"].work.training_seeds == [7]
+    assert steps["evaluate half"].work.training_seeds == [1]  # of the recipe
+
+
+def test_a_new_setting_that_is_not_used_leaves_old_results_as_they_are(steps):
+    """A study of version 0.1 is not evaluated anew because a system could have a min-p."""
+    config = steps["evaluate base"].config
+    assert not {"min_p", "development", "stage", "timing"} & config.keys()
+    assert config["point"].keys() == {"model", "temperature", "guidance", "negative", "negative_system", "dtype"}
+
+
+def test_seconds_are_measured_for_the_systems_of_the_claims(place, change, steps):
+    assert list(steps["time"].work.systems) == ["base", "guidance 2", "quality"]
+    assert steps["time"].work.systems["quality"].model == str(place / "out" / "students" / "quality")
+    without = {step.label: step for step in plan(read_study(change({"claims": None})), place / "out")}
+    assert list(without["time"].work.systems) == ["base", "guidance 2", "quality"]
+    none = [step.label for step in plan(read_study(change({"evaluation/timing": []})), place / "out")]
+    assert "time" not in none
 
 
 def test_a_fit_is_the_command_of_a_user_and_goes_on(steps, place):

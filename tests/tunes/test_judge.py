@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning
 import pytest
 import torch
-from tiny_tunes import TinyData
+from tiny_tunes import TinyData, TinyJudgeData
 
 from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.judge import Judge, JudgeTraining, balanced_accuracy, balanced_nll, best_temperature
@@ -70,13 +70,13 @@ def test_fit_learns_calibrates_and_writes_the_folder(tmp_path: Path) -> None:
         accelerator="cpu", max_steps=30, logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, num_sanity_val_steps=0, limit_val_batches=0, log_every_n_steps=1,
     )  # fmt: skip
-    data = TinyData(batch_size=8, shortest=8, longest=16)
+    data = TinyJudgeData(batch_size=8, shortest=8, longest=16)
     trainer.fit(module, data)
     (result,) = trainer.test(module, data, verbose=False)
-    assert result["test/mode"] == 1.0
+    assert result["test/mode"] == result["test/real"] == 1.0
     judge = Judge(str(tmp_path / "judge")).load()
     # Sure of separable tunes: calibration sharpens as far as it may.
-    assert set(judge.network.config.temperatures) == set(ATTRIBUTES)
+    assert set(judge.network.config.temperatures) == {*ATTRIBUTES, "real"}
     assert judge.network.config.temperatures["mode"] < 1
     reel = judge.probabilities([" ".join(data.tunes["test"][0].tokens)])["rhythm"][0]
     assert reel.argmax() == VALUES["rhythm"].index("reel")

@@ -1,6 +1,7 @@
 """Bars that add up, guards and the metrics over groups, against worked values."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,17 +9,33 @@ import torch
 from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, likely_metre, read_bars
+from cfg_distill.tunes.corpus import tunes_of
+from cfg_distill.tunes.judge import Judge
 from cfg_distill.tunes.metrics import (
     BarValidity,
     CopyRate,
     JudgeProbability,
     LongestRun,
+    RepeatedBars,
+    Repetition,
     RestShare,
     TuneBigramDiversity,
+    TuneFactor,
     TuneQuality,
     longest_run,
+)
+from cfg_distill.tunes.negatives import REAL
+from cfg_distill.tunes.quality import (
+    FACTORS,
+    bounds_of,
+    copied_share,
+    factors,
+    measured,
     ngram_set,
+    repeated_bars,
+    repetition,
     rest_share,
+    training_runs,
 )
 from cfg_distill.tunes.tokenizer import VALUES
 
@@ -93,14 +110,55 @@ def test_one_value_a_prompt_and_what_was_not_asked_is_left_out() -> None:
     assert rhythm.compute() == rhythm.per_prompt()[0]
 
 
-def test_quality_is_the_mean_of_what_was_asked() -> None:
+def test_quality_is_the_mean_of_what_was_asked_times_the_factors() -> None:
     prompt = "an Irish jig in a minor key"
-    groups = samples([prompt], [MINOR, MAJOR])
+    groups = samples([prompt] * 2, [MINOR, MAJOR])
     parts = [BarValidity(), *(JudgeProbability(attribute) for attribute in ("origin", "rhythm", "mode"))]
-    quality = TuneQuality()
-    for metric in (*parts, quality):
+    found = [TuneFactor(factor) for factor in FACTORS]  # type: ignore[arg-type]
+    quality, plain = TuneQuality(), TuneQuality(without=FACTORS)
+    for metric in (*parts, *found, quality, plain):
         metric.load().update(groups)
-    assert quality.compute().item() == pytest.approx(sum(part.compute().item() for part in parts) / 4, abs=1e-6)
+    asked = torch.stack([part.per_prompt() for part in parts]).mean(0)
+    torch.testing.assert_close(plain.per_prompt(), asked)
+    factors = torch.stack([factor.per_prompt() for factor in found])
+    torch.testing.assert_close(quality.per_prompt(), asked * factors.prod(0))
+    assert 0 < quality.compute() < plain.compute()  # 4 times the same two bars
+
+
+def test_a_factor_is_1_for_real_tunes_and_0_at_the_worst() -> None:
+    measures = {"repetition": [0.2, 0.5, 0.75, 1.0], "length": [200, 80, 20, 0]}
+    found = factors(
+        {name: torch.tensor(values) for name, values in measures.items()}, {"repetition": 0.5, "length": 80.0}
+    )
+    torch.testing.assert_close(found["repetition"], torch.tensor([1, 1, 0.5, 0]))
+    torch.testing.assert_close(found["length"], torch.tensor([1, 1, 0.25, 0]))
+
+
+def test_a_twentieth_of_the_real_tunes_lies_beyond_each_bound() -> None:
+    values = torch.arange(101.0)
+    bounds = bounds_of({"repetition": values, "length": values})
+    assert bounds == {"repetition": 95.0, "length": 5.0}
+
+
+def test_measures_of_the_text_worked() -> None:
+    tune = "C:1 D:1 E:1 | C:1 D:1 E:1 | z:3 | G:3"
+    assert repetition(tune, n=2) == pytest.approx(2 / 7)  # CD DE EC CD DE Ez zG: the second CD and DE
+    assert repetition("C:1 D:1", n=4) == 0
+    assert repeated_bars(tune) == pytest.approx(1 / 3)
+    assert repeated_bars("C:4 |") == 0
+    known = ngram_set([("C:1", "D:1", "E:1")], 3)
+    assert copied_share("G:1 C:1 D:1 E:1 C:1 D:1 E:1 G:1", known, 3) == pytest.approx(6 / 8)
+    assert copied_share("", known, 3) == 0
+
+
+def test_shipped_bounds_leave_out_few_real_tunes() -> None:
+    """They come from the validation tunes; of the test tunes about as many lie beyond."""
+    tunes = [" ".join(tune.tokens[:128]) for tune in tunes_of("test")]
+    judge = Judge()
+    measures = measured(tunes, judge.probabilities(tunes)[REAL][:, 1], training_runs())
+    for name, factor in factors(measures, judge.bounds).items():
+        assert (factor < 1).float().mean() < 0.1, name
+        assert factor.mean() > 0.97, name
 
 
 def test_judge_prefers_the_mode_that_sounds() -> None:
@@ -120,18 +178,46 @@ def test_bigram_diversity_worked() -> None:
 
 
 def test_guard_metrics_average_a_group() -> None:
-    rests, run = RestShare(), LongestRun()
-    for metric in (rests, run):
-        metric.update(samples(["a jig"], ["C:1 z:1", "C:1 C:1 C:1 C:1"]))
+    rests, run, again, bars = RestShare(), LongestRun(), Repetition(n=1), RepeatedBars()
+    for metric in (rests, run, again, bars):
+        metric.update(samples(["a jig"], ["C:1 z:1", "C:1 C:1 | C:1 C:1 |"]))
     assert rests.compute().item() == pytest.approx(0.25)
     assert run.compute().item() == pytest.approx(2.5)
+    assert again.compute().item() == pytest.approx((0 + 3 / 4) / 2)
+    assert bars.compute().item() == pytest.approx((0 + 1) / 2)
 
 
 def test_problems_name_the_key() -> None:
     (problem,) = JudgeProbability("tempo").problems()  # type: ignore[arg-type]
     assert str(problem).startswith("Key `attribute`: expected one of ['origin'")
+    (problem,) = TuneFactor("beauty").problems()  # type: ignore[arg-type]
+    assert str(problem).startswith("Key `factor`: expected one of ['real'")
+    (problem,) = TuneQuality(without=["beauty"]).problems()
+    assert str(problem).startswith("Key `without`: expected names among ['real'")
+    (problem,) = Repetition(n=0).problems()
+    assert str(problem) == "Key `n`: expected at least 1, but got 0."
     (problem,) = TuneQuality(path="/no/such/judge").problems()
     assert str(problem).startswith("Key `path`: expected a model folder, but `/no/such/judge`")
+
+
+def test_a_judge_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).touch()
+    (problem,) = TuneQuality(path=str(tmp_path)).problems()
+    assert str(problem) == (
+        f"Key `path`: expected a judge with a file bounds.json, but `{tmp_path}` has none. Make it again by"
+        " recipes/tunes/judge.yaml."
+    )
+
+
+def test_copies_of_a_bar_are_no_further_evidence() -> None:
+    """Two full bars and a wrong one. Written out: 1 of 2 kinds is right, wherever it is copied to."""
+    tune = f"{FULL} | " * 8 + f"C:5 | {FULL} |"
+    assert bar_validity(tune, "6/8") == pytest.approx(9 / 10)
+    assert bar_validity(tune, "6/8", once=True) == pytest.approx(1 / 2)
+    metric = BarValidity()
+    metric.update(samples(["a jig"], [tune]))
+    assert metric.compute().item() == pytest.approx(1 / 2)
 
 
 def test_metrics_are_cloned_with_one_judge() -> None:

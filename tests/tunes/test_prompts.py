@@ -133,22 +133,27 @@ def test_last_user_message_counts() -> None:
     assert rendered[0] == prefix(slots(rhythm="air"))
 
 
+FILES = {"train": 40, "validation": 12, "report": 24, "development": 43, "report_96": 96}
+
+
 def prompts_of(name: str) -> list[str]:
     return (PROMPTS / f"{name}.txt").read_text(encoding="utf-8").splitlines()
 
 
 def test_prompt_files_are_understood_and_kept_apart() -> None:
-    files = {name: [understand(prompt) for prompt in prompts_of(name)] for name in ("train", "validation", "report")}
-    assert {name: len(meanings) for name, meanings in files.items()} == {"train": 40, "validation": 12, "report": 24}
+    files = {name: [understand(prompt) for prompt in prompts_of(name)] for name in FILES}
+    assert {name: len(meanings) for name, meanings in files.items()} == FILES
     assert not [meaning for meanings in files.values() for meaning in meanings if meaning.unknown_words]
     combinations = {name: {tuple(meaning.slots.values()) for meaning in meanings} for name, meanings in files.items()}
     for one, other in itertools.combinations(combinations, 2):
         assert not combinations[one] & combinations[other]
+    for name in ("development", "report_96"):  # each asks for something else: a prompt is a cluster of its own
+        assert len(combinations[name]) == FILES[name]
 
 
 def test_every_prompt_asks_for_something_the_corpus_has() -> None:
     tunes = [tune.slots for tune in tunes_of("train")]
-    for prompt in (*prompts_of("train"), *prompts_of("validation"), *prompts_of("report")):
+    for prompt in [prompt for name in FILES for prompt in prompts_of(name)]:
         asked = {slot: value for slot, value in understand(prompt).slots.items() if value != NULL}
         assert sum(asked.items() <= slots.items() for slots in tunes) >= 8, prompt
 

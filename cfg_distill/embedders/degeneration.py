@@ -1,0 +1,82 @@
+"""Text that is no text any more: empty answers, loops, rubbish; and which of it earns no diversity."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cfg_distill.embedders.base import Embedder, is_empty, texts_of
+from cfg_distill.errors import Problem
+
+LONG = 60
+"""Characters from which on a text's compression says something."""
+
+Ignored = Literal["empty", "degenerate"]
+"""Which texts earn no diversity: ``empty`` ones (no letter or digit), or all that are :func:`degenerate`."""
+
+
+def degenerate(text: str, repeated: float = 0.3, compressed: float = 0.35, words: int = 3) -> bool:
+    """Whether a text loops, says nothing or falls apart, by signs that need no model.
+
+    - fewer than ``words`` words;
+    - more than the share ``repeated`` of its 4-grams of words were there before;
+    - it compresses to less than the share ``compressed`` of its length (loops within words: ``!!!!``), if it is long enough;
+    - it holds the mark of bytes that are no UTF-8, or more than a tenth of its words are without any letter or digit.
+
+    Args:
+        text: the sample.
+        repeated: see above. English prose of 100 words repeats less than a twentieth.
+        compressed: see above. English prose of 300 characters compresses to about 0.6.
+        words: see above.
+
+    Example:
+        >>> degenerate("The sea was calm, and nobody spoke."), degenerate("the sea the sea the sea the sea the sea")
+        (False, True)
+    """
+    found = text.split()
+    if len(found) < words or "\ufffd" in text:
+        return True
+    grams = [tuple(found[start : start + 4]) for start in range(len(found) - 3)]
+    if grams and 1 - len(set(grams)) / len(grams) > repeated:
+        return True
+    data = text.encode()
+    if len(data) >= LONG and len(zlib.compress(data, 9)) < compressed * len(data):
+        return True
+    return sum(is_empty(word) for word in found) > 0.1 * len(found) + 1
+
+
+def is_ignored(text: str, ignored: Ignored) -> bool:
+    """Whether a text earns no diversity under a rule.
+
+    Example:
+        >>> [is_ignored(text, "empty") for text in ("", "Yes.")], is_ignored("Yes.", "degenerate")
+        ([True, False], True)
+    """
+    return is_empty(text) or (ignored == "degenerate" and degenerate(text))
+
+
+def problems_of_ignored(ignored: str) -> list[Problem]:
+    """What is wrong with a rule under the key ``ignored``."""
+    if ignored in ("empty", "degenerate"):
+        return []
+    return [Problem("ignored", f"expected `empty` or `degenerate`, but got `{ignored}`.")]
+
+
+class TextEmbedder(Embedder):
+    """An embedder of texts, with a rule for the texts that earn no diversity.
+
+    Args:
+        ignored: the rule; see :data:`Ignored`.
+    """
+
+    def __init__(self, ignored: Ignored = "empty") -> None:
+        super().__init__()
+        self.ignored = ignored
+
+    def degenerate(self, outputs: Sequence[str]) -> Tensor:
+        texts = texts_of(f"Embedder `{type(self).__name__}`", outputs)
+        return torch.tensor([is_ignored(text, self.ignored) for text in texts], dtype=torch.bool)

@@ -1,0 +1,262 @@
+"""The choice of one system to ship: as good as the guided base within a margin, its guards held, as diverse as possible.
+
+It has the rule alone. Which systems and bounds it is about, the study file or the command line says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cfg_distill.errors import ConfigError, Problem, nearest
+from cfg_distill.evaluation.compare import difference
+from cfg_distill.evaluation.front import Interval
+from cfg_distill.evaluation.guards import Guard, guards_of
+from cfg_distill.evaluation.system import System
+
+MARGIN = 0.02
+"""How far below the guided base a quality may lie, where nobody says."""
+CANDIDATES = ("student", "merge", "model")
+"""The kinds of systems that can be shipped: none of them needs guidance."""
+_SENTENCE = re.compile(r"\s*([^<>=]*[^<>=\s])\s*([<>].*)")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a system must keep to be chosen, and the metrics that decide.
+
+    Attributes:
+        quality: the metric of quality that decides.
+        diversity: the metrics of diversity that decide: the least gain under any of them counts.
+        margin: how far below the guided base the quality may lie.
+        guards: bounds.
+    """
+
+    quality: str
+    diversity: Sequence[str]
+    margin: float = MARGIN
+    guards: Sequence[Guard] = ()
+
+
+class Gain(NamedTuple):
+    """The least gain of diversity over the guided base, as a share of the guided base's own, and its metric."""
+
+    share: float
+    metric: str
+
+
+@dataclass
+class Candidate:
+    """A system beside the guided base.
+
+    Attributes:
+        system: the system.
+        differences: metric -> system minus guided base, paired by prompt; of all axes.
+        quality: the difference in the quality that decides.
+        gain: the least gain of diversity.
+        broken: the guards that do not hold, each as a sentence.
+    """
+
+    system: System
+    differences: dict[str, Interval]
+    quality: Interval
+    gain: Gain
+    broken: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Choice:
+    """One recommended system, or none.
+
+    Attributes:
+        chosen: the recommended candidate; None where no candidate keeps the rule.
+        nearest: the recommended candidate, or the one that misses least; None where there are no candidates.
+        guided: the system that all were compared with.
+        rule: what had to be kept.
+        candidates: all, in the order of the study.
+    """
+
+    chosen: Candidate | None
+    nearest: Candidate | None
+    guided: System
+    rule: Rule
+    candidates: list[Candidate]
+
+    @property
+    def reason(self) -> str:
+        """Why this one, in one sentence."""
+        guided, margin = f"`{self.guided.name}`", self.rule.margin
+        if self.nearest is None:
+            return "The study has no student and no merge, so there is nothing to choose."
+        name = f"`{self.nearest.system.name}`"
+        if self.chosen is None:
+            return f"No point keeps the rule; the nearest is {name}: {'; '.join(self.why_not(self.nearest))}."
+        gain = self.chosen.gain
+        diversity = (
+            f"its diversity is at least {100 * gain.share:.0f} % higher under every measure"
+            if gain.share >= 0
+            else f"its diversity is {-100 * gain.share:.0f} % lower under {gain.metric}, the least favourable measure"
+        )
+        return (
+            f"{name} is the most diverse point whose quality is not more than {margin:g} below {guided}"
+            f" ({_shown(self.chosen.quality)}); {diversity};"
+            f" {'every guard holds' if self.rule.guards else 'no guard was set'}."
+        )
+
+    def why_not(self, candidate: Candidate) -> list[str]:
+        """Why a candidate is not the choice, one phrase each; empty for the choice itself."""
+        if candidate is self.chosen:
+            return []
+        why = [] if _reaches(candidate, self.rule) else [self._short_of_quality(candidate)]
+        why += candidate.broken
+        if not why and self.chosen is not None:
+            mine, its = candidate.gain, self.chosen.gain
+            why = [
+                f"less diverse: {mine.metric} {_percent(mine.share)}, where `{self.chosen.system.name}` has at least"
+                f" {_percent(its.share)}"
+            ]
+        return why
+
+    def _short_of_quality(self, candidate: Candidate) -> str:
+        margin, quality = self.rule.margin, candidate.quality
+        is_below = quality.high < -margin
+        verdict = f"is more than {margin:g} below" if is_below else f"may be more than {margin:g} below"
+        advice = "" if is_below else "; more prompts or seeds would decide"
+        return f"quality {verdict} `{self.guided.name}`: {_shown(quality)}{advice}"
+
+    def entry(self) -> dict[str, Any]:
+        """The entry ``choice`` of front.json."""
+        system = None if self.chosen is None else self.chosen.system
+        return {
+            "system": None if system is None else system.name,
+            "knob": None if system is None else system.knob,
+            "nearest": None if self.nearest is None else self.nearest.system.name,
+            "reason": self.reason,
+            "against": self.guided.name,
+            "margin": self.rule.margin,
+            "guards": list(map(str, self.rule.guards)),
+            "quality": self.rule.quality,
+            "diversity": list(self.rule.diversity),
+            "rejected": [
+                {"system": each.system.name, "why": "; ".join(why)}
+                for each in self.candidates
+                if (why := self.why_not(each))
+            ],
+            "differences": {
+                each.system.name: {metric: value._asdict() for metric, value in each.differences.items()}
+                for each in self.candidates
+            },
+        }
+
+
+def choose(systems: Iterable[System], guided: System, rule: Rule, base: System | None = None) -> Choice:
+    r"""Choose the point to ship.
+
+    A candidate is any student or merge (:data:`CANDIDATES`), at any temperature. Among the candidates that keep the rule,
+    the one with the largest least gain is chosen:
+
+    .. math:: \arg\max_m \min_k \frac{d_{mk} - d_{gk}}{|d_{gk}|}
+        \quad \text{where} \quad \text{low}(q_m - q_g) > -\varepsilon \text{ and all guards hold}
+
+    with q the quality and d_k the metrics of diversity, g the guided base, :math:`\varepsilon` the margin, and low the lower
+    end of the paired 95 % interval. Gains are shares of the guided base's own diversity, so that metrics of different ranges
+    compare.
+
+    Where none keeps the rule, the nearest is the one that breaks the fewest guards, and among these the one that would need
+    the smallest margin.
+
+    Args:
+        systems: all systems of a study.
+        guided: the guidance that was distilled.
+        rule: what must be kept.
+        base: the base without guidance, for the guards that are relative to it; None takes the guided base.
+
+    Raises:
+        ValueError: the systems were evaluated on different prompts.
+    """
+    candidates = [_candidate(each, guided, rule, base or guided) for each in systems if each.kind in CANDIDATES]
+    kept = [each for each in candidates if _reaches(each, rule) and not each.broken]
+    chosen = max(kept, key=lambda each: (each.gain.share, each.quality.mean), default=None)
+    closest = max(candidates, key=lambda each: (-len(each.broken), each.quality.low), default=None)
+    return Choice(chosen, chosen or closest, guided, rule, candidates)
+
+
+def problems_of_rule(rule: Rule, systems: Sequence[System]) -> list[Problem]:
+    """What is wrong with a rule: a margin below 0, or a guard on a metric that the systems do not have."""
+    known = list(dict.fromkeys(metric for system in systems for metric in system.axes))
+    problems = [
+        Problem(
+            "guard", f"expected one of the metrics {known}, but got `{guard.metric}`.{nearest(guard.metric, known)}"
+        )
+        for guard in rule.guards
+        if guard.metric not in known
+    ]
+    if not rule.margin >= 0:
+        problems.insert(0, Problem("margin", f"expected a number of at least 0, but got {rule.margin:g}."))
+    return problems
+
+
+def _candidate(system: System, guided: System, rule: Rule, base: System) -> Candidate:
+    shared = [metric for metric in guided.axes if metric in system.values and _comparable(system, guided, metric)]
+    differences = {metric: difference(system, guided, metric) for metric in shared}
+    gains = []
+    for metric in rule.diversity:
+        level = abs(guided.interval(metric).mean)
+        gains.append(Gain(differences[metric].mean / level if level else differences[metric].mean, metric))
+    broken = []
+    for guard in rule.guards:
+        if guard.verdict(guard.excess(system, base)) != "holds":
+            value = system.interval(guard.metric)
+            broken.append(f"guard {guard} does not hold: {value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]")
+    return Candidate(system, differences, differences[rule.quality], min(gains), broken)
+
+
+def _comparable(system: System, guided: System, metric: str) -> bool:
+    """Whether a prompt exists on which both have a value."""
+    return all(np.isfinite(np.array(each.values[metric], dtype=float)).any() for each in (system, guided))
+
+
+def _reaches(candidate: Candidate, rule: Rule) -> bool:
+    return candidate.quality.low > -rule.margin
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:+.0f} %"
+
+
+def _shown(interval: Interval) -> str:
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def default_rule(claims: Mapping[str, Any] | None, quality: str, diversity: Sequence[str]) -> Rule:
+    """The rule of a study: the margin and guards of its claims.
+
+    Args:
+        claims: the claims of the study file; None for none.
+        quality: the headline quality.
+        diversity: all metrics of diversity.
+    """
+    claims = claims or {}
+    margin = claims.get("margin")
+    return Rule(quality, diversity, MARGIN if margin is None else float(margin), guards_of(claims.get("guards") or {}))
+
+
+def guard_of(text: str) -> Guard:
+    """A guard as it is typed: ``METRIC<BOUND``.
+
+    Raises:
+        ConfigError: it is none.
+
+    Example:
+        >>> str(guard_of("rest_share<0.02"))
+        'rest_share < 0.02'
+    """
+    found = _SENTENCE.fullmatch(text)
+    if found is None:
+        wanted = 'expected a metric, `<` or `>`, and a bound, as in "rest_share<0.02"'
+        raise ConfigError(Problem("", f"{wanted}, but got `{text}`."))
+    return Guard.parse(found[1], found[2])

@@ -1,0 +1,103 @@
+"""Guards: bounds that a system must keep, so that no claim is bought by silence, loops or empty samples. No torch in here."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Self
+
+from cfg_distill.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cfg_distill.evaluation.intervals import Floats, Interval
+    from cfg_distill.evaluation.system import System
+
+Verdict = Literal["holds", "fails", "undecided"]
+
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_BOUND = re.compile(rf"\s*(<=|>=|<|>)\s*(?:({_NUMBER})|base(?:\s*([*+-])\s*({_NUMBER}))?)\s*")
+_EXPECTED = "expected a bound such as `< 0.02`, `<= base + 0.01` or `< base * 1.5`"
+
+
+@dataclass(frozen=True)
+class Guard:
+    """A bound on a metric, absolute or relative to the base: value below (or above) factor * base + offset.
+
+    Attributes:
+        metric: its name.
+        sign: ``<``, ``<=``, ``>`` or ``>=``.
+        factor: of the base's value; 0 for an absolute bound.
+        offset: what is added.
+    """
+
+    metric: str
+    sign: str
+    factor: float
+    offset: float
+
+    @classmethod
+    def parse(cls, metric: str, bound: str) -> Self:
+        """A guard from its metric and its bound.
+
+        Raises:
+            ConfigError: the bound cannot be read.
+
+        Example:
+            >>> Guard.parse("rest_share", "<= base + 0.01")
+            Guard(metric='rest_share', sign='<=', factor=1.0, offset=0.01)
+        """
+        found = _BOUND.fullmatch(str(bound))
+        if found is None:
+            raise ConfigError(f"{_EXPECTED}, but got {bound!r}.")
+        sign, absolute, operator, number = found.groups()
+        if absolute is not None:
+            return cls(metric, sign, 0.0, float(absolute))
+        if operator == "*":
+            return cls(metric, sign, float(number), 0.0)
+        return cls(metric, sign, 1.0, float(f"{operator}{number}") if operator else 0.0)
+
+    def __str__(self) -> str:
+        if not self.factor:
+            return f"{self.metric} {self.sign} {self.offset:g}"
+        base = "base" if self.factor == 1 else f"base * {self.factor:g}"
+        more = f" {'+' if self.offset > 0 else '-'} {abs(self.offset):g}" if self.offset else ""
+        return f"{self.metric} {self.sign} {base}{more}"
+
+    def excess(self, system: System, base: System) -> Interval:
+        """How far the metric lies above its bound, with an interval: a guard with ``<`` holds while all of it is below 0.
+
+        Raises:
+            ValueError: see :func:`cfg_distill.evaluation.compare.resampler`.
+        """
+        from cfg_distill.evaluation.compare import resampler
+
+        def above(means_MB: Floats) -> Floats:
+            excess: Floats = means_MB[0] - self.factor * means_MB[-1] - self.offset
+            return excess
+
+        return resampler([system, base] if self.factor else [system], [self.metric]).interval(above)
+
+    def verdict(self, excess: Interval) -> Verdict:
+        """Whether the guard holds: decided when the whole interval of the excess lies on one side of 0."""
+        ends = (excess.low, excess.high) if self.sign.startswith("<") else (-excess.high, -excess.low)
+        strict = len(self.sign) == 1
+        if ends[1] < 0 or (ends[1] == 0 and not strict):
+            return "holds"
+        return "fails" if ends[0] > 0 or (ends[0] == 0 and strict) else "undecided"
+
+
+def guards_of(bounds: dict[str, str]) -> list[Guard]:
+    """The guards of metric -> bound.
+
+    Raises:
+        ConfigError: all bounds that cannot be read, by metric.
+    """
+    guards, problems = [], []
+    for metric, bound in bounds.items():
+        try:
+            guards.append(Guard.parse(metric, bound))
+        except ConfigError as error:
+            problems += error.under(metric)
+    if problems:
+        raise ConfigError(problems)
+    return guards

@@ -1,0 +1,58 @@
+"""Seconds per sample at some numbers of rows: what guidance costs, and what a student saves, on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from cfg_distill.evaluation.measure import now
+from cfg_distill.generators import Generator, PromptLike
+from cfg_distill.guidance import Guidance
+from cfg_distill.sampling import Sampling, rollout
+
+LONGEST = 64
+"""Tokens that are timed: a longer sample takes in proportion, and a study must not wait for it."""
+REPEATS = 3
+
+
+def seconds_per_sample(
+    generator: Generator,
+    prompts: Sequence[PromptLike],
+    sampling: Sampling,
+    guidance: Guidance | None,
+    rows: Sequence[int],
+) -> list[dict[str, Any]]:
+    """The time of samples of :data:`LONGEST` tokens, or of ``sampling.max_new_tokens`` when these are fewer.
+
+    A sample that ends early would make a model look fast. So the time of a decoding step is measured, and multiplied. Each time
+    is the shortest of three, after a run that warms up.
+
+    Args:
+        generator: the model, loaded.
+        prompts: some prompts; they are repeated when there are fewer than rows.
+        sampling: temperature and filters.
+        guidance: sample under guidance; None for no guidance.
+        rows: samples at once.
+
+    Returns:
+        For each number of rows: ``rows``, ``tokens`` of a sample, ``seconds`` per sample.
+    """
+    tokens = min(sampling.max_new_tokens, LONGEST)
+    found = []
+    for number in rows:
+        some = [prompts[place % len(prompts)] for place in range(number)]
+        rollout(generator, some, replace(sampling, samples=1, max_new_tokens=min(tokens, 4)), guidance)
+        steps = [
+            _step(generator, some, replace(sampling, samples=1, max_new_tokens=tokens), guidance)
+            for _ in range(REPEATS)
+        ]
+        found.append({"rows": number, "tokens": tokens, "seconds": min(steps) * tokens / number})
+    return found
+
+
+def _step(generator: Generator, prompts: Sequence[PromptLike], sampling: Sampling, guidance: Guidance | None) -> float:
+    """Seconds of a decoding step, the reading of the prompts among them."""
+    began = now(generator)
+    drawn = rollout(generator, prompts, sampling, guidance)
+    return (now(generator) - began) / drawn.tokens_BGKT.shape[-1]

@@ -1,0 +1,122 @@
+"""Networks of model folders. Every weight comes from the files, or the model is refused: none is made up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers.utils import logging
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import from_hub, resolve
+
+_LISTED = 6
+
+
+def network_of(loader: Any, path: str, kind: str, **settings: Any) -> Any:
+    """Load a network by a class of transformers, and refuse one whose files do not hold it.
+
+    transformers draws a weight at random where the files lack it, leaves out what the config does not ask for, and casts
+    integers. All of that is wrong here. A tied weight may be absent, since it stands under its other name.
+
+    Args:
+        loader: the class, ``AutoModelForCausalLM`` for one.
+        path: the folder or hub name.
+        kind: the kind of model that is expected there, for the message.
+        settings: further arguments of ``from_pretrained``.
+
+    Raises:
+        ConfigError: transformers cannot load it; tensors are missing, unexpected or of another shape; weights are NaN,
+            infinite or integers. Each is named.
+    """
+    dtypes = _dtypes_in(path)
+    with _without_its_report():
+        network, report = from_hub(
+            loader, path, kind, output_loading_info=True, ignore_mismatched_sizes=True, **settings
+        )
+    if found := [*_differences(report), *_of_integers(dtypes, network)]:
+        raise ConfigError(
+            f"Model `{path}`: expected the weights that its config.json describes, but {'; '.join(found)}. Weights are never"
+            " made up. Copy the model again, or mend its config.json."
+        )
+    if broken := not_numbers(network.named_parameters()):
+        raise ConfigError(
+            f"Model `{path}`: expected numbers, but these weights hold NaN or infinity: {_listed(broken)}. The model diverged,"
+            " or its file is damaged. Take an earlier checkpoint of it, or copy it again."
+        )
+    return network
+
+
+def not_numbers(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
+    """The names of the weights that hold NaN or infinity.
+
+    Infinity may stand in a vector: a bias of minus infinity is how some models forbid a token.
+
+    Example:
+        >>> nan, inf = torch.tensor([torch.nan]), torch.tensor([-torch.inf])
+        >>> not_numbers([("a", nan), ("bias", inf), ("weight", inf[None]), ("whole", torch.ones(2))])
+        ['a', 'weight']
+    """
+    return [name for name, weight in weights
+            if (weight.isnan().any() if weight.ndim < 2 else not weight.isfinite().all())]  # fmt: skip
+
+
+def _differences(report: Mapping[str, Iterable[Any]]) -> list[str]:
+    """What transformers' report says of tensors, in words."""
+    found = []
+    if missing := sorted(report["missing_keys"]):
+        found.append(f"the files lack {_listed(missing)}")
+    if unexpected := sorted(report["unexpected_keys"]):
+        found.append(f"the files hold {_listed(unexpected)}, which no part of the model takes")
+    if shapes := [f"{name} has the shape {list(own)} in place of {list(wanted)}"
+                  for name, own, wanted in sorted(report["mismatched_keys"])]:  # fmt: skip
+        found.append(_listed(shapes))
+    return found
+
+
+def _dtypes_in(path: str) -> dict[str, str]:
+    """The dtypes of the tensors in the safetensors of a folder, as the format spells them; nothing of a hub name.
+
+    Raises:
+        ConfigError: a file is cut short or damaged.
+    """
+    dtypes: dict[str, str] = {}
+    for file in sorted(Path(resolve(path)).expanduser().glob("*.safetensors")):
+        try:
+            with safe_open(str(file), framework="pt") as opened:
+                dtypes |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no mapping
+        except (SafetensorError, OSError) as error:
+            raise ConfigError(
+                f"Model `{path}`: `{file}` cannot be read as safetensors: {error}. It is cut short or damaged. Copy it again,"
+                " or export the checkpoint again."
+            ) from error
+    return dtypes
+
+
+def _of_integers(dtypes: Mapping[str, str], network: Any) -> list[str]:
+    """Integers in the files where the model has real numbers. A quantised model has them on purpose."""
+    if "quantization_config" in vars(network.config):
+        return []
+    real = {name for name, weight in network.named_parameters(remove_duplicate=False) if weight.is_floating_point()}
+    found = [name for name in sorted(real & dtypes.keys()) if not dtypes[name].startswith(("F", "BF"))]
+    return [f"the files hold integers as {_listed(found)}"] if found else []
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+@contextmanager
+def _without_its_report() -> Iterator[None]:
+    """Without transformers' table of tensors that do not fit: they are told in one message."""
+    before = logging.get_verbosity()
+    logging.set_verbosity(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -1,0 +1,46 @@
+"""A point of the knob that no study merged: the two students of a study, and the weights for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.report.results import read_results
+
+
+class Line(NamedTuple):
+    """The line between two models, as a study merges them."""
+
+    models: list[str]
+    method: str
+    start: str | None
+
+
+def line_of(study: str | Path) -> Line:
+    """The two models that a study merges, its method, and the model that both were trained from where the method needs it.
+
+    Args:
+        study: the folder of the results, or the study file.
+
+    Raises:
+        ConfigError: there is no study in it, it merges no two models or several pairs of them, or they are not there.
+    """
+    results = read_results(study)
+    content = results.study
+    if not content:
+        text = f"expected a study in `{results.folder}`, but it has none. Run `cfg-distill study` first."
+        raise ConfigError(Problem("study", text))
+    merges = [each for each in content.get("merges", {}).values() if len(each["models"]) == len(each["weights"]) == 2]
+    fits = tuple(content.get("fits", {}))
+    pairs = {tuple(each["models"]) for each in merges} or ({fits} if len(fits) == 2 else set())
+    if len(pairs) != 1:
+        text = f"expected a study that merges two models, but `{results.folder}` merges {len(pairs) or 'no'} pairs."
+        raise ConfigError(Problem("study", f"{text} Give the models as `@.models`."))
+    first = merges[0] if merges else {"method": "lerp", "start": ""}
+    (names,) = pairs
+
+    def place(name: str) -> str:
+        return str(results.model_folder(results.systems[name])) if name in results.systems else name
+
+    return Line([place(name) for name in names], first["method"], place(first["start"]) if first.get("start") else None)

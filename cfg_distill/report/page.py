@@ -1,0 +1,336 @@
+"""report.html: one page that tells, shows and plays the results of a study or an evaluation."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+import cfg_distill
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.evaluation.choice import guard_of
+from cfg_distill.files import write_text
+from cfg_distill.report import drawing, formats, sections
+from cfg_distill.report.results import Results, read_results
+from cfg_distill.report.sounds import SECONDS, Sample, samples_of, with_sound
+
+PAGE, FILES = "report.html", "report_files"
+PROMPTS = 12
+"""The most prompts on the page."""
+MOST_SYSTEMS = 8
+"""The most systems side by side, where no study says which ones matter."""
+_MARK = '<meta name="generator" content="cfg-distill'
+_LEGEND = {
+    "student": "students and merges, one pass per token",
+    "guidance": "the base under guidance, two passes",
+    "base": "the base without guidance",
+    "other": "real samples, to compare with",
+}
+
+
+def write_report(folder: str | Path, inline: bool | None = None) -> Path:
+    """Write report.html beside the results, and its sound into ``report_files/``.
+
+    Args:
+        folder: of a finished study or evaluation, or the study file.
+        inline: put the sound into the page, so that the page can be moved or mailed alone; None keeps the form of a page that
+            is there, and else writes files.
+
+    Returns:
+        The page.
+
+    Raises:
+        ConfigError: the results cannot be read, or a page of another hand has the name.
+    """
+    results = read_results(folder)
+    page = results.folder / PAGE
+    before = page.read_text(encoding="utf-8", errors="replace") if page.exists() else ""
+    if before and _MARK not in before[:2000]:
+        text = f"`{page}` exists, and cfg-distill did not write it. Move it away."
+        raise ConfigError(Problem("out", text))
+    write_text(page, render(results, '"data:audio' in before if inline is None else inline))
+    return page
+
+
+def render(results: Results, inline: bool = False) -> str:
+    """The page as text; its sound is written on the way."""
+    return _environment().get_template("report.html.j2").render(**_Page(results, inline).context())
+
+
+def _environment() -> jinja2.Environment:
+    """Everything that is written into the page is escaped: prompts and samples are data."""
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    settings: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
+    environment = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **settings)
+    environment.filters |= {"px": formats.pixels, "words": formats.words, "names": formats.with_names}
+    environment.globals["marker"] = formats.marker
+    return environment
+
+
+class _Page:
+    """The content of the page, part by part."""
+
+    def __init__(self, results: Results, inline: bool) -> None:
+        self.results = results
+        self.inline = inline
+        self.points = results.points
+        self.headline = results.headline
+        self.choice = self._choice()
+        self.chosen = self.choice.get("system")
+        self.guided = self.choice.get("against") or results.claims.get("guidance")
+        self.line = self._line()
+
+    def context(self) -> dict[str, Any]:
+        """What the template writes down."""
+        results = self.results
+        prompts, unheard = self._prompts()
+        panels = self._panels()
+        context = {
+            "generator": f"cfg-distill {cfg_distill.__version__}",
+            "title": self._title(),
+            "eyebrow": self._eyebrow(),
+            "decision": self._decision(),
+            "panels": panels,
+            "size": {key: vars(drawing)[key.upper()] for key in ("width", "height", "left", "right", "top", "bottom")},
+            "about": {point["name"]: self._about(point) for point in self.points},
+            "chosen": self.chosen,
+            "legend": self._legend(),
+            "has_quiet": any(dot.quiet for panel in panels for dot in panel["dots"]),
+            "line": self.line if panels else [],
+            "line_metrics": self._metrics(),
+            "start_knob": self._start_knob(),
+            "merge_command": self._merge_command(),
+            "prompts": prompts,
+            "has_sound": any(s.source for p in prompts for system in p["systems"] for s in system["samples"]),
+            "clip_seconds": f"{SECONDS:g}",
+            "unheard": unheard,
+            "claims": sections.claims(results),
+            "fronts": sections.fronts(results),
+            "notes": results.front.get("notes") or [],
+            "ladder": sections.ladder(results),
+            "timing": sections.timing(results),
+            "tables": sections.tables(results, self.chosen),
+            "has_seconds": any(point.get("seconds") is not None for point in self.points),
+            "families": {point["kind"]: True for point in self.points} | {"real": self._has("real")},
+            "meanings": sections.meanings(results),
+            "left_out": sections.left_out(results),
+            "versions": sections.versions(results),
+            "timings": sections.timings(results),
+            "config": formats.as_yaml(self.results.study),
+            "data": {"line": self.line},
+        } | sections.training(results)
+        return context | {"sections": self._sections(context)}
+
+    # The decision
+
+    def _choice(self) -> Mapping[str, Any]:
+        """The choice of front.json; where it has none, the one of the default rule, if there is a guided system."""
+        if kept := self.results.front.get("choice"):
+            return kept
+        try:
+            return self.results.choose().entry()
+        except ConfigError:
+            return {}
+
+    def _decision(self) -> dict[str, Any] | None:
+        choice = self.choice
+        if not choice:
+            return None
+        knob = choice.get("knob")
+        guards = ", ".join(choice.get("guards") or []) or "none"
+        measures = ", ".join(f"`{metric}`" for metric in choice.get("diversity", []))
+        rule = (
+            f"The rule: the whole 95 % interval of the difference in `{choice.get('quality', 'quality')}` from"
+            f" `{self.guided}`, paired by prompt, lies above −{choice['margin']:g}. Guards: {guards}. Among the points that"
+            f" keep it, the one with the largest gain is chosen, under the least favourable of {measures or 'all measures'}."
+        )
+        return {
+            "system": self.chosen,
+            "knob": "" if knob is None else f"{knob:g}",
+            "compared": f"`{self.chosen or choice.get('nearest')}` against `{self.guided}`, paired by prompt",
+            "reason": choice["reason"],
+            "facts": self._facts(),
+            "rule": rule,
+            "command": f"cfg-distill choose {self._shell()} --out my-model" if self.chosen else "",
+            "rejected": choice.get("rejected") or [],
+        }
+
+    def _facts(self) -> list[dict[str, str]]:
+        shown = self.chosen or self.choice.get("nearest")
+        differences = (self.choice.get("differences") or {}).get(shown, {})
+        facts = [
+            {
+                "label": formats.words(metric),
+                "value": f"{value['mean']:+.3f}".replace("-", "−"),
+                "note": formats.interval(value, signed=True),
+            }
+            for metric in self._metrics()
+            if (value := differences.get(metric))
+        ]
+        points = {point["name"]: point for point in self.points}
+        for guard in map(guard_of, self.choice.get("guards") or []):
+            if value := points.get(shown, {}).get("guards", {}).get(guard.metric):
+                label = f"{formats.words(guard.metric)}, guard {str(guard).removeprefix(guard.metric).strip()}"
+                facts.append({"label": label, "value": f"{value['mean']:.3g}", "note": formats.interval(value)})
+        if shown in points and self.guided in points:
+            mine, its = points[shown], points[self.guided]
+            note = f"where {self.guided} takes {its['relative_cost']:g}"
+            facts.append({"label": "passes per token", "value": f"{mine['relative_cost']:g}", "note": note})
+            if mine.get("seconds") and its.get("seconds"):
+                seconds, note = (
+                    formats.seconds(mine["seconds"]),
+                    f"where {self.guided} takes {formats.seconds(its['seconds'])}",
+                )
+                facts.append({"label": "seconds per sample", "value": seconds, "note": note})
+        return facts
+
+    # The front
+
+    def _metrics(self) -> list[str]:
+        headline = self.headline
+        return [] if headline is None else list(filter(None, vars(headline).values()))
+
+    def _panels(self) -> list[dict[str, Any]]:
+        if self.headline is None:
+            return []
+        claims = self.results.claims
+        ends = [self.line[0]["name"], self.line[-1]["name"]] if self.line else []
+        stops = [stop["name"] for stop in self.line]
+        known = [point["name"] for point in self.points]
+        wanted = [self.chosen, self.guided, claims.get("start")]
+        shown = _known(wanted, known)
+        wanted += [*ends, *(stops if len(stops) <= MOST_SYSTEMS else []), claims.get("merge")]
+        wanted += known if len(known) <= MOST_SYSTEMS else []
+        named = _known(wanted, known)
+        captions = {
+            self.headline.diversity: "Under the measure of the reward.",
+            self.headline.independent: "Under a measure that was no reward.",
+        }
+        if self.headline.independent is None or not self.results.study:
+            captions = {}
+        panels = []
+        points = [point for point in self.points if point["kind"] != "degenerate"]  # they lie far from all others
+        for metric in filter(None, (self.headline.diversity, self.headline.independent)):
+            panel = drawing.front_panel(points, (self.headline.quality, metric), named, shown, stops)
+            if panel.dots:
+                panels.append({**vars(panel), "caption": captions.get(metric, "")})
+        return panels
+
+    def _line(self) -> list[dict[str, Any]]:
+        """The stops of the knob: the students and merges at one temperature, each with its headline means."""
+        points = [point for point in self.points if point.get("knob") is not None]
+        named = {point["name"]: point for point in points}
+        wanted = named.get(self.results.claims.get("quality") or "") or (points[0] if points else None)
+        if wanted is None or self.headline is None:
+            return []
+        stops: dict[float, dict[str, Any]] = {}
+        for point in points:
+            means = [(point["quality"] | point["diversity"]).get(metric, {}).get("mean") for metric in self._metrics()]
+            if point["temperature"] == wanted["temperature"] and None not in means:
+                stops.setdefault(point["knob"], {"name": point["name"], "knob": point["knob"], "values": means})
+        return [stops[knob] for knob in sorted(stops)] if len(stops) > 1 else []
+
+    def _start_knob(self) -> float:
+        stops = {stop["name"]: stop["knob"] for stop in self.line}
+        return float(stops.get(self.chosen or "", stops.get(self.results.claims.get("merge") or "", 0.5)))
+
+    def _merge_command(self) -> str:
+        merges = self.results.study.get("merges") or {}
+        return f"cfg-distill merge --knob KNOB --study {self._shell()} --out my-model" if merges else ""
+
+    def _about(self, point: Mapping[str, Any]) -> str:
+        lines = [point["name"]]
+        for metric in self._metrics():
+            value = (point["quality"] | point["diversity"]).get(metric)
+            if value:
+                lines.append(f"{formats.words(metric)} {value['mean']:.3f} {formats.interval(value)}")
+        cost = f"{point['relative_cost']:g} {'pass' if point['relative_cost'] == 1 else 'passes'} per token"
+        lines.append(f"{cost}, {formats.seconds(point['seconds'])} s per sample" if point.get("seconds") else cost)
+        return "\n".join(lines)
+
+    def _legend(self) -> list[tuple[str, str]]:
+        looks = {drawing.FAMILIES.get(point["kind"], "other") for point in self.points}
+        legend = [(look, words) for look, words in _LEGEND.items() if look in looks]
+        if not self.results.study and "student" in looks:
+            legend = [(look, "models" if look == "student" else words) for look, words in legend]
+        return legend
+
+    # Samples
+
+    def _side_by_side(self) -> list[str]:
+        """The systems whose samples are shown: base, guided base, then the line of the knob, and the recommended point."""
+        claims, names = self.results.claims, list(self.results.systems)
+        wanted = [claims.get("start"), self.guided, *(stop["name"] for stop in self.line), self.chosen]
+        found = _known(wanted, names)
+        return found if len(found) > 1 else names[:MOST_SYSTEMS]
+
+    def _prompts(self) -> tuple[list[dict[str, Any]], list[str]]:
+        """The prompts with the samples of every system, and the samples that cannot be heard."""
+        results = self.results
+        samples: dict[str, list[Sample]] = {}
+        for name in self._side_by_side():
+            folder = results.folder / "samples" / results.stems.get(name, name)
+            samples[name] = samples_of(folder, results.systems[name], PROMPTS)
+        broken = with_sound(samples, results.folder / FILES, self.inline)
+        prompts = []
+        for place in sorted({sample.prompt for group in samples.values() for sample in group}):
+            systems = [
+                {
+                    "name": name,
+                    "chosen": name == self.chosen,
+                    "scores": self._scores(name, place),
+                    "samples": [sample for sample in group if sample.prompt == place],
+                }
+                for name, group in samples.items()
+            ]
+            text = next(iter(results.systems.values())).prompts[place]
+            prompts.append({"place": place, "text": text, "systems": [each for each in systems if each["samples"]]})
+        return prompts, broken
+
+    def _scores(self, name: str, place: int) -> str:
+        system = self.results.systems[name]
+        scores = []
+        for metric in self._metrics():
+            values = np.array(system.values.get(metric, np.nan), dtype=float)[..., place : place + 1]
+            if np.isfinite(values).any():
+                scores.append(f"{formats.words(metric)} {float(np.nanmean(values)):.2f}")
+        return " · ".join(scores)
+
+    # Around it
+
+    def _title(self) -> str:
+        what = "Study" if self.results.study else "Evaluation"
+        return f"{what} {self.results.folder.resolve().name}"
+
+    def _eyebrow(self) -> str:
+        first = next(iter(self.results.systems.values()))
+        seeds = f"{len(first.seeds)} {'seed' if len(first.seeds) == 1 else 'seeds'}"
+        return f"{self._title()} · {len(first.prompts)} held-out prompts × {first.samples} samples × {seeds}"
+
+    def _shell(self) -> str:
+        return shlex.quote(str(self.results.folder))
+
+    def _has(self, kind: str) -> bool:
+        return any(point["kind"] == kind for point in self.points)
+
+    def _sections(self, context: Mapping[str, Any]) -> list[tuple[str, str]]:
+        found = [
+            ("front", "Front", context["panels"]),
+            ("samples", "Listen" if context["has_sound"] else "Read", context["prompts"]),
+            ("claims", "Claims", context["claims"]),
+            ("fronts", "Above the baselines", context["fronts"]),
+            ("ladder", "Ladder", context["ladder"]),
+            ("tables", "Tables", True),
+            ("training", "Training", context["charts"]),
+            ("settings", "Versions and settings", True),
+        ]
+        return [(anchor, words) for anchor, words, there in found if there]
+
+
+def _known(wanted: Iterable[str | None], known: Collection[str]) -> list[str]:
+    """Those of the wanted names that there are, each once, in their order."""
+    return list(dict.fromkeys(name for name in wanted if name is not None and name in known))

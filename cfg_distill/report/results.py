@@ -1,0 +1,284 @@
+"""The results of a study or of an evaluation, read from its folder. No torch in here."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from cfg_distill.errors import ConfigError, Problem, nearest
+from cfg_distill.evaluation.choice import Candidate, Choice, Rule, choose, default_rule
+from cfg_distill.evaluation.headline import Headline
+from cfg_distill.evaluation.system import System
+from cfg_distill.files import read_yaml, write_text
+from cfg_distill.folders import find_file
+from cfg_distill.study.ledger import Ledger, amended
+from cfg_distill.study.record import RECORD, begun_with, digest
+
+FRONT = "front.json"
+
+
+@dataclass
+class Results:
+    """Everything in a folder of results that a decision or a page needs.
+
+    Attributes:
+        folder: of the results.
+        front: the content of front.json.
+        systems: every system with its values per prompt, by name, in the order of front.json.
+        record: the content of study.json; empty for ``cfg-distill evaluate --out``.
+        stems: the name of the files of a system, by its name: an evaluation numbers them.
+    """
+
+    folder: Path
+    front: dict[str, Any]
+    systems: dict[str, System]
+    record: dict[str, Any] = field(default_factory=dict)
+    stems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def points(self) -> list[dict[str, Any]]:
+        """The systems as front.json lists them."""
+        return list(self.front["systems"])
+
+    @property
+    def study(self) -> Mapping[str, Any]:
+        """The study file; empty where there is none."""
+        return self.record.get("study") or {}
+
+    @property
+    def claims(self) -> Mapping[str, Any]:
+        """The names of the claims; empty where there are none."""
+        return self.study.get("claims") or {}
+
+    @cached_property
+    def headline(self) -> Headline | None:
+        """The headline metrics: of the study file, or of the hypervolumes in front.json; None where neither has one."""
+        named = self.study.get("evaluation", {}).get("headline")
+        if named:
+            return Headline(named["quality"], named["diversity"], named.get("independent"))
+        pairs = self.front.get("hypervolume") or []
+        if not pairs:
+            return None
+        return Headline(pairs[0]["quality"], *[pair["diversity"] for pair in pairs[:2]])
+
+    def on(self, axis: str) -> list[str]:
+        """The metrics of one axis: quality, diversity or guard."""
+        return list(dict.fromkeys(metric for system in self.systems.values() for metric in system.on(axis)))
+
+    # The choice
+
+    def guided(self, name: str | None = None) -> System:
+        """The guidance that was distilled.
+
+        Args:
+            name: as the user gave it; None takes the one of the claims, or the only guided system there is.
+
+        Raises:
+            ConfigError: there is no such system, or nobody says which one it is.
+        """
+        if name is None:
+            name = self.claims.get("guidance") or self._distilled()
+        if name in self.systems:
+            return self.systems[name]
+        known = [each.name for each in self.systems.values() if each.kind == "guidance"]
+        if name is None:
+            text = (
+                f"expected the guided system to compare with, one of {known}, since the study has no claims. Name it."
+            )
+        else:
+            text = f"expected a system of the study, but got `{name}`.{nearest(name, self.systems)}"
+        raise ConfigError(Problem("against", text))
+
+    def _distilled(self) -> str | None:
+        """The guided system, where there is one alone; else the one alone with the scale of the recipes."""
+        guided = [each for each in self.systems.values() if each.kind == "guidance"]
+        if len(guided) > 1:
+            recipes = self.record.get("recipes", {}).values()
+            scales = {(each.get("model", {}).get("guidance") or {}).get("scale") for each in recipes}
+            guided = [each for each in guided if scales == {each.guidance}]
+        return guided[0].name if len(guided) == 1 else None
+
+    def rule(self) -> Rule:
+        """The rule of the study file's claims.
+
+        Raises:
+            ConfigError: there is no metric of quality, or none of diversity.
+        """
+        headline = self.headline
+        if headline is None:
+            text = "expected a metric of quality and one of diversity, but the results have none. Evaluate with both."
+            raise ConfigError(f"Folder `{self.folder}`: {text}")
+        return default_rule(self.claims, headline.quality, self.on("diversity"))
+
+    def choose(self, against: str | None = None, rule: Rule | None = None) -> Choice:
+        """The point to ship; see :func:`cfg_distill.evaluation.choice.choose`."""
+        base = self.systems.get(self.claims.get("start") or "")
+        return choose(self.systems.values(), self.guided(against), rule or self.rule(), base)
+
+    def keep(self, choice: Choice) -> None:
+        """Write the choice into front.json, and mark it in front.png. The study's step that made the files stays done."""
+        self.front["choice"] = choice.entry()
+        with amended(self.folder, "front", self._outputs_of_front()):
+            write_text(self.folder / FRONT, json.dumps(self.front, indent=1) + "\n")
+            if choice.nearest is not None:
+                self._draw(choice.nearest, choice.guided)
+
+    def _outputs_of_front(self) -> list[Path]:
+        """The files that the last step of a study makes, in its order: those of several training seeds are pooled."""
+        pooled = [name for name in self.systems if (self.folder / "systems" / name).is_dir()]
+        made = [self.folder / name for name in (FRONT, "front.png", "table.txt")]
+        return made + [self.folder / "systems" / f"{name}.json" for name in pooled]
+
+    def _draw(self, shown: Candidate, guided: System) -> None:
+        """The picture again, with the recommended point in its title."""
+        if self.headline is None:
+            return
+        from cfg_distill.evaluation.figure import front_figure
+
+        bases = [each.name for each in self.systems.values() if each.kind == "base"]
+        start = self.claims.get("start") or (bases[0] if bases else "")
+        metrics = self.headline.quality, self.headline.diversity, self.headline.independent
+        first = next(iter(self.systems.values()))
+        note = (
+            f"{len(first.prompts)} held-out prompts, {first.samples} samples of each per seed, {len(first.seeds)} sampling"
+            f" {'seed' if len(first.seeds) == 1 else 'seeds'}; crosses: 95 % intervals of the mean"
+        )
+        figure = front_figure(
+            self.points, *metrics, self._title(shown, guided), note, [shown.system.name, guided.name, start]
+        )
+        staged = self.folder / ".front.png"
+        figure.savefig(staged, format="png")
+        staged.replace(self.folder / "front.png")
+
+    def _title(self, shown: Candidate, guided: System) -> str:
+        """One neutral line: the point against the guided base."""
+        assert self.headline is not None
+        diversity = shown.differences[self.headline.diversity].mean
+        ratio = shown.system.relative_cost / guided.relative_cost
+        cost = {1.0: "equal cost", 0.5: "half the forward passes"}.get(ratio, f"{ratio:g} of the forward passes")
+        who = f"{shown.system.kind.capitalize()} “{shown.system.name}” against {guided.name}"
+        return f"{who}: quality {shown.quality.mean:+.3f}, diversity {diversity:+.3f}, at {cost}"
+
+    # Models
+
+    def model_folder(self, system: System) -> Path:
+        """The folder of a system's model, as it was evaluated.
+
+        Raises:
+            ConfigError: it is gone, or its files changed since.
+        """
+        named = Path(system.model)
+        kinds = [place for place, part in enumerate(named.parts) if part in ("students", "merges")]
+        tail = named.parts[kinds[-1] :] if kinds else ()
+        # The folder of the study may have been moved, or be named from elsewhere.
+        inside = self.folder.joinpath(*tail)
+        found = inside if tail and inside.is_dir() else named.expanduser()
+        again = f"Run the study again: it remakes `{named.name}`."
+        if not found.is_dir():
+            raise ConfigError(f"System `{system.name}`: expected its model in `{named}`, but it is not there. {again}")
+        label = " ".join([{"students": "export", "merges": "merge"}[tail[0]], *tail[1:]]) if tail else ""
+        entry = Ledger(self.folder, under_other_code=True).entry(label) if found == inside else {}
+        if entry.get("state") == "done" and entry["made"] != digest([found]):
+            text = f"System `{system.name}`: the files in `{found}` are not those that were evaluated."
+            raise ConfigError(f"{text} Remove the folder, and run the study again.")
+        return found
+
+
+def results_folder(path: str | Path) -> Path:
+    """The folder of the results: the path itself, or, of a study file, the folder that it names.
+
+    Raises:
+        ConfigError: there is no such folder or file.
+    """
+    given = Path(path).expanduser()
+    if given.is_dir():
+        return given
+    file = find_file(path)
+    if not file.is_file():
+        text = f"expected the folder of a study, such as runs/quickstart, but `{path}` does not exist."
+        raise ConfigError(f"{text[:1].upper()}{text[1:]} Check the path, or run the study first.")
+    out = read_yaml(file).get("out")
+    if not isinstance(out, str):
+        raise ConfigError(f"File `{path}`: expected a study file with the key `out`, but it has none.")
+    return Path(out)
+
+
+def read_results(path: str | Path) -> Results:
+    """Read the results of a study, or of ``cfg-distill evaluate --out``.
+
+    Args:
+        path: the folder, or the study file that names it.
+
+    Raises:
+        ConfigError: there are none, or some are missing or damaged: all problems at once.
+    """
+    folder = results_folder(path)
+    front = folder / FRONT
+    if not front.is_file():
+        text = f"expected the results of a study in `{folder}`, but it has no {FRONT}. Run `cfg-distill study` first."
+        if (folder / RECORD).is_file():
+            text = f"the study in `{folder}` is not finished. Run it again: it goes on."
+        raise ConfigError(Problem("study", text))
+    content = _read(front)
+    found, problems = _systems(folder, content["systems"])
+    if problems:
+        raise ConfigError(problems)
+    systems = {name: system for name, (system, _) in found.items()}
+    return Results(
+        folder, content, systems, begun_with(folder) or {}, {name: stem for name, (_, stem) in found.items()}
+    )
+
+
+def problems_of_prompts(one: Results, other: Results) -> list[Problem]:
+    """Why two results cannot be compared: they have other prompts."""
+    prompts = [next(iter(each.systems.values())).prompts for each in (one, other)]
+    if prompts[0] == prompts[1]:
+        return []
+    shared = len(set(prompts[0]) & set(prompts[1]))
+    counts = f"{len(prompts[0])} and {len(prompts[1])} prompts, of which {shared} are the same"
+    if shared == len(prompts[0]) == len(prompts[1]):
+        counts = f"the same {shared} prompts in another order"
+    text = f"expected two studies on the same prompts, but `{one.folder}` and `{other.folder}` have {counts}."
+    return [Problem("study", f"{text} Evaluate one of them anew on the prompts of the other.")]
+
+
+def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[str, tuple[System, str]], list[Problem]]:
+    """The systems by name, each with the stem of its file, and what is wrong with the files."""
+    found: dict[str, tuple[System, str]] = {}
+    problems: list[Problem] = []
+    for file in sorted((folder / "systems").glob("*.json")):
+        try:
+            system = System.read(file)
+        except (ValueError, TypeError, OSError) as error:
+            text = f"`{file}` cannot be read: {' '.join(str(error).split())}. It is damaged, or of another version. Remove it,"
+            problems.append(Problem("study", f"{text} and run the study again: it evaluates that system anew."))
+        else:
+            found[system.name] = system, file.stem
+    knobs = {point["name"]: point.get("knob") for point in points}
+    missing = [name for name in knobs if name not in found]
+    if missing and not problems:
+        text = f"expected the values of every system in `{folder / 'systems'}`, but {_listed(missing)} is missing."
+        problems.append(Problem("study", f"{text} Run the study again: it evaluates what is missing."))
+    for name, (system, _) in found.items():
+        system.knob = knobs.get(name)
+    return {name: found[name] for name in knobs if name in found}, problems
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ConfigError(
+            f"File `{file}`: expected JSON, but it cannot be read: {error}. Run the study again."
+        ) from error
+    if not isinstance(content, dict) or not content.get("systems"):
+        raise ConfigError(f"File `{file}`: expected systems, but it has none. Is it a file of cfg-distill?")
+    return content
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,133 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const icons = { play: "M2 1v12l11-6z", pause: "M2 1h3.5v12H2zM8.5 1H12v12H8.5z" };
+
+  // Numbers of a point of the front, beside it.
+  const tip = document.getElementById("tip");
+  const light = (dot, on) => {
+    for (const twin of all(".dot")) twin.classList.toggle("lit", on && twin.dataset.system === dot.dataset.system);
+    tip.hidden = !on;
+    if (!on) return;
+    tip.textContent = dot.getAttribute("aria-label");
+    const mark = dot.querySelector(".hit").getBoundingClientRect();
+    const left = mark.left + mark.width / 2 - tip.offsetWidth / 2;
+    tip.style.left = `${Math.max(8, Math.min(left, document.documentElement.clientWidth - tip.offsetWidth - 8)) + scrollX}px`;
+    const above = mark.top - tip.offsetHeight - 6;
+    tip.style.top = `${(above > 8 ? above : mark.bottom + 6) + scrollY}px`;
+  };
+  for (const dot of all(".dot")) {
+    dot.addEventListener("pointerenter", () => light(dot, true));
+    dot.addEventListener("pointerleave", () => light(dot, false));
+    dot.addEventListener("focus", () => light(dot, true));
+    dot.addEventListener("blur", () => light(dot, false));
+  }
+  // One point of a picture is reached by Tab; arrows go on to its neighbours, from left to right.
+  const across = (dot) => Number(dot.querySelector(".hit").getAttribute("cx"));
+  for (const front of all("svg.front")) {
+    front.addEventListener("keydown", (event) => {
+      const dots = all(".dot", front).sort((a, b) => across(a) - across(b));
+      const here = dots.indexOf(event.target.closest(".dot"));
+      const places = { ArrowRight: here + 1, ArrowUp: here + 1, ArrowLeft: here - 1, ArrowDown: here - 1, Home: 0, End: dots.length - 1 };
+      if (here < 0 || !(event.key in places)) return;
+      event.preventDefault();
+      const next = dots[Math.max(0, Math.min(places[event.key], dots.length - 1))];
+      for (const dot of dots) dot.setAttribute("tabindex", dot === next ? "0" : "-1");
+      next.focus();
+    });
+  }
+  document.addEventListener("keydown", (event) => { if (event.key === "Escape") tip.hidden = true; });
+
+  // Players: one plays at a time. Without this script the browser's own controls stand in their place.
+  const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+  const player = (audio) => {
+    const box = document.createElement("div");
+    box.className = "player";
+    box.innerHTML = '<button type="button"><svg viewBox="0 0 14 14" aria-hidden="true"><path/></svg></button>'
+      + '<span class="bar" aria-hidden="true"><i></i></span><time></time>';
+    const [button, bar, time] = [box.querySelector("button"), box.querySelector(".bar"), box.querySelector("time")];
+    const about = audio.getAttribute("aria-label");
+    const length = () => (Number.isFinite(audio.duration) && audio.duration) || Number(audio.dataset.seconds) || 1;
+    const show = () => {
+      const playing = !audio.paused;
+      box.classList.toggle("playing", playing);
+      button.setAttribute("aria-label", `${playing ? "Pause" : "Play"} ${about}`);
+      box.querySelector("path").setAttribute("d", playing ? icons.pause : icons.play);
+      bar.style.setProperty("--done", audio.currentTime / length());
+      time.textContent = clock(audio.currentTime || length());
+    };
+    const moveTo = (seconds) => { audio.currentTime = Math.max(0, Math.min(seconds, length())); show(); };
+    button.addEventListener("click", () => {
+      if (!audio.paused) return audio.pause();
+      for (const other of all("audio")) if (other !== audio) other.pause();
+      return audio.play().catch(() => { time.textContent = "no sound"; });
+    });
+    button.addEventListener("keydown", (event) => {
+      const step = { ArrowLeft: -2, ArrowRight: 2 }[event.key];
+      if (step) { event.preventDefault(); moveTo(audio.currentTime + step); }
+    });
+    bar.addEventListener("click", (event) => {
+      const place = bar.getBoundingClientRect();
+      moveTo(((event.clientX - place.left) / place.width) * length());
+    });
+    for (const kind of ["play", "pause", "timeupdate", "ended", "loadedmetadata"]) audio.addEventListener(kind, show);
+    audio.controls = false;
+    audio.before(box);
+    show();
+  };
+  const enhance = (within) => all("audio", within).forEach(player);
+  // Copies for the knob are taken before the originals are enhanced.
+  const samples = {};
+  for (const system of all("[data-system][data-prompt]")) {
+    samples[`${system.dataset.prompt}/${system.dataset.system}`] = all(".sample", system).map((each) => each.cloneNode(true));
+  }
+  enhance(document);
+
+  // The knob: a point of the line between both students. Between two merges its numbers are a straight line.
+  const dial = document.getElementById("dial");
+  if (!dial) return;
+  const between = (stops, knob) => {
+    const after = Math.max(1, stops.findIndex((stop) => stop[0] >= knob));
+    const [a, b] = [stops[after - 1], stops[after]];
+    const share = Math.max(0, Math.min(1, (knob - a[0]) / (b[0] - a[0])));
+    return a.map((value, place) => value + share * (b[place] - value));
+  };
+  const select = document.getElementById("heard-prompt");
+  const heard = document.getElementById("heard");
+  let shown = "";
+  const hear = (name) => {
+    if (!select || shown === `${select.value}/${name}`) return;
+    shown = `${select.value}/${name}`;
+    document.getElementById("heard-name").textContent = name;
+    for (const audio of all("audio", heard)) audio.pause();
+    heard.replaceChildren(...(samples[shown] || []).map((each) => each.cloneNode(true)));
+    enhance(heard);
+  };
+  const turn = () => {
+    const knob = Number(dial.value);
+    const nearest = data.line.reduce((a, b) => (Math.abs(b.knob - knob) < Math.abs(a.knob - knob) ? b : a));
+    const exact = Math.abs(nearest.knob - knob) < 0.005;
+    for (const front of all("svg.front")) {
+      const stops = JSON.parse(front.dataset.line);
+      if (stops.length < 2) continue;
+      const [, x, y] = between(stops, knob);
+      const cursor = front.querySelector(".cursor");
+      cursor.setAttribute("cx", x.toFixed(1));
+      cursor.setAttribute("cy", y.toFixed(1));
+    }
+    document.getElementById("knob-value").textContent = knob.toFixed(2);
+    const values = between(data.line.map((stop) => [stop.knob, ...stop.values]), knob).slice(1);
+    for (const cell of all("[data-metric]")) cell.textContent = (exact ? "" : "≈ ") + values[cell.dataset.metric].toFixed(3);
+    const where = exact ? `This is ${nearest.name}, as it was measured.`
+      : `Not measured: a straight line between its neighbours. The nearest measured model is ${nearest.name}.`;
+    document.getElementById("knob-note").textContent = where;
+    dial.setAttribute("aria-valuetext", `${knob.toFixed(2)}. ${where}`);
+    const command = document.getElementById("knob-command");
+    if (command) command.textContent = command.dataset.command.replace("KNOB", knob.toFixed(2));
+    hear(nearest.name);
+  };
+  dial.addEventListener("input", turn);
+  if (select) select.addEventListener("change", turn);
+  turn();
+})();

@@ -1,0 +1,132 @@
+"""Is it music as in the books? Measures of a tune that real tunes keep within bounds, and the factors made of them.
+
+Every measure M has a bound B, beyond which 5 % of the real tunes lie, and a worst value W. Its factor is
+
+    f = clamp((M - W) / (B - W), 0, 1)
+
+So it is 1 for nearly all real tunes, and falls in a straight line to 0 at the worst value. Only what lies outside the
+range of real tunes costs anything.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cfg_distill.tunes.bars import read_bars, read_note
+from cfg_distill.tunes.canonical import rest_share
+
+WORST = {"real": 0.0, "length": 0.0, "repetition": 1.0, "repeated_bars": 1.0, "rests": 1.0, "copied": 1.0}
+"""The factors of the quality, with the worst value of each measure. Where it is 0, more is better."""
+FACTORS = tuple(WORST)
+OUTSIDE = 0.05
+"""Share of the real tunes that lie beyond a bound."""
+RUN = 16
+"""Tokens in a row that a tune shares with a training tune, to count as copied."""
+FILE = "bounds.json"
+
+
+def measured(tunes: Sequence[str], real_N: Tensor, known: Collection[tuple[str, ...]]) -> dict[str, Tensor]:
+    """The measures of N tunes by the name of their factor, ``[N]`` each.
+
+    - ``real``: the judge's probability that a tune is one of the books, and not a degenerate one;
+    - ``length``: tokens;
+    - ``repetition``, ``repeated_bars``, ``rests``, ``copied``: see the functions below.
+
+    Args:
+        tunes: decoded tunes.
+        real_N: the first measure, which is the judge's.
+        known: the runs of tokens of the training tunes.
+    """
+    of_text = {
+        "length": lambda tune: len(tune.split()),
+        "repetition": repetition,
+        "repeated_bars": repeated_bars,
+        "rests": rest_share,
+        "copied": lambda tune: copied_share(tune, known),
+    }
+    values = {name: torch.tensor([float(measure(tune)) for tune in tunes]) for name, measure in of_text.items()}
+    return {"real": real_N.float().cpu(), **values}
+
+
+def bounds_of(measures: Mapping[str, Tensor]) -> dict[str, float]:
+    """The bound of each measure, from real tunes: :data:`OUTSIDE` of them are worse."""
+    return {
+        name: round(float(values_N.quantile(1 - OUTSIDE if WORST[name] else OUTSIDE)), 4)
+        for name, values_N in measures.items()
+    }
+
+
+def factors(measures: Mapping[str, Tensor], bounds: Mapping[str, float]) -> dict[str, Tensor]:
+    """The factors, in [0, 1], ``[N]`` each; see the formula at the top of this file.
+
+    Example:
+        >>> factors({"repetition": torch.tensor([0.3, 0.75, 1.0])}, {"repetition": 0.5})
+        {'repetition': tensor([1.0000, 0.5000, 0.0000])}
+    """
+    return {
+        name: ((values_N - WORST[name]) / (bounds[name] - WORST[name])).clamp(0, 1)
+        for name, values_N in measures.items()
+    }
+
+
+def save_bounds(bounds: Mapping[str, float], folder: str | Path) -> None:
+    """Write the bounds into the judge's folder."""
+    (Path(folder) / FILE).write_text(json.dumps(dict(bounds), indent=1) + "\n", encoding="utf-8")
+
+
+def load_bounds(folder: str | Path) -> dict[str, float]:
+    """The bounds in the judge's folder."""
+    return json.loads((Path(folder) / FILE).read_text(encoding="utf-8"))
+
+
+def repetition(tune: str, n: int = 4) -> float:
+    """Share of the n-grams of notes that stood before in the tune, bar signs left out; 0 for fewer than n notes.
+
+    Example:
+        >>> repetition("C:1 D:1 | C:1 D:1 | C:1 D:1 |", n=2)  # CD, DC, CD, DC, CD: three of five stood before
+        0.6
+    """
+    notes = [token for token in tune.split() if read_note(token) is not None]
+    grams = [tuple(notes[start : start + n]) for start in range(len(notes) - n + 1)]
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def repeated_bars(tune: str) -> float:
+    """Share of the bars, the first left out, that are equal to the bar before; 0 for fewer than two bars.
+
+    Example:
+        >>> repeated_bars("C:4 | C:4 | D:4 |")
+        0.5
+    """
+    bars = [bar.content for bar in read_bars(tune)]
+    return sum(one == other for one, other in pairwise(bars)) / (len(bars) - 1) if bars[1:] else 0.0
+
+
+def copied_share(tune: str, known: Collection[tuple[str, ...]], n: int = RUN) -> float:
+    """Share of the tokens of a tune that lie in a run of n tokens that is ``known``."""
+    tokens = tune.split()
+    inside = [False] * len(tokens)
+    for start in range(len(tokens) - n + 1):
+        if tuple(tokens[start : start + n]) in known:
+            inside[start : start + n] = [True] * n
+    return sum(inside) / len(tokens) if tokens else 0.0
+
+
+def ngram_set(tunes: Iterable[Sequence[str]], n: int) -> frozenset[tuple[str, ...]]:
+    """Every n-gram of token sequences."""
+    return frozenset(tuple(tokens[start : start + n]) for tokens in tunes for start in range(len(tokens) - n + 1))
+
+
+@cache
+def training_runs(n: int = RUN) -> frozenset[tuple[str, ...]]:
+    """Every run of n tokens of the training tunes. Loading reads the corpus from the installed music21 package."""
+    from cfg_distill.tunes.corpus import tunes_of
+
+    return ngram_set([tune.tokens for tune in tunes_of("train")], n)

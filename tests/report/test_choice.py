@@ -1,0 +1,144 @@
+"""The choice on made-up systems whose right answer is known."""
+
+from __future__ import annotations
+
+import pytest
+from made_study import LINE, line
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation import System
+from cfg_distill.evaluation.choice import Rule, choose, default_rule, guard_of, problems_of_rule
+from cfg_distill.evaluation.guards import Guard
+
+RULE = Rule("quality", ["diversity", "bigram"], margin=0.02)
+
+
+def chosen(systems: list[System], rule: Rule = RULE) -> str | None:
+    by_name = {system.name: system for system in systems}
+    choice = choose(systems, by_name["guidance 2"], rule, by_name["base"])
+    return None if choice.chosen is None else choice.chosen.system.name
+
+
+def row(name: str, **changes: float) -> tuple:
+    """A row of the line with some means changed."""
+    kind, quality, diversity, bigram, rests, knob = LINE[name]
+    means = {"quality": quality, "diversity": diversity, "bigram": bigram, "rests": rests} | changes
+    return (kind, *means.values(), knob)
+
+
+def test_the_most_diverse_point_within_the_margin() -> None:
+    assert chosen(line()) == "half"  # .010 below guidance; the diversity student is .100 below
+    assert chosen(line(), Rule("quality", ["diversity"], margin=0.2)) == "diversity"
+
+
+def test_the_lower_end_of_the_interval_must_lie_above_the_margin() -> None:
+    # The mean of half, .010 below, is within this margin, and its interval is not.
+    assert chosen(line(), Rule("quality", ["diversity", "bigram"], margin=0.0105)) == "quality"
+
+
+def test_the_least_gain_counts() -> None:
+    # A point that buys one measure at the cost of the other: no more than its loss.
+    bought = {"bought": ("merge", 0.70, 0.90, 0.70, 0.0, 0.25)}
+    assert chosen(line(bought)) == "half"
+    assert chosen(line(bought), Rule("quality", ["diversity"], margin=0.02)) == "bought"
+
+
+def test_gains_are_shares_of_what_the_guided_base_has() -> None:
+    # Absolutely the second gains more (+.05 of .8 and of .4): as a share its least gain is .06, that of the first .10.
+    rivals = {"half": row("half", diversity=0.44, bigram=0.90), "other": ("merge", 0.70, 0.45, 0.85, 0.0, 0.25)}
+    choice = choose(line(rivals), line()[1], RULE)
+    gains = {each.system.name: each.gain for each in choice.candidates}
+    assert gains["half"].share == pytest.approx(0.1, abs=1e-6) and gains["half"].metric == "diversity"
+    assert gains["other"].share == pytest.approx(0.0625, abs=1e-6) and gains["other"].metric == "bigram"
+
+
+@pytest.mark.parametrize(
+    ("guard", "expected"),
+    [
+        ("rests < 0.02", "half"),
+        ("rests < 0.06", "half"),
+        ("rests < 0.2", "diversity"),
+        ("rests <= base + 0.02", "half"),
+    ],
+)
+def test_a_point_that_breaks_a_guard_is_not_chosen(guard: str, expected: str) -> None:
+    rule = Rule("quality", ["diversity", "bigram"], margin=0.2, guards=[guard_of(guard)])
+    assert chosen(line(), rule) == expected
+
+
+def test_a_guard_may_be_relative_to_the_base() -> None:
+    rested = line({"base": row("base", rests=0.09)})
+    relative = Rule("quality", ["diversity"], 0.2, [Guard.parse("rests", "< base * 1.5")])
+    assert chosen(rested, relative) == "diversity"  # .10 < .135
+    assert chosen(rested, Rule("quality", ["diversity"], 0.2, [Guard.parse("rests", "< base")])) == "half"
+
+
+def test_where_nothing_keeps_the_rule_the_nearest_is_named() -> None:
+    systems = line({"quality": row("quality", quality=0.67), "half": row("half", quality=0.64)})
+    choice = choose(systems, systems[1], RULE)
+    assert choice.chosen is None and choice.nearest is not None
+    assert choice.nearest.system.name == "quality"
+    entry = choice.entry()
+    assert entry["system"] is None and entry["nearest"] == "quality"
+    assert entry["reason"].startswith(
+        "No point keeps the rule; the nearest is `quality`: quality is more than 0.02 below"
+    )
+    assert [each["system"] for each in entry["rejected"]] == ["quality", "half", "diversity"]
+
+
+def test_an_undecided_quality_says_what_would_decide() -> None:
+    systems = line({"half": row("half", quality=0.68)})
+    choice = choose(systems, systems[1], RULE)
+    (why,) = [each["why"] for each in choice.entry()["rejected"] if each["system"] == "half"]
+    assert "may be more than 0.02 below `guidance 2`" in why and why.endswith("more prompts or seeds would decide")
+
+
+def test_the_reason_is_one_sentence_with_its_numbers() -> None:
+    systems = line()
+    entry = choose(systems, systems[1], RULE).entry()
+    reason = entry["reason"]
+    assert reason.count(". ") == 0 and reason.endswith(".")
+    assert reason.startswith(
+        "`half` is the most diverse point whose quality is not more than 0.02 below `guidance 2` (-0.010 ["
+    )
+    assert "its diversity is at least 4 % higher under every measure; no guard was set" in reason
+    rejected = {each["system"]: each["why"] for each in entry["rejected"]}
+    assert rejected["quality"].startswith("less diverse: bigram ") and rejected["quality"].endswith(
+        "`half` has at least +4 %"
+    )
+    assert "more than 0.02 below" in rejected["diversity"]
+    assert entry["differences"]["half"]["diversity"]["mean"] == pytest.approx(0.1, abs=1e-6)
+    assert set(entry["differences"]["half"]) == {"quality", "diversity", "bigram", "rests"}
+
+
+def test_baselines_are_never_chosen() -> None:
+    choice = choose(line(), line()[1], Rule("quality", ["diversity"], margin=9.0))
+    assert {each.system.kind for each in choice.candidates} == {"student", "merge"}
+
+
+def test_a_study_without_students_has_nothing_to_choose() -> None:
+    systems = line()[:2]
+    choice = choose(systems, systems[1], RULE)
+    assert choice.entry()["nearest"] is None and "nothing to choose" in choice.reason
+
+
+def test_the_rule_of_a_study_comes_from_its_claims() -> None:
+    claims = {"margin": 0.3, "guards": {"rests": "< 0.05"}}
+    rule = default_rule(claims, "quality", ["diversity", "bigram"])
+    assert (rule.margin, list(map(str, rule.guards))) == (0.3, ["rests < 0.05"])
+    assert chosen(line(), rule) == "half"
+    assert chosen(line(), default_rule({"margin": 0.3}, "quality", ["diversity"])) == "diversity"
+    assert default_rule(None, "quality", ["diversity"]).margin == 0.02
+
+
+@pytest.mark.parametrize("text", ["rests", "rests<", "<0.02", "rests < low", "rests = 0.02"])
+def test_a_guard_that_is_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="expected a"):
+        guard_of(text)
+
+
+def test_problems_of_a_rule() -> None:
+    rule = Rule("quality", ["diversity"], -0.1, [guard_of("rest<0.02")])
+    margin, guard = problems_of_rule(rule, line())
+    assert "at least 0, but got -0.1" in str(margin)
+    assert "Did you mean `rests`?" in str(guard)

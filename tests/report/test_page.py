@@ -1,0 +1,330 @@
+"""report.html as text: what it holds, what it escapes, and that it copes with what is not there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from made_study import PROMPTS, line, system, tone, write_logs, write_samples, write_study
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation.choice import Rule, guard_of
+from cfg_distill.report import sounds as sounds_module
+from cfg_distill.report import write_report
+from cfg_distill.report.curves import charts_of, read_curves
+from cfg_distill.report.drawing import Scale, front_panel, scale_of
+from cfg_distill.report.meanings import meaning_of
+from cfg_distill.report.results import read_results
+from cfg_distill.report.sounds import SECONDS, clip
+
+soundfile = pytest.importorskip("soundfile", reason="the audio extra is missing")
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """A finished study of tunes."""
+    return write_study(tmp_path / "study", prompts=3)
+
+
+def page_of(study: Path, **settings: bool) -> str:
+    return write_report(study, **settings).read_text(encoding="utf-8")
+
+
+def change_front(study: Path, **changes: object) -> None:
+    file = study / "front.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_the_decision_is_on_top(study: Path) -> None:
+    page = page_of(study)
+    assert "<h1>Ship <em>half</em>, knob 0.5</h1>" in page
+    assert "<b>half</b> is the most diverse point whose quality is not more than 0.02 below <b>guidance 2</b>" in page
+    assert page.index("<h1>") < page.index('id="front"') < page.index('id="samples"') < page.index('id="claims"')
+    assert f"cfg-distill choose {study} --out my-model" in page
+
+
+def test_a_choice_that_the_user_made_is_the_one_that_is_shown(study: Path) -> None:
+    mine = {"system": "quality", "knob": 0.0, "reason": "I like it.", "margin": 0.5, "guards": [], "rejected": []}
+    change_front(study, choice=mine)
+    page = page_of(study)
+    assert "Ship <em>quality</em>, knob 0</h1>" in page and "I like it." in page
+
+
+def test_a_guard_shows_its_value_and_its_bound(study: Path) -> None:
+    rule = Rule("quality", ["diversity"], 9.0, [guard_of("rests<0.2")])
+    change_front(study, choice=read_results(study).choose(rule=rule).entry())
+    page = page_of(study)
+    assert "Ship <em>diversity</em>" in page and "every guard holds" in page
+    assert re.search(r"<dt>rests, guard &lt; 0.2</dt><dd><strong>0.1</strong> <span>\[0.\d+, 0.10\d\]", page)
+
+
+def test_prompts_and_samples_are_data(study: Path) -> None:
+    page = page_of(study)
+    assert '<script>alert("x")</script>' not in page
+    assert "a &lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt; reel" in page
+    assert "<i>+0.2</i>" not in page and "&lt;i&gt;+0.2&lt;/i&gt;" in page
+    # The script tags are the page's own: its data, and its code.
+    assert len(re.findall(r"<script", page)) == 2
+
+
+def test_text_samples_are_data_too(tmp_path: Path) -> None:
+    page = page_of(write_study(tmp_path / "study", kind="text"))
+    assert "<b>half</b> says 1.1" not in page and "&lt;b&gt;half&lt;/b&gt; says 1.1" in page
+    assert '<h2 id="samples-title">Read</h2>' in page and "<audio" not in page
+    assert not (tmp_path / "study" / "report_files").exists()
+
+
+def test_names_of_systems_are_data_too(tmp_path: Path) -> None:
+    odd = '<u>odd</u> & "quoted"\''
+    study = write_study(tmp_path / "study", kind="")
+    front = json.loads((study / "front.json").read_text())
+    renamed = json.loads(json.dumps(front).replace('"half"', json.dumps(odd)))
+    (study / "front.json").write_text(json.dumps(renamed))
+    made = system(odd, "merge", {"quality": 0.69, "diversity": 0.5, "bigram": 0.83, "rests": 0.0}, 0.5)
+    made.save(study / "systems" / "odd.json")
+    page = page_of(study)
+    assert "<u>odd</u>" not in page and "&lt;u&gt;odd&lt;/u&gt;" in page
+
+
+def test_nothing_is_loaded_from_a_network(study: Path) -> None:
+    page = page_of(study)
+    assert not re.findall(r"https?://|//cdn|@import|url\(", page)
+
+
+def test_sound_lies_beside_the_page_and_is_small(study: Path) -> None:
+    page = page_of(study)
+    files = sorted((study / "report_files").iterdir())
+    assert len(files) == 5 * 3 * 2 and {file.suffix for file in files} == {".ogg"}
+    assert 'src="report_files/guidance%202-01-1.ogg"' in page
+    samples, rate = soundfile.read(study / "report_files" / "half-01-1.ogg")
+    assert (len(samples), rate) == (8000, 8000)
+    wav = study / "samples" / "half" / "01-a-jig-in-d-1.wav"
+    assert (study / "report_files" / "half-01-1.ogg").stat().st_size < wav.stat().st_size / 2
+
+
+def test_sound_inside_the_page(study: Path) -> None:
+    page = page_of(study, inline=True)
+    assert not (study / "report_files").exists()
+    (first, *_) = re.findall(r'src="data:audio/ogg;base64,([^"]+)"', page)
+    assert soundfile.read(io.BytesIO(base64.b64decode(first)))[1] == 8000
+    assert "report_files/" not in page
+    assert '"data:audio' in page_of(study)  # written anew, the page keeps its form
+    assert '"data:audio' not in page_of(study, inline=False)
+
+
+def test_without_the_audio_extra_the_sound_is_the_wav_file(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sounds_module, "_soundfile", lambda: None)
+    page = page_of(study)
+    assert 'src="report_files/half-01-1.wav"' in page and 'data-seconds="1.0"' in page
+    assert (study / "report_files" / "half-01-1.wav").read_bytes()[:4] == b"RIFF"
+
+
+def test_long_clips_are_cut_and_fade_out(tmp_path: Path) -> None:
+    tone(tmp_path / "long.wav", SECONDS + 5)
+    content, seconds = clip(tmp_path / "long.wav")
+    samples, rate = soundfile.read(io.BytesIO(content))
+    assert seconds == SECONDS and len(samples) == SECONDS * rate
+    assert abs(samples[: rate // 2]).max() > 0.2 and abs(samples[-rate // 100 :]).max() < 0.02
+
+
+def test_clips_are_encoded_once(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = page_of(study)
+    encoded: list[str] = []
+    monkeypatch.setattr(sounds_module, "clip", lambda file: encoded.append(file.name) or clip(file))
+    assert page_of(study) == before and encoded == []
+    changed = study / "samples" / "half" / "02-a-slow-air-2.wav"
+    os.utime(changed, (changed.stat().st_atime, changed.stat().st_mtime + 100))
+    page_of(study)
+    assert encoded == ["02-a-slow-air-2.wav"]
+
+
+def test_a_sound_that_cannot_be_read_is_named(study: Path) -> None:
+    broken = study / "samples" / "half" / "01-a-jig-in-d-1.wav"
+    broken.write_bytes(b"RIFF, and no more")
+    page = page_of(study)
+    assert f"{broken} cannot be read." in page
+    assert len(list((study / "report_files").iterdir())) == 29
+
+
+def test_the_page_of_somebody_else_is_kept(study: Path) -> None:
+    (study / "report.html").write_text("<html>mine</html>")
+    with pytest.raises(ConfigError, match="cfg-distill did not write it"):
+        write_report(study)
+    assert (study / "report.html").read_text() == "<html>mine</html>"
+
+
+def test_every_number_and_sign_of_the_tables(study: Path) -> None:
+    page = page_of(study)
+    assert len(re.findall(r'<td>0.620 <small>±0.0\d\d</small><span class="best"', page)) == 1  # of diversity
+    assert "<h3>Guards</h3>" in page and "half the width of its 95 % bootstrap interval" in page
+    assert "Mean cosine distance between the samples of a prompt" in page  # the metric says what it is
+    assert re.search(r'<tr class="merge chosen"><th scope="row">half</th>', page)
+    assert '<p class="verdict holds">holds</p>' in page and "<h3>Guidance lowers diversity</h3>" in page
+
+
+def test_the_scores_of_a_prompt_are_its_own(study: Path) -> None:
+    half = next(each for each in line() if each.name == "half")
+    mean = sum(row[1] for row in half.values["quality"]) / 2
+    article = re.search(r'data-system="half" data-prompt="1">.*?</article>', page_of(study), re.DOTALL)
+    assert article and f"quality {mean:.2f} · diversity" in article[0]
+
+
+def test_keys_of_later_versions_are_shown_when_they_are_there(study: Path) -> None:
+    front = json.loads((study / "front.json").read_text())
+    for point in front["systems"]:
+        point |= {
+            "seconds": 0.0123,
+            "training_seeds": [0, 1, 2],
+            "missing": {"bigram": 2} if point["name"] == "half" else {},
+        }
+    real = system("real tunes", "real", {"quality": 0.65, "diversity": 0.9})
+    broken = system("loops", "degenerate", {"quality": 0.2, "diversity": 0.0})
+    for each in (real, broken):
+        each.save(study / "systems" / f"{each.name}.json")
+        front["systems"].append(each.point())
+    band = {"mean": 0.7, "low": 0.6, "high": 0.8}
+    loops = {"name": "loops", "kind": "degenerate", "values": {"quality": band}, "outcomes": {"quality": "bought"}}
+    values = {"quality": band, "diversity": None}
+    music = {"name": "real", "kind": "real", "values": values, "outcomes": {"quality": "holds"}, "seen": None}
+    front["ladder"] = [music, loops]
+    height = {"mean": 0.1, "low": 0.08, "high": 0.12}
+    curve = [{"system": "half", "knob": 0.5, "height": height, "verdict": "holds"}]
+    front["fronts"] = [
+        {"quality": "quality", "diversity": "bigram", "cost": "equal", "baselines": ["base"], "curve": curve}
+    ]
+    front["timing"] = [{"system": "base", "rows": rows, "tokens": 64, "seconds": 0.5 / rows} for rows in (1, 4)]
+    front["notes"] = ["One training seed: the <intervals> say nothing about another training run."]
+    part, guard = {"part": "a part", "verdict": "undecided"}, {"text": "rests < 0.1 of half", "verdict": "holds"}
+    claim = {"name": "C1", "claim": "It holds", "verdict": "undecided", "evidence": ""}
+    front["claims"] = [claim | {"parts": [part], "guards": [guard]}]
+    change_front(study, **front)
+    page = page_of(study)
+    assert '<th scope="col">Seconds</th>' in page and "<td>0.0123</td>" in page
+    assert "<td>0.700 [0.600, 0.800]</td>" in page and "<td>0.700 [0.600, 0.800] bought</td>" in page
+    assert "bigram, 1 baseline of equal cost" in page and "+0.100 [+0.080, +0.120]" in page
+    assert '<th scope="col">4 at once</th>' in page and "<td>0.125</td>" in page
+    assert "the &lt;intervals&gt; say nothing" in page
+    assert "<h3>C1 It holds</h3>" in page and "guard rests &lt; 0.1 of half" in page
+    assert "has no value on up to 2 prompts" in page
+    assert '<tr class="degenerate"><th scope="row">loops</th>' in page
+    assert 'data-system="real tunes" aria-label' in page and 'data-system="loops" aria-label' not in page
+    assert "real samples, not drawn from a model" in page
+
+
+def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
+    """Numbered files, no study file, no claims, no guided system: no decision and no knob, and no error."""
+    folder = write_study(tmp_path / "out", line()[:1], kind="")
+    (folder / "study.json").unlink()
+    change_front(folder, claims=[])
+    (folder / "systems" / "base.json").rename(folder / "systems" / "01 base.json")
+    write_samples(folder / "samples" / "01 base", "base", 2)
+    page = page_of(folder)
+    assert "<h1>Evaluation out</h1>" in page and "so nothing is recommended" in page
+    assert 'id="dial"' not in page and 'id="claims"' not in page and page.count("<audio") == 4
+
+
+def test_metrics_of_one_axis_alone_make_no_picture(tmp_path: Path) -> None:
+    only = [system(name, "model", {"diversity": 0.5}) for name in ("a", "b")]
+    folder = write_study(tmp_path / "out", only, kind="")
+    (folder / "study.json").unlink()
+    page = page_of(folder)
+    assert '<svg class="front"' not in page and "<h3>Diversity</h3>" in page
+
+
+def test_of_several_training_seeds_the_first_is_heard(study: Path) -> None:
+    folder = study / "samples" / "half"
+    for seed in (2, 1):
+        write_samples(study / "samples" / "new" / f"seed {seed}", f"half of seed {seed}", 2)
+    shutil.rmtree(folder)
+    (study / "samples" / "new").rename(folder)
+    for seed, fit in ((1, "quality"), (2, "quality"), (1, "diversity")):
+        write_logs(study / "fits" / fit / f"seed {seed}")
+    page = page_of(study)
+    assert "half of seed 1" in page and "half of seed 2" not in page
+    # Both seeds of the first fit look alike, in two charts; one more line is in the legend.
+    assert page.count('class="curve fit0" d="M') == 2 * 2 + 1
+
+
+def test_training_curves_of_both_kinds_of_logs(study: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    write_logs(study / "fits" / "quality")
+    writer = SummaryWriter(study / "fits" / "diversity" / "version_0")
+    for step in range(20):
+        writer.add_scalar("train/kl_per_token", 0.5 + step / 100, step)
+    writer.add_text("samples/0", "no scalar", 1)
+    writer.close()
+    curves = read_curves(study / "fits" / "diversity")
+    assert [step for step, _ in curves["train/kl_per_token"]] == list(range(20)) and len(curves) == 1
+    assert curves["train/kl_per_token"][7][1] == pytest.approx(0.57)
+    assert read_curves(study / "fits" / "quality")["val/quality"] == [(49, 0.7), (99, 0.8)]
+    page = page_of(study)
+    assert 'id="training"' in page and page.count('class="chart"') == 2
+    assert '<path class="curve fit1"' in page and "optimiser steps" in page
+
+
+def test_a_log_that_a_killed_run_cut_short(tmp_path: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(tmp_path / "version_0")
+    for step in range(20):
+        writer.add_scalar("train/loss", step, step)
+    writer.close()
+    (file,) = (tmp_path / "version_0").iterdir()
+    file.write_bytes(file.read_bytes()[:-30])
+    assert [step for step, _ in read_curves(tmp_path)["train/loss"]] == list(range(19))
+
+
+def test_a_later_run_wins_and_long_logs_are_thinned(tmp_path: Path) -> None:
+    for run, value in (("version_2", 1.0), ("version_10", 2.0)):
+        (tmp_path / run).mkdir()
+        rows = "\n".join(f"{step},{value}" for step in range(1000))
+        (tmp_path / run / "metrics.csv").write_text(f"step,train/loss\n{rows}\n")
+    curves = read_curves(tmp_path)
+    assert {value for _, value in curves["train/loss"]} == {2.0}
+    (chart,) = charts_of({"quality": curves})
+    assert 150 < len(chart.lines[0][1]) <= 240
+
+
+# Coordinates
+
+
+def test_ticks_are_round_and_inside() -> None:
+    assert [text for _, text in Scale(0.0, 1.0, 0, 100).ticks(5)] == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
+    assert [text for _, text in Scale(12.0, 260.0, 0, 100).ticks(5)] == ["50", "100", "150", "200", "250"]
+    scale = scale_of([3.0, 3.0], 0, 100)  # no width: some is made
+    assert scale(3.0) == pytest.approx(50)
+
+
+def test_a_point_is_drawn_where_its_means_are() -> None:
+    points = [each.point() for each in line()]
+    panel = front_panel(points, ("quality", "diversity"), ["half", "base"], ["half"], ["quality", "half", "diversity"])
+    dots = {dot.name: dot for dot in panel.dots}
+    for point in points:
+        dot = dots[point["name"]]
+        assert dot.x == pytest.approx(panel.across(point["diversity"]["diversity"]["mean"]))
+        assert dot.y == pytest.approx(panel.up(point["quality"]["quality"]["mean"]))
+    assert dots["base"].x > dots["guidance 2"].x and dots["base"].y > dots["guidance 2"].y  # pixels count from the top
+    assert [knob for knob, _, _ in panel.knob] == [0.0, 0.5, 1.0]
+    assert panel.knob[1][1:] == (dots["half"].x, dots["half"].y)
+    assert {dot.name for dot in panel.dots if dot.label} == {"half", "base"}
+    assert [dot.name for dot in panel.dots if dot.shown] == ["half"]
+
+
+def test_meanings_are_read_from_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        'raise SystemExit\nclass Words:\n    """Number of words; see :func:`count`.\n\n    More."""\n'
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert meaning_of({"class_path": "mine.Words"}) == "Number of words."
+    assert (
+        meaning_of({"class_path": "mine.Nothing"}) == meaning_of({"class_path": "gone.Words"}) == meaning_of(None) == ""
+    )
+    assert meaning_of({"class_path": "cfg_distill.tunes.metrics.TuneQuality"})
+    assert len(PROMPTS) == 12

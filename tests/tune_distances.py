@@ -1,0 +1,81 @@
+"""How far a tune is from rewritten copies of itself and from other tunes, on the test tunes: the table of docs/tunes.md.
+
+python tests/tune_distances.py [folder of an encoder]
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from random import Random
+
+from torch import Tensor
+
+from cfg_distill.embedders import Embedder
+from cfg_distill.tunes.corpus import tunes_of
+from cfg_distill.tunes.embedder import Tunes
+from cfg_distill.tunes.encoder import retrieval
+from cfg_distill.tunes.melody import melodic_distance
+from cfg_distill.tunes.rewriting import between_rests, rewritten_bars, transposed, with_rests
+from cfg_distill.tunes.segments import two_parts
+
+REWRITTEN: dict[str, Callable[[str], str]] = {
+    "the same tune": lambda tune: tune,
+    **{f"transposed by {by:+}": (lambda tune, by=by: transposed(tune, by)) for by in (-5, 2, 5, 7, 12)},
+    **{f"bar signs: {style}": (lambda tune, style=style: rewritten_bars(tune, style)) for style in ("none", "double")},  # type: ignore[misc]
+    **{
+        f"{share:.0%} of the notes made rests": (lambda tune, share=share: with_rests(tune, share, Random(0)))  # type: ignore[misc]
+        for share in (0.05, 0.1, 0.2, 0.4)
+    },
+    "rests behind 10% of the notes": lambda tune: between_rests(tune, 0.1, Random(0)),
+    "the first 64 tokens of 96": lambda tune: " ".join(tune.split()[:64]),
+    "the first 32 tokens of 96": lambda tune: " ".join(tune.split()[:32]),
+}
+Distances = Callable[[list[str], list[str]], list[float]]
+
+
+def under(embedder: Embedder) -> Distances:
+    """Cosine distances of pairs under an embedder."""
+
+    def distances(first: list[str], second: list[str]) -> list[float]:
+        cosine_N: Tensor = (embedder.embed(first) * embedder.embed(second)).sum(-1)
+        return (1 - cosine_N).tolist()
+
+    return distances
+
+
+def melodic(first: list[str], second: list[str]) -> list[float]:
+    return [melodic_distance(one, other) for one, other in zip(first, second, strict=True)]
+
+
+def table(distances: Distances) -> dict[str, float]:
+    """Mean distance by row, over the first 96 tokens of the test tunes."""
+    whole = [tune.tokens for tune in tunes_of("test")]
+    tunes = [" ".join(tokens[:96]) for tokens in whole]
+    halves = [[" ".join(t[: len(t) // 2]) for t in whole], [" ".join(t[len(t) // 2 :]) for t in whole]]
+    pairs = {name: (tunes, [rewrite(tune) for tune in tunes]) for name, rewrite in REWRITTEN.items()}
+    pairs["two halves of one tune"] = (halves[0], halves[1])
+    # Tunes of one family are near-duplicates: a shift by a fixed number of places pairs each with strangers.
+    pairs["two different tunes"] = (
+        tunes * 5,
+        [other for by in (3, 17, 40, 71, 101) for other in tunes[by:] + tunes[:by]],
+    )
+    return {name: sum(found) / len(found) for name, (one, other) in pairs.items() if (found := distances(one, other))}
+
+
+def other_part_found(embedder: Embedder, seed: int = 7, shortest: int = 24, longest: int = 96) -> float:
+    """Share of parts of test tunes whose nearest part of the other side is of the same tune."""
+    draw = Random(seed)
+    tunes = [tune.tokens for tune in tunes_of("test") if len(tune.tokens) >= 2 * shortest]
+    parts = [[" ".join(part) for part in two_parts(tokens, draw, shortest, longest)] for tokens in tunes]
+    return retrieval(*(embedder.embed([part[side] for part in parts]) for side in (0, 1))).item()
+
+
+def rows(path: str) -> Iterator[str]:
+    embedder = Tunes(path).load()
+    learnt, plain = table(under(embedder)), table(melodic)
+    for name in learnt:
+        yield f"| {name} | {learnt[name]:.3f} | {plain[name]:.3f} |"
+    yield f"the other part of the right test tune comes first: {other_part_found(embedder):.3f}"
+
+
+if __name__ == "__main__":
+    print(*rows(sys.argv[1] if len(sys.argv) > 1 else "tunes:encoder"), sep="\n")
