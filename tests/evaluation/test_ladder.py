@@ -192,6 +192,14 @@ def test_the_table_marks_what_buys_and_what_is_seen(climbed):
     assert "Seen by no guard and no metric of quality: shuffled." in table
 
 
+def test_guidance_above_the_real_is_told_as_saturation_and_does_not_hold():
+    rungs = {r.name: r for r in Climb().rungs(PROMPTS)}
+    better = rung("guided more", "guided", [group(n, 12) for n in range(len(PROMPTS))])
+    found = validate({"words": Words()}, [rungs["real"], better, rungs["base"], rungs["loop"]])
+    assert "words  saturated: guided more above real\n" in ladder_table(found)
+    assert found.outcome("words") == "bought" and not found.holds
+
+
 # The command
 
 
