@@ -68,7 +68,7 @@ def factors(measures: Mapping[str, Tensor], bounds: Mapping[str, float]) -> dict
 
     Example:
         >>> factors({"repetition": torch.tensor([0.3, 0.75, 1.0])}, {"repetition": 0.5})
-        {'repetition': tensor([1.0000, 0.5000, 0.0000])}
+        {'repetition': tensor([1.0000, 0.5000, -0.0000])}
     """
     return {
         name: ((values_N - WORST[name]) / (bounds[name] - WORST[name])).clamp(0, 1)

@@ -112,7 +112,7 @@ def test_a_metric_of_diversity_is_counted_from_copies_in_units_of_different_samp
     assert climbed.buyers("letters") == ["letter case"]
     assert climbed.buyers("distinct") == ["letter case"]
     found = {each.rung: each.difference.mean for each in climbed.verdicts if each.metric == "letters"}
-    assert found == {COPIES: -1.0, "letter case": 1 - climbed.share, "spaces": -climbed.share}
+    assert found == pytest.approx({COPIES: -1.0, "letter case": 1 - climbed.share, "spaces": -climbed.share})
 
 
 def test_copies_are_made_of_the_first_sample_and_its_tokens():
