@@ -11,7 +11,7 @@ range of real tunes costs anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +44,7 @@ def measured(tunes: Sequence[str], real_N: Tensor, known: Collection[tuple[str, 
         real_N: the first measure, which is the judge's.
         known: the runs of tokens of the training tunes.
     """
-    of_text = {
+    of_text: dict[str, Callable[[str], float]] = {
         "length": lambda tune: len(tune.split()),
         "repetition": repetition,
         "repeated_bars": repeated_bars,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -19,7 +20,7 @@ from cfg_distill.tunes.metrics import TuneQuality
 from cfg_distill.tunes.prompts import NULL, understand
 
 HELD_OUT = ("validation", "test")
-STYLES = ("plain", "double", "none", "everywhere")
+STYLES: tuple[rewriting.Style, ...] = ("plain", "double", "none", "everywhere")
 SEMITONES = (0, 2, 5, 7)
 SHARES = (0.0, 0.1, 0.2, 0.4)
 
@@ -87,7 +88,7 @@ class TuneLadder(Ladder):
         yield Rung("base", "base", draw(generator, prompts, sampling, None, self.seed))
         yield made("looped bar", makers.looped, known)
         chosen = [
-            makers.chosen_loops(pool, random, lambda tunes, prompt=prompt: self._qualities(judge, prompt, tunes))
+            makers.chosen_loops(pool, random, partial(self._qualities, judge, prompt))
             for prompt, pool in zip(prompts, known, strict=True)
         ]
         yield rung("chosen loops", "degenerate", [loops[: self.samples] for loops in chosen])
