@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
 from random import Random
 from typing import Any
 
@@ -13,6 +12,8 @@ from cfg_distill.evaluation.ladder import Ladder, Rung, RungKind, samples_of
 from cfg_distill.generators import CausalLM, Guidance, Prompt, PromptLike, device
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
+from cfg_distill.tunes import ladder as makers
+from cfg_distill.tunes import rewriting
 from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.metrics import TuneQuality
 from cfg_distill.tunes.prompts import NULL, understand
@@ -67,7 +68,6 @@ class TuneLadder(Ladder):
 
     def rungs(self, prompts: Sequence[PromptLike]) -> Iterator[Rung]:
         generator = CausalLM(self.path).load().to(device())
-        makers, rewriting = import_module("cfg_distill.tunes.ladder"), import_module("cfg_distill.tunes.rewriting")
         random, judge = Random(self.seed), TuneQuality().load()
         real = [Random(self.seed).sample(self.tunes(prompt, HELD_OUT), self.samples) for prompt in prompts]
         known = [self.tunes(prompt, ["train"]) or self.tunes(prompt, HELD_OUT) for prompt in prompts]
