@@ -341,8 +341,8 @@ def rungs_as_systems(rungs: Iterable[Rung], metrics: Mapping[str, SampleMetric],
         axes = {name: metric.axis for name, metric in metrics.items()}
         systems.append(
             System(
-                name=rung.name, kind=rung.kind, model=model, temperature=1.0, guidance=1.0, samples=rung.samples.group, seeds=[0],
-                prompts=list(rung.samples.prompts), axes=axes, values=values, relative_cost=0.0,
+                name=rung.name, kind=rung.kind, model=model, temperature=1.0, guidance=1.0, seeds=[0], relative_cost=0.0,
+                samples=rung.samples.group, prompts=list(rung.samples.prompts), axes=axes, values=values,
             )
         )  # fmt: skip
     return systems
