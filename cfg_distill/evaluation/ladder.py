@@ -337,11 +337,12 @@ def rungs_as_systems(rungs: Iterable[Rung], metrics: Mapping[str, SampleMetric],
     for rung in rungs:
         if rung.kind not in ("real", "degenerate"):
             continue
+        kind: Any = rung.kind
         values = {name: [value_P.tolist()] for name, value_P in scores(metrics, rung.samples).items()}
         axes = {name: metric.axis for name, metric in metrics.items()}
         systems.append(
             System(
-                name=rung.name, kind=rung.kind, model=model, temperature=1.0, guidance=1.0, seeds=[0], relative_cost=0.0,
+                name=rung.name, kind=kind, model=model, temperature=1.0, guidance=1.0, seeds=[0], relative_cost=0.0,
                 samples=rung.samples.group, prompts=list(rung.samples.prompts), axes=axes, values=values,
             )
         )  # fmt: skip
