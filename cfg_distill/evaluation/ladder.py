@@ -343,7 +343,7 @@ def rungs_as_systems(rungs: Iterable[Rung], metrics: Mapping[str, SampleMetric],
         systems.append(
             System(
                 name=rung.name, kind=kind, model=model, temperature=1.0, guidance=1.0, seeds=[0], relative_cost=0.0,
-                samples=rung.samples.group, prompts=list(rung.samples.prompts), axes=axes, values=values,
+                samples=rung.samples.group, prompts=list(rung.samples.prompts), axes=dict(axes), values=values,
             )
         )  # fmt: skip
     return systems
