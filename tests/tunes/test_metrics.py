@@ -25,6 +25,7 @@ from cfg_distill.tunes.metrics import (
     TuneQuality,
     longest_run,
     ngram_set,
+    rest_share,
 )
 from cfg_distill.tunes.negatives import REAL
 from cfg_distill.tunes.quality import (
@@ -36,7 +37,6 @@ from cfg_distill.tunes.quality import (
     measured,
     repeated_bars,
     repetition,
-    rest_share,
     training_melodies,
 )
 from cfg_distill.tunes.rewriting import rewritten_bars, transposed, with_rests
