@@ -130,6 +130,7 @@ GROUPS = (
             "cfg_distill.tunes.data:TunesData",
             "cfg_distill.tunes.segments:SegmentsData",
             "cfg_distill.tunes.pairs:TunePairs",
+            "cfg_distill.tunes.negatives:JudgeData",
             "cfg_distill.tunes.optimizer:MuonAdamW",
         ),
     ),

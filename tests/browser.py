@@ -34,9 +34,9 @@ OpenPage = Callable[..., Any]
 """``open_page(file, width=1280, height=900, dark=False, **settings)``: a page of playwright that shows the file."""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """One Chromium for the session."""
+    """One Chromium for a test file. Two at once cannot be: while playwright runs, the thread has a running event loop."""
     if importlib.util.find_spec("playwright") is None:
         pytest.skip('playwright is missing: pip install ".[browser]"')
     executable = next(filter(None, map(shutil.which, NAMES)), None)

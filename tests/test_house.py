@@ -10,7 +10,8 @@ import ast
 from fenced import ROOT
 from house import PACKAGE, arrows, rooms, sources
 
-MOST_ROOMS, MOST_ARROWS, MOST_ENTRIES, MOST_PROBES, LONGEST_FILE = 24, 95, 25, 25, 420
+MOST_ROOMS, MOST_ARROWS, MOST_ENTRIES, MOST_PROBES, LONGEST_FILE = 24, 110, 26, 25, 420
+"""Before the room `report` came, with its page, choice and listening test, the package had 95 arrows and 25 entries."""
 
 
 def test_there_are_few_rooms_and_few_arrows_between_them() -> None:

@@ -121,7 +121,7 @@ def height_of(place: int, means: Resampler, front: slice | Sequence[int]) -> Hei
         return diversity_MB[place] - below
 
     beyond = [quality_MB[place] > quality_MB[front].max(axis=0) for quality_MB in (means.all[0], means.redrawn[0])]
-    return Height(*means.interval(height), bool(beyond[0][0]), float(beyond[1].mean()))
+    return Height(*means.interval(height, corrected=True), bool(beyond[0][0]), float(beyond[1].mean()))
 
 
 def mean_height(means: Resampler, curve: Sequence[int], front: Sequence[int]) -> Interval:
@@ -148,7 +148,7 @@ def mean_height(means: Resampler, curve: Sequence[int], front: Sequence[int]) ->
         difference_B: Floats = above - below
         return difference_B
 
-    return means.interval(height)
+    return means.interval(height, corrected=True)
 
 
 def hypervolume_difference(
@@ -168,7 +168,7 @@ def hypervolume_difference(
         between: Floats = first - second
         return between
 
-    return means.interval(volume)
+    return means.interval(volume, corrected=True)
 
 
 def dominated_share(means: Resampler, curve: Sequence[int], others: Sequence[int]) -> Interval:

@@ -23,6 +23,10 @@ An interval must hold all three.
   are alike. To add squares of distances is the method of variance estimates recovery (Zou and Donner, 2008, Statistics in
   Medicine 27). Runs of separate chains of training add their :math:`w^2`.
 
+- **Fronts.** A front takes the best of several systems, so its noise makes it too high, and every height too low; a resample
+  makes it higher again. So intervals of heights take bias-corrected percentiles (Efron, 1981): shares of a normal distribution
+  that is moved by :math:`2 z_0`, where :math:`\Phi(z_0)` is the share of resamples below the number itself.
+
 Coverage in simulation, with 96 prompts and 2 sampling seeds, by the standard deviation that training adds: from none to nearly
 all (the noise of one run's samples is .005). `tests/evaluation/test_intervals.py` repeats it with 24 prompts, where a false
 ``above`` between two equally trained chains comes up in .007 to .010 of the studies.
@@ -117,16 +121,18 @@ class Resampler:
         """Of one quantity, ``[R, P, S]``."""
         return cls([[values]], ["own"], resamples, seed)
 
-    def interval(self, statistic: Statistic, level: float = LEVEL) -> Interval:
+    def interval(self, statistic: Statistic, level: float = LEVEL, corrected: bool = False) -> Interval:
         """A number computed from the means, and its interval.
 
         Args:
             statistic: takes the means of each metric, ``[M, B]``, and returns ``[B]``.
             level: of the interval.
+            corrected: for the bias of a front.
         """
-        value = float(statistic(*self.all)[0])
+        value, redrawn_B = float(statistic(*self.all)[0]), statistic(*self.redrawn)
         outside = outer_share(self.clusters, level)
-        low, high = np.nanquantile(statistic(*self.redrawn), [outside, 1 - outside])
+        shares = _moved(redrawn_B, value, outside) if corrected else [outside, 1 - outside]
+        low, high = np.nanquantile(redrawn_B, shares)
         widened = sum(self._seed_width(statistic, chain, level) ** 2 for chain in self._trained())
         below, above = max(value - low, 0.0), max(high - value, 0.0)
         return Interval(
@@ -178,6 +184,15 @@ class Resampler:
         noise = float(np.nanvar(deviations(redrawn=True), axis=1).sum()) * correction
         variance = max(0.0, squares - NOISE_TAKEN_OFF * noise) / (number * (number - 1))
         return t_quantile((1 + level) / 2, number - 1) * math.sqrt(variance)
+
+
+def _moved(redrawn_B: Floats, value: float, outside: float) -> list[float]:
+    """The shares of bias-corrected percentiles. Resamples that equal the number count half."""
+    below = float((redrawn_B < value).mean() + (redrawn_B <= value).mean()) / 2
+    normal = NormalDist()
+    # At most one resample from either end: a number that all resamples exceed is off by an unknown amount.
+    bias = normal.inv_cdf(min(max(below, 1 / len(redrawn_B)), 1 - 1 / len(redrawn_B)))
+    return [normal.cdf(2 * bias + normal.inv_cdf(max(share, 1e-300))) for share in (outside, 1 - outside)]
 
 
 @lru_cache(maxsize=8)

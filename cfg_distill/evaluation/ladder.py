@@ -25,12 +25,11 @@ import torch
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.front import Interval, bootstrap_interval
 from cfg_distill.evaluation.system import System
-from cfg_distill.prompt import Prompt, PromptLike
+from cfg_distill.generators import CausalLM, Prompt, PromptLike
 from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.samples import Samples
 
 if TYPE_CHECKING:
-    from cfg_distill.generators import CausalLM
     from cfg_distill.metrics.base import SampleMetric
 
 RungKind = Literal["real", "guided", "base", "degenerate", "same", "different"]
@@ -343,7 +342,8 @@ def rungs_as_systems(rungs: Iterable[Rung], metrics: Mapping[str, SampleMetric],
         axes = {name: metric.axis for name, metric in metrics.items()}
         systems.append(
             System(
-                rung.name, kind, model, 1.0, 1.0, rung.samples.group, [0], list(rung.samples.prompts), dict(axes), values, 0.0
+                name=rung.name, kind=kind, model=model, temperature=1.0, guidance=1.0, seeds=[0], relative_cost=0.0,
+                samples=rung.samples.group, prompts=list(rung.samples.prompts), axes=dict(axes), values=values,
             )
         )  # fmt: skip
     return systems

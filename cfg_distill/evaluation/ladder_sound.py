@@ -12,9 +12,8 @@ import torch
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import Problem, problems_of
 from cfg_distill.evaluation.ladder import Ladder, Rung, samples_of
-from cfg_distill.generators import PromptLike, device, open_generator
+from cfg_distill.generators import Guidance, PromptLike, device, open_generator
 from cfg_distill.generators.length import frames
-from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
 

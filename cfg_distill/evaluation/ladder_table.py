@@ -88,6 +88,11 @@ def _sentence(found: Validation, metric: str) -> str:
     """
     if not any(each.metric == metric for each in found.verdicts):
         return "not judged: the ladder has no rungs for it"
-    parts = [f"bought by {', '.join(names)}"] if (names := found.buyers(metric)) else []
+    guided = {row.name for row in found.rows if row.kind == "guided"}
+    bought = found.buyers(metric)
+    above = [name for name in bought if name in guided]
+    buyers = [name for name in bought if name not in guided]
+    parts = [f"bought by {', '.join(buyers)}"] if buyers else []
+    parts += [f"saturated: {', '.join(above)} above real"] if above else []
     parts += [f"unclear for {', '.join(names)}"] if (names := found.buyers(metric, "unclear")) else []
     return "; ".join(parts) or "holds"

@@ -14,8 +14,7 @@ from typing import Any, Self
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.evaluation.ladder import Ladder, Rung, RungKind, samples_of
 from cfg_distill.folders import find_file
-from cfg_distill.generators import CausalLM, Prompt, PromptLike, device
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import CausalLM, Guidance, Prompt, PromptLike, device
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
 
@@ -242,7 +241,9 @@ class TextLadder(Ladder):
         made = [degenerate_texts(*each, random_) for each in zip(texts, written, others, strict=True)]
         for name in made[0]:
             yield rung(name, "degenerate", [groups[name] for groups in made])
-        yield rung("written answers", "different", written)
-        rewritten = [rewritten_texts(answers, random_) for answers in written]
+        # Rewritings of what is read of an answer, whole: cut after a sentence was moved, they would be other texts.
+        read = samples_of(prompts, written, generator, self.longest).groups()
+        yield Rung("written answers", "different", samples_of(prompts, read, generator))
+        rewritten = [rewritten_texts(answers, random_) for answers in read]
         for name in rewritten[0]:
-            yield rung(name, "same", [groups[name] for groups in rewritten])
+            yield Rung(name, "same", samples_of(prompts, [groups[name] for groups in rewritten], generator))

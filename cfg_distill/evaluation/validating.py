@@ -15,8 +15,8 @@ from cfg_distill.evaluation.ladder import SHARE, Ladder, Validation, validate
 from cfg_distill.evaluation.renderers import class_paths, is_trusted, metrics_of_profiles, model_profile
 from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file, source
+from cfg_distill.generators import PromptLike
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.prompt import PromptLike
 from cfg_distill.recipe.classes import find_class
 
 LADDERS = {

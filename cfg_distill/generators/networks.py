@@ -57,6 +57,7 @@ def not_numbers(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
     Infinity may stand in a vector: a bias of minus infinity is how some models forbid a token.
 
     Example:
+        >>> import torch
         >>> nan, inf = torch.tensor([torch.nan]), torch.tensor([-torch.inf])
         >>> not_numbers([("a", nan), ("bias", inf), ("weight", inf[None]), ("whole", torch.ones(2))])
         ['a', 'weight']
@@ -84,7 +85,7 @@ def _dtypes_in(path: str) -> dict[str, str]:
     Raises:
         ConfigError: a file is cut short or damaged.
     """
-    dtypes = {}
+    dtypes: dict[str, str] = {}
     for file in sorted(Path(resolve(path)).expanduser().glob("*.safetensors")):
         try:
             with safe_open(str(file), framework="pt") as opened:

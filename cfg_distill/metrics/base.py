@@ -25,10 +25,7 @@ class SampleMetric(Metric):
 
     Attributes:
         axis: which axis of the front the metric belongs to; ``guard`` metrics show a failure and lie on neither. On the
-            two axes higher is better.
-
-    Args:
-        axis: another axis than the class's own: ``guard`` for a metric that the ladder shows to be for sale.
+            two axes higher is better. Null keeps the axis of the class; ``guard`` suits a metric that the ladder finds bought.
     """
 
     axis: Literal["quality", "diversity", "guard"] = "quality"

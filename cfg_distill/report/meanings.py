@@ -28,7 +28,7 @@ def meaning_of(spec: Any) -> str:
 
     Example:
         >>> meaning_of({"class_path": "cfg_distill.metrics.DistinctN"})[:10]
-        'Distinct n'
+        'Different '
     """
     path = spec.get("class_path", "") if isinstance(spec, dict) else str(spec)
     module, _, name = path.rpartition(".")

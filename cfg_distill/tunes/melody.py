@@ -47,8 +47,8 @@ def common_melody(first: Sequence[Note], second: Sequence[Note]) -> int:
         heights.setdefault(length, Counter())[pitch] += 1
     bounds: Counter[int] = Counter()
     for (pitch, length), count in Counter(first).items():
-        for other, others in heights.get(length, Counter()).items():
-            bounds[pitch - other] += min(count, others)
+        for height, others in heights.get(length, Counter()).items():
+            bounds[pitch - height] += min(count, others)
     # Notes as integers, which compare faster than fractions: moving a note by s semitones adds s.
     numbers = {length: number * _APART for number, length in enumerate({length for _, length in [*first, *second]})}
     one = [pitch + numbers[length] for pitch, length in first]

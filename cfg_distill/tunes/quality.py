@@ -11,7 +11,7 @@ range of real tunes costs anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -44,7 +44,7 @@ def measured(tunes: Sequence[str], real_N: Tensor, known: Collection[tuple[str, 
         real_N: the first measure, which is the judge's.
         known: the runs of notes of the training tunes, as :func:`melody_runs` writes them.
     """
-    of_text = {
+    of_text: dict[str, Callable[[str], float]] = {
         "length": lambda tune: len(tune.split()),
         "repetition": repetition,
         "copied": lambda tune: copied_share(tune, known),
@@ -66,7 +66,7 @@ def factors(measures: Mapping[str, Tensor], bounds: Mapping[str, float]) -> dict
 
     Example:
         >>> factors({"repetition": torch.tensor([0.3, 0.75, 1.0])}, {"repetition": 0.5})
-        {'repetition': tensor([1.0000, 0.5000, 0.0000])}
+        {'repetition': tensor([1.0000, 0.5000, -0.0000])}
     """
     return {
         name: ((values_N - WORST[name]) / (bounds[name] - WORST[name])).clamp(0, 1)

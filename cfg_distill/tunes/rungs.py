@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from importlib import import_module
+from functools import partial
 from random import Random
 from typing import Any
 
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import Problem
 from cfg_distill.evaluation.ladder import Ladder, Rung, RungKind, samples_of
-from cfg_distill.generators import CausalLM, Prompt, PromptLike, device
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import CausalLM, Guidance, Prompt, PromptLike, device
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
+from cfg_distill.tunes import ladder as makers
+from cfg_distill.tunes import rewriting
 from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.metrics import TuneQuality
 from cfg_distill.tunes.prompts import NULL, understand
 
 HELD_OUT = ("validation", "test")
-STYLES = ("plain", "double", "none", "everywhere")
+STYLES: tuple[rewriting.Style, ...] = ("plain", "double", "none", "everywhere")
 SEMITONES = (0, 2, 5, 7)
 SHARES = (0.0, 0.1, 0.2, 0.4)
 
@@ -68,7 +69,6 @@ class TuneLadder(Ladder):
 
     def rungs(self, prompts: Sequence[PromptLike]) -> Iterator[Rung]:
         generator = CausalLM(self.path).load().to(device())
-        makers, rewriting = import_module("cfg_distill.tunes.ladder"), import_module("cfg_distill.tunes.rewriting")
         random, judge = Random(self.seed), TuneQuality().load()
         real = [Random(self.seed).sample(self.tunes(prompt, HELD_OUT), self.samples) for prompt in prompts]
         known = [self.tunes(prompt, ["train"]) or self.tunes(prompt, HELD_OUT) for prompt in prompts]
@@ -88,7 +88,7 @@ class TuneLadder(Ladder):
         yield Rung("base", "base", draw(generator, prompts, sampling, None, self.seed))
         yield made("looped bar", makers.looped, known)
         chosen = [
-            makers.chosen_loops(pool, random, lambda tunes, prompt=prompt: self._qualities(judge, prompt, tunes))
+            makers.chosen_loops(pool, random, partial(self._qualities, judge, prompt))
             for prompt, pool in zip(prompts, known, strict=True)
         ]
         yield rung("chosen loops", "degenerate", [loops[: self.samples] for loops in chosen])

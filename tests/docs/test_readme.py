@@ -200,7 +200,7 @@ def test_no_page_installs_from_an_index() -> None:
         assert not re.search(r"pip install.* \"?cfg-distill\b", page.read_text(encoding="utf-8")), page.name
 
 
-SHOWN = ("README.md", "docs/quickstart.md", "docs/recipes.md", "docs/report.md", "docs/listening.md")
+SHOWN = ("README.md", "docs/quickstart.md", "docs/recipes.md", "docs/report.md", "docs/listening.md", "docs/ladder.md")
 
 
 def test_every_command_is_shown() -> None:

@@ -112,7 +112,7 @@ def test_a_metric_of_diversity_is_counted_from_copies_in_units_of_different_samp
     assert climbed.buyers("letters") == ["letter case"]
     assert climbed.buyers("distinct") == ["letter case"]
     found = {each.rung: each.difference.mean for each in climbed.verdicts if each.metric == "letters"}
-    assert found == {COPIES: -1.0, "letter case": 1 - climbed.share, "spaces": -climbed.share}
+    assert found == pytest.approx({COPIES: -1.0, "letter case": 1 - climbed.share, "spaces": -climbed.share})
 
 
 def test_copies_are_made_of_the_first_sample_and_its_tokens():
@@ -190,6 +190,14 @@ def test_the_table_marks_what_buys_and_what_is_seen(climbed):
     assert [name for name, line in rows["guard"].items() if "*" in line] == ["loop", "shouted"]
     assert "words     bought by shuffled, shouted\nletters   bought by letter case\n" in verdicts
     assert "Seen by no guard and no metric of quality: shuffled." in table
+
+
+def test_guidance_above_the_real_is_told_as_saturation_and_does_not_hold():
+    rungs = {r.name: r for r in Climb().rungs(PROMPTS)}
+    better = rung("guided more", "guided", [group(n, 12) for n in range(len(PROMPTS))])
+    found = validate({"words": Words()}, [rungs["real"], better, rungs["base"], rungs["loop"]])
+    assert "words  saturated: guided more above real\n" in ladder_table(found)
+    assert found.outcome("words") == "bought" and not found.holds
 
 
 # The command

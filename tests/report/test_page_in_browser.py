@@ -16,8 +16,13 @@ pytest.importorskip("soundfile", reason="the audio extra is missing")
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The page of a made-up study of tunes."""
-    study = write_study(tmp_path_factory.mktemp("study") / "study", prompts=3)
+    """The page of a made-up study of tunes, with more metrics than a phone has room for."""
+    systems = line()
+    for each in systems:
+        for number in range(6):
+            metric = f"another_quality_{number}"
+            each.axes[metric], each.values[metric] = "quality", each.values["quality"]
+    study = write_study(tmp_path_factory.mktemp("study") / "study", systems, prompts=3)
     write_logs(study / "fits" / "quality")
     return write_report(study)
 
@@ -65,11 +70,13 @@ def test_a_sample_plays_and_another_stops_it(open_page: OpenPage, report: Path) 
     buttons.nth(0).click()
     page.wait_for_function("[...document.querySelectorAll('audio')].some((each) => each.currentTime > 0.05)")
     assert buttons.nth(0).get_attribute("aria-label").startswith("Pause half")
+    page.evaluate("for (const each of document.querySelectorAll('audio')) each.loop = true")  # none ends by itself
     buttons.nth(1).click()
-    page.wait_for_function("[...document.querySelectorAll('audio')].filter((each) => !each.paused).length === 1")
-    playing = page.evaluate("[...document.querySelectorAll('audio')].find((each) => !each.paused).src")
-    assert playing.endswith("half-01-2.ogg")
-    page.wait_for_function("[...document.querySelectorAll('audio')].every((each) => each.paused)")  # it ends by itself
+    playing = "[...document.querySelectorAll('audio')].filter((each) => !each.paused).map((each) => each.src)"
+    page.wait_for_function(f"({playing}).some((each) => each.endsWith('half-01-2.ogg'))")
+    assert len(page.evaluate(playing)) == 1
+    page.evaluate("for (const each of document.querySelectorAll('audio')) each.loop = false")
+    page.wait_for_function(f"({playing}).length === 0")
 
 
 def test_sound_inside_the_page_plays(open_page: OpenPage, tmp_path: Path) -> None:  # noqa: F811

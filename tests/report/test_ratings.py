@@ -95,7 +95,7 @@ def test_means_differences_and_verdicts(test: Path, key: dict, rate: Rate, capsy
         if of["kind"] == "variety" and "base" in of["groups"].values()
     ]
     assert (variety["won"], variety["equal"], variety["lost"]) == (sum(won), 0, 18 - sum(won))
-    assert variety["mean"] == pytest.approx(np.mean(won)) and variety["verdict"] == "more varied"
+    assert variety["mean"] == pytest.approx(np.mean(won), abs=1e-4) and variety["verdict"] == "more varied"
     undecided = found["differences"]["base T 0.8"]["variety"]
     assert undecided["verdict"] == "undecided" and undecided["to_decide"].keys() >= {"prompts", "raters"}
     assert found["agreement"]["quality"] > 0.5

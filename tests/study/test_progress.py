@@ -157,7 +157,7 @@ def test_on_a_terminal_a_bar_with_the_words_beneath(now):
 def test_the_share_of_a_real_study_never_falls_under_wrong_estimates(real, change, monkeypatch, capsys):
     change({"fits/quality/overrides": {"trainer.max_steps": 80}, "evaluation/seeds": [0]})
     change({"merges": {}, "claims": None, "fits/diversity": None, "baselines/base T 0.8": None})
-    wrong = {"fit": 0.001, "export": 500.0, "evaluate": 2.0, "front": 1e4}
+    wrong = {"fit": 0.001, "export": 500.0, "evaluate": 2.0, "time": 70.0, "front": 1e4}
     plan, show, shown, said = run.plan, Display.show, [], []
     monkeypatch.setattr(run, "plan", lambda *given: [replace(s, effort=wrong[s.kind]) for s in plan(*given)])
 

@@ -130,7 +130,7 @@ def test_a_study_that_is_killed_and_interrupted_ends_like_one_that_is_not(real, 
 def _check_results(text: str) -> None:
     out = Path("out")
     front = json.loads((out / "front.json").read_text())
-    assert front.keys() == {"systems", "claims", "hypervolume", "protocol", "notes", "fronts", "timing"}
+    assert front.keys() == {"systems", "claims", "hypervolume", "protocol", "notes", "fronts", "timing", "choice"}
     assert front["notes"][:2] == [
         "3 prompts are fewer than the 8 that an interval needs: it covers less than it says.",
         "One training seed: the intervals say nothing about another training run.",

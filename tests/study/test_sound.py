@@ -64,7 +64,9 @@ def test_points_of_models_of_sound(here: Path, tmp_path: Path, capsys: pytest.Ca
     system = front["systems"][0]
     assert list(system["quality"]) == ["adherence"]
     assert list(system["diversity"]) == ["diversity", "second_diversity", "vendi"]
-    assert list(system["guards"]) == ["silence", "clipping", "repetition", "empty_share", "length", "kad", "fad"]
+    assert list(system["guards"]) == [
+        *("silence", "noise", "copies", "clipping", "repetition", "empty_share", "length", "kad", "fad")
+    ]
     assert system["guards"]["length"] == {"mean": 30.0, "low": 30.0, "high": 30.0}
     assert system["guards"]["fad"]["low"] < system["guards"]["fad"]["mean"] < system["guards"]["fad"]["high"]
     assert (out / "front.png").exists() and "adherence" in capsys.readouterr().out
