@@ -2,7 +2,7 @@
 
 Every measure M has a bound B, beyond which 5 % of the real tunes lie, and a worst value W. Its factor is
 
-    f = clamp((M - W) / (B - W), 0, 1)
+    f = min(1, |M - W| / |B - W|)
 
 So it is 1 for nearly all real tunes, and falls in a straight line to 0 at the worst value. Only what lies outside the
 range of real tunes costs anything.
@@ -66,10 +66,10 @@ def factors(measures: Mapping[str, Tensor], bounds: Mapping[str, float]) -> dict
 
     Example:
         >>> factors({"repetition": torch.tensor([0.3, 0.75, 1.0])}, {"repetition": 0.5})
-        {'repetition': tensor([1.0000, 0.5000, -0.0000])}
+        {'repetition': tensor([1.0000, 0.5000, 0.0000])}
     """
     return {
-        name: ((values_N - WORST[name]) / (bounds[name] - WORST[name])).clamp(0, 1)
+        name: ((values_N - WORST[name]).abs() / abs(bounds[name] - WORST[name])).clamp(max=1)
         for name, values_N in measures.items()
     }
 
