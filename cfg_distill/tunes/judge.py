@@ -22,7 +22,7 @@ from cfg_distill.tunes.bars import read_note
 from cfg_distill.tunes.negatives import REAL
 from cfg_distill.tunes.network import TuneNetwork, load_network
 from cfg_distill.tunes.quality import FILE as BOUNDS
-from cfg_distill.tunes.quality import RUN, bounds_of, load_bounds, measured, ngram_set, save_bounds
+from cfg_distill.tunes.quality import bounds_of, known_runs, load_bounds, measured, save_bounds
 from cfg_distill.tunes.segments import ATTRIBUTES, UNLABELLED, SegmentsData
 from cfg_distill.tunes.tokenizer import VALUES
 from cfg_distill.tunes.training import NetworkTraining
@@ -120,7 +120,7 @@ class JudgeTraining(NetworkTraining):
         data: SegmentsData = self.trainer.datamodule  # type: ignore[attr-defined]
         tunes = [" ".join(tune.tokens[: data.longest]) for tune in data.tunes["validation"]]
         real_N = Judge(folder).probabilities(tunes)[REAL][:, 1]
-        known = ngram_set((tune.tokens for tune in data.tunes["train"]), RUN)
+        known = known_runs(" ".join(tune.tokens) for tune in data.tunes["train"])
         save_bounds(bounds_of(measured(tunes, real_N, known)), folder)
 
     def _prior(self, head: str) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from typing import Any, Literal, Self
 
@@ -24,10 +24,9 @@ from cfg_distill.tunes.quality import (
     FACTORS,
     factors,
     measured,
-    ngram_set,
     repeated_bars,
     repetition,
-    training_runs,
+    training_melodies,
 )
 from cfg_distill.tunes.segments import ATTRIBUTES
 from cfg_distill.tunes.tokenizer import VALUES
@@ -54,6 +53,11 @@ def longest_run(tune: str) -> int:
     """The longest run of one pitch, in notes; bar signs do not break it."""
     pitches = [note.pitch for token in tune.split() if (note := read_note(token)) is not None]
     return max((len(list(run)) for _, run in groupby(pitches)), default=0)
+
+
+def ngram_set(tunes: Iterable[Sequence[str]], n: int) -> set[tuple[str, ...]]:
+    """Every n-gram of token sequences."""
+    return {tuple(tokens[start : start + n]) for tokens in tunes for start in range(len(tokens) - n + 1)}
 
 
 class BarValidity(SampleMetric):
@@ -124,24 +128,26 @@ class _FactorMetric(_JudgeMetric):
     """A metric that reads the factors of :mod:`cfg_distill.tunes.quality`. Loading reads the corpus too."""
 
     def load(self) -> Self:
-        _ = self.judge.load().bounds, training_runs()
+        _ = self.judge.load().bounds, training_melodies()
         return self
 
     def judged(self, samples: Samples) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """The judge's probabilities, and the factors of each sample, ``[N]``, by name."""
         tunes = texts_of(f"Metric `{type(self).__name__}`", samples.outputs)
         probabilities = self.judge.probabilities(tunes, self.device)
-        return probabilities, factors(measured(tunes, probabilities[REAL][:, 1], training_runs()), self.judge.bounds)
+        return probabilities, factors(
+            measured(tunes, probabilities[REAL][:, 1], training_melodies()), self.judge.bounds
+        )
 
 
 class TuneQuality(_FactorMetric):
-    """The headline: ``mean(validity, asked) * real * length * repetition * repeated_bars * rests * copied``.
+    """The headline: ``mean(validity, asked) * real * length * repetition * copied``.
 
     - ``validity``: :class:`BarValidity`; ``asked``: the judge's probability of each attribute that the prompt asks for. The
       mean is over those that apply.
     - The factors are in [0, 1], and 1 within the range of real tunes: see :mod:`cfg_distill.tunes.quality`. ``real`` is low
-      for what the judge holds for no music, ``length`` for short tunes, ``repetition`` and ``repeated_bars`` for loops,
-      ``rests`` for silence, ``copied`` for tunes learned by heart.
+      for random notes, shuffled bars, loops and scattered rests, by the judge; ``length`` for a few bars and the end;
+      ``repetition`` for loops; ``copied`` for tunes learned by heart.
 
     Args:
         path: the judge's folder.
@@ -172,13 +178,13 @@ class TuneFactor(_FactorMetric):
     """One factor of :class:`TuneQuality` alone: 1 within the range of real tunes, 0 at its worst value.
 
     Args:
-        factor: "real", "length", "repetition", "repeated_bars", "rests" or "copied".
+        factor: "real", "length", "repetition" or "copied".
         path: the judge's folder.
     """
 
     def __init__(
         self,
-        factor: Literal["real", "length", "repetition", "repeated_bars", "rests", "copied"] = "real",
+        factor: Literal["real", "length", "repetition", "copied"] = "real",
         path: str = "tunes:judge",
         **settings: Any,
     ) -> None:
@@ -280,7 +286,10 @@ class CopyRate(TextMetric):
         self.known: frozenset[tuple[str, ...]] | None = None
 
     def load(self) -> Self:
-        self.known = training_runs(self.n) if self.known is None else self.known
+        if self.known is None:
+            from cfg_distill.tunes.corpus import tunes_of
+
+            self.known = frozenset(ngram_set((tune.tokens for tune in tunes_of("train")), self.n))
         return self
 
     def score_group(self, texts: list[str]) -> float:

@@ -20,6 +20,7 @@ from cfg_distill.tunes.metrics import TuneQuality
 from cfg_distill.tunes.prompts import understand
 
 GROUP = 6
+MOST = 100  # tunes that fit a prompt, of whose bars the degenerate ones are made: all of them take long to read
 REAL = "C:2 E:2 G:2 c:2 | B:2 G:2 F:2 D:2 | C:2 E:2 G:2 c:2 | c:4 z:4 | G:3 F:1 E:2 D:2 | C:8 |"
 
 
@@ -65,7 +66,8 @@ class Ladder:
 
     def matching(self, prompt: str, split: str) -> list[str]:
         asked = understand(prompt).slots
-        return [ladder.cut(" ".join(tune.tokens)) for tune in tunes_of(split) if ladder.matches(tune.slots, asked)]
+        fitting = [ladder.cut(" ".join(tune.tokens)) for tune in tunes_of(split) if ladder.matches(tune.slots, asked)]
+        return fitting[:MOST]
 
     def _made(self, make: Callable[..., list[str]], prompt: str, random: Random) -> list[str]:
         tunes = self.matching(prompt, "train")
