@@ -17,8 +17,8 @@ help:  ## list the targets
 quickstart: $(READY)  ## run the whole method on the shipped text-to-music model, into runs/quickstart (about ten minutes)
 	$(BIN)/cfg-distill study recipes/quickstart.yaml
 
-test: $(READY)  ## run all tests; one file: .venv/bin/python -m pytest tests/losses/test_divergences.py
-	$(BIN)/python -m pytest
+test: $(READY)  ## run all tests, a file on each core; one file: .venv/bin/python -m pytest tests/losses/test_divergences.py
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)  ## run ruff, mypy and codespell
 	$(BIN)/ruff check .
