@@ -15,6 +15,10 @@ KINDS = {"baselines": ("base", "guidance"), "students": ("student", "merge")}
 """The kinds of systems of each hypervolume. A ``model`` of ``cfg-distill evaluate`` can be either: it counts among all."""
 
 
+ROWS = ("real", "degenerate")
+"""The kinds of the rows of a ladder, which no system drew: they show the range of a metric, and compete with nothing."""
+
+
 def pareto(points: ArrayLike) -> NDArray[np.bool_]:
     """Which points no other point beats: ``[M, 2]`` to ``[M]``. In both coordinates larger is better.
 
@@ -65,7 +69,8 @@ def hypervolumes(points: Sequence[Mapping[str, Any]], headline: Headline | None)
     The reference is 0 in a metric whose means are all at least 0, so that studies compare; else it is the lowest mean.
 
     Args:
-        points: systems as front.json lists them; a pair leaves out the systems that lack one of its metrics.
+        points: systems as front.json lists them; a pair leaves out the systems that lack one of its metrics. Rows of a ladder
+            (:data:`ROWS`) are left out.
         headline: the metrics; None, where an axis has no metric, gives an empty list.
 
     Returns:
@@ -78,7 +83,9 @@ def hypervolumes(points: Sequence[Mapping[str, Any]], headline: Headline | None)
     entries = []
     for diversity in filter(None, (headline.diversity, headline.independent)):
         metrics = {"quality": headline.quality, "diversity": diversity}
-        drawn = [p for p in points if all(metric in p[axis] for axis, metric in metrics.items())]
+        drawn = [
+            p for p in points if p["kind"] not in ROWS and all(metric in p[axis] for axis, metric in metrics.items())
+        ]
         means_M2 = np.array([[p[axis][metric]["mean"] for axis, metric in metrics.items()] for p in drawn]).reshape(
             -1, 2
         )

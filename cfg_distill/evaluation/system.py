@@ -121,6 +121,11 @@ class System:
         return cls(**json.loads(file.read_text(encoding="utf-8")))
 
 
+def read_rows(file: Path) -> list[System]:
+    """The rows of real and degenerate samples that a study wrote."""
+    return [System(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+
+
 def pooled(name: str, runs: Sequence[System]) -> System:
     """One system of several training runs of it.
 

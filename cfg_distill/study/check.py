@@ -15,6 +15,7 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.merging.methods import problems_of_merge
+from cfg_distill.study.climbing import ladder_of
 from cfg_distill.study.config import Study, unknown_name
 from cfg_distill.study.jobs import CheckEvaluation, CheckFit, Job, said_by
 from cfg_distill.study.parts import Fit, SystemConfig
@@ -103,7 +104,8 @@ def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, Job
     jobs: dict[str, Job] = {}
     if is_fine("evaluation.metrics"):
         sampled = systems_by_folder(study) if all(map(is_fine, parts)) else []
-        jobs["evaluation"] = CheckEvaluation(evaluation, models, sampled)
+        ladder = ladder_of(study).name if sampled and is_fine("evaluation.ladder") else ""
+        jobs["evaluation"] = CheckEvaluation(evaluation, models, sampled, ladder)
     for name, fit in study.fits.items():
         if fit.config and is_fine(f"fits.{name}.config"):
             jobs[f"fits.{name}"] = CheckFit(command_of(fit))
@@ -322,6 +324,10 @@ def _problems_of_evaluation(study: Study) -> list[Problem]:
             problems.append(Problem(name, f"expected at least {lowest}, but got {value}."))
     problems += _not_a_number_from_0("temperature", given.temperature)
     problems += _problems_of_filters("", given.top_k, given.top_p, given.min_p)
+    try:
+        ladder_of(study)
+    except ConfigError as error:
+        problems += error.under("ladder")
     if any(rows < 1 for rows in given.timing):
         problems.append(Problem("timing", f"expected numbers of rows, each at least 1, but got {given.timing}."))
     return _under("evaluation", problems)

@@ -158,6 +158,9 @@ class Evaluation:
         development: a file of other prompts, for every choice that is made on the way: settings, knobs, systems to report.
         stage: ``report`` samples ``prompts``; ``development`` samples the development prompts, and leaves the others untouched.
         timing: rows at which the time per sample is measured, for the base, its guidance and a student; empty for none.
+        ladder: whose real and degenerate samples are rows of the table, so that the range of each metric shows: ``tunes``,
+            ``text``, ``sound`` or the class path of a ladder; ``model`` for the one that the folder of the first baseline
+            names, if it names one; ``none`` for no such rows.
         written: prompts of which samples are written to be read and heard.
         written_samples: samples of each such prompt that are written.
         dtype: of the weights of every system that names none; a recipe's dtype is for training alone.
@@ -181,6 +184,7 @@ class Evaluation:
     development: str = ""
     stage: Stage = "report"
     timing: list[int] = dataclasses.field(default_factory=lambda: [1, 4, 32])
+    ladder: str = "model"
 
     @property
     def sampled(self) -> str:
