@@ -19,6 +19,24 @@ ROWS = ("real", "degenerate")
 """The kinds of the rows of a ladder, which no system drew: they show the range of a metric, and compete with nothing."""
 
 
+def swept(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The baselines that lie on sweeps: samples of the base, told apart by temperature and guidance alone.
+
+    A filter, a template of prompts or another model (one that was fine-tuned) is on no such line.
+
+    Args:
+        points: entries of front.json; the model of the first baseline is the base.
+    """
+    baselines = [p for p in points if p["kind"] in KINDS["baselines"]]
+    plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "prompt": None}
+    return [
+        p
+        for p in baselines
+        if p.get("model") == baselines[0].get("model")
+        and all(p.get(key) in (value, None) for key, value in plain.items())
+    ]
+
+
 def pareto(points: ArrayLike) -> NDArray[np.bool_]:
     """Which points no other point beats: ``[M, 2]`` to ``[M]``. In both coordinates larger is better.
 

@@ -43,6 +43,7 @@ class System:
         top_k: of sampling; 0 keeps all.
         top_p: of sampling; 1 keeps all.
         min_p: of sampling; 0 keeps all.
+        prompt: the template that the prompts were put into; None for the prompts as they are.
     """
 
     name: str
@@ -63,6 +64,7 @@ class System:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    prompt: str | None = None
 
     def runs(self, metric: str) -> np.ndarray:
         """The values by training seed, prompt and sampling seed, ``[R, P, S]``; R is 1 for a system that was not trained."""
@@ -107,6 +109,7 @@ class System:
             "top_k": self.top_k,
             "top_p": self.top_p,
             "min_p": self.min_p,
+            "prompt": self.prompt,
             "model": self.model,
             "knob": self.knob,
         }

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from cfg_distill.data import read_prompts
-from cfg_distill.data.reading import normalised
+from cfg_distill.data.reading import PLACE, normalised
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
@@ -121,7 +121,7 @@ def systems_by_folder(study: Study) -> list[SystemConfig]:
     for system in study.all_systems().values():
         folder = _folder_of(study, system.model)
         if folder:
-            guidance = (system.guidance, system.negative, system.negative_system)
+            guidance = (system.guidance, system.negative, system.negative_system, system.prompt)
             found.setdefault((folder, *guidance), replace(system, model=folder))
     return list(found.values())
 
@@ -227,6 +227,9 @@ def _problems_of_system(key: str, system: SystemConfig, models: list[str]) -> li
     problems = _problems_of_model(f"{key}.model", system.model, models)
     if system.temperature is not None:
         problems += _not_a_number_from_0(f"{key}.temperature", system.temperature)
+    if system.prompt is not None and PLACE not in system.prompt:
+        text = f"expected a template with `{PLACE}`, where each prompt is put in, but got `{system.prompt}`."
+        problems.append(Problem(f"{key}.prompt", text))
     given = {name: vars(system)[name] for name in ("top_k", "top_p", "min_p") if vars(system)[name] is not None}
     problems += _problems_of_filters(key, **given)
     return problems + _not_a_number_from_0(f"{key}.guidance", system.guidance, " (1 is no guidance)")

@@ -12,6 +12,7 @@ from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.study.climbing import ClimbLadder, problems_of_ladder
 from cfg_distill.study.parts import Claims, Evaluation, SystemConfig
+from cfg_distill.study.sampled import guidance_of, sampling_of
 
 if TYPE_CHECKING:
     from cfg_distill.evaluation.system import Kind
@@ -82,7 +83,7 @@ class CheckEvaluation:
         return problems
 
     def _problems_of_prompts(self) -> list[Problem]:
-        from cfg_distill.data import read_prompts
+        from cfg_distill.data.reading import read_prompts, templated
         from cfg_distill.generators import open_generator
         from cfg_distill.sampling import problems_of_lengths
 
@@ -93,7 +94,8 @@ class CheckEvaluation:
             generator = open_generator(system.model)
             if problems_of(generator):
                 continue  # a student's start: the check of its fit reports it
-            found = problems_of_lengths(generator, prompts, sampling_of(given, system), guidance_of(system))
+            asked = templated(system.prompt, prompts)
+            found = problems_of_lengths(generator, asked, sampling_of(given, system), guidance_of(system))
             problems += said_by(f"Model `{system.model}`", ConfigError(found).under("evaluation"))
         return problems
 
@@ -228,6 +230,7 @@ class Evaluate:
             kind=self.kind,
             progress=report,
             listen=writer,
+            template=self.system.prompt,
         )
         writer.finish()
         system.training_seeds, system.chain = self.training_seeds, self.chain
@@ -334,32 +337,6 @@ def said_by(who: str, problems: Iterable[Problem]) -> list[Problem]:
         fits.quality: Key `model.seed`: expected a whole number, but got 1.5.
     """
     return [Problem("", f"{who}: {problem}") for problem in problems]
-
-
-def sampling_of(evaluation: Evaluation, system: SystemConfig) -> Any:
-    """How a system is sampled."""
-    from cfg_distill.sampling import Sampling
-
-    def of(key: str) -> Any:
-        """The system's own setting, or that of the evaluation."""
-        own = vars(system)[key]
-        return vars(evaluation)[key] if own is None else own
-
-    return Sampling(
-        samples=evaluation.samples,
-        max_new_tokens=evaluation.max_new_tokens,
-        temperature=of("temperature"),
-        top_k=of("top_k"),
-        top_p=of("top_p"),
-        min_p=of("min_p"),
-    )
-
-
-def guidance_of(system: SystemConfig) -> Any:
-    """The guidance of a system."""
-    from cfg_distill.guidance import Guidance
-
-    return Guidance(scale=system.guidance, negative=system.negative, negative_system=system.negative_system)
 
 
 _kept: dict[str, Any] = {}

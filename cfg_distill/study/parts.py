@@ -72,6 +72,8 @@ class SystemConfig:
         top_k: keep the k likeliest tokens; None takes ``evaluation.top_k``.
         top_p: keep the likeliest tokens whose probabilities first reach p; None takes ``evaluation.top_p``.
         min_p: keep the tokens at least this many times as likely as the likeliest; None takes ``evaluation.min_p``.
+        prompt: a template that every prompt is put into, in place of ``{prompt}``: a baseline that asks for variety, say.
+            Metrics see the prompt as it was. None for none.
     """
 
     model: str
@@ -83,6 +85,7 @@ class SystemConfig:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    prompt: str | None = None
 
 
 @dataclass

@@ -50,7 +50,7 @@ FREE = (
 )
 """Keys that may differ, since they change no result of a system. The last one is of an earlier version."""
 
-UNSET = ("top_k", "top_p", "min_p")
+UNSET = ("top_k", "top_p", "min_p", "prompt")
 """Settings of a system that earlier versions did not record; where they are not given, nothing has changed."""
 
 

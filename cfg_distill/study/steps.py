@@ -196,7 +196,7 @@ def _evaluation_step(study: Study, name: str, run: Run, model: Made, out: Path) 
     return Step("evaluate", run.subject(name), job, [file, heard], model.needs, config, effort, [heard])
 
 
-NEW_OPEN = ("top_k", "top_p", "min_p")
+NEW_OPEN = ("top_k", "top_p", "min_p", "prompt")
 """Settings of a system that version 0.1 did not have. One that is not given must not make its results look stale."""
 
 
