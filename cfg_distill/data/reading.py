@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,23 @@ def normalised(prompt: PromptLike) -> str:
         'an irish jig'
     """
     return " ".join(Prompt.of(prompt).text.casefold().split())
+
+
+PLACE = "{prompt}"
+"""Where a template takes the prompt."""
+
+
+def templated(template: str | None, prompts: Sequence[PromptLike]) -> list[PromptLike]:
+    """Each prompt put into a template, with its conditions; as it is where there is no template.
+
+    Example:
+        >>> [str(prompt) for prompt in templated("Be surprising. {prompt}", ["a haiku", "a tune"])]
+        ['Be surprising. a haiku', 'Be surprising. a tune']
+    """
+    if template is None:
+        return list(prompts)
+    known = [Prompt.of(prompt) for prompt in prompts]
+    return [Prompt(template.replace(PLACE, prompt.text), **prompt.conditions) for prompt in known]
 
 
 def _rows(file: Path, field: str) -> Iterable[PromptLike]:

@@ -20,6 +20,7 @@ from cfg_distill.distillation.fingerprint import fingerprint
 from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import as_logged, norms_of_step, reference_of
 from cfg_distill.distillation.memory import advice_on_memory
+from cfg_distill.distillation.off_policy import of_teacher, to_learn_from
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
 from cfg_distill.distillation.settings import (
     problems_of_all_lengths,
@@ -30,7 +31,7 @@ from cfg_distill.distillation.settings import (
 )
 from cfg_distill.distillation.step import Step, micro_batches
 from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.generators import Generator, Guidance, Guided, PromptLike
+from cfg_distill.generators import Generator, Guidance, PromptLike
 from cfg_distill.generators.linear import onednn
 from cfg_distill.generators.lora import lora_layers
 from cfg_distill.losses import Loss, LossInputs, mix
@@ -76,6 +77,7 @@ class CFGDistillation(L.LightningModule):
         seed: of the rollouts, beside step and rank of each; null takes ``seed_everything``, or 0 in a script.
         allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.
         execution: how the arithmetic is carried out: speed and memory, and nothing else but rounding.
+        off_policy: learn from samples of the guided teacher, not from the student's own: a baseline (``losses.CrossEntropy``).
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class CFGDistillation(L.LightningModule):
         seed: int | None = None,
         allow_no_teacher: bool = False,
         execution: Execution = Execution(),
+        off_policy: bool = False,
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or name in dir(nn.ModuleDict)]:
@@ -116,6 +119,7 @@ class CFGDistillation(L.LightningModule):
         self.measure_gradients_every = measure_gradients_every
         self.seed = 0 if seed is None else seed
         self.allow_no_teacher = allow_no_teacher
+        self.off_policy = off_policy
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[PromptLike] = ()
@@ -192,7 +196,7 @@ class CFGDistillation(L.LightningModule):
     # One step
 
     def rollout(self, prompts: Sequence[PromptLike], seed: int = 0) -> Rollout:
-        """Groups of samples that the student learns from: its own, without guidance. Override to roll out differently."""
+        """Groups of samples of the student, without guidance. Override to roll out differently."""
         return rollout(self.student, prompts, self.sampling, seed=seed)
 
     def draw(self, prompts: Sequence[PromptLike], seed: int = 0) -> Samples:
@@ -209,11 +213,9 @@ class CFGDistillation(L.LightningModule):
             prompts: the prompts of these rows, each of which has the same number of them; None for all.
             rows: which rows.
         """
-        assert self.teacher is not None
         prompts = samples.asked if prompts is None else prompts
         tokens_NKT, mask_NKT = samples.rollout.tokens_NKT[rows], samples.rollout.mask_NKT[rows]
-        with torch.no_grad():
-            teacher = Guided(self.teacher, self.guidance).predictions(prompts, tokens_NKT, mask_NKT)
+        teacher = of_teacher(self, prompts, tokens_NKT, mask_NKT)
         student = self.student.predictions(prompts, tokens_NKT, mask_NKT)
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
@@ -240,14 +242,13 @@ class CFGDistillation(L.LightningModule):
         if self._step.begins:
             # Here and not by Lightning, which would do it after the micro-batches below.
             cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad()
-        drawn = self.rollout(batch, self._rollout_seed(self.global_step, batch_idx))
-        samples = decoded(self.student, batch, drawn)
+        samples = to_learn_from(self, batch, self._rollout_seed(self.global_step, batch_idx))
         advantages = {name: loss.advantage(samples) for name, loss in self._mix.items()}
         weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
         every = self.measure_gradients_every
         measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._step.begins)
         sums: dict[str, Tensor] = {}
-        earlier = torch.zeros((), device=drawn.tokens_BGKT.device)
+        earlier = torch.zeros((), device=samples.rollout.tokens_BGKT.device)
         parts = micro_batches(batch, self.sampling.samples, self.micro_batch)
         if measuring:
             self._measure_gradients(samples, parts, advantages)
@@ -264,9 +265,9 @@ class CFGDistillation(L.LightningModule):
                 accumulated = self.trainer.accumulate_grad_batches
                 self.trainer.strategy.backward(total / self.count_scale / accumulated, None)
                 earlier += total.detach()
-        count = self.count.of_rows(drawn.mask_NKT)
-        self._log_step(drawn, weights, sums, count)
-        self._step.add({name: sums[name] for name in self._mix}, count, len(drawn.mask_NKT))
+        count = self.count.of_rows(samples.rollout.mask_NKT)
+        self._log_step(samples.rollout, weights, sums, count)
+        self._step.add({name: sums[name] for name in self._mix}, count, len(samples.outputs))
         # Divided by a constant here, by the true count of all micro-batches and ranks before the optimiser steps.
         return {
             "loss": (total + earlier) / self.count_scale,

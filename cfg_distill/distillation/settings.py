@@ -9,6 +9,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators import Generator, PromptLike
 from cfg_distill.losses import Divergence, Loss
@@ -91,12 +92,13 @@ def _problems_of_losses(module: CFGDistillation, context: Context, is_readable: 
     found = []
     if not losses:
         found.append(Problem("losses", "expected at least one loss, but got none. Add `kl`."))
-    elif not module.allow_no_teacher and not any(_ties_to_teacher(loss) for loss in losses.values()):
+    elif not (module.allow_no_teacher or module.off_policy or any(_ties_to_teacher(loss) for loss in losses.values())):
         text = (
             "nothing ties the student to the guided teacher. Expected a divergence with a weight above 0, but got"
             f" {_listed(losses)}. Add one, such as `kl`, or set `@/model.allow_no_teacher` to true."
         )
         found.append(Problem("losses", text))
+    found += problems_of_policy(module)
     for name, loss in losses.items():
         weights = loss.codebook_weights if is_readable and isinstance(loss, Divergence) else ()
         if weights and len(weights) != module.student.num_codebooks:

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from cfg_distill.evaluation.front import swept
 from cfg_distill.evaluation.labels import Box, Label, along, placed
 
 Point = Mapping[str, Any]
@@ -33,7 +34,7 @@ LEGEND = {
     "base": "base",
     "real": "real samples",
 }
-QUIET = "another temperature or filter"
+QUIET = "another temperature, filter or model"
 FAMILY = {
     "student": "students", "merge": "students", "model": "students", "guidance": "guidance", "base": "base", "real": "real"
 }  # fmt: skip
@@ -144,11 +145,16 @@ class _Line:
     def loud(self) -> list[Point]:
         """The points of the sweep, in its order."""
         own = [p for p in self.drawn if FAMILY[p["kind"]] == self.family]
-        if self.family in ("base", "real"):
-            return sorted((p for p in own if not _filtered(p)), key=lambda p: p["temperature"])
-        loud = [p for p in own if p["temperature"] == self.usual and not _filtered(p)]
+        if self.family == "real":
+            return own
+        if self.family != "students":
+            own = [p for p in own if p in swept(self.drawn)]
+        if self.family == "base":
+            return sorted(own, key=lambda p: p["temperature"])
+        loud = [p for p in own if p["temperature"] == self.usual]
         if self.family == "guidance":
             return sorted(loud, key=lambda p: p["guidance"])
+        loud = [p for p in loud if not _filtered(p)]
         return sorted(loud, key=lambda p: -1.0 if p.get("knob") is None else p["knob"])
 
     @property
@@ -163,9 +169,7 @@ class _Line:
         if self.family == "students":
             return [p for p in self.loud if p.get("knob") is not None]
         if self.family == "guidance":  # guidance 1 is the base
-            base = [
-                p for p in self.drawn if p["kind"] == "base" and p["temperature"] == self.usual and not _filtered(p)
-            ]
+            base = [p for p in swept(self.drawn) if p["kind"] == "base" and p["temperature"] == self.usual]
             return base[:1] + self.loud
         return self.loud
 

@@ -15,6 +15,28 @@ KINDS = {"baselines": ("base", "guidance"), "students": ("student", "merge")}
 """The kinds of systems of each hypervolume. A ``model`` of ``cfg-distill evaluate`` can be either: it counts among all."""
 
 
+ROWS = ("real", "degenerate")
+"""The kinds of the rows of a ladder, which no system drew: they show the range of a metric, and compete with nothing."""
+
+
+def swept(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The baselines that lie on sweeps: samples of the base, told apart by temperature and guidance alone.
+
+    A filter, a template of prompts or another model (one that was fine-tuned) is on no such line.
+
+    Args:
+        points: entries of front.json; the model of the first baseline is the base.
+    """
+    baselines = [p for p in points if p["kind"] in KINDS["baselines"]]
+    plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "prompt": None}
+    return [
+        p
+        for p in baselines
+        if p.get("model") == baselines[0].get("model")
+        and all(p.get(key) in (value, None) for key, value in plain.items())
+    ]
+
+
 def pareto(points: ArrayLike) -> NDArray[np.bool_]:
     """Which points no other point beats: ``[M, 2]`` to ``[M]``. In both coordinates larger is better.
 
@@ -65,7 +87,8 @@ def hypervolumes(points: Sequence[Mapping[str, Any]], headline: Headline | None)
     The reference is 0 in a metric whose means are all at least 0, so that studies compare; else it is the lowest mean.
 
     Args:
-        points: systems as front.json lists them; a pair leaves out the systems that lack one of its metrics.
+        points: systems as front.json lists them; a pair leaves out the systems that lack one of its metrics. Rows of a ladder
+            (:data:`ROWS`) are left out.
         headline: the metrics; None, where an axis has no metric, gives an empty list.
 
     Returns:
@@ -78,7 +101,9 @@ def hypervolumes(points: Sequence[Mapping[str, Any]], headline: Headline | None)
     entries = []
     for diversity in filter(None, (headline.diversity, headline.independent)):
         metrics = {"quality": headline.quality, "diversity": diversity}
-        drawn = [p for p in points if all(metric in p[axis] for axis, metric in metrics.items())]
+        drawn = [
+            p for p in points if p["kind"] not in ROWS and all(metric in p[axis] for axis, metric in metrics.items())
+        ]
         means_M2 = np.array([[p[axis][metric]["mean"] for axis, metric in metrics.items()] for p in drawn]).reshape(
             -1, 2
         )

@@ -16,14 +16,17 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
 import numpy as np
 import torch
 
+from cfg_distill.data.reading import normalised
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.front import Interval, bootstrap_interval
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS
 from cfg_distill.evaluation.system import System
 from cfg_distill.generators import CausalLM, Prompt, PromptLike
 from cfg_distill.sampling import Rollout
@@ -51,12 +54,17 @@ class Rung:
         kind: ``real``, ``guided`` and ``base`` in this order of quality; ``degenerate`` must be below ``base``. Groups of
             kind ``same`` hold one sample in several guises, or empty ones; groups of kind ``different`` hold good samples that
             differ.
-        samples: groups of the same prompts, in the same order, as those of every other rung.
+        made: the samples, or a function that draws them when they are first read: a study asks for some kinds alone.
     """
 
     name: str
     kind: RungKind
-    samples: Samples
+    made: Samples | Callable[[], Samples]
+
+    @cached_property
+    def samples(self) -> Samples:
+        """Groups of the same prompts, in the same order, as those of every other rung."""
+        return self.made() if callable(self.made) else self.made
 
 
 class Ladder(ABC):
@@ -69,6 +77,11 @@ class Ladder(ABC):
         """The prompts where the user names none: development prompts, and never the prompts of a report."""
         raise ConfigError(f"Ladder `{type(self).__name__}`: it has no prompts of its own. Give a file of prompts.")
 
+    def prompts_among(self, prompts: Sequence[PromptLike]) -> Sequence[PromptLike]:
+        """The prompts that a study takes: those of its own that the ladder has too, or else all of the ladder."""
+        own = {normalised(prompt) for prompt in self.prompts()}
+        return enough([prompt for prompt in prompts if normalised(prompt) in own]) or self.prompts()
+
     def problems(self, prompts: Sequence[PromptLike]) -> list[Problem]:
         """Why there is no ladder for these prompts; asked before anything is loaded."""
         return []
@@ -80,6 +93,11 @@ class Ladder(ABC):
     @abstractmethod
     def rungs(self, prompts: Sequence[PromptLike]) -> Iterable[Rung]:
         """The rungs, for these prompts: the same ones at every call."""
+
+
+def enough(prompts: Sequence[PromptLike]) -> Sequence[PromptLike]:
+    """The prompts, or none where they are fewer than an interval needs."""
+    return prompts if len(prompts) >= LEAST_PROMPTS else []
 
 
 @dataclass(frozen=True)
@@ -326,7 +344,7 @@ def rungs_as_systems(rungs: Iterable[Rung], metrics: Mapping[str, SampleMetric],
     """The real and the degenerate rungs as systems of the kinds ``real`` and ``degenerate``, for the table of a study.
 
     They were sampled from no model: their temperature and guidance are 1, their cost 0, and their one seed 0. Their prompts are
-    the prompts of the ladder.
+    the prompts of the ladder. The kind stands before the name: ``real: written``, which no system of a study can be called.
 
     Args:
         rungs: of a ladder; other kinds are left out.
@@ -342,7 +360,8 @@ def rungs_as_systems(rungs: Iterable[Rung], metrics: Mapping[str, SampleMetric],
         axes = {name: metric.axis for name, metric in metrics.items()}
         systems.append(
             System(
-                name=rung.name, kind=kind, model=model, temperature=1.0, guidance=1.0, seeds=[0], relative_cost=0.0,
+                name=f"{kind}: {rung.name}", kind=kind, model=model, temperature=1.0, guidance=1.0, seeds=[0],
+                relative_cost=0.0,
                 samples=rung.samples.group, prompts=list(rung.samples.prompts), axes=dict(axes), values=values,
             )
         )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -107,8 +108,10 @@ class SoundLadder(Ladder):
         if self.path:
             generator = open_generator(self.path).load().to(device())
             sampling = Sampling(self.samples, frames(generator, self.seconds))
-            yield Rung("guided", "guided", draw(generator, prompts, sampling, Guidance(self.guidance), self.seed + 1))
-            yield Rung("base", "base", draw(generator, prompts, sampling, None, self.seed))
+            yield Rung(
+                "guided", "guided", partial(draw, generator, prompts, sampling, Guidance(self.guidance), self.seed + 1)
+            )
+            yield Rung("base", "base", partial(draw, generator, prompts, sampling, None, self.seed))
         yield Rung("silence", "degenerate", each(lambda clip, n: silence(clip)))
         yield Rung("hum", "degenerate", each(lambda clip, n: hum(clip)))
         yield Rung("white noise", "degenerate", each(lambda clip, n: white_noise(clip, self.seed + n)))

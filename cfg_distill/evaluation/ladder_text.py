@@ -8,7 +8,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Self
 
 from cfg_distill.errors import ConfigError, Problem, problems_of
@@ -234,8 +234,10 @@ class TextLadder(Ladder):
 
         yield rung("written", "real", written)
         sampling = Sampling(len(written[0]), self.longest)
-        yield Rung("guided", "guided", draw(generator, prompts, sampling, Guidance(self.guidance), self.seed + 1))
-        yield Rung("base", "base", draw(generator, prompts, sampling, None, self.seed))
+        yield Rung(
+            "guided", "guided", partial(draw, generator, prompts, sampling, Guidance(self.guidance), self.seed + 1)
+        )
+        yield Rung("base", "base", partial(draw, generator, prompts, sampling, None, self.seed))
         random_ = random.Random(self.seed)
         others = [*written[1:], written[0]]
         made = [degenerate_texts(*each, random_) for each in zip(texts, written, others, strict=True)]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
+from cfg_distill.data.reading import templated
 from cfg_distill.evaluation.system import Kind, System
 from cfg_distill.generators import Generator, Prompt, PromptLike
 from cfg_distill.guidance import Guidance
@@ -30,6 +32,7 @@ def evaluate(
     kind: Kind = "model",
     progress: Callable[[int, int], None] | None = None,
     listen: Callable[[Samples], None] | None = None,
+    template: str | None = None,
 ) -> System:
     """A point of the front.
 
@@ -46,6 +49,8 @@ def evaluate(
         kind: of the system.
         progress: called with the number of batches that are done, and of all batches.
         listen: called with the samples of every batch of the first seed.
+        template: what the model is asked in place of each prompt, with the prompt at ``{prompt}``; None for the prompts
+            themselves. Metrics, and ``listen``, see the prompts themselves.
     """
     system = System(
         name=name,
@@ -62,6 +67,7 @@ def evaluate(
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
+        prompt=template,
     )
     seconds = 0.0
     starts = range(0, len(prompts), batch_size)
@@ -72,7 +78,8 @@ def evaluate(
         for start in starts:
             batch = list(prompts[start : start + batch_size])
             began = now(generator)
-            samples = draw(generator, batch, sampling, guidance, seed * SEEDS_APART + start)
+            samples = draw(generator, templated(template, batch), sampling, guidance, seed * SEEDS_APART + start)
+            samples = replace(samples, prompts=[Prompt.of(prompt).text for prompt in batch], asked=batch)
             seconds += now(generator) - began
             for measure in metrics.values():
                 measure.update(samples)

@@ -154,7 +154,7 @@ def write_front(
 
     Args:
         out: the folder.
-        systems: all systems, in their order.
+        systems: all systems, in their order. Rows of a ladder are listed behind them.
         headline: the metrics of the picture; None for no picture.
         claims: judged.
         title: of the picture.
@@ -162,10 +162,12 @@ def write_front(
         lines: what they say, for table.txt.
     """
     from cfg_distill.evaluation.figure import front_figure
-    from cfg_distill.evaluation.front import hypervolumes
-    from cfg_distill.evaluation.table import front_table, hypervolume_line, notes_of
+    from cfg_distill.evaluation.front import ROWS, hypervolumes
+    from cfg_distill.evaluation.table import front_table, hypervolume_line, note_of_rows, notes_of
 
-    points = [system.point() for system in systems]
+    rows = [each for each in systems if each.kind in ROWS]
+    systems = [each for each in systems if each.kind not in ROWS]
+    points = [system.point() for system in (*systems, *rows)]
     first = systems[0]
     note = (
         f"{len(first.prompts)} held-out prompts, {first.samples} samples of each, sampling seeds"
@@ -177,6 +179,7 @@ def write_front(
     for claim in claims:
         table += f"\n{claim['verdict'].upper():9}  {claim['name']} {claim['claim']}\n           {claim['evidence']}\n"
     notes = notes_of(systems, (more or {}).get("protocol", {}).get("stage", "report"))
+    notes += note_of_rows(rows, first.prompts)
     table += "".join(f"{line}\n" for line in ["", *notes] if notes) + lines
     if out is None:
         return table

@@ -43,6 +43,7 @@ class System:
         top_k: of sampling; 0 keeps all.
         top_p: of sampling; 1 keeps all.
         min_p: of sampling; 0 keeps all.
+        prompt: the template that the prompts were put into; None for the prompts as they are.
     """
 
     name: str
@@ -63,6 +64,7 @@ class System:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    prompt: str | None = None
 
     def runs(self, metric: str) -> np.ndarray:
         """The values by training seed, prompt and sampling seed, ``[R, P, S]``; R is 1 for a system that was not trained."""
@@ -107,6 +109,7 @@ class System:
             "top_k": self.top_k,
             "top_p": self.top_p,
             "min_p": self.min_p,
+            "prompt": self.prompt,
             "model": self.model,
             "knob": self.knob,
         }
@@ -119,6 +122,11 @@ class System:
     def read(cls, file: Path) -> Self:
         """Load a system that :meth:`save` wrote, now or in version 0.1, which had no training seeds."""
         return cls(**json.loads(file.read_text(encoding="utf-8")))
+
+
+def read_rows(file: Path) -> list[System]:
+    """The rows of real and degenerate samples that a study wrote."""
+    return [System(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
 
 
 def pooled(name: str, runs: Sequence[System]) -> System:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from cfg_distill.evaluation.front import ROWS
 from cfg_distill.evaluation.intervals import LEAST_PROMPTS, LEAST_TRAINING_SEEDS
 from cfg_distill.evaluation.system import System
 
@@ -14,7 +15,8 @@ Point = Mapping[str, Any]
 def front_table(points: Sequence[Point]) -> str:
     """One block per axis, one row per system: relative cost, then each metric as mean and half the width of its 95 % interval.
 
-    A star marks the best mean of each quality and diversity metric. Guards show failures, and have no best.
+    A star marks the best mean of each quality and diversity metric. Guards show failures, and have no best. The rows of a
+    ladder stand below a line, without cost and star.
 
     Args:
         points: entries of front.json.
@@ -25,21 +27,29 @@ def front_table(points: Sequence[Point]) -> str:
 
 def _block(points: Sequence[Point], axis: str, has_best: bool) -> str:
     metrics = list(dict.fromkeys(metric for point in points for metric in point[axis]))
-    best = {metric: max(p[axis][metric]["mean"] for p in points if metric in p[axis]) for metric in metrics}
+    systems = [point for point in points if point["kind"] not in ROWS]
+    best = {
+        metric: max((p[axis][metric]["mean"] for p in systems if metric in p[axis]), default=None) for metric in metrics
+    }
     heads = [
         metric if metric == axis else f"{axis}: {metric}" if n == 0 else metric for n, metric in enumerate(metrics)
     ]
     rows = [["system", "cost", *heads]]
-    for point in points:
-        cells = [point["name"], f"{point['relative_cost']:g}x"]
+    ladder = [point for point in points if point["kind"] in ROWS]
+    for point in systems + ladder:
+        is_system = point["kind"] not in ROWS
+        cells = [point["name"], f"{point['relative_cost']:g}x" if is_system else ""]
         for metric in metrics:
             value = point[axis].get(metric)
-            star = "*" if value and has_best and value["mean"] == best[metric] else " "
+            star = "*" if value and has_best and is_system and value["mean"] == best[metric] else " "
             cells.append(f"{value['mean']:.3f} ±{(value['high'] - value['low']) / 2:.3f}{star}" if value else "-")
         rows.append(cells)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
+    line = "  ".join("-" * width for width in widths)
+    lines.insert(1, line)
+    if ladder:
+        lines.insert(2 + len(systems), line)
     return "\n".join(lines)
 
 
@@ -56,6 +66,26 @@ def hypervolume_line(entry: Mapping[str, Any]) -> str:
     corner = ", ".join(f"{value:g}" for value in entry["reference"].values())
     of = f"Hypervolume of {entry['quality']} and {entry['diversity']} above ({corner})"
     return f"{of}: {', '.join(volumes)}. Front: {'; '.join(entry['front'])}."
+
+
+def note_of_rows(rows: Sequence[System], prompts: Sequence[str]) -> list[str]:
+    """What a reader of the rows of a ladder must know: their prompts and samples, where these are not those of the systems.
+
+    Args:
+        rows: of a ladder.
+        prompts: of the systems.
+    """
+    if not rows:
+        return []
+    own = rows[0].prompts
+    shared = len(set(own) & set(prompts))
+    which = (
+        "other prompts" if not shared else "of these prompts" if shared == len(own) else "prompts, some of them others"
+    )
+    return [
+        f"The rows real and degenerate show the range of each metric: samples that no system drew, {rows[0].samples} for each"
+        f" of {len(own)} {which}."
+    ]
 
 
 def notes_of(systems: Sequence[System], stage: str = "report") -> list[str]:

@@ -115,12 +115,8 @@ class Climb:
                 )
             )
             return
-        if "." not in self.ladder_name:
-            text = f"expected one of {', '.join(LADDERS)} or the class path of a ladder, but got `{asked}`."
-            self.problems.append(Problem("ladder", text))
-            return
         try:
-            self.ladder = find_class(self.ladder_name, (Ladder,), "a Ladder")()
+            _, self.ladder = ladder_named(self.ladder_name)
         except ConfigError as error:
             self.problems += [Problem("ladder", problem.text) for problem in error.problems]
 
@@ -174,6 +170,21 @@ class Named:
     def specs(self) -> dict[str, Any]:
         """Metrics and rewards together."""
         return self.metrics | self.rewards
+
+
+def ladder_named(name: str) -> tuple[str, Ladder]:
+    """The class path of a ladder, and the ladder, not loaded.
+
+    Args:
+        name: ``tunes``, ``text``, ``sound`` or a class path.
+
+    Raises:
+        ConfigError: there is no such ladder.
+    """
+    class_path = LADDERS.get(name, name)
+    if "." not in class_path:
+        raise ConfigError(f"expected one of {', '.join(LADDERS)} or the class path of a ladder, but got `{name}`.")
+    return class_path, find_class(class_path, (Ladder,), "a Ladder")()
 
 
 def named_in(file: str | Path, trust: Sequence[str] = ()) -> Named:

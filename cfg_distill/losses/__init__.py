@@ -2,7 +2,14 @@
 
 from cfg_distill.losses.base import CellLoss, Loss, LossInputs, mix
 from cfg_distill.losses.chunked import LOGITS_CHUNK, Cells, CellTerm, sum_over_cells
-from cfg_distill.losses.distillation import Divergence, EntropyAwareKL, ForwardKL, JensenShannon, ReverseKL
+from cfg_distill.losses.distillation import (
+    CrossEntropy,
+    Divergence,
+    EntropyAwareKL,
+    ForwardKL,
+    JensenShannon,
+    ReverseKL,
+)
 from cfg_distill.losses.divergences import entropy, entropy_aware_kl, forward_kl, jensen_shannon, reverse_kl
 from cfg_distill.losses.policy_gradient import PolicyGradient, token_log_probs
 
@@ -11,6 +18,7 @@ __all__ = [
     "CellLoss",
     "CellTerm",
     "Cells",
+    "CrossEntropy",
     "Divergence",
     "EntropyAwareKL",
     "ForwardKL",

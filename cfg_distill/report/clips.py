@@ -185,12 +185,14 @@ def drawn_clips(
     Raises:
         ConfigError: a model cannot be loaded, or a prompt is too long for one: all problems before a model is loaded.
     """
+    from cfg_distill.data.reading import templated
     from cfg_distill.errors import problems_of
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.renderers import renderer_of
     from cfg_distill.generators import device, open_generator
     from cfg_distill.sampling import problems_of_lengths
-    from cfg_distill.study.jobs import guidance_of, said_by, sampling_of
+    from cfg_distill.study.jobs import said_by
+    from cfg_distill.study.sampled import guidance_of, sampling_of
 
     given, configs = finished.study.evaluation, finished.study.all_systems()
     generators, problems = {}, []
@@ -198,7 +200,9 @@ def drawn_clips(
         system = replace(configs[name], model=finished.model_of(name))
         generator = open_generator(system.model, dtype=system.dtype or given.dtype)
         sampling = replace(sampling_of(given, system), samples=group)
-        found = problems_of(generator) or problems_of_lengths(generator, prompts, sampling, guidance_of(system))
+        found = problems_of(generator) or problems_of_lengths(
+            generator, templated(system.prompt, prompts), sampling, guidance_of(system)
+        )
         problems += said_by(f"System `{name}`", found)
         generators[name] = (generator, sampling, guidance_of(system))
     if problems:
@@ -219,6 +223,7 @@ def drawn_clips(
                 batch_size=given.batch_size,
                 progress=report(number),
                 listen=keep,
+                template=configs[name].prompt,
             )
     return clips
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.compare import difference
-from cfg_distill.evaluation.front import Interval
+from cfg_distill.evaluation.front import ROWS, Interval
 from cfg_distill.evaluation.system import System
 from cfg_distill.report.choosing import shown
 from cfg_distill.report.results import Results, problems_of_prompts, read_results
@@ -32,7 +32,7 @@ def compare_studies(first: str | Path, second: str | Path) -> str:
     one, other = read_results(first), read_results(second)
     if problems := problems_of_prompts(one, other):
         raise ConfigError(problems)
-    names = [name for name in one.systems if name in other.systems]
+    names = [name for name, each in one.systems.items() if name in other.systems and each.kind not in ROWS]
     metrics = [metric for metric in headline_metrics(one) if metric in headline_metrics(other)]
     if not names or not metrics:
         what = "system of the same name" if not names else "headline metric"

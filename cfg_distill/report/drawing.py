@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from cfg_distill.evaluation.front import KINDS, swept
 from cfg_distill.evaluation.labels import Box, Label, along, placed
 
 Point = Mapping[str, Any]
@@ -128,9 +129,13 @@ def front_panel(
     panel = Panel(quality, diversity)
     panel.across = scale_of(x_ends, LEFT, WIDTH - RIGHT, 0.04)
     panel.up = scale_of(y_ends, HEIGHT - BOTTOM, TOP, 0.04)
-    usual = _usual_temperature(drawn)
+    usual, plain = _usual_temperature(drawn), [p["name"] for p in swept(drawn)]
     for p in sorted(drawn, key=lambda p: (p["name"] in named, p["name"] in line)):
-        panel.dots.append(_dot(panel, p, p["name"] in shown, p["temperature"] != usual and p["kind"] != "base"))
+        is_baseline = p["kind"] in KINDS["baselines"]
+        quiet = (p["temperature"] != usual and p["kind"] not in ("base", "real")) or (
+            is_baseline and p["name"] not in plain
+        )
+        panel.dots.append(_dot(panel, p, p["name"] in shown, quiet))
     place = {dot.name: (dot.x, dot.y) for dot in panel.dots}
     panel.lines = [(look, [place[name] for name in names]) for look, names in _sweeps(drawn, usual)]
     knobs = {p["name"]: p["knob"] for p in drawn if p.get("knob") is not None}
@@ -153,8 +158,9 @@ def _dot(panel: Panel, point: Point, shown: bool, quiet: bool) -> Dot:
 
 def _sweeps(points: Sequence[Point], usual: float) -> list[tuple[str, list[str]]]:
     """The baselines that belong to one sweep: temperatures of the base, and scales of guidance at the usual temperature."""
-    base = sorted((p for p in points if p["kind"] == "base"), key=lambda p: p["temperature"])
-    guided = [p for p in points if p["kind"] == "guidance" and p["temperature"] == usual]
+    plain = swept(points)
+    base = sorted((p for p in plain if p["kind"] == "base"), key=lambda p: p["temperature"])
+    guided = [p for p in plain if p["kind"] == "guidance" and p["temperature"] == usual]
     start = [p for p in base if p["temperature"] == usual][:1]
     guidance = start + sorted(guided, key=lambda p: p["guidance"]) if guided else []
     sweeps = [("base", base), ("guidance", guidance)]

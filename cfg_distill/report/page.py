@@ -13,6 +13,7 @@ import numpy as np
 import cfg_distill
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.choice import guard_of
+from cfg_distill.evaluation.front import ROWS
 from cfg_distill.files import write_text
 from cfg_distill.report import drawing, formats, sections
 from cfg_distill.report.results import Results, read_results
@@ -111,11 +112,10 @@ class _Page:
             "claims": sections.claims(results),
             "fronts": sections.fronts(results),
             "notes": results.front.get("notes") or [],
-            "ladder": sections.ladder(results),
             "timing": sections.timing(results),
             "tables": sections.tables(results, self.chosen),
             "has_seconds": any(point.get("seconds") is not None for point in self.points),
-            "families": {point["kind"]: True for point in self.points} | {"real": self._has("real")},
+            "has_rows": any(point["kind"] in ROWS for point in self.points),
             "meanings": sections.meanings(results),
             "left_out": sections.left_out(results),
             "versions": sections.versions(results),
@@ -253,7 +253,7 @@ class _Page:
         return "\n".join(lines)
 
     def _legend(self) -> list[tuple[str, str]]:
-        looks = {drawing.FAMILIES.get(point["kind"], "other") for point in self.points}
+        looks = {drawing.FAMILIES.get(point["kind"], "other") for point in self.points if point["kind"] != "degenerate"}
         legend = [(look, words) for look, words in _LEGEND.items() if look in looks]
         if not self.results.study and "student" in looks:
             legend = [(look, "models" if look == "student" else words) for look, words in legend]
@@ -314,16 +314,12 @@ class _Page:
     def _shell(self) -> str:
         return shlex.quote(str(self.results.folder))
 
-    def _has(self, kind: str) -> bool:
-        return any(point["kind"] == kind for point in self.points)
-
     def _sections(self, context: Mapping[str, Any]) -> list[tuple[str, str]]:
         found = [
             ("front", "Front", context["panels"]),
             ("samples", "Listen" if context["has_sound"] else "Read", context["prompts"]),
             ("claims", "Claims", context["claims"]),
             ("fronts", "Above the baselines", context["fronts"]),
-            ("ladder", "Ladder", context["ladder"]),
             ("tables", "Tables", True),
             ("training", "Training", context["charts"]),
             ("settings", "Versions and settings", True),

@@ -12,7 +12,7 @@ from typing import Any
 from cfg_distill.errors import ConfigError, Problem, nearest
 from cfg_distill.evaluation.choice import Candidate, Choice, Rule, choose, default_rule
 from cfg_distill.evaluation.headline import Headline
-from cfg_distill.evaluation.system import System
+from cfg_distill.evaluation.system import System, read_rows
 from cfg_distill.files import read_yaml, write_text
 from cfg_distill.folders import find_file
 from cfg_distill.study.ledger import Ledger, amended
@@ -254,10 +254,14 @@ def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[st
         try:
             system = System.read(file)
         except (ValueError, TypeError, OSError) as error:
-            text = f"`{file}` cannot be read: {' '.join(str(error).split())}. It is damaged, or of another version. Remove it,"
-            problems.append(Problem("study", f"{text} and run the study again: it evaluates that system anew."))
+            problems.append(_unreadable(file, error, "evaluates that system anew"))
         else:
             found[system.name] = system, file.stem
+    rows = folder / "ladder.json"
+    try:
+        found |= {row.name: (row, rows.stem) for row in (read_rows(rows) if rows.is_file() else [])}
+    except (ValueError, TypeError, OSError) as error:
+        problems.append(_unreadable(rows, error, "scores those samples anew"))
     knobs = {point["name"]: point.get("knob") for point in points}
     missing = [name for name in knobs if name not in found]
     if missing and not problems:
@@ -266,6 +270,11 @@ def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[st
     for name, (system, _) in found.items():
         system.knob = knobs.get(name)
     return {name: found[name] for name in knobs if name in found}, problems
+
+
+def _unreadable(file: Path, error: Exception, outcome: str) -> Problem:
+    text = f"`{file}` cannot be read: {' '.join(str(error).split())}. It is damaged, or of another version. Remove it, and run"
+    return Problem("study", f"{text} the study again: it {outcome}.")
 
 
 def _read(file: Path) -> dict[str, Any]:

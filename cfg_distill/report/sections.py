@@ -1,4 +1,4 @@
-"""The sections of the page that need no model: claims, ladder, tables, training curves, versions."""
+"""The sections of the page that need no model: claims, tables, training curves, versions."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import cfg_distill
+from cfg_distill.evaluation.front import ROWS
 from cfg_distill.report import formats
 from cfg_distill.report.curves import EXPLAINED, charts_of, read_curves
 from cfg_distill.report.meanings import meaning_of
@@ -66,47 +67,28 @@ def timing(results: Results) -> dict[str, Any] | None:
     return {"numbers": numbers, "rows": rows, "tokens": measured[0].get("tokens")}
 
 
-def ladder(results: Results) -> dict[str, Any] | None:
-    """The samples whose order is known, under each metric that judges them; None where the study has none.
-
-    A metric that orders a row wrongly is marked with its outcome: ``bought``, or ``unclear``.
-    """
-    found = results.front.get("ladder") or []
-    rungs = found["rows"] if isinstance(found, dict) else found
-    if not rungs:
-        return None
-    rows = []
-    for rung in rungs:
-        cells = {key: value for key, value in rung.items() if key not in ("values", "outcomes", "seen")}
-        for metric, value in (rung.get("values") or {}).items():
-            outcome = (rung.get("outcomes") or {}).get(metric, "holds")
-            cells[metric] = formats.cell(value) + ("" if outcome == "holds" else f" {outcome}")
-        rows.append(cells)
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    return {"heads": heads, "rows": [[formats.cell(row.get(head)) for head in heads] for row in rows]}
-
-
 def tables(results: Results, chosen: str | None) -> list[dict[str, Any]]:
     """One table per axis, as the template writes it: a row per system, the best mean of each metric marked.
 
-    Real and broken samples are no rivals, so none of them is best.
+    Real and degenerate samples are no rivals, so none of them is best; they stand last, as ``rows``.
     """
     tables = []
     for axis, key, title in AXES:
         metrics = [metric for metric in results.on(axis) if any(metric in p[key] for p in results.points)]
-        scored = [p for p in results.points if p["kind"] not in ("real", "degenerate")]
+        scored = [p for p in results.points if p["kind"] not in ROWS]
         best = {m: max((p[key][m]["mean"] for p in scored if m in p[key]), default=None) for m in metrics}
-        rows = []
+        rows: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
         for point in results.points:
             cells = [point[key].get(metric) for metric in metrics]
-            marked = axis != "guard" and point["kind"] not in ("real", "degenerate")
-            rows.append(
+            is_system = point["kind"] not in ROWS
+            marked = axis != "guard" and is_system
+            rows[is_system].append(
                 {
                     "name": point["name"],
                     "look": point["kind"],
                     "chosen": point["name"] == chosen,
-                    "passes": f"{point['relative_cost']:g}",
-                    "seconds": formats.seconds(point["seconds"]) if point.get("seconds") else "–",
+                    "passes": f"{point['relative_cost']:g}" if is_system else "",
+                    "seconds": formats.seconds(point["seconds"]) if point.get("seconds") else "–" if is_system else "",
                     "cells": [
                         cell
                         and {
@@ -119,7 +101,7 @@ def tables(results: Results, chosen: str | None) -> list[dict[str, Any]]:
                 }
             )
         if metrics:
-            tables.append({"title": title, "metrics": metrics, "rows": rows})
+            tables.append({"title": title, "metrics": metrics, "systems": rows[True], "rows": rows[False]})
     return tables
 
 
@@ -127,7 +109,8 @@ def left_out(results: Results) -> list[dict[str, Any]]:
     """The metrics without a value on some prompts, and on how many prompts at most."""
     most: dict[str, int] = {}
     for point in results.points:
-        for metric, number in (point.get("missing") or {}).items():
+        missing = point.get("missing") if point["kind"] not in ROWS else {}
+        for metric, number in (missing or {}).items():
             most[metric] = max(number, most.get(metric, 0))
     return [{"metric": metric, "number": number} for metric, number in most.items()]
 

@@ -10,11 +10,12 @@ from dataclasses import replace
 from typing import Any
 
 from cfg_distill.data import read_prompts
-from cfg_distill.data.reading import normalised
+from cfg_distill.data.reading import PLACE, normalised
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.merging.methods import problems_of_merge
+from cfg_distill.study.climbing import ladder_of
 from cfg_distill.study.config import Study, unknown_name
 from cfg_distill.study.jobs import CheckEvaluation, CheckFit, Job, said_by
 from cfg_distill.study.parts import Fit, SystemConfig
@@ -103,7 +104,8 @@ def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, Job
     jobs: dict[str, Job] = {}
     if is_fine("evaluation.metrics"):
         sampled = systems_by_folder(study) if all(map(is_fine, parts)) else []
-        jobs["evaluation"] = CheckEvaluation(evaluation, models, sampled)
+        ladder = ladder_of(study).name if sampled and is_fine("evaluation.ladder") else ""
+        jobs["evaluation"] = CheckEvaluation(evaluation, models, sampled, ladder)
     for name, fit in study.fits.items():
         if fit.config and is_fine(f"fits.{name}.config"):
             jobs[f"fits.{name}"] = CheckFit(command_of(fit))
@@ -119,7 +121,7 @@ def systems_by_folder(study: Study) -> list[SystemConfig]:
     for system in study.all_systems().values():
         folder = _folder_of(study, system.model)
         if folder:
-            guidance = (system.guidance, system.negative, system.negative_system)
+            guidance = (system.guidance, system.negative, system.negative_system, system.prompt)
             found.setdefault((folder, *guidance), replace(system, model=folder))
     return list(found.values())
 
@@ -225,6 +227,9 @@ def _problems_of_system(key: str, system: SystemConfig, models: list[str]) -> li
     problems = _problems_of_model(f"{key}.model", system.model, models)
     if system.temperature is not None:
         problems += _not_a_number_from_0(f"{key}.temperature", system.temperature)
+    if system.prompt is not None and PLACE not in system.prompt:
+        text = f"expected a template with `{PLACE}`, where each prompt is put in, but got `{system.prompt}`."
+        problems.append(Problem(f"{key}.prompt", text))
     given = {name: vars(system)[name] for name in ("top_k", "top_p", "min_p") if vars(system)[name] is not None}
     problems += _problems_of_filters(key, **given)
     return problems + _not_a_number_from_0(f"{key}.guidance", system.guidance, " (1 is no guidance)")
@@ -322,6 +327,10 @@ def _problems_of_evaluation(study: Study) -> list[Problem]:
             problems.append(Problem(name, f"expected at least {lowest}, but got {value}."))
     problems += _not_a_number_from_0("temperature", given.temperature)
     problems += _problems_of_filters("", given.top_k, given.top_p, given.min_p)
+    try:
+        ladder_of(study)
+    except ConfigError as error:
+        problems += error.under("ladder")
     if any(rows < 1 for rows in given.timing):
         problems.append(Problem("timing", f"expected numbers of rows, each at least 1, but got {given.timing}."))
     return _under("evaluation", problems)

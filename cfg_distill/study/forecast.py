@@ -16,9 +16,14 @@ NOUNS: dict[StepKind, tuple[str, str, str]] = {
     "export": ("export", "exports", ""),
     "merge": ("merge", "merges", ""),
     "evaluate": ("evaluation", "evaluations", "batch"),
-    "time": ("timing", "timings", ""),
 }
 """One step, several, and the parts in which a step reports its progress."""
+SAID: dict[StepKind, str] = {
+    "ladder": "scoring real and degenerate samples",
+    "time": "measuring seconds per sample",
+    "front": "drawing the front",
+}
+"""Steps of which there is one."""
 COUNTED: tuple[StepKind, ...] = ("fit", "merge", "evaluate")
 """The kinds that are announced; the others take seconds."""
 
@@ -147,8 +152,8 @@ class Forecast:
         return ", ".join(now) + (f"; then {', '.join(then)}" if now and then else "")
 
     def _described(self, step: Step, progress: Progress) -> str:
-        if step.kind in ("front", "time"):
-            return "drawing the front" if step.kind == "front" else "measuring seconds per sample"
+        if step.kind in SAID:
+            return SAID[step.kind]
         same = [each.label for each in self.steps if each.kind == step.kind]
         noun, _, part = NOUNS[step.kind]
         name = f"{noun} {same.index(step.label) + 1} of {len(same)} {step.subject}"

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.evaluation.headline import Headline
+from cfg_distill.study.climbing import ClimbLadder, problems_of_ladder
 from cfg_distill.study.parts import Claims, Evaluation, SystemConfig
+from cfg_distill.study.sampled import guidance_of, sampling_of
 
 if TYPE_CHECKING:
     from cfg_distill.evaluation.system import Kind
@@ -38,11 +40,13 @@ class CheckEvaluation:
         evaluation: how every system is sampled and scored.
         models: folders and hub names that are there before the study.
         systems: what is sampled, each by the folder that its model begins with; none where the prompts cannot be read.
+        ladder: the name of the ladder; empty for none.
     """
 
     evaluation: Evaluation
     models: list[str]
     systems: list[SystemConfig]
+    ladder: str = ""
 
     def run(self, report: Report) -> dict[str, Any]:
         """Raises ConfigError: all problems."""
@@ -53,6 +57,8 @@ class CheckEvaluation:
             problems += said_by(f"Model `{model}`", problems_of(open_generator(model)))
         if not problems:
             problems = self._problems_of_prompts()
+        if self.ladder:
+            problems += problems_of_ladder(self.ladder, self.evaluation)
         if problems:
             raise ConfigError(list(dict.fromkeys(problems)))
         return {}
@@ -77,7 +83,7 @@ class CheckEvaluation:
         return problems
 
     def _problems_of_prompts(self) -> list[Problem]:
-        from cfg_distill.data import read_prompts
+        from cfg_distill.data.reading import read_prompts, templated
         from cfg_distill.generators import open_generator
         from cfg_distill.sampling import problems_of_lengths
 
@@ -88,7 +94,8 @@ class CheckEvaluation:
             generator = open_generator(system.model)
             if problems_of(generator):
                 continue  # a student's start: the check of its fit reports it
-            found = problems_of_lengths(generator, prompts, sampling_of(given, system), guidance_of(system))
+            asked = templated(system.prompt, prompts)
+            found = problems_of_lengths(generator, asked, sampling_of(given, system), guidance_of(system))
             problems += said_by(f"Model `{system.model}`", ConfigError(found).under("evaluation"))
         return problems
 
@@ -208,7 +215,7 @@ class Evaluate:
         from cfg_distill.generators import device, open_generator
 
         given = self.evaluation
-        metrics = _loaded_metrics(given.metrics)
+        metrics = loaded_metrics(given.metrics)
         generator = open_generator(self.system.model, dtype=self.system.dtype or given.dtype).load().to(device())
         writer = Writer(generator, Path(self.samples_folder), given.written, given.written_samples)
         system = evaluate(
@@ -223,6 +230,7 @@ class Evaluate:
             kind=self.kind,
             progress=report,
             listen=writer,
+            template=self.system.prompt,
         )
         writer.finish()
         system.training_seeds, system.chain = self.training_seeds, self.chain
@@ -274,6 +282,7 @@ class DrawFront:
         out: the folder to write into.
         protocol: the entry ``protocol`` of front.json: what was sampled.
         timing: the file of the measured seconds; empty for none.
+        ladder: the file of the rows of real and degenerate samples; empty for none.
     """
 
     systems: dict[str, list[str]]
@@ -283,9 +292,11 @@ class DrawFront:
     out: str
     protocol: dict[str, Any] = field(default_factory=dict)
     timing: str = ""
+    ladder: str = ""
 
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill.evaluation.models import write_front
+        from cfg_distill.evaluation.system import read_rows
         from cfg_distill.study.claims import finding, judge
         from cfg_distill.study.fronts import further_entries, lines_of
 
@@ -300,6 +311,7 @@ class DrawFront:
         timing = json.loads(Path(self.timing).read_text(encoding="utf-8")) if self.timing else []
         temperature = None if self.claims is None else by_name[self.claims.merge].temperature
         more = further_entries(systems, self.headline, temperature, self.protocol, timing)
+        systems += read_rows(Path(self.ladder)) if self.ladder else []
         write_front(Path(self.out), systems, self.headline, judged, title, more=more, lines=lines_of(more))
         return {}
 
@@ -327,37 +339,12 @@ def said_by(who: str, problems: Iterable[Problem]) -> list[Problem]:
     return [Problem("", f"{who}: {problem}") for problem in problems]
 
 
-def sampling_of(evaluation: Evaluation, system: SystemConfig) -> Any:
-    """How a system is sampled."""
-    from cfg_distill.sampling import Sampling
-
-    def of(key: str) -> Any:
-        """The system's own setting, or that of the evaluation."""
-        own = vars(system)[key]
-        return vars(evaluation)[key] if own is None else own
-
-    return Sampling(
-        samples=evaluation.samples,
-        max_new_tokens=evaluation.max_new_tokens,
-        temperature=of("temperature"),
-        top_k=of("top_k"),
-        top_p=of("top_p"),
-        min_p=of("min_p"),
-    )
-
-
-def guidance_of(system: SystemConfig) -> Any:
-    """The guidance of a system."""
-    from cfg_distill.guidance import Guidance
-
-    return Guidance(scale=system.guidance, negative=system.negative, negative_system=system.negative_system)
-
-
 _kept: dict[str, Any] = {}
 """The metrics, for the next job of this worker: loading them takes longer than many a job."""
 
 
-def _loaded_metrics(specs: dict[str, Any]) -> dict[str, Any]:
+def loaded_metrics(specs: dict[str, Any]) -> dict[str, Any]:
+    """Metrics, kept for the next job."""
     from cfg_distill.evaluation.models import metrics_of
     from cfg_distill.generators import device
 
@@ -371,7 +358,17 @@ def _loaded_metrics(specs: dict[str, Any]) -> dict[str, Any]:
 
 _TAG = "cfg_distill.study dataclass"
 """The key that marks a dataclass, which a mapping of the user never has."""
-_JOBS = (CheckEvaluation, CheckFit, FindAccelerator, Export, MergeFolders, Evaluate, TimeSampling, DrawFront)
+_JOBS = (
+    CheckEvaluation,
+    CheckFit,
+    FindAccelerator,
+    Export,
+    MergeFolders,
+    Evaluate,
+    ClimbLadder,
+    TimeSampling,
+    DrawFront,
+)
 _PARTS = (Evaluation, Headline, Claims, SystemConfig)
 _CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_JOBS, *_PARTS)}
 

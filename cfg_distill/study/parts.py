@@ -72,6 +72,8 @@ class SystemConfig:
         top_k: keep the k likeliest tokens; None takes ``evaluation.top_k``.
         top_p: keep the likeliest tokens whose probabilities first reach p; None takes ``evaluation.top_p``.
         min_p: keep the tokens at least this many times as likely as the likeliest; None takes ``evaluation.min_p``.
+        prompt: a template that every prompt is put into, in place of ``{prompt}``: a baseline that asks for variety, say.
+            Metrics see the prompt as it was. None for none.
     """
 
     model: str
@@ -83,6 +85,7 @@ class SystemConfig:
     top_k: int | None = None
     top_p: float | None = None
     min_p: float | None = None
+    prompt: str | None = None
 
 
 @dataclass
@@ -158,6 +161,9 @@ class Evaluation:
         development: a file of other prompts, for every choice that is made on the way: settings, knobs, systems to report.
         stage: ``report`` samples ``prompts``; ``development`` samples the development prompts, and leaves the others untouched.
         timing: rows at which the time per sample is measured, for the base, its guidance and a student; empty for none.
+        ladder: whose real and degenerate samples are rows of the table, so that the range of each metric shows: ``tunes``,
+            ``text``, ``sound`` or the class path of a ladder; ``model`` for the one that the folder of the first baseline
+            names, if it names one; ``none`` for no such rows.
         written: prompts of which samples are written to be read and heard.
         written_samples: samples of each such prompt that are written.
         dtype: of the weights of every system that names none; a recipe's dtype is for training alone.
@@ -181,6 +187,7 @@ class Evaluation:
     development: str = ""
     stage: Stage = "report"
     timing: list[int] = dataclasses.field(default_factory=lambda: [1, 4, 32])
+    ladder: str = "model"
 
     @property
     def sampled(self) -> str:

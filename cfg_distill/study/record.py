@@ -41,10 +41,16 @@ ADDABLE = (
 )
 """Keys that may be given where there was nothing. Studies of earlier versions have none of them but the first."""
 
-FREE = ("study.out", "study.parallel", "study.evaluation.timing", "study.claims.temperature")
-"""Keys that may differ, since they change no result. The last one is of an earlier version."""
+FREE = (
+    "study.out",
+    "study.parallel",
+    "study.evaluation.timing",
+    "study.evaluation.ladder",
+    "study.claims.temperature",
+)
+"""Keys that may differ, since they change no result of a system. The last one is of an earlier version."""
 
-UNSET = ("top_k", "top_p", "min_p")
+UNSET = ("top_k", "top_p", "min_p", "prompt")
 """Settings of a system that earlier versions did not record; where they are not given, nothing has changed."""
 
 

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.study.check import command_of, generator_modules
+from cfg_distill.study.climbing import ClimbLadder, ladder_of
 from cfg_distill.study.config import Study
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders, TimeSampling
 from cfg_distill.study.parts import Fit
 from cfg_distill.study.record import digest, digests
 
-StepKind = Literal["fit", "export", "merge", "evaluate", "time", "front"]
+StepKind = Literal["fit", "export", "merge", "evaluate", "ladder", "time", "front"]
 
 
 @dataclass
@@ -62,9 +63,10 @@ def plan(study: Study, out: Path) -> list[Step]:
             for run in (runs if trained else [Run()])
         ]
         steps += evaluations[name]
-    needed = [step.label for several in evaluations.values() for step in several]
+    ladder = _ladder_step(study, out)
+    needed = [step.label for several in [*evaluations.values(), ladder] for step in several]
     timing = _timing_step(study, runs[0], made, needed, out)
-    return [*steps, *timing, _front_step(study, evaluations, timing, out)]
+    return [*steps, *ladder, *timing, _front_step(study, evaluations, ladder, timing, out)]
 
 
 @dataclass(frozen=True)
@@ -194,14 +196,15 @@ def _evaluation_step(study: Study, name: str, run: Run, model: Made, out: Path) 
     return Step("evaluate", run.subject(name), job, [file, heard], model.needs, config, effort, [heard])
 
 
-NEW_OPEN = ("top_k", "top_p", "min_p")
+NEW_OPEN = ("top_k", "top_p", "min_p", "prompt")
 """Settings of a system that version 0.1 did not have. One that is not given must not make its results look stale."""
 
 
 def _deciding(study: Study) -> dict[str, Any]:
     """The settings of the evaluation that decide the values of a system."""
     settings = asdict(study.evaluation) | {"prompts": study.evaluation.sampled}
-    for key in ("headline", "timing", "development", "stage"):  # decide what is shown, or which prompts are sampled
+    # These decide what is shown, or which prompts are sampled.
+    for key in ("headline", "timing", "ladder", "development", "stage"):
         settings.pop(key)
     if not settings["min_p"]:
         settings.pop("min_p")
@@ -216,6 +219,17 @@ def _seeds(study: Study, chain: str, run: Run) -> list[int]:
         return [run.seed]
     seed = study.fits[chain].recipe.values.get("seed_everything")
     return [seed] if isinstance(seed, int) and not isinstance(seed, bool) else []
+
+
+def _ladder_step(study: Study, out: Path) -> list[Step]:
+    """The scores of real and degenerate samples; none where the study has no ladder."""
+    given, ladder = study.evaluation, ladder_of(study).name
+    if not ladder:
+        return []
+    file = out / "ladder.json"
+    config = {"ladder": ladder, "prompts": given.sampled, "field": given.field, "metrics": given.metrics}
+    config |= {"files": digests([config])}
+    return [Step("ladder", "", ClimbLadder(ladder, given, str(file)), [file], [], config, 30.0)]
 
 
 def _timing_step(
@@ -248,16 +262,18 @@ def _timing_step(
     return [Step("time", "", job, [file], sorted(needs), config, 6.0 * len(timed), after=evaluations)]
 
 
-def _front_step(study: Study, evaluations: dict[str, list[Step]], timing: list[Step], out: Path) -> Step:
+def _front_step(
+    study: Study, evaluations: dict[str, list[Step]], ladder: list[Step], timing: list[Step], out: Path
+) -> Step:
     given, claims = study.evaluation, study.claims
     knobs = [study.knob(name) for name in study.all_systems()]
     protocol = {"prompts": given.sampled, "stage": given.stage, "training_seeds": study.training_seeds}
     files = {name: [str(step.outputs[0]) for step in steps] for name, steps in evaluations.items()}
-    timed = str(timing[0].outputs[0]) if timing else ""
-    job = DrawFront(files, given.headline, claims, knobs, str(out), protocol, timed)
+    timed, rungs = (str(steps[0].outputs[0]) if steps else "" for steps in (timing, ladder))
+    job = DrawFront(files, given.headline, claims, knobs, str(out), protocol, timed, rungs)
     config = [asdict(given.headline), claims and asdict(claims), knobs, protocol]
     pooled = [out / "systems" / f"{name}.json" for name, steps in evaluations.items() if len(steps) > 1]
-    needs = [step.label for steps in evaluations.values() for step in steps] + [step.label for step in timing]
+    needs = [step.label for steps in [*evaluations.values(), ladder, timing] for step in steps]
     return Step("front", "", job, [*front_outputs(out), *pooled], needs, config, 3.0)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import Problem
-from cfg_distill.evaluation.ladder import Ladder, Rung, RungKind, samples_of
+from cfg_distill.evaluation.ladder import Ladder, Rung, RungKind, enough, samples_of
 from cfg_distill.generators import CausalLM, Guidance, Prompt, PromptLike, device
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
@@ -49,6 +49,10 @@ class TuneLadder(Ladder):
         prompts = read_prompts("recipes/tunes/prompts/validation.txt")
         return [prompt for prompt in prompts if len(self.tunes(prompt, HELD_OUT)) >= self.samples]
 
+    def prompts_among(self, prompts: Sequence[PromptLike]) -> Sequence[PromptLike]:
+        """The prompts of a study for which there are enough held-out tunes."""
+        return enough([p for p in prompts if len(self.tunes(p, HELD_OUT)) >= self.samples]) or self.prompts()
+
     def problems(self, prompts: Sequence[PromptLike]) -> list[Problem]:
         found = [] if len(prompts) >= 2 else [Problem("", f"Expected at least 2 prompts, but got {len(prompts)}.")]
         for prompt in prompts:
@@ -84,8 +88,10 @@ class TuneLadder(Ladder):
 
         yield rung("held-out tunes", "real", real)
         sampling = Sampling(self.samples, self.longest, self.temperature)
-        yield Rung("guided", "guided", draw(generator, prompts, sampling, Guidance(self.guidance), self.seed + 1))
-        yield Rung("base", "base", draw(generator, prompts, sampling, None, self.seed))
+        yield Rung(
+            "guided", "guided", partial(draw, generator, prompts, sampling, Guidance(self.guidance), self.seed + 1)
+        )
+        yield Rung("base", "base", partial(draw, generator, prompts, sampling, None, self.seed))
         yield made("looped bar", makers.looped, known)
         chosen = [
             makers.chosen_loops(pool, random, partial(self._qualities, judge, prompt))

@@ -170,7 +170,8 @@ def test_rungs_of_other_prompts_or_of_one_name_are_refused():
 def test_real_and_degenerate_rungs_are_systems_of_a_table():
     systems = rungs_as_systems(Climb().rungs(PROMPTS), METRICS, "my.Ladder")
     assert [(system.name, system.kind) for system in systems] == [
-        ("real", "real"), ("loop", "degenerate"), ("shuffled", "degenerate"), ("shouted", "degenerate"),
+        ("real: real", "real"), ("degenerate: loop", "degenerate"),
+        ("degenerate: shuffled", "degenerate"), ("degenerate: shouted", "degenerate"),
     ]  # fmt: skip
     real = systems[0]
     assert real.prompts == PROMPTS and real.samples == 2 and real.relative_cost == 0 and real.axes["shouts"] == "guard"

@@ -1,0 +1,89 @@
+"""Off-policy distillation: the student learns from samples of the guided teacher, and not from its own.
+
+It is the usual way to put guidance into weights, and a baseline of this package. Fine-tuning on guided samples is
+``off_policy`` with :class:`~cfg_distill.losses.CrossEntropy`; distillation of whole distributions on them is ``off_policy``
+with :class:`~cfg_distill.losses.ForwardKL`. Every step draws new samples: it is one pass over a large file of guided samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+
+from cfg_distill.errors import Problem
+from cfg_distill.generators import Guided, Predictions, PromptLike
+from cfg_distill.losses import CrossEntropy, Divergence, Loss, PolicyGradient
+from cfg_distill.sampling.samples import Samples, draw
+
+if TYPE_CHECKING:
+    from cfg_distill.distillation.module import CFGDistillation
+
+
+def to_learn_from(module: CFGDistillation, prompts: Sequence[PromptLike], seed: int) -> Samples:
+    """The samples that a training step learns from: the student's own or, off-policy, those of the guided teacher."""
+    if not module.off_policy:
+        return module.draw(prompts, seed)
+    assert module.teacher is not None
+    return draw(module.teacher, prompts, module.sampling, module.guidance, seed)
+
+
+def of_teacher(
+    module: CFGDistillation, prompts: Sequence[PromptLike], tokens_NKT: Tensor, mask_NKT: Tensor
+) -> Predictions:
+    """Predictions of the guided teacher, without gradient. Off-policy they are made when they are first read, or never."""
+    assert module.teacher is not None
+    guided = Guided(module.teacher, module.guidance)
+
+    @torch.no_grad()
+    def predict() -> Predictions:
+        return guided.predictions(prompts, tokens_NKT, mask_NKT)
+
+    return cast(Predictions, OnDemand(predict)) if module.off_policy else predict()
+
+
+class OnDemand:
+    """Predictions that are made when a loss first reads them: cross entropy reads none of the teacher's."""
+
+    def __init__(self, predict: Callable[[], Predictions]) -> None:
+        self._predict = predict
+
+    @cached_property
+    def _made(self) -> Predictions:
+        return self._predict()
+
+    def whole(self) -> Tensor:
+        """All logits, ``[N, K, T, V]``."""
+        return self._made.whole()
+
+    def at(self, k: int, row_M: Tensor, position_M: Tensor) -> Tensor:
+        """The logits of some cells of codebook k, ``[M, V]``."""
+        return self._made.at(k, row_M, position_M)
+
+
+def problems_of_policy(module: CFGDistillation) -> list[Problem]:
+    """Losses that need samples of the student, and cross entropy on samples of the student, which teaches nothing."""
+    losses, found = cast(Mapping[str, Loss], dict(module.losses.items())), []
+    for name, loss in losses.items():
+        why = _wrong(loss, module.off_policy)
+        if why:
+            found.append(Problem(f"losses.{name}", why))
+    return found
+
+
+def _wrong(loss: Any, off_policy: bool) -> str:
+    if isinstance(loss, CrossEntropy) and not off_policy:
+        return (
+            "expected `@/model.off_policy` to be true, since on the student's own samples the expected gradient of cross"
+            " entropy is 0. Set it."
+        )
+    if not off_policy:
+        return ""
+    if isinstance(loss, PolicyGradient):
+        return "expected no reward under `@/model.off_policy`: its gradient is that of the student's own samples. Remove it."
+    if isinstance(loss, Divergence) and loss.score_term:
+        return "expected no `score_term` under `@/model.off_policy`: the teacher drew the samples. Set it to false."
+    return ""

@@ -1,0 +1,33 @@
+"""How a system of a study is sampled: its settings and its guidance. No torch before they are called."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cfg_distill.study.parts import Evaluation, SystemConfig
+
+
+def sampling_of(evaluation: Evaluation, system: SystemConfig) -> Any:
+    """How a system is sampled."""
+    from cfg_distill.sampling import Sampling
+
+    def of(key: str) -> Any:
+        """The system's own setting, or that of the evaluation."""
+        own = vars(system)[key]
+        return vars(evaluation)[key] if own is None else own
+
+    return Sampling(
+        samples=evaluation.samples,
+        max_new_tokens=evaluation.max_new_tokens,
+        temperature=of("temperature"),
+        top_k=of("top_k"),
+        top_p=of("top_p"),
+        min_p=of("min_p"),
+    )
+
+
+def guidance_of(system: SystemConfig) -> Any:
+    """The guidance of a system."""
+    from cfg_distill.guidance import Guidance
+
+    return Guidance(scale=system.guidance, negative=system.negative, negative_system=system.negative_system)
