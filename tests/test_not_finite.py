@@ -190,8 +190,8 @@ def test_a_scaler_may_skip_steps_but_not_for_ever(tiny_model: str, tmp_path: Pat
     start = student_of(tiny_model)
     start.configure_model()
     assert not same(snapshot(module), snapshot(start))
+    module = student_of(tiny_model, max_bad_steps=0)
     with pytest.raises(ConfigError, match="The gradient of step"):
-        module = student_of(tiny_model, max_bad_steps=0)
         trainer([Overflows(1000)], tmp_path, **half()).fit(module, batches(PATIENCE + 1))
     with pytest.raises(ConfigError, match="expected a finite loss, but got nan"):
         trainer([], tmp_path, **half()).fit(module_with(BrokenOnce(at=1), tiny_model), batches(4))
