@@ -65,8 +65,7 @@ class Batch:
         rewards: ``[B, G]`` by the losses that have one.
         weights: of the losses in this step.
         watched: functions of cells that are summed too.
-        loss: the weighted sum of the losses, once it is computed.
-        sums: the unweighted sum of each loss, and of what is watched.
+        sums: the unweighted sum of each loss, and of what is watched, once they are computed.
     """
 
     samples: Samples
@@ -74,13 +73,17 @@ class Batch:
     rewards: Mapping[str, Tensor]
     weights: Mapping[str, Tensor]
     watched: Mapping[str, CellTerm]
-    loss: Tensor = field(default_factory=lambda: torch.zeros(()))
     sums: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def num_samples(self) -> int:
         """N."""
         return len(self.samples.outputs)
+
+    @property
+    def loss(self) -> Tensor:
+        """The weighted sum of the losses."""
+        return torch.stack([weight * self.sums[name] for name, weight in self.weights.items()]).sum()
 
     def means(self) -> dict[str, Tensor]:
         """Each sum, per cell."""
@@ -95,7 +98,7 @@ class Batch:
             size: samples at once; 0 for all.
         """
         losses = cast(dict[str, Loss], dict(module.losses.items()))
-        totals, sums = [], {}
+        sums: dict[str, Tensor] = {}
         for prompts, rows in micro_batches(self.samples.asked, module.sampling.samples, size):
             total, part = mix(
                 losses,
@@ -111,8 +114,7 @@ class Batch:
             # The graph of a micro-batch is gone before the next one's is made; autocast is for forward passes.
             with torch.autocast(share.device.type, enabled=False):
                 module.trainer.strategy.backward(share, None)
-            totals.append(total.detach())
-        self.loss, self.sums = torch.stack(totals).sum(), sums
+        self.sums = sums
 
 
 def values_of_step(losses: Mapping[str, Loss], batch: Batch, count: Tensor) -> dict[str, Tensor]:

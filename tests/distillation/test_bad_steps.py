@@ -176,6 +176,7 @@ def test_too_many_in_a_row_stop_the_run_with_one_report(tiny_model: str, tmp_pat
     assert all(tensor.isfinite().all() for tensor in snapshot(module).values())
 
 
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 def test_few_files_are_written_and_the_count_survives(tiny_model: str, tmp_path: Path) -> None:
     module = module_with(tiny_model, Bigrams(range(1, 100)), max_bad_steps=50)
     with pytest.warns(UserWarning, match="is skipped") as said:

@@ -1,6 +1,7 @@
 """Golden losses: the first five steps of six tiny recipes, written down to the last bit.
 
     python tests/golden/golden.py            writes tests/golden/*.json
+    python tests/golden/golden.py lora       writes one of them
     python tests/golden/golden.py --check    exits with 1 when a loss is not what a file says
 
 A change that moves a loss makes the files anew, and says in its message why the losses had to move.
@@ -94,7 +95,7 @@ def score_term(folder: str) -> CFGDistillation:
 def group_mean(folder: str) -> CFGDistillation:
     losses = {
         "js": JensenShannon(mixture=0.5),
-        "forward": ForwardKL(weight=0.1, warmup_steps=3),
+        "forward_kl": ForwardKL(weight=0.1, warmup_steps=3),
         "first": PolicyGradient(FirstToken(), weight=0.1, scale="token"),
     }
     return student(CausalLM(folder), losses)
@@ -177,10 +178,11 @@ def as_written(name: str, steps: list[dict[str, float]]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="of recipes; all without a name")
     parser.add_argument("--check", action="store_true")
-    check = parser.parse_args().check
-    moved = []
-    for name in RECIPES:
+    given = parser.parse_args()
+    check, moved = given.check, []
+    for name in given.names or RECIPES:
         file, text = FOLDER / f"{name}.json", as_written(name, first_steps(name))
         if not file.is_file() or file.read_text(encoding="utf-8") != text:
             moved.append(name)
