@@ -3,6 +3,7 @@
 from cfg_distill.callbacks.beta_calibration import BetaCalibration
 from cfg_distill.callbacks.checkpoint_io import AtomicCheckpointIO
 from cfg_distill.callbacks.checkpoint_merging import CheckpointMerging
+from cfg_distill.callbacks.collapse_guard import CollapseGuard
 from cfg_distill.callbacks.diversity_logging import DiversityLogging
 from cfg_distill.callbacks.exact_resume import ExactResume
 from cfg_distill.callbacks.sample_logging import SampleLogging
@@ -13,6 +14,7 @@ __all__ = [
     "AtomicCheckpointIO",
     "BetaCalibration",
     "CheckpointMerging",
+    "CollapseGuard",
     "DiversityLogging",
     "ExactResume",
     "SampleLogging",

@@ -124,10 +124,12 @@ def _factor(layer: str, which: str, plain: Callable[[str], str] = str) -> str:
 # Keys, and their versions
 
 
-def keys_of_ours(generator: Mapping[str, Any], configured: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that a module adds to Lightning's checkpoint: the start model (:func:`spec_of`), and settings that may move."""
+def keys_of_ours(generator: Mapping[str, Any], configured: Mapping[str, Any], bad_steps: int = 0) -> dict[str, Any]:
+    """The keys that a module adds to Lightning's checkpoint: the start model (:func:`spec_of`), settings that may move, and the
+    number of steps that were skipped.
+    """
     stamp = {"format": FORMAT, "version": __version__}
-    return {STAMP: stamp, "generator": dict(generator), "configured": dict(configured)}
+    return {STAMP: stamp, "generator": dict(generator), "configured": dict(configured), "bad_steps": bad_steps}
 
 
 def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
             f"the checkpoint was written by cfg-distill {stamp['version']} in format {stamp['format']}, but this is version"
             f" {__version__}, which reads formats up to {FORMAT}. Update the package: pip install -U cfg-distill"
         )
-    return {"configured": {}} | dict(content) | {STAMP: stamp | {"format": FORMAT}}
+    return {"configured": {}, "bad_steps": 0} | dict(content) | {STAMP: stamp | {"format": FORMAT}}
 
 
 def _mapping(value: Any) -> dict[str, Any]:

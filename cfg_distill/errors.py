@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +103,57 @@ class ConfigError(Exception):
     def under(self, prefix: str) -> list[Problem]:
         """The problems, of a part that hangs at ``prefix``."""
         return [problem.under(prefix) for problem in self.problems]
+
+
+class PartError(Exception):
+    """A part of a recipe raised an exception, which is the cause of this one: which part, and on what.
+
+    Attributes:
+        part: the name of its class.
+        key: where it hangs in the recipe.
+        outputs: the numbers of the outputs that it failed on: one, or those of a prompt; none where that is unknown.
+        given: what it was given, in words.
+    """
+
+    def __init__(self, part: str, key: str = "", outputs: Sequence[int] = (), given: str = "") -> None:
+        super().__init__(part, key, outputs, given)
+        self.part = part
+        self.key = key
+        self.outputs = outputs
+        self.given = given
+
+    def __str__(self) -> str:
+        where = f"Key `{self.key}`: {self.part}" if self.key else self.part
+        cause = self.__cause__
+        said = "an exception" if cause is None else f"{type(cause).__name__}: {cause}"
+        return f"{where} raised {said}{self.given}"
+
+
+@contextmanager
+def blamed(part: object, key: str) -> Iterator[None]:
+    """Name a part, and where it hangs, in whatever goes wrong while it works.
+
+    Parts hold parts, and each holder knows the key of its own part only. So the path grows from the inside to the outside.
+
+    Args:
+        part: what works.
+        key: where it hangs in its holder: ``reward``.
+
+    Raises:
+        ConfigError: the part found a problem; its key is put under this one.
+        PartError: the part raised any other exception, which is the cause.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(
+            [each.under(f"{key}.init_args" if each.path else key) for each in error.problems]
+        ) from error.__cause__
+    except PartError as error:
+        inner = f"{key}.init_args.{error.key}" if error.key else key
+        raise PartError(error.part, inner, error.outputs, error.given) from error.__cause__
+    except Exception as error:
+        raise PartError(type(part).__name__, key) from error
 
 
 def problems_of(part: Any, context: Context = Context(), under: str = "") -> list[Problem]:

@@ -28,6 +28,8 @@ class Execution:
         mix_states: mix the states of the two branches of guidance in front of a linear head, which gives the same logits for
             one product instead of two.
         prompt_once: read each prompt once for its whole group, through the key-value cache; of a causal language model.
+        halve_micro_batch: when memory runs out while samples are scored and differentiated, repeat that with the same samples
+            and half of ``micro_batch``, down to one sample, instead of ending the run.
     """
 
     onednn: bool = True
@@ -36,6 +38,7 @@ class Execution:
     pack_weights: bool = True
     mix_states: bool = True
     prompt_once: bool = True
+    halve_micro_batch: bool = True
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with these settings."""

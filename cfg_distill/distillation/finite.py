@@ -1,4 +1,4 @@
-"""NaN and infinity stop a fit before its optimiser takes a step, and never reach a checkpoint."""
+"""NaN and infinity never reach the optimiser, nor a checkpoint."""
 
 from __future__ import annotations
 
@@ -24,24 +24,28 @@ def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def problems_of_gradient(sums: Mapping[str, Tensor], step: int) -> list[Problem]:
-    """Which loss made the gradient of a step NaN or infinite.
+def problems_of_gradient(
+    sums: Mapping[str, Tensor], rewards: Mapping[str, Tensor], step: int, record: str
+) -> list[Problem]:
+    """Which loss or reward made the gradient of a step NaN or infinite.
 
     Args:
         sums: the unweighted sum of each loss over the batches of all devices that make up the step.
+        rewards: the sum of the rewards of each loss that has one.
         step: optimiser steps before this one.
+        record: a sentence that says where the samples are.
     """
-    unmoved = f"Step {step} was not taken, so the student is as it was before it."
-    wrong = {name: float(value) for name, value in sums.items() if not value.isfinite()}
-    if wrong:
-        return [
-            Problem(
-                f"losses.{name}",
-                f"expected a finite loss, but got {value} in step {step}. {unmoved} Look at what the loss reads: its reward or"
-                " embedder, its weight, and the logits of student and teacher. Then resume the run.",
-            )
-            for name, value in wrong.items()
-        ]
+    unmoved = f"Step {step} was not taken, so the student is as it was before it.{record}"
+    found = [
+        Problem(
+            f"losses.{name}",
+            f"expected a finite {what}, but got {float(value)} in step {step}. {unmoved} Look at what the loss reads: its"
+            " reward or embedder, its weight, and the logits of student and teacher. Then resume the run.",
+        )
+        for name, what, value in not_finite_terms(sums, rewards)
+    ]
+    if found:
+        return found
     values = ", ".join(f"`{name}` {float(value):.4g}" for name, value in sums.items())
     return [
         Problem(
@@ -51,6 +55,17 @@ def problems_of_gradient(sums: Mapping[str, Tensor], step: int) -> list[Problem]
             " `@/trainer.precision` 32-true. Then resume the run.",
         )
     ]
+
+
+def not_finite_terms(sums: Mapping[str, Tensor], rewards: Mapping[str, Tensor]) -> list[tuple[str, str, Tensor]]:
+    """Name, kind and value of each loss, or else its reward, that is NaN or infinite."""
+    found = []
+    for name, value in sums.items():
+        if not value.isfinite():
+            found.append((name, "loss", value))
+        elif name in rewards and not rewards[name].isfinite():
+            found.append((name, "reward", rewards[name]))
+    return found
 
 
 def problems_of_optimizer(optimizer: Optimizer) -> list[Problem]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.generators import PromptLike
+from cfg_distill.distillation.memory import with_less_memory
+from cfg_distill.distillation.step import micro_batches
 from cfg_distill.losses import Divergence, Loss, mix
 from cfg_distill.sampling.samples import Samples
 
@@ -18,25 +19,22 @@ if TYPE_CHECKING:
 
 
 def norms(
-    parameters: Sequence[nn.Parameter], terms: Mapping[str, Iterable[Tensor]], reduce: Callable[[Tensor], Any]
+    parameters: Sequence[nn.Parameter], terms: Mapping[str, Callable[[], None]], reduce: Callable[[Tensor], Any]
 ) -> dict[str, Tensor]:
-    """Norm of the gradient of each term, summed over its parts and over all ranks: no split changes it.
+    """Norm of the gradient of each term, summed over all ranks: no split changes it.
 
-    Each term's parts add up in the parameters' own gradients, one term after the other; earlier gradients are restored at the
+    Each term's gradient is that of the parameters for a while, one term after the other; earlier gradients are restored at the
     end. So a measurement takes the memory of a step, and of the earlier gradients where there are some.
 
     Args:
         parameters: the trained ones.
-        terms: the parts of each term, scalars whose backward pass is run as they come.
+        terms: the backward pass of each term, which leaves its gradient, and no other, in the parameters.
         reduce: the sum of a tensor over ranks.
     """
     kept = [p.grad for p in parameters]
     found = {}
-    for name, parts in terms.items():
-        for parameter in parameters:
-            parameter.grad = None
-        for part in parts:
-            part.backward()
+    for name, differentiate in terms.items():
+        differentiate()
         # Every rank takes part for every parameter: what one rank did not use, another may have.
         sums = (reduce(torch.zeros_like(p) if p.grad is None else p.grad) for p in parameters)
         found[name] = torch.stack([gradient.norm() for gradient in sums]).norm()
@@ -46,34 +44,36 @@ def norms(
 
 
 def norms_of_step(
-    module: CFGDistillation,
-    samples: Samples,
-    parts: Sequence[tuple[Sequence[PromptLike], slice]],
-    advantages: Mapping[str, Tensor | None],
+    module: CFGDistillation, samples: Samples, advantages: Mapping[str, Tensor | None]
 ) -> dict[str, Tensor]:
     """Norm of the gradient of each unweighted loss over one batch of all ranks, divided by their common count as a step is.
 
     Args:
         module: the one that takes the step.
         samples: the batch.
-        parts: its micro-batches, prompts and rows.
         advantages: of the samples, by loss.
     """
     losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+    parameters = [p for p in module.student.parameters() if p.requires_grad]
+    mask_NKT = samples.rollout.mask_NKT
 
-    def of(name: str) -> Iterator[Tensor]:
-        for prompts, rows in parts:
+    def differentiate(name: str, size: int) -> None:
+        for parameter in parameters:
+            parameter.grad = None
+        for prompts, rows in micro_batches(samples.asked, module.sampling.samples, size):
             inputs = module.score(samples, prompts, rows)
             total, _ = mix({name: losses[name]}, inputs, {name: 1.0}, advantages, chunk=module.execution.logits_chunk)
-            yield total / module.count_scale
+            (total / module.count_scale).backward()
+
+    def of(name: str) -> Callable[[], None]:
+        # Memory may run out on one rank: it repeats its own part, and the others wait where they add up.
+        return lambda: with_less_memory(module, len(mask_NKT), partial(differentiate, name))
 
     everywhere = partial(module.trainer.strategy.reduce, reduce_op="sum")
-    mask_NKT = samples.rollout.mask_NKT
     counts_2 = torch.stack(
         [module.count.of_rows(mask_NKT), torch.tensor(len(mask_NKT), device=mask_NKT.device)]
     ).float()
     scale = module.count_scale / module.count.of_step(*cast(Tensor, everywhere(counts_2)))
-    parameters = [p for p in module.student.parameters() if p.requires_grad]
     found = norms(parameters, {name: of(name) for name in losses}, everywhere)
     return {name: norm * scale for name, norm in found.items()}
 

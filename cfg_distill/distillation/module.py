@@ -14,12 +14,13 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cfg_distill import checkpoints
+from cfg_distill.distillation.asked import advantages_of, degenerate_of
 from cfg_distill.distillation.count import Count
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.fingerprint import fingerprint
 from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import as_logged, norms_of_step, reference_of
-from cfg_distill.distillation.memory import advice_on_memory
+from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_teacher, to_learn_from
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
 from cfg_distill.distillation.settings import (
@@ -29,7 +30,7 @@ from cfg_distill.distillation.settings import (
     problems_of_trainer,
     summary,
 )
-from cfg_distill.distillation.step import Step, micro_batches
+from cfg_distill.distillation.step import Batch, Step, ended, micro_batches, values_of_step
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guidance, PromptLike
 from cfg_distill.generators.linear import onednn
@@ -38,6 +39,7 @@ from cfg_distill.losses import Loss, LossInputs, mix
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
 from cfg_distill.sampling import Rollout, Sampling, rollout
+from cfg_distill.sampling.redraw import redrawn
 from cfg_distill.sampling.samples import Samples, decoded
 
 
@@ -78,6 +80,10 @@ class CFGDistillation(L.LightningModule):
         allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.
         execution: how the arithmetic is carried out: speed and memory, and nothing else but rounding.
         off_policy: learn from samples of the guided teacher, not from the student's own: a baseline (``losses.CrossEntropy``).
+        max_bad_steps: steps in a row that are skipped because a loss, a reward or the gradient is NaN or infinite; one more
+            stops the run. Prompts and samples of a skipped step are written into the folder ``bad_steps`` of the run.
+        redraw: attempts to draw a degenerate sample again before the student learns from it; 0 learns from it as it is. It
+            changes what is optimised (docs/method.md, section 3): the student then learns little of what leads to such samples.
     """
 
     def __init__(
@@ -99,6 +105,8 @@ class CFGDistillation(L.LightningModule):
         allow_no_teacher: bool = False,
         execution: Execution = Execution(),
         off_policy: bool = False,
+        max_bad_steps: int = 3,
+        redraw: int = 0,
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or name in dir(nn.ModuleDict)]:
@@ -123,7 +131,9 @@ class CFGDistillation(L.LightningModule):
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[PromptLike] = ()
-        self._step = Step()
+        self.max_bad_steps = max_bad_steps
+        self.redraw = redraw
+        self._step = Step(max_bad_steps)
         self.count = Count(reduction)
         self._teacher_fingerprint = ""
         # Settings of this recipe, and those recorded in the checkpoint (compared in resuming.py).
@@ -224,72 +234,69 @@ class CFGDistillation(L.LightningModule):
 
         Returns:
             ``loss``; ``samples``, the decoded groups; ``rewards`` and ``advantages``, ``[B, G]`` by the name of each loss that
-            has them.
+            has them; ``degenerate``, which samples are, ``[B, G]``.
         """
         self.batch = batch
         with advice_on_memory(self), onednn(self.execution.onednn):
             return self._training_step(batch, batch_idx)
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        with advice_on_memory(self):
-            super().backward(loss, *args, **kwargs)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         with advice_on_memory(self):  # the optimiser's state is made at its first step
             super().optimizer_step(*args, **kwargs)
 
     def _training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        if self._step.begins:
-            # Here and not by Lightning, which would do it after the micro-batches below.
-            cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False)).zero_grad()
-        samples = to_learn_from(self, batch, self._rollout_seed(self.global_step, batch_idx))
-        advantages = {name: loss.advantage(samples) for name, loss in self._mix.items()}
+        samples, degenerate_BG, num_redrawn = self._drawn(batch, batch_idx)
+        advantages = advantages_of(self._mix, samples, self.global_step)
+        rewards = {name: loss.reward_BG for name, loss in self._mix.items() if loss.reward_BG is not None}
         weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
         every = self.measure_gradients_every
         measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._step.begins)
-        sums: dict[str, Tensor] = {}
-        earlier = torch.zeros((), device=samples.rollout.tokens_BGKT.device)
-        parts = micro_batches(batch, self.sampling.samples, self.micro_batch)
         if measuring:
-            self._measure_gradients(samples, parts, advantages)
+            self._measure_gradients(samples, advantages)
             self._log_measured(as_logged(self.gradient_norms, weights, reference_of(self._mix)))
-        for number, (prompts, rows) in enumerate(parts):
-            inputs = self.score(samples, prompts, rows)
-            total, part = mix(
-                self._mix, inputs, weights, advantages, ENTROPIES if measuring else None, self.execution.logits_chunk
-            )
-            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
-            if number + 1 < len(parts):
-                # Each micro-batch's graph is gone before the next; the last one's backward pass is Lightning's, which also
-                # divides by the batches that it accumulates.
-                accumulated = self.trainer.accumulate_grad_batches
-                self.trainer.strategy.backward(total / self.count_scale / accumulated, None)
-                earlier += total.detach()
-        count = self.count.of_rows(samples.rollout.mask_NKT)
-        self._log_step(samples.rollout, weights, sums, count)
-        self._step.add({name: sums[name] for name in self._mix}, count, len(samples.outputs))
-        # Divided by a constant here, by the true count of all micro-batches and ranks before the optimiser steps.
+        part = Batch(samples, advantages, rewards, weights, ENTROPIES if measuring else {})
+        self._step.add(self, part)
+        self._log_step(part)
+        self.log_dict({"train/degenerate": degenerate_BG.float().mean(), "train/redrawn": float(num_redrawn)})
         return {
-            "loss": (total + earlier) / self.count_scale,
+            "loss": ended(self, part.loss / self.count_scale),
             "samples": samples,
-            "rewards": {name: loss.reward_BG for name, loss in self._mix.items() if loss.reward_BG is not None},
+            "rewards": rewards,
             "advantages": {name: each.view(len(batch), -1) for name, each in advantages.items() if each is not None},
+            "degenerate": degenerate_BG,
         }
 
+    def _drawn(self, batch: list[PromptLike], batch_idx: int) -> tuple[Samples, Tensor, int]:
+        """Samples to learn from, which of them are degenerate, and how many were drawn again."""
+
+        def draw(prompts: Sequence[PromptLike], attempt: int) -> Samples:
+            return to_learn_from(self, prompts, self._rollout_seed(self.global_step, batch_idx, attempt))
+
+        def degenerate(samples: Samples) -> Tensor:
+            return degenerate_of(self._mix, samples, self.global_step)
+
+        return redrawn(draw(batch, 0), degenerate, draw, self.redraw, self.student.pad_token)
+
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing: Lightning calls this between training_step and the backward pass, and micro-batches have gone by."""
+        """Nothing: Lightning calls this after training_step, and the gradients are there already."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turn Lightning's mean of means over micro-batches and ranks into all-reduced sum over all-reduced count.
 
+        A step whose loss, reward or gradient is NaN or infinite is skipped, on all ranks alike: an optimiser moves no parameter
+        without a gradient, nor its own state.
+
         Raises:
-            ConfigError: the gradient is not finite: the optimiser does not move, on any rank.
+            ConfigError: it is one too many of such steps.
         """
-        mean_count = float(self.count.close(*self._step.close(self, optimizer)))
-        factor = self.count_scale * self.trainer.accumulate_grad_batches / mean_count
-        for parameter in self.student.parameters():
-            if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+        closed = self._step.close(self, optimizer)
+        if closed is None:
+            self.student.zero_grad(set_to_none=True)
+        else:
+            factor = self.count_scale * self.trainer.accumulate_grad_batches / float(self.count.close(*closed))
+            for gradient in [p.grad for p in self.student.parameters() if p.grad is not None]:
+                gradient.mul_(factor)
+        self.log("train/bad_steps", float(self._step.bad.total))
 
     def validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
@@ -299,12 +306,16 @@ class CFGDistillation(L.LightningModule):
     def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         drawn = self.rollout(batch, self._rollout_seed(-1, batch_idx))
         samples = decoded(self.student, batch, drawn)
-        sums: dict[str, Tensor] = {}
-        for prompts, rows in micro_batches(batch, self.sampling.samples, self.micro_batch):
-            part = mix(
-                {}, self.score(samples, prompts, rows), {}, {}, DISTANCE | ENTROPIES, self.execution.logits_chunk
-            )[1]
-            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+
+        def watched(size: int) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            for prompts, rows in micro_batches(batch, self.sampling.samples, size):
+                inputs = self.score(samples, prompts, rows)
+                part = mix({}, inputs, {}, {}, DISTANCE | ENTROPIES, self.execution.logits_chunk)[1]
+                sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+            return sums
+
+        sums = with_less_memory(self, len(samples.outputs), watched)
         cells = int(drawn.mask_NKT.sum())
         # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.
         shown = {f"val/{name}": value / cells for name, value in sums.items()}
@@ -318,9 +329,9 @@ class CFGDistillation(L.LightningModule):
     def _mix(self) -> dict[str, Loss]:
         return cast(dict[str, Loss], dict(self.losses.items()))
 
-    def _rollout_seed(self, step: int, batch_idx: int) -> int:
+    def _rollout_seed(self, step: int, batch_idx: int, attempt: int = 0) -> int:
         # Distinct streams for training (step >= 0) and validation (-1: the same draws at every validation).
-        entropy_words = (self.seed, step + 1, batch_idx, self.global_rank)
+        entropy_words = (self.seed, step + 1, batch_idx, self.global_rank, *([attempt] if attempt else []))
         return int(np.random.SeedSequence(entropy_words).generate_state(1, np.uint64)[0] >> 1)
 
     @property
@@ -337,22 +348,12 @@ class CFGDistillation(L.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.global_step)
 
-    def _log_step(
-        self, drawn: Rollout, weights: Mapping[str, Tensor], sums: Mapping[str, Tensor], count: Tensor
-    ) -> None:
-        cells = drawn.mask_NKT.sum()
-        shown = {"train/length": drawn.length_N.float().mean()}
-        if measured := {f"train/{name}": value / cells for name, value in sums.items() if name in ENTROPIES}:
-            self._log_measured(measured)
-        for name, loss in self._mix.items():
-            shown[f"train/{name}"] = sums[name] / count
-            shown[f"weight/{name}"] = weights[name]
-            if loss.is_over_cells:
-                loss.logs["per_token"] = sums[name] / cells
-            shown |= {f"train/{name}_{key}": value for key, value in loss.logs.items()}
-        self.log_dict(shown)
-        total = torch.stack([weights[name] * sums[name] for name in weights]).sum()
-        self.log("train/loss", total / count, prog_bar=True)
+    def _log_step(self, batch: Batch) -> None:
+        count = self.count.of_rows(batch.samples.rollout.mask_NKT)
+        if measured := {name: value for name, value in batch.means().items() if name in ENTROPIES}:
+            self._log_measured({f"train/{name}": value for name, value in measured.items()})
+        self.log_dict(values_of_step(self._mix, batch, count))
+        self.log("train/loss", batch.loss / count, prog_bar=True)
 
     # Checkpoints hold trained student weights and loss buffers; teacher and embedders are reloaded from their source.
 
@@ -378,11 +379,12 @@ class CFGDistillation(L.LightningModule):
         state = checkpoint["state_dict"]
         for name in self._frozen_of(list(state)):
             del state[name]
-        checkpoint.update(checkpoints.keys_of_ours(self.generator_spec, self._configured))
+        checkpoint.update(checkpoints.keys_of_ours(self.generator_spec, self._configured, self._step.bad.total))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(checkpoints.upgraded(checkpoint))
         self._configured_then = checkpoint["configured"]
+        self._step.bad.total = checkpoint["bad_steps"]
         for name, weight in weights_after(self._configured_then.get("losses", {}), self._configured["losses"]).items():
             checkpoint["state_dict"][checkpoints.loss_weight(name)] = torch.tensor(weight)
         # Version 0.1 saved no mean length: such a run goes on as one without a past.

@@ -78,8 +78,9 @@ def _problems_of_step(module: CFGDistillation) -> list[Problem]:
     if not module.measure_gradients_every >= 0:
         text = f"expected 0 (never) or more steps, but got {module.measure_gradients_every}."
         found.append(Problem("measure_gradients_every", text))
-    if not module.seed >= 0:
-        found.append(Problem("seed", f"expected 0 or more, but got {module.seed}."))
+    for key, value in (("seed", module.seed), ("max_bad_steps", module.max_bad_steps), ("redraw", module.redraw)):
+        if not value >= 0:
+            found.append(Problem(key, f"expected 0 or more, but got {value}."))
     group = module.sampling.samples
     if module.micro_batch > 0 and group > 0 and group % module.micro_batch and module.micro_batch % group:
         text = f"expected a divisor or a multiple of `@/model.sampling.samples`, {group}, but got {module.micro_batch}."

@@ -1,4 +1,4 @@
-"""One step of the optimiser: the micro-batches that it is cut into, and the sums and counts that it adds up.
+"""One step of the optimiser: the batches that it adds up, the micro-batches that they are cut into, and its end.
 
 Shapes: R ranks, L losses.
 """
@@ -6,15 +6,21 @@ Shapes: R ranks, L losses.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, cast
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch.plugins import MixedPrecision
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor, nn
 
-from cfg_distill.distillation.finite import gradient_norm, problems_of_gradient, problems_of_optimizer
+from cfg_distill.distillation.bad_steps import BadSteps
+from cfg_distill.distillation.finite import gradient_norm, problems_of_optimizer
+from cfg_distill.distillation.memory import with_less_memory
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import PromptLike
+from cfg_distill.losses import CellTerm, Loss, mix
+from cfg_distill.sampling.samples import Samples
 
 if TYPE_CHECKING:
     from cfg_distill.distillation.module import CFGDistillation
@@ -49,63 +55,197 @@ def micro_batches(prompts: Sequence[PromptLike], group: int, size: int) -> list[
     ]
 
 
-class Step:
-    """Sums and counts over the batches that one step of the optimiser accumulates.
+@dataclass
+class Batch:
+    """The samples of a batch, and all that their gradient needs: it can be computed again.
 
     Attributes:
-        count: of this rank: samples, or generated positions.
-        samples: of this rank.
-        sums: the unweighted sum of each loss of this rank.
-        skipped: steps in a row that a gradient scaler has skipped.
+        samples: the decoded groups.
+        advantages: of the samples, by loss.
+        rewards: ``[B, G]`` by the losses that have one.
+        weights: of the losses in this step.
+        watched: functions of cells that are summed too.
+        sums: the unweighted sum of each loss, and of what is watched, once they are computed.
     """
 
-    def __init__(self) -> None:
-        self.count = torch.zeros(())
-        self.samples = 0
-        self.sums: dict[str, Tensor] = {}
-        self.skipped = 0
+    samples: Samples
+    advantages: Mapping[str, Tensor | None]
+    rewards: Mapping[str, Tensor]
+    weights: Mapping[str, Tensor]
+    watched: Mapping[str, CellTerm]
+    sums: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def num_samples(self) -> int:
+        """N."""
+        return len(self.samples.outputs)
+
+    @property
+    def loss(self) -> Tensor:
+        """The weighted sum of the losses."""
+        return torch.stack([weight * self.sums[name] for name, weight in self.weights.items()]).sum()
+
+    def means(self) -> dict[str, Tensor]:
+        """Each sum, per cell."""
+        cells = self.samples.rollout.mask_NKT.sum()
+        return {name: value / cells for name, value in self.sums.items()}
+
+    def differentiate(self, module: CFGDistillation, size: int) -> None:
+        """Add the gradient of the batch to the student's, a micro-batch at a time.
+
+        Args:
+            module: the one that takes the step.
+            size: samples at once; 0 for all.
+        """
+        losses = cast(dict[str, Loss], dict(module.losses.items()))
+        sums: dict[str, Tensor] = {}
+        for prompts, rows in micro_batches(self.samples.asked, module.sampling.samples, size):
+            total, part = mix(
+                losses,
+                module.score(self.samples, prompts, rows),
+                self.weights,
+                self.advantages,
+                self.watched,
+                module.execution.logits_chunk,
+            )
+            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+            # Divided by a constant here, by the true count of all batches and ranks before the optimiser steps.
+            share = total / module.count_scale / module.trainer.accumulate_grad_batches
+            # The graph of a micro-batch is gone before the next one's is made; autocast is for forward passes.
+            with torch.autocast(share.device.type, enabled=False):
+                module.trainer.strategy.backward(share, None)
+        self.sums = sums
+
+
+def values_of_step(losses: Mapping[str, Loss], batch: Batch, count: Tensor) -> dict[str, Tensor]:
+    """What is logged of a batch: length, each loss and its weight, and what the losses log of themselves.
+
+    Args:
+        losses: by name.
+        batch: whose gradient is computed.
+        count: of the batch.
+    """
+    shown = {"train/length": batch.samples.rollout.length_N.float().mean()}
+    means = batch.means()
+    for name, loss in losses.items():
+        shown[f"train/{name}"] = batch.sums[name] / count
+        shown[f"weight/{name}"] = batch.weights[name]
+        if loss.is_over_cells:
+            loss.logs["per_token"] = means[name]
+        shown |= {f"train/{name}_{key}": value for key, value in loss.logs.items()}
+    return shown
+
+
+class Step:
+    """The batches that one step of the optimiser accumulates.
+
+    Attributes:
+        batches: of this rank, so far.
+        bad: the steps that were skipped.
+        overflows: steps in a row that a gradient scaler has skipped.
+    """
+
+    def __init__(self, max_bad_steps: int) -> None:
+        self.batches: list[Batch] = []
+        self.bad = BadSteps(max_bad_steps)
+        self.overflows = 0
 
     @property
     def begins(self) -> bool:
         """Whether no batch has been added yet."""
-        return bool(self.count == 0)
+        return not self.batches
 
-    def add(self, sums: Mapping[str, Tensor], count: Tensor, samples: int) -> None:
-        """Add a batch."""
-        self.sums = {name: self.sums.get(name, 0.0) + value for name, value in sums.items()}
-        self.count = self.count.to(count.device) + count
-        self.samples += samples
+    def add(self, module: CFGDistillation, batch: Batch) -> None:
+        """Add the gradient of a batch to that of the step.
 
-    def close(self, module: CFGDistillation, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor]:
-        """The mean count and the mean number of samples of the ranks; the next step begins.
+        When memory runs out, the gradient of a micro-batch may be there in part. So all batches of the step are repeated, from
+        a gradient of zero. All this is within one rank: the gradients of the ranks are added up afterwards (:func:`ended`).
+        """
+        optimizer = cast(torch.optim.Optimizer, module.optimizers(use_pl_optimizer=False))
+        self.batches.append(batch)
+        tried = False
+
+        def attempt(size: int) -> None:
+            nonlocal tried
+            anew = tried or len(self.batches) == 1
+            tried = True
+            if anew:
+                # Here and not by Lightning, which would do it after the micro-batches.
+                optimizer.zero_grad()
+            for each in self.batches if anew else [batch]:
+                each.differentiate(module, size)
+
+        with_less_memory(module, max(each.num_samples for each in self.batches), attempt)
+
+    def close(self, module: CFGDistillation, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor] | None:
+        """The mean count and the mean number of samples of the ranks; None for a step to skip. The next step begins.
 
         Raises:
-            ConfigError: the gradient is not finite, or a number of the optimiser; on all ranks alike.
+            ConfigError: too many bad steps in a row, or a number of the optimiser is not finite; on all ranks alike.
         """
-        is_finite = gradient_norm(module.student.parameters()).isfinite().to(self.count.device, self.count.dtype)
-        own_3 = torch.stack([self.count, torch.full_like(self.count, self.samples), is_finite]).float()
+        batches, self.batches = self.batches, []
+        count = torch.stack([module.count.of_rows(each.samples.rollout.mask_NKT) for each in batches]).sum()
+        samples = sum(each.num_samples for each in batches)
+        norm = gradient_norm(module.student.parameters()).to(count.device)
+        is_finite = torch.stack([norm, *_looked_at(batches)]).isfinite().all()
+        own_3 = torch.stack([count, torch.full_like(count, samples), is_finite]).float()
+        # One message per step: the verdict travels with the counts.
         every_R3 = cast(Tensor, module.all_gather(own_3)).view(-1, 3)
         if every_R3[:, 2].all():
-            self.skipped = 0
-        else:
-            self._stop_unless_skipped(module)
+            self.overflows, self.bad.in_a_row = 0, 0
+        elif not self._is_overflow(module, batches):
+            self.bad.meet(module, batches)
+            return None
         if found := problems_of_optimizer(optimizer):
             raise ConfigError([problem.under("model") for problem in found])
-        self.count, self.samples, self.sums = torch.zeros_like(self.count), 0, {}
         return every_R3[:, 0].mean(), every_R3[:, 1].mean()
 
-    def _stop_unless_skipped(self, module: CFGDistillation) -> None:
-        """Stop before a step with a gradient that is not finite; of a gradient scaler only when it is not to blame.
+    def _is_overflow(self, module: CFGDistillation, batches: Sequence[Batch]) -> bool:
+        """Whether a gradient scaler is to blame, which skips the step itself.
 
         Scaled for float16, a sound gradient may overflow. The scaler then skips the step and lowers its factor, which is how it
         finds one. A loss that is not finite has another cause, and so have many skipped steps in a row.
         """
-        local_L = torch.stack([value.float() for value in self.sums.values()])
-        sum_L = cast(Tensor, module.all_gather(local_L)).view(-1, len(local_L)).sum(0)
         plugin = module.trainer.precision_plugin
-        if isinstance(plugin, MixedPrecision) and plugin.scaler is not None:
-            self.skipped += 1
-            if self.skipped < PATIENCE and sum_L.isfinite().all():
-                return
-        found = problems_of_gradient(dict(zip(self.sums, sum_L, strict=True)), module.global_step)
-        raise ConfigError([problem.under("model") for problem in found])
+        if not isinstance(plugin, MixedPrecision) or plugin.scaler is None:
+            return False
+        own = torch.stack(_looked_at(batches)).isfinite().all()
+        self.overflows += 1
+        return self.overflows < PATIENCE and bool(cast(Tensor, module.all_gather(own)).all())
+
+
+def _looked_at(batches: Sequence[Batch]) -> list[Tensor]:
+    """Numbers of which one is not finite where a loss or a reward is not."""
+    sums = [each.sums[name].float() for each in batches for name in each.weights]
+    rewards = [reward_BG.float().sum() for each in batches for reward_BG in each.rewards.values()]
+    return sums + [each.to(sums[0].device) for each in rewards]
+
+
+# What Lightning differentiates is a stub: the gradients are there already. The stub exists for DDP, which adds up the ranks'
+# gradients while it sees the parameters' turn come in a backward pass:
+#
+#   training_step   rank 0: | micro-batch | micro-batch |                        gradients of each rank, in its own time:
+#                   rank 1: | micro-batch | no memory! | half | half | half |    it may begin anew without telling anybody
+#   backward        both:   | zeros for each parameter; DDP adds up the ranks |
+class _Stub(torch.autograd.Function):
+    """A value with a gradient of zero for each parameter."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *parameters: Tensor) -> Tensor:
+        ctx.parameters = parameters
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
+        # One zero that is seen everywhere takes no memory.
+        zeros = (torch.zeros((), dtype=p.dtype, device=p.device).expand_as(p) for p in ctx.parameters)
+        return None, *zeros
+
+
+def ended(module: CFGDistillation, loss: Tensor) -> Tensor:
+    """The loss of a batch whose gradient is there already, for Lightning to differentiate: DDP then adds up the ranks."""
+    if isinstance(module.trainer.strategy, DDPStrategy):
+        parameters = [p for p in module.student.parameters() if p.requires_grad]
+    else:
+        parameters = [nn.Parameter(torch.zeros(()))]
+    return cast(Tensor, _Stub.apply(loss, *parameters))

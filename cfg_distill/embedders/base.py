@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill.audio import Waveform, silent_share
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, PartError, Problem
 from cfg_distill.folders import problems_of_folder
 
 
@@ -61,10 +61,50 @@ def embedded(embedder: Embedder, outputs: Sequence[Any]) -> Tensor:
 
     A zero vector has distance 0 from everything (:func:`~cfg_distill.embedders.similarity.cosine_distances`) and no cosine with
     anything. So neither a reward nor a metric pays for an empty sample, whatever vector the encoder gives it.
+
+    Raises:
+        ConfigError: the embedder returned something else than float32 ``[N, D]`` without gradient, and bool ``[N]``.
+        PartError: the embedder raised an exception.
     """
-    embedding_ND = embedder.embed(outputs)
-    degenerate_N = embedder.degenerate(outputs).to(embedding_ND.device)
-    return embedding_ND.masked_fill(degenerate_N.unsqueeze(-1), 0.0)
+    try:
+        embedding_ND, degenerate_N = embedder.embed(outputs), embedder.degenerate(outputs)
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise PartError(type(embedder).__name__, outputs=_failing(embedder, outputs, error)) from error
+    name, number = type(embedder).__name__, len(outputs)
+    if not isinstance(embedding_ND, Tensor) or (
+        (embedding_ND.ndim, len(embedding_ND), embedding_ND.dtype, embedding_ND.requires_grad)
+        != (2, number, torch.float32, False)
+    ):
+        text = f"expected `embed` of {name} to be [N, D] = [{number}, D], float32, without gradient, but got"
+        raise ConfigError(Problem("", f"{text} {described(embedding_ND)}."))
+    if not isinstance(degenerate_N, Tensor) or (degenerate_N.shape, degenerate_N.dtype) != ((number,), torch.bool):
+        text = f"expected `degenerate` of {name} to be [N] = [{number}], bool, but got"
+        raise ConfigError(Problem("", f"{text} {described(degenerate_N)}."))
+    return embedding_ND.masked_fill(degenerate_N.to(embedding_ND.device).unsqueeze(-1), 0.0)
+
+
+def described(value: Any) -> str:
+    """Shape, dtype and gradient of a tensor, or what stands in its place: for messages."""
+    if not isinstance(value, Tensor):
+        return f"a {type(value).__name__}"
+    dtype = str(value.dtype).removeprefix("torch.")
+    return f"{list(value.shape)}, {dtype}{', with gradient' if value.requires_grad else ''}"
+
+
+def _failing(embedder: Embedder, outputs: Sequence[Any], error: Exception) -> range:
+    """The number of the first output on which an embedder fails in the same way; none if that is unknown."""
+    try:
+        for number, output in enumerate(outputs):
+            try:
+                embedder.embed([output])
+                embedder.degenerate([output])
+            except type(error):
+                return range(number, number + 1)
+    except Exception:
+        return range(0)  # it fails in another way
+    return range(0)
 
 
 def problems_of_path(path: str) -> list[Problem]:

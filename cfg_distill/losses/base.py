@@ -135,6 +135,10 @@ class Loss(nn.Module, ABC):
 
     credit = advantage  # its name until 0.1
 
+    def degenerate(self, samples: Samples) -> Tensor | None:
+        """Which samples are empty or degenerate, ``[B, G]`` bool; None for a loss that has no opinion."""
+        return None
+
     @abstractmethod
     def cells(self, inputs: LossInputs) -> CellTerm:
         """A function from :class:`~cfg_distill.losses.chunked.Cells` to one value each, ``[M]``, with gradient.

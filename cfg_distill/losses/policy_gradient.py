@@ -7,10 +7,11 @@ from typing import Literal, Self
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.errors import Context, Problem, blamed, problems_of
 from cfg_distill.losses.base import Loss, LossInputs
 from cfg_distill.losses.chunked import Cells, CellTerm
 from cfg_distill.rewards.base import Reward
+from cfg_distill.rewards.checked import outcome_of
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import Samples
 
@@ -63,10 +64,15 @@ class PolicyGradient(Loss):
         return self
 
     def advantage(self, samples: Samples) -> Tensor:
-        outcome = self.reward(samples)
+        with blamed(self.reward, "reward"):
+            outcome = outcome_of(self.reward, samples)
         self.reward_BG = outcome.reward_BG
         self.logs = {"reward": outcome.reward_BG.mean(), "advantage_std": outcome.advantage_BG.std()}
         return outcome.advantage_BG.flatten()
+
+    def degenerate(self, samples: Samples) -> Tensor:
+        with blamed(self.reward, "reward"):
+            return self.reward.degenerate(samples)
 
     def cells(self, inputs: LossInputs) -> CellTerm:
         assert inputs.advantage_N is not None

@@ -6,8 +6,10 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor, nn
 
+from cfg_distill.embedders import Embedder, is_empty
 from cfg_distill.errors import Context, Problem
 from cfg_distill.sampling.samples import Samples
 
@@ -17,9 +19,9 @@ class GroupReward:
     """The outcome of a reward for a batch of groups.
 
     Attributes:
-        reward_BG: the reward of each sample.
+        reward_BG: the reward of each sample, float32 and without gradient.
         advantage_BG: the weight of each sample's score in the policy gradient, baseline and factor included, such that
-            ``grad D = E[(1/G) sum_i advantage_i * grad log student(y_i)]``.
+            ``grad D = E[(1/G) sum_i advantage_i * grad log student(y_i)]``; float32 and without gradient.
     """
 
     reward_BG: Tensor
@@ -44,7 +46,20 @@ class Reward(nn.Module, ABC):
     def forward(self, samples: Samples) -> GroupReward:
         """Rewards and advantages of B groups, without gradient."""
 
+    def degenerate(self, samples: Samples) -> Tensor:
+        """Which samples are empty or degenerate, ``[B, G]`` bool; by default :func:`~cfg_distill.embedders.is_empty`.
+
+        They are counted, and drawn again where ``model.redraw`` says so.
+        """
+        found = torch.tensor([is_empty(output) for output in samples.outputs], dtype=torch.bool)
+        return found.view(len(samples.prompts), samples.group)
+
 
 def group_of(context: Context | int) -> int | None:
     """G, samples per prompt, of a context; None where nobody has said. Rewards of 0.1 passed G itself."""
     return context if isinstance(context, int) else context.samples
+
+
+def degenerate_of(embedder: Embedder, samples: Samples) -> Tensor:
+    """Which samples an embedder calls degenerate, ``[B, G]``."""
+    return embedder.degenerate(samples.outputs).view(len(samples.prompts), samples.group)

@@ -8,8 +8,9 @@ from typing import Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError, Context, Problem, nearest, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, blamed, nearest, problems_of
 from cfg_distill.rewards.base import GroupReward, Reward, group_of
+from cfg_distill.rewards.checked import outcome_of, values_of
 from cfg_distill.rewards.pairwise import PairwiseReward, mean_among_others, mean_with_others
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.rewards.sample import SampleReward, leave_one_out
@@ -128,7 +129,10 @@ class Mixed(Reward):
         return self._added(samples) if self.mode == "additive" else self._multiplied(samples)
 
     def _added(self, samples: Samples) -> GroupReward:
-        parts = {name: reward(samples) for name, reward in self._parts().items()}
+        parts = {}
+        for name, reward in self._parts().items():
+            with blamed(reward, f"rewards.{name}"):
+                parts[name] = outcome_of(reward, samples)
         advantage_RBG = torch.stack([part.advantage_BG.to(self.past.value) for part in parts.values()])
         reward_RBG = torch.stack([part.reward_BG.to(self.past.value) for part in parts.values()])
         scale_R = self._scales(advantage_RBG.square()).sqrt()
@@ -139,12 +143,13 @@ class Mixed(Reward):
 
     def _multiplied(self, samples: Samples) -> GroupReward:
         # Factors of one sample [B, G, 1] and of pairs [B, G, G] stay apart until all are known.
-        own = {
-            name: reward.score(samples) for name, reward in self._parts().items() if isinstance(reward, SampleReward)
-        }
-        pairs = {
-            name: reward.pairs(samples) for name, reward in self._parts().items() if isinstance(reward, PairwiseReward)
-        }
+        own, pairs = {}, {}
+        for name, reward in self._parts().items():
+            with blamed(reward, f"rewards.{name}"):
+                if isinstance(reward, SampleReward):
+                    own[name] = values_of(reward, reward.score, samples, "BG", by_sample=True)
+                elif isinstance(reward, PairwiseReward):
+                    pairs[name] = values_of(reward, reward.pairs, samples, "BGG", by_sample=False)
         own = {name: value.to(self.past.value).clamp(min=0) for name, value in own.items()}
         pairs = {name: value.to(self.past.value).clamp(min=0) for name, value in pairs.items()}
         seen = [own[name] if name in own else mean_with_others(pairs[name]) for name in self.rewards]
@@ -159,6 +164,9 @@ class Mixed(Reward):
             kernel_BGG = kernel_BGG * (value_BGG / scale[name]) ** self.weights[name]
         reward_BG = mean_with_others(kernel_BGG)
         return GroupReward(reward_BG, 2 * (reward_BG - mean_among_others(kernel_BGG)))
+
+    def degenerate(self, samples: Samples) -> Tensor:
+        return torch.stack([reward.degenerate(samples).cpu() for reward in self._parts().values()]).any(0)
 
     def _scales(self, seen_RBG: Tensor) -> Tensor:
         """The scales for this batch, ``[R]``: the mean of the batches before it, which then takes this one in."""

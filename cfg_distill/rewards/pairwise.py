@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder, Frozen, cosine_distances, embedded
-from cfg_distill.errors import Context, Problem, problems_of
-from cfg_distill.rewards.base import GroupReward, Reward, group_of
+from cfg_distill.errors import Context, Problem, blamed, problems_of
+from cfg_distill.rewards.base import GroupReward, Reward, degenerate_of, group_of
+from cfg_distill.rewards.checked import values_of
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.sampling.samples import Samples
 
@@ -144,7 +145,7 @@ class PairwiseReward(Reward):
 
     @torch.no_grad()
     def forward(self, samples: Samples) -> GroupReward:
-        pairs_BGG = self.pairs(samples)
+        pairs_BGG = values_of(self, self.pairs, samples, "BGG", by_sample=False)
         reward_BG = mean_with_others(pairs_BGG)
         baseline = mean_among_others(pairs_BGG) if self.baseline == "pairwise" else self._running_mean(reward_BG)
         # 2, since the reward of a pair weighs the scores of both its samples.
@@ -198,5 +199,9 @@ class PairwiseDiversity(PairwiseReward):
         return self
 
     def pairs(self, samples: Samples) -> Tensor:
-        embedding_ND = embedded(self._frozen.on(samples.rollout.tokens_BGKT.device), samples.outputs)
+        with blamed(self.embedder, "embedder"):
+            embedding_ND = embedded(self._frozen.on(samples.rollout.tokens_BGKT.device), samples.outputs)
         return cosine_distances(embedding_ND.unflatten(0, (len(samples.prompts), samples.group)))
+
+    def degenerate(self, samples: Samples) -> Tensor:
+        return degenerate_of(self.embedder, samples)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder, Frozen, embedded
 from cfg_distill.embedders.similarity import unit
-from cfg_distill.errors import Context, Problem, problems_of
-from cfg_distill.rewards.base import GroupReward, Reward, group_of
+from cfg_distill.errors import Context, Problem, blamed, problems_of
+from cfg_distill.rewards.base import GroupReward, Reward, degenerate_of, group_of
+from cfg_distill.rewards.checked import values_of
 from cfg_distill.sampling.samples import Samples
 
 
@@ -53,7 +54,7 @@ class SampleReward(Reward):
 
     @torch.no_grad()
     def forward(self, samples: Samples) -> GroupReward:
-        reward_BG = self.score(samples)
+        reward_BG = values_of(self, self.score, samples, "BG", by_sample=True)
         return GroupReward(reward_BG, reward_BG - leave_one_out(reward_BG))
 
 
@@ -88,4 +89,8 @@ class PromptAdherence(SampleReward):
         return self
 
     def score(self, samples: Samples) -> Tensor:
-        return prompt_similarity(self._frozen.on(samples.rollout.tokens_BGKT.device), samples)
+        with blamed(self.embedder, "embedder"):
+            return prompt_similarity(self._frozen.on(samples.rollout.tokens_BGKT.device), samples)
+
+    def degenerate(self, samples: Samples) -> Tensor:
+        return degenerate_of(self.embedder, samples)

@@ -34,9 +34,8 @@ class Lookup(Embedder):
 
 
 def _samples(outcomes_BG: Tensor) -> Samples:
-    rollout = Rollout(
-        outcomes_BG[..., None, None], torch.ones_like(outcomes_BG)[..., None, None].bool(), torch.zeros(())
-    )
+    tokens_BGKT = outcomes_BG[..., None, None]
+    rollout = Rollout(tokens_BGKT, torch.ones_like(tokens_BGKT).bool(), torch.zeros(tokens_BGKT.shape))
     return Samples([f"prompt {row}" for row in range(len(outcomes_BG))], outcomes_BG.flatten().tolist(), rollout)
 
 

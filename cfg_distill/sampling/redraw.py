@@ -1,0 +1,80 @@
+r"""Degenerate samples drawn again. Shapes: B prompts, G samples per prompt, K codebooks, T positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from cfg_distill.generators import PromptLike
+from cfg_distill.sampling.rollout import Rollout
+from cfg_distill.sampling.samples import Samples
+
+
+def redrawn(
+    samples: Samples,
+    degenerate: Callable[[Samples], Tensor],
+    draw: Callable[[Sequence[PromptLike], int], Samples],
+    attempts: int,
+    pad_token: int,
+) -> tuple[Samples, Tensor, int]:
+    r"""Replace degenerate samples by new draws of their prompts, a few times.
+
+    A sample takes the draw of its own place in the new group. So the samples of a group stay independent, each with the
+    distribution
+
+    .. math:: q(y) = p(y)\, \frac{1 - d^{n+1}}{1 - d} \ \text{ where } c(y) = 1, \qquad q(y) = p(y)\, d^n
+        \ \text{ where } c(y) = 0
+
+    with p the student's distribution, c(y) = 0 for a degenerate sample, d the probability of one under p, and n the attempts.
+
+    Args:
+        samples: B groups.
+        degenerate: which samples of such groups are degenerate, ``[B, G]``.
+        draw: new groups of some prompts, for the number of the attempt, from 1.
+        attempts: n.
+        pad_token: what stands behind the end of a sample.
+
+    Returns:
+        The samples; which of them are still degenerate, ``[B, G]``; the number of samples that were replaced by a sound one.
+    """
+    degenerate_BG = degenerate(samples).cpu()
+    num_before = int(degenerate_BG.sum())
+    for attempt in range(1, attempts + 1):
+        (of_prompt_P,) = degenerate_BG.any(1).nonzero(as_tuple=True)
+        if not len(of_prompt_P):
+            break
+        again = draw([samples.asked[b] for b in of_prompt_P.tolist()], attempt)
+        taken_BG = torch.zeros_like(degenerate_BG)
+        taken_BG[of_prompt_P] = degenerate_BG[of_prompt_P] & ~degenerate(again).cpu()
+        samples = _replaced(samples, again, of_prompt_P, taken_BG, pad_token)
+        degenerate_BG = degenerate_BG & ~taken_BG
+    return samples, degenerate_BG, num_before - int(degenerate_BG.sum())
+
+
+def _replaced(samples: Samples, again: Samples, of_prompt_P: Tensor, taken_BG: Tensor, pad_token: int) -> Samples:
+    """The samples, with those of ``taken_BG`` from the new groups of the prompts ``of_prompt_P``."""
+    old, new = samples.rollout, again.rollout
+    length = max(old.tokens_BGKT.shape[-1], new.tokens_BGKT.shape[-1])
+    where_BG11 = taken_BG.to(old.tokens_BGKT.device)[..., None, None]
+
+    def mixed(old_BGKT: Tensor, new_PGKT: Tensor, filling: int) -> Tensor:
+        old_BGKT, new_PGKT = (pad(each, (0, length - each.shape[-1]), value=filling) for each in (old_BGKT, new_PGKT))
+        new_BGKT = old_BGKT.clone()
+        new_BGKT[of_prompt_P.to(old_BGKT.device)] = new_PGKT
+        return torch.where(where_BG11, new_BGKT, old_BGKT)
+
+    outputs = list(samples.outputs)
+    for place, b in enumerate(of_prompt_P.tolist()):
+        for g in range(samples.group):
+            if taken_BG[b, g]:
+                outputs[b * samples.group + g] = again.outputs[place * samples.group + g]
+    drawn = Rollout(
+        mixed(old.tokens_BGKT, new.tokens_BGKT, pad_token),
+        mixed(old.mask_BGKT, new.mask_BGKT, False),
+        mixed(old.log_probs_BGKT, new.log_probs_BGKT, 0),
+    )
+    return replace(samples, outputs=outputs, rollout=drawn)
