@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, problems_of
+from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.checks import Walk, without_echoes
 from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.overrides import Words, put, sorted_words
@@ -29,6 +30,7 @@ from cfg_distill.recipe.quiet import quieten
 from cfg_distill.recipe.resolved import Recipe
 from cfg_distill.recipe.runs import RunMark, run_version, unfinished
 
+_BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
 _PARSING = (ArgumentError, MisconfigurationException)
 _PRINTED = {"": "", "skip_default": "skip_default", "skip_unset": "skip_unset", "skip_null": "skip_unset"}
 
@@ -104,8 +106,8 @@ class CommandLine(LightningCLI):
             self.config = parser.parse_object({"subcommand": self.command, self.command: self.recipe.values})
         except _PARSING as error:
             raise ConfigError(self._all_problems(walk, str(error))) from error
-        good = walk.keys(own, self.recipe.values)
-        problems = walk.nulls
+        good = walk.keys(own, self.recipe.values, bounds=_BOUNDS)
+        problems = walk.passed
         checkpoint = self.config[self.command].get("ckpt_path")
         if checkpoint not in (None, "last", "best", "hpc") and not Path(checkpoint).exists():
             text = f"expected a checkpoint or `last`, but `{checkpoint}` does not exist. Check the path."
@@ -128,16 +130,16 @@ class CommandLine(LightningCLI):
         """After a parser gave up: every problem of files and options, and of what can be built without them."""
         own = self._subcommand_parsers[self.command]
         values, of_options = self.recipe.of_files, []
-        walk.keys(own, values)
+        walk.keys(own, values, bounds=_BOUNDS)
         for override in self.words.overrides:
             tried, again = put(values, override), Walk()
-            again.keys(own, tried)
+            again.keys(own, tried, bounds=_BOUNDS)
             if new := [problem for problem in again.problems if problem not in walk.problems]:
                 of_options += new
             else:  # This option is valid, and may supply a key that the files miss.
                 values, walk = tried, again
         found = list(dict.fromkeys([*walk.problems, *of_options]))
-        good = Walk().keys(own, values)
+        good = Walk().keys(own, values, bounds=_BOUNDS)
         return without_echoes(found, self._problems_inside(good)) or [Problem("", _shortened(first))]
 
     def _problems_inside(self, values: dict[str, Any]) -> list[Problem]:

@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, and YAML files that are read or refused with a reason."""
+"""Files and folders that are whole or absent; YAML and JSON files that are read within limits, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -8,34 +8,31 @@ import fcntl
 import glob
 import json
 import os
-import re
 import shutil
 import sys
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files.documents import parse_yaml, read_json, read_yaml
 
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML as jsonargparse reads it: ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``), and a date is text."""
-
-
-_NUMBER = (
-    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-)
-_DROPPED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in known if tag not in _DROPPED]
-    for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_DROPPED[0], re.compile(f"^(?:{_NUMBER})$"), list("-+0123456789."))
+__all__ = [
+    "CARRIED_KEY",
+    "MERGE_FILE",
+    "MODEL_FILES",
+    "before_of",
+    "damage",
+    "parse_yaml",
+    "problems_of_out",
+    "read_json",
+    "read_yaml",
+    "resident_peak",
+    "staged_folder",
+    "strangers",
+    "write_text",
+]
 
 
 def write_text(file: str | Path, text: str, durable: bool = True) -> None:
@@ -307,32 +304,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_yaml(file: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; an empty file has none.
-
-    Raises:
-        ConfigError: it is not there, cannot be read as YAML, or holds no keys and values.
-    """
-    file = Path(file)
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise ConfigError(f"File `{file}`: expected a YAML file, but it does not exist.") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"File `{file}`: expected a YAML file, but it is a folder.") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: no UTF-8, or a number or date that is none
-        raise ConfigError(
-            f"File `{file}`: expected YAML, but it cannot be read: {' '.join(str(error).split())}"
-        ) from error
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
-    return content or {}
 
 
 def resident_peak() -> float:
