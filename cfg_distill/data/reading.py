@@ -131,7 +131,7 @@ def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
         raise ConfigError(f"{where}: expected text in `{field}`, but got {type(row).__name__}. Put it in quotes.")
     if not isinstance(conditions, dict) or not all(isinstance(value, str) for value in conditions.values()):
         raise ConfigError(
-            f'{where}: expected names and texts in `conditions`, as {{"melody": "tune.wav"}}, but got {conditions}. Mend that line.'
+            f'{where}: expected names and texts in `conditions`, as {{"melody": "tune.wav"}}, but got {conditions}.'
         )
     return Prompt(row, **conditions) if conditions else row
 

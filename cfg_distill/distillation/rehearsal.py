@@ -1,4 +1,4 @@
-"""Optimiser and scheduler tried on one number: what they refuse, and where the learning rate goes, is known before a weight is loaded."""
+"""Optimiser and scheduler, tried on one small weight: what they refuse is known before a model is loaded."""
 
 from __future__ import annotations
 

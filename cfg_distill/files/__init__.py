@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ __all__ = [
     "damage",
     "parse_yaml",
     "problems_of_out",
+    "problems_of_place",
     "read_json",
     "read_yaml",
     "resident_peak",
@@ -59,6 +61,8 @@ def write_text(file: str | Path, text: str, durable: bool = True) -> None:
 
 # Folders that are replaced
 
+MOST_BYTES_OF_NAME = 240
+"""File systems take 255 bytes, and a staged folder needs some for itself."""
 MERGE_FILE, CARRIED_KEY = "merge.json", "carried"
 """Where a merge names the files that it took along under unusual names."""
 MODEL_FILES = (
@@ -134,6 +138,39 @@ def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
+def problems_of_place(out: str | Path) -> list[Problem]:
+    """Why a folder could not be written, now or after hours of work; the problem names the key ``out``.
+
+    A file without a name is written where the folder is, or will be, and is gone at once: permissions alone do not tell of a
+    read-only disk or of a full one.
+    """
+    out = Path(out).expanduser()
+    try:
+        place = out.resolve()
+        while not place.exists():
+            _length_of_name(place)
+            place = place.parent
+        if not place.is_dir():  # of `out` itself the caller says whether it may be a file
+            text = f"`{place}` is a file, so `{_shortened(out.name)}` cannot lie in it. Name another folder."
+            return [] if place == out.resolve() else [Problem("out", text)]
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"0")
+    except OSError as error:
+        reason = f"`{_shortened(str(out))}` cannot be written: {error.strerror}."
+        return [Problem("out", f"{reason} Make room or change the permissions, or name another folder.")]
+    return []
+
+
+def _length_of_name(place: Path) -> None:
+    """A folder is written beside its place first, under a name that is some letters longer."""
+    if len(os.fsencode(place.name)) > MOST_BYTES_OF_NAME:
+        raise OSError(errno.ENAMETOOLONG, f"the name is longer than {MOST_BYTES_OF_NAME} bytes")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 120 else f"{name[:117]}..."
+
+
 def problems_of_out(
     out: str | Path, inputs: Iterable[str | Path], overwrite: bool, known: Collection[str] = MODEL_FILES
 ) -> list[Problem]:
@@ -160,6 +197,8 @@ def problems_of_out(
         )  # fmt: skip
         if how:
             return [Problem("out", f"`{out}` {how} the input `{path}`. Name another folder.")]
+    if found := problems_of_place(out):
+        return found
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
     if not overwrite:

@@ -64,7 +64,7 @@ def parse_yaml(text: str) -> Any:
     alias inside of what it stands for never ends.
 
     Raises:
-        ConfigError: it is deeper or holds more than the limits of this module, says a key twice, or holds a number that is none.
+        ConfigError: it is deeper or holds more than the limits of this module, says a key twice, or holds a broken number.
         yaml.YAMLError: it is no YAML.
 
     Example:

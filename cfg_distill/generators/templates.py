@@ -52,7 +52,7 @@ def rendered(tokenizer: Any, messages: list[dict[str, str]], subject: str) -> st
         ArithmeticError,
         LookupError,
         AttributeError,
-    ) as error:  # an operation that fails inside of it
+    ) as error:
         raise ConfigError(
             f"{subject}: the chat template fails: {error}. Mend it, or set `chat_template` to false."
         ) from error

@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,6 +44,20 @@ class Distillation(Protocol):
     def problems_with(self, trainer: Trainer) -> Sequence[str | Problem]: ...
 
     def problems_of_data(self, data: Any) -> Sequence[str | Problem]: ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A callback that scores the validation prompts: metrics by name, which may say why they cannot."""
+
+    metrics: Mapping[str, Any]
+
+
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """A metric that reads the prompts of what it scores."""
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> Sequence[Problem]: ...
 
 
 @runtime_checkable
@@ -207,8 +221,17 @@ class CommandLine(LightningCLI):
             if not problems and isinstance(self.datamodule, PromptData):
                 self.datamodule.setup("fit")  # reads the prompts
                 problems = self._placed(self.model.problems_of_data(self.datamodule), "data")
+                problems += self._problems_of_metrics(self.datamodule)
         if problems:
             raise ConfigError(problems)
+
+    def _problems_of_metrics(self, data: PromptData) -> list[Problem]:
+        """Validation prompts that a metric of a callback does not understand: else the first validation would end the fit."""
+        prompts = [str(each) for each in data.prompts.get("validation", ())]
+        scoring = [each for each in self.callbacks.values() if isinstance(each, Scoring)]
+        metrics = [metric for each in scoring for metric in each.metrics.values() if isinstance(metric, ReadsPrompts)]
+        found = [problem for metric in metrics for problem in metric.problems_of_prompts(prompts)]
+        return [problem.under("data.validation") for problem in dict.fromkeys(found)]
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.check_only:

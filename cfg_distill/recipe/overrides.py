@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import parse_yaml
 from cfg_distill.folders import find_file
 from cfg_distill.recipe.files import CALLBACKS, SPEC_KEYS, appended, merge, named
 
