@@ -158,7 +158,9 @@ class _Samples:
     def _check_model(self) -> None:
         request, generator = self.request, self.generator
         if request.melody is not None and generator.frame_rate is None:
-            self.problems.append(Problem("melody", f"is for models of sound, but `{request.model}` writes text."))
+            self.problems.append(
+                Problem("melody", f"is for models of sound, but `{request.model}` writes text. Leave it out.")
+            )
         if request.negative_system is not None and not self.problems and not generator.takes_system:
             self.problems.append(
                 Problem(

@@ -10,11 +10,12 @@ from typing import Literal
 
 Expect = Literal["refused", "legal", "either"]
 
-ADVICE = re.compile(
-    r"\b(Did you mean|Use|Set|Give|Name|Take|Add|Check|See|Remove|Write|Choose|Copy|Move|Known|Lower|Raise|Export|Make|Keep|Mend|"
-    r"Indent|Leave|Put|Save|Install|Train|Shorten|Undo|Wait|Update|Rename|Evaluate|Change|Quantise|Found|Try|Pass|pass|Do|It has|"
-    r"Merge|Build|Ask|allow it|leave it|Read|read|expected|Expected|Or give|Without|without|--help)\b"
+_VERBS = (
+    "Did you mean|Use|Set|Give|Name|Take|Add|Check|See|Remove|Write|Choose|Copy|Move|Lower|Raise|Export|Make|Keep|Mend|Indent|"
+    "Leave|Put|Save|Install|Train|Shorten|Undo|Wait|Update|Rename|Evaluate|Change|Try|Pass|pass|Do|Merge|Ask|Known|It has|"
+    "allow it|Or give|--help|expected|Expected"
 )
+ADVICE = re.compile(rf"(?<!\w)({_VERBS})\b")
 """A message must say what to do, or at least what was expected."""
 
 
@@ -28,8 +29,8 @@ class Case:
         words: the command line.
         files: the files of the case's folder, which the command runs in.
         make: further preparations, given that folder.
-        expect: ``refused``: exit code 2 and a message. ``legal``: exit code 0. ``either``: one of the two, where the generator of
-            cases cannot know; a traceback, a hang or weights that are no numbers are wrong there too.
+        expect: ``refused``: exit code 2 and a message. ``legal``: exit code 0. ``either``: one of the two, where nobody
+            can know beforehand; a traceback, a hang or weights that are no numbers are wrong there too.
         named: the message of a refusal holds one of these: the key, the option or the file. Empty: any message.
     """
 
@@ -87,6 +88,7 @@ def complaints(case: Case, got: Outcome) -> list[str]:
             found.append(f"the message names none of {', '.join(case.named)}")
         if not ADVICE.search(got.err):
             found.append("the message gives no advice")
-    found += [f"{what}: {', '.join(files[:3])}"
-              for what, files in (("overwrote", got.changed), ("wrote NaN", got.spoilt), ("wrote elsewhere", got.stray)) if files]  # fmt: skip
+    for what, files in {"overwrote": got.changed, "wrote NaN": got.spoilt, "wrote elsewhere": got.stray}.items():
+        if files:
+            found.append(f"{what}: {', '.join(files[:3])}")
     return found

@@ -132,6 +132,10 @@ def cases(world: World, number: int) -> list[Case]:
     return made[:number]
 
 
+def averages(weights: dict[str, torch.Tensor]) -> Callable[[dict[str, Any]], Any]:
+    return lambda content: content["callbacks"].update(StudentEMA={"weights": weights})
+
+
 def _as_folder(folder: Path) -> None:
     (folder / "x.ckpt").unlink()
     (folder / "x.ckpt").mkdir()

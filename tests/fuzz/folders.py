@@ -95,6 +95,12 @@ def foreign_code(model: Path) -> None:
     (model / "evil.py").write_text("open('PWNED', 'w').close()\n")
 
 
+def index_of_nothing(model: Path) -> None:
+    (model / WEIGHTS).unlink()
+    (model / f"{WEIGHTS}.index.json").write_text("{}")
+
+
+ENDLESS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 FIRST = "model.layers.0.mlp.up_proj.weight"
 BROKEN: list[tuple[str, Break, Expect]] = [
     ("whole", lambda model: None, "legal"),
@@ -156,7 +162,7 @@ BROKEN: list[tuple[str, Break, Expect]] = [
     ("a profile of 3,000 brackets", text("cfg_distill.json", "[" * 3000 + "]" * 3000), "refused"),
     ("a template that is a bomb", template("{{ 'x' * 999999999 }}"), "refused"),
     ("a template of 10^12 letters", template("{{ 'x' * 999999999999 }}"), "refused"),
-    ("a template without end", template("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"), "refused"),
+    ("a template without end", template(ENDLESS), "refused"),
     ("a template of powers", template("{{ 9 ** 9 ** 9 ** 9 }}"), "refused"),
     ("a template that calls itself", template("{% macro a() %}{{ a() }}{% endmacro %}{{ a() }}"), "refused"),
     ("a template of a long text", template("{% for i in range(99999) %}{{ messages }}{% endfor %}"), "refused"),
@@ -170,7 +176,7 @@ BROKEN: list[tuple[str, Break, Expect]] = [
     ("a shard outside", sharded(**{FIRST: "../../../../etc/passwd"}), "refused"),
     ("an absolute shard", sharded(**{FIRST: "/etc/passwd"}), "refused"),
     ("a missing shard", sharded(**{FIRST: "model-00002-of-00002.safetensors"}), "refused"),
-    ("an index of nothing", lambda model: ((model / WEIGHTS).unlink(), text(f"{WEIGHTS}.index.json", "{}")(model))[1], "refused"),
+    ("an index of nothing", index_of_nothing, "refused"),
     ("an index cut short", lambda model: (sharded()(model), cut(f"{WEIGHTS}.index.json", 0.5)(model))[1], "refused"),
     ("an adapter without a base", text("adapter_config.json", "{}"), "refused"),
     ("an adapter cut short", text("adapter_config.json", "{"), "refused"),

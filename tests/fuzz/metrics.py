@@ -36,8 +36,11 @@ def cases(world: World, number: int) -> list[Case]:
         "latin-1": b"a: caf\xe9\n", "a number of 5,000 digits": f"a: {'9' * 5000}\n", "NUL": "a: b\0\n",
     }.items():  # fmt: skip
         add(name, text)
-    for other in ("os.system", "subprocess.Popen", "builtins.dict", "cfg_distill.losses.ReverseKL", "no.such.Class",
-                  "Length2", "cfg_distill.metrics.SampleMetric", "", ".", "a..b", 3, ["x"], {"class_path": "os.system"}):  # fmt: skip
+    others: tuple[Any, ...] = (
+        "os.system", "subprocess.Popen", "builtins.dict", "cfg_distill.losses.ReverseKL", "no.such.Class", "Length2",
+        "cfg_distill.metrics.SampleMetric", "", ".", "a..b", 3, ["x"], {"class_path": "os.system"},
+    )  # fmt: skip
+    for other in others:
         add(f"class_path {other}", changed(metrics, ("length", "class_path"), other))
         add(f"a metric that is {other}", changed(metrics, ("length",), other))
     add("validate-metrics: os.system", {"a": {"class_path": "os.system"}}, words=("validate-metrics", "m.yaml"))

@@ -99,9 +99,9 @@ def cases(world: World, number: int) -> list[Case]:
     made.append(
         Case("prompts", "generate: nothing that tunes know", (*tunes, "quantum field theory"), named=("quantum",))
     )
-    made.append(Case("prompts", "fit: nothing that tune metrics know", ("fit", "--config", "fit.yaml"), {"fit.yaml": yaml.safe_dump(
-        changed(world.recipe, ("trainer", "callbacks", "diversity", "init_args", "metrics"),
-                {"bars": {"class_path": "cfg_distill.tunes.metrics.BarValidity"}}))}, named=("data.validation",)))  # fmt: skip
+    metrics = ("trainer", "callbacks", "diversity", "init_args", "metrics")
+    bars = changed(world.recipe, metrics, {"bars": {"class_path": "cfg_distill.tunes.metrics.BarValidity"}})
+    made.append(world.fit("prompts", "fit: nothing that tune metrics know", bars, named=("data.validation",)))
     while len(made) < number:
         length = draw.randrange(1, 400)
         content = bytes(draw.choice((*b'w1 \n\r\t",{}[]:\\', draw.randrange(256))) for _ in range(length))

@@ -90,13 +90,13 @@ def of_values(world: World, number: int) -> list[Case]:
             world.fit("recipe values", f"{'.'.join(map(str, path))}: {what}", content, expect=expect, named=named)
         )
 
-    numeric = [(path, value) for path, value in leaves(recipe) if is_numeric(value)]
-    for path, value in numeric:
+    numeric = [path for path, value in leaves(recipe) if is_numeric(value)]
+    for path in numeric:
         for wrong in NONSENSE.get(str(path[-1]), ()):
             add(path, repr(wrong), changed(recipe, path, wrong), "refused")
     certain = made[:]
     made.clear()
-    for path, value in numeric:
+    for path in numeric:
         for what, wrong in NEVER:
             add(path, what, changed(recipe, path, wrong), "refused")
         for what, wrong in SOMETIMES:
@@ -114,9 +114,9 @@ def of_values(world: World, number: int) -> list[Case]:
         node[misspelled] = _at(recipe, path)
         if not inside_of_names:
             add((*path[:-1], misspelled), "misspelled", content, "refused")
-        add(path, "missing", without(recipe, path), "either" if "max_" not in word else "either")
+        add(path, "missing", without(recipe, path), "either")
         add(path, "a bare list", changed(recipe, path, ["x", {"y": 1}]), "refused")
-    for path, value in leaves(recipe):
+    for path, _ in leaves(recipe):
         if path[-1] == "class_path":
             for other in (
                 "os.system",

@@ -51,29 +51,31 @@ def cases(world: World, number: int) -> list[Case]:
                 (*generate, option, value),
                 named=(option, "seconds", "file", "proc"),
             )
-    for option, values in {
-        "--samples": ("1", "0", "nan"), "--seeds": ("0 0", "nan"), "--guidance": ("nan", "-1", "inf"), "--batch-size": ("0", "-1"),
-        "--temperature": ("nan", "-1"), "--metrics": ("nowhere.yaml", "file"), "--out": ("file", LONG, "file/inside", "/proc/x"),
-        "--prompts": ("nowhere.txt", "file", model), "--written": ("nan",), "--model": ("nowhere", "/nowhere", "file", LONG, ""),
-    }.items():  # fmt: skip
+    of_evaluate: dict[str, tuple[str, ...]] = {
+        "--samples": ("1", "0", "nan"), "--seeds": ("0 0", "nan"), "--guidance": ("nan", "-1", "inf"),
+        "--batch-size": ("0", "-1"), "--temperature": ("nan", "-1"), "--metrics": ("nowhere.yaml", "file"),
+        "--out": ("file", LONG, "file/inside", "/proc/x"), "--prompts": ("nowhere.txt", "file", model), "--written": ("nan",),
+        "--model": ("nowhere", "/nowhere", "file", LONG, ""),
+    }  # fmt: skip
+    for option, values in of_evaluate.items():
         for value in values:
-            add(
-                f"evaluate {option} {value[:20]!r}",
-                (*evaluate, option, *value.split(" ")),
-                named=(option, "file", "nowhere", "model"),
-            )
+            named = (option, "file", "nowhere", "model")
+            add(f"evaluate {option} {value[:20]!r}", (*evaluate, option, *value.split(" ")), named=named)
     fit = ("fit", "--config", "fit.yaml")
     for word in (
-        "--model.seed=-1", "--seed_everything=-1", "--trainer.val_check_interval=0", "--trainer.accumulate_grad_batches=0",
-        "--trainer.devices=-2", "--trainer.devices=0", "--model.losses.kl.weight=.nan", "--model.losses.kl.weight=-3",
-        "--model.optimizer.lr=.inf", "--model.optimizer.lr=-1", "--model.guidance.scale=.inf", "--model.scheduler.start_factor=.nan",
-        "--trainer.gradient_clip_val=-1", "--trainer.max_steps=.nan", "--model.sampling.temperature=.nan", "--model.guidance.scal=2",
-        "--modle.guidance.scale=2", "--model.losses.kl.class_path=os.system", "--model.losses.new.class_path=os.system",
-        "--model={a: &a [*a]}", "--model=[[[[", "--trainer.callbacks=3", "--data.train=nowhere.txt", "--config=nowhere.yaml",
-        "--config=file", "--ckpt_path=nowhere.ckpt", "--trainer.precision=64", "--trainer.strategy=magic", "--trainer.accelerator=tpux",
-        "--print_config=magic", "--model.generator.path=nowhere/x/y", "--model.start=nowhere/x/y", "--model.sampling.samples=1",
-        "--trainer.limit_val_batches=-1", "--trainer.callbacks.checkpoint.save_top_k=-7", "--data.batch_size=0", "--model.micro_batch=-1",
-        "--trainer.max_time=soon", "--trainer.default_root_dir=/proc/x", "--model.optimizer.betas=[2,3]", "--model.reduction=max",
+        "--model.seed=-1", "--seed_everything=-1", "--trainer.val_check_interval=0",
+        "--trainer.accumulate_grad_batches=0", "--trainer.devices=-2", "--trainer.devices=0",
+        "--model.losses.kl.weight=.nan", "--model.losses.kl.weight=-3", "--model.optimizer.lr=.inf",
+        "--model.optimizer.lr=-1", "--model.guidance.scale=.inf", "--model.scheduler.start_factor=.nan",
+        "--trainer.gradient_clip_val=-1", "--trainer.max_steps=.nan", "--model.sampling.temperature=.nan",
+        "--model.guidance.scal=2", "--modle.guidance.scale=2", "--model.losses.kl.class_path=os.system",
+        "--model.losses.new.class_path=os.system", "--model={a: &a [*a]}", "--model=[[[[", "--trainer.callbacks=3",
+        "--data.train=nowhere.txt", "--config=nowhere.yaml", "--config=file", "--ckpt_path=nowhere.ckpt",
+        "--trainer.precision=64", "--trainer.strategy=magic", "--trainer.accelerator=tpux", "--print_config=magic",
+        "--model.generator.path=nowhere/x/y", "--model.start=nowhere/x/y", "--model.sampling.samples=1",
+        "--trainer.limit_val_batches=-1", "--trainer.callbacks.checkpoint.save_top_k=-7", "--data.batch_size=0",
+        "--model.micro_batch=-1", "--trainer.max_time=soon", "--trainer.default_root_dir=/proc/x",
+        "--model.optimizer.betas=[2,3]", "--model.reduction=max",
     ):  # fmt: skip
         key = word.split("=")[0].removeprefix("--").rpartition(".")[2]
         add(f"fit {word}", (*fit, word), named=(key, "no such", "expected"))

@@ -60,7 +60,10 @@ class World:
                                 "class_path": "cfg_distill.rewards.PairwiseDiversity",
                                 "init_args": {
                                     "momentum": 0.95,
-                                    "embedder": {"class_path": "cfg_distill.embedders.NGramCounts", "init_args": {"n": 2, "buckets": 64}},
+                                    "embedder": {
+                                        "class_path": "cfg_distill.embedders.NGramCounts",
+                                        "init_args": {"n": 2, "buckets": 64},
+                                    },
                                 },
                             },
                         },
