@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
+
+MOST_CHARACTERS = 100_000
+"""The longest prompt. A tokenizer may take minutes for a line of ten million characters, and no model here can read them."""
 
 
 @dataclass(frozen=True, init=False)
@@ -50,3 +54,19 @@ class Prompt:
 
 
 PromptLike: TypeAlias = str | Prompt
+
+
+def problem_of_text(text: str) -> str:
+    """What is wrong with the text of any prompt, whatever the model is; empty when nothing is.
+
+    Control characters other than tabs and line breaks are refused: they come from a file of another kind, and a terminal obeys
+    some of them.
+
+    Example:
+        >>> problem_of_text("an Irish jig"), problem_of_text("an Irish\\0 jig")
+        ('', 'expected text, but it holds the character U+0000. Remove it.')
+    """
+    if len(text) > MOST_CHARACTERS:
+        return f"expected at most {MOST_CHARACTERS:,} characters per prompt, but got {len(text):,}. Shorten it."
+    strange = next((each for each in text if each not in "\t\n\r" and unicodedata.category(each) in ("Cc", "Cs")), None)
+    return "" if strange is None else f"expected text, but it holds the character U+{ord(strange):04X}. Remove it."

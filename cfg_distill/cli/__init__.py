@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -29,6 +30,8 @@ COMMANDS = {
     "recipes": "list the recipes, or copy one to edit: recipes [NAME]",
 }
 _LIGHTNING = ("fit", "validate")
+_REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT}
+"""What the system refuses for reasons of its own, whatever the code does. Other errors of the system are bugs of ours."""
 
 
 def _help() -> str:
@@ -77,6 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         # The reader of our output (head, less) went away; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in _REFUSALS or error.filename is None:
+            raise
+        name = str(error.filename)
+        name = name if len(name) <= 120 else f"{name[:117]}..."
+        advice = "Make room, change the permissions, or name another file or folder."
+        _print_problems(command, [Problem("", f"`{name}` cannot be read or written: {error.strerror}. {advice}")])
+        return 2
     return 0
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError, nearest
 from cfg_distill.folders import find_file
-from cfg_distill.prompt import Prompt, PromptLike
+from cfg_distill.prompt import Prompt, PromptLike, problem_of_text
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
+_LISTED = 5
 
 
 def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
@@ -26,7 +27,8 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
     {"melody": "tune.wav"}}``) or in a column ``conditions.melody``: such prompts are :class:`~cfg_distill.prompt.Prompt`.
 
     Raises:
-        ConfigError: the file is missing, empty, of another kind, or lacks the field.
+        ConfigError: the file is missing, empty, of another kind, or lacks the field; all prompts that are too long or hold
+            control characters, by their lines.
 
     Example:
         >>> read_prompts("recipes/no-such-file.txt")
@@ -39,13 +41,27 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
     if not file.is_dir() and file.suffix not in SUFFIXES:
         raise ConfigError(f"Expected a file of prompts, one of {', '.join(SUFFIXES)}, but got `{path}`.")
     try:
-        rows = list(_saved_dataset(file, field) if file.is_dir() else _rows(file, field))
+        rows = list(enumerate(_saved_dataset(file, field), start=1) if file.is_dir() else _rows(file, field))
     except UnicodeDecodeError as error:
-        raise ConfigError(f"File `{path}`: expected text in UTF-8, but it cannot be read: {error}.") from error
-    prompts = [prompt for prompt in map(_stripped, rows) if Prompt.of(prompt).text]
+        raise ConfigError(
+            f"File `{path}`: expected text in UTF-8, but it cannot be read: {error}. Save it as UTF-8."
+        ) from error
+    except OSError as error:
+        raise ConfigError(f"File `{path}`: cannot be read: {error.strerror}. Change its permissions.") from error
+    wrong = [(number, said) for number, row in rows if (said := _problem_of(Prompt.of(row)))]
+    if wrong:
+        more = f" So it is in {len(wrong) - _LISTED} further lines." if len(wrong) > _LISTED else ""
+        found = [f"File `{path}`, line {number}: {said}" for number, said in wrong[:_LISTED]]
+        raise ConfigError([*found[:-1], found[-1] + more])
+    prompts = [prompt for prompt in (_stripped(row) for _, row in rows) if Prompt.of(prompt).text]
     if not prompts:
         raise ConfigError(f"Expected at least one prompt, but `{path}` holds none. Write one per line.")
     return prompts
+
+
+def _problem_of(prompt: Prompt) -> str:
+    texts = (prompt.text, *prompt.conditions.values())
+    return next((said for said in map(problem_of_text, texts) if said), "")
 
 
 def normalised(prompt: PromptLike) -> str:
@@ -75,22 +91,30 @@ def templated(template: str | None, prompts: Sequence[PromptLike]) -> list[Promp
     return [Prompt(template.replace(PLACE, prompt.text), **prompt.conditions) for prompt in known]
 
 
-def _rows(file: Path, field: str) -> Iterable[PromptLike]:
+def _rows(file: Path, field: str) -> Iterable[tuple[int, PromptLike]]:
+    """The prompts with their lines; of a cell of several lines the last."""
     with file.open(encoding="utf-8-sig", newline="") as lines:
         if file.suffix == ".txt":
-            yield from lines
+            yield from enumerate((line.rstrip("\r\n") for line in lines), start=1)
         elif file.suffix == ".jsonl":
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    yield _of_json(file, number, line, field)
+                    yield number, _of_json(file, number, line, field)
         else:
             table = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
             if table.fieldnames and field not in table.fieldnames:
                 raise ConfigError(_no_field(f"File `{file}`", field, table.fieldnames))
             try:
-                yield from (_of_row(row, field) for row in table)
+                for row in table:
+                    if None in row:  # cells beyond the header
+                        text = (
+                            f"it has more than the {len(row) - 1} cells of the header: put texts with commas in quotes"
+                        )
+                        raise csv.Error(text)
+                    yield table.line_num, _of_row(row, field)
             except csv.Error as error:
-                raise ConfigError(f"File `{file}`, line {table.line_num}: expected CSV, but {error}.") from error
+                where = f"File `{file}`, line {table.line_num}"
+                raise ConfigError(f"{where}: expected CSV, but {str(error).rstrip('.')}. Mend that line.") from error
 
 
 def _stripped(prompt: PromptLike) -> PromptLike:
@@ -111,15 +135,17 @@ def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
     where = f"File `{file}`, line {number}"
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{where}: expected a JSON object, but it cannot be read: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(
+            f"{where}: expected a JSON object, but it cannot be read: {error}. Mend that line."
+        ) from error
     conditions: Any = {}
     if isinstance(row, dict):
         if field not in row:
             raise ConfigError(_no_field(where, field, row))
         conditions, row = row.get("conditions") or {}, row[field]
     if not isinstance(row, str):
-        raise ConfigError(f"{where}: expected text in `{field}`, but got {type(row).__name__}.")
+        raise ConfigError(f"{where}: expected text in `{field}`, but got {type(row).__name__}. Put it in quotes.")
     if not isinstance(conditions, dict) or not all(isinstance(value, str) for value in conditions.values()):
         raise ConfigError(
             f'{where}: expected names and texts in `conditions`, as {{"melody": "tune.wav"}}, but got {conditions}.'

@@ -8,8 +8,7 @@ from typing import Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from cfg_distill.errors import Context, Problem
-from cfg_distill.generators import CausalLM, Generator
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import CausalLM, Generator, Guidance
 from cfg_distill.losses import LOGITS_CHUNK
 from cfg_distill.sampling import Sampling
 

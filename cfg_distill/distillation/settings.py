@@ -10,6 +10,7 @@ from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from cfg_distill.distillation.off_policy import problems_of_policy
+from cfg_distill.distillation.rehearsal import problems_of_steps
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators import Generator, PromptLike
 from cfg_distill.losses import Divergence, Loss
@@ -48,6 +49,7 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
         found += [_problem(each) for each in student.problems_of_start(module.start)]
     found += _problems_of_precision(module)
     found += _problems_of_step(module)
+    found += problems_of_steps(module.optimizer, module.scheduler)
     found += _problems_of_losses(module, context, is_readable)
     return found
 

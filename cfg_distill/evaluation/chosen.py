@@ -83,10 +83,16 @@ def metrics_of(specs: Mapping[str, Any], context: Context = Context()) -> dict[s
     from jsonargparse import ArgumentParser
 
     from cfg_distill.metrics.base import SampleMetric
+    from cfg_distill.recipe.checks import Walk
 
     metrics: dict[str, SampleMetric] = {}
     problems: list[Problem] = []
     for name, spec in specs.items():
+        walk = Walk()
+        walk.value(SampleMetric, spec, name, list(specs))
+        if walk.problems:
+            problems += walk.problems
+            continue
         parser = ArgumentParser(exit_on_error=False)
         parser.add_subclass_arguments(SampleMetric, "metric", required=True)
         try:

@@ -14,10 +14,11 @@ from itertools import product
 from pathlib import Path
 
 from cfg_distill.audio import problems_of_audio_extra
-from cfg_distill.data import read_prompts
+from cfg_distill.data import problem_of_text, read_prompts
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
+from cfg_distill.files import problems_of_place
 from cfg_distill.generators import Generator, Prompt, PromptLike, open_generator
 from cfg_distill.generators.length import DEFAULT_SECONDS, frames, problems_of_seconds
 from cfg_distill.guidance import Guidance
@@ -126,7 +127,8 @@ class _Samples:
         self.prompts: list[PromptLike] = list(request.prompts)
         if request.melody is not None:
             self.prompts = [Prompt(text, melody=request.melody) for text in request.prompts]
-        self.problems = _of_model(self.generator, "model")
+        self.problems = [Problem("prompts", said) for said in map(problem_of_text, request.prompts) if said]
+        self.problems += _of_model(self.generator, "model")
         readable = not self.problems
         length = self._length() if readable else request.max_new_tokens
         self.sampling = Sampling(
@@ -156,7 +158,9 @@ class _Samples:
     def _check_model(self) -> None:
         request, generator = self.request, self.generator
         if request.melody is not None and generator.frame_rate is None:
-            self.problems.append(Problem("melody", f"is for models of sound, but `{request.model}` writes text."))
+            self.problems.append(
+                Problem("melody", f"is for models of sound, but `{request.model}` writes text. Leave it out.")
+            )
         if request.negative_system is not None and not self.problems and not generator.takes_system:
             self.problems.append(
                 Problem(
@@ -329,6 +333,9 @@ class Points:
         except ConfigError as error:
             self.problems += _at("metrics", error.problems)
         self.problems += problems_of_group(self.metrics, context)
+        texts = [str(prompt) for prompt in self.prompts]
+        for metric in self.metrics.values():
+            self.problems += _at("prompts", metric.problems_of_prompts(texts))
 
     def sampling(self, model: str, temperature: float = 1.0) -> Sampling:
         """How a model is sampled."""
@@ -354,6 +361,8 @@ def _of_model(generator: Generator, key: str) -> list[Problem]:
 
 def _of_folder(out: Path, overwrite: bool, any_file: bool = False) -> list[Problem]:
     """Why a folder may not be written to: it holds results, or, with ``any_file``, any file."""
+    if found := problems_of_place(out):
+        return found
     if out.exists() and not out.is_dir():
         return [Problem("out", f"expected a folder, but `{out}` is a file. Name another one.")]
     holds = any(out.iterdir()) if any_file and out.is_dir() else (out / "front.json").exists()

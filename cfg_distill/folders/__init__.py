@@ -20,10 +20,12 @@ from cfg_distill.folders.names import (
     whole_path,
 )
 from cfg_distill.folders.packages import PACKAGED, Packaged
+from cfg_distill.folders.shards import INDEX, problems_of_index, shards_of
 
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "INDEX",
     "PACKAGED",
     "RECIPES",
     "SHIPPED",
@@ -40,7 +42,9 @@ __all__ = [
     "lacks_words",
     "problems_of_folder",
     "problems_of_gguf",
+    "problems_of_index",
     "resolve",
+    "shards_of",
     "source",
     "whole_path",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -11,15 +10,17 @@ from typing import Any
 from safetensors import SafetensorError
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import read_json
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
 from cfg_distill.folders.hub import ask_hub, problems_of_hub_name, similar
 from cfg_distill.folders.packages import PACKAGED
+from cfg_distill.folders.shards import problems_of_index
 
 PACKAGE = Path(__file__).parent.parent
 SHIPPED = {name: PACKAGE / "tunes" / "weights" / name for name in ("base", "encoder", "judge")}
 KNOWN: dict[str, Collection[str]] = {"tunes": SHIPPED, "text": PACKAGED}
 RECIPES = PACKAGE / "recipes"
-UNREADABLE = (OSError, ValueError, ImportError, SafetensorError)
+UNREADABLE = (OSError, ValueError, ImportError, RecursionError, SafetensorError)
 """The errors of loading a model that is missing, is cut short, or needs a package that is not installed."""
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -122,11 +123,8 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
         ConfigError: it is no JSON object, or names no base.
     """
     file = Path(path).expanduser() / ADAPTER_CONFIG
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"`{file}`: expected JSON, but it cannot be read: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("base_model_name_or_path") or None, str):
+    config = read_json(file)
+    if not isinstance(config.get("base_model_name_or_path") or None, str):
         raise ConfigError(
             f"`{file}`: expected the folder or hub name of the base under `base_model_name_or_path`, but it names none."
             " Write it there."
@@ -175,7 +173,7 @@ def problems_of_folder(path: str) -> list[Problem]:
                 " Export or copy the weights into it, or name another folder.",
             )
         ]
-    return []
+    return problems_of_index(folder)
 
 
 def _problems_of_adapter(path: str, folder: Path) -> list[Problem]:

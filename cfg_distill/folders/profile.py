@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, nearest
+from cfg_distill.files import read_json
 from cfg_distill.folders.hub import ask_hub
 from cfg_distill.folders.names import base_of, source
 
@@ -58,12 +58,7 @@ def profile_of(path: str | Path) -> Profile | None:
     file = profile_file(path)
     if file is None:
         return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"File `{file}`: expected JSON, but it cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
+    content = read_json(file)
     known = {each.name for each in fields(Profile)}
     found = [
         f"File `{file}`: the key `{key}` is unknown.{hint}"

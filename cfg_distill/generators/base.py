@@ -23,7 +23,7 @@ from cfg_distill.folders import problems_of_folder
 from cfg_distill.generators.growing_cache import cache_argument
 from cfg_distill.generators.lora import LoRA, merge_adapter, problems_of_base, without_adapter
 from cfg_distill.generators.predictions import Predictions
-from cfg_distill.prompt import PromptLike
+from cfg_distill.prompt import Prompt, PromptLike
 
 DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -148,6 +148,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         frame_rate: frames per second of sound; None for text.
         path: the folder or hub name of the start model.
         dtype: the dtype of the weights, by its name. Training takes float32, or :attr:`lora`.
+        conditions: the names of the conditions that prompts may carry; None where nobody says, and then all may be.
         takes_system: whether prompts may have a system message, as the condition ``system``; known before weights are loaded.
         shortest_prompt: positions of :attr:`max_positions` that the shortest prompt takes; 0 where prompts take none.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
@@ -165,6 +166,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
     pad_token: int = 0
     sample_rate: int | None = None
     frame_rate: float | None = None
+    conditions: tuple[str, ...] | None = None
     takes_system: bool = False
     shortest_prompt: int = 1
 
@@ -255,7 +257,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
 
         Override where a prompt can be wrong: too long for a text encoder, without the melody that it needs, and so on.
         """
-        return []
+        return problems_of_conditions(prompts, self.conditions)
 
     def prompt_positions(self, prompts: Sequence[PromptLike | None]) -> int:
         """Positions of :attr:`max_positions` that the longest of the prompts takes.
@@ -327,6 +329,26 @@ class Generator(AcceptsScored, nn.Module, ABC):
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
+
+
+def problems_of_conditions(prompts: Sequence[PromptLike], known: Sequence[str] | None) -> list[Problem]:
+    """Conditions of prompts that a model does not read: a column of a table that would have no effect.
+
+    Args:
+        prompts: the prompts.
+        known: the conditions that the model reads; None for any.
+    """
+    found: dict[str, str] = {}
+    for prompt in map(Prompt.of, prompts):
+        for name in prompt.conditions.keys() - set(known if known is not None else prompt.conditions):
+            found.setdefault(name, prompt.text)
+    reads = f"It reads {', '.join(known)}." if known else "It reads none."
+    return [
+        Problem(
+            "", f"Prompt {text!r}: carries the condition `{name}`, which the model does not read. {reads} Remove it."
+        )
+        for name, text in sorted(found.items())
+    ]
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], folder: str, path: str) -> None:

@@ -22,6 +22,7 @@ from cfg_distill.generators.linear import is_linear, use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.networks import network_of
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
+from cfg_distill.generators.templates import rendered
 from cfg_distill.prompt import Prompt, PromptLike
 
 log = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class CausalLM(Generator):
         lora: train an adapter instead of all weights; the teacher then shares the base's weights.
     """
 
+    conditions = ("system",)
     model: Any  # transformers' own classes type their call too loosely to check against
 
     def __init__(
@@ -222,12 +224,7 @@ class CausalLM(Generator):
         messages = [{"role": "user", "content": prompt}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
-        try:
-            return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        except Exception as error:  # jinja2's TemplateError; its package is no dependency of ours
-            if type(error).__module__.partition(".")[0] != "jinja2":
-                raise
-            raise ConfigError(f"Prompt {prompt!r}: {error}") from error
+        return rendered(self.tokenizer, messages, f"Prompt {prompt!r}")
 
     def _encoded(self, text: str) -> list[int]:
         # A chat template writes its own special tokens. Elsewhere the tokenizer adds the special tokens of the model's

@@ -55,6 +55,7 @@ class Dia(Generator):
     """
 
     shortest_prompt = 0
+    conditions = ()
     model: Any  # transformers' own classes type their call too loosely to check against
 
     def __init__(
@@ -138,7 +139,7 @@ class Dia(Generator):
             self._rows(prompts)
         except ConfigError as error:
             return error.problems
-        return []
+        return super().problems_of_prompts(prompts)
 
     def _rows(self, prompts: Sequence[PromptLike | None]) -> list[list[int]]:
         """The bytes of each prompt; one byte 0 for none."""

@@ -24,7 +24,7 @@ def problems_of_seconds(generator: Generator, seconds: float) -> list[Problem]:
     """What is wrong with a length in seconds, found without loading weights; the key is ``seconds``."""
     rate, most = generator.frame_rate, generator.longest_sample
     if rate is None:
-        return [Problem("seconds", f"is for models of sound, but `{generator.path}` writes text.")]
+        return [Problem("seconds", f"is for models of sound, but `{generator.path}` writes text. Leave it out.")]
     if not seconds > 0:
         return [Problem("seconds", f"expected a number above 0, but got {seconds:g}.")]
     if most is not None and frames(generator, seconds) > most:

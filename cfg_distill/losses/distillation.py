@@ -35,6 +35,8 @@ class Divergence(Loss):
         codebook_weights: a factor for each codebook; empty for 1 each.
     """
 
+    below_0 = "it would train the student away from its teacher"
+
     def __init__(
         self,
         weight: float = 1.0,
@@ -50,14 +52,6 @@ class Divergence(Loss):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = super().problems(context)
-        if self.weight < 0:
-            found.append(
-                Problem(
-                    "weight",
-                    f"expected a number of at least 0, but got {self.weight.item():g}: it would train the student away from its"
-                    " teacher.",
-                )
-            )
         if not 0 < self.temperature < math.inf:
             found.append(Problem("temperature", f"expected a number above 0, but got {self.temperature}. Use 1."))
         if not all(0 <= weight < math.inf for weight in self.codebook_weights):

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import problems_of_out, staged_folder
+from cfg_distill.files import problems_of_out, read_json, staged_folder
 from cfg_distill.folders import is_adapter
 from cfg_distill.merging.adapters import merge_adapter_folders
 from cfg_distill.merging.arithmetic import finite, listed, merge_tensors, mismatches, not_averaged, tensor_function
 from cfg_distill.merging.methods import problems_of_merge
 from cfg_distill.merging.outputs import carry, inputs_of, named, provenance, record
-from cfg_distill.merging.safetensors_io import FolderWeights, read_json, write_weights
+from cfg_distill.merging.safetensors_io import FolderWeights, write_weights
 
 CONFIG = "config.json"
 BOOKKEEPING = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}

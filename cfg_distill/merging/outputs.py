@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cfg_distill.files import CARRIED_KEY, MERGE_FILE, strangers
-from cfg_distill.merging.safetensors_io import INDEX
+from cfg_distill.folders import INDEX
 
 CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 """Config, generation config, tokenizer, processor, remote code. No README: a model card speaks of its own model."""

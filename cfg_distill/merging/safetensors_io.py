@@ -20,10 +20,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import resolve
+from cfg_distill.folders import INDEX, problems_of_index, resolve, shards_of
 from cfg_distill.merging.arithmetic import finite, not_averaged
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SINGLE = "model.safetensors"
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf")
 DTYPES = {
     "F64": torch.float64,
@@ -92,11 +92,9 @@ class FolderWeights:
                 f"expected {SINGLE} (or its shards and {INDEX}) in `{self.path}`, but found {what}."
                 " Save the model with transformers' save_pretrained, or a checkpoint with `cfg-distill export`."
             )
-        shards = sorted(set(read_json(self.folder / INDEX).get("weight_map", {}).values()))
-        missing = [shard for shard in shards if not (self.folder / shard).is_file()]
-        if missing:
-            raise ConfigError(f"`{self.path}/{INDEX}` names files that are not there: {', '.join(missing)}.")
-        return [self.folder / shard for shard in shards]
+        if problems := problems_of_index(self.folder):
+            raise ConfigError(problems)
+        return [self.folder / shard for shard in shards_of(self.folder)]
 
     def _read_header(self, file: Path) -> None:
         try:
@@ -114,21 +112,6 @@ class FolderWeights:
                 )
             self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), DTYPES[view.get_dtype()]
             self._file_of[name] = file
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """The keys and values of a JSON file of a model folder.
-
-    Raises:
-        ConfigError: it cannot be read, or holds something else.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"`{file}`: expected JSON, but it cannot be read: {error}.") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"`{file}`: expected keys and values, but got a {type(content).__name__}.")
-    return content
 
 
 def write_weights(

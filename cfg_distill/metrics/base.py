@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Literal, Self
 
 import torch
@@ -46,6 +47,10 @@ class SampleMetric(Metric):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings, found without loading weights."""
+        return []
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        """Why there can be no values for these prompts; asked before anything is sampled."""
         return []
 
     def load(self) -> Self:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
 from cfg_distill.errors import ConfigError, Problem, closest, nearest
+from cfg_distill.recipe.bounds import Bounds, bounds_of, wrong_number
 from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.files import SPEC_KEYS
 from cfg_distill.recipe.types import classes_of, describe, is_plain_class, members
@@ -28,19 +29,21 @@ class Walk:
 
     Attributes:
         problems: all that is wrong, with full paths as keys.
-        nulls: those of them that a parser lets pass.
+        passed: those of them that a parser lets pass: null where a value is due, and numbers that make no sense.
     """
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
-        self.nulls: list[Problem] = []
+        self.passed: list[Problem] = []
         self._num_missing = 0
         self._meant: set[str] = set()  # the right names of misspelled keys
 
-    def keys(self, parser: ArgumentParser, values: dict[str, Any], path: str = "") -> dict[str, Any]:
-        """Check keys and values against a parser's arguments; returns the good ones."""
+    def keys(
+        self, parser: ArgumentParser, values: dict[str, Any], path: str = "", bounds: Mapping[str, Bounds] | None = None
+    ) -> dict[str, Any]:
+        """Check keys and values against a parser's arguments, and numbers against bounds; returns the good ones."""
         actions = {action.dest: action for action in parser._actions if _takes_value(action)}
-        good = self._level(actions, values, "", path)
+        good = self._level(actions, values, "", path, bounds or {})
         for dest, action in actions.items():
             # A misspelled required key is one mistake, not two.
             if action.required and not _holds(values, dest) and path + dest not in self._meant:
@@ -48,7 +51,14 @@ class Walk:
                 self._say(path + dest, f"expected {describe(_type(action))}, but it is missing. Set it.")
         return good
 
-    def value(self, expected: Any, value: Any, path: str, siblings: Sequence[str] | None = None) -> Any:
+    def value(
+        self,
+        expected: Any,
+        value: Any,
+        path: str,
+        siblings: Sequence[str] | None = None,
+        bounds: Bounds | None = None,
+    ) -> Any:
         """Check one value against a type.
 
         Args:
@@ -56,6 +66,7 @@ class Walk:
             value: the value.
             path: its key.
             siblings: in a dict of names, all names.
+            bounds: of the numbers in it.
 
         Returns:
             The value without what is wrong in it, or a mark that nothing is left.
@@ -70,12 +81,16 @@ class Walk:
             checked = self._members(option, value, path)
             if checked is not _OTHER:
                 return checked
-        return value if self._fits(expected, value, path) else _DROPPED
+        return value if self._fits(expected, value, path, bounds) else _DROPPED
 
-    def _say(self, path: str, text: str) -> None:
+    def _say(self, path: str, text: str, passed: bool = False) -> None:
         self.problems.append(Problem(path, text))
+        if passed:
+            self.passed.append(self.problems[-1])
 
-    def _level(self, actions: dict[str, Any], values: dict[str, Any], prefix: str, path: str) -> dict[str, Any]:
+    def _level(
+        self, actions: dict[str, Any], values: dict[str, Any], prefix: str, path: str, bounds: Mapping[str, Bounds]
+    ) -> dict[str, Any]:
         known = list(
             dict.fromkeys(dest.removeprefix(prefix).split(".")[0] for dest in actions if dest.startswith(prefix))
         )
@@ -86,12 +101,12 @@ class Walk:
                 self.problems.append(unknown_key(path + dest, str(key), known))
                 self._meant.add(f"{path}{prefix}{closest(str(key), known)}")
             elif dest not in actions and isinstance(value, dict):
-                good[key] = self._level(actions, value, f"{dest}.", path)
+                good[key] = self._level(actions, value, f"{dest}.", path, bounds)
             elif dest not in actions:
                 if not isinstance(value, str):  # text may name a file that holds the keys
                     self._say(path + dest, f"expected keys and values, but got {value!r}.")
             else:
-                checked = self.value(_type(actions[dest]), value, path + dest)
+                checked = self.value(_type(actions[dest]), value, path + dest, bounds=bounds.get(dest))
                 if checked is not _DROPPED:
                     good[key] = checked
         return good
@@ -100,8 +115,9 @@ class Walk:
         options = members(expected)
         if NoneType in options or Any in options or expected in (None, inspect.Parameter.empty):
             return None
-        self._say(path, f"expected {describe(expected)}, but it is empty. Give a value, or remove the key.")
-        self.nulls.append(self.problems[-1])
+        self._say(
+            path, f"expected {describe(expected)}, but it is empty. Give a value, or remove the key.", passed=True
+        )
         return _DROPPED
 
     def _members(self, option: Any, value: Any, path: str) -> Any:
@@ -119,17 +135,24 @@ class Walk:
             return self.keys(parser, value, f"{path}.")
         return _OTHER
 
-    def _fits(self, expected: Any, value: Any, path: str) -> bool:
+    def _fits(self, expected: Any, value: Any, path: str, bounds: Bounds | None) -> bool:
         if expected in (None, inspect.Parameter.empty, Any):
-            return True
+            return self._is_within(bounds, value, path)
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--value", type=expected)
         try:
-            parser.parse_object({"value": value})
+            meant = parser.parse_object({"value": value}).value  # of an option `.nan`: a number, where it was text
         except ArgumentError:
             self._say(path, f"expected {describe(expected)}, but got {value!r}.{_nearest_choice(expected, value)}")
             return False
-        return True
+        return self._is_within(bounds, meant, path)
+
+    def _is_within(self, bounds: Bounds | None, value: Any, path: str) -> bool:
+        if wanted := wrong_number(value, bounds):
+            self._say(
+                path, f"expected {wanted}, but got {value}. Write such a number, or leave the key out.", passed=True
+            )
+        return not wanted
 
     def _instance(self, expected: Any, spec: dict[str, Any], path: str, siblings: Sequence[str] | None) -> Any:
         """Check ``{class_path, init_args}`` down to the arguments of the class."""
@@ -161,7 +184,7 @@ class Walk:
             self._say(f"{path}.init_args", f"expected keys and values, but got {arguments!r}.")
             arguments = {}
         before = self._num_missing
-        good = {**spec, "init_args": self.keys(parser, arguments, f"{path}.init_args.")}
+        good = {**spec, "init_args": self.keys(parser, arguments, f"{path}.init_args.", bounds_of(found))}
         if self._num_missing > before:
             return _DROPPED
         return {key: value for key, value in good.items() if key not in strangers}

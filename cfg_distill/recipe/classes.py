@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, get_type_hints
 
 from cfg_distill.errors import ConfigError, Problem, nearest
 
@@ -23,7 +23,7 @@ def find_class(
         class_path: ``module.Class``, or the bare name of a class that is imported already.
         wanted: the classes of which it must be one, or a subclass.
         description: of these, for the message: ``a Loss``.
-        functions: whether a function may stand there: the caller checks its signature.
+        functions: whether a function may stand there whose type hint says that it returns such a class.
 
     Raises:
         ConfigError: a problem with the key ``class_path``.
@@ -40,7 +40,7 @@ def find_class(
         )
     found = _imported(module_name, name, description, known.values())
     if not isinstance(found, type):
-        if functions and callable(found):
+        if functions and _makes(found, wanted):
             return found
         raise _wrong(f"expected {description}, but `{class_path}` is no class.")
     if not issubclass(found, wanted):
@@ -50,6 +50,15 @@ def find_class(
         kinds = f" Known: {', '.join(concrete)}." if concrete else ""
         raise _wrong(f"expected {description}, but `{class_path}` is abstract. Name one of its kinds.{kinds}")
     return found
+
+
+def _makes(function: Any, wanted: tuple[type, ...]) -> bool:
+    """Whether the type hint of a function says that it makes one of the classes. Nothing else tells, short of a call."""
+    try:
+        made = get_type_hints(function).get("return")
+    except (TypeError, NameError, AttributeError):  # no function, or hints that mean nothing
+        return False
+    return isinstance(made, type) and issubclass(made, wanted)
 
 
 def subclasses(base: type) -> list[type]:

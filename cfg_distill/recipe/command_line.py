@@ -6,7 +6,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, problems_of
+from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.checks import Walk, without_echoes
 from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.overrides import Words, put, sorted_words
@@ -29,6 +30,7 @@ from cfg_distill.recipe.quiet import quieten
 from cfg_distill.recipe.resolved import Recipe
 from cfg_distill.recipe.runs import RunMark, run_version, unfinished
 
+_BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
 _PARSING = (ArgumentError, MisconfigurationException)
 _PRINTED = {"": "", "skip_default": "skip_default", "skip_unset": "skip_unset", "skip_null": "skip_unset"}
 
@@ -42,6 +44,20 @@ class Distillation(Protocol):
     def problems_with(self, trainer: Trainer) -> Sequence[str | Problem]: ...
 
     def problems_of_data(self, data: Any) -> Sequence[str | Problem]: ...
+
+
+@runtime_checkable
+class Scoring(Protocol):
+    """A callback that scores the validation prompts: metrics by name, which may say why they cannot."""
+
+    metrics: Mapping[str, Any]
+
+
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """A metric that reads the prompts of what it scores."""
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> Sequence[Problem]: ...
 
 
 @runtime_checkable
@@ -104,8 +120,8 @@ class CommandLine(LightningCLI):
             self.config = parser.parse_object({"subcommand": self.command, self.command: self.recipe.values})
         except _PARSING as error:
             raise ConfigError(self._all_problems(walk, str(error))) from error
-        good = walk.keys(own, self.recipe.values)
-        problems = walk.nulls
+        good = walk.keys(own, self.recipe.values, bounds=_BOUNDS)
+        problems = walk.passed
         checkpoint = self.config[self.command].get("ckpt_path")
         if checkpoint not in (None, "last", "best", "hpc") and not Path(checkpoint).exists():
             text = f"expected a checkpoint or `last`, but `{checkpoint}` does not exist. Check the path."
@@ -128,16 +144,16 @@ class CommandLine(LightningCLI):
         """After a parser gave up: every problem of files and options, and of what can be built without them."""
         own = self._subcommand_parsers[self.command]
         values, of_options = self.recipe.of_files, []
-        walk.keys(own, values)
+        walk.keys(own, values, bounds=_BOUNDS)
         for override in self.words.overrides:
             tried, again = put(values, override), Walk()
-            again.keys(own, tried)
+            again.keys(own, tried, bounds=_BOUNDS)
             if new := [problem for problem in again.problems if problem not in walk.problems]:
                 of_options += new
             else:  # This option is valid, and may supply a key that the files miss.
                 values, walk = tried, again
         found = list(dict.fromkeys([*walk.problems, *of_options]))
-        good = Walk().keys(own, values)
+        good = Walk().keys(own, values, bounds=_BOUNDS)
         return without_echoes(found, self._problems_inside(good)) or [Problem("", _shortened(first))]
 
     def _problems_inside(self, values: dict[str, Any]) -> list[Problem]:
@@ -205,8 +221,17 @@ class CommandLine(LightningCLI):
             if not problems and isinstance(self.datamodule, PromptData):
                 self.datamodule.setup("fit")  # reads the prompts
                 problems = self._placed(self.model.problems_of_data(self.datamodule), "data")
+                problems += self._problems_of_metrics(self.datamodule)
         if problems:
             raise ConfigError(problems)
+
+    def _problems_of_metrics(self, data: PromptData) -> list[Problem]:
+        """Validation prompts that a metric of a callback does not understand: else the first validation would end the fit."""
+        prompts = [str(each) for each in data.prompts.get("validation", ())]
+        scoring = [each for each in self.callbacks.values() if isinstance(each, Scoring)]
+        metrics = [metric for each in scoring for metric in each.metrics.values() if isinstance(metric, ReadsPrompts)]
+        found = [problem for metric in metrics for problem in metric.problems_of_prompts(prompts)]
+        return [problem.under("data.validation") for problem in dict.fromkeys(found)]
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.check_only:

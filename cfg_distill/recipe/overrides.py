@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import parse_yaml
 from cfg_distill.folders import find_file
 from cfg_distill.recipe.files import CALLBACKS, SPEC_KEYS, appended, merge, named
 
@@ -111,7 +112,10 @@ def sorted_words(argv: Sequence[str]) -> Words:
                 text = f"expected a YAML file, but `{value}` does not exist. See cfg-distill recipes."
                 problems.append(Problem("", f"Option `--config`: {text}"))
         else:
-            overrides.append(Override.of(name[2:], _parsed(value)))
+            try:
+                overrides.append(Override.of(name[2:], _parsed(value)))
+            except ConfigError as error:
+                problems += [Problem(name[2:], str(problem)) for problem in error.problems]
     if problems:
         raise ConfigError(problems)
     return Words(tuple(files), tuple(_after_appending(overrides)), print_config, tuple(asked), tuple(argv))
@@ -131,7 +135,7 @@ def _parsed(value: str) -> Any:
         return None
     if value[:1] in ("{", "["):
         try:
-            return yaml.safe_load(value)
+            return parse_yaml(value)
         except yaml.YAMLError:
             return value
     return value

@@ -19,7 +19,7 @@ from cfg_distill.tunes.canonical import rest_share
 from cfg_distill.tunes.judge import Judge
 from cfg_distill.tunes.melody import MelodicDiversity
 from cfg_distill.tunes.negatives import REAL
-from cfg_distill.tunes.prompts import understand
+from cfg_distill.tunes.prompts import problems_of_prompts, understand
 from cfg_distill.tunes.quality import (
     FACTORS,
     factors,
@@ -60,7 +60,14 @@ def ngram_set(tunes: Iterable[Sequence[str]], n: int) -> set[tuple[str, ...]]:
     return {tuple(tokens[start : start + n]) for tokens in tunes for start in range(len(tokens) - n + 1)}
 
 
-class BarValidity(SampleMetric):
+class _OfPrompts(SampleMetric):
+    """A metric that compares tunes with what their prompts ask for."""
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        return problems_of_prompts(prompts)
+
+
+class BarValidity(_OfPrompts):
     """Share of bars that add up to the asked metre; see :func:`bar_validity`. Equal bars count once.
 
     Without an asked metre, the metre counts that fits a sample best.
@@ -98,7 +105,7 @@ class _JudgeMetric(SampleMetric):
         return self
 
 
-class JudgeProbability(_JudgeMetric):
+class JudgeProbability(_JudgeMetric, _OfPrompts):
     """Probability of the asked origin, rhythm or mode under the judge; NaN for prompts that do not ask for it.
 
     Args:
@@ -140,7 +147,7 @@ class _FactorMetric(_JudgeMetric):
         )
 
 
-class TuneQuality(_FactorMetric):
+class TuneQuality(_FactorMetric, _OfPrompts):
     """The headline: ``mean(validity, asked) * real * length * repetition * copied``.
 
     - ``validity``: :class:`BarValidity`; ``asked``: the judge's probability of each attribute that the prompt asks for. The

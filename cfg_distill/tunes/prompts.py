@@ -12,9 +12,10 @@ count only where nothing was said. A slot neither said nor implied stays null.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 
 SLOTS = ("origin", "rhythm", "metre", "mode")
 NULL = "any"
@@ -152,6 +153,17 @@ def understand(prompt: str | None) -> Understanding:
     if (prompt or "").strip() and all(value == NULL for value in slots.values()):
         raise ConfigError(nothing_understood(prompt or ""))
     return Understanding(slots, key_of(words), min(max(tempo, 0.6), 1.4), tuple(unknown))
+
+
+def problems_of_prompts(prompts: Iterable[str]) -> list[Problem]:
+    """Why these prompts mean nothing to a model of tunes, or to a metric of them."""
+    found: list[Problem] = []
+    for prompt in prompts:
+        try:
+            understand(prompt)
+        except ConfigError as error:
+            found += error.problems
+    return found
 
 
 def _is_key(words: list[str], position: int) -> bool:

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import Problem
 from cfg_distill.evaluation.renderers import Renderer
 from cfg_distill.folders import base_of, source
 from cfg_distill.folders.profile import Profile
-from cfg_distill.tunes.prompts import UNDERSTOOD, prefix, understand
+from cfg_distill.tunes.prompts import UNDERSTOOD, prefix, problems_of_prompts, understand
 from cfg_distill.tunes.rendering import render, setting_of, to_abc
 
 PROFILE_OF_TUNES = Profile("cfg_distill.tunes.renderer.TuneRenderer", "recipes/tunes/metrics.yaml")
@@ -21,13 +21,7 @@ class TuneRenderer(Renderer):
     """Music tokens as ABC on the screen, and as ABC, MIDI and WAV in files."""
 
     def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
-        found: list[Problem] = []
-        for prompt in prompts:
-            try:
-                understand(prompt)
-            except ConfigError as error:
-                found += error.problems
-        return found
+        return problems_of_prompts(prompts)
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:
         unknown = {prompt: ", ".join(f"`{word}`" for word in understand(prompt).unknown_words) for prompt in prompts}

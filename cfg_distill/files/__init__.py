@@ -1,4 +1,4 @@
-"""Files and folders that are whole or absent, and YAML files that are read or refused with a reason."""
+"""Files and folders that are whole or absent; YAML and JSON files that are read within limits, or refused with a reason."""
 
 from __future__ import annotations
 
@@ -8,34 +8,33 @@ import fcntl
 import glob
 import json
 import os
-import re
 import shutil
 import sys
+import tempfile
 import zipfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files.documents import parse_yaml, read_json, read_yaml
 
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML as jsonargparse reads it: ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``), and a date is text."""
-
-
-_NUMBER = (
-    r"[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9_]+|[0-9][0-9_]*(?=[eE]))(?:[eE][-+]?[0-9]+)?"
-    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)"
-)
-_DROPPED = ("tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp")
-_Loader.yaml_implicit_resolvers = {
-    letter: [(tag, pattern) for tag, pattern in known if tag not in _DROPPED]
-    for letter, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(_DROPPED[0], re.compile(f"^(?:{_NUMBER})$"), list("-+0123456789."))
+__all__ = [
+    "CARRIED_KEY",
+    "MERGE_FILE",
+    "MODEL_FILES",
+    "before_of",
+    "damage",
+    "parse_yaml",
+    "problems_of_out",
+    "problems_of_place",
+    "read_json",
+    "read_yaml",
+    "resident_peak",
+    "staged_folder",
+    "strangers",
+    "write_text",
+]
 
 
 def write_text(file: str | Path, text: str, durable: bool = True) -> None:
@@ -62,6 +61,8 @@ def write_text(file: str | Path, text: str, durable: bool = True) -> None:
 
 # Folders that are replaced
 
+MOST_BYTES_OF_NAME = 240
+"""File systems take 255 bytes, and a staged folder needs some for itself."""
 MERGE_FILE, CARRIED_KEY = "merge.json", "carried"
 """Where a merge names the files that it took along under unusual names."""
 MODEL_FILES = (
@@ -137,6 +138,39 @@ def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
+def problems_of_place(out: str | Path) -> list[Problem]:
+    """Why a folder could not be written, now or after hours of work; the problem names the key ``out``.
+
+    A file without a name is written where the folder is, or will be, and is gone at once: permissions alone do not tell of a
+    read-only disk or of a full one.
+    """
+    out = Path(out).expanduser()
+    try:
+        place = out.resolve()
+        while not place.exists():
+            _length_of_name(place)
+            place = place.parent
+        if not place.is_dir():  # of `out` itself the caller says whether it may be a file
+            text = f"`{place}` is a file, so `{_shortened(out.name)}` cannot lie in it. Name another folder."
+            return [] if place == out.resolve() else [Problem("out", text)]
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"0")
+    except OSError as error:
+        reason = f"`{_shortened(str(out))}` cannot be written: {error.strerror}."
+        return [Problem("out", f"{reason} Make room or change the permissions, or name another folder.")]
+    return []
+
+
+def _length_of_name(place: Path) -> None:
+    """A folder is written beside its place first, under a name that is some letters longer."""
+    if len(os.fsencode(place.name)) > MOST_BYTES_OF_NAME:
+        raise OSError(errno.ENAMETOOLONG, f"the name is longer than {MOST_BYTES_OF_NAME} bytes")
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= 120 else f"{name[:117]}..."
+
+
 def problems_of_out(
     out: str | Path, inputs: Iterable[str | Path], overwrite: bool, known: Collection[str] = MODEL_FILES
 ) -> list[Problem]:
@@ -163,6 +197,8 @@ def problems_of_out(
         )  # fmt: skip
         if how:
             return [Problem("out", f"`{out}` {how} the input `{path}`. Name another folder.")]
+    if found := problems_of_place(out):
+        return found
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
     if not overwrite:
@@ -307,32 +343,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def read_yaml(file: str | Path) -> dict[str, Any]:
-    """The keys and values of a YAML file; an empty file has none.
-
-    Raises:
-        ConfigError: it is not there, cannot be read as YAML, or holds no keys and values.
-    """
-    file = Path(file)
-    try:
-        content = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        raise ConfigError(f"File `{file}`: expected a YAML file, but it does not exist.") from error
-    except IsADirectoryError as error:
-        raise ConfigError(f"File `{file}`: expected a YAML file, but it is a folder.") from error
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: no UTF-8, or a number or date that is none
-        raise ConfigError(
-            f"File `{file}`: expected YAML, but it cannot be read: {' '.join(str(error).split())}"
-        ) from error
-    if content is not None and not isinstance(content, dict):
-        raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
-    return content or {}
 
 
 def resident_peak() -> float:
