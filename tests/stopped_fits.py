@@ -8,11 +8,20 @@ from typing import Any
 
 import torch
 import yaml
+from lightning.pytorch import Callback
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PROMPTS = ["w1 w2", "w3", "w4 w5", "w6", "w7 w8", "w9 w1"]
 STEPS = 8
 LAST = Path("runs/tiny/version_0/checkpoints/last.ckpt")
+FINAL = LAST.with_name("final.ckpt")
+
+
+class Final(Callback):
+    """Saves what there is when the training has ended: the last checkpoint is of before the last validation."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.save_checkpoint(FINAL)
 
 
 def write_recipe(folder: Path, model: str, **trainer: Any) -> Path:
@@ -69,6 +78,7 @@ def write_recipe(folder: Path, model: str, **trainer: Any) -> Path:
                 "resume": {"class_path": f"{ours}ExactResume"},
                 "ema": {"class_path": f"{ours}StudentEMA", "init_args": {"decay": 0.9}},
                 "beta": {"class_path": f"{ours}BetaCalibration", "init_args": {"num_steps": 5, "ratio": 0.3}},
+                "final": {"class_path": "stopped_fits.Final"},
                 "logging": {
                     "class_path": f"{ours}DiversityLogging",
                     "init_args": {
@@ -88,7 +98,7 @@ def state(file: Path = LAST) -> dict[str, Any]:
     """All of a checkpoint that decides how a run goes on, and its curve; places of files and counters of Lightning left out."""
     content = torch.load(file, weights_only=True)
     callbacks = {name: value for name, value in content["callbacks"].items() if "ModelCheckpoint" not in name}
-    kept = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    kept = ("state_dict", "optimizer_states", "lr_schedulers", "global_step")
     # Of the loader the place of our sampler; torchdata's own counters begin anew with each process.
     loader = [each["_sampler_iter_state"] for each in content["loops"]["fit_loop"]["state_dict"]["combined_loader"]]
     return {name: content[name] for name in kept} | {"callbacks": callbacks, "loader": loader}

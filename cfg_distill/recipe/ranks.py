@@ -109,7 +109,9 @@ def _lost(children: list[subprocess.Popen], wait: float = 2.0) -> str:
         time.sleep(0.05)
     ended = [(rank, child.returncode) for rank, child in enumerate(children, start=1) if child.returncode]
     return ", ".join(
-        f"local rank {rank} was killed by signal {-code}" if code < 0 else f"local rank {rank} ended with exit code {code}"
+        f"local rank {rank} was killed by signal {-code}"
+        if code < 0
+        else f"local rank {rank} ended with exit code {code}"
         for rank, code in ended
     )
 

@@ -76,7 +76,9 @@ class Signals:
                 self.first, self._noted = number, now
                 if self.training:
                     name = signal.Signals(number).name
-                    _say(f"{name}: this step is finished and saved, then the fit stops. Ctrl-C once more stops at once.")
+                    _say(
+                        f"{name}: this step is finished and saved, then the fit stops. Ctrl-C once more stops at once."
+                    )
             elif number == signal.SIGINT and now - self._noted > AGAIN_SECONDS:
                 os._exit(128 + number)
         os.close(self._read)

@@ -7,10 +7,9 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from stopped_fits import LAST, STEPS, curves, difference, state, write_recipe
+from stopped_fits import FINAL, LAST, STEPS, curves, difference, state, write_recipe
 
 from cfg_distill.cli import main
 
@@ -114,7 +113,7 @@ def test_a_run_that_a_signal_stops_goes_on_as_if_it_had_not(
     saved = state()["global_step"]
     assert main([*words, "--ckpt_path", "last"]) == 0
     assert saved >= step, "the step of the signal is saved"
-    assert difference(state(), state(unbroken / LAST)) == ""
+    assert difference(state(FINAL), state(unbroken / FINAL)) == ""
     assert not LAST.parents[1].joinpath(".unfinished").exists()
     assert_curves(unbroken)
     shutil.rmtree("runs")
@@ -131,16 +130,16 @@ def assert_curves(unbroken: Path) -> None:
     assert sum(map(len, found.values())) > 100
 
 
-def test_the_exception_of_a_step_keeps_the_last_whole_checkpoint(
-    folder: Path, tiny_model: str, unbroken: Path
-) -> None:
+def test_the_exception_of_a_step_keeps_the_last_whole_checkpoint(folder: Path, tiny_model: str, unbroken: Path) -> None:
     write_recipe(folder, tiny_model)
-    code = "from lightning.pytorch import Callback\nclass Fail(Callback):\n    def on_after_backward(self, trainer, *_):\n"
+    code = (
+        "from lightning.pytorch import Callback\nclass Fail(Callback):\n    def on_after_backward(self, trainer, *_):\n"
+    )
     code += "        if trainer.global_step == 6:\n            raise ZeroDivisionError('fired')\n"
     (folder / "failing.py").write_text(code)
     with pytest.raises(ZeroDivisionError, match="fired"):
         main(["fit", "--config", "tiny.yaml", "--trainer.callbacks.fail=failing.Fail"])
     assert state()["global_step"] == 4
     assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "last"]) == 0
-    assert difference(state(), state(unbroken / LAST)) == ""
+    assert difference(state(FINAL), state(unbroken / FINAL)) == ""
     assert_curves(unbroken)
