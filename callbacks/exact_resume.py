@@ -1,6 +1,7 @@
-"""ExactResume: a resumed run draws the random numbers that an unbroken one would."""
+"""ExactResume: a resumed run draws the random numbers that an unbroken one would, and misses no validation."""
 
 import random
+import sys
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,12 @@ class ExactResume(Callback):
     epochs: give it one (``DataLoader(..., generator=torch.Generator())``), as :class:`cfg_distill.data.PromptData`
     does.
 
+    A checkpoint that is written at the end of a step comes before the validation that is due there. Lightning takes that
+    validation for done when the run goes on. This callback notes that it is due, and runs it first.
+
+    The states of all processes are gathered. So in several processes there is no checkpoint while an exception ends the fit:
+    the other processes may wait elsewhere, and the exception itself is raised.
+
     It cannot help a checkpoint taken between the micro-batches of one accumulated step: gradients are not saved.
 
     Example::
@@ -40,6 +47,7 @@ class ExactResume(Callback):
         self._batch_end: dict[str, Any] | None = None
         self._loaded: list[dict[str, Any]] | None = None
         self._trainer: Trainer | None = None
+        self._validation_is_due = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
@@ -52,9 +60,12 @@ class ExactResume(Callback):
         else:
             rank_zero_warn(
                 f"The checkpoint holds the random states of {len(self._loaded)} processes, this run has"
-                f" {trainer.world_size}: it goes on with other random numbers."
+                f" {trainer.world_size}: it goes on with other random numbers, and each process with other prompts of this"
+                " epoch."
             )
             self._loaded = None
+        if self._validation_is_due:
+            _validate(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         # Not before: a resumed run makes the iterators of its loaders anew, and may or may not validate first.
@@ -66,6 +77,13 @@ class ExactResume(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._batch_end = random_states()
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        self._validation_is_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._validation_is_due = False
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._batch_end is not None:
@@ -74,14 +92,27 @@ class ExactResume(Callback):
     def state_dict(self) -> dict[str, Any]:
         own = self._batch_end or random_states()
         world = self._trainer.world_size if self._trainer is not None else 1
-        if world == 1:
-            return {"processes": [own]}
-        every: list[Any] = [None] * world
-        torch.distributed.all_gather_object(every, own)
-        return {"processes": every}
+        every: list[Any] = [own] * world
+        if world > 1:
+            if (reason := sys.exception()) is not None:
+                raise reason
+            torch.distributed.all_gather_object(every, own)
+        return {"processes": every, "validation_is_due": self._validation_is_due}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict["processes"]
+        self._validation_is_due = state_dict.get("validation_is_due", False)  # older checkpoints say nothing
+
+
+def _validate(trainer: Trainer) -> None:
+    """Run the validation of the last step, as the training loop does behind a step."""
+    connector, loop = trainer._logger_connector, trainer.fit_loop.epoch_loop.val_loop
+    first = connector._first_loop_iter
+    loop.restarting = False
+    trainer.validating = True
+    loop.run()
+    trainer.training = True
+    connector._first_loop_iter = first
 
 
 def random_states() -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""A user's mistake: what is wrong with which key. The command line prints it without a traceback and exits with code 2."""
+"""A user's mistake: what is wrong with which key. The command line prints it without a traceback and exits with code 2.
+
+Also the end by a signal, which is no mistake.
+"""
 
 from __future__ import annotations
 
@@ -154,6 +157,20 @@ def blamed(part: object, key: str) -> Iterator[None]:
         raise PartError(error.part, inner, error.outputs, error.given) from error.__cause__
     except Exception as error:
         raise PartError(type(part).__name__, key) from error
+
+
+class Stopped(BaseException):
+    """A signal ended the command: no mistake, and no bug.
+
+    Attributes:
+        number: of the signal.
+        code: the exit code by convention: 130 for Ctrl-C, 143 for SIGTERM.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.code = 128 + number
+        super().__init__(f"stopped by signal {number}")
 
 
 def problems_of(part: Any, context: Context = Context(), under: str = "") -> list[Problem]:

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from cfg_distill import __version__
-from cfg_distill.errors import ConfigError, Problem, nearest
+from cfg_distill.errors import ConfigError, Problem, Stopped, nearest
 
 __all__ = ["COMMANDS", "main"]
 
@@ -47,7 +47,7 @@ def _help() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 for a finding, 2 after a user's mistake, 130 after Ctrl-C.
+    """Run one command and return its exit code: 0, 1 for a finding, 2 after a user's mistake, 128 + N after signal N.
 
     A bug of ours keeps its traceback.
     """
@@ -77,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+    except Stopped as stopped:
+        return stopped.code
     except BrokenPipeError:
         # The reader of our output (head, less) went away; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -96,8 +98,10 @@ def _unknown(command: str) -> str:
 
 
 def _print_problems(command: str, problems: list[Problem]) -> None:
+    from cfg_distill.recipe.processes import is_first
+
     # Every process of a distributed run meets the same mistake; the first one says it.
-    if any(os.environ.get(rank, "0") != "0" for rank in ("LOCAL_RANK", "RANK", "SLURM_PROCID")):
+    if not is_first():
         return
     name = f"cfg-distill {command}" if command in COMMANDS else "cfg-distill"
     if len(problems) == 1:

@@ -6,29 +6,33 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jsonargparse import ArgumentError, ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cfg_distill.data import PromptData
-from cfg_distill.errors import ConfigError, Problem, problems_of
+from cfg_distill.errors import ConfigError, Problem, Stopped, problems_of
 from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.checks import Walk, without_echoes
 from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.overrides import Words, put, sorted_words
+from cfg_distill.recipe.processes import STARTED_BY, is_first, is_started_by_first
 from cfg_distill.recipe.progress import StepLines, StepProgress
 from cfg_distill.recipe.quiet import quieten
+from cfg_distill.recipe.ranks import EndTogether, problems_of_devices
 from cfg_distill.recipe.resolved import Recipe
-from cfg_distill.recipe.runs import RunMark, run_version, unfinished
+from cfg_distill.recipe.runs import RunMark, claimed, last_checkpoint, problems_of_start, requeued, unfinished
+from cfg_distill.recipe.stopping import Signals, StopAtStepEnd, requeue
 
 _BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
 _PARSING = (ArgumentError, MisconfigurationException)
@@ -38,6 +42,8 @@ _PRINTED = {"": "", "skip_default": "skip_default", "skip_unset": "skip_unset", 
 @runtime_checkable
 class Distillation(Protocol):
     """A module that knows more of what can be wrong than its own settings. Any other LightningModule runs as well."""
+
+    generator_spec: dict[str, Any]
 
     def summary(self) -> str: ...
 
@@ -82,6 +88,17 @@ class NamedTrainer(Trainer):
     ) -> None:
         super().__init__(callbacks=list(_named(callbacks).values()), **settings)
 
+    def _run_stage(self) -> Any:
+        """Also begin and end the training of a run that has taken its last step, but was stopped before its end.
+
+        Lightning's loop skips it, and with it a validation that is due and what callbacks do at the end.
+        """
+        found = super()._run_stage()
+        if any(isinstance(each, RunMark) and each.ended_early for each in self.callbacks) and self.fit_loop.done:
+            self.fit_loop.on_run_start()
+            self.fit_loop.on_run_end()
+        return found
+
 
 class CommandLine(LightningCLI):
     """LightningCLI with this package's defaults: runs/<recipe>/version_N, and one error for all problems."""
@@ -92,7 +109,9 @@ class CommandLine(LightningCLI):
         self.recipe = recipe
         self.check_only = check_only
         self.callbacks: dict[str, Callback] = {}
-        self.notes: list[str] = []
+        self.signals = Signals()
+        self.mark = RunMark()
+        self.stopping = StopAtStepEnd(self.signals)
         strict = {"exit_on_error": False}
         super().__init__(
             auto_configure_optimizers=False,
@@ -121,11 +140,7 @@ class CommandLine(LightningCLI):
         except _PARSING as error:
             raise ConfigError(self._all_problems(walk, str(error))) from error
         good = walk.keys(own, self.recipe.values, bounds=_BOUNDS)
-        problems = walk.passed
-        checkpoint = self.config[self.command].get("ckpt_path")
-        if checkpoint not in (None, "last", "best", "hpc") and not Path(checkpoint).exists():
-            text = f"expected a checkpoint or `last`, but `{checkpoint}` does not exist. Check the path."
-            problems.append(Problem("ckpt_path", text))
+        problems = walk.passed + _problems_of_ckpt_path(self.config[self.command].get("ckpt_path"))
         if problems:
             raise ConfigError(without_echoes(problems, self._problems_inside(good)))
         if self.words.print_config is not None:
@@ -222,6 +237,7 @@ class CommandLine(LightningCLI):
                 self.datamodule.setup("fit")  # reads the prompts
                 problems = self._placed(self.model.problems_of_data(self.datamodule), "data")
                 problems += self._problems_of_metrics(self.datamodule)
+        problems += problems_of_devices(self.trainer)
         if problems:
             raise ConfigError(problems)
 
@@ -236,29 +252,60 @@ class CommandLine(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         if self.check_only:
             return
-        if subcommand == "fit" and self.trainer.is_global_zero:
-            self._say_what_runs()
-        try:
-            super()._run_subcommand(subcommand)
-        except SystemExit as ended:  # Lightning's, after Ctrl-C or SIGTERM; a callback may raise one of its own
-            if self.trainer.interrupted and ended.code in (None, 1):
-                if subcommand == "fit" and self.trainer.is_global_zero:
-                    self._say_how_to_go_on()
-                if ended.code == 1:
-                    raise KeyboardInterrupt from None
-            raise
+        with self.signals, self._folder():
+            if subcommand == "fit" and self.trainer.is_global_zero:
+                self._say_what_runs()
+            if is_first():
+                os.environ[STARTED_BY] = str(os.getpid())
+            try:
+                super()._run_subcommand(subcommand)
+            except Stopped as stopped:
+                if subcommand == "fit" and is_first():
+                    self._say_how_to_go_on(requeue(stopped.number))
+                if is_started_by_first():
+                    return  # Lightning takes any other code than 0 for a failure, and kills the first process
+                raise
+
+    @contextmanager
+    def _folder(self) -> Iterator[None]:
+        """Choose the folder of the run, unless the recipe has a logger of its own, and keep others out of it."""
+        if not self._logs:
+            yield
+            return
+        root = Path(self.trainer.default_root_dir)
+        settings = self.config_init[self.command]
+        if settings.get("ckpt_path") is None and requeued(root):
+            settings["ckpt_path"] = "last"
+        resume = settings.get("ckpt_path") == "last"
+        recipe = str(self.recipe.files[0]) if self.recipe.files else ""
+        note = "" if resume or settings.get("ckpt_path") else unfinished(root)
+        with claimed(root, resume, recipe) as version:
+            logger = TensorBoardLogger(root, name="", version=version)
+            checkpoint = last_checkpoint(Path(logger.log_dir)) if resume else None
+            self._refuse_another_start(checkpoint or settings.get("ckpt_path"), recipe)
+            self.trainer.logger = logger
+            self.mark.folder = Path(logger.log_dir)
+            if note and is_first():
+                print(f"Note: {note} This run begins anew; with `--ckpt_path last` that one goes on.", file=sys.stderr)
+            yield
+
+    def _refuse_another_start(self, checkpoint: str | Path | None, recipe: str) -> None:
+        if checkpoint not in (None, "last") and isinstance(self.model, Distillation):
+            if problems := problems_of_start(self.model.generator_spec, Path(checkpoint), recipe):
+                raise ConfigError(problems)
 
     def _say_what_runs(self) -> None:
-        for note in (*self.recipe.notes, *self.notes):
+        for note in self.recipe.notes:
             print(f"Note: {note}", file=sys.stderr, flush=True)
         if isinstance(self.model, Distillation):
             print(self.model.summary(), flush=True)
 
-    def _say_how_to_go_on(self) -> None:
+    def _say_how_to_go_on(self, asked: str) -> None:
         step, total = self.trainer.global_step, self.trainer.max_steps
         where = f"Stopped at step {step} of {total}." if total > 0 else f"Stopped at step {step}."
-        saves = [each for each in self.trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
-        if any(each.last_model_path for each in saves):
+        if asked:
+            where += f" {asked}"
+        if self.stopping.saved or (self.mark.folder is not None and last_checkpoint(self.mark.folder)):
             where += f" Go on: {shlex.join(['cfg-distill', self.command, *self.words.going_on()])}"
         else:
             where += " No last checkpoint was written, so the run cannot go on."
@@ -267,15 +314,10 @@ class CommandLine(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         if config.get("accelerator") == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
-        root = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
-        config["default_root_dir"] = root
-        folder = None
-        if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
-            checkpoint = self._get(self.config, "ckpt_path")
-            if checkpoint is None and (sentence := unfinished(Path(root))):
-                self.notes.append(f"{sentence} This run begins anew; with `--ckpt_path last` that one goes on.")
-            config["logger"] = TensorBoardLogger(root, name="", version=run_version(Path(root), checkpoint == "last"))
-            folder = Path(config["logger"].log_dir)
+        config["default_root_dir"] = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
+        self._logs = config.get("logger") in (None, True) and not config.get("fast_dev_run")
+        if self._logs:
+            config["logger"] = False  # until the run has its folder
         given = config.get("callbacks")
         own = list(_named(given).values())
         self.callbacks = dict(zip(_keys(given), own, strict=True))
@@ -284,11 +326,13 @@ class CommandLine(LightningCLI):
                 callback.recipe_path = path
         if problems := _problems_of_states(self.callbacks):
             raise ConfigError(problems)
-        config["callbacks"] = own
+        config["callbacks"] = [EndTogether(), *own]
         if config.get("enable_model_summary") is None:
             config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
         shown = [] if any(isinstance(one, ProgressBar) for one in own) else _progress(config)
-        return super()._instantiate_trainer(config, [*callbacks, RunMark(folder), *shown])
+        trainer = super()._instantiate_trainer(config, [*callbacks, self.mark, *shown])
+        trainer.callbacks.append(self.stopping)  # Lightning's order has no place behind the callbacks that save
+        return trainer
 
 
 def start(command: str, argv: Sequence[str], check_only: bool = False) -> CommandLine:
@@ -321,6 +365,14 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> Comman
         )
     except MisconfigurationException as error:  # found by Lightning once it runs: a metric to monitor that nobody logs
         raise ConfigError(_shortened(str(error))) from error
+
+
+def _problems_of_ckpt_path(given: Any) -> list[Problem]:
+    """Why no run can go on from what ``--ckpt_path`` names. Lightning's ``best`` and ``hpc`` need a run in this process or SLURM."""
+    if given in (None, "last") or (given and Path(given).exists()):
+        return []
+    found = "`` (nothing)" if not given else f"`{given}`, which does not exist"
+    return [Problem("ckpt_path", f"expected a checkpoint or `last`, but got {found}. Check the path.")]
 
 
 def _progress(config: dict[str, Any]) -> list[Callback]:

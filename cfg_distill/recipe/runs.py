@@ -1,44 +1,171 @@
-"""The folders of runs, runs/NAME/version_N: which is next, and which is unfinished."""
+"""The folders of runs, runs/NAME/version_N: which is next, which is unfinished, and that one run at a time writes into each."""
 
 from __future__ import annotations
 
+import fcntl
+import json
 import os
 import pickle
 import re
+import shutil
+import sys
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import before_of
+from cfg_distill.recipe.processes import is_first, is_started_by_first
+from cfg_distill.recipe.stopping import slurm_job
+
 _VERSION = "CFG_DISTILL_RUN_VERSION"
 _MARK = ".unfinished"
+_LOCK = ".lock"
+"""Locked while a run writes into its folder. It holds what is known of that run, as JSON."""
 
 
-def run_version(root: Path, resume: bool) -> int:
-    """N of the folder version_N: a new one, or with ``resume`` the latest that holds a last checkpoint."""
-    if _VERSION in os.environ and os.environ.get("LOCAL_RANK", "0") != "0":  # started by the first process of a run
-        return int(os.environ[_VERSION])
+@contextmanager
+def claimed(root: Path, resume: bool, recipe: str = "") -> Iterator[int]:
+    """N of the folder version_N of a run, which belongs to it alone until the block ends.
+
+    A new folder is made when it is chosen. The first process of a run holds a lock in it. The system ends the lock with the
+    process, so none survives a kill.
+
+    Args:
+        root: the folder of the folders.
+        resume: go on in the latest folder that holds a last checkpoint, where there is one.
+        recipe: the file of the recipe, for messages.
+
+    Raises:
+        ConfigError: another process trains in the folder to go on in, or the folder cannot be written.
+    """
+    if is_started_by_first():
+        yield int(os.environ[_VERSION])
+        return
+    found = resumable(root) if resume else None
+    if not is_first():  # started from outside: only the first process writes, and tells the others where
+        yield max(_versions(root), default=-1) + 1 if found is None else int(found.name[8:])
+        return
+    try:
+        folder = _new(root) if found is None else found
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        text = f"`{root}` cannot be written: {error.strerror}. Make room or change the permissions, or name another folder."
+        raise ConfigError(Problem("/trainer.default_root_dir", text)) from error
+    try:
+        _lock(descriptor, folder)
+        os.ftruncate(descriptor, 0)
+        about = {"process": os.getpid(), "host": os.uname().nodename, "job": slurm_job(), "recipe": recipe}
+        os.write(descriptor, json.dumps(about).encode() + b"\n")
+        os.environ[_VERSION] = folder.name[8:]
+        yield int(folder.name[8:])
+    finally:
+        os.close(descriptor)
+        if not any(path.name != _LOCK for path in folder.iterdir()):
+            shutil.rmtree(folder, ignore_errors=True)  # refused before it wrote anything
+
+
+def _new(root: Path) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    number = max(_versions(root), default=-1) + 1
+    while True:
+        try:
+            (root / f"version_{number}").mkdir()
+            return root / f"version_{number}"
+        except FileExistsError:  # another run has just taken it
+            number += 1
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        other = _about(folder)
+        text = (
+            f"expected a run that nobody goes on with, but process {other.get('process', '?')} on {other.get('host', '?')}"
+            f" trains in `{folder}`. Wait for it or stop it, or begin a new run without `--ckpt_path last`."
+        )
+        raise ConfigError(Problem("ckpt_path", text)) from error
+    except OSError:
+        pass  # a file system without locks
+
+
+def _about(folder: Path) -> dict[str, Any]:
+    """What the lock file of a run says of it."""
+    try:
+        found = json.loads((folder / _LOCK).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def resumable(root: Path) -> Path | None:
+    """The folder that ``--ckpt_path last`` goes on in: the latest one with a last checkpoint."""
     versions = _versions(root)
-    resumable = [n for n, folder in versions.items() if resume and _last_checkpoint(folder)]
-    version = max(resumable) if resumable else max(versions, default=-1) + 1
-    os.environ[_VERSION] = str(version)
-    return version
+    return next((versions[n] for n in sorted(versions, reverse=True) if last_checkpoint(versions[n])), None)
+
+
+def requeued(root: Path) -> bool:
+    """Whether SLURM has started this job before, and that run can be resumed."""
+    folder = resumable(root)
+    again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+    return again and folder is not None and _about(folder).get("job") == slurm_job() != ""
 
 
 def unfinished(root: Path) -> str:
     """A sentence on the latest run in a folder if that run is unfinished and can be resumed; else empty."""
     versions = _versions(root)
     folder = versions[max(versions)] if versions else root
-    checkpoint = _last_checkpoint(folder)
+    checkpoint = last_checkpoint(folder)
     if checkpoint is None or not (folder / _MARK).is_file():
         return ""
     total = (folder / _MARK).read_text(encoding="utf-8").strip()
-    try:
-        step = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"]
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+    step = peek(checkpoint).get("global_step")
+    if step is None:
         return ""  # `--ckpt_path last` says what is wrong with it
     return f"{folder} is unfinished: its last checkpoint is of step {step}{f' of {total}' if total else ''}."
+
+
+def peek(checkpoint: Path) -> dict[str, Any]:
+    """The content of a checkpoint, whose tensors stay on the disk; empty where it cannot be read."""
+    try:
+        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def problems_of_start(generator: Any, checkpoint: Path, recipe: str) -> list[Problem]:
+    """Why a run cannot go on from a checkpoint: it is of a run of another start model.
+
+    Args:
+        generator: the class path and arguments of this recipe's start model.
+        checkpoint: where to go on. What cannot be read is left to the loading.
+        recipe: the file of this recipe.
+    """
+    other = peek(checkpoint).get("generator") or peek(before_of(checkpoint)).get("generator")
+    if not isinstance(other, dict) or not isinstance(other.get("init_args"), dict):
+        return []
+    own, its = (_name(each) for each in (generator, other))
+    if own == its:
+        return []
+    whose = _about(checkpoint.parent.parent).get("recipe")
+    text = (
+        f"`{checkpoint}` is of a run that distils `{its}`{f' by `{whose}`' if whose else ''}, but this one distils"
+        f" `{own}`{f' by `{recipe}`' if recipe else ''}. Name a folder for each with `@/trainer.default_root_dir`, or begin a"
+        " new run without `@.ckpt_path`."
+    )
+    return [Problem("ckpt_path", text)]
+
+
+def _name(spec: Any) -> str:
+    """What a start model is called."""
+    return str(spec["init_args"].get("path") or spec["class_path"])
 
 
 class RunMark(Callback):
@@ -48,10 +175,18 @@ class RunMark(Callback):
         folder: of the run; None where it has none.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
+        self.began = False
+        self._gone = False
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether this run took its last step in an earlier process, which was stopped before its end."""
+        return not self.began and self.folder is not None and (self.folder / _MARK).is_file()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = True
         if not trainer.is_global_zero:
             return
         sizes = [(parameter.numel(), parameter.requires_grad) for parameter in pl_module.parameters()]
@@ -59,13 +194,44 @@ class RunMark(Callback):
         print(f"Training {trained:,} of {all_:,} parameters, processes: {trainer.world_size}.", flush=True)
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            total = str(trainer.max_steps) if trainer.max_steps > 0 else ""
-            (self.folder / _MARK).write_text(f"{total}\n", encoding="utf-8")
+            self._write(trainer)
+            self._say_if_full(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self.folder is None or not trainer.is_global_zero or self._gone or (self.folder / _MARK).exists():
+            return
+        self._gone = True
+        print(
+            f"Warning: the folder of this run, {self.folder}, is gone, and its training curve and checkpoints with it. The"
+            " next checkpoint is written into a new folder of this name.",
+            file=sys.stderr,
+            flush=True,
+        )
+        for logger in trainer.loggers:
+            logger.finalize("failed")  # the next value opens new files
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not reached by a run that fails or is stopped.
         if trainer.is_global_zero and self.folder is not None:
             (self.folder / _MARK).unlink(missing_ok=True)
+
+    def _write(self, trainer: Trainer) -> None:
+        assert self.folder is not None
+        total = str(trainer.max_steps) if trainer.max_steps > 0 else ""
+        (self.folder / _MARK).write_text(f"{total}\n", encoding="utf-8")
+
+    def _say_if_full(self, trainer: Trainer) -> None:
+        """Warn before the work when the disk has no room for two checkpoints: weights, and two states of an optimiser."""
+        assert self.folder is not None
+        module = trainer.lightning_module
+        size = 2 * 3 * sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+        if (free := shutil.disk_usage(self.folder).free) < size:
+            print(
+                f"Warning: the disk of {self.folder} has {free / 1e9:.2f} GB left, and two checkpoints take about"
+                f" {size / 1e9:.2f} GB. Make room before the next one is written.",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def _versions(root: Path) -> dict[int, Path]:
@@ -73,5 +239,6 @@ def _versions(root: Path) -> dict[int, Path]:
     return {int(folder.name[8:]): folder for folder in folders if re.fullmatch(r"version_\d+", folder.name)}
 
 
-def _last_checkpoint(folder: Path) -> Path | None:
+def last_checkpoint(folder: Path) -> Path | None:
+    """The last checkpoint in the folder of a run."""
     return max(folder.glob("checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)

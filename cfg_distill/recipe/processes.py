@@ -1,0 +1,18 @@
+"""Which process of a run this is, before torch is asked. No torch in here."""
+
+from __future__ import annotations
+
+import os
+
+STARTED_BY = "CFG_DISTILL_STARTED_BY"
+"""The environment variable with the id of the process that started the others of a run."""
+
+
+def is_first() -> bool:
+    """Whether this process is the first of its run, by what Lightning, torchrun or SLURM say in the environment."""
+    return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+def is_started_by_first() -> bool:
+    """Whether the first process of the run started this one, and not torchrun or SLURM."""
+    return not is_first() and os.environ.get(STARTED_BY) == str(os.getppid())

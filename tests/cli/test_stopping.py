@@ -1,0 +1,145 @@
+"""A fit that a signal stops anywhere ends with the exit code of the signal, says how to go on, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from stopped_fits import FINAL, LAST, STEPS, curves, difference, state, write_recipe
+
+from cfg_distill.cli import main
+
+STOPPING = """
+import os, signal
+from lightning.pytorch import Callback
+
+class Kill(Callback):
+    '''Sends a signal at a step, from a hook or a method of the module.'''
+
+    def __init__(self, place: str, step: int, number: int) -> None:
+        self.place, self.step, self.number = place, step, number
+        self.fired = False
+
+    def _at(self, place, trainer):
+        if place == self.place and trainer.global_step == self.step and not self.fired:
+            self.fired = True
+            open("fired", "w").close()
+            os.kill(os.getpid(), self.number)
+
+    def on_train_start(self, trainer, module):
+        def before(name):
+            method = getattr(module, name)
+            def wrapped(*arguments, **settings):
+                self._at(name, trainer)
+                return method(*arguments, **settings)
+            setattr(module, name, wrapped)
+        before("rollout")
+        before("score")
+
+    def on_train_batch_start(self, trainer, *_): self._at("batch start", trainer)
+    def on_before_backward(self, trainer, *_): self._at("before backward", trainer)
+    def on_after_backward(self, trainer, *_): self._at("backward", trainer)
+    def on_before_optimizer_step(self, trainer, *_): self._at("optimizer", trainer)
+    def on_train_batch_end(self, trainer, *_): self._at("batch end", trainer)
+    def on_validation_start(self, trainer, *_): self._at("validation start", trainer)
+    def on_validation_batch_end(self, trainer, module, out, batch, index, loader=0):
+        if index == 1: self._at("validation", trainer)
+    def on_validation_epoch_end(self, trainer, *_): self._at("validation end", trainer)
+    def on_train_epoch_end(self, trainer, *_): self._at("epoch end", trainer)
+"""
+
+
+@pytest.fixture(scope="module")
+def unbroken(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("unbroken")
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        write_recipe(folder, tiny_model)
+        assert main(["fit", "--config", "tiny.yaml"]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """The handlers of the test itself must be there afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    assert before == [signal.getsignal(number) for number in numbers]
+
+
+PLACES = [
+    ("batch start", 0),  # before the first checkpoint
+    ("rollout", 1),
+    ("score", 2),  # the last batch of an epoch
+    ("before backward", 4),
+    ("backward", 5),
+    ("optimizer", 2),
+    ("batch end", 3),  # the last batch of an epoch
+    ("epoch end", 3),
+    ("validation start", 4),
+    ("validation", 4),
+    ("validation end", 4),
+    ("validation", STEPS),
+    ("batch end", STEPS),
+    ("batch end", STEPS - 1),
+]
+
+
+@pytest.mark.parametrize(("place", "step"), PLACES)
+def test_a_run_that_a_signal_stops_goes_on_as_if_it_had_not(
+    folder: Path, tiny_model: str, unbroken: Path, handlers: None, capsys: pytest.CaptureFixture, place: str, step: int
+) -> None:
+    numbers = {"rollout": signal.SIGINT, "validation": signal.SIGUSR1, "batch end": signal.SIGINT}
+    number = numbers.get(place, signal.SIGTERM)
+    write_recipe(folder, tiny_model)
+    (folder / "stopping.py").write_text(STOPPING)
+    kill = {"class_path": "stopping.Kill", "init_args": {"place": place, "step": step, "number": int(number)}}
+    words = ["fit", "--config", "tiny.yaml"]
+    assert main([*words, f"--trainer.callbacks.kill={kill}"]) == 128 + number
+    assert Path("fired").exists()
+    said = capsys.readouterr().err
+    assert f"{signal.Signals(number).name}: this step is finished and saved" in said
+    assert f"of {STEPS}. Go on: cfg-distill fit --config tiny.yaml" in said
+    assert [path.name for path in LAST.parent.iterdir() if path.name.startswith(".")] == []
+    saved = state()["global_step"]
+    assert main([*words, "--ckpt_path", "last"]) == 0
+    assert saved >= step, "the step of the signal is saved"
+    assert difference(state(FINAL), state(unbroken / FINAL)) == ""
+    assert not LAST.parents[1].joinpath(".unfinished").exists()
+    assert_curves(unbroken)
+    shutil.rmtree("runs")
+
+
+def assert_curves(unbroken: Path) -> None:
+    """The curve is that of the unbroken run, without gaps or contradictions."""
+    found, expected = curves(), curves(unbroken / LAST.parents[1])
+    timed = ("epoch", "throughput/")
+    for name, points in expected.items():
+        if not name.startswith(timed):
+            assert found[name] == points, name
+    assert found.keys() == expected.keys()
+    assert sum(map(len, found.values())) > 100
+
+
+def test_the_exception_of_a_step_keeps_the_last_whole_checkpoint(folder: Path, tiny_model: str, unbroken: Path) -> None:
+    write_recipe(folder, tiny_model)
+    code = (
+        "from lightning.pytorch import Callback\nclass Fail(Callback):\n    def on_after_backward(self, trainer, *_):\n"
+    )
+    code += "        if trainer.global_step == 6:\n            raise ZeroDivisionError('fired')\n"
+    (folder / "failing.py").write_text(code)
+    with pytest.raises(ZeroDivisionError, match="fired"):
+        main(["fit", "--config", "tiny.yaml", "--trainer.callbacks.fail=failing.Fail"])
+    assert state()["global_step"] == 4
+    assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "last"]) == 0
+    assert difference(state(FINAL), state(unbroken / FINAL)) == ""
+    assert_curves(unbroken)
