@@ -51,13 +51,18 @@ class Reward(nn.Module, ABC):
 
         They are counted, and drawn again where ``model.redraw`` says so.
         """
-        found = torch.tensor([is_empty(output) for output in samples.outputs], dtype=torch.bool)
-        return found.view(len(samples.prompts), samples.group)
+        return empty(samples)
 
 
 def group_of(context: Context | int) -> int | None:
     """G, samples per prompt, of a context; None where nobody has said. Rewards of 0.1 passed G itself."""
     return context if isinstance(context, int) else context.samples
+
+
+def empty(samples: Samples) -> Tensor:
+    """Which samples are empty (:func:`~cfg_distill.embedders.is_empty`), ``[B, G]``."""
+    found = torch.tensor([is_empty(output) for output in samples.outputs], dtype=torch.bool)
+    return found.view(len(samples.prompts), samples.group)
 
 
 def degenerate_of(embedder: Embedder, samples: Samples) -> Tensor:
