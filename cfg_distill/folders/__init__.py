@@ -1,6 +1,7 @@
 """Model folders: their names, packaged models and GGUF files, and LoRA adapters as numbers. No torch model is built in here."""
 
 from cfg_distill.folders.cache import cache_folder
+from cfg_distill.folders.checksums import CHECKSUMS, refuse_damaged, sha256, write_checksums
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
 from cfg_distill.folders.hub import ask_hub
 from cfg_distill.folders.names import (
@@ -24,6 +25,7 @@ from cfg_distill.folders.packages import PACKAGED, Packaged
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "CHECKSUMS",
     "PACKAGED",
     "RECIPES",
     "SHIPPED",
@@ -40,7 +42,10 @@ __all__ = [
     "lacks_words",
     "problems_of_folder",
     "problems_of_gguf",
+    "refuse_damaged",
     "resolve",
+    "sha256",
     "source",
     "whole_path",
+    "write_checksums",
 ]

@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import resolve
+from cfg_distill.folders import refuse_damaged, resolve
 from cfg_distill.merging.arithmetic import finite, not_averaged
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -99,6 +99,7 @@ class FolderWeights:
         return [self.folder / shard for shard in shards]
 
     def _read_header(self, file: Path) -> None:
+        refuse_damaged(file)
         try:
             opened = self._handles[file] = safe_open(str(file), framework="pt")
         except Exception as error:  # safetensors_rust.SafetensorError: truncated, or no safetensors at all
