@@ -73,7 +73,7 @@ def test_a_flipped_bit_in_an_adapter(tmp_path: Path) -> None:
     content = bytearray((tmp_path / "adapter" / "adapter_model.safetensors").read_bytes())
     content[-9] ^= 0x08
     (tmp_path / "adapter" / "adapter_model.safetensors").write_bytes(bytes(content))
-    with pytest.raises(ConfigError, match="adapter_model.safetensors` is damaged"):
+    with pytest.raises(ConfigError, match=r"adapter_model.safetensors` is damaged"):
         AdapterFolder(tmp_path / "adapter")
 
 

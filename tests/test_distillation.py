@@ -206,7 +206,7 @@ def test_teacher_and_frozen_parts_stay_out(folder, tmp_path):
     again.load_state_dict(state)
     assert torch.equal(weights(again), weights(model))
     with pytest.raises(
-        ConfigError, match="it lacks student.model.lm_head.weight; this run does not have student.model.head"
+        ConfigError, match=r"it lacks student.model.lm_head.weight; this run does not have student.model.head"
     ):
         again.load_state_dict({name.replace("lm_head", "head"): value for name, value in state.items()})
 

@@ -69,7 +69,10 @@ def provenance(
 
 
 def record(folder: Path, table: dict[str, Any]) -> None:
-    """Write the checksums of the weights, and ``merge.json``. That also names carried files of unusual names: the folder can then be replaced as a whole."""
+    """Write the checksums of the weights, and ``merge.json``.
+
+    The latter also names carried files of unusual names: the folder can then be replaced as a whole.
+    """
     write_checksums(folder)
     unusual = strangers(folder)
     table |= {CARRIED_KEY: unusual} if unusual else {}
