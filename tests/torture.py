@@ -3,7 +3,7 @@
     python tests/torture.py --kills 1000 --folder runs/torture
 
 Every command is a fork of this process, in which torch is loaded, so that a kill falls into the work and not into imports.
-A line per trial is printed, and kept in FOLDER/trials.jsonl. Started again with the same folder, it goes on there. Ctrl-C sums up.
+A line per trial is printed, and kept in FOLDER/trials.jsonl. The same command goes on there after a Ctrl-C, which sums up.
 """
 
 from __future__ import annotations
@@ -185,8 +185,9 @@ class Torture:
             self.trials.append(trial)
             with self.file.open("a") as file:
                 file.write(json.dumps(trial) + "\n")
-            moments = ", ".join(f"{moment:.2f}" for moment in trial["moments"])
-            print(f"{self.kills}/{kills} kills: trial {number}, {name}, at {moments} of the run: {trial['found'] or 'equal'}", flush=True)  # fmt: skip
+            moments = ", ".join(f"{moment:.2f}" for moment in trial["moments"]) or "no moment"
+            outcome = trial["found"] or "equal"
+            print(f"{self.kills}/{kills} kills: trial {number}, {name}, at {moments} of the run: {outcome}", flush=True)
 
     def summary(self) -> str:
         """A line per kind."""
