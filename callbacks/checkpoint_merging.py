@@ -17,7 +17,7 @@ from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.checkpoints import Which
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder
-from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.folders import problems_of_folder, resolve, write_checksums
 from cfg_distill.metrics import SampleMetric
 
 SCORES = "merges.json"
@@ -178,6 +178,7 @@ class CheckpointMerging(Callback):
     def _save(self, module: LightningModule, folder: Path, row: dict[str, Any]) -> None:
         student: Any = module.student
         student.save(folder / row["folder"])
+        write_checksums(folder / row["folder"])
         (folder / row["folder"] / MERGE_FILE).write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
 
     def _provenance(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from cfg_distill import __version__
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.files import before_of, damage, problems_of_out, staged_folder
-from cfg_distill.folders import base_of, resolve
+from cfg_distill.folders import base_of, resolve, write_checksums
 from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators import Generator
 from cfg_distill.generators.lora import NAME
@@ -119,6 +119,28 @@ def adapter_in(weights: Mapping[str, Tensor], scale_of: Callable[[str], float]) 
 def _factor(layer: str, which: str, plain: Callable[[str], str] = str) -> str:
     """The name of a factor of an adapter, as peft spells it inside of a generator."""
     return plain(f"{STUDENT}model.") + layer + plain(f".lora_{which}.{NAME}.weight")
+
+
+def other_tensors(found: Mapping[str, Sequence[str]], most: int = 3) -> str:
+    """How a checkpoint differs from a run that cannot go on from it.
+
+    Args:
+        found: what is wrong -> the names of tensors.
+        most: names to list of each.
+
+    Example:
+        >>> other_tensors({"it lacks": ["a", "b", "c", "d"], "this run does not have": []})
+        'the checkpoint is of another run: it lacks a, b, c and 1 more. Resume ...'
+    """
+    said = [
+        f"{what} {', '.join(names[:most])}" + (f" and {len(names) - most} more" if len(names) > most else "")
+        for what, names in found.items()
+        if names
+    ]
+    return (
+        f"the checkpoint is of another run: {'; '.join(said)}. Resume with the recipe of that run (its folder holds it as"
+        " config.yaml), or export the student and begin a new run with it as `@/model.start`."
+    )
 
 
 # Keys, and their versions
@@ -364,6 +386,7 @@ def export(
         # The library's writer lets nobody but the owner read the weights; whoever may read the configuration may read them.
         for file in folder.glob("*.safetensors"):
             shutil.copymode(next(folder.glob("*config.json")), file)
+        write_checksums(folder)
     kind = "the averages of StudentEMA" if took == "ema" else "the raw (live) weights"
     form = "" if lora is None else ", merged into its base" if merged else f", an adapter of {base_of(out)}"
     step = "?" if content.step is None else content.step

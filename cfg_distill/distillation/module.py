@@ -400,13 +400,20 @@ class CFGDistillation(L.LightningModule):
         """Load a checkpoint of the student. What is frozen may be missing, and nothing else.
 
         Raises:
-            RuntimeError: other keys are missing or unexpected.
+            ConfigError: other keys are missing or unexpected, or shapes differ: it is of another run.
         """
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = sorted(set(result.missing_keys) - set(self._frozen_of(result.missing_keys)))
-        if missing or result.unexpected_keys:
-            raise RuntimeError(f"Checkpoint does not fit: missing {missing}, unexpected {result.unexpected_keys}.")
-        return result
+        own = self.state_dict()
+        missing = own.keys() - state_dict.keys()
+        found = {
+            "it lacks": sorted(missing - set(self._frozen_of(missing))),
+            "this run does not have": sorted(state_dict.keys() - own.keys()),
+            "of other shapes are": sorted(
+                name for name, value in state_dict.items() if name in own and own[name].shape != value.shape
+            ),
+        }
+        if any(found.values()):
+            raise ConfigError(Problem("/ckpt_path", checkpoints.other_tensors(found)))
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     # The teacher never moves, and here is the proof
 

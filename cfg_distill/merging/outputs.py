@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cfg_distill.files import CARRIED_KEY, MERGE_FILE, strangers
-from cfg_distill.folders import INDEX
+from cfg_distill.folders import CHECKSUMS, INDEX, sha256, write_checksums
 
 CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 """Config, generation config, tokenizer, processor, remote code. No README: a model card speaks of its own model."""
@@ -38,7 +37,7 @@ def carry(source: Path, target: Path) -> None:
     """Copy the files that belong to a model beside its weights, unless they are there already."""
     for pattern in CARRIED:
         for file in source.glob(pattern):
-            if file.is_file() and file.name not in (INDEX, MERGE_FILE) and not (target / file.name).exists():
+            if file.is_file() and file.name not in (INDEX, MERGE_FILE, CHECKSUMS) and not (target / file.name).exists():
                 shutil.copy2(file, target / file.name)
     templates = source / "additional_chat_templates"
     if templates.is_dir():
@@ -69,13 +68,11 @@ def provenance(
 
 
 def record(folder: Path, table: dict[str, Any]) -> None:
-    """Write ``merge.json``. It also names carried files of unusual names: the folder can then be replaced as a whole."""
+    """Write the checksums of the weights, and ``merge.json``.
+
+    The latter also names carried files of unusual names: the folder can then be replaced as a whole.
+    """
+    write_checksums(folder)
     unusual = strangers(folder)
     table |= {CARRIED_KEY: unusual} if unusual else {}
     (folder / MERGE_FILE).write_text(json.dumps(table, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file, read piece by piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

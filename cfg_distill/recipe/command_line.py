@@ -31,7 +31,15 @@ from cfg_distill.recipe.progress import StepLines, StepProgress
 from cfg_distill.recipe.quiet import quieten
 from cfg_distill.recipe.ranks import EndTogether, problems_of_devices
 from cfg_distill.recipe.resolved import Recipe
-from cfg_distill.recipe.runs import RunMark, claimed, last_checkpoint, problems_of_start, requeued, unfinished
+from cfg_distill.recipe.runs import (
+    RunMark,
+    claimed,
+    last_checkpoint,
+    problems_of_start,
+    requeued,
+    resumable,
+    unfinished,
+)
 from cfg_distill.recipe.stopping import Signals, StopAtStepEnd, requeue
 
 _BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
@@ -279,20 +287,21 @@ class CommandLine(LightningCLI):
         resume = settings.get("ckpt_path") == "last"
         recipe = str(self.recipe.files[0]) if self.recipe.files else ""
         note = "" if resume or settings.get("ckpt_path") else unfinished(root)
+        earlier = resumable(root) if resume else None
+        checkpoint = settings.get("ckpt_path") if earlier is None else last_checkpoint(earlier)
+        self._refuse_another_start(checkpoint, recipe)
         with claimed(root, resume, recipe) as version:
-            logger = TensorBoardLogger(root, name="", version=version)
-            checkpoint = last_checkpoint(Path(logger.log_dir)) if resume else None
-            self._refuse_another_start(checkpoint or settings.get("ckpt_path"), recipe)
-            self.trainer.logger = logger
+            self.trainer.logger = logger = TensorBoardLogger(root, name="", version=version)
             self.mark.folder = Path(logger.log_dir)
             if note and is_first():
                 print(f"Note: {note} This run begins anew; with `--ckpt_path last` that one goes on.", file=sys.stderr)
             yield
 
     def _refuse_another_start(self, checkpoint: str | Path | None, recipe: str) -> None:
-        if checkpoint not in (None, "last") and isinstance(self.model, Distillation):
-            if problems := problems_of_start(self.model.generator_spec, Path(checkpoint), recipe):
-                raise ConfigError(problems)
+        if checkpoint in (None, "last") or not isinstance(self.model, Distillation):
+            return
+        if problems := problems_of_start(self.model.generator_spec, Path(checkpoint), recipe):
+            raise ConfigError(problems)
 
     def _say_what_runs(self) -> None:
         for note in self.recipe.notes:
@@ -368,7 +377,7 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> Comman
 
 
 def _problems_of_ckpt_path(given: Any) -> list[Problem]:
-    """Why no run can go on from what ``--ckpt_path`` names. Lightning's ``best`` and ``hpc`` need a run in this process or SLURM."""
+    """Why no run can go on from what ``--ckpt_path`` names. Lightning's ``best`` means a run of this process: there is none."""
     if given in (None, "last") or (given and Path(given).exists()):
         return []
     found = "`` (nothing)" if not given else f"`{given}`, which does not exist"
