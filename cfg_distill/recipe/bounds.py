@@ -61,6 +61,12 @@ TRAINER = {
 SEED = Bounds(0, f"a whole number from 0 to {2**32 - 1}", high=2**32 - 1)
 """Of ``seed_everything``: numpy takes no other."""
 _OF_CLASSES: dict[str, dict[str, Bounds]] = {
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint": {
+        "save_top_k": Bounds(0, "0 or more, or -1 for all", also=(-1,)),
+        "every_n_train_steps": _WHOLE_FROM_0,
+        "every_n_epochs": _WHOLE_FROM_0,
+    },
+    "lightning.pytorch.callbacks.early_stopping.EarlyStopping": {"patience": _WHOLE_FROM_0},
     "torch.optim.optimizer.Optimizer": {
         "lr": _ABOVE_0,
         "weight_decay": _FROM_0,

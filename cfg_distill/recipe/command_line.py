@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, problems_of
+from cfg_distill.files import problems_of_place
 from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.checks import Walk, without_echoes
 from cfg_distill.recipe.classes import find_class
@@ -269,6 +270,8 @@ class CommandLine(LightningCLI):
             config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
         root = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
         config["default_root_dir"] = root
+        if found := problems_of_place(root):
+            raise ConfigError([Problem("/trainer.default_root_dir", each.text) for each in found])
         folder = None
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             checkpoint = self._get(self.config, "ckpt_path")
@@ -372,7 +375,10 @@ def _problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
 def _from_lightning(error: BaseException) -> bool:
     """Whether Lightning itself raised it: then a setting of the trainer is wrong, not our code."""
     place = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in place
+    if isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in place:
+        return True
+    # Of a callback that may stand in a dict or in a list, jsonargparse raises an error of its own for both.
+    return error.__context__ is not None and _from_lightning(error.__context__)
 
 
 def _shortened(message: str) -> str:
