@@ -53,9 +53,7 @@ def test_yaml_is_what_the_library_makes_of_it() -> None:
             return [value(level - 1) for _ in range(draw.randrange(4))]
         if kind == "dict":
             return {f"k{draw.randrange(99)}": value(level - 1) for _ in range(draw.randrange(4))}
-        return (
-            draw.choice([1, 2.5, True, None, "", "a b", "null", "1e3", "x: y"]) if kind == "text" else draw.randrange(9)
-        )
+        return draw.choice([1, 2.5, True, None, "", "a b", "null", "x: y"]) if kind == "text" else draw.randrange(9)
 
     for _ in range(50):
         shared = value(2)

@@ -133,7 +133,7 @@ def _as_float(value: int) -> float:
     try:
         return float(value)
     except OverflowError:  # a whole number of 400 digits
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _path(cls: type) -> str:
