@@ -23,7 +23,7 @@ class Part:
         listed: tuple[float, ...] = (),
         named: dict[str, float] | None = None,
         name: str = "",
-        anything: Any = None,
+        anything: Any = 0,
     ) -> None: ...
 
 
