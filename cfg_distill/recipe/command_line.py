@@ -32,7 +32,7 @@ from cfg_distill.recipe.resolved import Recipe
 from cfg_distill.recipe.runs import RunMark, run_version, unfinished
 
 _BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
-_PARSING = (ArgumentError, MisconfigurationException)
+_PARSING = (ArgumentError, MisconfigurationException, OverflowError)
 _PRINTED = {"": "", "skip_default": "skip_default", "skip_unset": "skip_unset", "skip_null": "skip_unset"}
 
 

@@ -38,7 +38,7 @@ def test_a_template_writes_its_text_and_leaves_the_limits_as_they_were() -> None
         ("{{ 1 / 0 }}", "the chat template fails: division by zero"),
         ("{{ ''.__class__.__mro__ }}", "access to attribute '__class__'"),
         ("{{ raise_exception('no such words') }}", "no such words"),
-        ("{% for %}", "Expected"),
+        ("{% for %}", "the chat template fails: Expected"),
     ],
 )
 def test_a_template_beyond_its_limits(template: str, said: str) -> None:
