@@ -113,6 +113,8 @@ def refuse_existing(out: Path, overwrite: bool) -> list[str]:
         out: the file or folder to write.
         overwrite: whether the user asked to overwrite.
     """
+    if files := [parent for parent in out.parents if parent.is_file()]:
+        return [f"Option `--out`: `{files[0]}` is a file, so nothing can lie in it. Name another one."]
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
     if not overwrite:

@@ -45,12 +45,15 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     """
     file = Path(file)
     try:
-        content = parse_yaml(_text_of(file, "YAML"))
+        text = _text_of(file, "YAML")
+        content = parse_yaml(text)
     except ConfigError as error:
         raise ConfigError([f"File `{file}`: {problem}" for problem in error.problems]) from error
     except yaml.YAMLError as error:
         said = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
-        advice = " Indent with spaces, not with tabs." if r"'\t'" in said else " Mend that line."
+        advice = (
+            " Indent with spaces, not with tabs." if re.search(r"^ *\t", text, re.MULTILINE) else " Mend that line."
+        )
         raise ConfigError(f"File `{file}`: expected YAML, but it cannot be read: {said}.{advice}") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")

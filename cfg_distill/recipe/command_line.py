@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, Stopped, problems_of
+from cfg_distill.files import problems_of_place
 from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.checks import Walk, without_echoes
 from cfg_distill.recipe.classes import find_class
@@ -43,7 +44,7 @@ from cfg_distill.recipe.runs import (
 from cfg_distill.recipe.stopping import Signals, StopAtStepEnd, requeue
 
 _BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
-_PARSING = (ArgumentError, MisconfigurationException)
+_PARSING = (ArgumentError, MisconfigurationException, OverflowError)
 _PRINTED = {"": "", "skip_default": "skip_default", "skip_unset": "skip_unset", "skip_null": "skip_unset"}
 
 
@@ -323,7 +324,10 @@ class CommandLine(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         if config.get("accelerator") == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
-        config["default_root_dir"] = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
+        root = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
+        config["default_root_dir"] = root
+        if found := problems_of_place(root):
+            raise ConfigError([Problem("/trainer.default_root_dir", each.text) for each in found])
         self._logs = config.get("logger") in (None, True) and not config.get("fast_dev_run")
         if self._logs:
             config["logger"] = False  # until the run has its folder
@@ -433,7 +437,10 @@ def _problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
 def _from_lightning(error: BaseException) -> bool:
     """Whether Lightning itself raised it: then a setting of the trainer is wrong, not our code."""
     place = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in place
+    if isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in place:
+        return True
+    # Of a callback that may stand in a dict or in a list, jsonargparse raises an error of its own for both.
+    return error.__context__ is not None and _from_lightning(error.__context__)
 
 
 def _shortened(message: str) -> str:
