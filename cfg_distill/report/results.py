@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -122,16 +123,9 @@ class Results:
     def keep(self, choice: Choice) -> None:
         """Write the choice into front.json, and mark it in front.png. The study's step that made the files stays done."""
         self.front["choice"] = choice.entry()
-        with amended(self.folder, "front", self._outputs_of_front()):
-            write_text(self.folder / FRONT, json.dumps(self.front, indent=1) + "\n")
+        with changing_front(self.folder, self.front):
             if choice.nearest is not None:
                 self._draw(choice.nearest, choice.guided)
-
-    def _outputs_of_front(self) -> list[Path]:
-        """The files that the last step of a study makes, in its order: those of several training seeds are pooled."""
-        pooled = [name for name in self.systems if (self.folder / "systems" / name).is_dir()]
-        made = [self.folder / name for name in (FRONT, "front.png", "table.txt")]
-        return made + [self.folder / "systems" / f"{name}.json" for name in pooled]
 
     def _draw(self, shown: Candidate, guided: System) -> None:
         """The picture again, with the recommended point in its title."""
@@ -231,6 +225,22 @@ def read_results(path: str | Path) -> Results:
     return Results(
         folder, content, systems, begun_with(folder) or {}, {name: stem for name, (_, stem) in found.items()}
     )
+
+
+@contextmanager
+def changing_front(folder: Path, front: Mapping[str, Any]) -> Iterator[None]:
+    """Write front.json, and let the block change the picture. The study's step that made the files stays done.
+
+    Args:
+        folder: of the results.
+        front: the new content; its systems are those of the study.
+    """
+    pooled = [point["name"] for point in front["systems"] if (folder / "systems" / point["name"]).is_dir()]
+    # The files of the step in its order: those of several training seeds are pooled.
+    made = [folder / name for name in (FRONT, "front.png", "table.txt")]
+    with amended(folder, "front", made + [folder / "systems" / f"{name}.json" for name in pooled]):
+        write_text(folder / FRONT, json.dumps(front, indent=1) + "\n")
+        yield
 
 
 def problems_of_prompts(one: Results, other: Results) -> list[Problem]:
