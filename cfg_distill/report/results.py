@@ -12,6 +12,7 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem, nearest
 from cfg_distill.evaluation.choice import Candidate, Choice, Rule, choose, default_rule
+from cfg_distill.evaluation.front import ROWS
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System, read_rows
 from cfg_distill.files import read_yaml, write_text
@@ -277,6 +278,16 @@ def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[st
     if missing and not problems:
         text = f"expected the values of every system in `{folder / 'systems'}`, but {_listed(missing)} is missing."
         problems.append(Problem("study", f"{text} Run the study again: it evaluates what is missing."))
+    first = next((system for system, _ in found.values() if system.kind not in ROWS), None)
+    problems += [
+        Problem(
+            "study",
+            f"`{folder / 'systems' / stem}.json` has other prompts than `{first.name}`: it is of another study. Remove it, and"
+            " run the study again: it evaluates that system anew.",
+        )
+        for system, stem in found.values()
+        if first is not None and system.kind not in ROWS and system.prompts != first.prompts
+    ]
     for name, (system, _) in found.items():
         system.knob = knobs.get(name)
     return {name: found[name] for name in knobs if name in found}, problems
@@ -294,6 +305,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(
             f"File `{file}`: expected JSON, but it cannot be read: {error}. Run the study again."
         ) from error
+    if isinstance(content, dict):
+        parts = {"name", "kind", "quality", "diversity", "guards"}
+        if any(not isinstance(each, dict) or parts - each.keys() for each in content.get("systems") or []):
+            text = f"File `{file}`: expected systems with {', '.join(sorted(parts))}, but one lacks some. It is damaged, or of"
+            raise ConfigError(f"{text} another version. Remove it, and run the study again: it is made anew.")
     if not isinstance(content, dict) or not content.get("systems"):
         raise ConfigError(f"File `{file}`: expected systems, but it has none. Is it a file of cfg-distill?")
     return content

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from made_study import LINE, line, system, write_study
 from tiny import tiny_folder
 
 from cfg_distill.cli import main
+from cfg_distill.evaluation import System
 from cfg_distill.files import write_text
 from cfg_distill.merging import merge_folders
 from cfg_distill.report import run_study, studying
@@ -26,6 +29,17 @@ def study(folder: Path) -> Path:
 
 def front_of(study: Path) -> dict:
     return json.loads((study / "front.json").read_text())
+
+
+def of_other_prompts(study: Path) -> System:
+    found = System.read(study / "systems" / "half.json")
+    return replace(found, prompts=[f"other {prompt}" for prompt in found.prompts])
+
+
+def change_front(study: Path, change: Callable[[dict], object]) -> None:
+    front = front_of(study)
+    change(front)
+    (study / "front.json").write_text(json.dumps(front))
 
 
 def outputs_of(study: Path) -> list[Path]:
@@ -149,6 +163,9 @@ def test_all_problems_of_a_choice_come_together(study: Path, capsys: pytest.Capt
         (lambda study: (study / "systems" / "half.json").unlink(), "`half` is missing"),
         (lambda study: (study / "systems" / "half.json").write_text("{"), "evaluates that system anew"),
         (lambda study: (study / "systems" / "half.json").write_text('{"colour": 1}'), "of another version"),
+        (lambda study: of_other_prompts(study).save(study / "systems" / "half.json"), "it is of another study"),
+        (lambda study: change_front(study, lambda front: front["systems"][0].pop("quality")), "of another version"),
+        (lambda study: change_front(study, lambda front: front.pop("systems")), "has none"),
     ],
 )
 def test_damaged_results(study: Path, capsys: pytest.CaptureFixture, break_it, expected: str) -> None:
