@@ -106,6 +106,12 @@ def add_seconds(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_audio(parser: argparse.ArgumentParser, default: str) -> None:
+    """The form of sound files."""
+    text = f"the form of sound files; flac loses nothing, ogg is smallest; default: {default}"
+    parser.add_argument("--audio", choices=("wav", "flac", "ogg"), default=default, help=text)
+
+
 def refuse_existing(out: Path, overwrite: bool) -> list[str]:
     """A problem when the output exists and holds something that may not be overwritten.
 

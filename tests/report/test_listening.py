@@ -72,7 +72,7 @@ def test_clips_are_the_samples_that_the_study_wrote(tunes: Path, listen: Listen,
         )
         for system, names in groups.items():
             for number, clip in enumerate(names, start=1):
-                (source,) = (tunes / "samples" / system).glob(f"0{meaning['prompt'] + 1}-*-{number}.wav")
+                (source,) = (tunes / "samples" / system).glob(f"0{meaning['prompt'] + 1}-*-{number}.flac")
                 samples, rate = soundfile.read(test / "page" / data["clips"][clip]["file"], dtype="int16")
                 np.testing.assert_array_equal(samples, soundfile.read(source, dtype="int16")[0])
                 assert data["clips"][clip]["seconds"] == pytest.approx(len(samples) / rate, abs=1e-3)
@@ -164,7 +164,7 @@ def test_sound_that_was_turned_down_alone_is_drawn_anew(sounds: Path, listen: Li
     assert key_of(listen(sounds, *words, out="one"))["source"] == "written by the study"
     copy = tmp_path / "copy"
     shutil.copytree(sounds.parent, copy)
-    file = next((copy / "out/samples/base").glob("01-*-1.wav"))
+    file = next((copy / "out/samples/base").glob("01-*-1.flac"))
     samples, rate = soundfile.read(file)
     soundfile.write(file, samples * 0.99 / abs(samples).max(), rate, subtype="PCM_16")
     entry = copy / "out/steps/evaluate base.json"
