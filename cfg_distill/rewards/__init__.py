@@ -5,17 +5,24 @@ from cfg_distill.rewards.base import GroupReward, Reward
 from cfg_distill.rewards.mixed import Mixed
 from cfg_distill.rewards.pairwise import PairwiseDiversity, PairwiseReward, pairwise_baseline, pairwise_diversity
 from cfg_distill.rewards.sample import PromptAdherence, SampleReward, leave_one_out
+from cfg_distill.rewards.sets import LogDeterminant, VendiScore, log_determinant, vendi_score
+from cfg_distill.rewards.statistic import GroupStatistic
 
 __all__ = [
     "Frozen",
     "GroupReward",
+    "GroupStatistic",
+    "LogDeterminant",
     "Mixed",
     "PairwiseDiversity",
     "PairwiseReward",
     "PromptAdherence",
     "Reward",
     "SampleReward",
+    "VendiScore",
     "leave_one_out",
+    "log_determinant",
     "pairwise_baseline",
     "pairwise_diversity",
+    "vendi_score",
 ]
