@@ -11,6 +11,8 @@ from typing import Any, Protocol
 
 from cfg_distill.files import CARRIED_KEY, MERGE_FILE, strangers
 from cfg_distill.folders import INDEX
+from cfg_distill.folders.card import write_card
+from cfg_distill.folders.history import of_merge, shown
 
 CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 """Config, generation config, tokenizer, processor, remote code. No README: a model card speaks of its own model."""
@@ -48,7 +50,7 @@ def carry(source: Path, target: Path) -> None:
 def provenance(
     method: str, weights: Sequence[float], sources: Sequence[Source], with_start: bool, start: str | None = None
 ) -> dict[str, Any]:
-    """The content of ``merge.json``: the request, and the SHA-256 of every file read.
+    """The content of ``merge.json``: the request, and the SHA-256 of every file read. Folders are told by their names alone.
 
     Args:
         method: of the merge.
@@ -58,18 +60,32 @@ def provenance(
         start: the name of a start model that was not read.
     """
     described = [
-        {"path": source.path, "sha256": {file.name: sha256(file) for file in source.files}} for source in sources
+        {"path": shown(source.path), "sha256": {file.name: sha256(file) for file in source.files}} for source in sources
     ]
     return {
         "method": method,
         "weights": list(weights),
         "models": described[1:] if with_start else described,
-        "start": described[0] if with_start else start,
+        "start": described[0] if with_start else None if start is None else shown(start),
     }
 
 
-def record(folder: Path, table: dict[str, Any]) -> None:
-    """Write ``merge.json``. It also names carried files of unusual names: the folder can then be replaced as a whole."""
+def record(folder: Path, name: str, table: dict[str, Any], models: Sequence[Source], base: str | None = None) -> None:
+    """Write ``merge.json`` and the model card.
+
+    ``merge.json`` also names carried files of unusual names: the folder can then be replaced as a whole.
+
+    Args:
+        folder: of the merge.
+        name: of the folder once it is whole.
+        table: see :func:`provenance`.
+        models: the sources without the start model.
+        base: of adapters.
+    """
+    names = [shown(each.path) for each in models]
+    names = [one if names.count(one) == 1 else f"{one} ({number})" for number, one in enumerate(names, start=1)]
+    paths = {one: each.path for one, each in zip(names, models, strict=True)}
+    write_card(folder, name, of_merge(paths, table["method"], table["weights"], base))
     unusual = strangers(folder)
     table |= {CARRIED_KEY: unusual} if unusual else {}
     (folder / MERGE_FILE).write_text(json.dumps(table, indent=2) + "\n")
