@@ -2,6 +2,7 @@
 
 import json
 from contextlib import nullcontext
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,13 @@ from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.checkpoints import Which
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder
+<<<<<<< HEAD
 from cfg_distill.folders import problems_of_folder, resolve, write_checksums
+=======
+from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.folders.card import write_card
+from cfg_distill.folders.history import History, history_of, of_base, shown
+>>>>>>> refs/heads/face
 from cfg_distill.metrics import SampleMetric
 
 SCORES = "merges.json"
@@ -177,14 +184,45 @@ class CheckpointMerging(Callback):
 
     def _save(self, module: LightningModule, folder: Path, row: dict[str, Any]) -> None:
         student: Any = module.student
+<<<<<<< HEAD
         student.save(folder / row["folder"])
         write_checksums(folder / row["folder"])
         (folder / row["folder"] / MERGE_FILE).write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
+=======
+        place = folder / row["folder"]
+        student.save(place)
+        (place / MERGE_FILE).write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
+        write_card(place, f"{self._out.name}-{row['folder']}", self._history(module, row["weight"]))
+
+    def _history(self, module: Any, weight: float) -> History:
+        """What the model card of a merge tells."""
+        losses = {
+            name: {"class": type(loss).__name__, "weight": float(loss.weight)} for name, loss in module.losses.items()
+        }
+        own = replace(
+            of_base(module.student.path),
+            guidance=float(module.guidance.scale),
+            losses=losses,
+            step=int(module.trainer.global_step),
+            weights=self.use,
+        )
+        partner = history_of(self.partner) if self.partner else of_base(module.student.path)
+        parents = {shown(self.partner) if self.partner else "start model": partner, "this fit": own}
+        return replace(
+            own,
+            losses={},
+            step=None,
+            weights="",
+            method=self.method,
+            shares=[1 - weight, weight],
+            parents={name: {} if each is None else asdict(replace(each, parents={})) for name, each in parents.items()},
+        )
+>>>>>>> refs/heads/face
 
     def _provenance(self) -> dict[str, Any]:
         return {
             "method": self.method,
-            "partner": self.partner or "the start model",
+            "partner": shown(self.partner) if self.partner else "the start model",
             "student_weights": self.use,
             "partner_weights": self.use_partner,
         }

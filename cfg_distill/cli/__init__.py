@@ -27,6 +27,7 @@ COMMANDS = {
     "generate": "draw samples: generate --model DIR --prompt TEXT",
     "export": "checkpoint to a plain Hugging Face folder: export --checkpoint FILE --out DIR",
     "validate-metrics": "test metrics on samples whose order is known: validate-metrics METRICS.yaml",
+    "runs": "list the runs of fits: runs [DIR ...]",
     "recipes": "list the recipes, or copy one to edit: recipes [NAME]",
 }
 _LIGHTNING = ("fit", "validate")

@@ -20,10 +20,12 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds nothing but a model")
     modules = "modules of your own that the checkpoint may name: its generator is made by running them"
     parser.add_argument("--trust", nargs="+", default=[], metavar="MODULE", help=modules)
+    push = "also push the folder to this repository on the hub, such as me/my-student; needs a token (hf auth login)"
+    parser.add_argument("--push", default="", metavar="NAME", help=push)
     given = parser.read(argv)
     with parser.naming_options():
         from cfg_distill.checkpoints import export
         from cfg_distill.recipe.quiet import without_bars
 
         without_bars()
-        print(export(given.checkpoint, given.out, given.weights, given.merged, given.overwrite, given.trust))
+        print(export(**vars(given)))

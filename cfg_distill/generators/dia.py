@@ -187,10 +187,10 @@ class Dia(Generator):
         Path(folder).mkdir(parents=True, exist_ok=True)
         if self.lora is not None:
             save_adapter(self.model, self.path, folder)
-            return
-        copy_profile(self.path, folder)
-        self.model.save_pretrained(folder)
-        self.sound.processor.save_pretrained(folder)
+        else:
+            copy_profile(self.path, folder)
+            self.model.save_pretrained(folder)
+            self.sound.processor.save_pretrained(folder)
         # A distilled model needs no guidance, and no filter that was tuned for guidance.
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, guidance_scale=1.0)

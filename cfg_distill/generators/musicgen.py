@@ -214,13 +214,14 @@ class MusicGen(Generator):
 
     def save(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)
+        longest = int(TRAINED_SECONDS * self.frame_rate) + max(self.delays) + 1
+        longest = min(longest, self.max_positions - (self.reserved_positions - max(self.delays)))
         if self.lora is not None:
             save_adapter(self.model, self.path, folder, prefix=_DECODER)
+            self.shared.generation_config(longest).save_pretrained(folder)
             return
         copy_profile(self.path, folder)
-        longest = int(TRAINED_SECONDS * self.frame_rate) + max(self.delays) + 1
-        before = self.reserved_positions - max(self.delays)
-        self.shared.save(self.model, folder, min(longest, self.max_positions - before))
+        self.shared.save(self.model, folder, longest)
 
     # Prompts
 

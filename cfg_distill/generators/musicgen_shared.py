@@ -165,6 +165,23 @@ class Shared(Frozen[Any]):
             and (name not in own or name not in its or not torch.equal(own[name].cpu(), its[name].cpu()))
         )
 
+    def generation_config(self, max_length: int) -> Any:
+        """The settings of transformers' ``generate`` for a student.
+
+        Neutral on purpose: a distilled model needs no guidance, and a second guidance would compound. The start model's file
+        says 3.
+        """
+        settings: dict[str, Any] = {
+            "do_sample": True,
+            "guidance_scale": 1.0,
+            "temperature": 1.0,
+            "top_k": 0,
+            "top_p": 1.0,
+        }
+        config = copy.deepcopy(self.whole.generation_config)
+        config.update(**settings, max_length=max_length)
+        return config
+
     def save(self, decoder: nn.Module, folder: str | Path, max_length: int) -> None:
         """Write the whole model with this decoder, tokenizer and processor included.
 
@@ -176,17 +193,7 @@ class Shared(Frozen[Any]):
         # The shared parts with the student's decoder, in a copy that shares all tensors.
         whole = copy.copy(self.whole)
         whole._modules = {**self.whole._modules, "decoder": decoder}
-        # Neutral on purpose: a distilled model needs no guidance, and a second guidance would compound. The start model's
-        # file says 3.
-        settings: dict[str, Any] = {
-            "do_sample": True,
-            "guidance_scale": 1.0,
-            "temperature": 1.0,
-            "top_k": 0,
-            "top_p": 1.0,
-        }
-        whole.generation_config = copy.deepcopy(self.whole.generation_config)
-        whole.generation_config.update(**settings, max_length=max_length)
+        whole.generation_config = self.generation_config(max_length)
         whole.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
         content = json.dumps(self.preprocessor, indent=2, sort_keys=True)

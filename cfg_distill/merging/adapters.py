@@ -181,7 +181,8 @@ def merge_adapter_folders(
     with staged_folder(out) as folder:
         carry(sources[-len(models)].folder, folder)
         _write(folder, plan, merged)
-        record(folder, provenance(method, weights, sources, with_start, sources[0].base if needs_start else None))
+        table = provenance(method, weights, sources, with_start, sources[0].base if needs_start else None)
+        record(folder, out.name, table, sources[-len(models) :], sources[0].base)
     return out
 
 

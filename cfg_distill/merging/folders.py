@@ -86,7 +86,8 @@ def merge_folders(
         carry(first.folder, folder)
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
         write_weights(folder, shapes, widest, merged, max_shard_bytes)
-        record(folder, provenance(method, weights, sources, with_start=start is not None))
+        table = provenance(method, weights, sources, with_start=start is not None)
+        record(folder, out.name, table, sources[-len(models) :])
     return out
 
 

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cfg_distill.files import CARRIED_KEY, MERGE_FILE, strangers
+<<<<<<< HEAD
 from cfg_distill.folders import CHECKSUMS, INDEX, sha256, write_checksums
+=======
+from cfg_distill.folders import INDEX
+from cfg_distill.folders.card import write_card
+from cfg_distill.folders.history import of_merge, shown
+>>>>>>> refs/heads/face
 
 CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 """Config, generation config, tokenizer, processor, remote code. No README: a model card speaks of its own model."""
@@ -47,7 +53,7 @@ def carry(source: Path, target: Path) -> None:
 def provenance(
     method: str, weights: Sequence[float], sources: Sequence[Source], with_start: bool, start: str | None = None
 ) -> dict[str, Any]:
-    """The content of ``merge.json``: the request, and the SHA-256 of every file read.
+    """The content of ``merge.json``: the request, and the SHA-256 of every file read. Folders are told by their names alone.
 
     Args:
         method: of the merge.
@@ -57,22 +63,41 @@ def provenance(
         start: the name of a start model that was not read.
     """
     described = [
-        {"path": source.path, "sha256": {file.name: sha256(file) for file in source.files}} for source in sources
+        {"path": shown(source.path), "sha256": {file.name: sha256(file) for file in source.files}} for source in sources
     ]
     return {
         "method": method,
         "weights": list(weights),
         "models": described[1:] if with_start else described,
-        "start": described[0] if with_start else start,
+        "start": described[0] if with_start else None if start is None else shown(start),
     }
 
 
+<<<<<<< HEAD
 def record(folder: Path, table: dict[str, Any]) -> None:
     """Write the checksums of the weights, and ``merge.json``.
 
     The latter also names carried files of unusual names: the folder can then be replaced as a whole.
     """
     write_checksums(folder)
+=======
+def record(folder: Path, name: str, table: dict[str, Any], models: Sequence[Source], base: str | None = None) -> None:
+    """Write ``merge.json`` and the model card.
+
+    ``merge.json`` also names carried files of unusual names: the folder can then be replaced as a whole.
+
+    Args:
+        folder: of the merge.
+        name: of the folder once it is whole.
+        table: see :func:`provenance`.
+        models: the sources without the start model.
+        base: of adapters.
+    """
+    names = [shown(each.path) for each in models]
+    names = [one if names.count(one) == 1 else f"{one} ({number})" for number, one in enumerate(names, start=1)]
+    paths = {one: each.path for one, each in zip(names, models, strict=True)}
+    write_card(folder, name, of_merge(paths, table["method"], table["weights"], base))
+>>>>>>> refs/heads/face
     unusual = strangers(folder)
     table |= {CARRIED_KEY: unusual} if unusual else {}
     (folder / MERGE_FILE).write_text(json.dumps(table, indent=2) + "\n")

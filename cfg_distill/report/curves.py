@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import math
-import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cfg_distill.files.logs import scalars_of
 from cfg_distill.report.drawing import Chart, chart
 
 Series = dict[str, list[tuple[int, float]]]
@@ -37,7 +36,7 @@ def read_curves(folder: Path) -> Series:
     """
     values: dict[str, dict[int, float]] = {}
     for run in sorted(folder.glob("version_*"), key=lambda path: (len(path.name), path.name)):
-        for tag, step, value in _scalars(run):
+        for tag, step, value in scalars_of(run):
             if math.isfinite(value):
                 values.setdefault(tag, {})[step] = value
     return {tag: sorted(points.items()) for tag, points in values.items()}
@@ -65,35 +64,3 @@ def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     size = math.ceil(len(points) / MOST_POINTS)
     groups = [points[start : start + size] for start in range(0, len(points), size)]
     return [(group[-1][0], sum(value for _, value in group) / len(group)) for group in groups]
-
-
-def _scalars(run: Path) -> Iterator[tuple[str, int, float]]:
-    """Tag, step and value of every scalar of a run."""
-    table = run / "metrics.csv"
-    if table.is_file():
-        with table.open(encoding="utf-8", newline="") as stream:
-            for row in csv.DictReader(stream):
-                for tag, text in row.items():
-                    if tag not in ("step", "epoch") and text:
-                        yield tag, int(float(row["step"])), float(text)
-    for file in sorted(run.glob("events.out.tfevents.*")):
-        yield from _events(file)
-
-
-def _events(file: Path) -> Iterator[tuple[str, int, float]]:
-    """The scalars of an event file. A record that a killed run has cut short ends it."""
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    content, start = file.read_bytes(), 0
-    # A record: 8 bytes of its length, 4 of a checksum, the event, 4 of another checksum.
-    while start + 12 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, start)
-        if start + 12 + length > len(content):
-            return
-        event = Event.FromString(content[start + 12 : start + 12 + length])
-        start += 16 + length
-        for value in event.summary.value:
-            if value.WhichOneof("value") == "simple_value":
-                yield value.tag, event.step, value.simple_value
-            elif value.metadata.plugin_data.plugin_name == "scalars" and value.tensor.float_val:
-                yield value.tag, event.step, value.tensor.float_val[0]

@@ -60,7 +60,8 @@ def test_what_is_saved_is_what_peft_loads(tiny_model: str, tmp_path: Path) -> No
         torch.testing.assert_close(AutoPeftModelForCausalLM.from_pretrained(tmp_path)(ids_NS).logits, expected)
     assert (plain - expected).abs().max() > 0.1
     assert sorted(file.name for file in tmp_path.iterdir()) == [
-        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json"]  # fmt: skip
+        "adapter_config.json", "adapter_model.safetensors", "generation_config.json", "tokenizer.json",
+        "tokenizer_config.json"]  # fmt: skip
 
 
 def test_what_peft_wrote_is_read_without_it(tiny_model: str, adapter: Make, monkeypatch: pytest.MonkeyPatch) -> None:

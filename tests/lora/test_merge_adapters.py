@@ -83,7 +83,7 @@ def test_the_start_may_be_an_adapter_that_both_began_with(
     expected = merge_states(method, [whole(tiny_model, model) for model in models], weights, whole(tiny_model, start))
     merge_folders(models, weights, method, tmp_path / "out", start=start)
     equal(whole(tiny_model, tmp_path / "out"), expected)
-    assert json.loads((tmp_path / "out" / "merge.json").read_text())["start"]["path"] == start
+    assert json.loads((tmp_path / "out" / "merge.json").read_text())["start"]["path"] == "start"
 
 
 def test_the_ends_are_exact_and_ranks_add(adapter: Make, tmp_path: Path) -> None:

@@ -138,9 +138,9 @@ def test_provenance(models: list[str], tmp_path: Path) -> None:
     out = merge_folders(models[:2], [0.5, 0.5], "slerp", tmp_path / "out", start=models[2])
     written = json.loads((out / "merge.json").read_text())
     assert (written["method"], written["weights"]) == ("slerp", [0.5, 0.5])
-    assert [model["path"] for model in written["models"]] == models[:2]
+    assert [model["path"] for model in written["models"]] == ["a", "b"]
     sha256 = subprocess.run(["sha256sum", f"{models[2]}/model.safetensors"], capture_output=True, text=True, check=True)
-    assert written["start"] == {"path": models[2], "sha256": {"model.safetensors": sha256.stdout.split()[0]}}
+    assert written["start"] == {"path": "start", "sha256": {"model.safetensors": sha256.stdout.split()[0]}}
 
 
 def test_an_existing_folder_is_refused_and_replaced_only_when_asked(models: list[str], tmp_path: Path) -> None:

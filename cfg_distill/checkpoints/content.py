@@ -1,4 +1,4 @@
-"""What a checkpoint holds: its names and versions, reading it safely, the start model that it refers to, exporting the student.
+"""What a checkpoint holds: its names and versions, reading it safely, the start model that it refers to.
 
 A checkpoint is Lightning's (state dict, optimiser, loops, callbacks) with these keys of ours::
 
@@ -16,9 +16,8 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
@@ -27,9 +26,14 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill import __version__
+<<<<<<< HEAD:cfg_distill/checkpoints.py
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.files import before_of, damage, problems_of_out, staged_folder
 from cfg_distill.folders import base_of, resolve, write_checksums
+=======
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import before_of, damage
+>>>>>>> refs/heads/face:cfg_distill/checkpoints/content.py
 from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators import Generator
 from cfg_distill.generators.lora import NAME
@@ -188,6 +192,7 @@ class Checkpoint:
         generator: the class path and arguments of the start model.
         live: the student's weights, as a module's state dict names them.
         averages: those of StudentEMA, float32; empty without the callback.
+        card: guidance, start and losses (name -> class and weight, as it stood at the end), for a model card.
     """
 
     file: Path
@@ -195,6 +200,7 @@ class Checkpoint:
     generator: dict[str, Any]
     live: dict[str, Tensor]
     averages: dict[str, Tensor]
+    card: dict[str, Any] = field(default_factory=dict)
 
     def problems_of(self, weights: Which) -> list[Problem]:
         """Why there are no such weights."""
@@ -240,7 +246,17 @@ def read(file: str | Path) -> Checkpoint:
     if not live:
         raise ConfigError(f"expected a checkpoint of CFGDistillation, but `{file}` holds no weights of a student.")
     kept = _mapping(_mapping(content.get("callbacks")).get(AVERAGES)).get("weights")
-    return Checkpoint(file, content.get("global_step"), spec, live, _weights(kept, file))
+    card = _card(_mapping(_mapping(content["configured"]).get("card")), _mapping(content.get("state_dict")))
+    return Checkpoint(file, content.get("global_step"), spec, live, _weights(kept, file), card)
+
+
+def _card(told: Mapping[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """What the recipe said, which version 0.1 did not write, and the weights of losses: a calibrated one has moved since."""
+    classes = _mapping(told.get("losses"))
+    weights = {match[1]: float(value) for name, value in state.items()
+               if (match := re.fullmatch(loss_weight("(.+)"), str(name))) and isinstance(value, Tensor)}  # fmt: skip
+    losses = {name: {"class": classes.get(name, "?"), "weight": weight} for name, weight in weights.items()}
+    return dict(told) | {"losses": losses}
 
 
 def _weights(found: Any, file: Path) -> dict[str, Tensor]:
@@ -338,6 +354,7 @@ def _arguments(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(settings, type) and isinstance(made.get(name), dict):
             made[name] = settings(**made[name])
     return made
+<<<<<<< HEAD:cfg_distill/checkpoints.py
 
 
 # Export
@@ -433,3 +450,5 @@ def _take(generator: Generator, state: Mapping[str, Tensor], file: Path) -> None
             f"Checkpoint `{file}` holds weights that are no numbers (NaN or infinite): {', '.join(broken[:8])}. The run had"
             " diverged by then. Take an earlier checkpoint."
         )
+=======
+>>>>>>> refs/heads/face:cfg_distill/checkpoints/content.py

@@ -1,0 +1,228 @@
+"""How a model folder was made: kept in its ``cfg_distill.json`` for programs, told in its README.md for people.
+
+No path of this machine is written: a folder is told by its name.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.folders.names import base_of, is_adapter, source
+from cfg_distill.folders.packages import PACKAGED
+from cfg_distill.folders.profile import HISTORY, PROFILE
+
+CARD = "README.md"
+_LICENCES = {"facebook/musicgen-": "cc-by-nc-4.0", "nari-labs/Dia-": "apache-2.0"}
+"""Of hub models that this package is made for: transformers does not download their cards."""
+_HEAD = re.compile(r"\A---\n(.*?)^---$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class History:
+    """What made a model folder.
+
+    Attributes:
+        base: the start model, by its hub name, its shipped name or the name of its folder.
+        hub: the hub name of the start model, or of the model that it was made from; empty without one.
+        licence: of the start model, as the hub spells it; empty where it is not known.
+        base_is_on_hub: whether others can load the very base: an adapter is of use to nobody else without it.
+        distilled: whether the model carries guidance.
+        guidance: the scale of the teacher's guidance (gamma); None where it is not known.
+        losses: name -> class and weight. The weight of the diversity reward is beta.
+        start: the student that the fit began from; empty where it began from the base.
+        recipe: the file that was fitted.
+        step: optimiser steps; None where they are not known.
+        weights: ``raw`` or ``ema``; empty for a merge.
+        method: of a merge; empty for an export.
+        shares: of a merge: its weights.
+        parents: of a merge: name -> history of each model.
+        measured: the point of a study's front: quality and diversity, each metric -> mean, low, high; empty without.
+        versions: of the packages that wrote the folder.
+    """
+
+    base: str
+    hub: str = ""
+    licence: str = ""
+    base_is_on_hub: bool = False
+    distilled: bool = True
+    guidance: float | None = None
+    losses: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    start: str = ""
+    recipe: str = ""
+    step: int | None = None
+    weights: str = ""
+    method: str = ""
+    shares: Sequence[float] = field(default_factory=list)
+    parents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    measured: Mapping[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def knob(self) -> float | None:
+        """The place of a merge of two models on the line between them; None for anything else."""
+        if len(self.parents) != 2 or len(self.shares) != 2:
+            return None
+        return self.shares[1] / (sum(self.shares) or 1.0)
+
+
+def history_of(path: str | Path) -> History | None:
+    """How a model folder was made; None where it does not say. Nothing is downloaded."""
+    folder = Path(path).expanduser()
+    try:
+        found = json.loads((folder / PROFILE).read_text(encoding="utf-8"))[HISTORY]
+        return History(**{each.name: found[each.name] for each in fields(History) if each.name in found})
+    except (OSError, ValueError, LookupError, TypeError):  # a folder from elsewhere, or of an earlier version
+        return None
+
+
+def of_base(path: str) -> History:
+    """What is known of a start model: its names and its licence."""
+    if is_adapter(path):
+        return of_base(base_of(path))
+    before = history_of(path) or History("")
+    prefix, colon, name = path.partition(":")
+    packaged = PACKAGED.get(name) if colon and prefix == "text" else None
+    is_local = Path(path).expanduser().exists() or source_or_none(path) is not None
+    return History(
+        shown(path),
+        hub=packaged.hub if packaged else before.hub if is_local else path,
+        licence=packaged.licence if packaged else before.licence or _licence_of(path, is_local),
+        base_is_on_hub=not is_local,
+        versions=versions(),
+    )
+
+
+def of_student(base: str, card: Mapping[str, Any], checkpoint: Path, step: int | None, weights: str) -> History:
+    """The history of an export.
+
+    Args:
+        base: the start model.
+        card: what the checkpoint says of guidance, losses and start.
+        checkpoint: the file, in the folder of its run.
+        step: optimiser steps.
+        weights: ``raw`` or ``ema``.
+    """
+    start = str(card.get("start") or "")
+    return replace(
+        of_base(base),
+        guidance=card.get("guidance"),
+        losses=card.get("losses") or {},
+        start=shown(start) if start else "",
+        recipe=_recipe_of(checkpoint),
+        step=step,
+        weights=weights,
+    )
+
+
+def _recipe_of(checkpoint: Path) -> str:
+    """The recipe of the run that wrote a checkpoint, as the user named it; empty where the run does not say."""
+    try:
+        named = str(json.loads((checkpoint.parent.parent / ".lock").read_text(encoding="utf-8"))["recipe"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return ""
+    return Path(named).name if Path(named).is_absolute() else named
+
+
+def of_merge(
+    models: Mapping[str, str | Path], method: str, shares: Sequence[float], base: str | None = None
+) -> History:
+    """The history of a merge.
+
+    Args:
+        models: name -> folder, in the order of the shares.
+        method: of the merge.
+        shares: its weights.
+        base: the base of adapters; None for whole models.
+    """
+    known = {name: history_of(path) for name, path in models.items()}
+    first = next((each for each in known.values() if each is not None), None)
+    if first is None:
+        first = replace(of_base(base or str(next(iter(models.values())))), distilled=False)
+    guidance = {each.guidance for each in known.values() if each is not None}
+    parents = {name: {} if each is None else asdict(replace(each, parents={})) for name, each in known.items()}
+    return replace(
+        History(first.base, first.hub, first.licence, first.base_is_on_hub, first.distilled),
+        guidance=guidance.pop() if len(guidance) == 1 else None,
+        method=method,
+        shares=list(shares),
+        parents=parents,
+        versions=versions(),
+    )
+
+
+def remarks_on_guiding(models: Sequence[str], scales: Sequence[float]) -> list[Problem]:
+    """A remark, under the key ``guidance``, on each student that is to be guided again."""
+    known = {model: history_of(model) for model in models} if any(scale != 1 for scale in scales) else {}
+    found = []
+    for model, made in known.items():
+        if made is not None and made.distilled:
+            scale = "" if made.guidance is None else f" {made.guidance:g}"
+            text = f"`{model}` was distilled and already carries guidance{scale}. Guided again, it overshoots."
+            found.append(Problem("guidance", f"{text} Leave this at 1 for it."))
+    return found
+
+
+def shown(path: str | Path) -> str:
+    """A model by a name that tells nothing of this machine: of a folder its last part, any other name as it is.
+
+    Example:
+        >>> shown("/home/ada/students/quality"), shown("tunes:base"), shown("facebook/musicgen-small")
+        ('quality', 'tunes:base', 'facebook/musicgen-small')
+    """
+    is_folder = Path(path).is_absolute() or str(path).startswith((".", "~")) or Path(path).exists()
+    return Path(path).expanduser().name or Path(path).resolve().name if is_folder else str(path)
+
+
+def versions() -> dict[str, str]:
+    """Of this package and those that the weights depend on."""
+    names = ("cfg-distill", "torch", "transformers", "peft")
+    found = {}
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def source_or_none(path: str) -> Path | None:
+    """The folder behind a shipped or packaged name; None without one."""
+    try:
+        return source(path)
+    except ConfigError:
+        return None
+
+
+def head_of(card: Path) -> dict[str, Any]:
+    """The YAML head of a model card; empty where there is none."""
+    try:
+        match = _HEAD.match(card.read_text(encoding="utf-8"))
+        found = yaml.safe_load(match[1]) if match else {}
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _licence_of(path: str, is_local: bool) -> str:
+    """The licence that the card of a start model names; that of this package for the models inside of it."""
+    if path.startswith("tunes:"):
+        return "apache-2.0"
+    card = Path(path).expanduser() / CARD
+    if not is_local:
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(path, CARD)
+        card = Path(cached) if isinstance(cached, str) else card
+    named = head_of(card).get("license")
+    return (
+        str(named) if named else next((licence for start, licence in _LICENCES.items() if path.startswith(start)), "")
+    )

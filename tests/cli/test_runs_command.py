@@ -1,0 +1,85 @@
+"""``cfg-distill runs``: what it says of finished, stopped and running fits, and that it stays light."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cfg_distill.cli import main
+from cfg_distill.recipe.listing import runs_in
+
+
+def make_run(folder: Path, steps: int = 9, logged: int = 9) -> Path:
+    folder.mkdir(parents=True)
+    (folder / ".lock").write_text(json.dumps({"recipe": "recipes/mine.yaml"}))
+    (folder / "config.yaml").write_text(f"trainer: {{max_steps: {steps}}}\n")
+    rows = [f"{step},{1 / (step + 1)},{0.5 if step == 3 else ''}" for step in range(logged)]
+    (folder / "metrics.csv").write_text("step,train/kl_per_token,val/distinct\n" + "\n".join(rows) + "\n")
+    return folder
+
+
+@pytest.fixture
+def runs(folder: Path) -> Path:
+    make_run(Path("runs/one/version_0"))
+    (make_run(Path("runs/study/fits/two words/version_1"), logged=4) / ".unfinished").write_text("9\n")
+    make_run(Path("runs/begun/version_0"), logged=0)
+    return Path("runs")
+
+
+def test_runs_are_listed(runs: Path, capsys: pytest.CaptureFixture) -> None:
+    os.utime("runs/one/version_0/metrics.csv", (4e9, 4e9))
+    assert main(["runs"]) == 0
+    head, first, *rest = capsys.readouterr().out.splitlines()
+    assert head.split() == ["run", "state", "step", "size", "recipe", "last", "values"]
+    assert first.split()[:4] == ["runs/one/version_0", "finished", "9/9", first.split()[3]]
+    assert "recipes/mine.yaml  train/kl_per_token 0.111  val/distinct 0.5" in first
+    (stopped,) = (line for line in rest if "two words" in line)
+    assert " stopped   4/9 " in stopped
+    assert len(rest) == 2
+
+
+def test_events_of_tensorboard_are_read(runs: Path) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter("runs/begun/version_0")
+    writer.add_scalar("val/kl_per_token", 0.25, 5)
+    writer.close()
+    (run,) = runs_in([runs / "begun"])
+    assert (run.step, run.steps, run.values) == (6, 9, {"val/kl_per_token": 0.25})
+
+
+def test_a_run_whose_lock_is_held_is_running(runs: Path) -> None:
+    lock = runs / "one" / "version_0" / ".lock"
+    holder = os.open(lock, os.O_RDWR)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    (run,) = runs_in([runs / "one"])
+    os.close(holder)
+    (later,) = runs_in([runs / "one" / "version_0"])
+    assert (run.state, later.state) == ("running", "finished")
+
+
+def test_refusals(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "empty").mkdir()
+    for words, told in (
+        (["nowhere"], "`nowhere` does not exist"),
+        (["empty"], "`empty` holds none"),
+        ([], "`runs` does not"),
+    ):
+        assert main(["runs", *words]) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_it_takes_less_than_half_a_second_of_cpu(runs: Path) -> None:
+    code = (
+        "import sys; from cfg_distill.cli import main; main(['runs']); assert not {'torch', 'numpy'} & set(sys.modules)"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.5

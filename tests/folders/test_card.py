@@ -1,0 +1,190 @@
+"""Model cards: what a hub's parser reads in them, what they tell, that no path of this machine is in any file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from lightning.pytorch.callbacks import ModelCheckpoint
+from tiny_fits import FirstToken, batches, student_of, trainer
+from transformers import GenerationConfig
+
+from cfg_distill.cli import main
+from cfg_distill.files import make_readable, strangers
+from cfg_distill.folders.card import tell_measured, write_card
+from cfg_distill.folders.history import History, history_of, of_base, shown
+from cfg_distill.folders.profile import profile_of
+from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.losses import PolicyGradient, ReverseKL
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tiny_model: str) -> Path:
+    """A model with a licence, a notice and settings of its samples."""
+    folder = tmp_path_factory.mktemp("bases") / "my-base"
+    shutil.copytree(tiny_model, folder)
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# A base\n")
+    (folder / "NOTICE.txt").write_text("Copyright of the base")
+    (folder / "cfg_distill.json").write_text('{"renderer": "mine.Renderer"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoints(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A whole student and an adapter, after a step."""
+    found = {}
+    for name, lora in (("whole", None), ("adapter", LoRA(rank=2))):
+        root = tmp_path_factory.mktemp(name)
+        saved = ModelCheckpoint(root / "version_0" / "checkpoints", filename="last", every_n_train_steps=1)
+        losses = {"kl": ReverseKL(), "diversity": PolicyGradient(FirstToken(), weight=0.25)}
+        student = student_of(str(base), generator=CausalLM(str(base), lora=lora), losses=losses)
+        trainer([saved], root, max_steps=1).fit(student, batches(2))
+        recipe = {"recipe": str(root / "private" / "mine.yaml")}
+        (root / "version_0" / ".lock").write_text(json.dumps(recipe))
+        found[name] = root / "version_0" / "checkpoints" / "last.ckpt"
+    return found
+
+
+@pytest.fixture(scope="module")
+def students(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both exports, and merges of each with itself."""
+    out = tmp_path_factory.mktemp("students")
+    for name, file in checkpoints.items():
+        assert main(["export", "--checkpoint", str(file), "--out", str(out / name)]) == 0
+        shutil.copytree(out / name, out / "other" / name)
+        words = ["--models", str(out / name), str(out / "other" / name), "--weights", "0.7", "0.3"]
+        assert main(["merge", *words, "--out", str(out / f"{name}-30")]) == 0
+    return out
+
+
+CASES = [
+    ("whole", "transformers", None),
+    ("adapter", "peft", None),
+    ("whole-30", "transformers", 0.3),
+    ("adapter-30", "peft", 0.3),
+]
+
+
+@pytest.mark.parametrize(("name", "library", "knob"), CASES)
+def test_a_hub_reads_the_card(students: Path, base: Path, name: str, library: str, knob: float | None) -> None:
+    folder = students / name
+    card = ModelCard.load(folder / "README.md")
+    head = card.data.to_dict()
+    assert head["license"] == "mit" and head["library_name"] == library and head["pipeline_tag"] == "text-generation"
+    assert "base_model" not in head  # a folder of this machine is nobody else's base
+    tags = {"cfg-distill", "classifier-free-guidance", "distillation"}
+    assert set(head["tags"]) == tags | ({"lora"} if library == "peft" else set()) | ({"merge"} if knob else set())
+    assert "**Do not guide this model.**" in card.text and "| base | my-base |" in card.text
+    assert "kl: ReverseKL, weight 1; diversity: PolicyGradient, weight 0.25 (beta)" in card.text
+    assert "| guidance of the teacher (gamma) | 2 |" in card.text
+    assert (f"| knob | {knob} (0 is" in card.text) == (knob is not None)
+    assert ("--merged" in card.text) == (library == "peft")
+    if knob is None:
+        assert "| recipe | mine.yaml |" in card.text and "| steps | 1, live weights |" in card.text
+    made = history_of(folder)
+    assert made is not None and made.distilled and made.guidance == 2 and made.knob == (knob and pytest.approx(knob))
+    profile = profile_of(folder)
+    assert profile is not None and profile.renderer == "mine.Renderer"
+    assert (folder / "NOTICE.txt").read_text() == "Copyright of the base"
+    settings = GenerationConfig.from_pretrained(folder)
+    assert settings.top_k == 0 and settings.guidance_scale in (None, 1.0)
+
+
+@pytest.mark.parametrize("name", [case[0] for case in CASES])
+def test_no_path_of_this_machine_is_told(students: Path, base: Path, name: str) -> None:
+    """But for the base of an adapter, without which peft could not load it here."""
+    for file in (students / name).glob("*"):
+        content = file.read_bytes()
+        if file.name == "adapter_config.json":
+            content = content.replace(str(base).encode(), b"")
+        assert str(base.parent).encode() not in content and str(students).encode() not in content, file
+    assert all(file.stat().st_mode & 0o444 == 0o444 for file in (students / name).iterdir())
+
+
+def test_an_edited_card_is_the_users(students: Path, checkpoints: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    shutil.copytree(students / "whole", tmp_path / "whole")
+    words = ["export", "--checkpoint", str(checkpoints["whole"]), "--out", str(tmp_path / "whole"), "--overwrite"]
+    assert strangers(tmp_path / "whole") == [] and main(words) == 0
+    with (tmp_path / "whole" / "README.md").open("a") as card:
+        card.write("Mine.\n")
+    assert main(words) == 2
+    assert "does not write README.md there" in capsys.readouterr().err
+    assert (tmp_path / "whole" / "README.md").read_text().endswith("Mine.\n")
+    tell_measured(tmp_path / "whole", "x", {"quality": {}})
+    assert (tmp_path / "whole" / "README.md").read_text().endswith("Mine.\n")
+
+
+def test_the_front_is_told(students: Path, tmp_path: Path) -> None:
+    shutil.copytree(students / "whole", tmp_path / "whole")
+    interval = {"mean": 0.5, "low": 0.25, "high": 0.75}
+    tell_measured(
+        tmp_path / "whole", "shipped", {"quality": {"tune_quality": interval}, "diversity": {}, "name": "half"}
+    )
+    text = (tmp_path / "whole" / "README.md").read_text()
+    assert "# shipped\n" in text and "| quality | tune_quality | 0.500 | 0.250 to 0.750 |" in text
+    assert strangers(tmp_path / "whole") == []
+    tell_measured(tmp_path, "no model", {})
+    assert not (tmp_path / "README.md").exists()
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+def test_guiding_a_student_again_is_remarked(students: Path, tmp_path: Path, command: str, capsys: Any) -> None:
+    (tmp_path / "prompts.txt").write_text("w1\n")
+    asked = {"generate": ["--prompt", "w1"], "evaluate": ["--prompts", str(tmp_path / "prompts.txt")]}[command]
+    words = [command, "--model", str(students / "whole"), *asked, "--samples=2", "--max-new-tokens=2"]
+    words += [] if command == "generate" else ["--metrics", str(tmp_path / "metrics.yaml")]
+    (tmp_path / "metrics.yaml").write_text("distinct: {class_path: cfg_distill.metrics.DistinctN}\n")
+    told = f"`{students / 'whole'}` was distilled and already carries guidance 2. Guided again, it overshoots."
+    assert main([*words, "--guidance", "2"]) == 0
+    assert f"Option `--guidance`: {told}" in capsys.readouterr().err
+    assert main(words) == 0
+    assert told not in capsys.readouterr().err
+
+
+def test_what_is_known_of_start_models(base: Path, students: Path) -> None:
+    tunes, smol, hub = of_base("tunes:base"), of_base("text:smollm2"), of_base("facebook/musicgen-small")
+    assert (tunes.base, tunes.hub, tunes.licence, tunes.base_is_on_hub) == ("tunes:base", "", "apache-2.0", False)
+    assert (smol.hub, smol.licence) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0") and not smol.base_is_on_hub
+    assert (hub.hub, hub.licence, hub.base_is_on_hub) == ("facebook/musicgen-small", "cc-by-nc-4.0", True)
+    assert of_base("somebody/unheard-of").licence == ""
+    assert of_base(str(students / "whole")).licence == "mit"  # inherited through the student's own history
+    assert shown(str(base)) == "my-base"
+
+
+def test_a_base_on_the_hub_is_named_with_its_relation(students: Path, tmp_path: Path) -> None:
+    for name, relation in (("whole", "finetune"), ("adapter", "adapter")):
+        shutil.copytree(students / name, tmp_path / name)
+        write_card(tmp_path / name, name, of_base("facebook/musicgen-small"))
+        head = ModelCard.load(tmp_path / name / "README.md").data.to_dict()
+        assert (head["base_model"], head["base_model_relation"]) == ("facebook/musicgen-small", relation)
+        assert head["license"] == "cc-by-nc-4.0"
+        assert "--merged" not in (tmp_path / name / "README.md").read_text()
+
+
+def test_a_merge_of_models_from_elsewhere_is_no_student(tiny_model: str, tmp_path: Path) -> None:
+    words = ["--models", tiny_model, tiny_model, "--weights", "0.5", "0.5", "--out", str(tmp_path / "out")]
+    assert main(["merge", *words]) == 0
+    made = history_of(tmp_path / "out")
+    assert made is not None and not made.distilled
+    assert "Do not guide" not in (tmp_path / "out" / "README.md").read_text()
+    assert ModelCard.load(tmp_path / "out" / "README.md").data.tags == ["cfg-distill", "merge"]
+
+
+def test_a_history_that_cannot_be_read_is_none(tmp_path: Path) -> None:
+    for text in ("", "[]", "{}", '{"history": 3}', '{"history": {"hub": "x"}}'):
+        (tmp_path / "cfg_distill.json").write_text(text)
+        assert history_of(tmp_path) is None
+    (tmp_path / "cfg_distill.json").write_text(json.dumps({"history": asdict(History("x")) | {"later": 1}}))
+    assert history_of(tmp_path) == History("x")
+
+
+def test_files_are_as_readable_as_their_folder(tmp_path: Path) -> None:
+    (tmp_path / "weights").touch(0o600)
+    tmp_path.chmod(0o750)
+    make_readable(tmp_path)
+    assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640
