@@ -18,13 +18,9 @@ from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.checkpoints import Which
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder
-<<<<<<< HEAD
 from cfg_distill.folders import problems_of_folder, resolve, write_checksums
-=======
-from cfg_distill.folders import problems_of_folder, resolve
 from cfg_distill.folders.card import write_card
 from cfg_distill.folders.history import History, history_of, of_base, shown
->>>>>>> refs/heads/face
 from cfg_distill.metrics import SampleMetric
 
 SCORES = "merges.json"
@@ -184,13 +180,9 @@ class CheckpointMerging(Callback):
 
     def _save(self, module: LightningModule, folder: Path, row: dict[str, Any]) -> None:
         student: Any = module.student
-<<<<<<< HEAD
-        student.save(folder / row["folder"])
-        write_checksums(folder / row["folder"])
-        (folder / row["folder"] / MERGE_FILE).write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
-=======
         place = folder / row["folder"]
         student.save(place)
+        write_checksums(place)
         (place / MERGE_FILE).write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
         write_card(place, f"{self._out.name}-{row['folder']}", self._history(module, row["weight"]))
 
@@ -217,7 +209,6 @@ class CheckpointMerging(Callback):
             shares=[1 - weight, weight],
             parents={name: {} if each is None else asdict(replace(each, parents={})) for name, each in parents.items()},
         )
->>>>>>> refs/heads/face
 
     def _provenance(self) -> dict[str, Any]:
         return {

@@ -26,14 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill import __version__
-<<<<<<< HEAD:cfg_distill/checkpoints.py
-from cfg_distill.errors import ConfigError, Problem, problems_of
-from cfg_distill.files import before_of, damage, problems_of_out, staged_folder
-from cfg_distill.folders import base_of, resolve, write_checksums
-=======
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
->>>>>>> refs/heads/face:cfg_distill/checkpoints/content.py
 from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators import Generator
 from cfg_distill.generators.lora import NAME
@@ -354,101 +348,3 @@ def _arguments(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(settings, type) and isinstance(made.get(name), dict):
             made[name] = settings(**made[name])
     return made
-<<<<<<< HEAD:cfg_distill/checkpoints.py
-
-
-# Export
-
-
-def export(
-    checkpoint: str | Path,
-    out: str | Path,
-    weights: Which | None = None,
-    merged: bool = False,
-    overwrite: bool = False,
-    trust: Sequence[str] = (),
-) -> str:
-    """Write the student as a folder, whole or not at all; returns a sentence that says which weights it took.
-
-    A LoRA student becomes an adapter folder, or on request a whole model.
-
-    Args:
-        checkpoint: a file that ``cfg-distill fit`` wrote.
-        out: the folder to write.
-        weights: ``raw`` or ``ema``; None takes the averages when the checkpoint holds them.
-        merged: add the adapter of a LoRA student to its base.
-        overwrite: replace ``out``, if it holds nothing but a model.
-        trust: modules of the user's own that a checkpoint may name.
-
-    Raises:
-        ConfigError: a broken checkpoint, or one without the averages asked for, that does not fit its start model or holds
-            weights that are no numbers; a student without an adapter to merge; an ``out`` that must not be replaced.
-    """
-    out = Path(out).expanduser()
-    found = problems_of_out(out, [checkpoint], overwrite)
-    try:
-        content = read(Path(checkpoint).expanduser())
-    except ConfigError as error:
-        found += error.under("checkpoint")
-    if found:
-        raise ConfigError(found)
-    took: Which = weights or ("ema" if content.averages else "raw")
-    generator, state = _start_of(content, out, merged, took, overwrite, trust)
-    lora = generator.lora
-    _take(generator.load(), state, content.file)
-    if merged:
-        generator.merge_adapter()
-    with staged_folder(out) as folder:
-        generator.save(folder)
-        # The library's writer lets nobody but the owner read the weights; whoever may read the configuration may read them.
-        for file in folder.glob("*.safetensors"):
-            shutil.copymode(next(folder.glob("*config.json")), file)
-        write_checksums(folder)
-    kind = "the averages of StudentEMA" if took == "ema" else "the raw (live) weights"
-    form = "" if lora is None else ", merged into its base" if merged else f", an adapter of {base_of(out)}"
-    step = "?" if content.step is None else content.step
-    return f"Wrote {out}: {kind} of {content.file} at step {step}{form}."
-
-
-def _start_of(
-    content: Checkpoint, out: Path, merged: bool, weights: Which, overwrite: bool, trust: Sequence[str]
-) -> tuple[Generator, dict[str, Tensor]]:
-    """The start model, before it is loaded, and the weights that it takes."""
-    try:
-        generator = generator_of(content.generator, trust)
-    except ConfigError as error:
-        raise ConfigError(error.under("checkpoint")) from error
-    found = [Problem("checkpoint", f"its start model is needed again. {problem}") for problem in problems_of(generator)]
-    if not found:
-        found = problems_of_out(out, [resolve(generator.path)], overwrite)
-    if merged and generator.lora is None:
-        found.append(Problem("merged", f"the student of `{content.file}` is no adapter. Leave it out."))
-    found += [problem.under("weights") for problem in content.problems_of(weights)]
-    if found:
-        raise ConfigError(found)
-    state = content.student(weights)
-    # Averages are float32; the student may be less.
-    return generator, {name.removeprefix(STUDENT): value.to(content.live[name].dtype) if name in content.live else value
-                       for name, value in state.items()}  # fmt: skip
-
-
-def _take(generator: Generator, state: Mapping[str, Tensor], file: Path) -> None:
-    """Put the student's weights into its start model."""
-    try:
-        result = generator.load_state_dict(state, strict=False)
-    except RuntimeError as error:  # torch's for shapes that differ
-        wrong = [" ".join(str(error).split())]
-    else:
-        wrong = sorted({*result.unexpected_keys, *(trained_names(generator) & set(result.missing_keys))})
-    if wrong:
-        raise ConfigError(
-            f"Checkpoint `{file}` does not fit its start model `{generator.path}`: {', '.join(wrong[:8])}. Take the"
-            " start model that it was trained from, or another checkpoint."
-        )
-    if broken := [name for name, weight in generator.named_parameters() if not torch.isfinite(weight).all()]:
-        raise ConfigError(
-            f"Checkpoint `{file}` holds weights that are no numbers (NaN or infinite): {', '.join(broken[:8])}. The run had"
-            " diverged by then. Take an earlier checkpoint."
-        )
-=======
->>>>>>> refs/heads/face:cfg_distill/checkpoints/content.py

@@ -9,13 +9,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cfg_distill.files import CARRIED_KEY, MERGE_FILE, strangers
-<<<<<<< HEAD
 from cfg_distill.folders import CHECKSUMS, INDEX, sha256, write_checksums
-=======
-from cfg_distill.folders import INDEX
 from cfg_distill.folders.card import write_card
 from cfg_distill.folders.history import of_merge, shown
->>>>>>> refs/heads/face
 
 CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 """Config, generation config, tokenizer, processor, remote code. No README: a model card speaks of its own model."""
@@ -73,16 +69,8 @@ def provenance(
     }
 
 
-<<<<<<< HEAD
-def record(folder: Path, table: dict[str, Any]) -> None:
-    """Write the checksums of the weights, and ``merge.json``.
-
-    The latter also names carried files of unusual names: the folder can then be replaced as a whole.
-    """
-    write_checksums(folder)
-=======
 def record(folder: Path, name: str, table: dict[str, Any], models: Sequence[Source], base: str | None = None) -> None:
-    """Write ``merge.json`` and the model card.
+    """Write the checksums of the weights, ``merge.json`` and the model card.
 
     ``merge.json`` also names carried files of unusual names: the folder can then be replaced as a whole.
 
@@ -93,11 +81,11 @@ def record(folder: Path, name: str, table: dict[str, Any], models: Sequence[Sour
         models: the sources without the start model.
         base: of adapters.
     """
+    write_checksums(folder)
     names = [shown(each.path) for each in models]
     names = [one if names.count(one) == 1 else f"{one} ({number})" for number, one in enumerate(names, start=1)]
     paths = {one: each.path for one, each in zip(names, models, strict=True)}
     write_card(folder, name, of_merge(paths, table["method"], table["weights"], base))
->>>>>>> refs/heads/face
     unusual = strangers(folder)
     table |= {CARRIED_KEY: unusual} if unusual else {}
     (folder / MERGE_FILE).write_text(json.dumps(table, indent=2) + "\n")
