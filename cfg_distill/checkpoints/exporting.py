@@ -108,7 +108,8 @@ def _take(generator: Generator, state: Mapping[str, Tensor], file: Path) -> None
         wrong = sorted({*result.unexpected_keys, *(trained_names(generator) & set(result.missing_keys))})
     if wrong:
         raise ConfigError(
-            f"Checkpoint `{file}` does not fit its start model `{generator.path}`: {', '.join(wrong[:8])}."
+            f"Checkpoint `{file}` does not fit its start model `{generator.path}`: {', '.join(wrong[:8])}. Take the"
+            " start model that it was trained from, or another checkpoint."
         )
     if broken := [name for name, weight in generator.named_parameters() if not torch.isfinite(weight).all()]:
         raise ConfigError(
