@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -35,23 +36,29 @@ PROMPTS = Path(__file__).parents[1] / "recipes/tunes/prompts/development.txt"
 GROUP, LONGEST, AT_ONCE = 8, 128, 24
 
 
-class Pooled(Embedder):
-    """What the heads of a network of convolutions over tunes read: the mean over the tune of its last hidden layer."""
+class Features(Embedder):
+    """A network of convolutions over tunes as an embedder: what a head gives, or what the heads read."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, hidden: bool = False) -> None:
         super().__init__()
         self.network: TuneNetwork = load_network(path)
-        self._seen: list[Tensor] = []
-        head = next(iter(self.network.heads.values()))
-        head.register_forward_pre_hook(lambda _, given: self._seen.append(given[0].detach()))
+        self.hidden = hidden
+        self._read: Tensor
+        next(iter(self.network.heads.values())).register_forward_pre_hook(self._keep)
+
+    def _keep(self, head: object, given: tuple[Tensor]) -> None:
+        self._read = given[0]
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         return []
 
+    def load(self) -> Self:
+        return self
+
+    @torch.no_grad()
     def embed(self, outputs: Sequence[str]) -> Tensor:
-        self._seen.clear()
-        self.network.read(outputs)
-        return normalize(torch.cat(self._seen), dim=-1)
+        given = next(iter(self.network(self.network.numbers_of(outputs)).values()))
+        return normalize(self._read if self.hidden else given, dim=-1)
 
     def degenerate(self, outputs: Sequence[str]) -> Tensor:
         return torch.tensor([is_degenerate(tune) for tune in outputs], dtype=torch.bool)
@@ -72,11 +79,11 @@ def main() -> None:
     columns: dict[str, SampleMetric] = {
         "quality": TuneQuality(),
         "encoder of the reward": PairwiseCosineDiversity(embedder=Tunes()),
-        "judge's hidden layer": PairwiseCosineDiversity(embedder=Pooled("tunes:judge")),
+        "judge's hidden layer": PairwiseCosineDiversity(embedder=Features("tunes:judge", hidden=True)),
         "melodic": MelodicDiversity(),
     }
     if given.encoder:
-        columns["earlier encoder"] = PairwiseCosineDiversity(embedder=Pooled(given.encoder))
+        columns["earlier encoder"] = PairwiseCosineDiversity(embedder=Features(given.encoder))
     prompts = [str(prompt) for prompt in read_prompts(PROMPTS, "prompt")]
     scores: dict[str, dict[str, Tensor]] = {}
     for one in given.models:
