@@ -21,6 +21,11 @@ from cfg_distill.study import worker
 ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
+def _stream(descriptor: int, mode: str) -> Any:
+    """A standard stream of a fork; the one that it replaces does not close the descriptor."""
+    return open(descriptor, mode, buffering=1, closefd=False, encoding="utf-8")
+
+
 def fork(words: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str] = {}) -> int:
     """Start a command in a folder, with its output in a file; returns the process id."""
     sys.stdout.flush()
@@ -34,7 +39,7 @@ def fork(words: Sequence[str], folder: Path, log: Path, environment: Mapping[str
         with log.open("ab") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        sys.stdout, sys.stderr = _stream(1, "w"), _stream(2, "w")
         os.environ |= environment
         for number in ASKING:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
@@ -84,7 +89,7 @@ class ForkedProcess:
             kept = sorted({0, 1, 2, *settings["pass_fds"]})
             for first, after in itertools.pairwise([*kept, 4096]):
                 os.closerange(first + 1, after)
-            sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+            sys.stdin, sys.stdout, sys.stderr = _stream(0, "r"), _stream(1, "w"), _stream(2, "w")
             os.environ |= settings["env"]
             for number in ASKING:
                 signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)

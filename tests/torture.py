@@ -31,6 +31,15 @@ from tiny import tiny_folder
 
 from cfg_distill.study import processes
 
+METRIC = """
+from cfg_distill.metrics import TextMetric
+
+class Words(TextMetric):
+    axis = "quality"
+
+    def score_group(self, texts):
+        return sum(len(text.split()) for text in texts) / len(texts) / 6
+"""
 MOST_KILLS = 4
 """Of one trial."""
 PATIENCE = 600.0
@@ -129,12 +138,13 @@ def prepare_study(folder: Path) -> None:
             "max_new_tokens": 6,
             "metrics": {
                 "distinct": {"class_path": "cfg_distill.metrics.DistinctN"},
-                "length": {"class_path": "cfg_distill.metrics.Length"},
+                "words": {"class_path": "mine.Words"},
             },
-            "headline": {"quality": "length", "diversity": "distinct"},
+            "headline": {"quality": "words", "diversity": "distinct"},
         },
     }
-    (folder / "study.yaml").write_text(yaml.safe_dump(study))
+    (folder / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    (folder / "mine.py").write_text(METRIC)
 
 
 KINDS = {

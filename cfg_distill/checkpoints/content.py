@@ -119,28 +119,6 @@ def _factor(layer: str, which: str, plain: Callable[[str], str] = str) -> str:
     return plain(f"{STUDENT}model.") + layer + plain(f".lora_{which}.{NAME}.weight")
 
 
-def other_tensors(found: Mapping[str, Sequence[str]], most: int = 3) -> str:
-    """How a checkpoint differs from a run that cannot go on from it.
-
-    Args:
-        found: what is wrong -> the names of tensors.
-        most: names to list of each.
-
-    Example:
-        >>> other_tensors({"it lacks": ["a", "b", "c", "d"], "this run does not have": []})
-        'the checkpoint is of another run: it lacks a, b, c and 1 more. Resume ...'
-    """
-    said = [
-        f"{what} {', '.join(names[:most])}" + (f" and {len(names) - most} more" if len(names) > most else "")
-        for what, names in found.items()
-        if names
-    ]
-    return (
-        f"the checkpoint is of another run: {'; '.join(said)}. Resume with the recipe of that run (its folder holds it as"
-        " config.yaml), or export the student and begin a new run with it as `@/model.start`."
-    )
-
-
 # Keys, and their versions
 
 

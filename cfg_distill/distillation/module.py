@@ -22,7 +22,13 @@ from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import as_logged, norms_of_step, reference_of
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_teacher, to_learn_from
-from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
+from cfg_distill.distillation.resuming import (
+    refuse_other_tensors,
+    settings_of,
+    settings_of_scheduler,
+    take_settings,
+    weights_after,
+)
 from cfg_distill.distillation.settings import (
     configured,
     problems_of_all_lengths,
@@ -398,22 +404,9 @@ class CFGDistillation(L.LightningModule):
             self._configured_then = {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a checkpoint of the student. What is frozen may be missing, and nothing else.
-
-        Raises:
-            ConfigError: other keys are missing or unexpected, or shapes differ: it is of another run.
-        """
+        """Load a checkpoint of the student; refuse one of another run. What is frozen may be missing, and nothing else."""
         own = self.state_dict()
-        missing = own.keys() - state_dict.keys()
-        found = {
-            "it lacks": sorted(missing - set(self._frozen_of(missing))),
-            "this run does not have": sorted(state_dict.keys() - own.keys()),
-            "of other shapes are": sorted(
-                name for name, value in state_dict.items() if name in own and own[name].shape != value.shape
-            ),
-        }
-        if any(found.values()):
-            raise ConfigError(Problem("/ckpt_path", checkpoints.other_tensors(found)))
+        refuse_other_tensors(own.keys() - set(self._frozen_of(own)), own, state_dict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     # The teacher never moves, and here is the proof
