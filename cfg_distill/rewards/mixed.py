@@ -106,6 +106,9 @@ class Mixed(Reward):
                     " gradient of the product needs to know its parts. Use `mode: additive`.",
                 )
             )
+        elif not reward.is_factor:
+            text = f"expected values above 0 when multiplicative, but {type(reward).__name__} has values below, which count as 0."
+            found.append(Problem(f"rewards.{name}", f"{text} Use `mode: additive`."))
         if isinstance(reward, PairwiseReward) and group == 2:
             found.append(
                 Problem(
