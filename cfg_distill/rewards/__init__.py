@@ -2,6 +2,7 @@
 
 from cfg_distill.embedders import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward
+from cfg_distill.rewards.compared import Compared, UnderEmbedder
 from cfg_distill.rewards.contrast import PromptContrast
 from cfg_distill.rewards.density import Density
 from cfg_distill.rewards.mixed import Mixed
@@ -13,6 +14,7 @@ from cfg_distill.rewards.target import DiversityTarget
 from cfg_distill.rewards.witness import Witness
 
 __all__ = [
+    "Compared",
     "Density",
     "DiversityTarget",
     "Frozen",
@@ -26,6 +28,7 @@ __all__ = [
     "PromptContrast",
     "Reward",
     "SampleReward",
+    "UnderEmbedder",
     "VendiScore",
     "Witness",
     "leave_one_out",

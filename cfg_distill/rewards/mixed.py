@@ -107,7 +107,8 @@ class Mixed(Reward):
                 )
             )
         elif not reward.is_factor:
-            text = f"expected values above 0 when multiplicative, but {type(reward).__name__} has values below, which count as 0."
+            name_of = type(reward).__name__
+            text = f"expected values above 0 when multiplicative, but {name_of} has values below, which count as 0."
             found.append(Problem(f"rewards.{name}", f"{text} Use `mode: additive`."))
         if isinstance(reward, PairwiseReward) and group == 2:
             found.append(

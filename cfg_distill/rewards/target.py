@@ -26,8 +26,8 @@ class DiversityTarget(UnderEmbedder):
     with D the mean diversity of the batches before this one (over all ranks), d_0 the target, and r_i and b_i as in
     :class:`~cfg_distill.rewards.PairwiseDiversity`. For a D of the past this is exactly the gradient of 2 (d_0 - D) times the
     diversity: below the target it pushes samples apart, above it pulls them together. Beta sets the speed and not the end. The
-    first batch has no past, and no advantage. A pair with a degenerate sample has distance 0 in D. It has distance 0 too where samples are pushed
-    apart, and 2 where they are pulled together: a degenerate sample is worth least in both directions.
+    first batch has no past, and no advantage. A pair with a degenerate sample has distance 0 in D. It has distance
+    0 too where samples are pushed apart, and 2 where they are pulled together: such a sample is worth least either way.
 
     Why D is no estimate from the group itself: -(D - d_0)^2 of a group has its variance in its mean, and another optimum.
     Source of the idea, with paired samples in place of means: arXiv 2203.09301.
