@@ -32,7 +32,13 @@ class Reward(nn.Module, ABC):
     """A function of a group of samples of one prompt.
 
     A frozen judge belongs into :class:`~cfg_distill.generators.frozen.Frozen`: out of checkpoints, and always in eval mode.
+
+    Attributes:
+        is_factor: whether its values may be factors of a product (``Mixed`` with ``mode: multiplicative``), where a value
+            below 0 counts as 0: not those of a logarithm, say.
     """
+
+    is_factor = True
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings for the group size of the context, found without loading weights."""

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders import Embedder, Frozen, cosine_distances, embedded
+from cfg_distill.embedders import Embedder, cosine_distances
 from cfg_distill.embedders.similarity import both_count, counted
-from cfg_distill.errors import Context, Problem, blamed, problems_of
-from cfg_distill.rewards.base import degenerate_of
+from cfg_distill.errors import Context, Problem
+from cfg_distill.rewards.compared import UnderEmbedder
 from cfg_distill.rewards.statistic import GroupStatistic
 from cfg_distill.sampling.samples import Samples
 
@@ -75,32 +74,11 @@ def log_determinant(embeddings: Tensor, noise: float = 0.1) -> Tensor:
     return (torch.logdet(identity + _cosines(embeddings) / noise) / group).float()
 
 
-class _SetDiversity(GroupStatistic):
+class _SetDiversity(UnderEmbedder, GroupStatistic):
     """A statistic of the embeddings of a group, those of degenerate samples being zero."""
 
-    def __init__(self, embedder: Embedder) -> None:
-        super().__init__()
-        self._frozen = Frozen(embedder)
-
-    @property
-    def embedder(self) -> Embedder:
-        """The frozen model."""
-        return self._frozen.model
-
-    def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + problems_of(self.embedder, context, under="embedder.init_args")
-
-    def load(self) -> Self:
-        self.embedder.load()
-        return self
-
     def features(self, samples: Samples) -> Tensor:
-        with blamed(self.embedder, "embedder"):
-            embedding_ND = embedded(self._frozen.on(samples.rollout.tokens_BGKT.device), samples.outputs)
-        return embedding_ND.unflatten(0, (len(samples.prompts), samples.group))
-
-    def degenerate(self, samples: Samples) -> Tensor:
-        return degenerate_of(self.embedder, samples)
+        return self.embedded(samples)
 
 
 class VendiScore(_SetDiversity):
