@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from cfg_distill.callbacks.writers import writers
+from cfg_distill.callbacks.media import sinks
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.sampling.samples import Samples
@@ -19,7 +19,7 @@ class DiversityLogging(Callback):
     """Score the groups that a validation draws, and watch them for collapse.
 
     At every validation each metric sees the decoded groups of all validation prompts, and is logged as ``val/<name>``;
-    ``val/identical_groups`` is the share of prompts whose samples are all the same tokens. TensorBoard gets the picture
+    ``val/identical_groups`` is the share of prompts whose samples are all the same tokens. The logger gets the picture
     of quality over diversity along the training so far. The values of all validations are kept in checkpoints.
 
     It warns once when a collapse begins, and again only after it has ended: when a metric of the diversity axis falls
@@ -130,9 +130,8 @@ class DiversityLogging(Callback):
         )
         if quality is None or diversity is None or not trainer.is_global_zero:
             return
-        for writer in writers(trainer, "add_figure"):
-            figure = path_figure(self.history, quality, diversity)
-            writer.add_figure("front", figure, global_step=trainer.global_step, close=False)
+        for sink in sinks(trainer):
+            sink.figure("front", path_figure(self.history, quality, diversity), trainer.global_step)
 
     # State
 

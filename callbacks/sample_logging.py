@@ -1,4 +1,4 @@
-"""SampleLogging: what the student says or plays, in TensorBoard."""
+"""SampleLogging: what the student says or plays, in any logger."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from cfg_distill.audio import Waveform, within_full_scale
-from cfg_distill.callbacks.writers import writers
+from cfg_distill.callbacks.media import Sink, sinks
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.sampling.samples import Samples
 
@@ -20,8 +20,8 @@ class SampleLogging(Callback):
     """Log samples of the first validation prompts at every validation: text as text, waveforms as sound.
 
     They are the samples that the validation drew anyway, so they cost nothing, and the same prompts and seeds come back
-    each time. With :class:`StudentEMA` the averaged weights draw them. Any logger with TensorBoard's
-    ``add_text`` and ``add_audio`` takes them; rank 0 logs its own.
+    each time. With :class:`StudentEMA` the averaged weights draw them. TensorBoard, Weights & Biases and MLflow show them.
+    Beside another logger with a folder, such as CSVLogger, they become files in ``media/``. Rank 0 logs its own.
 
     Example::
 
@@ -72,18 +72,18 @@ class SampleLogging(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.is_global_zero or trainer.sanity_checking:
             return
-        for writer in writers(trainer, "add_text"):
+        for sink in sinks(trainer):
             for number, (prompt, group) in enumerate(self._shown):
-                self._log(writer, f"samples/{number}", prompt, group, trainer.global_step)
+                self._log(sink, f"samples/{number}", prompt, group, trainer.global_step)
 
-    def _log(self, writer: Any, tag: str, prompt: str, group: list[Any], step: int) -> None:
+    def _log(self, sink: Sink, tag: str, prompt: str, group: list[Any], step: int) -> None:
         texts = [output for output in group if isinstance(output, str)]
         blocks = [f"    {text}" for text in texts]  # four spaces: TensorBoard shows them as they are
-        writer.add_text(tag, "\n\n".join([f"**{prompt}**", *blocks]), global_step=step)
+        sink.text(tag, "\n\n".join([f"**{prompt}**", *blocks]), step)
         for number, output in enumerate(group):
-            sound = self._sound(output, prompt) if hasattr(writer, "add_audio") else None
+            sound = self._sound(output, prompt)
             if sound is not None:
-                writer.add_audio(f"{tag}/{number}", sound.samples, global_step=step, sample_rate=sound.rate)
+                sink.sound(f"{tag}/{number}", sound, step)
 
     def _sound(self, output: Any, prompt: str) -> Waveform | None:
         """The sound to play: one channel, since TensorBoard plays no more, within full scale; None when there is none."""

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import logging
+import os
+from collections.abc import Iterator, Sequence
 
 from cfg_distill.recipe.overrides import sorted_words
+
+QUIET, VERBOSE, ALL = "--quiet", "--verbose", "--help=all"
+SHORT_HELP = """\
+usage: cfg-distill {command} --config RECIPE [--config FILE ...] [options]
+
+options:
+  --config FILE              a recipe, or what differs from one; later files and options win
+  --ckpt_path last           go on from the last checkpoint of the latest run; or name a checkpoint
+  --model.start DIR          a student whose weights this one begins with
+  --model.guidance.scale G   gamma, the scale of the teacher's guidance
+  --trainer.max_steps N      optimiser steps
+  --trainer.devices N        devices; --trainer.accelerator cpu, gpu or auto
+  --ANY.KEY VALUE            any key of the recipe, by its path: docs/keys.md lists them
+  --print_config             print the whole recipe with all defaults, and stop
+  --quiet                    nothing but warnings and mistakes
+  --verbose                  also what Lightning and the libraries say
+  --help=all                 every option of the trainer, the model and the data
+  --model.help, --data.help CLASS   the options of a class
+
+recipes: cfg-distill recipes      runs so far: cfg-distill runs"""
 
 
 def run(command: str, argv: Sequence[str], check_only: bool = False) -> None:
@@ -18,7 +41,43 @@ def run(command: str, argv: Sequence[str], check_only: bool = False) -> None:
     Raises:
         ConfigError: all problems of the configuration, before any weight is loaded.
     """
-    sorted_words(argv)  # a missing file is found before torch is imported
-    from cfg_distill.recipe.command_line import start
+    if any(word in ("-h", "--help") for word in argv):
+        print(SHORT_HELP.format(command=command))
+        return
+    words = ["--help" if word == ALL else word for word in argv if word not in (QUIET, VERBOSE)]
+    sorted_words(words)  # a missing file is found before torch is imported
+    with _saying(QUIET in argv, VERBOSE in argv):
+        from cfg_distill.recipe.command_line import start
 
-    start(command, argv, check_only)
+        start(command, words, check_only)
+
+
+@contextlib.contextmanager
+def _saying(quiet: bool, verbose: bool) -> Iterator[None]:
+    """Say less or more than usual. Warnings and mistakes go to stderr, and are always said.
+
+    Raises:
+        ConfigError: both are asked for.
+    """
+    from cfg_distill.errors import ConfigError
+    from cfg_distill.recipe.quiet import LOUD
+
+    if quiet and verbose:
+        raise ConfigError(f"Options `{QUIET}` and `{VERBOSE}`: expected one of them, but got both.")
+    if verbose:
+        os.environ[LOUD] = "1"
+    try:
+        if not quiet:
+            yield
+            return
+        log = logging.getLogger("lightning.pytorch")
+        level = log.level
+        log.setLevel(logging.WARNING)
+        try:
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                yield
+        finally:
+            log.setLevel(level)
+    finally:
+        if verbose:
+            del os.environ[LOUD]

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 
 
+LOUD = "CFG_DISTILL_VERBOSE"
+"""The variable of the environment that ``fit --verbose`` sets, for the other processes of a run too."""
+
+
 def quieten() -> None:
-    """Silence advertisements, deprecations inside libraries, and warnings of what is meant to be so."""
+    """Silence advertisements, deprecations inside libraries, and warnings of what is meant to be so; not under --verbose."""
+    if LOUD in os.environ:
+        return
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_says_something)
     warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning)
     warnings.filterwarnings("ignore", message=".*LeafSpec")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import subprocess
 import sys
@@ -26,7 +27,7 @@ def imported_by(*commands: list[str]) -> set[str]:
 
 def test_light_commands_import_nothing_heavy() -> None:
     light = [[], ["--help"], ["--version"], ["fitt"], ["recipes"], *([name, "--help"] for name in COMMANDS)]
-    assert imported_by(*[words for words in light if words[:1] not in (["fit"], ["validate"])]) == set()
+    assert imported_by(*light) == set()
 
 
 def test_help_answers_at_once() -> None:
@@ -39,6 +40,41 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
     assert all(f"  {name} " in shown for name in COMMANDS)
+
+
+def test_help_of_a_fit_is_short(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cfg_distill.recipe import command_line
+
+    asked: list[list[str]] = []
+    monkeypatch.setattr(command_line, "start", lambda command, words, check_only: asked.append(words))
+    assert main(["fit", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert len(shown.splitlines()) < 25 and "--help=all" in shown and "usage: cfg-distill fit" in shown
+    assert main(["validate", "--help=all"]) == 0
+    assert asked == [["--help"]] and capsys.readouterr().out == ""
+
+
+def test_a_fit_says_less_or_more(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    from cfg_distill.recipe import command_line, quiet
+
+    def start(command: str, words: list[str], check_only: bool) -> None:
+        print("a line", words)
+        print("a warning", file=sys.stderr)
+        print("loud" if quiet.LOUD in os.environ else "as usual", file=sys.stderr)
+
+    monkeypatch.setattr(command_line, "start", start)
+    said = {}
+    for option in ("", "--quiet", "--verbose"):
+        assert main(["fit", *([option] if option else []), "--seed_everything=1"]) == 0
+        said[option] = capsys.readouterr()
+    line = "a line ['--seed_everything=1']\n"
+    assert [said[option].out for option in said] == [line, "", line]
+    assert [said[option].err.split()[-1] for option in said] == ["usual", "usual", "loud"]
+    assert quiet.LOUD not in os.environ
+    assert main(["fit", "--quiet", "--verbose"]) == 2
+    assert "expected one of them, but got both" in capsys.readouterr().err
 
 
 def test_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+from fenced import ROOT
 
 from cfg_distill.cli import main, recipes
 
@@ -13,7 +15,9 @@ from cfg_distill.cli import main, recipes
 def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package = folder / "package"
     (package / "tunes").mkdir(parents=True)
-    (package / "tunes" / "quality.yaml").write_text("# The quality student.\n# More.\nmodel: {}\n")
+    (package / "tunes" / "quality.yaml").write_text(
+        "# The quality student.\n# More.\n# Cost: 2 min, 1.1 GB (a page)\nmodel: {}\n"
+    )
     (package / "quickstart.yaml").write_text("# The whole method.\nfits: {}\n")
     monkeypatch.setattr(recipes, "RECIPES", package)
     return package
@@ -22,8 +26,8 @@ def shipped(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_list(shipped: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["recipes"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "recipes/quickstart.yaml     The whole method.",
-        "recipes/tunes/quality.yaml  The quality student.",
+        "recipes/quickstart.yaml                    The whole method.",
+        "recipes/tunes/quality.yaml  2 min, 1.1 GB  The quality student.",
     ]
 
 
@@ -47,3 +51,11 @@ def test_copy_elsewhere(shipped: Path, folder: Path) -> None:
 def test_unknown_name(shipped: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["recipes", "tunes/qualty"]) == 2
     assert "Did you mean `tunes/quality`?" in capsys.readouterr().err
+
+
+def test_the_costs_are_those_of_the_page() -> None:
+    page = (ROOT / "docs/recipes.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `(recipes/[\w/]+\.yaml)` \| .+? \| .+? \| (.+?) \| (.+?) \|$", page, re.MULTILINE)
+    unknown = {("-", "-"), ("not measured", "not measured")}
+    expected = {name: "" if (time, memory) in unknown else f"{time}, {memory}" for name, time, memory in told}
+    assert {f"recipes/{name}.yaml": recipes.cost(file) for name, file in recipes.shipped().items()} == expected
