@@ -124,7 +124,7 @@ def test_the_calibrated_weight_gives_the_wanted_ratio(folder: str) -> None:
     trainer([calibration], max_steps=1).fit(module, batches(1))
     fresh = student_of(folder)
     fresh.configure_model()
-    seed = module._rollout_seed(0, 0)
+    seed = module._rollout_seed(0, range(2))
     kl, diversity = (gradient_norm(fresh, name, PROMPTS[:2], seed) for name in ("kl", "diversity"))
     assert module.losses["diversity"].weight.item() * diversity == pytest.approx(0.7 * kl, rel=1e-3)
     assert module.losses["kl"].weight.item() == 1.0

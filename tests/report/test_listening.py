@@ -16,7 +16,6 @@ from browser import OpenPage, browser, open_page, pages  # noqa: F401
 from report_studies import TUNES, standing_in
 
 from cfg_distill.cli import main
-from cfg_distill.evaluation.measure import SEEDS_APART
 from cfg_distill.generators import CausalLM, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.report import clips
@@ -128,7 +127,7 @@ def test_drawn_texts_are_what_the_models_say(texts: Path, listen: Listen) -> Non
     key, data = key_of(test), data_of(test)
     with standing_in(texts.parent):
         model = open_generator("base").load()
-        samples = draw(model, key["prompts"], Sampling(1, 8), Guidance(2.0), seed=5 * SEEDS_APART)
+        samples = draw(model, key["prompts"], Sampling(1, 8), Guidance(2.0), seed=5)
     clips = {key["items"][item["id"]]["prompt"]: data["clips"][item["clips"][0]]["text"] for item in data["items"]}
     assert [clips[place] for place in range(4)] == samples.outputs
 
