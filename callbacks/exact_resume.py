@@ -143,7 +143,7 @@ def _go_on_in_epoch(trainer: Trainer, batches_then: float, accumulate_then: int)
     batches_now, accumulate_now = _epoch_of(trainer)
     if batches_now == batches_then or float("inf") in (batches_now, batches_then):
         return
-    current = trainer.fit_loop.epoch_loop.batch_progress.current
+    current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
     done = int(batches_now * current.ready // batches_then) // accumulate_now * accumulate_now
     open_ = current.ready - current.completed  # 1 for a checkpoint that is written before its batch counts as completed
     current.ready = current.started = current.processed = done

@@ -118,13 +118,13 @@ def notes_of(systems: Sequence[System], stage: str = "report") -> list[str]:
     for system in systems:
         for metric, lost in system.holes().items():
             holes.setdefault((metric, tuple(lost)), []).append(system.name)
-    for (metric, lost), names in holes.items():
+    for (metric, without), names in holes.items():
         of = "every system" if len(names) == len(systems) else ", ".join(names)
-        if len(lost) == prompts:
+        if len(without) == prompts:
             notes.append(f"{metric} is NaN on every prompt of {of}: it has no mean there.")
             continue
-        shown = ", ".join(f"`{prompt}`" for prompt in lost[:NAMED]) + (", ..." if len(lost) > NAMED else "")
+        shown = ", ".join(f"`{prompt}`" for prompt in without[:NAMED]) + (", ..." if len(without) > NAMED else "")
         notes.append(
-            f"{metric} is NaN on {len(lost)} of {prompts} prompts of {of} ({shown}): its means leave them out."
+            f"{metric} is NaN on {len(without)} of {prompts} prompts of {of} ({shown}): its means leave them out."
         )
     return notes

@@ -103,7 +103,8 @@ class NamedTrainer(Trainer):
         Lightning's loop skips it, and with it a validation that is due and what callbacks do at the end.
         """
         found = super()._run_stage()
-        if any(isinstance(each, RunMark) and each.ended_early for each in self.callbacks) and self.fit_loop.done:
+        marks = [each for each in self.callbacks if isinstance(each, RunMark)]  # type: ignore[attr-defined]
+        if any(mark.ended_early for mark in marks) and self.fit_loop.done:
             self.fit_loop.on_run_start()
             self.fit_loop.on_run_end()
         return found
@@ -344,7 +345,7 @@ class CommandLine(LightningCLI):
             config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
         shown = [] if any(isinstance(one, ProgressBar) for one in own) else _progress(config)
         trainer = super()._instantiate_trainer(config, [*callbacks, self.mark, *shown])
-        trainer.callbacks.append(self.stopping)  # Lightning's order has no place behind the callbacks that save
+        trainer.callbacks.append(self.stopping)  # type: ignore[attr-defined]  # Lightning's order has no place behind the callbacks that save
         return trainer
 
 

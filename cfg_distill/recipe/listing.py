@@ -98,7 +98,7 @@ def _run(folder: Path) -> Run:
         str(about.get("recipe") or ""),
         state,
         1 + max((step for points in last.values() for step, _ in points), default=-1),
-        int(steps) if str(steps).isdigit() else 0,
+        int(str(steps)) if str(steps).isdigit() else 0,
         {tag: newest[tag] for tag in tags},
         sum(path.stat().st_size for path in files),
         max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime),
