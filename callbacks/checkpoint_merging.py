@@ -16,14 +16,13 @@ from cfg_distill import checkpoints
 from cfg_distill.callbacks.mergeable import Mergeable, mergeable
 from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.checkpoints import Which
-from cfg_distill.distillation.places import Places
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder
 from cfg_distill.folders import problems_of_folder, resolve, write_checksums
 from cfg_distill.folders.card import write_card
 from cfg_distill.folders.history import History, history_of, of_base, shown
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.sampling import Seeds
+from cfg_distill.sampling import Places, Seeds
 
 SCORES = "merges.json"
 WRITTEN = (SCORES, *(f"*/{name}" for name in MODEL_FILES))

@@ -21,7 +21,6 @@ from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import as_logged, norms_of_step, reference_of
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_teacher, to_learn_from
-from cfg_distill.distillation.places import Places
 from cfg_distill.distillation.resuming import (
     refuse_other_tensors,
     settings_of,
@@ -45,7 +44,7 @@ from cfg_distill.generators.lora import lora_layers
 from cfg_distill.losses import Loss, LossInputs, mix
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
-from cfg_distill.sampling import Rollout, Sampling, Seeds, rollout
+from cfg_distill.sampling import Places, Rollout, Sampling, Seeds, rollout
 from cfg_distill.sampling.redraw import redrawn
 from cfg_distill.sampling.samples import Samples, decoded
 
@@ -83,8 +82,7 @@ class CFGDistillation(L.LightningModule):
             each loss's gradient over the batch of all devices, weight included; ``gradient_ratio/NAME``, that norm divided by
             the norm of the first divergence of the mix; and entropies. It costs one more backward pass per loss.
         onednn: the key of version 0.1 for ``execution.onednn``.
-        seed: of the rollouts, beside the step, the place of the prompt in the batch of all devices, and the number of the
-            sample; null takes ``seed_everything``, or 0 in a script.
+        seed: of the rollouts, beside step, prompt and number of each sample; null takes ``seed_everything``, or 0 in a script.
         allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.
         execution: how the arithmetic is carried out: speed and memory, and nothing else but rounding.
         off_policy: learn from samples of the guided teacher, not from the student's own: a baseline (``losses.CrossEntropy``).
@@ -315,8 +313,9 @@ class CFGDistillation(L.LightningModule):
             return self._validation_step(batch, batch_idx)
 
     def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        places = self._validation_places.of(self, len(batch), batch_idx == 0)
-        drawn = self.rollout(batch, self._rollout_seed(-1, places))
+        drawn = self.rollout(
+            batch, self._rollout_seed(-1, self._validation_places.of(self, len(batch), batch_idx == 0))
+        )
         samples = decoded(self.student, batch, drawn)
 
         def watched(size: int) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from lightning import LightningModule
 
 
 class Places:
