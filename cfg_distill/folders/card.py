@@ -185,7 +185,10 @@ def _loading(folder: Path, history: History) -> str:
     if not is_adapter(folder):
         return "With transformers, like its base; cfg-distill is not needed. `generation_config.json` switches guidance off."
     where = f"`{history.base}`" if history.base_is_on_hub else f"`{history.base}`, which is not on a hub"
-    text = f"With peft, on its base {where}. Sample with the settings in `generation_config.json`: guidance stays off."
+    text = (
+        f"With peft, on its base {where}. peft samples by the settings of the base, which may switch guidance on: pass"
+        " `generation_config=GenerationConfig.from_pretrained(...)` of this folder, where guidance and filters are off."
+    )
     return text if history.base_is_on_hub else f"{text}\n\nTo be published: {ONLY_MERGED}."
 
 
