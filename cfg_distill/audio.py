@@ -11,13 +11,14 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem
 
+AudioForm = Literal["wav", "flac", "ogg"]
 PEAK = 0.99
 """The largest magnitude that is written, -0.09 dBFS: below full scale, so that rounding to 16 bits cannot clip."""
 
@@ -184,3 +185,20 @@ def write_audio(file: str | Path, waveform: Waveform) -> float:
     soundfile.write(str(staged), samples_LC, waveform.rate, subtype="PCM_16", format="WAV")
     staged.replace(file)
     return gain
+
+
+def compressed(wav: Path, form: AudioForm) -> Path:
+    """A WAV file as FLAC, which loses nothing, or Ogg Vorbis, in its place.
+
+    Returns:
+        The new file; the WAV file itself where it is to stay, or where the audio extra is missing.
+    """
+    if form == "wav" or problems_of_audio_extra():
+        return wav
+    soundfile = _library("soundfile")
+    file = wav.with_suffix(f".{form}")
+    samples_LC, rate = soundfile.read(str(wav), dtype="int16", always_2d=True)
+    subtype = "PCM_16" if form == "flac" else "VORBIS"
+    soundfile.write(str(file), samples_LC, rate, format=form.upper(), subtype=subtype)
+    wav.unlink()
+    return file

@@ -32,6 +32,7 @@ from cfg_distill.generators import Generator
 from cfg_distill.losses import Loss
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.recipe.types import classes_of, describe, members
+from cfg_distill.references import Reference
 from cfg_distill.rewards import Reward
 
 PAGE = Path(__file__).parent / "keys.md"
@@ -86,6 +87,12 @@ GROUPS = (
         "The `reward` of a policy gradient, or [your own](extending.md#a-reward).",
         (Reward,),
         ("cfg_distill.rewards",),
+    ),
+    Group(
+        "References",
+        "The `reference` of a reward or a metric that compares samples with real outputs.",
+        (Reference,),
+        ("cfg_distill.references", "cfg_distill.tunes.reference:TuneReference"),
     ),
     Group(
         "Embedders",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,16 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     os.environ["CFG_DISTILL_CACHE"] = str(folder)
     yield folder
     shutil.rmtree(folder)
+
+
+@pytest.fixture(autouse=True)
+def modules_end_with_their_test(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A test writes `my_ladder.py` and imports it; the next test of that name must find its own file, and not this module."""
+    before, root = set(sys.modules), str(tmp_path_factory.getbasetemp())
+    yield
+    for name in set(sys.modules) - before:
+        if (getattr(sys.modules[name], "__file__", None) or "").startswith(root):
+            del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from cfg_distill.cli import main
+from cfg_distill.study import worker
+
+ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def _stream(descriptor: int, mode: str) -> Any:
+    """A standard stream of a fork; the one that it replaces does not close the descriptor."""
+    return open(descriptor, mode, buffering=1, closefd=False, encoding="utf-8")
 
 
 def fork(words: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str] = {}) -> int:
@@ -28,9 +39,9 @@ def fork(words: Sequence[str], folder: Path, log: Path, environment: Mapping[str
         with log.open("ab") as output:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        sys.stdout, sys.stderr = _stream(1, "w"), _stream(2, "w")
         os.environ |= environment
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        for number in ASKING:
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.chdir(folder)
         sys.path.insert(0, str(folder))
@@ -42,6 +53,71 @@ def fork(words: Sequence[str], folder: Path, log: Path, environment: Mapping[str
     finally:
         sys.stdout.flush()
         os._exit(code)
+
+
+class ForkedProcess:
+    """What a study needs of ``subprocess.Popen``, by a fork: ``python -m cfg_distill.cli ...`` and the study's worker.
+
+    Args:
+        words: of the command, the interpreter first.
+        settings: those of Popen that a study gives.
+    """
+
+    def __init__(self, words: Sequence[str], **settings: Any) -> None:
+        pipes = {name: os.pipe() for name in ("stdin", "stdout") if settings.get(name) == subprocess.PIPE}
+        self.returncode: int | None = None
+        self.pid = os.fork()
+        if self.pid == 0:
+            self._be(list(words), settings, pipes)
+        self.stdin = self.stdout = None
+        if "stdin" in pipes:
+            os.close(pipes["stdin"][0])
+            self.stdin = os.fdopen(pipes["stdin"][1], "w")
+        if "stdout" in pipes:
+            os.close(pipes["stdout"][1])
+            self.stdout = os.fdopen(pipes["stdout"][0])
+
+    def _be(self, words: list[str], settings: dict[str, Any], pipes: dict[str, tuple[int, int]]) -> None:
+        code = 1
+        try:
+            os.setsid()
+            reads = pipes["stdin"][0] if "stdin" in pipes else os.open(os.devnull, os.O_RDONLY)
+            writes = pipes["stdout"][1] if "stdout" in pipes else settings["stdout"].fileno()
+            says = settings["stderr"].fileno()
+            for place, descriptor in enumerate((reads, writes, says)):
+                os.dup2(descriptor, place)
+            kept = sorted({0, 1, 2, *settings["pass_fds"]})
+            for first, after in itertools.pairwise([*kept, 4096]):
+                os.closerange(first + 1, after)
+            sys.stdin, sys.stdout, sys.stderr = _stream(0, "r"), _stream(1, "w"), _stream(2, "w")
+            os.environ |= settings["env"]
+            for number in ASKING:
+                signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            if words[2] == "cfg_distill.study.worker":
+                worker.main()
+            code = main(words[3:])
+        except SystemExit as ended:
+            code = ended.code if isinstance(ended.code, int) else 1
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            os._exit(code)
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        until = None if timeout is None else time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if until is not None and time.monotonic() > until:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0.0)
+            time.sleep(0.01)
+        return code
 
 
 def wait(processes: Sequence[int], seconds: float) -> list[int | None]:

@@ -21,7 +21,7 @@ class Final(Callback):
     """Saves what there is when the training has ended: the last checkpoint is of before the last validation."""
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        trainer.save_checkpoint(FINAL)
+        trainer.save_checkpoint(Path(trainer.log_dir) / "checkpoints" / FINAL.name, weights_only=False)
 
 
 def write_recipe(folder: Path, model: str, **trainer: Any) -> Path:

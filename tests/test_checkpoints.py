@@ -114,6 +114,7 @@ def test_upgrading_fills_what_older_versions_lack() -> None:
     assert checkpoints.upgraded({"state_dict": {}}) == {
         "state_dict": {},
         "configured": {},
+        "bad_steps": 0,
         "cfg_distill": {"format": checkpoints.FORMAT, "version": "0.1.0"},
     }
 

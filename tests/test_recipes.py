@@ -22,7 +22,8 @@ from cfg_distill.study.config import read_study
 
 NAMES = sorted(shipped())
 CONTENT = {name: yaml.safe_load(shipped()[name].read_text()) for name in NAMES}
-FITS = [name for name in NAMES if "trainer" in CONTENT[name]]
+OVERLAYS = [name for name in NAMES if "neighbours" in name.split("/")]  # of recipes/tunes/diversity.yaml
+FITS = [name for name in NAMES if "trainer" in CONTENT[name] and name not in OVERLAYS]
 STUDIES = [name for name in NAMES if "fits" in CONTENT[name]]
 GENERATORS = {name: CONTENT[name]["model"].get("generator", {}) for name in FITS}
 LANGUAGE = {name: made["init_args"]["path"] for name, made in GENERATORS.items() if "CausalLM" in str(made)}
@@ -30,7 +31,7 @@ SOUND = [
     name for name, made in GENERATORS.items() if "MusicGen" in str(made)
 ]  # tests/generators/test_musicgen_recipes.py
 OF_THE_HUB = [name for name, path in LANGUAGE.items() if "/" in path]
-METRICS = [name for name in NAMES if name not in FITS + STUDIES]
+METRICS = [name for name in NAMES if name not in FITS + STUDIES + OVERLAYS]
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,15 @@ def test_a_fit_has_no_problems_in_any_folder(name: str, folder: Path, local_mode
         words.append(f"--model.generator.init_args.path={local_model}")
     fit.run("fit", words, check_only=True)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_an_overlay_has_no_problems_and_says_how_it_is_run(name: str, folder: Path) -> None:
+    words = ["--config", "recipes/tunes/diversity.yaml", "--config", f"recipes/{name}.yaml"]
+    fit.run("fit", words, check_only=True)
+    assert f"cfg-distill fit {' '.join(words)}" in shipped()[name].read_text()
+    (loss,) = (part for key, part in CONTENT[name]["model"]["losses"].items() if key != "kl")
+    assert loss["reward"]["class_path"] != "cfg_distill.rewards.PairwiseDiversity"
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -11,7 +11,7 @@ from torch import Tensor
 from cfg_distill.checkpoints.content import STUDENT, Checkpoint, Which, generator_of, read, trained_names
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.files import problems_of_out, staged_folder
-from cfg_distill.folders import base_of, resolve
+from cfg_distill.folders import base_of, resolve, write_checksums
 from cfg_distill.folders.card import ONLY_MERGED, copy_notices, write_card
 from cfg_distill.folders.history import of_student
 from cfg_distill.folders.publishing import problems_of_push, pushed
@@ -64,6 +64,7 @@ def export(
         generator.merge_adapter()
     with staged_folder(out) as folder:
         generator.save(folder)
+        write_checksums(folder)
         copy_notices(generator.path, folder)
         write_card(folder, out.name, history)
     kind = "the averages of StudentEMA" if took == "ema" else "the raw (live) weights"
@@ -107,7 +108,8 @@ def _take(generator: Generator, state: Mapping[str, Tensor], file: Path) -> None
         wrong = sorted({*result.unexpected_keys, *(trained_names(generator) & set(result.missing_keys))})
     if wrong:
         raise ConfigError(
-            f"Checkpoint `{file}` does not fit its start model `{generator.path}`: {', '.join(wrong[:8])}."
+            f"Checkpoint `{file}` does not fit its start model `{generator.path}`: {', '.join(wrong[:8])}. Take the"
+            " start model that it was trained from, or another checkpoint."
         )
     if broken := [name for name, weight in generator.named_parameters() if not torch.isfinite(weight).all()]:
         raise ConfigError(

@@ -106,6 +106,12 @@ def add_seconds(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_audio(parser: argparse.ArgumentParser, default: str) -> None:
+    """The form of sound files."""
+    text = f"the form of sound files; flac loses nothing, ogg is smallest; default: {default}"
+    parser.add_argument("--audio", choices=("wav", "flac", "ogg"), default=default, help=text)
+
+
 def refuse_existing(out: Path, overwrite: bool) -> list[str]:
     """A problem when the output exists and holds something that may not be overwritten.
 
@@ -113,6 +119,8 @@ def refuse_existing(out: Path, overwrite: bool) -> list[str]:
         out: the file or folder to write.
         overwrite: whether the user asked to overwrite.
     """
+    if files := [parent for parent in out.parents if parent.is_file()]:
+        return [f"Option `--out`: `{files[0]}` is a file, so nothing can lie in it. Name another one."]
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
     if not overwrite:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_dtype, add_sampling, add_seconds, add_trust
+from cfg_distill.cli.arguments import Arguments, add_audio, add_dtype, add_sampling, add_seconds, add_trust
 from cfg_distill.errors import ConfigError
 
 
@@ -31,6 +31,7 @@ def run(argv: Sequence[str]) -> None:
     )
     add_sampling(parser, samples=8, max_new_tokens=None, temperatures=True)
     add_seconds(parser)
+    add_audio(parser, "flac")
     add_dtype(parser)
     add_trust(parser)
     given = parser.read(argv)

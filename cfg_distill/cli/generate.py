@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_dtype, add_sampling, add_seconds, add_trust
+from cfg_distill.cli.arguments import Arguments, add_audio, add_dtype, add_sampling, add_seconds, add_trust
 from cfg_distill.errors import ConfigError
 
 _NO_MODEL = (
@@ -37,6 +37,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--melody", metavar="FILE", help="a sound file that a melody model follows")
     add_sampling(parser, samples=4, max_new_tokens=None)
     add_seconds(parser)
+    add_audio(parser, "wav")
     add_dtype(parser)
     add_trust(parser)
     given = parser.read(argv)
@@ -56,6 +57,6 @@ def run(argv: Sequence[str]) -> None:
     samples = request.draw()
     show(samples, request.renderer)
     if request.folder is not None:
-        write(samples, request.folder, request.renderer)
+        write(samples, request.folder, request.renderer, request.audio)
     for line in remarks_on(samples, request.renderer):
         print(line, file=sys.stderr)

@@ -19,10 +19,6 @@ def run(argv: Sequence[str]) -> None:
         "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"
     )
     given = parser.read(argv)
-    from cfg_distill.report import decide, write_report
-    from cfg_distill.study import run_study
+    from cfg_distill.report import run_study
 
-    folder = run_study(given.study, given.out, given.overwrite)
-    if decision := decide(folder):
-        print(decision)
-    print(f"Wrote {write_report(folder, given.inline)}.")
+    run_study(given.study, given.out, given.overwrite, given.inline)

@@ -31,6 +31,11 @@ class PromptBatches(DistributedSampler):
     the processes in turn. No prompt is dropped, and one is repeated only when there are more batches than prompts.
     So a metric over all processes sees each prompt once, and no process waits for a forward that another never makes.
 
+    A step of the optimiser takes ``batch_size * world * accumulate`` prompts at most. Only this product decides which prompts
+    make which step: one process with batches of 8, two of 4, and one that accumulates four batches of 2 take the same steps.
+    So each step has all its batches; the last one of an epoch is not shorter than the others. (The exception: with fewer
+    prompts than batches a prompt is repeated, and the product does not say how many are.)
+
     It is a DistributedSampler, so that Lightning sets its epoch and does not replace it by a sampler of its own.
 
     Args:
@@ -40,13 +45,16 @@ class PromptBatches(DistributedSampler):
         seed: of the order.
         rank: this process.
         world: the number of processes.
+        accumulate: the batches of a process that make one step.
     """
 
-    def __init__(self, size: int, batch_size: int, shuffle: bool, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, size: int, batch_size: int, shuffle: bool, seed: int, rank: int = 0, world: int = 1, accumulate: int = 1
+    ) -> None:
         super().__init__(Prompts([""] * size), num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
         self.size = size
-        share = -(-size // world)
-        self.num_batches = -(-share // batch_size)
+        self.accumulate = accumulate
+        self.num_batches = accumulate * -(-size // (batch_size * world * accumulate))
 
     def __len__(self) -> int:
         return self.num_batches
@@ -83,7 +91,7 @@ class _Deal:
             # Only now: Lightning sets the epoch after the state is loaded.
             self.order = batches.order()
             if self.loaded is not None and self.loaded["epoch"] == batches.epoch:
-                self.number = self.loaded["number"]
+                self.number = self._place(**self.loaded)
             self.loaded = None
         if self.number == len(batches):
             raise StopIteration
@@ -93,7 +101,17 @@ class _Deal:
         return batch or [self.order[place % batches.size]]
 
     def state_dict(self) -> dict[str, int]:
-        return self.loaded or {"epoch": self.batches.epoch, "number": self.number}
+        return self.loaded or {"epoch": self.batches.epoch, "number": self.number, "of": len(self.batches)}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         self.loaded = state_dict
+
+    def _place(self, epoch: int, number: int, of: int = 0) -> int:
+        """The batch to go on with, where ``number`` batches of ``of`` were dealt in a run that may have been split otherwise.
+
+        The place in the epoch is kept, rounded down to a whole step. Version 0.1 saved no ``of``.
+        """
+        now = len(self.batches)
+        if of in (0, now):
+            return number
+        return now * number // of // self.batches.accumulate * self.batches.accumulate

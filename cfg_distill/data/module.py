@@ -13,8 +13,9 @@ from cfg_distill.prompt import Prompt, PromptLike
 class PromptData(L.LightningDataModule):
     """Train, validation and report prompts, kept apart. A batch is a list of texts.
 
-    A run stopped in the middle of an epoch goes on at the next batch. For the kinds of files, see
-    :func:`cfg_distill.data.read_prompts`.
+    A run stopped in the middle of an epoch goes on at the next batch. Which prompts make which step depends on the prompts per
+    step, ``batch_size`` times devices times ``trainer.accumulate_grad_batches``, not on how they are split. For the kinds of
+    files, see :func:`cfg_distill.data.read_prompts`.
 
     Args:
         train: the prompts to train on.
@@ -82,17 +83,18 @@ class PromptData(L.LightningDataModule):
         }
 
     def train_dataloader(self) -> StatefulDataLoader:
-        return self._loader("train", self.batch_size, self.shuffle)
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
+        return self._loader("train", self.batch_size, self.shuffle, accumulate)
 
     def val_dataloader(self) -> StatefulDataLoader | list:
         if "validation" not in self.prompts:
             return []
         return self._loader("validation", self.validation_batch_size or self.batch_size, shuffle=False)
 
-    def _loader(self, name: str, batch_size: int, shuffle: bool) -> StatefulDataLoader:
+    def _loader(self, name: str, batch_size: int, shuffle: bool, accumulate: int = 1) -> StatefulDataLoader:
         prompts = self.prompts[name]
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        batches = PromptBatches(len(prompts), batch_size, shuffle, self.seed, rank, world)
+        batches = PromptBatches(len(prompts), batch_size, shuffle, self.seed, rank, world, accumulate)
         # The sampler deals whole batches: batch_size=None turns the loader's own batching off.
         # A generator of its own: making an iterator draws a number, which a resumed run does at other moments.
         own = torch.Generator()

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders import is_empty
 from cfg_distill.errors import PartError, blamed
 from cfg_distill.losses import Loss
+from cfg_distill.rewards.base import empty
 from cfg_distill.sampling.samples import Samples
 
 
@@ -44,9 +44,7 @@ def degenerate_of(losses: Mapping[str, Loss], samples: Samples, step: int) -> Te
             opinion_BG = loss.degenerate(samples)
         if opinion_BG is not None:
             found.append(opinion_BG.cpu())
-    if found:
-        return torch.stack(found).any(0)
-    return torch.tensor([is_empty(output) for output in samples.outputs]).view(-1, samples.group)
+    return torch.stack(found).any(0) if found else empty(samples)
 
 
 @contextmanager

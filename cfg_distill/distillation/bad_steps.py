@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
-from cfg_distill.audio import Waveform
 from cfg_distill.distillation.finite import not_finite_terms, problems_of_gradient
 from cfg_distill.errors import ConfigError
-from cfg_distill.files import write_text
 
 if TYPE_CHECKING:
     from cfg_distill.distillation.module import CFGDistillation
@@ -125,7 +123,8 @@ def _written(module: CFGDistillation, batches: Sequence[Batch], folder: Path) ->
         "samples": [row for each in batches for row in _rows(each)],
     }
     try:
-        write_text(file, json.dumps(content, indent=1, ensure_ascii=False) + "\n", durable=False)
+        folder.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     except OSError as error:  # no reason to end a run
         return f" Prompts and samples could not be written to {file}: {error.strerror}."
     return f" Prompts and samples: {file}."
@@ -141,8 +140,6 @@ def _rows(batch: Batch) -> Iterator[dict[str, Any]]:
         row: dict[str, Any] = {"prompt": samples.prompts[number // samples.group]}
         if isinstance(output, str):
             row["text"] = output
-        elif isinstance(output, Waveform):
-            row["seconds"] = output.samples.shape[-1] / output.rate
         row["tokens"] = [
             [token for token, exists in zip(tokens_T, mask_T, strict=True) if exists]
             for tokens_T, mask_T in zip(tokens_NKT[number], mask_NKT[number], strict=True)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -22,7 +21,14 @@ from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import as_logged, norms_of_step, reference_of
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_teacher, to_learn_from
-from cfg_distill.distillation.resuming import settings_of, settings_of_scheduler, take_settings, weights_after
+from cfg_distill.distillation.places import Places
+from cfg_distill.distillation.resuming import (
+    refuse_other_tensors,
+    settings_of,
+    settings_of_scheduler,
+    take_settings,
+    weights_after,
+)
 from cfg_distill.distillation.settings import (
     configured,
     problems_of_all_lengths,
@@ -39,7 +45,7 @@ from cfg_distill.generators.lora import lora_layers
 from cfg_distill.losses import Loss, LossInputs, mix
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
-from cfg_distill.sampling import Rollout, Sampling, rollout
+from cfg_distill.sampling import Rollout, Sampling, Seeds, rollout
 from cfg_distill.sampling.redraw import redrawn
 from cfg_distill.sampling.samples import Samples, decoded
 
@@ -77,7 +83,8 @@ class CFGDistillation(L.LightningModule):
             each loss's gradient over the batch of all devices, weight included; ``gradient_ratio/NAME``, that norm divided by
             the norm of the first divergence of the mix; and entropies. It costs one more backward pass per loss.
         onednn: the key of version 0.1 for ``execution.onednn``.
-        seed: of the rollouts, beside step and rank of each; null takes ``seed_everything``, or 0 in a script.
+        seed: of the rollouts, beside the step, the place of the prompt in the batch of all devices, and the number of the
+            sample; null takes ``seed_everything``, or 0 in a script.
         allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.
         execution: how the arithmetic is carried out: speed and memory, and nothing else but rounding.
         off_policy: learn from samples of the guided teacher, not from the student's own: a baseline (``losses.CrossEntropy``).
@@ -135,6 +142,7 @@ class CFGDistillation(L.LightningModule):
         self.max_bad_steps = max_bad_steps
         self.redraw = redraw
         self._step = Step(max_bad_steps)
+        self._places, self._validation_places = Places(), Places()
         self.count = Count(reduction)
         self._teacher_fingerprint = ""
         # Settings of this recipe, and those recorded in the checkpoint (compared in resuming.py).
@@ -206,11 +214,11 @@ class CFGDistillation(L.LightningModule):
 
     # One step
 
-    def rollout(self, prompts: Sequence[PromptLike], seed: int = 0) -> Rollout:
+    def rollout(self, prompts: Sequence[PromptLike], seed: int | Seeds = 0) -> Rollout:
         """Groups of samples of the student, without guidance. Override to roll out differently."""
         return rollout(self.student, prompts, self.sampling, seed=seed)
 
-    def draw(self, prompts: Sequence[PromptLike], seed: int = 0) -> Samples:
+    def draw(self, prompts: Sequence[PromptLike], seed: int | Seeds = 0) -> Samples:
         """Decoded samples of the student as it is now."""
         return decoded(self.student, prompts, self.rollout(prompts, seed))
 
@@ -246,7 +254,7 @@ class CFGDistillation(L.LightningModule):
             super().optimizer_step(*args, **kwargs)
 
     def _training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        samples, degenerate_BG, num_redrawn = self._drawn(batch, batch_idx)
+        samples, degenerate_BG, num_redrawn = self._drawn(batch)
         advantages = advantages_of(self._mix, samples, self.global_step)
         rewards = {name: loss.reward_BG for name, loss in self._mix.items() if loss.reward_BG is not None}
         weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
@@ -267,16 +275,18 @@ class CFGDistillation(L.LightningModule):
             "degenerate": degenerate_BG,
         }
 
-    def _drawn(self, batch: list[PromptLike], batch_idx: int) -> tuple[Samples, Tensor, int]:
+    def _drawn(self, batch: list[PromptLike]) -> tuple[Samples, Tensor, int]:
         """Samples to learn from, which of them are degenerate, and how many were drawn again."""
+        places = self._places.of(self, len(batch), self._step.begins)
 
-        def draw(prompts: Sequence[PromptLike], attempt: int) -> Samples:
-            return to_learn_from(self, prompts, self._rollout_seed(self.global_step, batch_idx, attempt))
+        def draw(numbers: Sequence[int], attempt: int) -> Samples:
+            seeds = self._rollout_seed(self.global_step, [places[b] for b in numbers], attempt)
+            return to_learn_from(self, [batch[b] for b in numbers], seeds)
 
         def degenerate(samples: Samples) -> Tensor:
             return degenerate_of(self._mix, samples, self.global_step)
 
-        return redrawn(draw(batch, 0), degenerate, draw, self.redraw, self.student.pad_token)
+        return redrawn(draw(range(len(batch)), 0), degenerate, draw, self.redraw, self.student.pad_token)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning calls this after training_step, and the gradients are there already."""
@@ -305,7 +315,8 @@ class CFGDistillation(L.LightningModule):
             return self._validation_step(batch, batch_idx)
 
     def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        drawn = self.rollout(batch, self._rollout_seed(-1, batch_idx))
+        places = self._validation_places.of(self, len(batch), batch_idx == 0)
+        drawn = self.rollout(batch, self._rollout_seed(-1, places))
         samples = decoded(self.student, batch, drawn)
 
         def watched(size: int) -> dict[str, Tensor]:
@@ -330,10 +341,9 @@ class CFGDistillation(L.LightningModule):
     def _mix(self) -> dict[str, Loss]:
         return cast(dict[str, Loss], dict(self.losses.items()))
 
-    def _rollout_seed(self, step: int, batch_idx: int, attempt: int = 0) -> int:
+    def _rollout_seed(self, step: int, places: Sequence[int], attempt: int = 0) -> Seeds:
         # Distinct streams for training (step >= 0) and validation (-1: the same draws at every validation).
-        entropy_words = (self.seed, step + 1, batch_idx, self.global_rank, *([attempt] if attempt else []))
-        return int(np.random.SeedSequence(entropy_words).generate_state(1, np.uint64)[0] >> 1)
+        return Seeds((self.seed, step + 1, attempt), places)
 
     @property
     def count_scale(self) -> int:
@@ -398,16 +408,10 @@ class CFGDistillation(L.LightningModule):
             self._configured_then = {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a checkpoint of the student. What is frozen may be missing, and nothing else.
-
-        Raises:
-            RuntimeError: other keys are missing or unexpected.
-        """
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        missing = sorted(set(result.missing_keys) - set(self._frozen_of(result.missing_keys)))
-        if missing or result.unexpected_keys:
-            raise RuntimeError(f"Checkpoint does not fit: missing {missing}, unexpected {result.unexpected_keys}.")
-        return result
+        """Load a checkpoint of the student; refuse one of another run. What is frozen may be missing, and nothing else."""
+        own = self.state_dict()
+        refuse_other_tensors(own.keys() - set(self._frozen_of(own)), own, state_dict)
+        return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     # The teacher never moves, and here is the proof
 

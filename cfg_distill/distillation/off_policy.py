@@ -18,12 +18,13 @@ from cfg_distill.errors import Problem
 from cfg_distill.generators import Guided, Predictions, PromptLike
 from cfg_distill.losses import CrossEntropy, Divergence, Loss, PolicyGradient
 from cfg_distill.sampling.samples import Samples, draw
+from cfg_distill.sampling.seeds import Seeds
 
 if TYPE_CHECKING:
     from cfg_distill.distillation.module import CFGDistillation
 
 
-def to_learn_from(module: CFGDistillation, prompts: Sequence[PromptLike], seed: int) -> Samples:
+def to_learn_from(module: CFGDistillation, prompts: Sequence[PromptLike], seed: int | Seeds) -> Samples:
     """The samples that a training step learns from: the student's own or, off-policy, those of the guided teacher."""
     if not module.off_policy:
         return module.draw(prompts, seed)

@@ -8,12 +8,14 @@ is taken from the recipe, one that the run has moved goes on from where it stood
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from torch import Tensor
 from torch.optim import Optimizer
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 # A new scheduler copies these from its optimiser: they are no settings of its own.
@@ -39,6 +41,38 @@ def settings_of_scheduler(scheduler: Any) -> str:
         return state if isinstance(state, _PLAIN) else type(state).__name__  # no address in memory
 
     return f"{type(scheduler).__name__} {own(scheduler.state_dict())}"
+
+
+def refuse_other_tensors(
+    needed: AbstractSet[str], own: Mapping[str, Tensor], saved: Mapping[str, Tensor], most: int = 3
+) -> None:
+    """Refuse a checkpoint of another run.
+
+    Args:
+        needed: the names that it must have.
+        own: the state dict of this run.
+        saved: that of the checkpoint.
+        most: names to list of each kind.
+
+    Raises:
+        ConfigError: names are missing or unexpected, or shapes differ; the first ones are named.
+    """
+    found = {
+        "it lacks": needed - saved.keys(),
+        "this run does not have": saved.keys() - own.keys(),
+        "of other shapes are": {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape},
+    }
+    said = [
+        f"{what} {', '.join(sorted(names)[:most])}" + (f" and {len(names) - most} more" if len(names) > most else "")
+        for what, names in found.items()
+        if names
+    ]
+    if said:
+        text = (
+            f"the checkpoint is of another run: {'; '.join(said)}. Resume with the recipe of that run (its folder holds it as"
+            " config.yaml), or export the student and begin a new run with it as `@/model.start`."
+        )
+        raise ConfigError(Problem("/ckpt_path", text))
 
 
 def weights_after(then: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

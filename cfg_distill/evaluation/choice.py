@@ -209,7 +209,9 @@ def _candidate(system: System, guided: System, rule: Rule, base: System) -> Cand
         gains.append(Gain(differences[metric].mean / level if level else differences[metric].mean, metric))
     broken = []
     for guard in rule.guards:
-        if guard.verdict(guard.excess(system, base)) != "holds":
+        if guard.metric not in system.values or guard.metric not in base.values:
+            broken.append(f"guard {guard} cannot be judged: it was evaluated without {guard.metric}")
+        elif guard.verdict(guard.excess(system, base)) != "holds":
             value = system.interval(guard.metric)
             broken.append(f"guard {guard} does not hold: {value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]")
     return Candidate(system, differences, differences[rule.quality], min(gains), broken)

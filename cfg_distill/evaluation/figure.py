@@ -83,7 +83,7 @@ def front_figure(
         panels[0].set_title(" ", fontsize=9)  # reserves the space of the note
     handles: dict[str, Any] = {
         "loc": "outside lower left",
-        "ncols": 4,
+        "ncols": 4 if len(legend) <= 4 else 3,  # two even rows
         "frameon": False,
         "fontsize": 9,
         "columnspacing": 1.4,

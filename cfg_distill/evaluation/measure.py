@@ -13,11 +13,8 @@ from cfg_distill.evaluation.system import Kind, System
 from cfg_distill.generators import Generator, Prompt, PromptLike
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.sampling import Sampling
+from cfg_distill.sampling import Sampling, Seeds
 from cfg_distill.sampling.samples import Samples, draw
-
-SEEDS_APART = 1_000_003
-"""Distance between the random streams of two sampling seeds: more than there are prompts."""
 
 
 def evaluate(
@@ -43,8 +40,8 @@ def evaluate(
         guidance: sample under guidance, at twice the forward passes; None for no guidance.
         metrics: name -> metric, loaded. Their states are reset.
         seeds: of sampling. Every prompt is sampled anew under each seed.
-        batch_size: prompts at once. The random numbers of a batch depend on the place of its first prompt. So another batch
-            size gives other samples of the same distribution.
+        batch_size: prompts at once. The random numbers of a sample depend on the seed, the place of its prompt among all
+            prompts, and its number: another batch size draws the same samples, up to rounding.
         name: of the system.
         kind: of the system.
         progress: called with the number of batches that are done, and of all batches.
@@ -78,7 +75,8 @@ def evaluate(
         for start in starts:
             batch = list(prompts[start : start + batch_size])
             began = now(generator)
-            samples = draw(generator, templated(template, batch), sampling, guidance, seed * SEEDS_APART + start)
+            own = Seeds((seed,), range(start, start + len(batch)))
+            samples = draw(generator, templated(template, batch), sampling, guidance, own)
             samples = replace(samples, prompts=[Prompt.of(prompt).text for prompt in batch], asked=batch)
             seconds += now(generator) - began
             for measure in metrics.values():

@@ -87,7 +87,7 @@ def _point(
     writer = None
     if folder is not None and request.written:
         kept = folder / "samples" / stem
-        writer = Writer(generator, kept, request.written, request.written_samples, plan.renderers[model])
+        writer = Writer(generator, kept, request.written, request.written_samples, plan.renderers[model], request.audio)
     system = evaluate(
         generator,
         plan.prompts,

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import product
 from pathlib import Path
 
-from cfg_distill.audio import problems_of_audio_extra
+from cfg_distill.audio import AudioForm, problems_of_audio_extra
 from cfg_distill.data import problem_of_text, read_prompts
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
@@ -56,6 +56,7 @@ class GenerateRequest:
         overwrite: write into a folder that holds files.
         dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
         trust: modules, beside this package, that the model's folder may name for its renderer.
+        audio: the form of sound files: ``wav``, ``flac`` or ``ogg``.
     """
 
     model: str
@@ -75,6 +76,7 @@ class GenerateRequest:
     overwrite: bool = False
     dtype: str = "float32"
     trust: Sequence[str] = ()
+    audio: AudioForm = "wav"
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """Everything that is wrong with the request; no weights are loaded."""
@@ -142,6 +144,8 @@ class _Samples:
             self._check_model()
         if self.folder is not None:
             self.problems += _of_folder(self.folder, request.overwrite, any_file=True)
+        if request.audio != "wav":
+            self.problems += _at("audio", problems_of_audio_extra())
         if not self.problems:
             self._check_lengths(length)
 
@@ -213,6 +217,7 @@ class EvaluateRequest:
         written_samples: number of samples of each that are written.
         dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``. One model is in memory at a time.
         trust: modules, beside this package, that the models' folders may name for their renderer and metrics.
+        audio: the form of sound files: ``wav``, ``flac`` or ``ogg``.
     """
 
     models: Sequence[str]
@@ -231,6 +236,7 @@ class EvaluateRequest:
     written_samples: int = 2
     dtype: str = "float32"
     trust: Sequence[str] = ()
+    audio: AudioForm = "flac"
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """Everything that is wrong with the request; no weights are loaded."""

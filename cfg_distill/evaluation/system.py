@@ -83,10 +83,18 @@ class System:
         """The metrics of one axis."""
         return [metric for metric, its_axis in self.axes.items() if its_axis == axis]
 
+    def holes(self) -> dict[str, list[str]]:
+        """Metric -> the prompts on which it is NaN under some seed; the metrics that are NaN nowhere are left out."""
+        found = {}
+        for metric in self.axes:
+            is_lost_P = np.isnan(self.cells(metric)).any(axis=1)
+            if is_lost_P.any():
+                found[metric] = [prompt for prompt, is_lost in zip(self.prompts, is_lost_P, strict=True) if is_lost]
+        return found
+
     def missing(self) -> dict[str, int]:
-        """Metric -> the number of prompts on which it is NaN under some seed; the metrics that are NaN nowhere are left out."""
-        lost = {metric: int(np.isnan(self.cells(metric)).any(axis=1).sum()) for metric in self.axes}
-        return {metric: number for metric, number in lost.items() if number}
+        """Metric -> the number of its :meth:`holes`."""
+        return {metric: len(lost) for metric, lost in self.holes().items()}
 
     def point(self) -> dict[str, Any]:
         """The entry of front.json. A metric that is NaN everywhere has no interval: ``missing`` names it."""

@@ -10,6 +10,8 @@ from cfg_distill.evaluation.intervals import LEAST_PROMPTS, LEAST_TRAINING_SEEDS
 from cfg_distill.evaluation.system import System
 
 Point = Mapping[str, Any]
+NAMED = 3
+"""The most prompts without a value that a note names."""
 
 
 def front_table(points: Sequence[Point]) -> str:
@@ -112,11 +114,17 @@ def notes_of(systems: Sequence[System], stage: str = "report") -> list[str]:
             f"{seeds} training seeds are fewer than the {LEAST_TRAINING_SEEDS} that an interval needs: it is too wide to be of"
             " use."
         )
-    holes: dict[tuple[str, int], list[str]] = {}
+    holes: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for system in systems:
-        for hole in system.missing().items():
-            holes.setdefault(hole, []).append(system.name)
-    for (metric, number), names in holes.items():
+        for metric, lost in system.holes().items():
+            holes.setdefault((metric, tuple(lost)), []).append(system.name)
+    for (metric, without), names in holes.items():
         of = "every system" if len(names) == len(systems) else ", ".join(names)
-        notes.append(f"{metric} is NaN on {number} of {prompts} prompts of {of}: its means leave them out.")
+        if len(without) == prompts:
+            notes.append(f"{metric} is NaN on every prompt of {of}: it has no mean there.")
+            continue
+        shown = ", ".join(f"`{prompt}`" for prompt in without[:NAMED]) + (", ..." if len(without) > NAMED else "")
+        notes.append(
+            f"{metric} is NaN on {len(without)} of {prompts} prompts of {of} ({shown}): its means leave them out."
+        )
     return notes

@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.audio import Waveform
+from cfg_distill.audio import AudioForm, Waveform, compressed
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
 from cfg_distill.files import staged_folder
 from cfg_distill.generators import Generator
@@ -37,10 +37,17 @@ class Writer:
         prompts: number of prompts.
         samples: number of samples per prompt.
         renderer: None takes the one that the model's folder names.
+        audio: the form of sound files.
     """
 
     def __init__(
-        self, generator: Generator, folder: Path, prompts: int, samples: int, renderer: Renderer | None = None
+        self,
+        generator: Generator,
+        folder: Path,
+        prompts: int,
+        samples: int,
+        renderer: Renderer | None = None,
+        audio: AudioForm = "flac",
     ) -> None:
         if renderer is None:
             renderer, remarks = renderer_of(generator.path)
@@ -50,6 +57,7 @@ class Writer:
         self.folder = folder
         self.prompts = prompts
         self.samples = samples
+        self.audio = audio
         self.kept: list[tuple[str, list[Any]]] = []
 
     def __call__(self, samples: Samples) -> None:
@@ -64,8 +72,11 @@ class Writer:
                 for number, sample in enumerate(group, start=1):
                     stem = stem_of(place, prompt, number)
                     self.renderer.write(sample, prompt, folder, stem)
+                    sound = folder / f"{stem}.wav"
+                    if sound.exists():
+                        sound = compressed(sound, self.audio)
                     # In place of the plain renderer's text, which has no prompt.
-                    content = f"{stem}.wav" if isinstance(sample, Waveform) else sample
+                    content = sound.name if isinstance(sample, Waveform) else sample
                     (folder / f"{stem}.txt").write_text(f"{prompt}\n\n{content}\n", encoding="utf-8")
 
 
@@ -89,12 +100,22 @@ def remarks_on(samples: Samples, renderer: Renderer) -> list[str]:
     return found
 
 
-def write(samples: Samples, out: Path, renderer: Renderer) -> None:
-    """Write the samples into a folder, named after place, prompt and number. A new folder appears whole."""
+def write(samples: Samples, out: Path, renderer: Renderer, audio: AudioForm = "wav") -> None:
+    """Write the samples into a folder, named after place, prompt and number. A new folder appears whole.
+
+    Args:
+        samples: the samples.
+        out: the folder.
+        renderer: of the model.
+        audio: the form of sound files.
+    """
     with nullcontext(out) if out.exists() else staged_folder(out) as folder:
         for place, (prompt, group) in enumerate(zip(samples.prompts, samples.groups(), strict=True), start=1):
             for number, sample in enumerate(group, start=1):
-                remark = renderer.write(sample, str(prompt), folder, stem_of(place, str(prompt), number))
+                stem = stem_of(place, str(prompt), number)
+                remark = renderer.write(sample, str(prompt), folder, stem)
+                if (sound := folder / f"{stem}.wav").exists():
+                    compressed(sound, audio)
                 if remark:
                     print(remark)
     print(f"Wrote {len(samples.outputs)} samples to {out}.")

@@ -95,6 +95,7 @@ MODEL_FILES = (
     "processing_*.py",
     MERGE_FILE,
     "cfg_distill.json",
+    "checksums.json",
     "LICENSE*",
     "NOTICE*",
 )

@@ -45,12 +45,15 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     """
     file = Path(file)
     try:
-        content = parse_yaml(_text_of(file, "YAML"))
+        text = _text_of(file, "YAML")
+        content = parse_yaml(text)
     except ConfigError as error:
         raise ConfigError([f"File `{file}`: {problem}" for problem in error.problems]) from error
     except yaml.YAMLError as error:
         said = " ".join(str(error).replace('in "<unicode string>", ', "in ").split())
-        advice = " Indent with spaces, not with tabs." if r"'\t'" in said else " Mend that line."
+        advice = (
+            " Indent with spaces, not with tabs." if re.search(r"^ *\t", text, re.MULTILINE) else " Mend that line."
+        )
         raise ConfigError(f"File `{file}`: expected YAML, but it cannot be read: {said}.{advice}") from error
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
@@ -148,7 +151,7 @@ def _look_through(text: str) -> None:
     sizes: dict[str, int] = {}
     repeated: list[Problem] = []
     for event in yaml.parse(text, _Loader):
-        line = event.start_mark.line + 1
+        line = event.start_mark.line + 1  # type: ignore[union-attr]
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             path = _begin(open_[-1], None, line, repeated)
             open_.append(_Open(event.anchor, path, isinstance(event, yaml.MappingStartEvent)))
@@ -165,7 +168,7 @@ def _look_through(text: str) -> None:
                     f"line {line}: the alias `*{event.anchor}` stands for what it is a part of. Write it out."
                 )
             _begin(open_[-1], None, line, repeated)
-            open_[-1].size += sizes.get(event.anchor, 1)
+            open_[-1].size += sizes.get(event.anchor or "", 1)
         elif isinstance(event, yaml.ScalarEvent):
             _begin(open_[-1], event.value, line, repeated)
             open_[-1].size += 1

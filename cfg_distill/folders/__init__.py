@@ -1,6 +1,7 @@
 """Model folders: their names, packaged models and GGUF files, and LoRA adapters as numbers. No torch model is built in here."""
 
 from cfg_distill.folders.cache import cache_folder
+from cfg_distill.folders.checksums import CHECKSUMS, refuse_damaged, sha256, write_checksums
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
 from cfg_distill.folders.hub import ask_hub
 from cfg_distill.folders.names import (
@@ -25,6 +26,7 @@ from cfg_distill.folders.shards import INDEX, problems_of_index, shards_of
 __all__ = [
     "ADAPTER_CONFIG",
     "ADAPTER_WEIGHTS",
+    "CHECKSUMS",
     "INDEX",
     "PACKAGED",
     "RECIPES",
@@ -43,8 +45,11 @@ __all__ = [
     "problems_of_folder",
     "problems_of_gguf",
     "problems_of_index",
+    "refuse_damaged",
     "resolve",
+    "sha256",
     "shards_of",
     "source",
     "whole_path",
+    "write_checksums",
 ]

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.folders.checksums import refuse_damaged
 from cfg_distill.folders.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 
 PREFIX = "base_model.model."
@@ -119,6 +120,10 @@ class AdapterFolder:
     def _open(self, key: str) -> Any:
         if not self.file.is_file():
             raise ConfigError(Problem(key, f"expected {ADAPTER_WEIGHTS} in `{self.path}`, but it is not there."))
+        try:
+            refuse_damaged(self.file)
+        except ConfigError as error:
+            raise ConfigError(error.under(key)) from error
         try:
             return safe_open(str(self.file), framework="pt")
         except Exception as error:  # safetensors_rust.SafetensorError

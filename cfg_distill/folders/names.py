@@ -7,8 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import read_json
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
@@ -20,9 +18,8 @@ PACKAGE = Path(__file__).parent.parent
 SHIPPED = {name: PACKAGE / "tunes" / "weights" / name for name in ("base", "encoder", "judge")}
 KNOWN: dict[str, Collection[str]] = {"tunes": SHIPPED, "text": PACKAGED}
 RECIPES = PACKAGE / "recipes"
-UNREADABLE = (OSError, ValueError, ImportError, RecursionError, SafetensorError)
-"""The errors of loading a model that is missing, is cut short, or needs a package that is not installed."""
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+_SETTINGS = ("config.json", "generation_config.json", "tokenizer_config.json", "preprocessor_config.json")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
@@ -45,7 +42,11 @@ def from_hub(loader: Any, path: str, kind: str, subject: str = "Model", **settin
         # A model folder is data. Left open, transformers would ask on a terminal whether to run the folder's code.
         code = {"trust_remote_code": False} if loader.__name__.startswith("Auto") else {}
         return loader.from_pretrained(found, **code, **settings)
-    except UNREADABLE as error:
+    except ConfigError:
+        raise
+    except Exception as error:  # any: the files are a stranger's, and transformers calls what they say
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ConfigError(
             f"{subject} `{path}`: expected a model folder or a reachable hub name of {kind}, but transformers could not load"
@@ -173,7 +174,19 @@ def problems_of_folder(path: str) -> list[Problem]:
                 " Export or copy the weights into it, or name another folder.",
             )
         ]
-    return problems_of_index(folder)
+    return _problems_of_json(folder) or problems_of_index(folder)
+
+
+def _problems_of_json(folder: Path) -> list[Problem]:
+    """Which files of settings hold no keys and values: transformers would end in a traceback."""
+    found: list[Problem] = []
+    for file in map(folder.joinpath, _SETTINGS):
+        if file.is_file():
+            try:
+                read_json(file)
+            except ConfigError as error:
+                found += error.problems
+    return found
 
 
 def _problems_of_adapter(path: str, folder: Path) -> list[Problem]:

@@ -44,6 +44,7 @@ def model_type(path: str) -> str:
         if found is not None and found.suffix == ".gguf":
             return ""  # a GGUF file is always a causal LM; do not convert it just to read model_type
         ask_hub(resolve(base))
-        return PreTrainedConfig.get_config_dict(resolve(base))[0].get("model_type", "")
-    except (ConfigError, OSError, ValueError):
+        config: Any = PreTrainedConfig.get_config_dict(resolve(base))[0]
+        return str(config.get("model_type", "")) if isinstance(config, dict) else ""
+    except (ConfigError, OSError, ValueError, RecursionError, AttributeError):  # transformers expects keys and values
         return ""

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import from_hub, resolve
+from cfg_distill.folders import from_hub, refuse_damaged, resolve
 
 _LISTED = 6
 
@@ -87,6 +87,7 @@ def _dtypes_in(path: str) -> dict[str, str]:
     """
     dtypes: dict[str, str] = {}
     for file in sorted(Path(resolve(path)).expanduser().glob("*.safetensors")):
+        refuse_damaged(file)
         try:
             with safe_open(str(file), framework="pt") as opened:
                 dtypes |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no mapping

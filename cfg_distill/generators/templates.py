@@ -53,13 +53,13 @@ def rendered(tokenizer: Any, messages: list[dict[str, str]], subject: str) -> st
         LookupError,
         AttributeError,
     ) as error:
-        raise ConfigError(
-            f"{subject}: the chat template fails: {error}. Mend it, or set `chat_template` to false."
-        ) from error
+        raise _failing(subject, error) from error
     except Exception as error:  # jinja2's TemplateError; its package is no dependency of every install
         if type(error).__module__.partition(".")[0] != "jinja2":
             raise
-        raise ConfigError(f"{subject}: {error}") from error
+        if type(error).__name__ == "TemplateError":  # the template's own words, by `raise_exception`
+            raise ConfigError(f"{subject}: {error}") from error
+        raise _failing(subject, error) from error
     if len(text) > MOST_CHARACTERS:
         raise _beyond(subject, f"makes {len(text):,} characters, where {MOST_CHARACTERS:,} are allowed")
     return text
@@ -70,6 +70,11 @@ def _beyond(subject: str, what: str) -> ConfigError:
         f"{subject}: the chat template {what}. It is a program in the model's folder. Use another model, or set `chat_template`"
         " to false."
     )
+
+
+def _failing(subject: str, error: Exception) -> ConfigError:
+    said = str(error).rstrip(".")
+    return ConfigError(f"{subject}: the chat template fails: {said}. Mend it, or set `chat_template` to false.")
 
 
 def _refuse_powers(template: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cfg_distill.files import CARRIED_KEY, MERGE_FILE, strangers
-from cfg_distill.folders import INDEX
+from cfg_distill.folders import CHECKSUMS, INDEX, sha256, write_checksums
 from cfg_distill.folders.card import write_card
 from cfg_distill.folders.history import of_merge, shown
 
@@ -40,7 +39,7 @@ def carry(source: Path, target: Path) -> None:
     """Copy the files that belong to a model beside its weights, unless they are there already."""
     for pattern in CARRIED:
         for file in source.glob(pattern):
-            if file.is_file() and file.name not in (INDEX, MERGE_FILE) and not (target / file.name).exists():
+            if file.is_file() and file.name not in (INDEX, MERGE_FILE, CHECKSUMS) and not (target / file.name).exists():
                 shutil.copy2(file, target / file.name)
     templates = source / "additional_chat_templates"
     if templates.is_dir():
@@ -71,7 +70,7 @@ def provenance(
 
 
 def record(folder: Path, name: str, table: dict[str, Any], models: Sequence[Source], base: str | None = None) -> None:
-    """Write ``merge.json`` and the model card.
+    """Write the checksums of the weights, ``merge.json`` and the model card.
 
     ``merge.json`` also names carried files of unusual names: the folder can then be replaced as a whole.
 
@@ -82,6 +81,7 @@ def record(folder: Path, name: str, table: dict[str, Any], models: Sequence[Sour
         models: the sources without the start model.
         base: of adapters.
     """
+    write_checksums(folder)
     names = [shown(each.path) for each in models]
     names = [one if names.count(one) == 1 else f"{one} ({number})" for number, one in enumerate(names, start=1)]
     paths = {one: each.path for one, each in zip(names, models, strict=True)}
@@ -89,9 +89,3 @@ def record(folder: Path, name: str, table: dict[str, Any], models: Sequence[Sour
     unusual = strangers(folder)
     table |= {CARRIED_KEY: unusual} if unusual else {}
     (folder / MERGE_FILE).write_text(json.dumps(table, indent=2) + "\n")
-
-
-def sha256(path: Path) -> str:
-    """The digest of a file, read piece by piece."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

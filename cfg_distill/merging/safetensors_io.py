@@ -20,7 +20,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import INDEX, problems_of_index, resolve, shards_of
+from cfg_distill.folders import INDEX, problems_of_index, refuse_damaged, resolve, shards_of
 from cfg_distill.merging.arithmetic import finite, not_averaged
 
 SINGLE = "model.safetensors"
@@ -97,6 +97,7 @@ class FolderWeights:
         return [self.folder / shard for shard in shards_of(self.folder)]
 
     def _read_header(self, file: Path) -> None:
+        refuse_damaged(file)
         try:
             opened = self._handles[file] = safe_open(str(file), framework="pt")
         except Exception as error:  # safetensors_rust.SafetensorError: truncated, or no safetensors at all

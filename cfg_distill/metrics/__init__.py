@@ -30,6 +30,7 @@ from cfg_distill.metrics.lexical import (
 )
 from cfg_distill.metrics.likelihood import LikelihoodMetric, LogProbability, PointwiseMutualInformation, log_likelihood
 from cfg_distill.metrics.model import Entropy, KLToTeacher
+from cfg_distill.metrics.referred import KernelDistance, PromptRetrieval, PseudoDensity
 from cfg_distill.metrics.sound_guards import Noise, SiblingCopies, flatness, is_copy
 from cfg_distill.metrics.substance import Substance, clipped_information
 
@@ -49,6 +50,7 @@ __all__ = [
     "EmptyShare",
     "Entropy",
     "KLToTeacher",
+    "KernelDistance",
     "Length",
     "LikelihoodMetric",
     "LogProbability",
@@ -56,6 +58,8 @@ __all__ = [
     "PairwiseCosineDiversity",
     "PointwiseMutualInformation",
     "PromptAdherence",
+    "PromptRetrieval",
+    "PseudoDensity",
     "Repetition",
     "SampleMetric",
     "SelfBLEUDiversity",

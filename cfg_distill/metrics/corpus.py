@@ -5,23 +5,21 @@ Shapes: P prompts, G samples per prompt, N and R vectors of two sets, D embeddin
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from cfg_distill.audio import Waveform, read_audio
 from cfg_distill.embedders import Embedder
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.metrics.base import EmbeddingMetric
+from cfg_distill.references import Sounds, mean_kernel_within, median_distance
+from cfg_distill.references.kernels import gaussian_kernel, rows_at_once
 from cfg_distill.sampling.samples import Samples
-
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
 
 
 class _AsTheyAre(nn.Module):
@@ -58,11 +56,6 @@ def frechet_distance(vectors: Tensor, reference: Tensor) -> Tensor:
     return metric.compute()
 
 
-_CELLS = 2**24
-"""Kernels that exist at once: 128 MB."""
-_MOST_FOR_BANDWIDTH = 4096
-
-
 def kernel_distance(
     vectors: Tensor, reference: Tensor, bandwidth: float | None = None, within: Tensor | None = None
 ) -> Tensor:
@@ -86,41 +79,8 @@ def kernel_distance(
     sigma = median_distance(reference) if bandwidth is None else bandwidth
     within = mean_kernel_within(reference, sigma) if within is None else within
     x_ND, y_RD = vectors.double(), reference.double()
-    between = sum(_kernels(part_ND, y_RD, sigma).sum() for part_ND in x_ND.split(_rows(y_RD)))
+    between = sum(gaussian_kernel(part_ND, y_RD, sigma).sum() for part_ND in x_ND.split(rows_at_once(y_RD)))
     return mean_kernel_within(x_ND, sigma) + within - 2 * between / (len(x_ND) * len(y_RD))
-
-
-def median_distance(vectors: Tensor) -> float:
-    """The median distance between two of the vectors, ``[R, D]``: the bandwidth of a Gaussian kernel; at least 1e-6.
-
-    More than 4,096 vectors are represented by 4,096 of them, drawn with a fixed seed: pairs grow with the square.
-    """
-    if len(vectors) > _MOST_FOR_BANDWIDTH:
-        drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:_MOST_FOR_BANDWIDTH]
-        vectors = vectors[drawn.to(vectors.device)]
-    # Tensor.median() takes the lower of two middle values.
-    return max(float(torch.pdist(vectors.double()).quantile(0.5)), 1e-6)  # a reference of copies has none
-
-
-def mean_kernel_within(vectors: Tensor, bandwidth: float) -> Tensor:
-    """The mean Gaussian kernel of two different ones of the vectors, ``[R, D]``: a float64 scalar."""
-    y_RD = vectors.double()
-    rows, total = _rows(y_RD), torch.zeros((), dtype=torch.float64, device=vectors.device)
-    for start in range(0, len(y_RD), rows):
-        part_ND, rest_MD = y_RD[start : start + rows], y_RD[start + rows :]
-        own_NN = _kernels(part_ND, part_ND, bandwidth)
-        total += own_NN.sum() - own_NN.trace() + 2 * _kernels(part_ND, rest_MD, bandwidth).sum()
-    return total / (len(y_RD) * (len(y_RD) - 1))
-
-
-def _kernels(a_ND: Tensor, b_MD: Tensor, bandwidth: float) -> Tensor:
-    distance_NM = torch.cdist(a_ND, b_MD, compute_mode="use_mm_for_euclid_dist")
-    return torch.exp(-distance_NM.square() / (2 * bandwidth**2))
-
-
-def _rows(vectors: Tensor) -> int:
-    """How many vectors at once meet all of these."""
-    return max(1, _CELLS // len(vectors))
 
 
 def jackknife(groups: Tensor, reference: Tensor, statistic: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -175,6 +135,7 @@ class CorpusMetric(EmbeddingMetric):
         super().__init__(embedder, **settings)
         self.reference = reference
         self.seconds = seconds
+        self._sounds = Sounds(reference, seconds)
         self._reference_RD: Tensor | None = None
         self.add_state("group", default=torch.tensor(0), dist_reduce_fx="max")
 
@@ -183,30 +144,21 @@ class CorpusMetric(EmbeddingMetric):
         """The distance of ``[N, D]`` from ``[R, D]``, a scalar."""
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        found = super().problems(context)
-        if not 0 < self.seconds < math.inf:
-            found.append(Problem("seconds", f"expected a number above 0, but got {self.seconds}."))
-        if not self._files():
-            text = f"expected a folder with sound files ({', '.join(SOUNDS)}), but `{self.reference}` holds none."
-            found.append(Problem("reference", f"{text} Name a folder of real clips."))
-        return found
-
-    def _files(self) -> list[Path]:
-        return sorted(file for file in Path(self.reference).expanduser().rglob("*") if file.suffix.lower() in SOUNDS)
+        own = [
+            replace(each, key="reference") if each.key == "folder" else each for each in self._sounds.problems(context)
+        ]
+        return super().problems(context) + own
 
     def load(self) -> Self:
         super().load()
         if self._reference_RD is None:
-            parts = []
-            for file in self._files():  # a file at a time: a collection need not fit the memory
-                if clips := _cut(read_audio(file), self.seconds):
-                    parts.append(self._frozen.on(self.device).embed(clips))
-            if sum(map(len, parts)) < 2:
+            vectors_RD = self._sounds.vectors(self._frozen.on(self.device))
+            if len(vectors_RD) < 2:
                 raise ConfigError(
                     f"Metric `{type(self).__name__}`: expected at least two clips of {self.seconds:g} s in"
-                    f" `{self.reference}`, but it holds {sum(map(len, parts))}. Add files, or lower `seconds`."
+                    f" `{self.reference}`, but it holds {len(vectors_RD)}. Add files, or lower `seconds`."
                 )
-            self._reference_RD = torch.cat(parts)
+            self._reference_RD = vectors_RD
         return self
 
     def update(self, samples: Samples) -> None:
@@ -263,9 +215,3 @@ class KAD(CorpusMetric):
             self._of_reference = bandwidth, mean_kernel_within(reference, bandwidth)
         bandwidth, within = self._of_reference
         return 100 * kernel_distance(vectors, reference, bandwidth, within.to(vectors.device))
-
-
-def _cut(waveform: Waveform, seconds: float) -> list[Waveform]:
-    """A file as clips of one length, and its rest when that is at least half as long."""
-    pieces = waveform.samples.split(max(1, round(seconds * waveform.rate)), dim=-1)
-    return [Waveform(piece, waveform.rate) for piece in pieces if 2 * piece.shape[-1] >= seconds * waveform.rate]

@@ -22,6 +22,7 @@ class Bounds:
         high: the highest.
         without_low: whether the lowest is no such number itself.
         also: further numbers, which mean something of their own.
+        alone: whether they are for a number alone: a list of devices holds their places, from 0.
     """
 
     low: float
@@ -29,6 +30,7 @@ class Bounds:
     high: float = math.inf
     without_low: bool = False
     also: tuple[float, ...] = ()
+    alone: bool = False
 
     def holds(self, number: float) -> bool:
         return number in self.also or (
@@ -46,7 +48,7 @@ _SHARE = Bounds(0, "a number in [0, 1)", high=math.nextafter(1, 0))
 TRAINER = {
     "accumulate_grad_batches": _STEPS,
     "check_val_every_n_epoch": _STEPS,
-    "devices": Bounds(1, "at least 1, or -1 for all", also=(-1,)),
+    "devices": Bounds(1, "at least 1, or -1 for all", also=(-1,), alone=True),
     "gradient_clip_val": Bounds(0, "a number of at least 0 (0 clips nothing)"),
     "log_every_n_steps": _WHOLE_FROM_0,
     "max_epochs": _STEPS_OR_NO_LIMIT,
@@ -61,6 +63,12 @@ TRAINER = {
 SEED = Bounds(0, f"a whole number from 0 to {2**32 - 1}", high=2**32 - 1)
 """Of ``seed_everything``: numpy takes no other."""
 _OF_CLASSES: dict[str, dict[str, Bounds]] = {
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint": {
+        "save_top_k": Bounds(0, "0 or more, or -1 for all", also=(-1,)),
+        "every_n_train_steps": _WHOLE_FROM_0,
+        "every_n_epochs": _WHOLE_FROM_0,
+    },
+    "lightning.pytorch.callbacks.early_stopping.EarlyStopping": {"patience": _WHOLE_FROM_0},
     "torch.optim.optimizer.Optimizer": {
         "lr": _ABOVE_0,
         "weight_decay": _FROM_0,
@@ -103,7 +111,7 @@ def wrong_number(value: Any, bounds: Bounds | None = None) -> str:
         ('a finite number', 'a number of at least 0 (0 clips nothing)')
     """
     numbers = list(_numbers(value, text=bounds is not None))
-    if bounds is None:
+    if bounds is None or (bounds.alone and isinstance(value, list)):
         return "" if all(map(math.isfinite, numbers)) else "a finite number"
     return "" if all(math.isfinite(number) and bounds.holds(number) for number in numbers) else bounds.words
 
@@ -127,7 +135,7 @@ def _as_float(value: int) -> float:
     try:
         return float(value)
     except OverflowError:  # a whole number of 400 digits
-        return math.copysign(math.inf, value)
+        return math.inf if value > 0 else -math.inf
 
 
 def _path(cls: type) -> str:

@@ -7,6 +7,7 @@ full path, and returns the recipe without what was wrong, so that the rest can b
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType
@@ -142,7 +143,7 @@ class Walk:
         parser.add_argument("--value", type=expected)
         try:
             meant = parser.parse_object({"value": value}).value  # of an option `.nan`: a number, where it was text
-        except ArgumentError:
+        except (ArgumentError, OverflowError):  # the second: a whole number of 400 digits, as a float
             self._say(path, f"expected {describe(expected)}, but got {value!r}.{_nearest_choice(expected, value)}")
             return False
         return self._is_within(bounds, meant, path)
@@ -159,6 +160,12 @@ class Walk:
         wanted = classes_of(expected)
         if "class_path" not in spec:
             if set(spec) & set(SPEC_KEYS) or inspect.isabstract(wanted[0]) or siblings is not None:
+                misspelled = difflib.get_close_matches(
+                    "class_path", map(str, spec), cutoff=0.8
+                )  # `path` is another key
+                if misspelled:
+                    self.problems.append(unknown_key(f"{path}.{misspelled[0]}", misspelled[0], SPEC_KEYS))
+                    return _DROPPED
                 name = path.rpartition(".")[2]
                 hint = nearest(name, [each for each in siblings or () if each != name])
                 text = f"expected {describe(expected)} by its import path, but it is missing.{hint}"

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, Stopped, problems_of
+from cfg_distill.files import problems_of_place
 from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.checks import Walk, without_echoes
 from cfg_distill.recipe.classes import find_class
@@ -31,11 +32,19 @@ from cfg_distill.recipe.progress import StepLines, StepProgress
 from cfg_distill.recipe.quiet import quieten
 from cfg_distill.recipe.ranks import EndTogether, problems_of_devices
 from cfg_distill.recipe.resolved import Recipe
-from cfg_distill.recipe.runs import RunMark, claimed, last_checkpoint, problems_of_start, requeued, unfinished
+from cfg_distill.recipe.runs import (
+    RunMark,
+    claimed,
+    last_checkpoint,
+    problems_of_start,
+    requeued,
+    resumable,
+    unfinished,
+)
 from cfg_distill.recipe.stopping import Signals, StopAtStepEnd, requeue
 
 _BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
-_PARSING = (ArgumentError, MisconfigurationException)
+_PARSING = (ArgumentError, MisconfigurationException, OverflowError)
 _PRINTED = {"": "", "skip_default": "skip_default", "skip_unset": "skip_unset", "skip_null": "skip_unset"}
 
 
@@ -94,7 +103,8 @@ class NamedTrainer(Trainer):
         Lightning's loop skips it, and with it a validation that is due and what callbacks do at the end.
         """
         found = super()._run_stage()
-        if any(isinstance(each, RunMark) and each.ended_early for each in self.callbacks) and self.fit_loop.done:
+        marks = [each for each in self.callbacks if isinstance(each, RunMark)]  # type: ignore[attr-defined]
+        if any(mark.ended_early for mark in marks) and self.fit_loop.done:
             self.fit_loop.on_run_start()
             self.fit_loop.on_run_end()
         return found
@@ -279,20 +289,21 @@ class CommandLine(LightningCLI):
         resume = settings.get("ckpt_path") == "last"
         recipe = str(self.recipe.files[0]) if self.recipe.files else ""
         note = "" if resume or settings.get("ckpt_path") else unfinished(root)
+        earlier = resumable(root) if resume else None
+        checkpoint = settings.get("ckpt_path") if earlier is None else last_checkpoint(earlier)
+        self._refuse_another_start(checkpoint, recipe)
         with claimed(root, resume, recipe) as version:
-            logger = TensorBoardLogger(root, name="", version=version)
-            checkpoint = last_checkpoint(Path(logger.log_dir)) if resume else None
-            self._refuse_another_start(checkpoint or settings.get("ckpt_path"), recipe)
-            self.trainer.logger = logger
+            self.trainer.logger = logger = TensorBoardLogger(root, name="", version=version)
             self.mark.folder = Path(logger.log_dir)
             if note and is_first():
                 print(f"Note: {note} This run begins anew; with `--ckpt_path last` that one goes on.", file=sys.stderr)
             yield
 
     def _refuse_another_start(self, checkpoint: str | Path | None, recipe: str) -> None:
-        if checkpoint not in (None, "last") and isinstance(self.model, Distillation):
-            if problems := problems_of_start(self.model.generator_spec, Path(checkpoint), recipe):
-                raise ConfigError(problems)
+        if checkpoint in (None, "last") or not isinstance(self.model, Distillation):
+            return
+        if problems := problems_of_start(self.model.generator_spec, Path(checkpoint), recipe):
+            raise ConfigError(problems)
 
     def _say_what_runs(self) -> None:
         for note in self.recipe.notes:
@@ -314,7 +325,10 @@ class CommandLine(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         if config.get("accelerator") == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
-        config["default_root_dir"] = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
+        root = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
+        config["default_root_dir"] = root
+        if found := problems_of_place(root):
+            raise ConfigError([Problem("/trainer.default_root_dir", each.text) for each in found])
         self._logs = config.get("logger") in (None, True) and not config.get("fast_dev_run")
         if self._logs:
             config["logger"] = False  # until the run has its folder
@@ -331,7 +345,7 @@ class CommandLine(LightningCLI):
             config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
         shown = [] if any(isinstance(one, ProgressBar) for one in own) else _progress(config)
         trainer = super()._instantiate_trainer(config, [*callbacks, self.mark, *shown])
-        trainer.callbacks.append(self.stopping)  # Lightning's order has no place behind the callbacks that save
+        trainer.callbacks.append(self.stopping)  # type: ignore[attr-defined]  # Lightning's order has no place behind the callbacks that save
         return trainer
 
 
@@ -368,7 +382,7 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> Comman
 
 
 def _problems_of_ckpt_path(given: Any) -> list[Problem]:
-    """Why no run can go on from what ``--ckpt_path`` names. Lightning's ``best`` and ``hpc`` need a run in this process or SLURM."""
+    """Why no run can go on from what ``--ckpt_path`` names. Lightning's ``best`` means a run of this process: there is none."""
     if given in (None, "last") or (given and Path(given).exists()):
         return []
     found = "`` (nothing)" if not given else f"`{given}`, which does not exist"
@@ -424,7 +438,10 @@ def _problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
 def _from_lightning(error: BaseException) -> bool:
     """Whether Lightning itself raised it: then a setting of the trainer is wrong, not our code."""
     place = traceback.extract_tb(error.__traceback__)[-1].filename
-    return isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in place
+    if isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in place:
+        return True
+    # Of a callback that may stand in a dict or in a list, jsonargparse raises an error of its own for both.
+    return error.__context__ is not None and _from_lightning(error.__context__)
 
 
 def _shortened(message: str) -> str:

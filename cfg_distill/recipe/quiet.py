@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 
-
 LOUD = "CFG_DISTILL_VERBOSE"
 """The variable of the environment that ``fit --verbose`` sets, for the other processes of a run too."""
 

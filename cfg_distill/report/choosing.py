@@ -40,7 +40,8 @@ def choose_study(
         ConfigError: the results cannot be read, or all problems of the arguments; nothing is written.
     """
     results = read_results(study)
-    problems = [] if out is None else _problems_of_copy(Path(out).expanduser(), results.folder)
+    out = None if out is None else Path(out).expanduser()
+    problems = [] if out is None else _problems_of_copy(out, results.folder)
     rule = results.rule()
     if margin is not None:
         rule = replace(rule, margin=margin)

@@ -20,6 +20,7 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.system import System
 from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file
+from cfg_distill.report.sounds import SUFFIXES
 from cfg_distill.study.config import Study, study_of
 from cfg_distill.study.record import begun_with, digest
 
@@ -143,17 +144,18 @@ def written_clips(finished: Finished, systems: Sequence[str], prompts: Sequence[
         for place, prompt in enumerate(prompts):
             for number in range(group):
                 stem = folder / stem_of(place + 1, prompt, number + 1)
-                clip = _written(stem.with_name(f"{stem.name}.wav"), stem.with_name(f"{stem.name}.txt"), prompt)
+                clip = _written(stem, prompt)
                 if clip is None:
                     return None
                 clips[system, place, number] = clip
     return clips
 
 
-def _written(sound: Path, text: Path, prompt: str) -> Clip | None:
-    if sound.is_file():
-        return None if _was_turned_down(sound) else Clip(sound)
-    head = f"{prompt}\n\n"
+def _written(stem: Path, prompt: str) -> Clip | None:
+    sounds = [file for suffix in SUFFIXES if (file := stem.with_name(f"{stem.name}{suffix}")).is_file()]
+    if sounds:  # one that loses something is no sample of the model
+        return None if sounds[0].suffix == ".ogg" or _was_turned_down(sounds[0]) else Clip(sounds[0])
+    text, head = stem.with_name(f"{stem.name}.txt"), f"{prompt}\n\n"
     content = text.read_text(encoding="utf-8") if text.is_file() else ""
     return Clip(text=content.removeprefix(head).removesuffix("\n")) if content.startswith(head) else None
 

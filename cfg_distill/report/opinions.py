@@ -25,6 +25,7 @@ from cfg_distill.report.rating_statistics import (
     win_interval,
 )
 from cfg_distill.report.ratings import EQUAL, SCALES, SCORES, Key, Rater, read_ratings
+from cfg_distill.report.results import changing_front
 
 FORMAT, VERSION = "cfg-distill opinions", 1
 FILES = ("ratings.json", "ratings.txt")
@@ -62,7 +63,7 @@ def summarise(
     for file, text in zip(written, (json.dumps(opinions, indent=1, allow_nan=False), table), strict=True):
         write_text(file, text + "\n")
     if add_to_front:
-        _add_to_front(front, opinions)
+        add_opinions_to_front(front, opinions)
         written.append(front)
     return table, written
 
@@ -316,7 +317,7 @@ def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
 # front.json
 
 
-def _add_to_front(file: Path, opinions: Mapping[str, Any]) -> None:
+def add_opinions_to_front(file: Path, opinions: Mapping[str, Any]) -> None:
     """Add the mean opinions to the systems in front.json, under ``opinion``; an older one is replaced."""
     front = json.loads(file.read_text(encoding="utf-8"))
     for system in front["systems"]:
@@ -326,4 +327,5 @@ def _add_to_front(file: Path, opinions: Mapping[str, Any]) -> None:
             found["variety"] = {part: compared[part] for part in ("mean", "low", "high")}
         if found:
             system["opinion"] = found | {"page": opinions["page"], "raters": len(opinions["raters"])}
-    write_text(file, json.dumps(front, indent=1) + "\n")
+    with changing_front(file.parent, front):
+        pass  # the picture shows no opinions

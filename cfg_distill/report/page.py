@@ -204,6 +204,7 @@ class _Page:
         wanted = [self.chosen, self.guided, claims.get("start")]
         shown = _known(wanted, known)
         wanted += [*ends, *(stops if len(stops) <= MOST_SYSTEMS else []), claims.get("merge")]
+        wanted += [point["name"] for point in self.points if point["kind"] == "real"]
         wanted += known if len(known) <= MOST_SYSTEMS else []
         named = _known(wanted, known)
         captions = {
@@ -248,6 +249,8 @@ class _Page:
             value = (point["quality"] | point["diversity"]).get(metric)
             if value:
                 lines.append(f"{formats.words(metric)} {value['mean']:.3f} {formats.interval(value)}")
+        if point["kind"] in ROWS:
+            return "\n".join([*lines, f"{point['samples']} for each of {point['prompts']} prompts, drawn by no system"])
         cost = f"{point['relative_cost']:g} {'pass' if point['relative_cost'] == 1 else 'passes'} per token"
         lines.append(f"{cost}, {formats.seconds(point['seconds'])} s per sample" if point.get("seconds") else cost)
         return "\n".join(lines)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem, nearest
 from cfg_distill.evaluation.choice import Candidate, Choice, Rule, choose, default_rule
+from cfg_distill.evaluation.front import ROWS
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System, read_rows
 from cfg_distill.files import read_yaml, write_text
@@ -122,16 +124,9 @@ class Results:
     def keep(self, choice: Choice) -> None:
         """Write the choice into front.json, and mark it in front.png. The study's step that made the files stays done."""
         self.front["choice"] = choice.entry()
-        with amended(self.folder, "front", self._outputs_of_front()):
-            write_text(self.folder / FRONT, json.dumps(self.front, indent=1) + "\n")
+        with changing_front(self.folder, self.front):
             if choice.nearest is not None:
                 self._draw(choice.nearest, choice.guided)
-
-    def _outputs_of_front(self) -> list[Path]:
-        """The files that the last step of a study makes, in its order: those of several training seeds are pooled."""
-        pooled = [name for name in self.systems if (self.folder / "systems" / name).is_dir()]
-        made = [self.folder / name for name in (FRONT, "front.png", "table.txt")]
-        return made + [self.folder / "systems" / f"{name}.json" for name in pooled]
 
     def _draw(self, shown: Candidate, guided: System) -> None:
         """The picture again, with the recommended point in its title."""
@@ -233,6 +228,22 @@ def read_results(path: str | Path) -> Results:
     )
 
 
+@contextmanager
+def changing_front(folder: Path, front: Mapping[str, Any]) -> Iterator[None]:
+    """Write front.json, and let the block change the picture. The study's step that made the files stays done.
+
+    Args:
+        folder: of the results.
+        front: the new content; its systems are those of the study.
+    """
+    pooled = [point["name"] for point in front["systems"] if (folder / "systems" / point["name"]).is_dir()]
+    # The files of the step in its order: those of several training seeds are pooled.
+    made = [folder / name for name in (FRONT, "front.png", "table.txt")]
+    with amended(folder, "front", made + [folder / "systems" / f"{name}.json" for name in pooled]):
+        write_text(folder / FRONT, json.dumps(front, indent=1) + "\n")
+        yield
+
+
 def problems_of_prompts(one: Results, other: Results) -> list[Problem]:
     """Why two results cannot be compared: they have other prompts."""
     prompts = [next(iter(each.systems.values())).prompts for each in (one, other)]
@@ -267,6 +278,16 @@ def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[st
     if missing and not problems:
         text = f"expected the values of every system in `{folder / 'systems'}`, but {_listed(missing)} is missing."
         problems.append(Problem("study", f"{text} Run the study again: it evaluates what is missing."))
+    first = next((system for system, _ in found.values() if system.kind not in ROWS), None)
+    problems += [
+        Problem(
+            "study",
+            f"`{folder / 'systems' / stem}.json` has other prompts than `{first.name}`: it is of another study. Remove it, and"
+            " run the study again: it evaluates that system anew.",
+        )
+        for system, stem in found.values()
+        if first is not None and system.kind not in ROWS and system.prompts != first.prompts
+    ]
     for name, (system, _) in found.items():
         system.knob = knobs.get(name)
     return {name: found[name] for name in knobs if name in found}, problems
@@ -284,6 +305,11 @@ def _read(file: Path) -> dict[str, Any]:
         raise ConfigError(
             f"File `{file}`: expected JSON, but it cannot be read: {error}. Run the study again."
         ) from error
+    if isinstance(content, dict):
+        parts = {"name", "kind", "quality", "diversity", "guards"}
+        if any(not isinstance(each, dict) or parts - each.keys() for each in content.get("systems") or []):
+            text = f"File `{file}`: expected systems with {', '.join(sorted(parts))}, but one lacks some. It is damaged, or of"
+            raise ConfigError(f"{text} another version. Remove it, and run the study again: it is made anew.")
     if not isinstance(content, dict) or not content.get("systems"):
         raise ConfigError(f"File `{file}`: expected systems, but it has none. Is it a file of cfg-distill?")
     return content

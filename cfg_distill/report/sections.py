@@ -84,7 +84,7 @@ def tables(results: Results, chosen: str | None) -> list[dict[str, Any]]:
             marked = axis != "guard" and is_system
             rows[is_system].append(
                 {
-                    "name": point["name"],
+                    "name": point["name"] if is_system else point["name"].removeprefix(f"{point['kind']}: "),
                     "look": point["kind"],
                     "chosen": point["name"] == chosen,
                     "passes": f"{point['relative_cost']:g}" if is_system else "",

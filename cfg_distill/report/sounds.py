@@ -16,6 +16,8 @@ from urllib.parse import quote
 from cfg_distill.evaluation.system import System
 from cfg_distill.files import staged_folder
 
+SUFFIXES = (".flac", ".wav", ".ogg")
+"""Of written sound."""
 SECONDS = 20.0
 """The longest clip on the page; the files of the study hold the whole sample."""
 _FADE = 0.5
@@ -67,7 +69,7 @@ def samples_of(folder: Path, system: System, prompts: int) -> list[Sample]:
         content = (
             file.read_text(encoding="utf-8", errors="replace").removeprefix(f"{system.prompts[place]}\n\n").rstrip("\n")
         )
-        sound = next((path for path in (file.with_suffix(".wav"), file.with_suffix(".ogg")) if path.is_file()), None)
+        sound = next((path for suffix in SUFFIXES if (path := file.with_suffix(suffix)).is_file()), None)
         score = file.with_suffix(".abc")
         if score.is_file():
             content = score.read_text(encoding="utf-8", errors="replace").rstrip("\n")

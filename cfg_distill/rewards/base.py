@@ -32,7 +32,13 @@ class Reward(nn.Module, ABC):
     """A function of a group of samples of one prompt.
 
     A frozen judge belongs into :class:`~cfg_distill.generators.frozen.Frozen`: out of checkpoints, and always in eval mode.
+
+    Attributes:
+        is_factor: whether its values may be factors of a product (``Mixed`` with ``mode: multiplicative``), where a value
+            below 0 counts as 0: not those of a logarithm, say.
     """
+
+    is_factor = True
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings for the group size of the context, found without loading weights."""
@@ -51,13 +57,18 @@ class Reward(nn.Module, ABC):
 
         They are counted, and drawn again where ``model.redraw`` says so.
         """
-        found = torch.tensor([is_empty(output) for output in samples.outputs], dtype=torch.bool)
-        return found.view(len(samples.prompts), samples.group)
+        return empty(samples)
 
 
 def group_of(context: Context | int) -> int | None:
     """G, samples per prompt, of a context; None where nobody has said. Rewards of 0.1 passed G itself."""
     return context if isinstance(context, int) else context.samples
+
+
+def empty(samples: Samples) -> Tensor:
+    """Which samples are empty (:func:`~cfg_distill.embedders.is_empty`), ``[B, G]``."""
+    found = torch.tensor([is_empty(output) for output in samples.outputs], dtype=torch.bool)
+    return found.view(len(samples.prompts), samples.group)
 
 
 def degenerate_of(embedder: Embedder, samples: Samples) -> Tensor:

@@ -41,9 +41,9 @@ def values_of(
 
     Args:
         reward: whose method it is.
-        method: from samples to ``[B, G]`` or ``[B, G, G]``.
+        method: from samples to ``[B, G]``, ``[B, G, G]`` or ``[B, S]``.
         samples: the groups.
-        letters: of that shape.
+        letters: of that shape; S is 1 + G, a group and each of its samples left out.
         by_sample: whether a sample's value is the same without its siblings. It decides how closely a failure is located.
 
     Raises:
@@ -56,7 +56,7 @@ def values_of(
         raise
     except Exception as error:
         raise PartError(type(reward).__name__, outputs=_failing(method, samples, by_sample, error)) from error
-    sizes = {"B": len(samples.prompts), "G": samples.group}
+    sizes = {"B": len(samples.prompts), "G": samples.group, "S": samples.group + 1}
     refuse_other(f"`{method.__name__}` of {type(reward).__name__}", values, sizes, letters)
     return values
 

@@ -106,6 +106,10 @@ class Mixed(Reward):
                     " gradient of the product needs to know its parts. Use `mode: additive`.",
                 )
             )
+        elif not reward.is_factor:
+            name_of = type(reward).__name__
+            text = f"expected values above 0 when multiplicative, but {name_of} has values below, which count as 0."
+            found.append(Problem(f"rewards.{name}", f"{text} Use `mode: additive`."))
         if isinstance(reward, PairwiseReward) and group == 2:
             found.append(
                 Problem(

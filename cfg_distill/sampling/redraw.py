@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cfg_distill.generators import PromptLike
 from cfg_distill.sampling.rollout import Rollout
 from cfg_distill.sampling.samples import Samples
 
@@ -17,7 +16,7 @@ from cfg_distill.sampling.samples import Samples
 def redrawn(
     samples: Samples,
     degenerate: Callable[[Samples], Tensor],
-    draw: Callable[[Sequence[PromptLike], int], Samples],
+    draw: Callable[[Sequence[int], int], Samples],
     attempts: int,
     pad_token: int,
 ) -> tuple[Samples, Tensor, int]:
@@ -34,7 +33,7 @@ def redrawn(
     Args:
         samples: B groups.
         degenerate: which samples of such groups are degenerate, ``[B, G]``.
-        draw: new groups of some prompts, for the number of the attempt, from 1.
+        draw: new groups of the prompts with some numbers in the batch, for the number of the attempt, from 1.
         attempts: n.
         pad_token: what stands behind the end of a sample.
 
@@ -47,7 +46,7 @@ def redrawn(
         (of_prompt_P,) = degenerate_BG.any(1).nonzero(as_tuple=True)
         if not len(of_prompt_P):
             break
-        again = draw([samples.asked[b] for b in of_prompt_P.tolist()], attempt)
+        again = draw(of_prompt_P.tolist(), attempt)
         taken_BG = torch.zeros_like(degenerate_BG)
         taken_BG[of_prompt_P] = degenerate_BG[of_prompt_P] & ~degenerate(again).cpu()
         samples = _replaced(samples, again, of_prompt_P, taken_BG, pad_token)

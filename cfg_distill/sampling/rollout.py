@@ -15,6 +15,7 @@ from cfg_distill.generators.base import Predictor
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.generators.linear import packed
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
+from cfg_distill.sampling.seeds import Seeds
 
 MIN_PACKED = 16
 """Positions from which a rollout pays for laying out the weights."""
@@ -54,19 +55,21 @@ def rollout(
     prompts: Sequence[PromptLike],
     sampling: Sampling,
     guidance: Guidance | None = None,
-    seed: int = 0,
+    seed: int | Seeds = 0,
 ) -> Rollout:
     """Draw G samples of each prompt, on the generator's device, in eval mode: dropout would change the distribution.
 
-    The same seed, prompts and weights give the same samples; nothing depends on the global random state. Afterwards each
-    part of the generator is in the mode that it was in.
+    The same seed, prompts and weights give the same samples; nothing depends on the global random state. The random numbers of
+    a sample depend on the seed, the place of its prompt and its number in the group (:class:`~cfg_distill.sampling.Seeds`).
+    Afterwards each part of the generator is in the mode that it was in.
 
     Args:
         generator: the loaded generator.
         prompts: B prompts.
         sampling: G, T, temperature, filters.
         guidance: samples under guidance (two rows per sample) when given and active.
-        seed: of the random numbers of this rollout.
+        seed: of the random numbers of this rollout; :class:`~cfg_distill.sampling.Seeds` where the prompts are part of a larger
+            batch.
 
     Raises:
         ConfigError: see :func:`problems_of_lengths`; the model predicts NaN.
@@ -77,7 +80,9 @@ def rollout(
     # The weights are laid out once per rollout: a few steps do not pay for it.
     pack = sampling.pack_weights and sampling.max_new_tokens >= MIN_PACKED
     with in_eval_mode(generator), packed(generator.model) if pack else nullcontext():
-        tokens_NKT, mask_NKT, log_probs_NKT = _decode(predictor, prompts, sampling, seed, generator.device)
+        tokens_NKT, mask_NKT, log_probs_NKT = _decode(
+            predictor, prompts, sampling, Seeds.of(seed, len(prompts)), generator.device
+        )
     if not log_probs_NKT.isfinite().all():  # once per rollout: a look at every position would wait for the accelerator
         raise ConfigError(
             "The model diverged: its predictions are NaN or infinite. Use an earlier checkpoint of it, or train it again at a"
@@ -100,11 +105,12 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _decode(
-    predictor: Predictor, prompts: Sequence[PromptLike], sampling: Sampling, seed: int, device: torch.device
+    predictor: Predictor, prompts: Sequence[PromptLike], sampling: Sampling, seeds: Seeds, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
-    random = torch.Generator(device).manual_seed(seed)
     num_rows, num_frames = len(prompts) * sampling.samples, sampling.max_new_tokens
     shape = (num_rows, len(predictor.delays), num_frames + max(predictor.delays))
+    # All numbers at once: the draws of a row do not depend on which other rows have finished.
+    uniform_NKT = seeds.uniform_NKT(sampling.samples, *shape[1:]).to(device)
     tokens_NKT = torch.full(shape, predictor.pad_token, device=device)
     mask_NKT = torch.zeros(shape, dtype=torch.bool, device=device)
     log_probs_NKT = torch.zeros(shape, dtype=torch.float32, device=device)
@@ -116,10 +122,8 @@ def _decode(
     state, next_one = predictor.prefill(prompts, sampling.samples)
     for position in range(shape[-1]):
         exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M])
-        # Numbers for all rows, so that the draws of a row do not depend on which other rows have finished.
-        uniform_NK = torch.rand(shape[:2], dtype=torch.float64, device=device, generator=random)
         probs_MKV = sampling.probs(next_one.whole()[:, :, 0])
-        drawn_MK = draw_tokens(probs_MKV, uniform_NK[rows_M])
+        drawn_MK = draw_tokens(probs_MKV, uniform_NKT[rows_M, :, position])
         picked_MK = probs_MKV.gather(-1, drawn_MK.unsqueeze(-1)).squeeze(-1).log()
         tokens_MK = torch.where(exists_MK, drawn_MK, predictor.pad_token)
         tokens_NKT[rows_M, :, position] = tokens_MK

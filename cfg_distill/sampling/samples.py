@@ -9,6 +9,7 @@ from typing import Any
 from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.rollout import Rollout, rollout
+from cfg_distill.sampling.seeds import Seeds
 
 
 @dataclass
@@ -51,7 +52,7 @@ def draw(
     prompts: Sequence[PromptLike],
     sampling: Sampling,
     guidance: Guidance | None = None,
-    seed: int = 0,
+    seed: int | Seeds = 0,
 ) -> Samples:
     """Roll out and decode. Arguments: see :func:`cfg_distill.sampling.rollout`."""
     return decoded(generator, prompts, rollout(generator, prompts, sampling, guidance, seed))

@@ -15,7 +15,7 @@ from cfg_distill.evaluation.compare import Height, missing
 from cfg_distill.evaluation.front import KINDS
 from cfg_distill.evaluation.guards import Guard, Verdict, guards_of
 from cfg_distill.evaluation.headline import Headline
-from cfg_distill.evaluation.intervals import Interval
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Interval
 from cfg_distill.study.parts import Claims
 
 
@@ -138,6 +138,18 @@ class _Court:
         )
 
     @property
+    def _open(self) -> list[Part]:
+        """What leaves every claim open: quality and diversity can be bought where nobody guards them, and few prompts decide
+        nothing."""
+        prompts, found = len(self.start.prompts), []
+        if not self.guards:
+            found.append(Part("no guards are named, so a degenerate student could hold: name some", "undecided"))
+        if prompts < LEAST_PROMPTS:
+            text = f"{prompts} prompts are fewer than the {LEAST_PROMPTS} that an interval needs"
+            found.append(Part(text, "undecided"))
+        return found
+
+    @property
     def _as_diverse(self) -> list[Part]:
         """A system of little diversity must not count as above a front that ends before its quality."""
         return [self._difference(self.merge, self.guided, "diversity", self.headline.diversity)]
@@ -212,12 +224,14 @@ class _Court:
 
     def _claim(self, name: str, claim: str, parts: Sequence[Part], guarded: System) -> dict[str, Any]:
         guards = [self._guard(guard, guarded) for guard in self.guards]
+        parts = [*parts, *self._open]
         evidence = [part.text for part in parts]
-        evidence += [f"guard {each['text']}: {each['verdict']}" for each in guards] or ["no guards are named"]
+        evidence += [f"guard {each['text']}: {each['verdict']}" for each in guards]
+        verdict = all_of(*(part.verdict for part in parts), *(each["verdict"] for each in guards))
         return {
             "name": name,
             "claim": claim,
-            "verdict": all_of(*(part.verdict for part in parts), *(each["verdict"] for each in guards)),
+            "verdict": "undecided" if len(self.start.prompts) < LEAST_PROMPTS else verdict,
             "evidence": "; ".join(evidence),
             "parts": [part.entry() for part in parts],
             "guards": guards,
@@ -225,6 +239,10 @@ class _Court:
 
     def _guard(self, guard: Guard, system: System) -> dict[str, Any]:
         entry: dict[str, Any] = {"system": system.name, "metric": guard.metric, "bound": str(guard)}
+        unguarded = [each.name for each in (system, self.start) if guard.metric not in each.values]
+        if unguarded:
+            text = f"{guard} of {system.name}: {' and '.join(unguarded)} was evaluated without {guard.metric}"
+            return entry | {"verdict": "undecided", "value": None, "text": text}
         try:
             value, excess = system.interval(guard.metric), guard.excess(system, self.start)
         except ValueError as error:

@@ -220,7 +220,7 @@ class Evaluate:
         given = self.evaluation
         metrics = loaded_metrics(given.metrics)
         generator = open_generator(self.system.model, dtype=self.system.dtype or given.dtype).load().to(device())
-        writer = Writer(generator, Path(self.samples_folder), given.written, given.written_samples)
+        writer = Writer(generator, Path(self.samples_folder), given.written, given.written_samples, audio=given.audio)
         system = evaluate(
             generator,
             read_prompts(given.sampled, given.field),

@@ -164,6 +164,7 @@ class Evaluation:
         ladder: whose real and degenerate samples are rows of the table, so that the range of each metric shows: ``tunes``,
             ``text``, ``sound`` or the class path of a ladder; ``model`` for the one that the folder of the first baseline
             names, if it names one; ``none`` for no such rows.
+        audio: the form of written sound: ``flac`` loses nothing, ``ogg`` is smallest; WAV where the audio extra is missing.
         written: prompts of which samples are written to be read and heard.
         written_samples: samples of each such prompt that are written.
         dtype: of the weights of every system that names none; a recipe's dtype is for training alone.
@@ -188,6 +189,7 @@ class Evaluation:
     stage: Stage = "report"
     timing: list[int] = dataclasses.field(default_factory=lambda: [1, 4, 32])
     ladder: str = "model"
+    audio: Literal["wav", "flac", "ogg"] = "flac"
 
     @property
     def sampled(self) -> str:

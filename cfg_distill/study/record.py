@@ -46,6 +46,7 @@ FREE = (
     "study.parallel",
     "study.evaluation.timing",
     "study.evaluation.ladder",
+    "study.evaluation.audio",
     "study.claims.temperature",
 )
 """Keys that may differ, since they change no result of a system. The last one is of an earlier version."""

@@ -34,8 +34,10 @@ LOCK_SECONDS = 60.0
 """How long to wait for the fits of a killed study to notice that it is gone."""
 
 
-def run_study(path: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
-    """Run a study file, or go on with it; print progress, then the table.
+def run_steps(path: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
+    """Run the steps of a study, or go on with them; print progress, then the table.
+
+    :func:`cfg_distill.report.run_study` also writes the choice and the page.
 
     Args:
         path: the study file.

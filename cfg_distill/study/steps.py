@@ -203,8 +203,8 @@ NEW_OPEN = ("top_k", "top_p", "min_p", "prompt")
 def _deciding(study: Study) -> dict[str, Any]:
     """The settings of the evaluation that decide the values of a system."""
     settings = asdict(study.evaluation) | {"prompts": study.evaluation.sampled}
-    # These decide what is shown, or which prompts are sampled.
-    for key in ("headline", "timing", "ladder", "development", "stage"):
+    # These decide what is shown and written, or which prompts are sampled.
+    for key in ("headline", "timing", "ladder", "audio", "development", "stage"):
         settings.pop(key)
     if not settings["min_p"]:
         settings.pop("min_p")

@@ -100,12 +100,14 @@ class Understanding:
         key: tonic such as "D", "Bb" or "F#"; used when rendering, not seen by the model. None: not said.
         tempo: factor on the usual tempo of the rhythm, from words such as "lively" and "slow"; for rendering.
         unknown_words: words that meant nothing and are not mere filler.
+        contradicting: words that say something else than words before them, which count.
     """
 
     slots: dict[str, str]
     key: str | None = None
     tempo: float = 1.0
     unknown_words: tuple[str, ...] = ()
+    contradicting: tuple[str, ...] = ()
 
 
 def words_of(text: str) -> list[str]:
@@ -135,11 +137,14 @@ def understand(prompt: str | None) -> Understanding:
     implied: dict[str, str] = {}
     tempo = 1.0
     unknown: list[str] = []
+    contradicting: list[str] = []
     position = 0
     while position < len(words):
         for length in range(_LONGEST, 0, -1):
             keyword = TABLE.get(" ".join(words[position : position + length]))
             if keyword is not None and position + length <= len(words):
+                if any(said.get(slot, value) != value for slot, value in keyword.says.items()):
+                    contradicting.append(" ".join(words[position : position + length]))
                 said = {**keyword.says, **said}
                 implied = {**keyword.implies, **implied}
                 tempo *= keyword.tempo
@@ -152,7 +157,7 @@ def understand(prompt: str | None) -> Understanding:
     slots = {slot: said.get(slot, implied.get(slot, NULL)) for slot in SLOTS}
     if (prompt or "").strip() and all(value == NULL for value in slots.values()):
         raise ConfigError(nothing_understood(prompt or ""))
-    return Understanding(slots, key_of(words), min(max(tempo, 0.6), 1.4), tuple(unknown))
+    return Understanding(slots, key_of(words), min(max(tempo, 0.6), 1.4), tuple(unknown), tuple(contradicting))
 
 
 def problems_of_prompts(prompts: Iterable[str]) -> list[Problem]:

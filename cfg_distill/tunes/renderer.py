@@ -24,12 +24,18 @@ class TuneRenderer(Renderer):
         return problems_of_prompts(prompts)
 
     def remarks(self, prompts: Sequence[str]) -> list[str]:
-        unknown = {prompt: ", ".join(f"`{word}`" for word in understand(prompt).unknown_words) for prompt in prompts}
-        return [
-            f"Prompt {prompt!r}: {words} not understood; what is: {UNDERSTOOD}."
-            for prompt, words in unknown.items()
-            if words
-        ]
+        found = []
+        for prompt in dict.fromkeys(prompts):
+            meaning = understand(prompt)
+            if meaning.unknown_words:
+                found.append(
+                    f"Prompt {prompt!r}: {_quoted(meaning.unknown_words)} not understood; what is: {UNDERSTOOD}."
+                )
+            if meaning.contradicting:
+                found.append(
+                    f"Prompt {prompt!r}: {_quoted(meaning.contradicting)} left out, since words before say otherwise."
+                )
+        return found
 
     def text(self, sample: Any, prompt: str) -> str:
         return to_abc(setting_of(sample, understand(prompt)), prompt).rstrip()
@@ -37,6 +43,10 @@ class TuneRenderer(Renderer):
     def write(self, sample: Any, prompt: str, folder: Path, stem: str) -> str:
         render(sample, folder, stem, prompt)
         return ""
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return ", ".join(f"`{word}`" for word in words)
 
 
 def profile_of_older_folder(path: str) -> Profile | None:

@@ -73,7 +73,7 @@ def test_it_warns_once_with_the_numbers_and_again_after_a_recovery(tiny_model: s
     assert len(texts) == 1 and guard._collapsed == []
     assert texts[0].startswith("Collapse at step 4, over 2 batches: the entropy of the samples is ")
     assert "nats per token, below" in texts[0] and "0.25 of its first value" in texts[0]
-    assert "the mean reward of the samples is 0, below" in texts[0]
+    assert "; the mean reward of the samples is 0." in texts[0] and "0.5 of its first value" in texts[0]
     with pytest.warns(UserWarning, match="Collapse at step 9"):
         guard._judge(9, {"entropy": 0.0})
     guard._judge(10, {"entropy": 0.0})  # a warning would be an error here

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -60,8 +61,9 @@ def test_states_go_round_and_load_with_weights_only(tmp_path: Path) -> None:
 def test_another_number_of_processes_is_said(tmp_path: Path) -> None:
     callback = ExactResume()
     callback.load_state_dict({"processes": [random_states(), random_states()]})
-    with pytest.warns(UserWarning, match="random states of 2 processes, this run has 1"):
+    with patch("cfg_distill.callbacks.exact_resume.rank_zero_info") as said:
         callback.on_train_start(trainer([callback]), noisy_student(tiny_folder(tmp_path / "model"))[0])
+    assert said.call_args.args[0].startswith("Going on with 1 process, where 2 began. Kept: weights,")
 
 
 def test_validation_leaves_the_generators_as_it_found_them(tmp_path: Path) -> None:

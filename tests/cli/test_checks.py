@@ -123,6 +123,11 @@ def test_a_misspelled_name_of_a_part_is_told_its_neighbour() -> None:
     assert list(left["parts"]) == ["alpha"]
 
 
+def test_a_misspelled_class_path_is_named() -> None:
+    problems, _ = walked(GOOD | {"parts": {"alpha": {"clas_path": path(Big)}, "beta": {"class_path": path(Big)}}})
+    assert problems == ["Key `model.parts.alpha.clas_path`: no such key. Did you mean `class_path`?"]
+
+
 def make_big() -> Big:
     return Big()
 

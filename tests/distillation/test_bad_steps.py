@@ -6,107 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from tiny_fits import Recorder, batches, every_step, same, snapshot, student_of, trainer
+from faulty import Bigrams, Counts, SickGradient, SickKL, module_with
+from tiny_fits import Recorder, batches, every_step, same, snapshot, trainer
 
-from cfg_distill import CFGDistillation
 from cfg_distill.callbacks import StudentEMA
 from cfg_distill.distillation.bad_steps import MOST_FILES
-from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
-from cfg_distill.losses import CellTerm, LossInputs, PolicyGradient, ReverseKL
-from cfg_distill.rewards import PairwiseDiversity
-from cfg_distill.sampling.samples import Samples
 
 SKIPPED = r"Step {} is skipped, and no weight moves: {}.* Prompts and samples: .*step-{:06d}-rank-0.json"
-
-
-class Bigrams(PairwiseDiversity):
-    """A reward with a running mean, which reads every batch; broken in some of them.
-
-    Args:
-        broken: numbers of the calls that go wrong.
-        what: goes wrong: ``reward`` or ``embedding``.
-        value: what stands there then.
-    """
-
-    def __init__(self, broken: Any = (), what: str = "reward", value: float = torch.nan) -> None:
-        super().__init__(Sick(broken, value) if what == "embedding" else NGramCounts(), baseline="running_mean")
-        self.broken = broken if what == "reward" else ()
-        self.value = value
-        self.calls = 0
-
-    def pairs(self, samples: Samples) -> torch.Tensor:
-        pairs_BGG = super().pairs(samples)
-        self.calls += 1
-        if self.calls - 1 in self.broken:
-            pairs_BGG[0, 0, 1] = pairs_BGG[0, 1, 0] = self.value
-        return pairs_BGG
-
-
-class Sick(NGramCounts):
-    """An embedder one of whose vectors is no number, in some calls."""
-
-    def __init__(self, broken: Any, value: float) -> None:
-        super().__init__()
-        self.broken = broken
-        self.value = value
-        self.calls = 0
-
-    def embed(self, outputs: Any) -> torch.Tensor:
-        found = super().embed(outputs)
-        self.calls += 1
-        if self.calls - 1 in self.broken:
-            found[1, 0] = self.value
-        return found
-
-    def degenerate(self, outputs: Any) -> torch.Tensor:
-        return torch.zeros(len(outputs), dtype=torch.bool)
-
-
-class SickKL(ReverseKL):
-    """A loss that is infinite in one step; ``steps`` counts the batches."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-        self.steps = -1
-
-    def advantage(self, samples: Samples) -> None:
-        self.steps += 1
-
-    def cells(self, inputs: LossInputs) -> CellTerm:
-        own = super().cells(inputs)
-        return lambda cells: own(cells) * (torch.inf if self.steps == self.step else 1.0)
-
-
-class SickGradient(L.Callback):
-    """Puts NaN into the gradient of a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_after_backward(self, trainer: Any, pl_module: Any) -> None:
-        if trainer.global_step == self.step:
-            next(p for p in pl_module.student.parameters() if p.grad is not None).grad.view(-1)[0] = torch.nan
-
-
-class Counts(L.Callback):
-    """`train/bad_steps` after each batch."""
-
-    def __init__(self) -> None:
-        self.seen: list[int] = []
-
-    def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
-        if "train/bad_steps" in trainer.callback_metrics:
-            self.seen.append(int(trainer.callback_metrics["train/bad_steps"]))
-
-
-def module_with(folder: str, reward: Any, kl: Any = None, **settings: Any) -> CFGDistillation:
-    losses = {"kl": kl or ReverseKL(), "diversity": PolicyGradient(reward, weight=0.5)}
-    return student_of(folder, losses=losses, **settings)
 
 
 FAULTS = {
@@ -195,6 +104,6 @@ def test_a_folder_that_cannot_be_written_ends_no_run(
     def full(*arguments: Any, **settings: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cfg_distill.distillation.bad_steps.write_text", full)
+    monkeypatch.setattr(Path, "write_text", full)
     with pytest.warns(UserWarning, match=r"could not be written to .*: No space left on device\. The run stops after"):
         trainer([], tmp_path).fit(module_with(tiny_model, Bigrams([1])), batches(3))

@@ -9,61 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from faulty import REFUSALS, Refusing
 from tiny_fits import batches, snapshot, student_of, trainer
 
 from cfg_distill import CFGDistillation
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.memory import with_less_memory
-from cfg_distill.generators import HiddenStates
-
-CPU_TEXT = "[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried to allocate 64 bytes"
-REFUSALS = [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB."), RuntimeError(CPU_TEXT)]
-
-
-class Refusing:
-    """The predictions of a student in a memory that is full at one moment, or too small for so many samples.
-
-    Args:
-        module: whose student.
-        where: ``forward`` or ``backward``.
-        at: the number of the call that fails.
-        most: samples that fit; more of them fail at every call.
-    """
-
-    def __init__(self, module: CFGDistillation, where: str, at: int = -1, most: int = 10**9) -> None:
-        module.configure_model()  # the teacher is a copy of the student as it was
-        self.own = module.student.predictions
-        self.where = where
-        self.at = at
-        self.most = most
-        self.calls = 0
-        self.fired = 0
-        module.student.predictions = self.predictions  # type: ignore[method-assign]
-
-    def predictions(self, prompts: Any, tokens_NKT: torch.Tensor, mask_NKT: torch.Tensor) -> HiddenStates:
-        found = self.own(prompts, tokens_NKT, mask_NKT)
-        assert isinstance(found, HiddenStates)
-        fails = self.calls == self.at or len(tokens_NKT) > self.most
-        self.calls += 1
-        return HiddenStates(Refuse.apply(found.states_NTD, self, fails), found.head)
-
-    def refuse(self, where: str, fails: bool) -> None:
-        if fails and where == self.where:
-            self.fired += 1
-            raise REFUSALS[self.fired % 2]
-
-
-class Refuse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, memory: Refusing, fails: bool) -> torch.Tensor:
-        ctx.memory, ctx.fails = memory, fails
-        memory.refuse("forward", fails)
-        return states * 1
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-        ctx.memory.refuse("backward", ctx.fails)
-        return gradient * 1, None, None
 
 
 def fitted(folder: str, root: Path, refusing: dict[str, Any] | None = None, **settings: Any) -> Any:

@@ -34,7 +34,7 @@ def guided(folder: str, seed: int) -> tuple[CausalLM, Samples]:
 def test_a_step_is_the_gradient_of_torchs_cross_entropy_on_guided_samples(tiny_model: str, micro_batch: int):
     module = fine_tuned(tiny_model, micro_batch=micro_batch)
     trainer([], max_steps=1).fit(module, batches(1))
-    plain, samples = guided(tiny_model, module._rollout_seed(0, 0))
+    plain, samples = guided(tiny_model, module._rollout_seed(0, range(2)))
     plain.requires_grad_(True)
     total: Any = 0.0
     tokens_NT, mask_NT = samples.rollout.tokens_NKT[:, 0], samples.rollout.mask_NKT[:, 0]

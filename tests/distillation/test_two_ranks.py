@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from test_bad_steps import Bigrams, Counts, module_with
-from test_memory import Refusing
+from faulty import Bigrams, Counts, Refusing, module_with
 from tiny import tiny_folder
 from tiny_fits import Recorder, batches, same, snapshot, trainer
 

@@ -13,17 +13,14 @@ import pytest
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder of the test; its modules, and what commands put into path and environment, are forgotten."""
+    """The current folder of the test; what commands put into path and environment is forgotten."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     # LightningCLI still calls what jsonargparse will drop; outside of tests nobody sees that.
     monkeypatch.setenv("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    environment, path, modules = dict(os.environ), list(sys.path), set(sys.modules)
+    environment, path = dict(os.environ), list(sys.path)
     importlib.invalidate_caches()
     yield tmp_path
     os.environ.clear()
     os.environ.update(environment)
     sys.path[:] = path
-    for name in set(sys.modules) - modules:
-        if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
-            del sys.modules[name]

@@ -132,6 +132,9 @@ def test_rewards(desk: Path) -> None:
     assert torch.equal(distance_11, distance_11.mT)
     looping = samples_of(["a a a a", "a b c d"], prompts=1)
     assert module.Fresh(n=1).score(looping).tolist() == [pytest.approx([0.25, 1.0])]
+    kinds = samples_of(["a b c", "d e f", "a b c", "a b c", "", "", "", ""], prompts=2)
+    share_2 = module.Kinds().value(module.Kinds().features(kinds))
+    assert share_2.tolist() == pytest.approx([4**0.25 * (4 / 3) ** 0.75 / 4, 0.25])  # three of a kind and one; nothing
 
 
 def test_loss(desk: Path) -> None:

@@ -180,7 +180,7 @@ def test_every_key_of_every_shipped_recipe(path: Path) -> None:
         assert model.keys() <= rows("cfg_distill.CFGDistillation").keys()
         for group in (name for name in SECTIONS if name.startswith("model.")):
             assert (model.get(group.removeprefix("model.")) or {}).keys() <= rows(group).keys()
-        assert (model["generator"]["init_args"].get("lora") or {}).keys() <= rows("LoRA").keys()
+        assert (model.get("generator", {}).get("init_args", {}).get("lora") or {}).keys() <= rows("LoRA").keys()
     if "fits" in content:
         study = "cfg_distill.study.config.Study"
         assert content.keys() <= rows(study).keys()
@@ -194,10 +194,10 @@ def test_every_key_of_every_shipped_recipe(path: Path) -> None:
                 assert each.keys() <= rows(section_of[group]).keys()
 
 
-@pytest.mark.parametrize("room", ["generators", "losses", "rewards", "embedders", "callbacks"])
+@pytest.mark.parametrize("room", ["generators", "losses", "rewards", "references", "embedders", "callbacks"])
 def test_no_part_is_left_out(room: str) -> None:
     helpers = {"DecodingState", "Encoded", "Guided", "Guidance", "Head", "Prompt", "Scored", "HiddenStates", "Logits"}
-    helpers |= {"Frozen", "Predictor"}
+    helpers |= {"Frozen", "Predictor", "Contrasts"}
     public = importlib.import_module(f"cfg_distill.{room}")
     for name in set(public.__all__) - helpers:
         part = getattr(public, name)

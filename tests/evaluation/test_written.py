@@ -6,15 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import tiny_folder
 
+from cfg_distill import audio
+from cfg_distill.audio import AudioForm, Waveform, compressed, read_audio, write_audio
+from cfg_distill.errors import Problem
 from cfg_distill.evaluation.renderers import Renderer
 from cfg_distill.evaluation.written import Writer, stem_of, write
 from cfg_distill.generators import CausalLM
 from cfg_distill.sampling.samples import Samples
 
 
-def samples_of(outputs: list[str], prompts: list[str]) -> Samples:
+def samples_of(outputs: list[Any], prompts: list[str]) -> Samples:
     return Samples(prompts, outputs, rollout=None)  # type: ignore[arg-type]
 
 
@@ -68,3 +72,27 @@ def test_a_folder_appears_whole_or_not_at_all(generator: CausalLM, tmp_path: Pat
         broken.finish()
     assert (out / "01-a-1.txt").read_text() == "a\n\nx\n"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.mark.parametrize("form", ["wav", "flac", "ogg"])
+def test_sound_is_written_in_the_form_that_is_asked_for(generator: CausalLM, tmp_path: Path, form: AudioForm) -> None:
+    time = torch.arange(22050) / 22050
+    sound = Waveform(0.5 * torch.sin(2 * torch.pi * 440 * time)[None], 22050)
+    kept = Writer(generator, tmp_path / "kept", 1, 1, Renderer(), form)
+    kept(samples_of([sound], ["a"]))
+    kept.finish()
+    write(samples_of([sound], ["a"]), tmp_path / "written", Renderer(), form)
+    assert sorted(file.name for file in (tmp_path / "kept").iterdir()) == sorted([f"01-a-1.{form}", "01-a-1.txt"])
+    assert (tmp_path / "kept" / "01-a-1.txt").read_text() == f"a\n\n01-a-1.{form}\n"
+    for folder in ("kept", "written"):
+        file = tmp_path / folder / f"01-a-1.{form}"
+        read = read_audio(file)
+        exact = {"wav": 1 / 32000, "flac": 1 / 32000, "ogg": 0.05}[form]
+        assert read.rate == 22050 and (read.samples - sound.samples).abs().max() < exact
+        assert (file.stat().st_size < 30_000) == (form != "wav")
+
+
+def test_without_the_audio_extra_sound_stays_wav(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_audio(tmp_path / "a.wav", Waveform(torch.zeros(1, 800), 8000))
+    monkeypatch.setattr(audio, "problems_of_audio_extra", lambda: [Problem("", "missing")])
+    assert compressed(tmp_path / "a.wav", "flac") == tmp_path / "a.wav" and (tmp_path / "a.wav").exists()

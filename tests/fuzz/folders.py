@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from safetensors.torch import load_file, save_file
 
 from fuzz.case import Case, Expect
-from fuzz.world import World, changed, edit_json
+from fuzz.world import World, changed, dumped, edit_json
 
 SEED = 1206
 WEIGHTS = "model.safetensors"
@@ -199,8 +198,8 @@ def cases(world: World, number: int) -> list[Case]:
                 named=("model", "template"),
             )
         )
-    recipe = yaml.safe_dump(changed(world.recipe, ("model", "generator", "init_args", "path"), "model"))
-    start = yaml.safe_dump(changed(world.recipe, ("model", "start"), "model"))
+    recipe = dumped(changed(world.recipe, ("model", "generator", "init_args", "path"), "model"))
+    start = dumped(changed(world.recipe, ("model", "start"), "model"))
     for name, break_, expect in draw.sample(BROKEN[1:10] + BROKEN[24:30], 10):
         for way, content in (("teacher", recipe), ("start", start)):
             words = ("fit", "--config", "fit.yaml")

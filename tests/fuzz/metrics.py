@@ -5,11 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import yaml
-
 from fuzz.case import Case
 from fuzz.recipes import NEVER, SOMETIMES, _bomb
-from fuzz.world import World, changed, is_numeric, keys, leaves, without
+from fuzz.world import World, changed, dumped, is_numeric, keys, leaves, without
 
 SEED = 1205
 
@@ -23,11 +21,11 @@ def cases(world: World, number: int) -> list[Case]:
     )  # fmt: skip
 
     def add(name: str, content: Any, expect: Any = "refused", words: tuple[str, ...] = evaluate) -> None:
-        text = content if isinstance(content, str | bytes) else yaml.safe_dump(content, sort_keys=False)
+        text = content if isinstance(content, str | bytes) else dumped(content)
         named = ("m.yaml", "metrics", *(metrics if not isinstance(content, str | bytes) else ()))
         made.append(Case("metrics", name, words, {"m.yaml": text}, expect=expect, named=named))
 
-    whole = yaml.safe_dump(metrics)
+    whole = dumped(metrics)
     add("whole", metrics, "legal")
     for name, text in {
         "empty": "", "a list": "- x\n", "a word": "x", "null": "a: null\n", "a number": "a: 3\n", "a tab": "a:\n\tb: 1\n",

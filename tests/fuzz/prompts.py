@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import random
 
-import yaml
-
 from fuzz.case import Case, Expect
-from fuzz.world import World, changed
+from fuzz.world import World, changed, dumped
 
 SEED = 1204
 FILES: list[tuple[str, str, str | bytes, Expect]] = [
@@ -73,7 +71,7 @@ def cases(world: World, number: int) -> list[Case]:
         "out",
         "--prompts",
     )
-    recipe = yaml.safe_dump(changed(world.recipe, ("data", "train"), "PROMPTS"), sort_keys=False)
+    recipe = dumped(changed(world.recipe, ("data", "train"), "PROMPTS"))
     for name, file, content, expect in FILES:
         named = (file,) if name != "too many words" else ("w2",)
         if "another model" in name:

@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import yaml
-
 from fuzz.case import Case
-from fuzz.world import World, changed, is_numeric, keys, leaves, without
+from fuzz.world import World, changed, dumped, is_numeric, keys, leaves, without
 
 TEXT_SEED, VALUE_SEED = 1201, 1202
 
@@ -149,7 +147,7 @@ def _bomb(levels: int) -> str:
 def of_text(world: World, number: int) -> list[Case]:
     """Recipes that are no YAML, or more of it than anybody wants."""
     draw = random.Random(TEXT_SEED)
-    whole = yaml.safe_dump(world.recipe, sort_keys=False)
+    whole = dumped(world.recipe)
     texts: list[tuple[str, str | bytes]] = [
         ("empty", ""),
         ("blank lines", "\n \n"),

@@ -5,11 +5,9 @@ from __future__ import annotations
 import random
 from typing import Any
 
-import yaml
-
 from fuzz.case import Case
 from fuzz.recipes import NEVER, SOMETIMES, _bomb
-from fuzz.world import World, changed, is_numeric, keys, leaves, without
+from fuzz.world import World, changed, dumped, is_numeric, keys, leaves, without
 
 SEED = 1203
 NONSENSE: dict[str, list[Any]] = {
@@ -37,12 +35,12 @@ NAMES = (
 
 def cases(world: World, number: int) -> list[Case]:
     draw, study = random.Random(SEED), world.study
-    fit = yaml.safe_dump(world.recipe, sort_keys=False)
+    fit = dumped(world.recipe)
     certain: list[Case] = []
     made: list[Case] = []
 
     def add(kept: list[Case], name: str, content: Any, expect: Any = "refused", named: tuple[str, ...] = ()) -> None:
-        text = content if isinstance(content, str | bytes) else yaml.safe_dump(content, sort_keys=False)
+        text = content if isinstance(content, str | bytes) else dumped(content)
         files: dict[str, str | bytes] = {"study.yaml": text, "fit.yaml": fit}
         kept.append(Case("studies", name, ("study", "study.yaml"), files, expect=expect, named=named))
 
@@ -52,7 +50,7 @@ def cases(world: World, number: int) -> list[Case]:
         for wrong in NONSENSE.get(str(path[-1]), ()) if is_numeric(value) else ():
             name = f"{'.'.join(map(str, path))}: {wrong!r}"
             add(certain, name, changed(study, path, wrong), named=(str(path[-1]), str(path[0])))
-    text = yaml.safe_dump(study, sort_keys=False)
+    text = dumped(study)
     for name, broken in {
         "empty": "",
         "a list": "- a\n",

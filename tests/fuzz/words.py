@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import random
 
-import yaml
-
 from cfg_distill.cli import COMMANDS
 from fuzz.case import Case, Expect
-from fuzz.world import World
+from fuzz.world import World, dumped
 
 SEED = 1209
 LONG = "x" * 300
@@ -18,7 +16,7 @@ NUMBERS = ("nan", "inf", "-inf", "-1", "0", "1e400", "1e30", "text", "", "0x10",
 def cases(world: World, number: int) -> list[Case]:
     draw = random.Random(SEED)
     made: list[Case] = []
-    recipe = yaml.safe_dump(world.recipe)
+    recipe = dumped(world.recipe)
     model, prompts = world.at("model"), world.at("report.txt")
 
     def add(name: str, words: tuple[str, ...], expect: Expect = "refused", named: tuple[str, ...] = ()) -> None:

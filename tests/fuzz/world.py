@@ -170,8 +170,13 @@ class World:
 
     def fit(self, area: str, name: str, recipe: Any, *more: str, **settings: Any) -> Case:
         """A case of ``fit``; the recipe as keys and values, or as text."""
-        text = recipe if isinstance(recipe, str | bytes) else yaml.safe_dump(recipe, sort_keys=False)
+        text = recipe if isinstance(recipe, str | bytes) else dumped(recipe)
         return Case(area, name, ("fit", "--config", "fit.yaml", *more), {"fit.yaml": text}, **settings)
+
+
+def dumped(content: Any) -> str:
+    """YAML. libyaml writes it twenty times as fast as Python does."""
+    return yaml.dump(content, Dumper=getattr(yaml, "CSafeDumper", yaml.SafeDumper), sort_keys=False)
 
 
 def changed(content: dict[str, Any], path: tuple[str | int, ...], value: Any) -> dict[str, Any]:

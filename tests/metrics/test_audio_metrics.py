@@ -36,6 +36,7 @@ from cfg_distill.metrics import (
     silent_share,
 )
 from cfg_distill.metrics.corpus import jackknife
+from cfg_distill.references import kernels
 from cfg_distill.rewards import PairwiseDiversity
 from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.samples import Samples
@@ -225,20 +226,20 @@ def test_kernels_in_blocks_are_those_at_once(monkeypatch: pytest.MonkeyPatch) ->
         return cdist(a, b, **settings)
 
     monkeypatch.setattr(torch, "cdist", counted)
-    monkeypatch.setattr(corpus, "_CELLS", 7 * 50)
+    monkeypatch.setattr(kernels, "CELLS", 7 * 50)
     torch.testing.assert_close(kernel_distance(x_ND, y_RD), whole, rtol=1e-12, atol=0)
     assert max(sizes) <= 7 * 50
-    monkeypatch.setattr(corpus, "_CELLS", 1)  # a row at a time, at the least
+    monkeypatch.setattr(kernels, "CELLS", 1)  # a row at a time, at the least
     torch.testing.assert_close(kernel_distance(x_ND, y_RD), whole, rtol=1e-12, atol=0)
 
 
 def test_the_bandwidth_of_a_large_reference_is_that_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     many = torch.randn(3000, 8, generator=torch.Generator().manual_seed(9))
     exact = float(np.median(torch.pdist(many.double()).numpy()))
-    assert corpus.median_distance(many) == pytest.approx(exact, rel=1e-12)
-    monkeypatch.setattr(corpus, "_MOST_FOR_BANDWIDTH", 500)
-    sampled = corpus.median_distance(many)
-    assert sampled != exact and sampled == pytest.approx(exact, rel=0.02) and sampled == corpus.median_distance(many)
+    assert kernels.median_distance(many) == pytest.approx(exact, rel=1e-12)
+    monkeypatch.setattr(kernels, "MOST_FOR_BANDWIDTH", 500)
+    sampled = kernels.median_distance(many)
+    assert sampled != exact and sampled == pytest.approx(exact, rel=0.02) and sampled == kernels.median_distance(many)
 
 
 def test_the_reference_is_compared_with_itself_once(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,11 @@ from made_study import LINE, line, system, write_study
 from tiny import tiny_folder
 
 from cfg_distill.cli import main
+from cfg_distill.evaluation import System
 from cfg_distill.files import write_text
 from cfg_distill.merging import merge_folders
+from cfg_distill.report import run_study, studying
+from cfg_distill.report.opinions import add_opinions_to_front
 from cfg_distill.study.ledger import amended
 from cfg_distill.study.record import digest
 
@@ -24,6 +29,17 @@ def study(folder: Path) -> Path:
 
 def front_of(study: Path) -> dict:
     return json.loads((study / "front.json").read_text())
+
+
+def of_other_prompts(study: Path) -> System:
+    found = System.read(study / "systems" / "half.json")
+    return replace(found, prompts=[f"other {prompt}" for prompt in found.prompts])
+
+
+def change_front(study: Path, change: Callable[[dict], object]) -> None:
+    front = front_of(study)
+    change(front)
+    (study / "front.json").write_text(json.dumps(front))
 
 
 def outputs_of(study: Path) -> list[Path]:
@@ -147,6 +163,9 @@ def test_all_problems_of_a_choice_come_together(study: Path, capsys: pytest.Capt
         (lambda study: (study / "systems" / "half.json").unlink(), "`half` is missing"),
         (lambda study: (study / "systems" / "half.json").write_text("{"), "evaluates that system anew"),
         (lambda study: (study / "systems" / "half.json").write_text('{"colour": 1}'), "of another version"),
+        (lambda study: of_other_prompts(study).save(study / "systems" / "half.json"), "it is of another study"),
+        (lambda study: change_front(study, lambda front: front["systems"][0].pop("quality")), "of another version"),
+        (lambda study: change_front(study, lambda front: front.pop("systems")), "has none"),
     ],
 )
 def test_damaged_results(study: Path, capsys: pytest.CaptureFixture, break_it, expected: str) -> None:
@@ -166,6 +185,29 @@ def test_a_step_that_was_done_stays_done_with_the_choice(study: Path) -> None:
     write_text(entry, json.dumps({"state": "done", "made": digest(outputs), "source": "s"}))
     assert main(["choose", "study"]) == 0
     assert json.loads(entry.read_text()) == {"state": "done", "made": digest(outputs), "source": "s"}
+
+
+def test_a_step_that_was_done_stays_done_with_opinions(study: Path) -> None:
+    outputs, entry = outputs_of(study), study / "steps" / "front.json"
+    write_text(entry, json.dumps({"state": "done", "made": digest(outputs)}))
+    opinions = {"systems": {"half": {"quality": {"mean": 4.0}}}, "differences": {}, "page": "p", "raters": ["anna"]}
+    add_opinions_to_front(study / "front.json", opinions)
+    found = {each["name"]: each.get("opinion") for each in front_of(study)["systems"]}
+    assert found["half"] == {"quality": {"mean": 4.0}, "page": "p", "raters": 1} and found["base"] is None
+    assert json.loads(entry.read_text())["made"] == digest(outputs)
+
+
+def test_one_function_runs_the_steps_and_writes_choice_and_page(
+    study: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    asked = []
+    monkeypatch.setattr(studying, "run_steps", lambda *given: asked.append(given) or study)
+    assert run_study("study.yaml", "study", overwrite=True) == study
+    assert main(["study", "study.yaml", "--inline"]) == 0
+    assert asked == [("study.yaml", "study", True), (Path("study.yaml"), None, False)]
+    assert front_of(study)["choice"]["system"] == "half" and "Ship <em>half</em>" in (study / "report.html").read_text()
+    told = capsys.readouterr().out
+    assert told.count("Recommended: half (knob 0.5).") == 2 and told.count("report.html") == 2
 
 
 def test_a_step_whose_output_the_user_changed_stays_undone(study: Path) -> None:

@@ -209,9 +209,12 @@ def test_keys_of_later_versions_are_shown_when_they_are_there(study: Path) -> No
     table = page[page.index("<h3>Quality</h3>") : page.index("<h3>Diversity</h3>")]
     systems, rows = re.findall(r"<tbody.*?</tbody>", table, re.DOTALL)
     assert 'aria-label="best"' in systems and 'aria-label="best"' not in rows and "0.950 <small>" in rows
+    assert '<th colspan="2" scope="rowgroup">Real and degenerate samples</th>' in rows
     assert re.findall(r'<tr class="(\w+)"><th scope="row">([^<]*)</th><td></td><td></td>', rows) == [
-        ("real", "real: tunes"), ("degenerate", "degenerate: loops"),
+        ("real", "tunes"), ("degenerate", "loops"),
     ]  # fmt: skip
+    labels = re.findall(r'<text class="label other"[^>]*>([^<]*)</text>', page)
+    assert labels == ["real: tunes"] and "drawn by no system" in page
     assert 'data-system="real: tunes" aria-label' in page and 'data-system="degenerate: loops" aria-label' not in page
     assert "samples that no system drew" in page
 

@@ -11,7 +11,7 @@ import pytest
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
-from cfg_distill.study.run import run_study
+from cfg_distill.study.run import run_steps
 
 ONLY_A_BASELINE = {
     "fits": {},
@@ -59,7 +59,7 @@ def test_the_files_of_others_stay_strange(place, strange):
         (out / "logs").mkdir()
     (out / strange).mkdir()
     with pytest.raises(ConfigError, match="holds files, but no study"):
-        run_study("study.yaml")
+        run_steps("study.yaml")
 
 
 def _distinct(n: object) -> dict:

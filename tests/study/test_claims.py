@@ -117,10 +117,31 @@ def test_a_guard_relative_to_the_base(bound, verdict):
     assert judge(with_rests(0.10), names, HEADLINE)[2]["verdict"] == verdict
 
 
-def test_a_claim_without_guards_says_so():
+def test_claims_without_guards_stay_open_and_say_so():
     judged = judge(with_rests(0.10), replace(NAMES, guards={}), HEADLINE)
-    assert judged[2]["verdict"] == "holds"
+    assert {claim["verdict"] for claim in judged} == {"undecided"}
     assert all("no guards are named" in claim["evidence"] for claim in judged)
+
+
+def test_a_system_that_was_evaluated_without_a_guard_is_named():
+    points = with_rests(0.01)
+    del points["half"].values["rests"], points["half"].axes["rests"]
+    judged = judge(points, NAMES, HEADLINE)
+    assert [claim["verdict"] for claim in judged] == ["holds", "holds", "holds", "undecided", "undecided"]
+    assert "rests < 0.05 of half: half was evaluated without rests" in judged[3]["evidence"]
+
+
+@pytest.mark.parametrize("prompts", [1, 7])
+def test_claims_on_fewer_prompts_than_an_interval_needs_stay_open_and_say_so(prompts):
+    points = with_rests(0.01)
+    for system in points.values():
+        system.prompts = system.prompts[:prompts]
+        system.values = {metric: [row[:prompts] for row in rows] for metric, rows in system.values.items()}
+    judged = judge(points, NAMES, HEADLINE)
+    assert {claim["verdict"] for claim in judged} == {"undecided"}
+    assert all(
+        f"{prompts} prompts are fewer than the 8 that an interval needs" in claim["evidence"] for claim in judged
+    )
 
 
 def test_evidence_has_numbers_margin_and_the_independent_measure():

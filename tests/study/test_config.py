@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.study import run, run_study
+from cfg_distill.study import run, run_steps
 from cfg_distill.study.check import command_of, jobs_of_checks, problems_of
 from cfg_distill.study.config import Merge, load_study, read_study
 
@@ -261,7 +261,7 @@ def test_the_recipe_of_each_fit_is_read_once(place, change, monkeypatch):
     monkeypatch.setattr(yaml, "load", counted)
     monkeypatch.setattr(run.Runner, "check", lambda runner: jobs_of_checks(runner.study))
     monkeypatch.setattr(run.Runner, "run", lambda runner: (runner.folder / "table.txt").touch())
-    run_study("study.yaml")
+    run_steps("study.yaml")
     assert sorted(loads) == ["fit.yaml", "other.yaml", "study.yaml"]
 
 

@@ -108,10 +108,17 @@ def test_what_an_interval_does_not_hold_is_said():
     ]
     holed = systems(seeds=3)
     holed[0].values["q"][1][4] = float("nan")
-    assert notes_of(holed, "report") == ["q is NaN on 1 of 24 prompts of base: its means leave them out."]
+    assert notes_of(holed, "report") == ["q is NaN on 1 of 24 prompts of base (`4`): its means leave them out."]
     for each in holed:
         each.values["d"] = np.where(np.arange(24) == 0, np.nan, each.runs("d").swapaxes(1, 2)).tolist()
-    assert notes_of(holed, "report")[1:] == ["d is NaN on 1 of 24 prompts of every system: its means leave them out."]
+    assert notes_of(holed, "report")[1:] == [
+        "d is NaN on 1 of 24 prompts of every system (`0`): its means leave them out."
+    ]
+    holed[1].values["q"] = np.where(np.arange(24) < 5, np.nan, holed[1].runs("q").swapaxes(1, 2)).tolist()
+    holed[2].values["q"] = np.full_like(holed[2].runs("q").swapaxes(1, 2), np.nan).tolist()
+    told = notes_of(holed, "report")
+    assert any("q is NaN on 5 of 24 prompts of" in note and "(`0`, `1`, `2`, ...)" in note for note in told)
+    assert f"q is NaN on every prompt of {holed[2].name}: it has no mean there." in told
 
 
 def test_the_last_step_pools_training_seeds_and_writes_everything(tmp_path: Path):
@@ -127,7 +134,7 @@ def test_the_last_step_pools_training_seeds_and_writes_everything(tmp_path: Path
     (tmp_path / "speed.json").write_text(
         '[{"system": "base", "relative_cost": 1.0, "rows": 4, "tokens": 64, "seconds": 0.5}]'
     )
-    claims = Claims("base", "guidance 2", "quality", "diversity", "half", 0.03)
+    claims = Claims("base", "guidance 2", "quality", "diversity", "half", 0.03, {"q": ">= 0"})
     protocol = {"prompts": "report.txt", "stage": "report", "training_seeds": [0, 1, 2]}
     knobs = [knob for *_, knob in POINTS.values()]
     DrawFront(files, HEADLINE, claims, knobs, str(tmp_path), protocol, str(tmp_path / "speed.json")).run(print)

@@ -13,7 +13,7 @@ from cfg_distill.study import run
 from cfg_distill.study.config import read_study
 from cfg_distill.study.ledger import Ledger
 from cfg_distill.study.record import inputs_of, record_of
-from cfg_distill.study.run import run_study
+from cfg_distill.study.run import run_steps
 from cfg_distill.study.steps import Step, plan
 
 OWN = (
@@ -44,7 +44,7 @@ def test_files_of_the_user_in_the_current_folder_are_not_replaced(place, no_work
     if not overwrite:  # a study that was begun in this folder before the user's files came
         (place / "study.json").write_text(run.json.dumps(record_of(read_study("study.yaml"))))
     with pytest.raises(ConfigError, match=rf"Key `out`: `{own}` exists, and this study did not make it. Move it away"):
-        run_study("study.yaml", out=".", overwrite=overwrite)
+        run_steps("study.yaml", out=".", overwrite=overwrite)
     assert file.read_text() == "mine"
     assert not Path(".lock").exists()
 
@@ -87,7 +87,7 @@ def test_what_is_read_is_not_replaced(place, change, no_work, inside, changes):
     with pytest.raises(
         ConfigError, match=rf"Key `out`: the step `.*` writes `.*`, and would replace `{inside}`, which"
     ):
-        run_study(study, out=".", overwrite=True)
+        run_steps(study, out=".", overwrite=True)
     assert Path(inside).exists()
 
 
@@ -109,4 +109,4 @@ def test_a_step_removes_nothing_that_no_entry_names(tmp_path):
 def test_a_foreign_study_json_is_no_record(place):
     Path("study.json").write_text('{"title": "my thesis"}')
     with pytest.raises(ConfigError, match=r"Key `out`: `study.json` is no record of a study. Move it away"):
-        run_study("study.yaml", out=".", overwrite=True)
+        run_steps("study.yaml", out=".", overwrite=True)

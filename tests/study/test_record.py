@@ -7,7 +7,7 @@ import pytest
 from cfg_distill.errors import ConfigError
 from cfg_distill.study.config import read_study
 from cfg_distill.study.record import changes, digest, record_of
-from cfg_distill.study.run import run_study
+from cfg_distill.study.run import run_steps
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_study_that_changed_is_refused_before_anything_runs(begun, place, chan
 
     (out / "study.json").write_text(json.dumps(begun))
     with pytest.raises(ConfigError) as caught:
-        run_study(change({"evaluation/samples": 4}))
+        run_steps(change({"evaluation/samples": 4}))
     message = str(caught.value)
     assert "evaluation.samples: 3 -> 4" in message
     assert "--overwrite" in message
@@ -117,7 +117,7 @@ def test_strange_files_are_not_written_among(place):
     (place / "out").mkdir()
     (place / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(ConfigError, match="holds files, but no study"):
-        run_study("study.yaml")
+        run_steps("study.yaml")
 
 
 def test_a_digest_sees_names_and_bytes(tmp_path):

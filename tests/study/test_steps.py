@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from cfg_distill import generators
+from cfg_distill.files import write_text
 from cfg_distill.study.config import read_study
 from cfg_distill.study.ledger import Ledger
 from cfg_distill.study.steps import Step, plan
@@ -113,6 +114,25 @@ def test_what_the_study_makes_itself_changes_no_plan(steps, place):
         (place / "out" / folder / "config.json").write_text("{}")
     for step in plan(read_study("study.yaml"), place / "out"):
         assert step == steps[step.label]
+
+
+def test_a_sample_that_is_missing_or_changed_is_found_by_its_hash_and_made_again(steps):
+    step, ledger = steps["evaluate base"], Ledger(steps["front"].outputs[0].parent, under_other_code=True)
+    values, folder = step.outputs
+
+    def evaluate() -> None:
+        ledger.begin(step)
+        assert not folder.exists()  # nothing of the spoilt samples is left
+        write_text(values, "{}")
+        write_text(folder / "01-w5-1.txt", "w5: w1 w2")
+        ledger.finish(step, 1.0, 1.0)
+
+    evaluate()
+    for spoil in (lambda: (folder / "01-w5-1.txt").write_text("w5: w1 w3"), (folder / "01-w5-1.txt").unlink):
+        assert ledger.is_done(step)
+        spoil()
+        assert not ledger.is_done(step)
+        evaluate()
 
 
 @pytest.fixture

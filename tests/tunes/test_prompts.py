@@ -11,6 +11,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from cfg_distill.errors import ConfigError
 from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.prompts import NULL, SLOTS, TABLE, chat_template, nothing_understood, prefix, understand
+from cfg_distill.tunes.renderer import TuneRenderer
 from cfg_distill.tunes.tokenizer import VALUES
 
 PROMPTS = Path(__file__).parents[2] / "recipes" / "tunes" / "prompts"
@@ -68,6 +69,14 @@ def test_prompt_is_read_as_a_musician_would(prompt: str, expected: dict[str, str
 )
 def test_key(prompt: str, key: str | None) -> None:
     assert understand(prompt).key == key
+
+
+def test_words_that_contradict_are_reported() -> None:
+    assert understand("an Irish jig in D major and in E minor").contradicting == ("minor",)
+    assert understand("a jig, a jig, a slow reel").contradicting == ("reel",)
+    assert understand("an Irish jig in D major").contradicting == ()
+    (remark,) = TuneRenderer().remarks(["an Irish jig in D major and in E minor"])
+    assert "`minor` left out, since words before say otherwise" in remark
 
 
 def test_unknown_words_and_tempo_are_reported() -> None:

@@ -1,0 +1,170 @@
+"""Samples among the outputs of a reference, prompt by prompt. Shapes: B prompts, G samples per prompt, R reference outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+import torch
+from torch import Tensor
+
+from cfg_distill.embedders import Embedder
+from cfg_distill.embedders.similarity import counted, unit
+from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.generators.frozen import Frozen
+from cfg_distill.metrics.base import EmbeddingMetric
+from cfg_distill.references import Bank, Contrasts, Kernel, Reference, pseudo_density, within, witness
+from cfg_distill.rewards.density import banks_of, problems_of_neighbours
+from cfg_distill.rewards.witness import kernel_of, problems_of_kernel
+from cfg_distill.sampling.samples import Samples
+
+
+class ReferredMetric(EmbeddingMetric):
+    """A metric that compares the samples of a prompt with a reference: a guard.
+
+    Args:
+        embedder: the frozen model, of samples and reference alike; not the reward's embedder alone.
+        reference: what the samples are compared with.
+    """
+
+    axis = "guard"
+
+    def __init__(self, embedder: Embedder, reference: Reference, **settings: Any) -> None:
+        super().__init__(embedder, **settings)
+        self._reference = Frozen(reference)
+
+    @property
+    def reference(self) -> Reference:
+        """What the samples are compared with."""
+        return self._reference.model
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return super().problems(context) + problems_of(self.reference, context, under="reference.init_args")
+
+    def load(self) -> Self:
+        self.reference.load()
+        return super().load()
+
+    def referred(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """The vectors of the reference, ``[R, D]``, and their weights for each prompt, ``[B, R]``, on the metric's device."""
+        vectors_RD, weight_BR = self.reference.at(samples.prompts, self._frozen.on(self.device))
+        return vectors_RD.to(self.device), weight_BR.to(self.device)
+
+
+class PseudoDensity(ReferredMetric):
+    """How crowded the places of the samples are among real outputs: mean log density, 0 for a typical real output.
+
+    Copies of a corpus score high, and noise scores low. See :func:`cfg_distill.references.pseudo_density`. Degenerate samples
+    are left out; NaN where nothing is left.
+
+    Args:
+        k: neighbours whose mean distance is 1 / density.
+        quantile: null takes the mean of log rho; a number takes the share of samples above that quantile of the reference's own
+            densities.
+    """
+
+    higher_is_better = None
+
+    def __init__(
+        self, embedder: Embedder, reference: Reference, k: int = 10, quantile: float | None = None, **settings: Any
+    ) -> None:
+        super().__init__(embedder, reference, **settings)
+        self.k = k
+        self.quantile = quantile
+        self._banks: dict[bytes, Bank] = {}
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return super().problems(context) + problems_of_neighbours(self.k, self.quantile, self.reference)
+
+    def score(self, samples: Samples) -> Tensor:
+        embedding_BGD = self.embedded(samples)
+        banks = banks_of(samples.prompts, *self.referred(samples), self.k, self._banks)
+        return torch.stack([self._of_prompt(row_GD, bank) for row_GD, bank in zip(embedding_BGD, banks, strict=True)])
+
+    def _of_prompt(self, embedding_GD: Tensor, bank: Bank) -> Tensor:
+        density_M = pseudo_density(embedding_GD[counted(embedding_GD)], bank)
+        if self.quantile is None:
+            return density_M.log().mean()
+        return (density_M > bank.density_M.quantile(self.quantile)).float().mean()
+
+
+class KernelDistance(ReferredMetric):
+    r"""The squared kernel distance (MMD) between the samples of a prompt and its reference; unbiased in the samples.
+
+    .. math:: \frac{\sum_{i \ne j} k(y_i, y_j)}{G (G-1)} - \frac{2}{G} \sum_{i, r} w_r k(y_i, v_r)
+        + \sum_{rs} w_r w_s k(v_r, v_s)
+
+    It may fall below 0. :class:`~cfg_distill.metrics.KAD` compares all samples of all prompts at once. Degenerate samples count
+    with the vector that the encoder gives them. NaN for a group of one.
+
+    Args:
+        kernel: see :class:`cfg_distill.rewards.Witness`.
+        bandwidths: see :class:`cfg_distill.rewards.Witness`.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        embedder: Embedder,
+        reference: Reference,
+        kernel: Literal["gaussian", "energy"] = "gaussian",
+        bandwidths: Sequence[float] = (),
+        **settings: Any,
+    ) -> None:
+        super().__init__(embedder, reference, **settings)
+        self.kernel = kernel
+        self.bandwidths = tuple(bandwidths)
+        self._kernel: Kernel | None = None
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return super().problems(context) + problems_of_kernel(self.kernel, self.bandwidths)
+
+    def score(self, samples: Samples) -> Tensor:
+        group = samples.group
+        vectors_RD, weight_BR = self.referred(samples)
+        if self._kernel is None:
+            self._kernel = kernel_of(self.kernel, self.bandwidths, vectors_RD)
+        embedding_ND = self._frozen.on(self.device).embed(samples.outputs)
+        embedding_BGD = embedding_ND.unflatten(0, (len(samples.prompts), group)).double()
+        vectors_RD, weight_BR = vectors_RD.double(), weight_BR.double()
+        own_BGG = self._kernel(embedding_BGD, embedding_BGD)
+        siblings_B = (own_BGG.sum((-1, -2)) - own_BGG.diagonal(dim1=-2, dim2=-1).sum(-1)) / (
+            group * (group - 1) or torch.nan
+        )
+        near_B = witness(embedding_BGD, vectors_RD, weight_BR, self._kernel).mean(-1)
+        return siblings_B - 2 * near_B + within(vectors_RD, weight_BR, self._kernel)
+
+
+class PromptRetrieval(ReferredMetric):
+    """The share of samples whose nearest prototype is that of their own prompt: adherence without a text encoder.
+
+    The prototype of a prompt is the mean direction of its reference outputs. A collapse onto the prototype scores 1, so read it
+    beside a diversity. A degenerate sample counts as lost.
+
+    Args:
+        against: a file of prompts to retrieve among.
+        apart: prompts whose prototypes are nearer than this cosine distance mean the same, and do not compete.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self, embedder: Embedder, reference: Reference, against: str, apart: float = 0.1, **settings: Any
+    ) -> None:
+        super().__init__(embedder, reference, **settings)
+        self.contrasts = Contrasts(reference, against, apart)
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return super().problems(context) + self.contrasts.problems()
+
+    def score(self, samples: Samples) -> Tensor:
+        embedding_BGD = self.embedded(samples)
+        own_BD, others_CD, counts_BC = self.contrasts.at(samples.prompts, self._frozen.on(self.device))
+        unit_BGD = unit(embedding_BGD)
+        own_BG = (unit_BGD * unit(own_BD).to(unit_BGD).unsqueeze(1)).sum(-1)
+        others_BGC = (unit_BGD @ unit(others_CD).to(unit_BGD).T).masked_fill(
+            ~counts_BC.to(self.device).unsqueeze(1), -torch.inf
+        )
+        found_BG = (own_BG > others_BGC.amax(-1)) & counted(embedding_BGD)
+        return found_BG.float().mean(-1)

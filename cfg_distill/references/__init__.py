@@ -1,0 +1,38 @@
+"""What samples are compared with: real outputs as vectors, and their weights for each prompt."""
+
+from cfg_distill.references.base import Reference
+from cfg_distill.references.contrasts import Contrasts
+from cfg_distill.references.density import Bank, bank_of, neighbour_distances, pseudo_density
+from cfg_distill.references.functions import mean_distance, prototypes, within, witness
+from cfg_distill.references.kernels import (
+    Kernel,
+    energy_kernel,
+    gaussian_kernel,
+    gaussian_mixture,
+    mean_kernel_within,
+    median_distance,
+)
+from cfg_distill.references.sounds import SOUNDS, Sounds
+from cfg_distill.references.texts import Texts
+
+__all__ = [
+    "SOUNDS",
+    "Bank",
+    "Contrasts",
+    "Kernel",
+    "Reference",
+    "Sounds",
+    "Texts",
+    "bank_of",
+    "energy_kernel",
+    "gaussian_kernel",
+    "gaussian_mixture",
+    "mean_distance",
+    "mean_kernel_within",
+    "median_distance",
+    "neighbour_distances",
+    "prototypes",
+    "pseudo_density",
+    "within",
+    "witness",
+]

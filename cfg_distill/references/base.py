@@ -1,0 +1,79 @@
+"""The protocol of a reference. Shapes: B prompts, R reference outputs, D embedding width."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from cfg_distill.embedders import Embedder
+from cfg_distill.errors import ConfigError, Context, Problem
+
+
+class Reference(ABC):
+    """A frozen set of outputs with which samples are compared: override :meth:`parts`, and :meth:`weight` if prompts matter.
+
+    It is no module. Its vectors are made by the embedder of whoever compares, so that both have one width. They are in no
+    checkpoint: they are made anew from their source. Cut the outputs to the samples' length, since an encoder sees length.
+    """
+
+    _known: tuple[Embedder, Tensor, Tensor] | None = None
+
+    @abstractmethod
+    def parts(self) -> Iterator[Sequence[Any]]:
+        """The R outputs, some at a time: a collection need not fit the memory."""
+
+    def weight(self, prompts: Sequence[str]) -> Tensor:
+        """How much each output counts for each prompt, ``[B, R]``, at least 0; or ``[B, 1]`` where all count alike."""
+        return torch.ones(len(prompts), 1)
+
+    def size(self) -> int | None:
+        """R, where it is known without reading the outputs."""
+        return None
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings, found without loading weights."""
+        return []
+
+    def load(self) -> Self:
+        """Load what the reference needs; does nothing the second time."""
+        return self
+
+    def vectors(self, embedder: Embedder) -> Tensor:
+        """The vectors of all outputs, ``[R, D]``, degenerate ones included; made the first time, on the embedder's device."""
+        return self._read(embedder)[0]
+
+    def at(self, prompts: Sequence[str], embedder: Embedder) -> tuple[Tensor, Tensor]:
+        """All vectors, ``[R, D]``, and their weights for each prompt, ``[B, R]``, of sum 1; a degenerate output has weight 0.
+
+        Raises:
+            ConfigError: no output belongs to a prompt.
+        """
+        vectors_RD, counts_R = self._read(embedder)
+        weight_BR = self.weight(prompts).to(vectors_RD) * counts_R.to(vectors_RD)
+        total_B1 = weight_BR.sum(-1, keepdim=True)
+        if lonely := [
+            prompt for prompt, total in zip(prompts, total_B1.flatten().tolist(), strict=True) if not total > 0
+        ]:
+            text = f"expected reference outputs for every prompt, but none belongs to {lonely[0]!r}"
+            more = f" and {len(lonely) - 1} more" if len(lonely) > 1 else ""
+            raise ConfigError(
+                Problem("", f"{text}{more}. Add some, leave the prompt out, or compare with all outputs.")
+            )
+        return vectors_RD, weight_BR / total_B1
+
+    def _read(self, embedder: Embedder) -> tuple[Tensor, Tensor]:
+        if self._known is None or self._known[0] is not embedder:
+            self.load()
+            vectors, counts = [], []
+            for outputs in self.parts():
+                if outputs:
+                    vectors.append(embedder.embed(outputs))
+                    counts.append(~embedder.degenerate(outputs))
+            if not vectors:
+                return torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool)
+            self._known = embedder, torch.cat(vectors), torch.cat(counts)
+        return self._known[1:]

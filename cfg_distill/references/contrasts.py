@@ -1,0 +1,56 @@
+"""The prototypes of a fixed list of prompts. Shapes: B prompts, C contrasted prompts, D embedding width."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+from torch import Tensor
+
+from cfg_distill.data.reading import read_prompts
+from cfg_distill.embedders import Embedder
+from cfg_distill.embedders.similarity import unit
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.references.base import Reference
+from cfg_distill.references.functions import prototypes
+
+
+class Contrasts:
+    """Which other prompts a prompt is contrasted with, and where all of them lie.
+
+    Args:
+        reference: outputs for each prompt.
+        against: a file of prompts.
+        apart: the cosine distance below which two prototypes mean the same.
+    """
+
+    def __init__(self, reference: Reference, against: str, apart: float) -> None:
+        self.reference = reference
+        self.against = against
+        self.apart = apart
+        self._known: tuple[Embedder, Tensor] | None = None
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The contrasted prompts."""
+        return [str(prompt) for prompt in read_prompts(self.against)]
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the file and the distance, by the keys ``against`` and ``apart``."""
+        found = (
+            [] if 0 <= self.apart <= 2 else [Problem("apart", f"expected a number in [0, 2], but got {self.apart}.")]
+        )
+        try:
+            if len(self.prompts) < 2:
+                found.append(Problem("against", f"expected at least 2 prompts, but `{self.against}` holds 1."))
+        except ConfigError as error:
+            found += [Problem("against", problem.text) for problem in error.problems]
+        return found
+
+    def at(self, prompts: Sequence[str], embedder: Embedder) -> tuple[Tensor, Tensor, Tensor]:
+        """The prototypes of the prompts ``[B, D]``, of the contrasted ones ``[C, D]``, and which of these count ``[B, C]``."""
+        own_BD = prototypes(*self.reference.at(prompts, embedder))
+        if self._known is None or self._known[0] is not embedder:
+            self._known = embedder, prototypes(*self.reference.at(self.prompts, embedder))
+        others_CD = self._known[1].to(own_BD)
+        return own_BD, others_CD, 1 - unit(own_BD) @ unit(others_CD).T > self.apart

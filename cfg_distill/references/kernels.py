@@ -1,0 +1,59 @@
+"""Kernels between vectors. Shapes: N, M and R vectors of sets, D embedding width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""From ``[..., N, D]`` and ``[..., M, D]`` to ``[..., N, M]``."""
+
+CELLS = 2**24
+"""Kernels that exist at once: 128 MB."""
+MOST_FOR_BANDWIDTH = 4096
+
+
+def gaussian_kernel(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
+    r""":math:`e^{-\lVert a - b \rVert^2 / (2 \sigma^2)}`, from ``[..., N, D]`` and ``[..., M, D]`` to ``[..., N, M]``."""
+    distance_NM = torch.cdist(a, b, compute_mode="use_mm_for_euclid_dist")
+    return torch.exp(-distance_NM.square() / (2 * bandwidth**2))
+
+
+def gaussian_mixture(bandwidths: Sequence[float]) -> Kernel:
+    """The mean of the Gaussian kernels of several bandwidths: what a small one sees near by, a large one sees far off."""
+    return lambda a, b: torch.stack([gaussian_kernel(a, b, each) for each in bandwidths]).mean(0)
+
+
+def energy_kernel(a: Tensor, b: Tensor) -> Tensor:
+    r""":math:`-\lVert a - b \rVert`: the squared distance of its mean embeddings is half the energy distance; no bandwidth."""
+    return -torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def median_distance(vectors: Tensor) -> float:
+    """The median distance between two of the vectors, ``[R, D]``: the bandwidth of a Gaussian kernel; at least 1e-6.
+
+    More than 4,096 vectors are represented by 4,096 of them, drawn with a fixed seed: pairs grow with the square.
+    """
+    if len(vectors) > MOST_FOR_BANDWIDTH:
+        drawn = torch.randperm(len(vectors), generator=torch.Generator().manual_seed(0))[:MOST_FOR_BANDWIDTH]
+        vectors = vectors[drawn.to(vectors.device)]
+    # Tensor.median() takes the lower of two middle values.
+    return max(float(torch.pdist(vectors.double()).quantile(0.5)), 1e-6)  # a reference of copies has none
+
+
+def mean_kernel_within(vectors: Tensor, bandwidth: float) -> Tensor:
+    """The mean Gaussian kernel of two different ones of the vectors, ``[R, D]``: a float64 scalar."""
+    y_RD = vectors.double()
+    rows, total = rows_at_once(y_RD), torch.zeros((), dtype=torch.float64, device=vectors.device)
+    for start in range(0, len(y_RD), rows):
+        part_ND, rest_MD = y_RD[start : start + rows], y_RD[start + rows :]
+        own_NN = gaussian_kernel(part_ND, part_ND, bandwidth)
+        total += own_NN.sum() - own_NN.trace() + 2 * gaussian_kernel(part_ND, rest_MD, bandwidth).sum()
+    return total / (len(y_RD) * (len(y_RD) - 1))
+
+
+def rows_at_once(vectors: Tensor) -> int:
+    """How many vectors at once meet all of these."""
+    return max(1, CELLS // len(vectors))

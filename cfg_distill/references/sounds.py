@@ -1,0 +1,49 @@
+"""A folder of real sound as a reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from cfg_distill.audio import Waveform, read_audio
+from cfg_distill.errors import Context, Problem
+from cfg_distill.references.base import Reference
+
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
+
+
+class Sounds(Reference):
+    """Clips of the sound files in a folder, for all prompts alike.
+
+    Args:
+        folder: a folder of sound files (WAV, FLAC, OGG, MP3, AIFF), subfolders included.
+        seconds: files are cut into clips of this length, which should be the samples' length; a rest shorter than half of it is
+            left out.
+    """
+
+    def __init__(self, folder: str, seconds: float = 10.0) -> None:
+        self.folder = folder
+        self.seconds = seconds
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = []
+        if not 0 < self.seconds < math.inf:
+            found.append(Problem("seconds", f"expected a number above 0, but got {self.seconds}."))
+        if not self._files():
+            text = f"expected a folder with sound files ({', '.join(SOUNDS)}), but `{self.folder}` holds none."
+            found.append(Problem("folder", f"{text} Name a folder of real clips."))
+        return found
+
+    def parts(self) -> Iterator[list[Waveform]]:
+        for file in self._files():
+            yield _cut(read_audio(file), self.seconds)
+
+    def _files(self) -> list[Path]:
+        return sorted(file for file in Path(self.folder).expanduser().rglob("*") if file.suffix.lower() in SOUNDS)
+
+
+def _cut(waveform: Waveform, seconds: float) -> list[Waveform]:
+    """A file as clips of one length, and its rest when that is at least half as long."""
+    pieces = waveform.samples.split(max(1, round(seconds * waveform.rate)), dim=-1)
+    return [Waveform(piece, waveform.rate) for piece in pieces if 2 * piece.shape[-1] >= seconds * waveform.rate]

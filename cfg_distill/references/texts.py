@@ -1,0 +1,66 @@
+"""A file of real texts as a reference. Shapes: B prompts, R texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from cfg_distill.data.reading import normalised, read_prompts
+from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.references.base import Reference
+
+
+class Texts(Reference):
+    """Texts of a file, for all prompts alike or each for its own prompt.
+
+    Args:
+        path: text (one per line), JSON lines, CSV or TSV, or a Hugging Face dataset on disk.
+        field: of JSON lines and tables, where the text stands.
+        prompt_field: where the prompt stands to which the text belongs; empty: every text serves every prompt.
+        batch_size: texts that are embedded at once.
+    """
+
+    def __init__(self, path: str, field: str = "text", prompt_field: str = "", batch_size: int = 64) -> None:
+        self.path = path
+        self.field = field
+        self.prompt_field = prompt_field
+        self.batch_size = batch_size
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """The texts of the file."""
+        return [str(row) for row in read_prompts(self.path, self.field)]
+
+    @cached_property
+    def prompts(self) -> list[str]:
+        """The prompt of each text; empty where texts have none."""
+        return [normalised(row) for row in read_prompts(self.path, self.prompt_field)] if self.prompt_field else []
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        try:
+            texts, prompts = len(self.texts), len(self.prompts)
+        except ConfigError as error:
+            return [Problem("path", problem.text) for problem in error.problems]
+        if self.prompt_field and texts != prompts:
+            text = (
+                f"expected a prompt for each text, but there are {prompts} prompts and {texts} texts in `{self.path}`."
+            )
+            return [Problem("prompt_field", text)]
+        return (
+            [] if self.batch_size >= 1 else [Problem("batch_size", f"expected at least 1, but got {self.batch_size}.")]
+        )
+
+    def size(self) -> int:
+        return len(self.texts)
+
+    def parts(self) -> Iterator[list[str]]:
+        for start in range(0, len(self.texts), self.batch_size):
+            yield self.texts[start : start + self.batch_size]
+
+    def weight(self, prompts: Sequence[str]) -> Tensor:
+        if not self.prompt_field:
+            return super().weight(prompts)
+        return torch.tensor([[float(normalised(asked) == own) for own in self.prompts] for asked in prompts])

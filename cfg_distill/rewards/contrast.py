@@ -1,0 +1,82 @@
+"""Nearer to the own prompt than to others. Shapes: B prompts, G samples per prompt, C contrasted prompts, D embedding width."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from cfg_distill.embedders import Embedder
+from cfg_distill.embedders.similarity import unit
+from cfg_distill.errors import Context, Problem
+from cfg_distill.references import Contrasts, Reference
+from cfg_distill.rewards.compared import Compared
+from cfg_distill.rewards.sample import SampleReward
+from cfg_distill.sampling.samples import Samples
+
+
+def log_contrast(embeddings: Tensor, own: Tensor, others: Tensor, counts: Tensor, temperature: float) -> Tensor:
+    r"""The log-probability of the own prompt by the cosine with its prototype, among those of other prompts.
+
+    .. math:: \log \frac{e^{\cos(e, p_x) / \tau}}{e^{\cos(e, p_x) / \tau} + \sum_c e^{\cos(e, p_c) / \tau}}
+
+    Args:
+        embeddings: ``[B, G, D]``.
+        own: the prototype of each prompt, ``[B, D]``.
+        others: of the other prompts, ``[C, D]``.
+        counts: which of them count for each prompt, ``[B, C]`` bool.
+        temperature: tau.
+
+    Returns:
+        ``[B, G]`` float32, at most 0.
+    """
+    unit_BGD = unit(embeddings)
+    own_BG1 = (unit_BGD * unit(own).unsqueeze(1)).sum(-1, keepdim=True) / temperature
+    others_BGC = (unit_BGD @ unit(others).T / temperature).masked_fill(~counts.unsqueeze(1), -torch.inf)
+    return torch.cat([own_BG1, others_BGC], dim=-1).log_softmax(-1)[..., 0]
+
+
+class PromptContrast(Compared, SampleReward):
+    """Each sample nearer to the outputs of its own prompt than to those of others; see :func:`log_contrast`.
+
+    A guard beside a reward of diversity, inside an additive :class:`~cfg_distill.rewards.Mixed`: alone it pulls all samples
+    onto the prototype. The prototype of a prompt is the mean direction of its reference outputs. It is frozen: prototypes of
+    the student's own batch would put each sample into the rewards of all others, and the leave-one-out baseline would then
+    leave a fifth of the gradient, or less. A degenerate sample counts as one that lies at the least fitting of the other
+    prompts. Source of the contrast: arXiv 2310.06368, on classes and regions of images.
+
+    Args:
+        embedder: the frozen model, of samples and reference alike.
+        reference: outputs for each prompt; it must tell prompts apart.
+        against: a file of prompts to contrast with, as in ``data.train``. A fixed list, so that neither the batch size nor the
+            number of devices changes the reward.
+        temperature: tau. The smaller, the sooner a sample that fits has no gradient left.
+        apart: prompts whose prototypes are nearer than this cosine distance mean the same, and are not contrasted.
+    """
+
+    is_factor = False
+
+    def __init__(
+        self, embedder: Embedder, reference: Reference, against: str, temperature: float = 0.07, apart: float = 0.1
+    ) -> None:
+        super().__init__(embedder, reference)
+        self.contrasts = Contrasts(reference, against, apart)
+        self.temperature = temperature
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = super().problems(context) + self.contrasts.problems()
+        if not 0 < self.temperature < math.inf:
+            found.append(Problem("temperature", f"expected a number above 0, but got {self.temperature}."))
+        return found
+
+    def score(self, samples: Samples) -> Tensor:
+        embedding_BGD = self.embedded(samples)
+        device = embedding_BGD.device
+        own_BD, others_CD, counts_BC = self.contrasts.at(samples.prompts, self._frozen.on(device))
+        with torch.autocast(device.type, enabled=False):
+            value_BG = log_contrast(embedding_BGD, own_BD, others_CD, counts_BC, self.temperature)
+            strangers_BCD = others_CD.expand(len(own_BD), -1, -1)
+            elsewhere_BC = log_contrast(strangers_BCD, own_BD, others_CD, counts_BC, self.temperature)
+        lowest_B1 = elsewhere_BC.masked_fill(~counts_BC, 0.0).amin(-1, keepdim=True)
+        return torch.where(self.degenerate(samples).to(device), lowest_B1, value_BG)
