@@ -119,8 +119,8 @@ def _about(folder: Path, history: History) -> str:
     if not history.distilled:
         return f"{kind} merged by cfg-distill."
     scale = "" if history.guidance is None else f" of scale {history.guidance:g}"
-    guided = f"it samples with one forward pass per token as {history.base} does under classifier-free guidance{scale}"
-    return f"{kind} distilled by cfg-distill: {guided}. " + (
+    guided = f"trained to sample, with one forward pass per token, as {history.base} does under classifier-free guidance{scale}"
+    return f"{kind} distilled by cfg-distill, {guided}. " + (
         "It is a merge of the students below." if history.method else "No guidance is needed at inference."
     )
 
@@ -161,6 +161,7 @@ def _parent(name: str, parent: Mapping[str, Any]) -> str:
     known = History(**{"base": "", **parent})
     facts = [f"gamma {known.guidance:g}"] if known.guidance is not None else []
     facts += [_losses(known.losses)] if known.losses else []
+    facts += [known.recipe] if known.recipe else []
     facts += [f"{known.step} steps"] if known.step is not None else []
     return f"`{name}`: {'; '.join(facts)}." if facts else ""
 
@@ -185,7 +186,10 @@ def _loading(folder: Path, history: History) -> str:
     if not is_adapter(folder):
         return "With transformers, like its base; cfg-distill is not needed. `generation_config.json` switches guidance off."
     where = f"`{history.base}`" if history.base_is_on_hub else f"`{history.base}`, which is not on a hub"
-    text = f"With peft, on its base {where}. Sample with the settings in `generation_config.json`: guidance stays off."
+    text = (
+        f"With peft, on its base {where}. peft samples by the settings of the base, which may switch guidance on: pass"
+        " `generation_config=GenerationConfig.from_pretrained(...)` of this folder, where guidance and filters are off."
+    )
     return text if history.base_is_on_hub else f"{text}\n\nTo be published: {ONLY_MERGED}."
 
 

@@ -91,14 +91,14 @@ def _run(folder: Path) -> Run:
     others = sorted(tag for tag in newest if tag.startswith("val/"))
     tags = [tag for tag in dict.fromkeys([*SHOWN, *others]) if tag in newest][:MOST_VALUES]
     marked, trainer = _text(folder / _MARK).strip(), config.get("trainer")
-    steps = marked or (trainer.get("max_steps") if isinstance(trainer, dict) else 0)
+    steps = marked or str(trainer.get("max_steps") if isinstance(trainer, dict) else 0)
     state = "running" if _is_locked(folder / _LOCK) else "stopped" if (folder / _MARK).is_file() else "finished"
     return Run(
         folder,
         str(about.get("recipe") or ""),
         state,
         1 + max((step for points in last.values() for step, _ in points), default=-1),
-        int(str(steps)) if str(steps).isdigit() else 0,
+        int(steps) if steps.isdigit() else 0,
         {tag: newest[tag] for tag in tags},
         sum(path.stat().st_size for path in files),
         max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime),

@@ -164,7 +164,7 @@ def test_merges_are_replaced_but_not_their_partner_nor_foreign_files(
     assert sorted(path.name for path in out.iterdir()) == ["0.25", "merges.json"]
     (problem,) = CheckpointMerging(str(out / "0.25"), [0.5], out=str(out), overwrite=True).problems()
     assert f"`{out}` holds the input `{out}/0.25`" in str(problem)
-    (out / "0.25" / "README.md").touch()
+    (out / "0.25" / "README.md").write_text("A card of my own")
     (problem,) = again.problems()
     assert "does not write 0.25/README.md there" in str(problem)
 

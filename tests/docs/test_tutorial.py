@@ -1,4 +1,4 @@
-"""docs/tutorial.md: in an empty folder with a model, the page alone leads to students, a report and a merge."""
+"""docs/tutorial.md: in an empty folder with a model, the page leads to students, a report and a merge (pytest -m slow)."""
 
 from __future__ import annotations
 
