@@ -54,9 +54,8 @@ class TuneReference(Reference):
     def weight(self, prompts: Sequence[str]) -> Tensor:
         if self.match == "none":
             return super().weight(prompts)
-        return torch.tensor(
-            [[float(_fits(tune, understand(prompt).slots)) for tune in self.tunes] for prompt in prompts]
-        )
+        asked = [understand(prompt).slots for prompt in prompts]
+        return torch.tensor([[float(_fits(tune, slots)) for tune in self.tunes] for slots in asked])
 
 
 def _fits(tune: Tune, asked: dict[str, str]) -> bool:

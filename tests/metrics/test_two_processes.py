@@ -1,5 +1,6 @@
 """Two processes with their share of the prompts must say what one process says of all of them."""
 
+from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,16 +16,19 @@ from cfg_distill.metrics import (
     KAD,
     DistinctN,
     Entropy,
+    KernelDistance,
     KLToTeacher,
     Length,
     PairwiseCosineDiversity,
     PromptAdherence,
+    PseudoDensity,
     Repetition,
     SampleMetric,
     SelfBLEUDiversity,
     VendiScore,
 )
-from cfg_distill.rewards import Mixed, PairwiseDiversity
+from cfg_distill.references import Reference
+from cfg_distill.rewards import DiversityTarget, Mixed, PairwiseDiversity
 from cfg_distill.rewards import PromptAdherence as AdherenceReward
 from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.samples import Samples
@@ -32,6 +36,13 @@ from cfg_distill.sampling.samples import Samples
 WORDS = ["a", "b", "c", "d", "e", "f"]
 # Prompts of each rank and batch: shares of different size, and in the second round a rank without any.
 ROUNDS = [[[4], [1]], [[2], []]]
+
+
+class Words(Reference):
+    """A few real texts."""
+
+    def parts(self) -> Iterator[list[str]]:
+        yield [" ".join(WORDS[:length]) for length in range(2, 6)]
 
 
 def draw(rank: int, batch: int, num_prompts: int) -> tuple[Samples, Tensor, Tensor, Tensor]:
@@ -51,6 +62,7 @@ def draw(rank: int, batch: int, num_prompts: int) -> tuple[Samples, Tensor, Tens
 def sample_metrics() -> dict[str, SampleMetric]:
     embedder = NGramCounts(n=1)
     metrics = [PairwiseCosineDiversity(embedder), VendiScore(embedder), PromptAdherence(embedder), DistinctN(n=1)]
+    metrics += [KernelDistance(embedder, Words(), kernel="energy"), PseudoDensity(embedder, Words(), k=2)]
     metrics += [EAD(vocabulary=6), SelfBLEUDiversity(), Repetition(n=1), Length()]
     for kind in (FAD, KAD):  # distances of all samples, whatever they are samples of
         distance = kind(NGramCounts(n=1, buckets=4), reference="")
@@ -63,6 +75,7 @@ def rewards() -> nn.ModuleDict:
     parts = {"diversity": PairwiseDiversity(NGramCounts(n=1)), "adherence": AdherenceReward(NGramCounts(n=1))}
     return nn.ModuleDict(
         {
+            "target": DiversityTarget(NGramCounts(n=1), target=Words()),
             "running_mean": PairwiseDiversity(NGramCounts(n=1), baseline="running_mean"),
             "additive": Mixed(parts),
             "multiplicative": Mixed(parts, mode="multiplicative"),

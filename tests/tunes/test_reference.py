@@ -1,0 +1,33 @@
+"""Real tunes as a reference: those that have what a prompt asks for, cut to the length of the samples."""
+
+import pytest
+import torch
+
+from cfg_distill.embedders import NGramCounts
+from cfg_distill.errors import ConfigError
+from cfg_distill.tunes.corpus import Tune
+from cfg_distill.tunes.reference import TuneReference
+
+
+def made(**settings) -> TuneReference:
+    reference = TuneReference(**settings)
+    slots = [("irish", "jig", "6/8", "major"), ("irish", "reel", "4/4", "minor"), ("english", "jig", "6/8", "any")]
+    reference.tunes = [Tune(str(n), *each, tokens=tuple(f"n{n}{t}" for t in range(9))) for n, each in enumerate(slots)]
+    return reference
+
+
+def test_tunes_belong_to_the_prompts_that_ask_for_them():
+    weight = made().weight(["an Irish tune", "a jig", "a tune in D minor", "a jig in C major"])
+    assert weight.tolist() == [[1, 1, 0], [1, 0, 1], [0, 1, 0], [1, 0, 0]]
+    assert made(match="none").weight(["a jig", "a reel"]).tolist() == [[1], [1]]
+    vectors_RD, weight_BR = made(tokens=2).at(["a jig"], NGramCounts(n=1))
+    assert weight_BR.tolist() == [[0.5, 0, 0.5]] and vectors_RD.shape[0] == 3
+    assert torch.equal(vectors_RD, NGramCounts(n=1).embed(["n00 n01", "n10 n11", "n20 n21"]))
+    with pytest.raises(ConfigError, match="none belongs to 'a slip jig'"):
+        made().at(["a jig", "a slip jig"], NGramCounts(n=1))
+
+
+def test_wrong_settings_are_named_before_tunes_are_read():
+    assert TuneReference().problems() == []
+    found = TuneReference(split="training", tokens=0, match="all").problems()
+    assert [problem.path for problem in found] == ["split", "tokens", "match"]
