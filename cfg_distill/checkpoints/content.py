@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
 from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators import Generator
+from cfg_distill.generators.loading import arguments_of
 from cfg_distill.generators.lora import NAME
 
 FORMAT = 1
@@ -291,10 +292,10 @@ def generator_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Generato
     """
     kind = _class_of(spec["class_path"], trust)
     try:
-        arguments = _arguments(kind, spec["init_args"])
+        arguments = arguments_of(kind, spec["init_args"])
         inspect.signature(kind).bind(**arguments)
     except TypeError as error:
-        text = f"its generator `{spec['class_path']}` takes other arguments than it holds: {error}."
+        text = f"its generator `{spec['class_path']}` takes other arguments than it holds: {error}. Take another checkpoint."
         raise ConfigError(text) from error
     return kind(**arguments)  # a mistake inside of the class keeps its traceback
 
@@ -312,17 +313,8 @@ def _class_of(class_path: Any, trust: Sequence[str]) -> type[Generator]:
         if not f"{module}.".startswith(f"{error.name}."):
             raise  # the module is there, and lacks another one
         text = f"its generator is `{class_path}`, but there is no module `{error.name}`, neither installed nor in this folder."
+        text += " Install it, or run the command where it lies."
         raise ConfigError(text) from error
     if not isinstance(found, type) or not issubclass(found, Generator) or inspect.isabstract(found):
         raise ConfigError(f"expected a generator, but `{class_path}` is none.")
     return found
-
-
-def _arguments(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a generator from plain ones: a dict becomes the dataclass that the type hint names."""
-    made = dict(plain)
-    for name, hint in get_type_hints(kind.__init__).items():  # type: ignore[misc]
-        settings = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
-        if isinstance(settings, type) and isinstance(made.get(name), dict):
-            made[name] = settings(**made[name])
-    return made

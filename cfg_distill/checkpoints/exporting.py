@@ -100,6 +100,11 @@ def _start_of(
 
 def _take(generator: Generator, state: Mapping[str, Tensor], file: Path) -> None:
     """Put the student's weights into its start model."""
+    real = {name for name, weight in generator.named_parameters() if weight.is_floating_point()}
+    if wrong := [name for name in sorted(real & state.keys()) if not state[name].is_floating_point()]:
+        raise ConfigError(
+            f"Checkpoint `{file}` holds integers as weights: {', '.join(wrong[:8])}. Take another checkpoint."
+        )
     try:
         result = generator.load_state_dict(state, strict=False)
     except RuntimeError as error:  # torch's for shapes that differ

@@ -1,8 +1,11 @@
-"""The generator of a finished model, by the ``model_type`` in its config; and the device that it runs on."""
+"""The generator of a finished model, by the ``model_type`` in its config; its arguments, and the device that it runs on."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import torch
 from transformers import PreTrainedConfig
@@ -48,3 +51,31 @@ def model_type(path: str) -> str:
         return str(config.get("model_type", "")) if isinstance(config, dict) else ""
     except (ConfigError, OSError, ValueError, RecursionError, AttributeError):  # transformers expects keys and values
         return ""
+
+
+def arguments_of(kind: type, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a generator from plain ones: a dict becomes the dataclass that the type hint names.
+
+    Raises:
+        TypeError: other settings than the dataclass has, or a value of another type than the hint of a simple argument.
+    """
+    made = dict(plain)
+    for name, hint in get_type_hints(kind.__init__).items():  # type: ignore[misc]
+        settings = next((each for each in (hint, *get_args(hint)) if is_dataclass(each)), None)
+        if isinstance(settings, type) and isinstance(made.get(name), dict):
+            made[name] = settings(**made[name])
+        if name in made and not _may_be(hint, made[name]):
+            raise TypeError(f"{name} is {made[name]!r}")
+    return made
+
+
+def _may_be(hint: Any, value: Any) -> bool:
+    """Whether a value is of a type hint. Only plain types and fixed choices are compared."""
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    for option in options:
+        if get_origin(option) is Literal:
+            if value in get_args(option):
+                return True
+        elif option not in (str, int, float, bool, NoneType) or isinstance(value, option):
+            return True
+    return False
