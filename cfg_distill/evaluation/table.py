@@ -116,8 +116,8 @@ def notes_of(systems: Sequence[System], stage: str = "report") -> list[str]:
         )
     holes: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for system in systems:
-        for metric, lost in system.holes().items():
-            holes.setdefault((metric, tuple(lost)), []).append(system.name)
+        for metric, without in system.holes().items():
+            holes.setdefault((metric, tuple(without)), []).append(system.name)
     for (metric, lost), names in holes.items():
         of = "every system" if len(names) == len(systems) else ", ".join(names)
         if len(lost) == prompts:
