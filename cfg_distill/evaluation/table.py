@@ -116,15 +116,9 @@ def notes_of(systems: Sequence[System], stage: str = "report") -> list[str]:
         )
     holes: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for system in systems:
-<<<<<<< HEAD
         for metric, lost in system.holes().items():
             holes.setdefault((metric, tuple(lost)), []).append(system.name)
     for (metric, without), names in holes.items():
-=======
-        for metric, without in system.holes().items():
-            holes.setdefault((metric, tuple(without)), []).append(system.name)
-    for (metric, lost), names in holes.items():
->>>>>>> refs/heads/evid
         of = "every system" if len(names) == len(systems) else ", ".join(names)
         if len(without) == prompts:
             notes.append(f"{metric} is NaN on every prompt of {of}: it has no mean there.")

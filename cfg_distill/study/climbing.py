@@ -43,11 +43,7 @@ def ladder_of(study: Study) -> Named:
     asked = study.evaluation.ladder
     if asked != MODEL:
         return Named("" if asked == NONE else asked)
-<<<<<<< HEAD
     models = [*(each.model for each in study.baselines.values()), *(each.model for each in study.sweeps.values())]
-=======
-    models = [system.model for system in study.baselines.values()] + [sweep.model for sweep in study.sweeps.values()]
->>>>>>> refs/heads/evid
     start = next((model for model in models if model not in (*study.fits, *study.merges)), "")
     if not start or not (Path(start).expanduser().is_dir() or source(start)):
         return Named("")  # nothing, or a hub name, which is not asked before the study begins
