@@ -17,8 +17,8 @@ from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, Stopped, problems_of
@@ -42,6 +42,7 @@ from cfg_distill.recipe.runs import (
     unfinished,
 )
 from cfg_distill.recipe.stopping import Signals, StopAtStepEnd, requeue
+from cfg_distill.recipe.trainer import NamedTrainer, named_callbacks, paths_of, problems_of_states
 
 _BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
 _PARSING = (ArgumentError, MisconfigurationException, OverflowError)
@@ -82,6 +83,7 @@ class Placed(Protocol):
     recipe_path: str
 
 
+<<<<<<< HEAD
 class NamedTrainer(Trainer):
     """A Trainer whose callbacks may have names, so that a file or an option can change one of them.
 
@@ -110,6 +112,8 @@ class NamedTrainer(Trainer):
         return found
 
 
+=======
+>>>>>>> refs/heads/ranks
 class CommandLine(LightningCLI):
     """LightningCLI with this package's defaults: runs/<recipe>/version_N, and one error for all problems."""
 
@@ -332,20 +336,26 @@ class CommandLine(LightningCLI):
         self._logs = config.get("logger") in (None, True) and not config.get("fast_dev_run")
         if self._logs:
             config["logger"] = False  # until the run has its folder
+        if not config.get("plugins") and config.get("strategy") in (None, "auto", "ddp"):
+            config["plugins"] = [_default("callbacks.AtomicCheckpointIO", CheckpointIO)()]
         given = config.get("callbacks")
-        own = list(_named(given).values())
-        self.callbacks = dict(zip(_keys(given), own, strict=True))
+        own = list(named_callbacks(given).values())
+        self.callbacks = dict(zip(paths_of(given), own, strict=True))
         for path, callback in self.callbacks.items():
             if isinstance(callback, Placed):
                 callback.recipe_path = path
-        if problems := _problems_of_states(self.callbacks):
+        if problems := problems_of_states(self.callbacks):
             raise ConfigError(problems)
         config["callbacks"] = [EndTogether(), *own]
         if config.get("enable_model_summary") is None:
             config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
         shown = [] if any(isinstance(one, ProgressBar) for one in own) else _progress(config)
         trainer = super()._instantiate_trainer(config, [*callbacks, self.mark, *shown])
+<<<<<<< HEAD
         trainer.callbacks.append(self.stopping)  # type: ignore[attr-defined]  # Lightning's order has no place behind the callbacks that save
+=======
+        vars(trainer)["callbacks"].append(self.stopping)  # Lightning's order has no place behind the callbacks that save
+>>>>>>> refs/heads/ranks
         return trainer
 
 
@@ -402,37 +412,6 @@ def _progress(config: dict[str, Any]) -> list[Callback]:
 def _default(name: str, base: type) -> Any:
     """Imported when asked for: a recipe that trains another model needs none of the distillation."""
     return find_class(f"cfg_distill.{name}", (base,), f"a {base.__name__}")
-
-
-def _named(callbacks: Any) -> dict[Any, Callback]:
-    """Callbacks by name, or by number where they have none."""
-    return callbacks if isinstance(callbacks, dict) else dict(enumerate(callbacks or ()))
-
-
-def _keys(callbacks: Any) -> list[str]:
-    """The path in the recipe of the arguments of each callback."""
-    names = [f".{name}" if isinstance(callbacks, dict) else f"[{name}]" for name in _named(callbacks)]
-    return [f"trainer.callbacks{name}.init_args" for name in names]
-
-
-def _problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
-    """Callbacks whose states a checkpoint could not tell apart; Lightning's rule, with our keys."""
-    first: dict[str, str] = {}
-    problems = []
-    for path, callback in callbacks.items():
-        key = path.removesuffix(".init_args")
-        if not is_overridden("state_dict", callback, parent=Callback):
-            continue
-        if callback.state_key in first:
-            problems.append(
-                Problem(
-                    f"/{key}",
-                    f"expected one {type(callback).__name__}, but `@/{first[callback.state_key]}` is one too, and a checkpoint"
-                    " could not tell their states apart. Change that one, or remove one of them.",
-                )
-            )
-        first.setdefault(callback.state_key, key)
-    return problems
 
 
 def _from_lightning(error: BaseException) -> bool:

@@ -1,0 +1,70 @@
+"""A Trainer whose callbacks have names, and what follows from their names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.model_helpers import is_overridden
+
+from cfg_distill.errors import Problem
+from cfg_distill.recipe.runs import RunMark
+
+
+class NamedTrainer(Trainer):
+    """A Trainer whose callbacks may have names, so that a file or an option can change one of them.
+
+    Args:
+        callbacks: a dict of names, or a list.
+        settings: those of a Trainer.
+    """
+
+    def __init__(
+        self,
+        callbacks: dict[str, Callback] | list[Callback] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__(callbacks=list(named_callbacks(callbacks).values()), **settings)
+
+    def _run_stage(self) -> Any:
+        """Also begin and end the training of a run that has taken its last step, but was stopped before its end.
+
+        Lightning's loop skips it, and with it a validation that is due and what callbacks do at the end.
+        """
+        found = super()._run_stage()
+        callbacks: list[Callback] = vars(self)["callbacks"]  # Lightning sets it from elsewhere
+        if any(isinstance(each, RunMark) and each.ended_early for each in callbacks) and self.fit_loop.done:
+            self.fit_loop.on_run_start()
+            self.fit_loop.on_run_end()
+        return found
+
+
+def named_callbacks(callbacks: Any) -> dict[Any, Callback]:
+    """Callbacks by name, or by number where they have none."""
+    return callbacks if isinstance(callbacks, dict) else dict(enumerate(callbacks or ()))
+
+
+def paths_of(callbacks: Any) -> list[str]:
+    """The path in the recipe of the arguments of each callback."""
+    names = [f".{name}" if isinstance(callbacks, dict) else f"[{name}]" for name in named_callbacks(callbacks)]
+    return [f"trainer.callbacks{name}.init_args" for name in names]
+
+
+def problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
+    """Callbacks whose states a checkpoint could not tell apart; Lightning's rule, with our keys."""
+    first: dict[str, str] = {}
+    problems = []
+    for path, callback in callbacks.items():
+        key = path.removesuffix(".init_args")
+        if not is_overridden("state_dict", callback, parent=Callback):
+            continue
+        if callback.state_key in first:
+            problems.append(
+                Problem(
+                    f"/{key}",
+                    f"expected one {type(callback).__name__}, but `@/{first[callback.state_key]}` is one too, and a checkpoint"
+                    " could not tell their states apart. Change that one, or remove one of them.",
+                )
+            )
+        first.setdefault(callback.state_key, key)
+    return problems
