@@ -83,37 +83,6 @@ class Placed(Protocol):
     recipe_path: str
 
 
-<<<<<<< HEAD
-class NamedTrainer(Trainer):
-    """A Trainer whose callbacks may have names, so that a file or an option can change one of them.
-
-    Args:
-        callbacks: a dict of names, or a list.
-        settings: those of a Trainer.
-    """
-
-    def __init__(
-        self,
-        callbacks: dict[str, Callback] | list[Callback] | None = None,
-        **settings: Any,
-    ) -> None:
-        super().__init__(callbacks=list(_named(callbacks).values()), **settings)
-
-    def _run_stage(self) -> Any:
-        """Also begin and end the training of a run that has taken its last step, but was stopped before its end.
-
-        Lightning's loop skips it, and with it a validation that is due and what callbacks do at the end.
-        """
-        found = super()._run_stage()
-        marks = [each for each in self.callbacks if isinstance(each, RunMark)]  # type: ignore[attr-defined]
-        if any(mark.ended_early for mark in marks) and self.fit_loop.done:
-            self.fit_loop.on_run_start()
-            self.fit_loop.on_run_end()
-        return found
-
-
-=======
->>>>>>> refs/heads/ranks
 class CommandLine(LightningCLI):
     """LightningCLI with this package's defaults: runs/<recipe>/version_N, and one error for all problems."""
 
@@ -351,11 +320,9 @@ class CommandLine(LightningCLI):
             config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
         shown = [] if any(isinstance(one, ProgressBar) for one in own) else _progress(config)
         trainer = super()._instantiate_trainer(config, [*callbacks, self.mark, *shown])
-<<<<<<< HEAD
-        trainer.callbacks.append(self.stopping)  # type: ignore[attr-defined]  # Lightning's order has no place behind the callbacks that save
-=======
-        vars(trainer)["callbacks"].append(self.stopping)  # Lightning's order has no place behind the callbacks that save
->>>>>>> refs/heads/ranks
+        vars(trainer)["callbacks"].append(
+            self.stopping
+        )  # Lightning's order has no place behind the callbacks that save
         return trainer
 
 
