@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from tiny_fits import batches, student_of, trainer
+from torch import Tensor
 
 from cfg_distill import CFGDistillation, __version__, checkpoints
 from cfg_distill.callbacks import AtomicCheckpointIO
@@ -20,6 +22,7 @@ from cfg_distill.distillation.count import Count
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.sampling import Seeds
 
 FIRST = Path(__file__).parent / "fixtures" / "checkpoint_0_1"
 
@@ -64,11 +67,28 @@ def test_a_checkpoint_of_version_0_1_is_exported(first: Path, weights: str, caps
         assert not torch.equal(value, start[name])
 
 
+class OneGenerator(Seeds):
+    """The random numbers of version 0.1: one generator for all rows of a batch."""
+
+    def uniform_NKT(self, group: int, num_codebooks: int, num_positions: int) -> Tensor:
+        seed = int(np.random.SeedSequence(self.words).generate_state(1, np.uint64)[0] >> 1)
+        generator = torch.Generator().manual_seed(seed)
+        shape = (len(self.places) * group, num_codebooks)
+        columns = [torch.rand(shape, generator=generator, dtype=torch.float64) for _ in range(num_positions)]
+        return torch.stack(columns, dim=-1)
+
+
+def seeds_of_0_1(module: CFGDistillation, step: int, places: Sequence[int], attempt: int = 0) -> Seeds:
+    return OneGenerator((module.seed, step + 1, module.trainer.fit_loop.batch_idx, 0), places)
+
+
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the folder of this test is not that of the run
 def test_a_run_of_version_0_1_is_resumed(first: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; this test shall not leave it behind
     # Two faults of 0.1 are mended: it divided a step by its own positions (tests/distillation/test_count.py), and it paid for
-    # empty samples (tests/rewards/test_pairwise.py). With both put back, the run goes on as it did.
+    # empty samples (tests/rewards/test_pairwise.py). Its samples depended on rank and batch (tests/distillation/
+    # test_any_devices.py). With all three put back, the run goes on as it did.
+    monkeypatch.setattr(CFGDistillation, "_rollout_seed", seeds_of_0_1)
     monkeypatch.setattr(Count, "of_step", lambda self, count, samples: count)
     monkeypatch.setattr(NGramCounts, "degenerate", lambda self, outputs: torch.zeros(len(outputs), dtype=torch.bool))
     words = ["fit", "--config", "recipe.yaml", "--ckpt_path", "last.ckpt", "--trainer.max_steps", "6"]

@@ -10,7 +10,7 @@ import ast
 from fenced import ROOT
 from house import PACKAGE, arrows, rooms, sources
 
-MOST_ROOMS, MOST_ARROWS, MOST_ENTRIES, MOST_PROBES, LONGEST_FILE = 24, 110, 26, 25, 420
+MOST_ROOMS, MOST_ARROWS, MOST_ENTRIES, MOST_PROBES, LONGEST_FILE = 25, 116, 27, 25, 430
 """Before the room `report` came, with its page, choice and listening test, the package had 95 arrows and 25 entries."""
 
 

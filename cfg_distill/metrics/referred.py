@@ -98,8 +98,8 @@ class KernelDistance(ReferredMetric):
     with the vector that the encoder gives them. NaN for a group of one.
 
     Args:
-        kernel: see :class:`cfg_distill.rewards.Witness`.
-        bandwidths: see :class:`cfg_distill.rewards.Witness`.
+        kernel: of the distance, as in :class:`cfg_distill.rewards.Witness`.
+        bandwidths: of the kernel, as in :class:`cfg_distill.rewards.Witness`.
     """
 
     higher_is_better = False

@@ -213,8 +213,8 @@ def test_problems_name_the_key() -> None:
 
 
 def test_a_judge_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors"):
-        (tmp_path / name).touch()
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").touch()
     (problem,) = TuneQuality(path=str(tmp_path)).problems()
     assert str(problem) == (
         f"Key `path`: expected a judge with a file bounds.json, but `{tmp_path}` has none. Make it again by"
