@@ -291,7 +291,9 @@ class CommandLine(LightningCLI):
             config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
         shown = [] if any(isinstance(one, ProgressBar) for one in own) else _progress(config)
         trainer = super()._instantiate_trainer(config, [*callbacks, self.mark, *shown])
-        vars(trainer)["callbacks"].append(self.stopping)  # Lightning's order has no place behind the callbacks that save
+        vars(trainer)["callbacks"].append(
+            self.stopping
+        )  # Lightning's order has no place behind the callbacks that save
         return trainer
 
 
