@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -87,3 +90,22 @@ def test_two_ranks_stopped_and_resumed_are_two_that_were_not(folder: Path, tiny_
     now = state()
     assert now["global_step"] == whole["global_step"] == STEPS
     assert difference(now, whole) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "rank", "code"), [("exception", 1, 1), ("exception", 0, 1), ("SIGTERM", 0, 143)])
+def test_the_same_under_the_processes_that_lightning_starts(
+    folder: Path, tiny_model: str, kind: str, rank: int, code: int
+) -> None:
+    """One command, as a user types it: the first process starts the other."""
+    write_recipe(folder, tiny_model, devices=2, strategy="ddp")
+    (folder / "fault.py").write_text(FAULT)
+    fault = f"--trainer.callbacks.fault={{class_path: fault.Fault, init_args: {{kind: {kind}, rank: {rank}}}}}"
+    command = [sys.executable, "-m", "cfg_distill.cli", "fit", "--config", "tiny.yaml", fault]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path[1:]])}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=400, env=environment)
+    assert time.time() - float(Path(f"fired{rank}").read_text()) < 60
+    assert done.returncode == code, done.stderr
+    said = "Stopped at step 3 of 8. Go on:" if kind == "SIGTERM" else f"rank {rank} of 2, failed:"
+    assert done.stderr.count(said) == 1, done.stderr
+    assert LAST.exists() == (kind == "SIGTERM")
