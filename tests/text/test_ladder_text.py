@@ -103,8 +103,8 @@ def halved(samples: Samples) -> Samples:
 
 @pytest.mark.slow
 def test_substance_holds_on_the_real_model_where_it_counts(monkeypatch: pytest.MonkeyPatch):
-    """Guided above the base, and the base above every degenerate kind; half of the prompts, shorter texts, and half
-    of the texts of each degenerate kind: scoring 135 million parameters is what takes the time."""
+    """Guided above the base, and the base above every degenerate kind; half of the prompts, shorter texts, and half of the
+    degenerate texts: scoring them by 135 million parameters is what takes the time."""
 
     class Short(TextLadder):
         longest = 32
