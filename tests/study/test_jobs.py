@@ -15,8 +15,8 @@ from cfg_distill.study.jobs import DrawFront, Evaluate, FindAccelerator, decoded
 from cfg_distill.study.steps import plan
 
 
-def test_every_job_of_a_study_comes_back_as_it_was(place):
-    study = read_study("study.yaml")
+def test_every_job_of_a_study_comes_back_as_it_was(place, change):
+    study = read_study(change({"evaluation/ladder": "text"}))
     made = [step.work for step in plan(study, place / "out") if step.kind != "fit"]
     made += [*jobs_of_checks(study).values(), FindAccelerator()]
     assert {type(job) for job in made} == set(jobs._JOBS)
