@@ -114,9 +114,9 @@ def test_the_norm_is_that_of_all_gradients() -> None:
 def test_a_number_of_the_optimiser_that_spoils_every_weight(tiny_model: str, tmp_path: Path, key: str) -> None:
     settings = {"lr": 0.01} | {key: torch.inf}
     module = student_of(tiny_model, optimizer=lambda parameters: torch.optim.AdamW(parameters, **settings))
-    with pytest.raises(
-        ConfigError, match=f"Key `model.optimizer.init_args.{key}`: expected a finite number, but got inf"
-    ):
+    said = {"lr": "Key `model.scheduler`: expected learning rates of at least 0, but it makes"}
+    named = f"Key `model.optimizer.init_args.{key}`: expected a finite number, but got inf"
+    with pytest.raises(ConfigError, match=said.get(key, named)):
         trainer([saving(tmp_path)], tmp_path).fit(module, batches(2))
     assert all(tensor.isfinite().all() for tensor in snapshot(module).values())
 

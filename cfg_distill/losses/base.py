@@ -84,7 +84,7 @@ class Loss(nn.Module, ABC):
     """
 
     weight: Tensor
-    below_0 = "the student would learn the opposite of this term"
+    below_0 = "the student would learn the opposite of this term"  # empty where a negative weight makes sense
     """What a weight below 0 would do, for the message."""
 
     def __init__(self, weight: float = 1.0, warmup_steps: int = 0) -> None:
@@ -120,7 +120,7 @@ class Loss(nn.Module, ABC):
         found = []
         if not math.isfinite(self.weight):
             found.append(Problem("weight", f"expected a finite number, but got {self.weight.item()}."))
-        elif self.weight < 0:
+        elif self.weight < 0 and self.below_0:
             text = f"expected a number of at least 0, but got {self.weight.item():g}: {self.below_0}."
             found.append(Problem("weight", text))
         if not self.warmup_steps >= 0:

@@ -45,6 +45,8 @@ class PolicyGradient(Loss):
             ``max_new_tokens``, so that long samples pull no harder than short ones.
     """
 
+    below_0 = ""  # a negative beta asks for samples of less reward: for sameness
+
     def __init__(
         self,
         reward: Reward,

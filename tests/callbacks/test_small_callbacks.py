@@ -22,7 +22,7 @@ from tiny_fits import PROMPTS, batches, student_of, trainer
 
 from cfg_distill import CFGDistillation
 from cfg_distill.audio import Waveform
-from cfg_distill.callbacks import AtomicCheckpointIO, BetaCalibration, SampleLogging, Throughput
+from cfg_distill.callbacks import AtomicCheckpointIO, BetaCalibration, SampleLogging, Throughput, media
 from cfg_distill.errors import ConfigError
 
 # A resumed fit here does without the ModelCheckpoint of the first.
@@ -206,7 +206,7 @@ def test_waveforms_need_no_renderer() -> None:
     loud = Waveform(torch.tensor([[0.5, -2.0]]), 8000)
     broken = Waveform(torch.full((1, 4), torch.nan), 8000)
     with pytest.warns(UserWarning, match="could not be turned into sound: ConfigError: Sound: expected finite samples"):
-        callback._log(book.experiment, "samples/0", "w1", [stereo, loud, broken], 3)
+        callback._log(media._sink(book), "samples/0", "w1", [stereo, loud, broken], 3)
     assert [(tag, step, rate) for tag, _, step, rate in book.sounds] == [
         ("samples/0/0", 3, 16000),
         ("samples/0/1", 3, 8000),
@@ -229,14 +229,18 @@ def test_a_fit_saves_and_resumes_through_the_plugin(folder: str, tmp_path: Path)
 
 def test_a_save_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, plugin = tmp_path / "run" / "last.ckpt", AtomicCheckpointIO()
-    plugin.save_checkpoint({"step": 1, "tensor": torch.arange(1000)}, path)
+    plugin.save_checkpoint(
+        {"step": 1, "state_dict": {}, "pytorch-lightning_version": "2", "tensor": torch.arange(1000)}, path
+    )
 
     def disk_full(checkpoint: Any, file: Any) -> None:
         file.write(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        ConfigError, match=r"last.ckpt` cannot be written: No space left.*The checkpoint before it is whole"
+    ):
         plugin.save_checkpoint({"step": 2}, path)
     monkeypatch.undo()
 
@@ -244,7 +248,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path, monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(ConfigError, match="cannot be written: Permission denied"):
         plugin.save_checkpoint({"step": 3}, path)
     assert plugin.load_checkpoint(path, weights_only=True)["step"] == 1
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
@@ -342,8 +346,9 @@ def test_two_runs_that_save_under_one_name_leave_one_whole_checkpoint(tmp_path: 
 import os, torch
 from cfg_distill.callbacks import AtomicCheckpointIO
 torch.set_num_threads(1)
+held = {{"state_dict": {{}}, "pytorch-lightning_version": "2"}}
 for step in range(30):
-    AtomicCheckpointIO().save_checkpoint({{"tensor": torch.full((20000,), os.getpid())}}, {str(tmp_path / "x.ckpt")!r})
+    AtomicCheckpointIO().save_checkpoint(held | {{"tensor": torch.full((20000,), os.getpid())}}, {str(tmp_path / "x.ckpt")!r})
 """
     running = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(2)]
     errors = [process.communicate()[1] for process in running]

@@ -44,8 +44,8 @@ def test_a_number_is_finite_under_every_key(wrong: Any) -> None:
 
 
 def test_numbers_inside_of_others_are_seen() -> None:
-    said, good = problems({"listed": [1.0, math.nan], "named": {"a": math.inf}, "anything": {"b": [math.nan]}})
-    assert [each.split("`")[1] for each in said] == ["listed", "named", "anything"] and good == {}
+    said, good = problems({"listed": [1.0, math.nan], "named": {"a": math.inf}})
+    assert [each.split("`")[1] for each in said] == ["listed", "named"] and good == {}
     assert problems({"listed": [1.0], "named": {"a": 2.0}, "anything": "x"})[0] == []
 
 

@@ -195,6 +195,8 @@ class Still(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:
         super().step(closure)
         parameters = self.param_groups[0]["params"]
+        if parameters[0].grad is None:
+            return  # the check of settings takes a step without gradients
         self.seen.append(torch.cat([p.grad.double().flatten() for p in parameters]))
 
 

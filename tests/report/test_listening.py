@@ -372,7 +372,7 @@ def test_texts_are_read_and_not_interpreted(
 ) -> None:
     nasty = "</script><b>bold</b> {{ data }} & <!-- \u2028 end"
     monkeypatch.setattr(
-        clips, "_written", lambda sound, text, prompt: clips.Clip(text="" if "-2." in text.name else nasty)
+        clips, "_written", lambda stem, prompt: clips.Clip(text="" if stem.name.endswith("-2") else nasty)
     )
     page = open_page(listen(texts, "--prompts=2", "--variety=1") / "page/index.html", width=390)
     assert page.title() == "Reading test"
