@@ -57,6 +57,8 @@ class PromptData(L.LightningDataModule):
         if self.validation_batch_size < 0:
             text = f"expected at least 1, or 0 for `@.batch_size`, but got {self.validation_batch_size}."
             found.append(Problem("validation_batch_size", text))
+        if self.seed < 0:
+            found.append(Problem("seed", f"expected 0 or more, but got {self.seed}."))
         prompts = {}
         for name, path in self.files.items():
             if path or name == "train":

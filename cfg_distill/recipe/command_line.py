@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import shlex
 import sys
@@ -119,7 +120,8 @@ class CommandLine(LightningCLI):
         try:
             if self.words.help:
                 parser.parse_args([self.command, *self.words.help])  # prints and exits
-            self.config = parser.parse_object({"subcommand": self.command, self.command: self.recipe.values})
+            values = copy.deepcopy(self.recipe.values)  # the parser puts objects of its own in place of dicts of dicts
+            self.config = parser.parse_object({"subcommand": self.command, self.command: values})
         except _PARSING as error:
             raise ConfigError(self._all_problems(walk, str(error))) from error
         good = walk.keys(own, self.recipe.values, bounds=_BOUNDS)

@@ -30,6 +30,8 @@ def members(expected: Any) -> tuple[Any, ...]:
 def is_plain_class(expected: Any) -> bool:
     """Whether a value of this type is written as class_path and init_args."""
     scalar = (int, float, str, bytes, bool, complex, enum.Enum, Path, dict, list, tuple, set, NoneType)
+    if expected is Any:  # a class since Python 3.11
+        return False
     return inspect.isclass(expected) and get_origin(expected) is None and not issubclass(expected, scalar)
 
 

@@ -476,3 +476,28 @@ def test_one_seed_serves_the_whole_run_unless_told_otherwise(recipe: Path) -> No
     assert (command.model.seed, command.datamodule.seed) == (5, 5)
     command = start("fit", [*words, "--model.seed=7"], check_only=True)
     assert (command.model.seed, command.datamodule.seed) == (7, 5)
+
+
+def test_numbers_deep_inside_are_refused_before_anything_is_built(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In dicts of names, too, into which the parser puts objects of its own."""
+
+    def change(content: dict[str, Any]) -> None:
+        content["model"]["losses"]["kl"]["init_args"] |= {"weight": None, "temperature": float("nan")}
+        content["trainer"]["callbacks"][0]["init_args"]["save_top_k"] = -2
+        content["trainer"] |= {"gradient_clip_val": -1, "val_check_interval": 0}
+        content["model"]["optimizer"]["init_args"]["lr"] = float("inf")
+
+    assert main(["fit", "--config", edited(recipe, "wrong.yaml", change)]) == 2
+    said = capsys.readouterr().err
+    for key in (
+        "model.losses.kl.init_args.weight`: expected a number, but it is empty",
+        "model.losses.kl.init_args.temperature`: expected a finite number, but got nan",
+        "model.optimizer.init_args.lr`: expected a number above 0, but got inf",
+        "trainer.callbacks[0].init_args.save_top_k`: expected 0 or more, or -1 for all, but got -2",
+        "trainer.gradient_clip_val`: expected a number of at least 0 (0 clips nothing), but got -1",
+        "trainer.val_check_interval`: expected a number of batches, or a share of an epoch, above 0, but got 0",
+    ):
+        assert f"Key `{key}" in said
+    assert "6 problems" in said

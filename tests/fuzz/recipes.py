@@ -83,7 +83,8 @@ def of_values(world: World, number: int) -> list[Case]:
     made: list[Case] = []
 
     def add(path: tuple[str | int, ...], what: str, content: Any, expect: Any) -> None:
-        named = tuple({".".join(map(str, path)), str(path[-1])})
+        # A rate of 1e30 is refused once the model diverges, and that message names no key.
+        named = (str(path[-1]),) if expect == "refused" else ()
         made.append(
             world.fit("recipe values", f"{'.'.join(map(str, path))}: {what}", content, expect=expect, named=named)
         )
@@ -127,7 +128,8 @@ def of_values(world: World, number: int) -> list[Case]:
             ):
                 add(path, f"class_path {other}", changed(recipe, path, other), "refused")
     endless = {"trainer.max_steps: missing", "trainer: missing", "trainer.devices: missing"}
-    rest = [case for case in made if case.name not in endless]
+    known = endless | {case.name for case in certain}
+    rest = [case for case in made if case.name not in known]
     draw.shuffle(rest)
     return [*certain, *rest][:number]
 
