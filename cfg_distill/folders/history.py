@@ -13,9 +13,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import parse_yaml
 from cfg_distill.folders.names import base_of, is_adapter, source
 from cfg_distill.folders.packages import PACKAGED
 from cfg_distill.folders.profile import HISTORY, PROFILE
@@ -206,8 +205,8 @@ def head_of(card: Path) -> dict[str, Any]:
     """The YAML head of a model card; empty where there is none."""
     try:
         match = _HEAD.match(card.read_text(encoding="utf-8"))
-        found = yaml.safe_load(match[1]) if match else {}
-    except (OSError, ValueError, yaml.YAMLError):
+        found = parse_yaml(match[1]) if match else {}
+    except (OSError, ValueError, ConfigError):
         return {}
     return found if isinstance(found, dict) else {}
 
