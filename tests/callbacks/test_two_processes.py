@@ -140,7 +140,7 @@ def stopped_by_one(rank: int, folder: str) -> dict[str, Any]:
     """What this process says, and its weights, when the other one's loss is NaN."""
     seed_everything(0)
     losses = {"kl": ReverseKL(), "diversity": PolicyGradient(NaNOnRank1(rank), weight=0.1)}
-    module = student_of(folder, losses=losses)
+    module = student_of(folder, losses=losses, max_bad_steps=0)
     try:
         trainer([], devices=2, strategy="ddp").fit(module, batches(8))
     except ConfigError as error:

@@ -77,13 +77,13 @@ def test_points_of_models_of_sound(here: Path, tmp_path: Path, capsys: pytest.Ca
     assert system["diversity"]["diversity"]["mean"] == pytest.approx(float(expected), rel=1e-3)
     # Clips to be heard: two samples of two prompts.
     heard = out / "samples" / "01 one"
-    assert sorted(file.name for file in heard.glob("*.wav")) == [
-        *("01-80s-synth-pop-1.wav", "01-80s-synth-pop-2.wav", "02-calm-jazz-piano-1.wav", "02-calm-jazz-piano-2.wav")
+    assert sorted(file.name for file in heard.glob("*.flac")) == [
+        *("01-80s-synth-pop-1.flac", "01-80s-synth-pop-2.flac", "02-calm-jazz-piano-1.flac", "02-calm-jazz-piano-2.flac")
     ]
-    clip = read_audio(heard / "02-calm-jazz-piano-2.wav")
+    clip = read_audio(heard / "02-calm-jazz-piano-2.flac")
     assert clip.seconds == pytest.approx(0.3) and clip.rate == 3200
     np.testing.assert_allclose(clip.samples, samples.outputs[4].samples, atol=1 / 32000)
-    assert (heard / "02-calm-jazz-piano-2.txt").read_text() == "calm jazz piano\n\n02-calm-jazz-piano-2.wav\n"
+    assert (heard / "02-calm-jazz-piano-2.txt").read_text() == "calm jazz piano\n\n02-calm-jazz-piano-2.flac\n"
 
 
 def test_what_can_be_said_of_any_sound(here: Path, capsys: pytest.CaptureFixture) -> None:
