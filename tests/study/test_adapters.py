@@ -67,8 +67,6 @@ def test_a_study_of_adapters_runs_to_its_end(real: Path, adapted: Change) -> Non
     systems = {system["name"]: system for system in front["systems"]}
     assert list(systems) == ["base", "base T 0.8", "guidance 2", "quality", "diversity", "half", "arc"]
     assert systems["half"]["knob"] == 0.5 and systems["guidance 2"]["relative_cost"] == 2.0
-    measured = ("guards", "diversity")
-    assert [systems["quality"][key] for key in measured] != [systems["base"][key] for key in measured]  # it was heard
 
 
 def test_an_adapter_folder_is_evaluated_on_its_base(real: Path, capsys: pytest.CaptureFixture) -> None:
