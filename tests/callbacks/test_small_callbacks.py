@@ -234,7 +234,9 @@ def test_a_save_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path, monke
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", disk_full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(
+        ConfigError, match=r"last.ckpt` cannot be written: No space left on device. The checkpoint before"
+    ):
         plugin.save_checkpoint({"step": 2}, path)
     monkeypatch.undo()
 
@@ -242,7 +244,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_of_before(tmp_path: Path, monke
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(os, "replace", refuse)
-    with pytest.raises(PermissionError):
+    with pytest.raises(ConfigError, match=r"Permission denied. The checkpoint before it is whole: `.*last.ckpt`"):
         plugin.save_checkpoint({"step": 3}, path)
     assert plugin.load_checkpoint(path, weights_only=True)["step"] == 1
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
