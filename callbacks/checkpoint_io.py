@@ -94,13 +94,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             rank_zero_warn(f"{problem} The run goes on from `{before}`, which is whole.")
             path = before
         try:
-            found = super().load_checkpoint(path, *arguments, **settings)
+            return super().load_checkpoint(path, *arguments, **settings)
         except pickle.UnpicklingError as error:
             raise ConfigError(Problem("ckpt_path", f"`{path}` {HIDES_CODE}")) from error
-        if not isinstance(found, dict) or not {"state_dict", "pytorch-lightning_version"} <= found.keys():
-            text = f"expected a checkpoint of cfg-distill fit, but `{path}` holds something else. Check the path."
-            raise ConfigError(Problem("ckpt_path", text))
-        return found
 
     def remove_checkpoint(self, path: _PATH) -> None:
         """Remove a checkpoint, and the one that was kept before it."""

@@ -19,7 +19,6 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import before_of
 from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
 
@@ -125,30 +124,38 @@ def unfinished(root: Path) -> str:
     if checkpoint is None or not (folder / _MARK).is_file():
         return ""
     total = (folder / _MARK).read_text(encoding="utf-8").strip()
-    step = peek(checkpoint).get("global_step")
-    if step is None:
+    content = _peek(checkpoint)
+    if not _of_fit(content):
         return ""  # `--ckpt_path last` says what is wrong with it
+    step = content["global_step"]
     return f"{folder} is unfinished: its last checkpoint is of step {step}{f' of {total}' if total else ''}."
 
 
-def peek(checkpoint: Path) -> dict[str, Any]:
-    """The content of a checkpoint, whose tensors stay on the disk; empty where it cannot be read."""
+def _peek(checkpoint: Path) -> Any:
+    """The content of a checkpoint, whose tensors stay on the disk; None where it cannot be read."""
     try:
-        found = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
-        return {}
-    return found if isinstance(found, dict) else {}
+        return None
+
+
+def _of_fit(content: Any) -> bool:
+    return isinstance(content, dict) and {"state_dict", "global_step", "pytorch-lightning_version"} <= content.keys()
 
 
 def problems_of_start(generator: Any, checkpoint: Path, recipe: str) -> list[Problem]:
-    """Why a run cannot go on from a checkpoint: it is of a run of another start model.
+    """Why a run cannot go on from a checkpoint: it is none, or of a run of another start model.
 
     Args:
         generator: the class path and arguments of this recipe's start model.
         checkpoint: where to go on. What cannot be read is left to the loading.
         recipe: the file of this recipe.
     """
-    other = peek(checkpoint).get("generator") or peek(before_of(checkpoint)).get("generator")
+    content = _peek(checkpoint) if checkpoint.is_file() else None
+    if content is not None and not _of_fit(content):
+        text = f"expected a checkpoint of cfg-distill fit, but `{checkpoint}` holds something else. Check the path."
+        return [Problem("ckpt_path", text)]
+    other = (content or {}).get("generator")
     if not isinstance(other, dict) or not isinstance(other.get("init_args"), dict):
         return []
     own, its = (_name(each) for each in (generator, other))

@@ -78,7 +78,12 @@ def test_points_of_models_of_sound(here: Path, tmp_path: Path, capsys: pytest.Ca
     # Clips to be heard: two samples of two prompts.
     heard = out / "samples" / "01 one"
     assert sorted(file.name for file in heard.glob("*.flac")) == [
-        *("01-80s-synth-pop-1.flac", "01-80s-synth-pop-2.flac", "02-calm-jazz-piano-1.flac", "02-calm-jazz-piano-2.flac")
+        *(
+            "01-80s-synth-pop-1.flac",
+            "01-80s-synth-pop-2.flac",
+            "02-calm-jazz-piano-1.flac",
+            "02-calm-jazz-piano-2.flac",
+        )
     ]
     clip = read_audio(heard / "02-calm-jazz-piano-2.flac")
     assert clip.seconds == pytest.approx(0.3) and clip.rate == 3200
