@@ -278,7 +278,7 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
             if place.exists() and not place.is_dir():
                 raise NotADirectoryError(errno.ENOTDIR, "a file has this name")
             staged.mkdir()
-        with _refusals(out, errno.ENOSPC, errno.EDQUOT):  # other errors may come from what the block reads
+        with _refusals(out, errno.ENOSPC, errno.EDQUOT, errno.EFBIG):  # other errors may come from what the block reads
             yield staged
         with _refusals(out):
             make_readable(staged)
@@ -306,13 +306,21 @@ def _refusals(out: str | Path, *kinds: int) -> Iterator[None]:
     """The system's refusals to write, all or of some kinds, as a message."""
     try:
         yield
-    except OSError as error:
-        if kinds and error.errno not in kinds:
+    except Exception as error:
+        number = _refusal(error)
+        if not number or (kinds and number not in kinds):
             raise
-        text = (
-            f"`{out}` cannot be written: {error.strerror}. Make room or change the permissions, or name another folder."
-        )
+        text = f"`{out}` cannot be written: {os.strerror(number)}. Make room or change the permissions, or name another folder."
         raise ConfigError(Problem("out", text)) from error
+
+
+def _refusal(error: Exception) -> int:
+    """The number of the system's refusal behind an error; 0 for another error."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    # safetensors writes in Rust, and has its own exception.
+    said = re.search(r"\(os error (\d+)\)", str(error)) if type(error).__name__ == "SafetensorError" else None
+    return int(said[1]) if said else 0
 
 
 def _locked(lock: Path, out: str | Path) -> int:

@@ -28,7 +28,7 @@ from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.checks import Walk, without_echoes
 from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.overrides import Words, put, sorted_words
-from cfg_distill.recipe.processes import STARTED_BY, is_first, is_started_by_first
+from cfg_distill.recipe.processes import is_first, is_started_by_first, others_know_this_process
 from cfg_distill.recipe.progress import StepLines, StepProgress
 from cfg_distill.recipe.quiet import quieten
 from cfg_distill.recipe.ranks import EndTogether, problems_of_devices
@@ -240,10 +240,9 @@ class CommandLine(LightningCLI):
         with self.signals, self._folder():
             if subcommand == "fit" and self.trainer.is_global_zero:
                 self._say_what_runs()
-            if is_first():
-                os.environ[STARTED_BY] = str(os.getpid())
             try:
-                super()._run_subcommand(subcommand)
+                with others_know_this_process():
+                    super()._run_subcommand(subcommand)
             except Stopped as stopped:
                 if subcommand == "fit" and is_first():
                     self._say_how_to_go_on(requeue(stopped.number))

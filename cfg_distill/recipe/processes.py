@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 STARTED_BY = "CFG_DISTILL_STARTED_BY"
 """The environment variable with the id of the process that started the others of a run."""
@@ -11,6 +13,18 @@ STARTED_BY = "CFG_DISTILL_STARTED_BY"
 def is_first() -> bool:
     """Whether this process is the first of its run, by what Lightning, torchrun or SLURM say in the environment."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+@contextmanager
+def others_know_this_process() -> Iterator[None]:
+    """Processes that are started in the block know that this one, if it is the first of a run, has started them."""
+    if is_first():
+        os.environ[STARTED_BY] = str(os.getpid())
+    try:
+        yield
+    finally:
+        if is_first():
+            os.environ.pop(STARTED_BY, None)
 
 
 def is_started_by_first() -> bool:

@@ -301,3 +301,24 @@ def test_a_resumed_run_is_the_unbroken_one_whatever_the_process(half: Path) -> N
     shutil.rmtree("runs")
     assert main(FIT) == 0
     assert difference(state(), forked) == ""
+
+
+@pytest.mark.parametrize("command", ["export", "merge"])
+def test_a_full_disk_at_an_export_or_a_merge(
+    half: Path, tiny_model: str, command: str, capsys: pytest.CaptureFixture
+) -> None:
+    words = {
+        "export": ["export", "--checkpoint", str(LAST), "--out", "out"],
+        "merge": ["merge", "--models", tiny_model, tiny_model, "--weights", "0.5", "0.5", "--out", "out"],
+    }[command]
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, limits[1]))
+    try:
+        assert main(words) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert "Option `--out`: `out` cannot be written: File too large. Make room" in said and "Traceback" not in said
+    assert not Path("out").exists() and not Path(".out.partial").exists()
+    assert main(words) == 0
