@@ -76,7 +76,7 @@ def cases(world: World, number: int) -> list[Case]:
         "--model.optimizer.betas=[2,3]", "--model.reduction=max",
     ):  # fmt: skip
         key = word.split("=")[0].removeprefix("--").rpartition(".")[2]
-        add(f"fit {word}", (*fit, word), named=(key, "no such", "expected"))
+        add(f"fit {word}", (*fit, word), named=(key, "no such", "expected", "Expected"))
     add("fit without a value", (*fit, "--model.seed"))
     add("fit with a bare word", (*fit, "more.yaml"))
     add("fit of a folder", ("fit", "--config", model))
