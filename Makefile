@@ -35,7 +35,7 @@ bench: $(READY)  ## run the benchmarks (30 minutes); installs the rivals first
 torture: $(READY)  ## kill N (1000) commands at uniform moments and compare with unbroken runs; stopped, it goes on
 	PYTHONPATH=tests $(BIN)/python tests/torture.py --kills $(or $(N),1000) --folder runs/torture
 
-fuzz: $(READY)  ## run 1,100 broken inputs, and say what came of them (twenty minutes of one core)
+fuzz: $(READY)  ## run 1,100 broken inputs, and say what came of them (about five minutes)
 	cd tests && PYTHONPATH=..:. OMP_NUM_THREADS=1 ../$(BIN)/python -m fuzz --jobs 2
 
 clean:  ## remove .venv and caches, keep runs/

@@ -151,7 +151,7 @@ def _look_through(text: str) -> None:
     sizes: dict[str, int] = {}
     repeated: list[Problem] = []
     for event in yaml.parse(text, _Loader):
-        line = event.start_mark.line + 1  # type: ignore[union-attr]
+        line = 0 if event.start_mark is None else event.start_mark.line + 1
         if isinstance(event, yaml.MappingStartEvent | yaml.SequenceStartEvent):
             path = _begin(open_[-1], None, line, repeated)
             open_.append(_Open(event.anchor, path, isinstance(event, yaml.MappingStartEvent)))
@@ -168,7 +168,7 @@ def _look_through(text: str) -> None:
                     f"line {line}: the alias `*{event.anchor}` stands for what it is a part of. Write it out."
                 )
             _begin(open_[-1], None, line, repeated)
-            open_[-1].size += sizes.get(event.anchor or "", 1)
+            open_[-1].size += sizes.get(str(event.anchor), 1)
         elif isinstance(event, yaml.ScalarEvent):
             _begin(open_[-1], event.value, line, repeated)
             open_[-1].size += 1

@@ -129,7 +129,9 @@ class AdapterFolder:
         except Exception as error:  # safetensors_rust.SafetensorError
             if type(error).__name__ != "SafetensorError":
                 raise
-            raise ConfigError(Problem(key, f"`{self.file}` cannot be read as safetensors: {error}.")) from error
+            raise ConfigError(
+                Problem(key, f"`{self.file}` cannot be read as safetensors: {error}. Copy it again.")
+            ) from error
 
     def _shapes(self, key: str) -> dict[str, tuple[int, int, int]]:
         kind = self.config.get("peft_type", "LORA")

@@ -261,7 +261,7 @@ def _problems_of_bases(sources: Sequence[AdapterFolder], start: str | Path | Non
     bases = {source.path: source.base for source in sources}
     if not _all_one(bases.values()):
         different = "; ".join(f"the base of `{path}` is `{base}`" for path, base in bases.items())
-        text = f"expected adapters of one base, but {different}. Only models of one start can be merged."
+        text = f"expected adapters of one base, but {different}. Only models of one start can be merged. Name others."
         return [Problem("models", text)]
     if start is not None and not _all_one([str(start), sources[0].base]):
         text = (
@@ -294,5 +294,5 @@ def _problems_of_shapes(models: Sequence[Mapping[str, tuple[int, ...]]], labels:
             known, other = seen.setdefault(layer, (shape, label))
             if known != shape:
                 wrong.append(f"{layer} ({list(known)} in {other}, {list(shape)} in {label})")
-    text = f"Shapes of layers differ: {listed(wrong)}. Only adapters of one base can be merged."
+    text = f"Shapes of layers differ: {listed(wrong)}. Only adapters of one base can be merged. Name others."
     return [Problem("", text)] if wrong else []

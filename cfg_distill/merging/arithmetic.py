@@ -251,7 +251,7 @@ def mismatches(models: Sequence[Mapping[str, tuple[tuple[int, ...], bool]]], lab
         if kinds:
             wrong.append(f"Integer in one of {labels[0]} and {label}, floating point in the other: {listed(kinds)}.")
     if wrong:
-        wrong.append("Only models of one architecture, trained from one start model, can be merged.")
+        wrong.append("Only models of one architecture, trained from one start model, can be merged. Name others.")
     return [Problem("", text) for text in wrong]
 
 

@@ -125,7 +125,9 @@ def _problems_of_configs(sources: list[FolderWeights], first: FolderWeights) -> 
     if not different:
         return []
     values = [f"{name} ({' vs '.join(str(config.get(name)) for config in configs)})" for name in different]
-    text = f"The models' {CONFIG} differ in {listed(values)}. Only models of one architecture can be merged."
+    text = (
+        f"The models' {CONFIG} differ in {listed(values)}. Only models of one architecture can be merged. Name others."
+    )
     return [Problem("", text)]
 
 

@@ -103,7 +103,7 @@ class FolderWeights:
         except Exception as error:  # safetensors_rust.SafetensorError: truncated, or no safetensors at all
             if type(error).__name__ != "SafetensorError":
                 raise
-            raise ConfigError(f"`{file}` cannot be read as safetensors: {error}.") from error
+            raise ConfigError(f"`{file}` cannot be read as safetensors: {error}. Copy it again.") from error
         for name in opened.keys():  # noqa: SIM118 - no mapping
             view = opened.get_slice(name)
             if view.get_dtype() not in DTYPES:

@@ -202,7 +202,7 @@ class CommandLine(LightningCLI):
     def instantiate_classes(self) -> None:
         try:
             super().instantiate_classes()
-        except (ConfigError, MisconfigurationException, ValueError) as error:
+        except (ConfigError, MisconfigurationException, ValueError, TypeError) as error:
             if not isinstance(error, ConfigError) and not _from_lightning(error):
                 raise
             own = [Problem("", f"In `trainer`: {_shortened(str(error))}")]

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
@@ -14,13 +15,13 @@ from jsonargparse import ArgumentParser
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
 from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file
-from cfg_distill.recipe.types import describe
+from cfg_distill.recipe.types import describe, members
 from cfg_distill.study.parts import OPEN, Claims, Evaluation, Fit, Merge, Sweep, SystemConfig
 
 if TYPE_CHECKING:
     from cfg_distill.evaluation.system import Kind
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9 ._-]{0,99}")
+NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9 ._-]{0,98}[A-Za-z0-9._-])?")
 
 
 @dataclass
@@ -218,7 +219,7 @@ class _Reader:
             Problem(
                 key,
                 "names become folders: expected up to 100 letters, digits, spaces and the signs . _ -, beginning with a"
-                f" letter or digit, but got `{name}`.",
+                f" letter or digit, without a space at the end, but got `{name}`.",
             )
             for name in content
             if not NAME.fullmatch(str(name))
@@ -229,10 +230,14 @@ class _Reader:
         parser = ArgumentParser(exit_on_error=False)
         parser.add_argument("--value", type=hint)
         try:
-            return parser.parse_object({"value": content}).value
+            value = parser.parse_object({"value": content}).value
         except Exception:  # whatever jsonargparse raises for a type, the message is the same
             self.problems.append(Problem(key, f"expected {describe(hint)}, but got {content!r}."))
             return None
+        if value is None and NoneType not in members(hint):  # jsonargparse lets null pass
+            text = f"expected {describe(hint)}, but it is empty. Give a value, or remove the key."
+            self.problems.append(Problem(key, text))
+        return value
 
 
 def _empty(hint: Any) -> Any:

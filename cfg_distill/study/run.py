@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import write_text
+from cfg_distill.files import problems_of_place, write_text
 from cfg_distill.study.check import jobs_of_checks, problems_of, without_echoes
 from cfg_distill.study.config import Study, load_study
 from cfg_distill.study.display import Display
@@ -57,6 +57,8 @@ def run_steps(path: str | Path, out: str | Path | None = None, overwrite: bool =
     if problems:
         raise ConfigError(problems + _problems_that_workers_find(study, problems))
     folder = Path(out or study.out)
+    if problems := problems_of_place(folder):
+        raise ConfigError(problems)
     record = record_of(study)
     _compare(folder, record, overwrite)
     steps, ledger = plan(study, folder), Ledger(folder, under_other_code=not overwrite)

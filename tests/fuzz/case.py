@@ -13,7 +13,7 @@ Expect = Literal["refused", "legal", "either"]
 _VERBS = (
     "Did you mean|Use|Set|Give|Name|Take|Add|Check|See|Remove|Write|Choose|Copy|Move|Lower|Raise|Export|Make|Keep|Mend|Indent|"
     "Leave|Put|Save|Install|Train|Shorten|Undo|Wait|Update|Rename|Evaluate|Change|Try|Pass|pass|Do|Merge|Ask|Known|It has|"
-    "allow it|must be|Must be|has to be|Available|Or give|--help|expected|Expected"
+    "allow it|must be|Must be|has to be|should be|Available|Or give|--help|expected|Expected"
 )
 ADVICE = re.compile(rf"(?<!\w)({_VERBS})\b")
 """A message must say what to do, or at least what was expected."""

@@ -33,7 +33,7 @@ def cases(world: World, number: int) -> list[Case]:
         "soup": ("0.5",),
         "liti": ("0.5",),
         "slerp": ("2", "3"),
-        "ema": ("1",),
+        "ema": ("1.5",),
         "magic": ("0.5", "0.5"),
     }.items():
         add(f"{method} of {' '.join(weights)}", (*pair, "--method", method, "--weights", *weights))

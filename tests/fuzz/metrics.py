@@ -23,6 +23,7 @@ def cases(world: World, number: int) -> list[Case]:
     def add(name: str, content: Any, expect: Any = "refused", words: tuple[str, ...] = evaluate) -> None:
         text = content if isinstance(content, str | bytes) else dumped(content)
         named = ("m.yaml", "metrics", *(metrics if not isinstance(content, str | bytes) else ()))
+        named = named if expect == "refused" else ()  # what comes of it may be found while sampling
         made.append(Case("metrics", name, words, {"m.yaml": text}, expect=expect, named=named))
 
     whole = dumped(metrics)

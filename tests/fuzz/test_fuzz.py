@@ -26,7 +26,7 @@ def fuzz(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_sample_of_broken_input_is_refused() -> None:
-    run = fuzz("--sample", "60")
+    run = fuzz("--sample", "50")
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
 
 
@@ -40,6 +40,14 @@ def test_the_cases_are_a_thousand_and_the_same_in_every_run(tmp_path: Path) -> N
     ]
     several = [name for name, number in Counter((case.area, case.name) for case in cases).items() if number > 1]
     assert len(several) <= 10  # two draws of a value may be one
+
+
+def test_the_page_counts_the_same_cases(tmp_path: Path) -> None:
+    page = (TESTS.parent / "docs" / "security.md").read_text(encoding="utf-8")
+    counted = Counter(case.area for case in all_cases(World.make(tmp_path)))
+    for area, number in counted.items():
+        assert f"| {area} | {number} |" in page
+    assert f"{sum(counted.values()):,} broken" in page
 
 
 def outcome(code: int = 2, err: str = "Key `a.b`: expected 1. Set it.", **settings: object) -> Outcome:

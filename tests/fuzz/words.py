@@ -62,7 +62,7 @@ def cases(world: World, number: int) -> list[Case]:
     fit = ("fit", "--config", "fit.yaml")
     for word in (
         "--model.seed=-1", "--seed_everything=-1", "--trainer.val_check_interval=0",
-        "--trainer.accumulate_grad_batches=0", "--trainer.devices=-2", "--trainer.devices=0",
+        "--trainer.accumulate_grad_batches=0", "--trainer.devices=-1", "--trainer.devices=-2", "--trainer.devices=0",
         "--model.losses.kl.weight=.nan", "--model.losses.kl.weight=-3", "--model.optimizer.lr=.inf",
         "--model.optimizer.lr=-1", "--model.guidance.scale=.inf", "--model.scheduler.start_factor=.nan",
         "--trainer.gradient_clip_val=-1", "--trainer.max_steps=.nan", "--model.sampling.temperature=.nan",
@@ -76,7 +76,7 @@ def cases(world: World, number: int) -> list[Case]:
         "--model.optimizer.betas=[2,3]", "--model.reduction=max",
     ):  # fmt: skip
         key = word.split("=")[0].removeprefix("--").rpartition(".")[2]
-        add(f"fit {word}", (*fit, word), named=(key, "no such", "expected"))
+        add(f"fit {word}", (*fit, word), named=(key, "no such", "expected", "Expected"))
     add("fit without a value", (*fit, "--model.seed"))
     add("fit with a bare word", (*fit, "more.yaml"))
     add("fit of a folder", ("fit", "--config", model))
