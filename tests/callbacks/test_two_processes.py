@@ -50,7 +50,7 @@ def work(rank: int, folder: str, out: str, port: int) -> None:
         f"{out}/adapter{rank}.pt",
     )
     average_sharded(rank, out)
-    torch.save(stopped_by_one(rank, folder), f"{out}/stopped{rank}.pt")
+    torch.save(stopped_by_one(rank, folder, out), f"{out}/stopped{rank}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -136,13 +136,13 @@ class NaNOnRank1(FirstToken):
         return group
 
 
-def stopped_by_one(rank: int, folder: str) -> dict[str, Any]:
+def stopped_by_one(rank: int, folder: str, out: str) -> dict[str, Any]:
     """What this process says, and its weights, when the other one's loss is NaN."""
     seed_everything(0)
     losses = {"kl": ReverseKL(), "diversity": PolicyGradient(NaNOnRank1(rank), weight=0.1)}
     module = student_of(folder, losses=losses, max_bad_steps=0)
     try:
-        trainer([], devices=2, strategy="ddp").fit(module, batches(8))
+        trainer([], Path(out), devices=2, strategy="ddp").fit(module, batches(8))
     except ConfigError as error:
         return {"said": str(error), "weights": snapshot(module)}
     return {"said": "nothing", "weights": snapshot(module)}

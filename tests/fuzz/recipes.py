@@ -25,6 +25,7 @@ SOMETIMES: list[tuple[str, Any]] = [
     ("null", None),
 ]
 """Some keys take these. In the others they must be refused; what must never come of them is a traceback or NaN."""
+BETA = ("diversity", "init_args", "weight")
 NONSENSE: dict[str, list[Any]] = {
     "weight": [-1, -3.0, -1e30],
     "warmup_steps": [-1, -5],
@@ -92,7 +93,8 @@ def of_values(world: World, number: int) -> list[Case]:
     numeric = [path for path, value in leaves(recipe) if is_numeric(value)]
     for path in numeric:
         for wrong in NONSENSE.get(str(path[-1]), ()):
-            add(path, repr(wrong), changed(recipe, path, wrong), "refused")
+            expect = "either" if path[-3:] == BETA else "refused"  # a negative beta asks for sameness
+            add(path, repr(wrong), changed(recipe, path, wrong), expect)
     certain = made[:]
     made.clear()
     for path in numeric:
