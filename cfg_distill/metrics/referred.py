@@ -13,9 +13,7 @@ from cfg_distill.embedders.similarity import counted, unit
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import EmbeddingMetric
-from cfg_distill.references import Bank, Contrasts, Kernel, Reference, pseudo_density, within, witness
-from cfg_distill.rewards.density import banks_of, problems_of_neighbours
-from cfg_distill.rewards.witness import kernel_of, problems_of_kernel
+from cfg_distill.references import Bank, Banks, Contrasts, KernelChoice, Reference, pseudo_density, within, witness
 from cfg_distill.sampling.samples import Samples
 
 
@@ -69,16 +67,15 @@ class PseudoDensity(ReferredMetric):
         self, embedder: Embedder, reference: Reference, k: int = 10, quantile: float | None = None, **settings: Any
     ) -> None:
         super().__init__(embedder, reference, **settings)
-        self.k = k
+        self.banks = Banks(reference, k, quantile)
         self.quantile = quantile
-        self._banks: dict[bytes, Bank] = {}
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + problems_of_neighbours(self.k, self.quantile, self.reference)
+        return super().problems(context) + self.banks.problems()
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        banks = banks_of(samples.prompts, *self.referred(samples), self.k, self._banks)
+        banks = self.banks.of(samples.prompts, *self.referred(samples))
         return torch.stack([self._of_prompt(row_GD, bank) for row_GD, bank in zip(embedding_BGD, banks, strict=True)])
 
     def _of_prompt(self, embedding_GD: Tensor, bank: Bank) -> Tensor:
@@ -113,27 +110,24 @@ class KernelDistance(ReferredMetric):
         **settings: Any,
     ) -> None:
         super().__init__(embedder, reference, **settings)
-        self.kernel = kernel
-        self.bandwidths = tuple(bandwidths)
-        self._kernel: Kernel | None = None
+        self.kernel = KernelChoice(kernel, bandwidths)
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + problems_of_kernel(self.kernel, self.bandwidths)
+        return super().problems(context) + self.kernel.problems()
 
     def score(self, samples: Samples) -> Tensor:
         group = samples.group
         vectors_RD, weight_BR = self.referred(samples)
-        if self._kernel is None:
-            self._kernel = kernel_of(self.kernel, self.bandwidths, vectors_RD)
+        kernel = self.kernel.of(vectors_RD)
         embedding_ND = self._frozen.on(self.device).embed(samples.outputs)
         embedding_BGD = embedding_ND.unflatten(0, (len(samples.prompts), group)).double()
         vectors_RD, weight_BR = vectors_RD.double(), weight_BR.double()
-        own_BGG = self._kernel(embedding_BGD, embedding_BGD)
+        own_BGG = kernel(embedding_BGD, embedding_BGD)
         siblings_B = (own_BGG.sum((-1, -2)) - own_BGG.diagonal(dim1=-2, dim2=-1).sum(-1)) / (
             group * (group - 1) or torch.nan
         )
-        near_B = witness(embedding_BGD, vectors_RD, weight_BR, self._kernel).mean(-1)
-        return siblings_B - 2 * near_B + within(vectors_RD, weight_BR, self._kernel)
+        near_B = witness(embedding_BGD, vectors_RD, weight_BR, kernel).mean(-1)
+        return siblings_B - 2 * near_B + within(vectors_RD, weight_BR, kernel)
 
 
 class PromptRetrieval(ReferredMetric):

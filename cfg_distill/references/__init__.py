@@ -2,10 +2,11 @@
 
 from cfg_distill.references.base import Reference
 from cfg_distill.references.contrasts import Contrasts
-from cfg_distill.references.density import Bank, bank_of, neighbour_distances, pseudo_density
+from cfg_distill.references.density import Bank, Banks, bank_of, neighbour_distances, pseudo_density
 from cfg_distill.references.functions import mean_distance, prototypes, within, witness
 from cfg_distill.references.kernels import (
     Kernel,
+    KernelChoice,
     energy_kernel,
     gaussian_kernel,
     gaussian_mixture,
@@ -18,8 +19,10 @@ from cfg_distill.references.texts import Texts
 __all__ = [
     "SOUNDS",
     "Bank",
+    "Banks",
     "Contrasts",
     "Kernel",
+    "KernelChoice",
     "Reference",
     "Sounds",
     "Texts",

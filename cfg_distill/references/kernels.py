@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
+from cfg_distill.errors import ConfigError, Problem
 
 Kernel = Callable[[Tensor, Tensor], Tensor]
 """From ``[..., N, D]`` and ``[..., M, D]`` to ``[..., N, M]``."""
@@ -13,6 +16,8 @@ Kernel = Callable[[Tensor, Tensor], Tensor]
 CELLS = 2**24
 """Kernels that exist at once: 128 MB."""
 MOST_FOR_BANDWIDTH = 4096
+WIDTHS = (0.5, 1.0, 2.0)
+"""Bandwidths as multiples of the median distance in the reference."""
 
 
 def gaussian_kernel(a: Tensor, b: Tensor, bandwidth: float) -> Tensor:
@@ -57,3 +62,47 @@ def mean_kernel_within(vectors: Tensor, bandwidth: float) -> Tensor:
 def rows_at_once(vectors: Tensor) -> int:
     """How many vectors at once meet all of these."""
     return max(1, CELLS // len(vectors))
+
+
+class KernelChoice:
+    """A kernel by its name, with bandwidths that may come from the reference: the settings of a reward or a metric.
+
+    Args:
+        name: ``gaussian``, the mean over the bandwidths; ``energy``, minus the distance.
+        bandwidths: of the Gaussian kernel; empty takes 0.5, 1 and 2 times the median distance of the reference.
+    """
+
+    def __init__(self, name: str, bandwidths: Sequence[float]) -> None:
+        self.name = name
+        self.bandwidths = tuple(bandwidths)
+        self._made: Kernel | None = None
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the name and the bandwidths."""
+        found = []
+        if self.name not in ("gaussian", "energy"):
+            found.append(Problem("kernel", f"expected `gaussian` or `energy`, but got `{self.name}`."))
+        if wrong := [width for width in self.bandwidths if not 0 < width < math.inf]:
+            found.append(Problem("bandwidths", f"expected numbers above 0, but got {wrong[0]}."))
+        return found
+
+    def of(self, vectors: Tensor) -> Kernel:
+        """The kernel for a reference, ``[R, D]``; made once.
+
+        Raises:
+            ConfigError: no bandwidth is given, and the reference has fewer than 2 outputs.
+        """
+        if self._made is None:
+            self._made = energy_kernel if self.name == "energy" else gaussian_mixture(self._widths(vectors))
+        return self._made
+
+    def _widths(self, vectors: Tensor) -> Sequence[float]:
+        if self.bandwidths:
+            return self.bandwidths
+        if len(vectors) < 2:
+            text = (
+                f"expected at least 2 outputs for a bandwidth, but got {len(vectors)}. Add some, or set `@.bandwidths`."
+            )
+            raise ConfigError(Problem("reference", text))
+        median = median_distance(vectors)
+        return [median * width for width in WIDTHS]

@@ -2,9 +2,10 @@
 
 from cfg_distill.embedders import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward
-from cfg_distill.rewards.compared import Compared, UnderEmbedder
+from cfg_distill.rewards.compared import Compared
 from cfg_distill.rewards.contrast import PromptContrast
 from cfg_distill.rewards.density import Density
+from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.rewards.mixed import Mixed
 from cfg_distill.rewards.pairwise import PairwiseDiversity, PairwiseReward, pairwise_baseline, pairwise_diversity
 from cfg_distill.rewards.sample import PromptAdherence, SampleReward, leave_one_out

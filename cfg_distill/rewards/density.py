@@ -8,44 +8,11 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder
-from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.references import Bank, Reference, bank_of, pseudo_density
+from cfg_distill.errors import Context, Problem
+from cfg_distill.references import Bank, Banks, Reference, pseudo_density
 from cfg_distill.rewards.compared import Compared
 from cfg_distill.rewards.sample import SampleReward
 from cfg_distill.sampling.samples import Samples
-
-
-def problems_of_neighbours(k: int, quantile: float | None, reference: Reference) -> list[Problem]:
-    """What is wrong with the settings of a density, as far as it is known without reading the reference."""
-    found = []
-    if not k >= 1:
-        found.append(Problem("k", f"expected at least 1 neighbour, but got {k}."))
-    if quantile is not None and not 0 < quantile < 1:
-        found.append(Problem("quantile", f"expected a number between 0 and 1, but got {quantile}."))
-    size = reference.size() if not reference.problems() else None
-    if size is not None and k >= 1 and size < k + 1:
-        text = f"expected at least {k + 1} reference outputs for {k} neighbours, but there are {size}."
-        found.append(Problem("k", f"{text} Lower `@.k`, or add outputs."))
-    return found
-
-
-def banks_of(prompts: list[str], vectors_RD: Tensor, weight_BR: Tensor, k: int, known: dict[bytes, Bank]) -> list[Bank]:
-    """The bank of each prompt; prompts with the same weights share one, and it is made once.
-
-    Raises:
-        ConfigError: fewer than k + 1 outputs belong to a prompt.
-    """
-    found = []
-    for prompt, weight_R in zip(prompts, weight_BR, strict=True):
-        key = weight_R.cpu().numpy().tobytes()
-        if key not in known or known[key].vectors_MD.device != vectors_RD.device:
-            try:
-                known[key] = bank_of(vectors_RD, weight_R, k)
-            except ValueError as error:
-                text = f"prompt {prompt!r}: {str(error)[0].lower()}{str(error)[1:]} Lower `@.k`, or add outputs."
-                raise ConfigError(Problem("k", text)) from error
-        found.append(known[key])
-    return found
 
 
 class Density(Compared, SampleReward):
@@ -84,14 +51,13 @@ class Density(Compared, SampleReward):
         smooth: bool = False,
     ) -> None:
         super().__init__(embedder, reference)
-        self.k = k
+        self.banks = Banks(reference, k, quantile)
         self.quantile = quantile
         self.weight_above = weight_above
         self.smooth = smooth
-        self._banks: dict[bytes, Bank] = {}
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        found = super().problems(context) + problems_of_neighbours(self.k, self.quantile, self.reference)
+        found = super().problems(context) + self.banks.problems()
         if not 0 < self.weight_above < math.inf or self.weight_above == 1:
             text = f"expected a number above 0 other than 1, but got {self.weight_above}. Below 1 asks for variety."
             found.append(Problem("weight_above", text))
@@ -99,7 +65,7 @@ class Density(Compared, SampleReward):
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        banks = banks_of(samples.prompts, *self.referred(samples), self.k, self._banks)
+        banks = self.banks.of(samples.prompts, *self.referred(samples))
         with torch.autocast(embedding_BGD.device.type, enabled=False):
             rows = [self._of_prompt(row_GD, bank) for row_GD, bank in zip(embedding_BGD, banks, strict=True)]
         value_BG = torch.stack([value_G for value_G, _ in rows])

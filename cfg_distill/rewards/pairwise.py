@@ -14,15 +14,16 @@ out every PAIR that touches y_i. Objective: Cideron et al., ICLR 2025, section 3
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Literal, Self
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders import Embedder, Frozen, cosine_distances, embedded
-from cfg_distill.errors import Context, Problem, blamed, problems_of
-from cfg_distill.rewards.base import GroupReward, Reward, degenerate_of, group_of
+from cfg_distill.embedders import Embedder, cosine_distances
+from cfg_distill.errors import Context, Problem
+from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.rewards.checked import values_of
+from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.sampling.samples import Samples
 
@@ -164,7 +165,7 @@ class PairwiseReward(Reward):
         return baseline.to(reward_BG)
 
 
-class PairwiseDiversity(PairwiseReward):
+class PairwiseDiversity(UnderEmbedder, PairwiseReward):
     """Mean cosine distance of a sample to its siblings under a frozen embedder; see :func:`pairwise_diversity`.
 
     A pair with an empty or degenerate sample has distance 0: r'(y, y') = c(y) c(y') r(y, y'), where c is 0 for such a sample
@@ -183,25 +184,7 @@ class PairwiseDiversity(PairwiseReward):
         baseline: Literal["pairwise", "running_mean"] = "pairwise",
         momentum: float = 0.95,
     ) -> None:
-        super().__init__(baseline, momentum)
-        self._frozen = Frozen(embedder)
-
-    @property
-    def embedder(self) -> Embedder:
-        """The frozen model."""
-        return self._frozen.model
-
-    def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + problems_of(self.embedder, context, under="embedder.init_args")
-
-    def load(self) -> Self:
-        self.embedder.load()
-        return self
+        super().__init__(embedder, baseline=baseline, momentum=momentum)
 
     def pairs(self, samples: Samples) -> Tensor:
-        with blamed(self.embedder, "embedder"):
-            embedding_ND = embedded(self._frozen.on(samples.rollout.tokens_BGKT.device), samples.outputs)
-        return cosine_distances(embedding_ND.unflatten(0, (len(samples.prompts), samples.group)))
-
-    def degenerate(self, samples: Samples) -> Tensor:
-        return degenerate_of(self.embedder, samples)
+        return cosine_distances(self.embedded(samples))

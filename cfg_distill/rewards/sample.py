@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self
 
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders import Embedder, Frozen, embedded
+from cfg_distill.embedders import Embedder, embedded
 from cfg_distill.embedders.similarity import unit
-from cfg_distill.errors import Context, Problem, blamed, problems_of
-from cfg_distill.rewards.base import GroupReward, Reward, degenerate_of, group_of
+from cfg_distill.errors import Context, Problem, blamed
+from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.rewards.checked import values_of
+from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.sampling.samples import Samples
 
 
@@ -65,7 +65,7 @@ def prompt_similarity(embedder: Embedder, samples: Samples) -> Tensor:
     return (outputs_BGD * prompts_BD.unsqueeze(1)).sum(-1)
 
 
-class PromptAdherence(SampleReward):
+class PromptAdherence(UnderEmbedder, SampleReward):
     """Cosine of a text with its prompt: a guard against samples that are diverse because they left the prompt.
 
     Args:
@@ -73,24 +73,8 @@ class PromptAdherence(SampleReward):
     """
 
     def __init__(self, embedder: Embedder) -> None:
-        super().__init__()
-        self._frozen = Frozen(embedder)
-
-    @property
-    def embedder(self) -> Embedder:
-        """The frozen model."""
-        return self._frozen.model
-
-    def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + problems_of(self.embedder, context, under="embedder.init_args")
-
-    def load(self) -> Self:
-        self.embedder.load()
-        return self
+        super().__init__(embedder)
 
     def score(self, samples: Samples) -> Tensor:
         with blamed(self.embedder, "embedder"):
             return prompt_similarity(self._frozen.on(samples.rollout.tokens_BGKT.device), samples)
-
-    def degenerate(self, samples: Samples) -> Tensor:
-        return degenerate_of(self.embedder, samples)

@@ -10,7 +10,7 @@ from torch import Tensor
 from cfg_distill.embedders import Embedder, cosine_distances
 from cfg_distill.embedders.similarity import both_count, counted
 from cfg_distill.errors import Context, Problem
-from cfg_distill.rewards.compared import UnderEmbedder
+from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.rewards.statistic import GroupStatistic
 from cfg_distill.sampling.samples import Samples
 

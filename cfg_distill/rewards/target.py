@@ -12,7 +12,7 @@ from cfg_distill.embedders.similarity import both_count
 from cfg_distill.errors import Context, Problem, blamed, problems_of
 from cfg_distill.references import Reference, mean_distance
 from cfg_distill.rewards.base import GroupReward
-from cfg_distill.rewards.compared import UnderEmbedder
+from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.rewards.pairwise import mean_among_others, mean_with_others
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.sampling.samples import Samples

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,38 +9,11 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder
-from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.references import Kernel, Reference, energy_kernel, gaussian_mixture, median_distance, witness
+from cfg_distill.errors import Context, Problem
+from cfg_distill.references import KernelChoice, Reference, witness
 from cfg_distill.rewards.compared import Compared
 from cfg_distill.rewards.pairwise import PairwiseReward
 from cfg_distill.sampling.samples import Samples
-
-WIDTHS = (0.5, 1.0, 2.0)
-"""Bandwidths as multiples of the median distance in the reference."""
-
-
-def kernel_of(name: str, bandwidths: Sequence[float], vectors_RD: Tensor) -> Kernel:
-    """A kernel by its name; without bandwidths, those of the reference."""
-    if name == "energy":
-        return energy_kernel
-    if not bandwidths:
-        if len(vectors_RD) < 2:
-            raise ConfigError(
-                Problem("reference", f"expected at least 2 outputs for a bandwidth, but got {len(vectors_RD)}.")
-            )
-        median = median_distance(vectors_RD)
-        bandwidths = [median * width for width in WIDTHS]
-    return gaussian_mixture(bandwidths)
-
-
-def problems_of_kernel(name: str, bandwidths: Sequence[float]) -> list[Problem]:
-    """What is wrong with the name and the bandwidths of a kernel."""
-    found = []
-    if name not in ("gaussian", "energy"):
-        found.append(Problem("kernel", f"expected `gaussian` or `energy`, but got `{name}`."))
-    if wrong := [width for width in bandwidths if not 0 < width < math.inf]:
-        found.append(Problem("bandwidths", f"expected numbers above 0, but got {wrong[0]}."))
-    return found
 
 
 class Witness(Compared, PairwiseReward):
@@ -77,22 +49,19 @@ class Witness(Compared, PairwiseReward):
         momentum: float = 0.95,
     ) -> None:
         super().__init__(embedder, reference, baseline=baseline, momentum=momentum)
-        self.kernel = kernel
-        self.bandwidths = tuple(bandwidths)
-        self._kernel: Kernel | None = None
+        self.kernel = KernelChoice(kernel, bandwidths)
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + problems_of_kernel(self.kernel, self.bandwidths)
+        return super().problems(context) + self.kernel.problems()
 
     def pairs(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
         vectors_RD, weight_BR = self.referred(samples)
-        if self._kernel is None:
-            self._kernel = kernel_of(self.kernel, self.bandwidths, vectors_RD)
+        kernel = self.kernel.of(vectors_RD)
         with torch.autocast(embedding_BGD.device.type, enabled=False):
-            near_BG = witness(embedding_BGD, vectors_RD, weight_BR, self._kernel)
-            pairs_BGG = near_BG.unsqueeze(-1) + near_BG.unsqueeze(-2) - self._kernel(embedding_BGD, embedding_BGD)
+            near_BG = witness(embedding_BGD, vectors_RD, weight_BR, kernel)
+            pairs_BGG = near_BG.unsqueeze(-1) + near_BG.unsqueeze(-2) - kernel(embedding_BGD, embedding_BGD)
         # Vectors as long as the reference's are at most twice that far from it.
-        lowest = -1.0 if self.kernel == "gaussian" else -4.0 * float(vectors_RD.norm(dim=-1).max())
+        lowest = -1.0 if self.kernel.name == "gaussian" else -4.0 * float(vectors_RD.norm(dim=-1).max())
         counts_BG = ~self.degenerate(samples).to(pairs_BGG.device)
         return torch.where(counts_BG.unsqueeze(-1) & counts_BG.unsqueeze(-2), pairs_BGG, lowest)

@@ -197,7 +197,9 @@ def test_problems_that_callbacks_find_are_told_by_their_path(recipe: Path, capsy
 def test_a_weight_that_is_no_number_is_one_problem(recipe: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["fit", "--config", "tiny.yaml", "--model.losses.kl.init_args.weight=.nan"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "cfg-distill fit" in line or ". Key" in line]
-    assert line.endswith("Key `model.losses.kl.init_args.weight`: expected a finite number, but got nan.")
+    assert line.endswith(
+        "Key `model.losses.kl.init_args.weight`: expected a finite number, but got nan. Write such a number, or leave the key out."
+    )
 
 
 def test_callbacks_of_names(recipe: Path, capsys: pytest.CaptureFixture) -> None:

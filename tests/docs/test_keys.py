@@ -197,7 +197,7 @@ def test_every_key_of_every_shipped_recipe(path: Path) -> None:
 @pytest.mark.parametrize("room", ["generators", "losses", "rewards", "references", "embedders", "callbacks"])
 def test_no_part_is_left_out(room: str) -> None:
     helpers = {"DecodingState", "Encoded", "Guided", "Guidance", "Head", "Prompt", "Scored", "HiddenStates", "Logits"}
-    helpers |= {"Frozen", "Predictor", "Contrasts"}
+    helpers |= {"Frozen", "Predictor", "Banks", "Contrasts", "KernelChoice"}
     public = importlib.import_module(f"cfg_distill.{room}")
     for name in set(public.__all__) - helpers:
         part = getattr(public, name)
