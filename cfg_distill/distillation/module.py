@@ -36,12 +36,12 @@ from cfg_distill.distillation.settings import (
     problems_of_trainer,
     summary,
 )
-from cfg_distill.distillation.step import Batch, Step, ended, micro_batches, values_of_step
+from cfg_distill.distillation.step import Batch, Step, ended, values_of_step, watched_sums
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guidance, PromptLike
 from cfg_distill.generators.linear import onednn
 from cfg_distill.generators.lora import lora_layers
-from cfg_distill.losses import Loss, LossInputs, mix
+from cfg_distill.losses import Loss, LossInputs
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
 from cfg_distill.sampling import Places, Rollout, Sampling, Seeds, rollout
@@ -318,15 +318,9 @@ class CFGDistillation(L.LightningModule):
         )
         samples = decoded(self.student, batch, drawn)
 
-        def watched(size: int) -> dict[str, Tensor]:
-            sums: dict[str, Tensor] = {}
-            for prompts, rows in micro_batches(batch, self.sampling.samples, size):
-                inputs = self.score(samples, prompts, rows)
-                part = mix({}, inputs, {}, {}, DISTANCE | ENTROPIES, self.execution.logits_chunk)[1]
-                sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
-            return sums
-
-        sums = with_less_memory(self, len(samples.outputs), watched)
+        sums = with_less_memory(
+            self, len(samples.outputs), lambda size: watched_sums(self, samples, DISTANCE | ENTROPIES, size)
+        )
         cells = int(drawn.mask_NKT.sum())
         # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.
         shown = {f"val/{name}": value / cells for name, value in sums.items()}

@@ -117,6 +117,24 @@ class Batch:
         self.sums = sums
 
 
+def watched_sums(
+    module: CFGDistillation, samples: Samples, watched: Mapping[str, CellTerm], size: int
+) -> dict[str, Tensor]:
+    """Sums over the cells of samples, a micro-batch at a time, without any loss.
+
+    Args:
+        module: whose student and teacher score the samples.
+        samples: the decoded groups.
+        watched: the functions of cells to sum.
+        size: samples at once; 0 for all.
+    """
+    sums: dict[str, Tensor] = {}
+    for prompts, rows in micro_batches(samples.asked, module.sampling.samples, size):
+        part = mix({}, module.score(samples, prompts, rows), {}, {}, watched, module.execution.logits_chunk)[1]
+        sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+    return sums
+
+
 def values_of_step(losses: Mapping[str, Loss], batch: Batch, count: Tensor) -> dict[str, Tensor]:
     """What is logged of a batch: length, each loss and its weight, and what the losses log of themselves.
 

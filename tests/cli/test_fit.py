@@ -198,7 +198,8 @@ def test_a_weight_that_is_no_number_is_one_problem(recipe: Path, capsys: pytest.
     assert main(["fit", "--config", "tiny.yaml", "--model.losses.kl.init_args.weight=.nan"]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "cfg-distill fit" in line or ". Key" in line]
     assert line.endswith(
-        "Key `model.losses.kl.init_args.weight`: expected a finite number, but got nan. Write such a number, or leave the key out."
+        "Key `model.losses.kl.init_args.weight`: expected a finite number, but got nan. Write such a number, or leave the"
+        " key out."
     )
 
 
