@@ -234,7 +234,10 @@ def test_bad_input_is_told_together_with_exit_code_2(mine, capsys):
     assert main(["validate-metrics", "bad.yaml", "--ladder", "txt", "--share", "2"]) == 2
     told = capsys.readouterr().err
     assert "4 problems" in told, told
-    assert all(part in told for part in ("my_ladder.Word", "`d.init_args.n`", "one of tunes, text, sound", "`--share`"))
+    assert all(
+        part in told
+        for part in ("`my_ladder` has no `Word`", "`d.init_args.n`", "one of tunes, text, sound", "`--share`")
+    )
     assert main(["validate-metrics", "missing.yaml", "--ladder", "my_ladder.Climb"]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main(["validate-metrics", "m.yaml", "--ladder", "my_ladder.Words"]) == 2
