@@ -35,6 +35,9 @@ class ExactResume(Callback):
     A checkpoint that is written at the end of a step comes before the validation that is due there. Lightning takes that
     validation for done when the run goes on. This callback notes that it is due, and runs it first.
 
+    Lightning logs the values of a step after its checkpoint. So a process that is killed in between would leave a gap in the
+    curve. This callback puts these values into the checkpoint, and a resumed run logs them again.
+
     The states of all processes are gathered. So in several processes there is no checkpoint while an exception ends the fit:
     the other processes may wait elsewhere, and the exception itself is raised.
 
@@ -53,6 +56,9 @@ class ExactResume(Callback):
         self._epoch_then: tuple[float, int] | None = None
         self._trainer: Trainer | None = None
         self._validation_is_due = False
+        self._is_logged = True
+        self._values: dict[str, float] = {}
+        self._values_step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
@@ -60,6 +66,10 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded is None:
             return
+        if self._values:
+            for logger in trainer.loggers:
+                logger.log_metrics(self._values, self._values_step)
+            self._values = {}
         then = self._epoch_then or _epoch_of(trainer)
         if said := _said(len(self._loaded), then, trainer):
             rank_zero_info(said)
@@ -84,6 +94,14 @@ class ExactResume(Callback):
         loop = trainer.fit_loop
         assert loop._data_fetcher is not None
         self._validation_is_due = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+        # Callbacks behind this one may log in this hook too: the values are read when a checkpoint asks for them.
+        self._is_logged = loop.epoch_loop._should_accumulate()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_logged = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._is_logged = True
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -102,13 +120,27 @@ class ExactResume(Callback):
                 raise reason
             torch.distributed.all_gather_object(every, own)
         state = {"processes": every, "validation_is_due": self._validation_is_due}
-        return state if self._trainer is None else state | {"epoch": _epoch_of(self._trainer)}
+        if self._trainer is None:
+            return state
+        values = {} if self._is_logged else _values_of_step(self._trainer)
+        step = self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        return state | {"epoch": _epoch_of(self._trainer), "values": values, "values_step": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict["processes"]
         # Older checkpoints say nothing of these.
         self._validation_is_due = state_dict.get("validation_is_due", False)
         self._epoch_then = state_dict.get("epoch")
+        self._values, self._values_step = state_dict.get("values", {}), state_dict.get("values_step", 0)
+
+
+def _values_of_step(trainer: Trainer) -> dict[str, float]:
+    """What Lightning will log of this step."""
+    connector = trainer._logger_connector
+    if not connector.should_update_logs:
+        return {}
+    values = {name: float(value) for name, value in connector.metrics["log"].items()}
+    return values | {"epoch": float(trainer.current_epoch)}  # as Lightning does
 
 
 def _epoch_of(trainer: Trainer) -> tuple[float, int]:

@@ -9,11 +9,13 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.loggers import TensorBoardLogger
 from tiny import tiny_folder
-from tiny_fits import every_step, noisy_run, noisy_student, same, seed_everything, snapshot, trainer
+from tiny_fits import batches, every_step, noisy_run, noisy_student, same, seed_everything, snapshot, trainer
 
 from cfg_distill.callbacks import BetaCalibration, ExactResume, StudentEMA
 from cfg_distill.callbacks.exact_resume import random_states, set_random_states
+from cfg_distill.files.logs import scalars_of
 
 # A resumed fit here does without the ModelCheckpoint of the first.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
@@ -73,3 +75,36 @@ def test_validation_leaves_the_generators_as_it_found_them(tmp_path: Path) -> No
         seed_everything(1)
         drawn.append(noisy_run(folder, tmp_path, [ExactResume()], val_check_interval=interval)[1])
     assert drawn[0] == drawn[1]
+
+
+class Killed(Exception):
+    """Between a checkpoint and the log of its step."""
+
+
+def test_a_run_that_ends_between_a_checkpoint_and_its_log_leaves_no_gap(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+
+    def curve() -> dict[str, set[int]]:
+        found: dict[str, set[int]] = {}
+        for name, step, _ in scalars_of(tmp_path / "log"):
+            found.setdefault(name, set()).add(step)
+        return found
+
+    def fit(ckpt: Path | None, ends_at: int) -> None:
+        module, _ = noisy_student(folder)
+
+        def on_train_batch_end(*_: object) -> None:  # Lightning calls it behind all callbacks
+            if module.global_step == ends_at:
+                raise Killed
+
+        module.on_train_batch_end = on_train_batch_end
+        logger = TensorBoardLogger(tmp_path, name="", version="log")
+        callbacks = [ExactResume()] if ckpt else [ExactResume(), every_step(tmp_path)]
+        trainer(callbacks, tmp_path, logger=logger, max_steps=6).fit(module, batches(6), ckpt_path=ckpt)
+
+    with pytest.raises(Killed):
+        fit(None, ends_at=3)
+    assert curve()["train/loss"] == {0, 1}
+    fit(tmp_path / "saved" / "step=3.ckpt", ends_at=0)
+    assert {name: steps for name, steps in curve().items() if 2 not in steps} == {}
+    assert curve()["train/loss"] == set(range(6))
