@@ -123,7 +123,7 @@ class ExactResume(Callback):
         if self._trainer is None:
             return state
         values = {} if self._is_logged else _values_of_step(self._trainer)
-        step = self._trainer.fit_loop.epoch_loop._batches_that_stepped
+        step = self._trainer.fit_loop.epoch_loop._batches_that_stepped if values else 0
         return state | {"epoch": _epoch_of(self._trainer), "values": values, "values_step": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
