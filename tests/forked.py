@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import signal
 import socket
@@ -86,9 +85,12 @@ class ForkedProcess:
             says = settings["stderr"].fileno()
             for place, descriptor in enumerate((reads, writes, says)):
                 os.dup2(descriptor, place)
-            kept = sorted({0, 1, 2, *settings["pass_fds"]})
-            for first, after in itertools.pairwise([*kept, 4096]):
-                os.closerange(first + 1, after)
+            # Nothing is closed: files of the parent still write to their numbers, which another file would get.
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, null, *settings["pass_fds"]}:
+                with contextlib.suppress(OSError):
+                    os.fstat(descriptor)
+                    os.dup2(null, descriptor)
             sys.stdin, sys.stdout, sys.stderr = _stream(0, "r"), _stream(1, "w"), _stream(2, "w")
             os.environ |= settings["env"]
             for number in ASKING:

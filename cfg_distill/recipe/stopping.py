@@ -85,7 +85,10 @@ class Signals:
 
 
 class StopAtStepEnd(Callback):
-    """End a fit after a signal: save the last checkpoint at the end of the step, then raise :class:`Stopped`.
+    """Save the last step of a fit, and end it after a signal: finish the step, save, then raise :class:`Stopped`.
+
+    Lightning's ModelCheckpoint saves every so many steps, and leaves out those behind the last of them: ``last.ckpt`` of 120
+    steps, saved every 25, would be of step 100. Here it is of the last step.
 
     It stands behind all other callbacks, those that save among them. Any rank may have got the signal; all of them stop.
 
@@ -102,6 +105,7 @@ class StopAtStepEnd(Callback):
         self.signals = signals
         self.saved = False
         self._stopping = 0
+        self._last_step = -1
         self._loops: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -122,6 +126,10 @@ class StopAtStepEnd(Callback):
         self._loops = None
         if number := self._agreed(trainer):
             self._save(trainer, number)
+        elif trainer.should_stop or trainer.global_step == trainer.max_steps:
+            self._last_step = trainer.global_step
+            # Now: at the end of training Lightning counts the epoch as done. Others may save behind a validation of this step.
+            save_last(trainer, in_place_of_others=False)
 
     # Lightning logs the values of a step after the hook above: the run ends in whatever hook comes next.
 
@@ -146,6 +154,8 @@ class StopAtStepEnd(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.training = False
+        if self._last_step != trainer.global_step:  # a validation or an epoch was the end
+            save_last(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.signals.training = False
@@ -164,11 +174,7 @@ class StopAtStepEnd(Callback):
 
     def _save(self, trainer: Trainer, number: int) -> None:
         self._stopping = number
-        for saver in savers(trainer):
-            if saver.save_last:
-                if saver._last_global_step_saved != trainer.global_step or not saver.last_model_path:
-                    saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
-                self.saved = True
+        self.saved = save_last(trainer)
 
     def _end(self) -> None:
         if self._stopping:
@@ -179,6 +185,23 @@ class StopAtStepEnd(Callback):
 def savers(trainer: Trainer) -> list[ModelCheckpoint]:
     """The callbacks that save checkpoints."""
     return [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+
+
+def save_last(trainer: Trainer, in_place_of_others: bool = True) -> bool:
+    """Write ``last.ckpt`` where a callback is to have one and it is not of this step; whether there is such a callback.
+
+    Args:
+        trainer: in a fit.
+        in_place_of_others: whether Lightning then takes all checkpoints of this step for written.
+    """
+    lasting = [saver for saver in savers(trainer) if saver.save_last and not trainer.fast_dev_run]
+    for saver in lasting:
+        before = saver._last_global_step_saved
+        if before != trainer.global_step or not saver.last_model_path:
+            saver._save_last_checkpoint(trainer, saver._monitor_candidates(trainer))
+            if not in_place_of_others:
+                saver._last_global_step_saved = before
+    return bool(lasting)
 
 
 # SLURM

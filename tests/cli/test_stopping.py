@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from stopped_fits import FINAL, LAST, STEPS, curves, difference, state, write_recipe
 
 from cfg_distill.cli import main
@@ -148,3 +149,39 @@ def test_the_exception_of_a_step_keeps_the_last_whole_checkpoint(folder: Path, t
     assert main(["fit", "--config", "tiny.yaml", "--ckpt_path", "last"]) == 0
     assert difference(state(FINAL), state(unbroken / FINAL)) == ""
     assert_curves(unbroken)
+
+
+@pytest.mark.parametrize("every", [3, 50])
+def test_the_last_checkpoint_is_of_the_last_step(
+    every: int, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lightning saves every so many steps: the last of 8 saved every 3 would be of step 6."""
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, tiny_model)
+    words = ["fit", "--config", "tiny.yaml", f"--trainer.callbacks.checkpoint.every_n_train_steps={every}"]
+    assert main([*words, "--trainer.max_steps=5"]) == 0
+    assert torch.load(LAST, weights_only=True)["global_step"] == 5
+    # It is a checkpoint of the middle of the epoch like any other: more steps go on from it.
+    assert main([*words, "--ckpt_path", "last"]) == 0
+    last = sorted(tmp_path.rglob(LAST.name))[-1]
+    assert torch.load(last, weights_only=True)["global_step"] == STEPS
+    (whole := tmp_path / "whole").mkdir()
+    monkeypatch.chdir(whole)
+    write_recipe(whole, tiny_model)
+    assert main(words) == 0
+    assert not difference(state(last), state(whole / LAST))
+
+
+def test_a_checkpoint_of_the_best_validation_is_still_written_at_the_last_step(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, tiny_model)
+    best = [
+        "--trainer.callbacks.checkpoint.monitor=val/distinct",
+        "--trainer.callbacks.checkpoint.save_top_k=-1",
+        "--trainer.callbacks.checkpoint.every_n_train_steps=null",
+    ]
+    assert main(["fit", "--config", "tiny.yaml", *best]) == 0
+    steps = sorted(torch.load(path, weights_only=True)["global_step"] for path in LAST.parent.glob("*step=*.ckpt"))
+    assert steps[-1] == STEPS, steps
