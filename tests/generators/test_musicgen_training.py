@@ -80,6 +80,7 @@ def path(tmp_path_factory):
 # It learns
 
 
+@pytest.mark.slow
 def test_a_short_training_overfits_a_tiny_set(tmp_path):
     """The divergence falls by ten, and the unguided student draws what the guided teacher draws."""
     num_steps, rate = 200, 0.01
