@@ -98,7 +98,7 @@ GROUPS = (
         "Embedders",
         "The `embedder` of a reward or a metric.",
         (Embedder,),
-        ("cfg_distill.embedders", "cfg_distill.tunes.embedder:Tunes"),
+        ("cfg_distill.embedders", "cfg_distill.tunes.embedder:Judged", "cfg_distill.tunes.embedder:Tunes"),
     ),
     Group(
         "Data",

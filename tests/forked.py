@@ -87,7 +87,8 @@ class ForkedProcess:
                 os.dup2(descriptor, place)
             # Nothing is closed: files of the parent still write to their numbers, which another file would get.
             null = os.open(os.devnull, os.O_RDWR)
-            for descriptor in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, null, *settings["pass_fds"]}:
+            kept = {0, 1, 2, null, *settings["pass_fds"]}
+            for descriptor in {int(name) for name in os.listdir("/proc/self/fd")} - kept:
                 with contextlib.suppress(OSError):
                     os.fstat(descriptor)
                     os.dup2(null, descriptor)

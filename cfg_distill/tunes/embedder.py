@@ -1,4 +1,4 @@
-"""The shipped tune encoder as an embedder. Shapes: N tunes, D embedding width."""
+"""The shipped encoders of tunes as embedders. Shapes: N tunes, D embedding width."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from cfg_distill.embedders.base import Embedder, texts_of
 from cfg_distill.errors import Context, Problem
 from cfg_distill.folders import problems_of_folder
 from cfg_distill.tunes.canonical import is_degenerate
-from cfg_distill.tunes.figures import FiguresNetwork, load_figures, problems_of_figures
+from cfg_distill.tunes.encoder import load_encoder, problems_of_encoder
+from cfg_distill.tunes.network import TuneNetwork, load_network
+from cfg_distill.tunes.notes import NotesNetwork
 
 
 class Tunes(Embedder):
@@ -22,21 +24,22 @@ class Tunes(Embedder):
     Transposition, octave and bar signs change nothing. The vector of a tune without a note is zero.
 
     Args:
-        path: ``tunes:encoder``, or a folder that ``cfg-distill fit --config recipes/tunes/encoder.yaml`` wrote.
+        path: ``tunes:encoder``, ``tunes:figures``, or a folder that ``cfg-distill fit --config recipes/tunes/encoder.yaml`` or
+            ``.../figures.yaml`` wrote.
     """
 
     def __init__(self, path: str = "tunes:encoder") -> None:
         super().__init__()
         self.path = path
-        self.network: FiguresNetwork | None = None
+        self.network: NotesNetwork | None = None
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        found = problems_of_folder(self.path) or problems_of_figures(self.path)
+        found = problems_of_folder(self.path) or problems_of_encoder(self.path)
         return [problem.under("path") for problem in found]
 
     def load(self) -> Self:
         if self.network is None:
-            self.network = load_figures(self.path)
+            self.network = load_encoder(self.path)
         return self
 
     def embed(self, outputs: Sequence[str]) -> Tensor:
@@ -46,6 +49,40 @@ class Tunes(Embedder):
 
     def degenerate(self, outputs: Sequence[str]) -> Tensor:
         """Which tunes have too little melody, ``[N]`` bool: :func:`cfg_distill.tunes.canonical.is_degenerate`."""
-        return torch.tensor(
-            [is_degenerate(tune) for tune in texts_of(f"Embedder `{self.path}`", outputs)], dtype=torch.bool
-        )
+        return _degenerate(self.path, outputs)
+
+
+class Judged(Embedder):
+    """Decoded tunes to unit vectors of what the heads of the judge read: its last hidden layer.
+
+    The judge learned origin, rhythm, mode and whether a tune is music. It is a measure of diversity that was no reward.
+
+    Args:
+        path: ``tunes:judge``, or a folder that ``cfg-distill fit --config recipes/tunes/judge.yaml`` wrote.
+    """
+
+    def __init__(self, path: str = "tunes:judge") -> None:
+        super().__init__()
+        self.path = path
+        self.network: TuneNetwork | None = None
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return [problem.under("path") for problem in problems_of_folder(self.path)]
+
+    def load(self) -> Self:
+        if self.network is None:
+            self.network = load_network(self.path)
+        return self
+
+    def embed(self, outputs: Sequence[str]) -> Tensor:
+        network = self.load().network
+        assert network is not None
+        return normalize(network.hear(texts_of(f"Embedder `{self.path}`", outputs)), dim=-1)
+
+    def degenerate(self, outputs: Sequence[str]) -> Tensor:
+        """Which tunes have too little melody, ``[N]`` bool."""
+        return _degenerate(self.path, outputs)
+
+
+def _degenerate(path: str, outputs: Sequence[str]) -> Tensor:
+    return torch.tensor([is_degenerate(tune) for tune in texts_of(f"Embedder `{path}`", outputs)], dtype=torch.bool)

@@ -1,19 +1,33 @@
 """Contrastive tune encoder: two parts of one tune lie close together, parts of different tunes apart.
 
 As the paper trains its music embedding (section 4.1 there). The loss is InfoNCE (van den Oord et al. 2018, Eq. 4) in
-both directions. Key, octave and bar signs cannot reach the network (figures.py). That notes made rests change little is
-learnt: parts have notes made rests (pairs.py), and a part is held to itself without them. Shapes: M tunes, D embedding width.
+both directions. Key, octave and bar signs cannot reach the networks (phrases.py, figures.py). That notes made rests change
+little is learnt: parts have notes made rests (pairs.py), and a part is held to itself without them.
+Shapes: M tunes, D embedding width.
 """
 
-from typing import Any
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.cli import OptimizerCallable
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from cfg_distill.errors import Problem
+from cfg_distill.folders import resolve
 from cfg_distill.tunes.figures import FiguresConfig, FiguresNetwork
+from cfg_distill.tunes.notes import NotesNetwork
+from cfg_distill.tunes.phrases import PhrasesConfig, PhrasesNetwork
 from cfg_distill.tunes.training import FolderTraining
+
+NETWORKS: dict[str, tuple[type[NotesNetwork], Any]] = {
+    "phrases": (PhrasesNetwork, PhrasesConfig),
+    "figures": (FiguresNetwork, FiguresConfig),
+}
 
 
 def info_nce(first_MD: Tensor, second_MD: Tensor, family_M: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -42,7 +56,7 @@ def retrieval(first_MD: Tensor, second_MD: Tensor) -> Tensor:
 
 
 class EncoderTraining(FolderTraining):
-    r"""Trains the encoder on :class:`cfg_distill.tunes.pairs.TunePairs`, from latent semantic analysis on.
+    r"""Trains an encoder on :class:`cfg_distill.tunes.pairs.TunePairs`.
 
     .. math:: \mathcal L = \text{InfoNCE}(e(x'), e(y')) + \lambda \, \overline{1 - \cos(e(x'), e(x))}
 
@@ -52,8 +66,10 @@ class EncoderTraining(FolderTraining):
     Args:
         optimizer: of all parameters.
         out: the folder to write: config.json and model.safetensors.
+        kind: of network: ``phrases``, convolutions over the notes, the encoder of the reward; or ``figures``, a linear map of
+            counts of melodic figures, which begins with latent semantic analysis.
         embedding: D, width of the embedding.
-        dropout: share of the counts of figures that is left out in training.
+        dropout: in training; of figures, the share of the counts that is left out.
         temperature: divisor of the cosines in InfoNCE.
         steadiness: lambda, weight of the distance of a part from itself with notes made rests.
         common: the further arguments of :class:`FolderTraining`.
@@ -63,19 +79,21 @@ class EncoderTraining(FolderTraining):
         self,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         out: str = "runs/tunes/encoder",
-        embedding: int = 192,
-        dropout: float = 0.4,
+        kind: Literal["phrases", "figures"] = "phrases",
+        embedding: int = 128,
+        dropout: float = 0.1,
         temperature: float = 0.1,
-        steadiness: float = 4.0,
+        steadiness: float = 0.3,
         **common: Any,
     ) -> None:
         super().__init__(optimizer, out, **common)
-        self.embedding, self.dropout = embedding, dropout
+        self.kind, self.embedding, self.dropout = kind, embedding, dropout
         self.temperature, self.steadiness = temperature, steadiness
 
     def configure_model(self) -> None:
         if not list(self.children()):  # Lightning asks again for each stage
-            self.network = FiguresNetwork(FiguresConfig(self.embedding, self.dropout))
+            network, config = NETWORKS[self.kind]
+            self.network = network(config(self.embedding, self.dropout))
             self.network.begin(self.trainer.datamodule.heard("train"))  # type: ignore[attr-defined]
 
     def write(self, folder: str) -> None:
@@ -103,3 +121,26 @@ class EncoderTraining(FolderTraining):
         total, count = info_nce(first_MD, second_MD, batch["family"], self.temperature)
         rests = 1 - (first_MD * plain_MD).sum(-1).mean()
         return total / count + self.steadiness * rests, retrieval(first_MD, second_MD), rests
+
+
+def load_encoder(path: str) -> NotesNetwork:
+    """The frozen network of a folder, or of a shipped one ("tunes:encoder", "tunes:figures")."""
+    folder = Path(resolve(path))
+    given = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (found,) = (pair for pair in NETWORKS.values() if set(given) == set(asdict(pair[1]())))
+    network = found[0](found[1](**given))
+    network.load_state_dict(load_file(folder / "model.safetensors"))
+    return network.requires_grad_(False).eval()
+
+
+def problems_of_encoder(path: str) -> list[Problem]:
+    """Why a folder that is there holds no encoder that :func:`load_encoder` reads."""
+    file = Path(resolve(path)) / "config.json"
+    known = [set(asdict(config())) for _, config in NETWORKS.values()]
+    if file.is_file() and set(json.loads(file.read_text(encoding="utf-8"))) not in known:
+        text = (
+            f"expected a tune encoder, but `{path}` holds another kind of model, or an encoder of an earlier version. Make one"
+            " with `cfg-distill fit --config recipes/tunes/encoder.yaml`."
+        )
+        return [Problem("", text)]
+    return []

@@ -1,4 +1,4 @@
-"""The network under the tune encoder: it counts melodic figures, and maps the counts linearly.
+"""The network under `tunes:figures`: it counts melodic figures, and maps the counts linearly.
 
 A figure is a few notes that lie close together, as intervals and distances in time, whatever stands between them. A note that
 is made a rest takes its own figures away and adds none, so the proportions of the others stay.
@@ -8,26 +8,18 @@ Shapes: N tunes, L notes, F figures, V buckets of a family, D embedding width.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
-from cfg_distill.errors import Problem
-from cfg_distill.folders import resolve
-from cfg_distill.tunes.canonical import Sounding, sounding_notes
+from cfg_distill.tunes.canonical import Sounding
+from cfg_distill.tunes.notes import PADDING, STEP, WIDEST, NotesNetwork, rows_of
 
-TICKS = 12  # per eighth: a length of the corpus is a whole number of them
-PADDING = -1  # as an onset
-STEP = TICKS // 2  # distances in time are rounded to half an eighth
 WINDOW = 16  # half eighths that a figure spans at most
-WIDEST = 12  # semitones; a wider interval counts as this
 PRIME = 2**31 - 1
 
 
@@ -70,7 +62,7 @@ class FiguresConfig:
     dropout: float = 0.4
 
 
-class FiguresNetwork(nn.Module):
+class FiguresNetwork(NotesNetwork):
     r"""Figures, weighted by how rare they are, mapped linearly and centred.
 
     .. math:: e = \frac{W f + b - \mu}{\sigma}, \qquad f = \bigoplus_k \frac{g_k}{\lVert g_k \rVert}, \qquad
@@ -84,8 +76,7 @@ class FiguresNetwork(nn.Module):
     rarity: Tensor
 
     def __init__(self, config: FiguresConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.register_buffer("rarity", torch.ones(BUCKETS))
         self.dropout = nn.Dropout(config.dropout)
         self.linear = nn.Linear(BUCKETS, config.embedding)
@@ -124,46 +115,12 @@ class FiguresNetwork(nn.Module):
         self.linear.weight[:size] = weight_FD.T / weight_FD.norm(dim=0).mean()
         self.linear.bias.copy_(-self.linear.weight @ mean_F)
 
-    @torch.no_grad()
-    def read(self, tunes: Sequence[str], batch: int = 64) -> Tensor:
-        """Embeddings of decoded tunes in evaluation mode, ``[N, D]``; tunes of like length are computed together."""
-        was_training = self.training
-        self.eval()
-        device = self.linear.weight.device
-        notes = [sounding_notes(tune) for tune in tunes]
-        embedding_ND = torch.zeros(len(tunes), self.config.embedding, device=device)
-        order = sorted(range(len(tunes)), key=lambda index: len(notes[index]))
-        for start in range(0, len(order), batch):
-            chosen = order[start : start + batch]
-            embedding_ND[chosen] = self(rows_of([notes[index] for index in chosen]).to(device)).float()
-        self.train(was_training)
-        return embedding_ND
-
-    def save(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / "model.safetensors")
-
-
-def rows_of(tunes: Iterable[Sequence[Sounding]]) -> Tensor:
-    """Notes of tunes as integers ``[N, L, 3]``: onset and length in ticks, pitch; padded with the onset :data:`PADDING`."""
-    rows = [
-        torch.tensor(
-            [(round(n.onset * TICKS), round(n.length * TICKS), n.pitch) for n in notes], dtype=torch.long
-        ).reshape(-1, 3)
-        for notes in tunes
-    ]
-    longest = max([1, *map(len, rows)])
-    return torch.stack([pad(notes_L3, (0, 0, 0, longest - len(notes_L3)), value=PADDING) for notes_L3 in rows])
-
 
 def counts_of(notes_NL3: Tensor) -> list[Tensor]:
     """How often each figure occurs, one ``[N, V]`` float32 per family. No pitch enters, only differences of pitches.
 
     Example:
+        >>> from cfg_distill.tunes.canonical import sounding_notes
         >>> tunes = [sounding_notes("C:1 D:1 E:1"), sounding_notes("z:2 G:1 | A:1 z:1/12 B:1")]
         >>> counts = counts_of(rows_of(tunes))[0]
         >>> counts.sum(-1), (counts[0] == counts[1]).all()
@@ -198,23 +155,3 @@ def counts_of(notes_NL3: Tensor) -> list[Tensor]:
         counts_NV = torch.zeros(len(notes_NL3), family.buckets, device=notes_NL3.device)
         counts.append(counts_NV.scatter_add_(1, torch.cat(buckets, 1), torch.cat(there, 1).float()))
     return counts
-
-
-def load_figures(path: str) -> FiguresNetwork:
-    """The frozen network of a folder, or of the shipped one ("tunes:encoder")."""
-    folder = Path(resolve(path))
-    network = FiguresNetwork(FiguresConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
-    network.load_state_dict(load_file(folder / "model.safetensors"))
-    return network.requires_grad_(False).eval()
-
-
-def problems_of_figures(path: str) -> list[Problem]:
-    """Why a folder that is there holds no encoder that :func:`load_figures` reads."""
-    file = Path(resolve(path)) / "config.json"
-    if file.is_file() and set(json.loads(file.read_text(encoding="utf-8"))) != set(asdict(FiguresConfig())):
-        text = (
-            f"expected a tune encoder, but `{path}` holds another kind of model, or an encoder of an earlier version. Make one"
-            " with `cfg-distill fit --config recipes/tunes/encoder.yaml`."
-        )
-        return [Problem("", text)]
-    return []

@@ -1,4 +1,4 @@
-"""The small network under the tune encoder and the attribute judge, and its folder (config.json, model.safetensors).
+"""The small network under the judge, and its folder (config.json, model.safetensors).
 
 Shapes: N tunes, T tokens, C channels.
 """
@@ -6,7 +6,7 @@ Shapes: N tunes, T tokens, C channels.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -84,6 +84,11 @@ class TuneNetwork(nn.Module):
 
     def forward(self, tokens_NT: Tensor) -> dict[str, Tensor]:
         """Token numbers, 0 for padding, to the outputs of the heads, each ``[N, width]``."""
+        pooled_NC = self.dropout(self.pooled(tokens_NT))
+        return {name: head(pooled_NC) / self.config.temperatures.get(name, 1.0) for name, head in self.heads.items()}
+
+    def pooled(self, tokens_NT: Tensor) -> Tensor:
+        """Token numbers to what the heads read, ``[N, 2 C]``."""
         mask_NT1 = (tokens_NT > 0).unsqueeze(-1).float()
         hidden_NTC = (
             self.token(tokens_NT) + self.pitch(self.pitch_of[tokens_NT]) + self.length(self.length_of[tokens_NT])  # type: ignore[index]
@@ -92,8 +97,7 @@ class TuneNetwork(nn.Module):
         for block in self.blocks:
             hidden_NTC = block(hidden_NTC, mask_NT1)
         hidden_NTC = nn.functional.gelu(self.hidden(self.norm(hidden_NTC))) * mask_NT1
-        pooled_NC = self.dropout(hidden_NTC.sum(1) / mask_NT1.sum(1).clamp(min=1.0))
-        return {name: head(pooled_NC) / self.config.temperatures.get(name, 1.0) for name, head in self.heads.items()}
+        return hidden_NTC.sum(1) / mask_NT1.sum(1).clamp(min=1.0)
 
     def numbers_of(self, tunes: Sequence[str]) -> Tensor:
         """Decoded tunes to token numbers ``[N, T]``, padded with 0. Words that are no music tokens are skipped."""
@@ -103,22 +107,31 @@ class TuneNetwork(nn.Module):
             tokens_NT[row, : len(numbers)] = torch.tensor(numbers, dtype=torch.long)
         return tokens_NT
 
-    @torch.no_grad()
     def read(self, tunes: Sequence[str], batch: int = 64) -> dict[str, Tensor]:
         """The outputs for decoded tunes, in evaluation mode; tunes of like length are computed together."""
+        return self._over(tunes, self, self.config.heads, batch)
+
+    def hear(self, tunes: Sequence[str], batch: int = 64) -> Tensor:
+        """What the heads read, ``[N, 2 C]``, in evaluation mode."""
+        return self._over(tunes, lambda tokens_NT: {"": self.pooled(tokens_NT)}, {"": 2 * self.config.width}, batch)[""]
+
+    @torch.no_grad()
+    def _over(
+        self, tunes: Sequence[str], compute: Callable[[Tensor], dict[str, Tensor]], widths: dict[str, int], batch: int
+    ) -> dict[str, Tensor]:
         was_training = self.training
         self.eval()
         device = self.norm.weight.device
         order = sorted(range(len(tunes)), key=lambda index: tunes[index].count(" "))
-        outputs: dict[str, list[Tensor]] = {name: [] for name in self.heads}
+        outputs: dict[str, list[Tensor]] = {name: [] for name in widths}
         for start in range(0, len(order), batch):
             chosen = [tunes[index] for index in order[start : start + batch]]
-            for name, output in self(self.numbers_of(chosen).to(device)).items():
+            for name, output in compute(self.numbers_of(chosen).to(device)).items():
                 outputs[name].append(output.float())
         self.train(was_training)
         back = torch.tensor(order, dtype=torch.long, device=device).argsort()
         return {
-            name: torch.cat(parts)[back] if parts else torch.zeros(0, self.config.heads[name], device=device)
+            name: torch.cat(parts)[back] if parts else torch.zeros(0, widths[name], device=device)
             for name, parts in outputs.items()
         }
 
@@ -132,7 +145,7 @@ class TuneNetwork(nn.Module):
 
 
 def load_network(path: str) -> TuneNetwork:
-    """The frozen network of a folder, or of a shipped one ("tunes:encoder", "tunes:judge")."""
+    """The frozen network of a folder, or of a shipped one ("tunes:judge")."""
     folder = Path(resolve(path))
     network = TuneNetwork(NetworkConfig(**json.loads((folder / "config.json").read_text(encoding="utf-8"))))
     network.load_state_dict(load_file(folder / "model.safetensors"))

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from cfg_distill.tunes.canonical import Sounding, sounding_notes
 from cfg_distill.tunes.corpus import Tune
-from cfg_distill.tunes.figures import rows_of
+from cfg_distill.tunes.notes import rows_of
 from cfg_distill.tunes.segments import SegmentsData, two_parts
 
 
 class TunePairs(SegmentsData):
     """Two parts of each tune that do not overlap, drawn anew every epoch; validation and test parts stay the same.
 
-    A batch is a dict: ``notes`` [3, M, L, 3] (:func:`cfg_distill.tunes.figures.rows_of`): the first parts with rests, the
+    A batch is a dict: ``notes`` [3, M, L, 3] (:func:`cfg_distill.tunes.notes.rows_of`): the first parts with rests, the
     second parts with rests, the first parts as they are; and ``family`` [M], the number of the family of near-duplicates.
 
     Args:
