@@ -194,7 +194,9 @@ class CSM(Generator):
             save_adapter(whole, self.path, folder)
             depth = whole.depth_decoder.generation_config.to_diff_dict()
             own = whole.generation_config.to_diff_dict()
-            GenerationConfig(**own, **{f"{_DEPTH}_{name}": value for name, value in depth.items()}).save_pretrained(folder)
+            GenerationConfig(**own, **{f"{_DEPTH}_{name}": value for name, value in depth.items()}).save_pretrained(
+                folder
+            )
             return
         copy_profile(self.path, folder)
         whole.save_pretrained(folder)

@@ -43,7 +43,7 @@ class Songs(CausalLM):
         example: the conditions of a prompt as JSON, for the message.
     """
 
-    takes_system = False  # type: ignore[assignment]
+    takes_system = False
     required: tuple[str, ...] = ()
     example = ""
 
@@ -93,9 +93,10 @@ class Songs(CausalLM):
         found = super()._predict(ids_NS, mask_NS, cache, last)
         if isinstance(found, Logits):
             return Logits(found.logits_NKTV + self._never_V.to(found.logits_NKTV))
-        head, never_V = found.head, self._never_V.to(found.states_NTD)
+        head, states_NTD = found.head, found.states(0)
+        never_V = self._never_V.to(states_NTD)
         own_V = None if head.bias_KV is None else head.bias_KV[0]
-        return HiddenStates(found.states_NTD, Head(head.weight_KVD, [never_V if own_V is None else own_V + never_V]))
+        return HiddenStates(states_NTD, Head(head.weight_KVD, [never_V if own_V is None else own_V + never_V]))
 
     def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[str]:
         rows = (tokens_T[mask_T].tolist() for tokens_T, mask_T in zip(tokens_NKT[:, 0], mask_NKT[:, 0], strict=True))
@@ -152,7 +153,7 @@ class AceStep(Songs):
         return [Problem("path", text)]
 
     @cached_property
-    def codes(self) -> dict[int, str]:  # type: ignore[override]
+    def codes(self) -> dict[int, str]:
         named = ((token, name, _AUDIO_CODE.fullmatch(name)) for name, token in self.tokenizer.get_vocab().items())
         # The vocabulary has some more, which the codec has not.
         return {token: name for token, name, found in named if found and int(found[1]) < _NUM_AUDIO_CODES}
