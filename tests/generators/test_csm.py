@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from itertools import product
+from itertools import product as all_of
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from transformers import CsmForConditionalGeneration, CsmProcessor, GenerationCo
 
 from cfg_distill import CFGDistillation
 from cfg_distill.cli import fit, main
-from cfg_distill.generators import CSM, DepthStates, Guidance, Guided, LoRA, Prompt, open_generator
-from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL
+from cfg_distill.generators import CSM, DepthStates, Guidance, Guided, LoRA, Prompt, open_generator, predictions
+from cfg_distill.generators.linear import product as product_of_rows
+from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, chunked
 from cfg_distill.losses.chunked import Cells, sum_over_cells
 from cfg_distill.losses.watched import ENTROPIES
 from cfg_distill.sampling import Rollout, Sampling, rollout
@@ -130,18 +131,28 @@ def inputs_of(csm: CSM, teacher: CSM, drawn: Rollout, guidance: Guidance) -> Los
     return LossInputs(student, guided, drawn.tokens_NKT, drawn.mask_NKT, Sampling(2, 9), samples)
 
 
-def test_the_loss_in_chunks_is_the_plain_one(folders: list[str]) -> None:
-    """No logits of more than two cells exist at a time; values and gradients are those of whole logits."""
+def test_the_loss_in_chunks_is_the_plain_one(folders: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """No logits of more than two cells are made at a time; values and gradients are those of whole logits."""
+    made: list[int] = []
+
+    def counted(rows: torch.Tensor, *rest: Any) -> torch.Tensor:
+        made.append(rows.numel() // rows.shape[-1])
+        return product_of_rows(rows, *rest)
+
+    monkeypatch.setattr(predictions, "product", counted)  # of the teacher
+    monkeypatch.setattr(chunked, "product", counted)  # of the student
     csm, teacher = (CSM(folder).load() for folder in folders)
     drawn = rollout(csm, PROMPTS, Sampling(2, 9), seed=5)
     found = {}
     for chunk in (0, 2 * CODES):
         inputs = inputs_of(csm, teacher, drawn, Guidance(2.0))
+        made.clear()
         assert isinstance(inputs.student, DepthStates)
         terms = {"kl": ReverseKL(codebook_weights=[1.0, 0.5, 2.0]).cells(inputs), **ENTROPIES}
         total, sums = sum_over_cells(
             inputs.student, inputs.teacher, inputs.tokens_NKT, inputs.mask_NKT, terms, {"kl": 1.0}, chunk
         )
+        assert made and (max(made) <= 2) == bool(chunk)
         csm.zero_grad()
         total.backward()
         gradients = {name: parameter.grad.clone() for name, parameter in csm.named_parameters()}
@@ -154,7 +165,7 @@ def test_the_score_term_makes_the_gradient_of_the_sequence(tmp_path: Path) -> No
     """Two frames of two codebooks of two codes: all 16 clips are enumerated. A token also changes the rest of its frame."""
     folders = [tiny_csm(tmp_path / str(seed), seed, codes=2, books=2, end=4, sharpness=4.0) for seed in range(2)]
     csm, teacher = (CSM(folder).load() for folder in folders)
-    tokens_NKT = torch.tensor(list(product(range(2), repeat=4))).view(16, 2, 2)
+    tokens_NKT = torch.tensor(list(all_of(range(2), repeat=4))).view(16, 2, 2)
     mask_NKT = torch.ones_like(tokens_NKT, dtype=torch.bool)
 
     def log_prob_N(generator: CSM) -> torch.Tensor:

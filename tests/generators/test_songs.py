@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorL
 from cfg_distill.cli import fit, main
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError
+from cfg_distill.folders import RECIPES
 from cfg_distill.folders.history import of_base
 from cfg_distill.generators import AceStep, CausalLM, Guidance, Guided, LoRA, Prompt, YuE, open_generator
 from cfg_distill.generators.songs import Songs
@@ -166,6 +169,20 @@ def test_the_recipe_trains_and_exports(folders: dict[str, str], folder: Path) ->
     )
     moved, base = (dict(each.load().named_parameters()) for each in (student, AceStep(folders["ace_step"])))
     assert not any(torch.equal(moved[name], base[name]) for name in base if name.endswith("q_proj.weight"))
+
+
+def test_the_base_is_evaluated_under_guidance(folders: dict[str, str], folder: Path) -> None:
+    """A local copy of the base, which says what it is; its negative branch has a prompt of its own for each prompt."""
+    shutil.copytree(folders["ace_step"], "base")
+    Path("base/cfg_distill.json").write_text('{"generator": "AceStep"}')
+    metrics = Path(RECIPES / "songs" / "metrics.yaml").read_text().replace("ACE-Step/acestep-5Hz-lm-0.6B", "base")
+    Path("metrics.yaml").write_text(metrics)
+    lines = Path(RECIPES / "songs" / "prompts" / "ace_step_report.jsonl").read_text().splitlines()
+    Path("prompts.jsonl").write_text("\n".join(lines[:3]))
+    words = ["--prompts", "prompts.jsonl", "--metrics", "metrics.yaml", "--guidance", "1", "2", "--max-new-tokens", "8"]
+    assert main(["evaluate", "--model", "base", *words, "--samples", "2", "--out", "points"]) == 0
+    systems = json.loads(Path("points/front.json").read_text())["systems"]
+    assert len(systems) == 2 and all(math.isfinite(each["quality"]["information"]["mean"]) for each in systems)
 
 
 def test_the_prompts_of_the_recipes_have_their_fields(ace: AceStep, yue: YuE) -> None:
