@@ -18,7 +18,12 @@ from cfg_distill.folders.history import CARD, History, history_of, source_or_non
 from cfg_distill.folders.names import ADAPTER_CONFIG, base_of, is_adapter
 from cfg_distill.folders.profile import HISTORY, PROFILE
 
-PIPELINES = {"musicgen": "text-to-audio", "musicgen_melody": "text-to-audio", "dia": "text-to-speech"}
+PIPELINES = {
+    "csm": "text-to-speech",
+    "dia": "text-to-speech",
+    "musicgen": "text-to-audio",
+    "musicgen_melody": "text-to-audio",
+}
 """``model_type`` -> the hub's name of the task. Causal language models are found by their class."""
 _DERIVED = "A student is made of the weights of its base, and distilling them lifts no condition of their licence."
 NOTICES = ("LICENSE*", "NOTICE*")

@@ -178,7 +178,7 @@ def terms_of(licence: str) -> str:
         True
     """
     if not licence:
-        return "That of the base, which was not found beside it. Name it in README.md before you publish the model."
+        return "That of the base holds. It was not found beside the base: name it in README.md before you publish the model."
     named, parts = f"{licence}, that of the base.", licence.lower().split("-")
     if "nc" in parts:
         said = " It allows no commercial use: neither of this model nor of its merges and students."

@@ -198,7 +198,7 @@ def test_files_are_as_readable_as_their_folder(tmp_path: Path) -> None:
         ("cc-by-4.0", "that of the base. Name the base, and say that the weights were changed."),
         ("apache-2.0", "Keep the licence and the notices of the base"),
         ("llama3.2", "Read what it says of derived models"),
-        ("", "which was not found beside it. Name it in README.md"),
+        ("", "That of the base holds. It was not found beside the base: name it in README.md"),
     ],
 )
 def test_the_card_says_what_the_licence_means_for_a_student(licence: str, said: str, tmp_path: Path) -> None:
