@@ -154,7 +154,7 @@ def test_a_folder_or_a_hub_name_tells_the_generator(folders: dict[str, str], tmp
         open_generator(str(tmp_path))
 
 
-def test_the_recipe_trains_and_exports(folders: dict[str, str], folder: Path) -> None:
+def test_the_recipe_trains_and_exports(folders: dict[str, str], folder: Path, capsys: pytest.CaptureFixture) -> None:
     """From the recipe to a folder that the commands read as what it is."""
     words = ["--config", "recipes/songs/ace_step.yaml", f"--model.generator.init_args.path={folders['ace_step']}"]
     short = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.precision=32-true", "--data.batch_size=2"]
@@ -167,6 +167,12 @@ def test_the_recipe_trains_and_exports(folders: dict[str, str], folder: Path) ->
         type(student) is AceStep
         and json.loads(Path("student/cfg_distill.json").read_text())["history"]["guidance"] == 2
     )
+    said = [f"{name}={value}" for name, value in ACE_PROMPT.items()]
+    drawing = ["generate", "--model", "student", "--prompt", "jazz", "--samples", "2", "--max-new-tokens", "8"]
+    assert main([*drawing, "--condition", *said]) == 0
+    assert "== jazz (2 of 2)\n<|audio_code_" in capsys.readouterr().out
+    assert main([*drawing, "--condition", "bpm"]) == 2
+    assert "Option `--condition`: expected NAME=TEXT, but got 'bpm'." in capsys.readouterr().err
     moved, base = (dict(each.load().named_parameters()) for each in (student, AceStep(folders["ace_step"])))
     assert not any(torch.equal(moved[name], base[name]) for name in base if name.endswith("q_proj.weight"))
 
