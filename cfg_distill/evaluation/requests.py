@@ -129,12 +129,11 @@ class _Samples:
         self.renderer = Renderer()
         self.generator = open_generator(request.model, dtype=request.dtype)
         self.guidance = Guidance(request.guidance, request.negative, negative_system=request.negative_system)
-        named = dict(each.split("=", 1) for each in request.conditions if "=" in each)
-        if request.melody is not None:
-            named["melody"] = request.melody
+        named = {} if request.melody is None else {"melody": request.melody}
+        named |= {name: text for name, _, text in (each.partition("=") for each in request.conditions)}
         self.prompts: list[PromptLike] = [Prompt(text, **named) if named else text for text in request.prompts]
-        wrong = [each for each in request.conditions if not each.partition("=")[2] or each.startswith("=")]
-        self.problems = [Problem("conditions", f"expected NAME=TEXT, but got {each!r}.") for each in wrong]
+        self.problems = [Problem("conditions", f"expected NAME=TEXT, but got {each!r}.") for each in request.conditions
+                         if not all(each.partition("="))]  # fmt: skip
         self.problems += [Problem("prompts", said) for said in map(problem_of_text, request.prompts) if said]
         self.problems += _of_model(self.generator, "model")
         readable = not self.problems
@@ -169,17 +168,11 @@ class _Samples:
     def _check_model(self) -> None:
         request, generator = self.request, self.generator
         if request.melody is not None and generator.frame_rate is None:
-            self.problems.append(
-                Problem("melody", f"is for models of sound, but `{request.model}` writes text. Leave it out.")
-            )
+            text = f"is for models of sound, but `{request.model}` writes text. Leave it out."
+            self.problems.append(Problem("melody", text))
         if request.negative_system is not None and not self.problems and not generator.takes_system:
-            self.problems.append(
-                Problem(
-                    "negative_system",
-                    f"expected a model under a chat template that takes system messages, but `{request.model}` is none. Give"
-                    " `@.negative` instead.",
-                )
-            )
+            text = f"expected a model under a chat template that takes system messages, but `{request.model}` is none."
+            self.problems.append(Problem("negative_system", f"{text} Give `@.negative` instead."))
         if self.folder is None and generator.frame_rate is not None:
             self.folder = SOUNDS
         try:

@@ -159,6 +159,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         delays: the delay of each codebook in positions, the first 0; ``(0,)`` for text.
         end_tokens: the tokens (of codebook 0) after any of which a sample is finished; none when all have the full length.
         end_codebooks: the number of codebooks that must all hold an end token in the last frame; 1, codebook 0, in most models.
+            Where there are more, none of them has a delay.
         pad_token: fills the cells that do not exist: behind the end token, and before a delayed codebook begins.
         sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
         frame_rate: frames per second of sound; None for text.
