@@ -17,7 +17,7 @@ from cfg_distill import CFGDistillation
 from cfg_distill.cli import fit, main
 from cfg_distill.generators import CSM, DepthStates, Guidance, Guided, LoRA, Prompt, open_generator, predictions
 from cfg_distill.generators.linear import product as product_of_rows
-from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, chunked
+from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, chunked, reverse_kl
 from cfg_distill.losses.chunked import Cells, sum_over_cells
 from cfg_distill.losses.watched import ENTROPIES
 from cfg_distill.sampling import Rollout, Sampling, rollout
@@ -121,6 +121,17 @@ def test_logits_and_guided_logits_are_those_of_transformers(folders: list[str], 
         expected = dropped + 3 * (given - dropped)
         torch.testing.assert_close(guided_NKTV[n][mask_KT], expected[mask_KT], atol=1e-4, rtol=1e-4)
         assert (given - dropped)[mask_KT].abs().max() > 0.1
+
+
+def test_gamma_one_has_no_distance(csm: CSM) -> None:
+    drawn = rollout(csm, PROMPTS, Sampling(2, 8), seed=2)
+    rows, mask_NKT = (PROMPTS, drawn.tokens_NKT, drawn.mask_NKT), drawn.mask_NKT
+    with torch.no_grad():
+        student = csm.logits(*rows)
+        near, far = (Guided(csm.frozen_copy(), Guidance(scale)).predictions(*rows).whole() for scale in (1.0, 3.0))
+    kl, count = reverse_kl(student, near, mask_NKT)
+    assert kl / count < 1e-6 and count == mask_NKT.sum()
+    assert reverse_kl(student, far, mask_NKT)[0] / count > 1e-3
 
 
 def inputs_of(csm: CSM, teacher: CSM, drawn: Rollout, guidance: Guidance) -> LossInputs:
