@@ -27,9 +27,10 @@ FITS = [name for name in NAMES if "trainer" in CONTENT[name] and name not in OVE
 STUDIES = [name for name in NAMES if "fits" in CONTENT[name]]
 GENERATORS = {name: CONTENT[name]["model"].get("generator", {}) for name in FITS}
 LANGUAGE = {name: made["init_args"]["path"] for name, made in GENERATORS.items() if "CausalLM" in str(made)}
+KINDS = ("MusicGen", "AceStep", "YuE", "CSM")
 SOUND = [
-    name for name, made in GENERATORS.items() if "MusicGen" in str(made)
-]  # tests/generators/test_musicgen_recipes.py
+    name for name, made in GENERATORS.items() if any(kind in str(made) for kind in KINDS)
+]  # tests/generators: test_musicgen_recipes.py, test_songs.py, test_csm.py
 OF_THE_HUB = [name for name, path in LANGUAGE.items() if "/" in path]
 METRICS = [name for name in NAMES if name not in FITS + STUDIES + OVERLAYS]
 

@@ -13,7 +13,7 @@ from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.folders import base_of, resolve, write_checksums
 from cfg_distill.folders.card import ONLY_MERGED, copy_notices, write_card
-from cfg_distill.folders.history import of_student
+from cfg_distill.folders.history import of_student, terms_of
 from cfg_distill.folders.publishing import problems_of_push, pushed
 from cfg_distill.generators import Generator
 
@@ -73,6 +73,7 @@ def export(
     said = f"Wrote {out}: {kind} of {content.file} at step {step}{form}."
     if lora is not None and not merged and not history.base_is_on_hub:
         said += f" To be published: {ONLY_MERGED}."
+    said += f"\nLicence: {terms_of(history.licence)}"
     return f"{said}\n{pushed(out, push)}" if push else said
 
 

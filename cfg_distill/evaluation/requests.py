@@ -52,6 +52,7 @@ class GenerateRequest:
         negative_system: the system message of the negative branch, under guidance.
         seed: of sampling.
         melody: a sound file that a melody model follows.
+        conditions: what else the prompts condition on, each as ``NAME=TEXT``.
         out: a folder for the samples as files; None for none, of sound for ``samples``.
         overwrite: write into a folder that holds files.
         dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
@@ -72,6 +73,7 @@ class GenerateRequest:
     negative_system: str | None = None
     seed: int = 0
     melody: str | None = None
+    conditions: Sequence[str] = ()
     out: Path | None = None
     overwrite: bool = False
     dtype: str = "float32"
@@ -127,10 +129,12 @@ class _Samples:
         self.renderer = Renderer()
         self.generator = open_generator(request.model, dtype=request.dtype)
         self.guidance = Guidance(request.guidance, request.negative, negative_system=request.negative_system)
-        self.prompts: list[PromptLike] = list(request.prompts)
-        if request.melody is not None:
-            self.prompts = [Prompt(text, melody=request.melody) for text in request.prompts]
-        self.problems = [Problem("prompts", said) for said in map(problem_of_text, request.prompts) if said]
+        named = {} if request.melody is None else {"melody": request.melody}
+        named |= {name: text for name, _, text in (each.partition("=") for each in request.conditions)}
+        self.prompts: list[PromptLike] = [Prompt(text, **named) if named else text for text in request.prompts]
+        self.problems = [Problem("conditions", f"expected NAME=TEXT, but got {each!r}.") for each in request.conditions
+                         if not all(each.partition("="))]  # fmt: skip
+        self.problems += [Problem("prompts", said) for said in map(problem_of_text, request.prompts) if said]
         self.problems += _of_model(self.generator, "model")
         readable = not self.problems
         length = self._length() if readable else request.max_new_tokens
@@ -164,17 +168,11 @@ class _Samples:
     def _check_model(self) -> None:
         request, generator = self.request, self.generator
         if request.melody is not None and generator.frame_rate is None:
-            self.problems.append(
-                Problem("melody", f"is for models of sound, but `{request.model}` writes text. Leave it out.")
-            )
+            text = f"is for models of sound, but `{request.model}` writes text. Leave it out."
+            self.problems.append(Problem("melody", text))
         if request.negative_system is not None and not self.problems and not generator.takes_system:
-            self.problems.append(
-                Problem(
-                    "negative_system",
-                    f"expected a model under a chat template that takes system messages, but `{request.model}` is none. Give"
-                    " `@.negative` instead.",
-                )
-            )
+            text = f"expected a model under a chat template that takes system messages, but `{request.model}` is none."
+            self.problems.append(Problem("negative_system", f"{text} Give `@.negative` instead."))
         if self.folder is None and generator.frame_rate is not None:
             self.folder = SOUNDS
         try:

@@ -14,12 +14,18 @@ import yaml
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.files import CARD_KEY, read_json, strangers
-from cfg_distill.folders.history import CARD, History, history_of, source_or_none
+from cfg_distill.folders.history import CARD, History, history_of, source_or_none, terms_of
 from cfg_distill.folders.names import ADAPTER_CONFIG, base_of, is_adapter
 from cfg_distill.folders.profile import HISTORY, PROFILE
 
-PIPELINES = {"musicgen": "text-to-audio", "musicgen_melody": "text-to-audio", "dia": "text-to-speech"}
+PIPELINES = {
+    "csm": "text-to-speech",
+    "dia": "text-to-speech",
+    "musicgen": "text-to-audio",
+    "musicgen_melody": "text-to-audio",
+}
 """``model_type`` -> the hub's name of the task. Causal language models are found by their class."""
+_DERIVED = "A student is made of the weights of its base, and distilling them lifts no condition of their licence."
 NOTICES = ("LICENSE*", "NOTICE*")
 ONLY_MERGED = (
     "its base is on this machine only, so that others cannot load the adapter. Export it with --merged to publish it"
@@ -80,7 +86,7 @@ def card_of(folder: Path, name: str, history: History) -> str:
     parts += [text for key, one in history.parents.items() if (text := _parent(key, one))]
     if history.measured:
         parts += ["## Measured", _measured(history.measured)]
-    parts += ["## How to load it", _loading(folder, history), "## Licence", _licence(history)]
+    parts += ["## How to load it", _loading(folder, history), "## Licence", f"{_DERIVED} {terms_of(history.licence)}"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -191,9 +197,3 @@ def _loading(folder: Path, history: History) -> str:
         " `generation_config=GenerationConfig.from_pretrained(...)` of this folder, where guidance and filters are off."
     )
     return text if history.base_is_on_hub else f"{text}\n\nTo be published: {ONLY_MERGED}."
-
-
-def _licence(history: History) -> str:
-    if not history.licence:
-        return "The licence of the base holds. It was not found beside the base: name it here before you publish the model."
-    return f"That of the base: {history.licence}."

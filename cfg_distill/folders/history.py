@@ -20,8 +20,15 @@ from cfg_distill.folders.packages import PACKAGED
 from cfg_distill.folders.profile import HISTORY, PROFILE
 
 CARD = "README.md"
-_LICENCES = {"facebook/musicgen-": "cc-by-nc-4.0", "nari-labs/Dia-": "apache-2.0"}
+_LICENCES = {
+    "ACE-Step/": "mit",
+    "facebook/musicgen-": "cc-by-nc-4.0",
+    "m-a-p/YuE-": "apache-2.0",
+    "nari-labs/Dia-": "apache-2.0",
+    "sesame/csm-": "apache-2.0",
+}
 """Of hub models that this package is made for: transformers does not download their cards."""
+_FREE = ("apache", "mit", "bsd")
 _HEAD = re.compile(r"\A---\n(.*?)^---$", re.MULTILINE | re.DOTALL)
 
 
@@ -156,6 +163,35 @@ def of_merge(
         parents=parents,
         versions=versions(),
     )
+
+
+def terms_of(licence: str) -> str:
+    """What the licence of a start model means for a student of it, in sentences. No advice of a lawyer.
+
+    Args:
+        licence: as the hub spells it; empty where it is not known.
+
+    Example:
+        >>> terms_of("mit")
+        'mit, that of the base. Keep the licence and the notices of the base, and say that the weights were changed.'
+        >>> "no commercial use" in terms_of("cc-by-nc-4.0")
+        True
+    """
+    if not licence:
+        return "That of the base holds. It was not found beside the base: name it in README.md before you publish the model."
+    named, parts = f"{licence}, that of the base.", licence.lower().split("-")
+    if "nc" in parts:
+        said = " It allows no commercial use: neither of this model nor of its merges and students."
+        said += " Name the base, and say that the weights were changed."
+    elif parts[0] in _FREE:
+        said = " Keep the licence and the notices of the base, and say that the weights were changed."
+    elif parts[:2] == ["cc", "by"]:
+        said = " Name the base, and say that the weights were changed."
+    else:
+        said = " Read what it says of derived models before you publish this one."
+    if "sa" in parts:
+        said += " Share it under the same licence."
+    return named + said
 
 
 def remarks_on_guiding(models: Sequence[str], scales: Sequence[float]) -> list[Problem]:

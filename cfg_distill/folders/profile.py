@@ -17,6 +17,9 @@ PROFILE = "cfg_distill.json"
 HISTORY = "history"
 """The key of how a folder was made (:mod:`cfg_distill.folders.history`). It is no setting, and is not carried along."""
 
+GENERATOR = "generator"
+"""The key of the generator that reads the folder."""
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -29,11 +32,14 @@ class Profile:
             YAML file of them that lies in the working folder or ships with the package (``recipes/...``).
         ladder: the class path of a :class:`cfg_distill.evaluation.Ladder`: samples whose order is known, by which ``cfg-distill
             validate-metrics`` tests the metrics. Empty: chosen by the metrics.
+        generator: the generator that reads the folder, a name of :mod:`cfg_distill.generators.loading`, where the config's
+            ``model_type`` does not tell it.
     """
 
     renderer: str = ""
     metrics: str | Mapping[str, Any] = field(default_factory=dict)
     ladder: str = ""
+    generator: str = ""
 
 
 def profile_file(path: str | Path) -> Path | None:
@@ -50,8 +56,8 @@ def profile_file(path: str | Path) -> Path | None:
 
 
 def _is_history_alone(folder: Path) -> bool:
-    """Whether an adapter leaves its settings to its base: its file then says how it was made, and nothing else."""
-    return is_adapter(folder) and read_json(folder / PROFILE).keys() <= {HISTORY}
+    """Whether an adapter leaves its settings to its base: its file then says how it was made, and what reads it."""
+    return is_adapter(folder) and read_json(folder / PROFILE).keys() <= {HISTORY, GENERATOR}
 
 
 def profile_of(path: str | Path) -> Profile | None:
@@ -72,9 +78,12 @@ def profile_of(path: str | Path) -> Profile | None:
         for key in content
         if key not in {*known, HISTORY} and (hint := nearest(key, known))
     ]
-    for key, kinds in (("renderer", str), ("metrics", (str, dict)), ("ladder", str)):
+    for key, kinds in (("renderer", str), ("metrics", (str, dict)), ("ladder", str), (GENERATOR, str)):
         if key in content and not isinstance(content[key], kinds):
-            wanted = "a YAML file, or names with class_path and init_args" if key == "metrics" else "a class path"
+            wanted = {
+                "metrics": "a YAML file, or names with class_path and init_args",
+                GENERATOR: "the name of a class",
+            }.get(key, "a class path")
             found.append(f"File `{file}`: expected {wanted} as `{key}`, but got {content[key]!r}.")
     if found:
         raise ConfigError(found)
@@ -87,6 +96,22 @@ def copy_profile(path: str | Path, folder: str | Path) -> None:
     settings = {} if file is None else {key: value for key, value in read_json(file).items() if key != HISTORY}
     if settings:
         (Path(folder) / PROFILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def add_setting(folder: str | Path, key: str, value: str) -> None:
+    """Write a setting into the profile of a folder, beside the others."""
+    file = Path(folder) / PROFILE
+    content = read_json(file) if file.is_file() else {}
+    file.write_text(json.dumps({**content, key: value}, indent=1) + "\n", encoding="utf-8")
+
+
+def generator_named(path: str | Path) -> str:
+    """The generator that a local folder names, or the base of an adapter; empty without."""
+    for each in dict.fromkeys((str(path), base_of(path))):
+        file = (source(each) or Path(each).expanduser()) / PROFILE
+        if file.is_file() and (name := read_json(file).get(GENERATOR)):
+            return str(name)
+    return ""
 
 
 def _from_hub(name: str) -> Path | None:

@@ -2,18 +2,23 @@
 
 from cfg_distill.generators.base import DecodingState, Encoded, Generator, Predictor
 from cfg_distill.generators.causal_lm import CausalLM
+from cfg_distill.generators.csm import CSM
 from cfg_distill.generators.dia import Dia
 from cfg_distill.generators.guided import Guided
 from cfg_distill.generators.loading import device, open_generator
 from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.musicgen import MusicGen
-from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions, Scored
+from cfg_distill.generators.predictions import DepthStates, Head, HiddenStates, Logits, Predictions, Scored
+from cfg_distill.generators.songs import AceStep, YuE
 from cfg_distill.guidance import Guidance
 from cfg_distill.prompt import Prompt, PromptLike
 
 __all__ = [
+    "CSM",
+    "AceStep",
     "CausalLM",
     "DecodingState",
+    "DepthStates",
     "Dia",
     "Encoded",
     "Generator",
@@ -29,6 +34,7 @@ __all__ = [
     "Prompt",
     "PromptLike",
     "Scored",
+    "YuE",
     "device",
     "open_generator",
 ]

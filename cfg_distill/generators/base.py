@@ -23,6 +23,7 @@ from cfg_distill.folders import problems_of_folder
 from cfg_distill.generators.growing_cache import cache_argument
 from cfg_distill.generators.lora import LoRA, merge_adapter, problems_of_base, without_adapter
 from cfg_distill.generators.predictions import Predictions
+from cfg_distill.guidance import Guidance
 from cfg_distill.prompt import Prompt, PromptLike
 
 DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
@@ -78,10 +79,17 @@ class Predictor(Protocol):
     """Predictions of tokens, at once or step by step.
 
     Tokens live in the layout of :mod:`cfg_distill.generators.delay`: at position t, codebook k holds frame ``t - delays[k]``.
+
+    Most models predict all codebooks of a position at once. A model with a depth decoder predicts codebook 0, and each further
+    codebook from the tokens of the position so far::
+
+        prefill, step        the first codebooks of the next position, drawn independently of each other
+        deepen               the codebooks after those that are drawn, until there are K
     """
 
     delays: tuple[int, ...]
     end_tokens: tuple[int, ...]
+    end_codebooks: int
     pad_token: int
 
     def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[Any, Predictions]:
@@ -94,6 +102,13 @@ class Predictor(Protocol):
         """Append one position of tokens; returns the state and the predictions of the next position (T = 1).
 
         The state that was passed in is used up.
+        """
+
+    def deepen(self, state: Any, tokens_NJ: Tensor) -> tuple[Any, Predictions]:
+        """Predictions of further codebooks at the next position (T = 1), given the tokens of its first J codebooks.
+
+        It is asked only where :meth:`prefill` and :meth:`step` predict less than K codebooks. The state that was passed in is
+        used up.
         """
 
     def keep(self, state: Any, rows_M: Tensor) -> Any:
@@ -143,6 +158,8 @@ class Generator(AcceptsScored, nn.Module, ABC):
         model: the transformers network; set by :meth:`load`.
         delays: the delay of each codebook in positions, the first 0; ``(0,)`` for text.
         end_tokens: the tokens (of codebook 0) after any of which a sample is finished; none when all have the full length.
+        end_codebooks: the number of codebooks that must all hold an end token in the last frame; 1, codebook 0, in most models.
+            Where there are more, none of them has a delay.
         pad_token: fills the cells that do not exist: behind the end token, and before a delayed codebook begins.
         sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
         frame_rate: frames per second of sound; None for text.
@@ -163,6 +180,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
     adapter_prefix: str = ""
     delays: tuple[int, ...] = (0,)
     end_tokens: tuple[int, ...] = ()
+    end_codebooks: int = 1
     pad_token: int = 0
     sample_rate: int | None = None
     frame_rate: float | None = None
@@ -269,6 +287,13 @@ class Generator(AcceptsScored, nn.Module, ABC):
         """
         return max(tensor.shape[-1] for tensor in self.encode(prompts).tensors.values())
 
+    def negatives(self, prompts: Sequence[PromptLike | None], guidance: Guidance) -> list[PromptLike | None]:
+        """The prompts of the negative branch under guidance: one for all rows, or one per prompt.
+
+        Override where the model was trained to drop a part of a prompt, and not the whole.
+        """
+        return guidance.negatives(prompts)
+
     @abstractmethod
     def encode(self, prompts: Sequence[PromptLike | None]) -> Encoded:
         """Prompts as tensors on the model's device. None stands for the unconditional prompt.
@@ -284,6 +309,10 @@ class Generator(AcceptsScored, nn.Module, ABC):
     @abstractmethod
     def step(self, state: DecodingState, tokens_NK: Tensor) -> tuple[DecodingState, Predictions]:
         """See :meth:`Predictor.step`."""
+
+    def deepen(self, state: DecodingState, tokens_NJ: Tensor) -> tuple[DecodingState, Predictions]:
+        """See :meth:`Predictor.deepen`. Override for a model with a depth decoder."""
+        raise TypeError(f"`{type(self).__name__}` predicts all codebooks of a position at once.")
 
     def keep(self, state: DecodingState, rows_M: Tensor) -> DecodingState:
         """See :meth:`Predictor.keep`."""

@@ -45,7 +45,7 @@ class CausalLM(Generator):
         lora: train an adapter instead of all weights; the teacher then shares the base's weights.
     """
 
-    conditions = ("system",)
+    conditions: tuple[str, ...] = ("system",)
     model: Any  # transformers' own classes type their call too loosely to check against
 
     def __init__(

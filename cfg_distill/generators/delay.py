@@ -38,17 +38,18 @@ def undelayed(tokens_NKT: Tensor, delays: Sequence[int]) -> Tensor:
     return torch.stack(rows, dim=1)
 
 
-def cells_at(position: int, delays_K: Tensor, num_frames: int, end_N: Tensor) -> Tensor:
+def cells_at(position: int, delays_K: Tensor, num_frames: int, end_N: Tensor, end_codebooks: int = 1) -> Tensor:
     """Which cells of a position exist: ``[N, K]``.
 
-    Codebook 0 alone draws the end token. The frame of the end token has a cell in codebook 0, and in no other.
+    The first codebooks draw the end, in most models codebook 0 alone. The last frame has cells in these, and in no other.
 
     Args:
         position: t.
         delays_K: the delay of each codebook.
         num_frames: F.
         end_N: the frame of the end token; F where there is none.
+        end_codebooks: the number of codebooks that draw the end.
     """
     frame_K = position - delays_K
-    last_NK = end_N[:, None] - (torch.arange(len(delays_K), device=delays_K.device) > 0).long()
+    last_NK = end_N[:, None] - (torch.arange(len(delays_K), device=delays_K.device) >= end_codebooks).long()
     return (frame_K >= 0) & (frame_K < num_frames) & (frame_K <= last_NK)

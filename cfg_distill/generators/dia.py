@@ -25,8 +25,8 @@ from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
+from cfg_distill.generators.codec import Codec
 from cfg_distill.generators.delay import undelayed
-from cfg_distill.generators.frozen import Frozen
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
@@ -165,8 +165,9 @@ class Dia(Generator):
                 self.lora.inject(self.model.model)
             use_products(self.model)
             self.eval()
+            self.processor = from_hub(DiaProcessor, base_of(self.path), _KIND)
             # In an object that no module registers: no checkpoint, average or optimiser sees the codec.
-            self.sound = _Sound(from_hub(DiaProcessor, base_of(self.path), _KIND))
+            self.sound = Codec(self.processor.audio_tokenizer.float())
         return self
 
     def _load_model(self, path: str) -> Any:
@@ -190,7 +191,7 @@ class Dia(Generator):
         else:
             copy_profile(self.path, folder)
             self.model.save_pretrained(folder)
-            self.sound.processor.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
         # A distilled model needs no guidance, and no filter that was tuned for guidance.
         settings = copy.deepcopy(self.model.generation_config)
         settings.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, guidance_scale=1.0)
@@ -300,20 +301,3 @@ class Dia(Generator):
             Waveform(self.sound.of(frames_KF[:, whole_F]), self.sample_rate)
             for frames_KF, whole_F in zip(frames_NKF, whole_NF, strict=True)
         ]
-
-
-class _Sound(Frozen[Any]):
-    """The frozen codec, and the processor that names it."""
-
-    def __init__(self, processor: Any) -> None:
-        super().__init__(processor.audio_tokenizer.float())
-        self.processor = processor
-
-    @torch.no_grad()
-    def of(self, frames_KF: Tensor) -> Tensor:
-        """Codes to sound, ``[1, L]``; L is 0 without frames."""
-        if not frames_KF.shape[-1]:
-            return torch.zeros(1, 0)
-        codec = self.on(frames_KF.device)
-        with torch.autocast(frames_KF.device.type, enabled=False):
-            return codec.decode(audio_codes=frames_KF[None]).audio_values.cpu()

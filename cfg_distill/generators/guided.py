@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.generators.base import AcceptsScored, DecodingState, Generator
-from cfg_distill.generators.predictions import HiddenStates, Logits, Predictions
+from cfg_distill.generators.predictions import Logits, Predictions
 from cfg_distill.guidance import Guidance, guided_logits, guided_states
 from cfg_distill.prompt import PromptLike
 
@@ -35,14 +35,14 @@ class Guided(AcceptsScored):
         self.guidance = guidance
         self.delays = generator.delays
         self.end_tokens = generator.end_tokens
+        self.end_codebooks = generator.end_codebooks
         self.pad_token = generator.pad_token
 
     def _mix(self, prompt: Predictions, negative: Predictions, position_T: Tensor) -> Predictions:
         scale_T1 = self.guidance.scale_at(position_T)[:, None]
-        if self.guidance.mix_states and isinstance(prompt, HiddenStates) and isinstance(negative, HiddenStates):
+        if self.guidance.mix_states and not isinstance(prompt, Logits) and not isinstance(negative, Logits):
             # The formula is affine, and so is the head: mixed states give mixed logits, for one head product instead of two.
-            states_NTD = guided_states(prompt.states_NTD.float(), negative.states_NTD.float(), scale_T1)
-            return HiddenStates(states_NTD.to(prompt.states_NTD.dtype), prompt.head)
+            return prompt.mixed(negative, lambda one, other: guided_states(one.float(), other.float(), scale_T1))
         return Logits(guided_logits(prompt.whole().float(), negative.whole().float(), scale_T1))
 
     def _mix_halves(self, both: Predictions, position: int, device: torch.device) -> Predictions:
@@ -50,7 +50,7 @@ class Guided(AcceptsScored):
         return self._mix(both.rows(slice(half)), both.rows(slice(half, None)), torch.tensor([position], device=device))
 
     def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[_Branches, Predictions]:
-        negatives = self.guidance.negatives(prompts)
+        negatives = self.generator.negatives(prompts, self.guidance)
         state, both = self.generator.prefill([*prompts, *negatives * (len(prompts) // len(negatives))], repeats)
         return _Branches(state, 0, len(prompts) * repeats), self._mix_halves(both, 0, self.generator.device)
 
@@ -58,6 +58,10 @@ class Guided(AcceptsScored):
         both_rows, both = self.generator.step(state.both, tokens_NK.repeat(2, 1))
         position = state.position + 1
         return replace(state, both=both_rows, position=position), self._mix_halves(both, position, tokens_NK.device)
+
+    def deepen(self, state: _Branches, tokens_NJ: Tensor) -> tuple[_Branches, Predictions]:
+        both_rows, both = self.generator.deepen(state.both, tokens_NJ.repeat(2, 1))
+        return replace(state, both=both_rows), self._mix_halves(both, state.position, tokens_NJ.device)
 
     def keep(self, state: _Branches, rows_M: Tensor) -> _Branches:
         both = self.generator.keep(state.both, torch.cat([rows_M, rows_M + state.num_rows]))
@@ -68,5 +72,5 @@ class Guided(AcceptsScored):
         if not self.guidance.active:
             return prompt
         # A negative prompt that serves all rows is read once, not once per prompt.
-        negative = self.generator.predictions(self.guidance.negatives(prompts), tokens_NKT, mask_NKT)
+        negative = self.generator.predictions(self.generator.negatives(prompts, self.guidance), tokens_NKT, mask_NKT)
         return self._mix(prompt, negative, torch.arange(tokens_NKT.shape[-1], device=tokens_NKT.device))

@@ -12,13 +12,22 @@ from transformers import PreTrainedConfig
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import ask_hub, base_of, resolve, source
+from cfg_distill.folders.profile import generator_named
 from cfg_distill.generators.base import Generator
 from cfg_distill.generators.causal_lm import CausalLM
+from cfg_distill.generators.csm import CSM
 from cfg_distill.generators.dia import Dia
 from cfg_distill.generators.musicgen import MusicGen
+from cfg_distill.generators.songs import AceStep, YuE
 
-GENERATORS: dict[str, Any] = {"dia": Dia, "musicgen": MusicGen, "musicgen_melody": MusicGen}
+GENERATORS: dict[str, Any] = {"csm": CSM, "dia": Dia, "musicgen": MusicGen, "musicgen_melody": MusicGen}
 """``model_type`` of a config -> the generator; any other type is a causal language model."""
+
+NAMED: dict[str, Any] = {"AceStep": AceStep, "YuE": YuE}
+"""The generators that no ``model_type`` tells, by the key ``generator`` of a folder's ``cfg_distill.json``."""
+
+HUB: dict[str, Any] = {"ACE-Step/acestep-5Hz-lm-": AceStep, "m-a-p/YuE-s1-": YuE}
+"""The same, by the beginnings of hub names."""
 
 
 def open_generator(path: str, **settings: Any) -> Generator:
@@ -30,7 +39,22 @@ def open_generator(path: str, **settings: Any) -> Generator:
         path: the folder or hub name.
         settings: further arguments of the generator.
     """
-    return GENERATORS.get(model_type(path), CausalLM)(path, **settings)
+    kind = _named(path) or GENERATORS.get(model_type(path), CausalLM)
+    return kind(path, **settings)
+
+
+def _named(path: str) -> Any:
+    """The generator that the folder or the hub name tells; None where neither does."""
+    try:
+        name, base = generator_named(path), base_of(path)
+    except ConfigError:
+        return None
+    if name and name not in NAMED:
+        text = (
+            f"Model `{path}`: expected one of {', '.join(NAMED)} as `generator` in cfg_distill.json, but got {name!r}."
+        )
+        raise ConfigError(f"{text} Remove the key, or update cfg-distill.")
+    return NAMED[name] if name else next((kind for start, kind in HUB.items() if base.startswith(start)), None)
 
 
 def device() -> torch.device:

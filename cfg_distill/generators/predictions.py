@@ -1,16 +1,17 @@
-"""Predictions of a model at every position: logits, or the states and the linear head that make them.
+"""Predictions of a model at every position: logits, or the states and the linear heads that make them.
 
 Shapes: N rows, K codebooks, T positions, V vocabulary, D width of the states, M cells (one codebook at one position).
 
 Over a vocabulary of 49,152 the logits of one training step take gigabytes; the states take megabytes. So a model with a linear
 head gives :class:`HiddenStates`, and losses make logits of them for a few cells at a time
-(:mod:`cfg_distill.losses.chunked`). A model whose head is not linear gives :class:`Logits`. Both have the same methods.
+(:mod:`cfg_distill.losses.chunked`). A model with a depth decoder gives :class:`DepthStates`, a state for each codebook. A model
+whose head is not linear gives :class:`Logits`. All have the same methods.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Self, TypeAlias, final
 
@@ -128,7 +129,15 @@ class HiddenStates(_OldNames):
         """These positions, and then the positions of ``later``, by the same head."""
         if isinstance(later, Logits):
             return Logits(self.whole()).join(later)
-        return HiddenStates(torch.cat([self.states_NTD, later.states_NTD], dim=1), self.head)
+        return HiddenStates(torch.cat([self.states_NTD, later.states(0)], dim=1), self.head)
+
+    def states(self, k: int) -> Tensor:
+        """The input of the head of codebook k, ``[N, T, D]``: the same for all codebooks."""
+        return self.states_NTD
+
+    def mixed(self, other: HiddenStates | DepthStates, mix: Callable[[Tensor, Tensor], Tensor]) -> HiddenStates:
+        """A function of the states of both, in the precision of these, under the head of these."""
+        return HiddenStates(mix(self.states_NTD, other.states(0)).to(self.states_NTD.dtype), self.head)
 
     def repeat(self, times: int) -> HiddenStates:
         """Each row ``times`` times, neighbours together."""
@@ -143,7 +152,62 @@ class HiddenStates(_OldNames):
         return self.head.logits(self.states_NTD[row_M, position_M], k)
 
 
-Predictions: TypeAlias = HiddenStates | Logits
+@final
+@dataclass(frozen=True, eq=False)
+class DepthStates(_OldNames):
+    """Predictions of a model with a depth decoder: a codebook is predicted from those before it at the same position.
+
+    Attributes:
+        states_KNTD: the input of each codebook's head at every position, ``[N, T, D]`` each. Their widths may differ.
+        head: the heads of these states.
+    """
+
+    states_KNTD: Sequence[Tensor]
+    head: Head
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.states_KNTD[0])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> DepthStates:
+        return DepthStates([change(states_NTD) for states_NTD in self.states_KNTD], self.head)
+
+    def rows(self, rows: slice) -> DepthStates:
+        """Some of the rows."""
+        return self._each(lambda states_NTD: states_NTD[rows])
+
+    def join(self, later: Predictions) -> Predictions:
+        """These positions, and then the positions of ``later``, by the same heads."""
+        if isinstance(later, Logits):
+            return Logits(self.whole()).join(later)
+        both = [torch.cat([own_NTD, later.states(k)], dim=1) for k, own_NTD in enumerate(self.states_KNTD)]
+        return DepthStates(both, self.head)
+
+    def states(self, k: int) -> Tensor:
+        """The input of the head of codebook k, ``[N, T, D]``."""
+        return self.states_KNTD[k]
+
+    def mixed(self, other: HiddenStates | DepthStates, mix: Callable[[Tensor, Tensor], Tensor]) -> DepthStates:
+        """A function of the states of both, in the precision of these, under the heads of these."""
+        both = [mix(own_NTD, other.states(k)).to(own_NTD.dtype) for k, own_NTD in enumerate(self.states_KNTD)]
+        return DepthStates(both, self.head)
+
+    def repeat(self, times: int) -> DepthStates:
+        """Each row ``times`` times, neighbours together."""
+        return self._each(lambda states_NTD: states_NTD.repeat_interleave(times, dim=0))
+
+    def whole(self) -> Tensor:
+        """All logits, ``[N, K, T, V]``."""
+        each = [self.head.logits(states_NTD, k) for k, states_NTD in enumerate(self.states_KNTD)]
+        return torch.stack(each, dim=1)
+
+    def at(self, k: int, row_M: Tensor, position_M: Tensor) -> Tensor:
+        """The logits of some cells of codebook k, ``[M, V]``; of no other cell are any made."""
+        return self.head.logits(self.states_KNTD[k][row_M, position_M], k)
+
+
+Predictions: TypeAlias = HiddenStates | DepthStates | Logits
 
 
 def Scored(

@@ -25,13 +25,14 @@ class _TooLong(BaseException):
     """Raised in the thread of a template. No part of a template catches it."""
 
 
-def rendered(tokenizer: Any, messages: list[dict[str, str]], subject: str) -> str:
+def rendered(tokenizer: Any, messages: list[dict[str, str]], subject: str, ask: bool = True) -> str:
     """Messages as text, by the chat template of a tokenizer.
 
     Args:
         tokenizer: of transformers.
         messages: role and content of each.
         subject: for the message: ``Prompt 'a waltz'``.
+        ask: end with what begins the answer; off where the messages hold its beginning.
 
     Raises:
         ConfigError: the template refuses the messages, cannot be read, or goes beyond the limits of this module.
@@ -39,7 +40,7 @@ def rendered(tokenizer: Any, messages: list[dict[str, str]], subject: str) -> st
     try:
         _refuse_powers(tokenizer.chat_template)
         with _memory_limited(), _time_limited():  # in this order: what stops the template must not stop the other's end
-            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except _TooLong as error:
         raise _beyond(subject, f"took more than {SECONDS:g} seconds") from error
     except (MemoryError, OverflowError) as error:

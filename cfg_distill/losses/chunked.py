@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cfg_distill.generators import HiddenStates, Predictions
+from cfg_distill.generators import DepthStates, HiddenStates, Predictions
 from cfg_distill.generators.linear import product, times_weight
 from cfg_distill.losses.divergences import at_least_float32
 
@@ -89,7 +89,7 @@ def sum_over_cells(
     for k in range(mask_NKT.shape[1]):
         row_M, position_M = mask_NKT[:, k].nonzero(as_tuple=True)
         tokens_M = tokens_NKT[row_M, k, position_M]
-        chunked = student if chunk and isinstance(student, HiddenStates) else None
+        chunked = student if chunk and isinstance(student, HiddenStates | DepthStates) else None
 
         def teacher_logits(part: slice) -> Tensor:
             return teacher.at(k, row_M[part], position_M[part])  # noqa: B023 - called within this turn of the loop
@@ -109,7 +109,7 @@ def sum_over_cells(
         if chunked is not None:
             head = chunked.head
             bias_V = None if head.bias_KV is None else head.bias_KV[k]
-            states_MD = chunked.states_NTD[row_M, position_M]
+            states_MD = chunked.states(k)[row_M, position_M]
             totals.append(_ChunkedSum.apply(states_MD, head.weight_KVD[k], bias_V, evaluate, num_cells))
         else:
             logits_MV = student.at(k, row_M, position_M)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import Context, Problem
+from cfg_distill.generators import DepthStates
 from cfg_distill.losses.base import Loss, LossInputs
 from cfg_distill.losses.chunked import LOGITS_CHUNK, Cells, CellTerm, sum_over_cells
 from cfg_distill.losses.divergences import (
@@ -76,30 +77,41 @@ class Divergence(Loss):
     def cells(self, inputs: LossInputs) -> CellTerm:
         if not self.score_term:
             return self._values
-        later_NT = self._later(inputs)
+        later_NKT = self._later(inputs)
 
         def exact(cells: Cells) -> Tensor:
             log_probs_M = token_log_probs(cells, inputs.sampling)
             # It has a gradient and no value: the logged loss stays the divergence.
-            score_M = later_NT[cells.row_M, cells.position_M] * (log_probs_M - log_probs_M.detach())
+            score_M = later_NKT[cells.row_M, cells.codebook, cells.position_M] * (log_probs_M - log_probs_M.detach())
             return self._values(cells) + score_M
 
         return exact
 
     @torch.no_grad()
     def _later(self, inputs: LossInputs) -> Tensor:
-        """The divergence at all later positions of each sample, ``[N, T]``."""
-        position_NT = torch.zeros(inputs.mask_NKT[:, 0].shape, device=inputs.mask_NKT.device)
+        """The divergence of all cells that depend on the token of each cell, ``[N, K, T]``.
+
+        They are the cells of later positions and, in a model with a depth decoder, of later codebooks at the same position.
+        """
+        value_NKT = torch.zeros(inputs.mask_NKT.shape, device=inputs.mask_NKT.device)
 
         def gather(cells: Cells) -> Tensor:
             values_M = self._values(cells)
-            position_NT.index_put_((cells.row_M, cells.position_M), values_M.to(position_NT), accumulate=True)
+            value_NKT[cells.row_M, cells.codebook, cells.position_M] = values_M.to(value_NKT)
             return values_M
 
         sum_over_cells(
             inputs.student, inputs.teacher, inputs.tokens_NKT, inputs.mask_NKT, {"": gather}, {}, LOGITS_CHUNK
         )
-        return position_NT.flip(-1).cumsum(-1).flip(-1) - position_NT
+        later_N1T = _behind(value_NKT.sum(1, keepdim=True), dim=2)
+        if not isinstance(inputs.student, DepthStates):
+            return later_N1T.expand_as(value_NKT)
+        return later_N1T + _behind(value_NKT, dim=1)
+
+
+def _behind(values: Tensor, dim: int) -> Tensor:
+    """At each place the sum of the values behind it."""
+    return values.flip(dim).cumsum(dim).flip(dim) - values
 
 
 class ReverseKL(Divergence):

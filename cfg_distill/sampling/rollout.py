@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.generators import Generator, Guidance, Guided, Prompt, PromptLike
+from cfg_distill.generators import Generator, Guidance, Guided, Predictions, Prompt, PromptLike
 from cfg_distill.generators.base import Predictor
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.generators.linear import packed
@@ -121,17 +122,19 @@ def _decode(
     ends_E = torch.tensor(predictor.end_tokens, device=device)
     state, next_one = predictor.prefill(prompts, sampling.samples)
     for position in range(shape[-1]):
-        exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M])
-        probs_MKV = sampling.probs(next_one.whole()[:, :, 0])
-        drawn_MK = draw_tokens(probs_MKV, uniform_NKT[rows_M, :, position])
-        picked_MK = probs_MKV.gather(-1, drawn_MK.unsqueeze(-1)).squeeze(-1).log()
-        tokens_MK = torch.where(exists_MK, drawn_MK, predictor.pad_token)
+        exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M], predictor.end_codebooks)
+        uniform_MK = uniform_NKT[rows_M, :, position]
+        state, tokens_MK, picked_MK = _drawn(predictor, state, next_one, sampling, uniform_MK, exists_MK)
+        if predictor.end_tokens:
+            last_M = torch.isin(tokens_MK[:, : predictor.end_codebooks], ends_E).all(-1)
+            end_N[rows_M] = torch.where(exists_MK[:, 0] & last_M, position, end_N[rows_M])
+            # Codebooks without delay that do not draw the end have no cell in the last frame.
+            exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M], predictor.end_codebooks)
+            tokens_MK = torch.where(exists_MK, tokens_MK, predictor.pad_token)
         tokens_NKT[rows_M, :, position] = tokens_MK
         mask_NKT[rows_M, :, position] = exists_MK
         log_probs_NKT[rows_M, :, position] = torch.where(exists_MK, picked_MK, 0.0)
         if predictor.end_tokens:
-            ends_M = exists_MK[:, 0] & torch.isin(tokens_MK[:, 0], ends_E)
-            end_N[rows_M] = torch.where(ends_M, position, end_N[rows_M])
             # Delayed codebooks finish the frames before the end token.
             (running_R,) = (end_N[rows_M] + max(0, max(predictor.delays) - 1) > position).nonzero(as_tuple=True)
             if not len(running_R):
@@ -142,6 +145,28 @@ def _decode(
         if position + 1 < shape[-1]:
             state, next_one = predictor.step(state, tokens_MK)
     return tokens_NKT[..., : position + 1], mask_NKT[..., : position + 1], log_probs_NKT[..., : position + 1]
+
+
+def _drawn(
+    predictor: Predictor, state: Any, predicted: Predictions, sampling: Sampling, uniform_MK: Tensor, exists_MK: Tensor
+) -> tuple[Any, Tensor, Tensor]:
+    """The tokens of a position, pad tokens where there is no cell, and their log-probabilities: ``[M, K]`` each.
+
+    Codebooks that are predicted together are drawn together; a depth decoder then predicts the next ones from their tokens.
+    """
+    tokens_MK = torch.empty_like(exists_MK, dtype=torch.long)
+    picked_MK = torch.empty_like(exists_MK, dtype=torch.float32)
+    begin, num_codebooks = 0, exists_MK.shape[1]
+    while True:
+        probs_MJV = sampling.probs(predicted.whole()[:, :, 0])
+        now = slice(begin, begin + probs_MJV.shape[1])
+        drawn_MJ = draw_tokens(probs_MJV, uniform_MK[:, now])
+        picked_MK[:, now] = probs_MJV.gather(-1, drawn_MJ.unsqueeze(-1)).squeeze(-1).log()
+        tokens_MK[:, now] = torch.where(exists_MK[:, now], drawn_MJ, predictor.pad_token)
+        begin = now.stop
+        if begin == num_codebooks:
+            return state, tokens_MK, picked_MK
+        state, predicted = predictor.deepen(state, tokens_MK[:, :begin])
 
 
 def problems_of_lengths(
@@ -183,19 +208,21 @@ def positions_left(generator: Generator, prompts: Sequence[PromptLike], guidance
     """
     if generator.max_positions is None:
         return None
-    taken = generator.prompt_positions([*prompts, *_negatives(prompts, guidance)])
+    taken = generator.prompt_positions([*prompts, *_negatives(generator, prompts, guidance)])
     return generator.max_positions - generator.reserved_positions - taken
 
 
-def _negatives(prompts: Sequence[PromptLike], guidance: Guidance | None) -> list[PromptLike | None]:
-    return guidance.negatives(prompts) if guidance is not None and guidance.active else []
+def _negatives(
+    generator: Generator, prompts: Sequence[PromptLike], guidance: Guidance | None
+) -> list[PromptLike | None]:
+    return generator.negatives(prompts, guidance) if guidance is not None and guidance.active else []
 
 
 def _longest(generator: Generator, prompts: Sequence[PromptLike], guidance: Guidance | None) -> str:
     """The prompt that takes most positions, in words."""
     kinds: dict[str, Sequence[PromptLike | None]] = {
         "Prompt": prompts,
-        "Negative prompt": _negatives(prompts, guidance),
+        "Negative prompt": _negatives(generator, prompts, guidance),
     }
     kind, longest = max(
         ((kind, prompt) for kind, several in kinds.items() for prompt in several),

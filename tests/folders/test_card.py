@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from cfg_distill.cli import main
 from cfg_distill.files import make_readable, strangers
 from cfg_distill.folders.card import tell_measured, write_card
-from cfg_distill.folders.history import History, history_of, of_base, shown
+from cfg_distill.folders.history import History, history_of, of_base, shown, terms_of
 from cfg_distill.folders.profile import profile_of
 from cfg_distill.generators import CausalLM, LoRA
 from cfg_distill.losses import PolicyGradient, ReverseKL
@@ -188,3 +188,26 @@ def test_files_are_as_readable_as_their_folder(tmp_path: Path) -> None:
     tmp_path.chmod(0o750)
     make_readable(tmp_path)
     assert (tmp_path / "weights").stat().st_mode & 0o777 == 0o640
+
+
+@pytest.mark.parametrize(
+    ("licence", "said"),
+    [
+        ("cc-by-nc-4.0", "no commercial use: neither of this model nor of its merges and students. Name the base"),
+        ("cc-by-nc-sa-4.0", "Share it under the same licence."),
+        ("cc-by-4.0", "that of the base. Name the base, and say that the weights were changed."),
+        ("apache-2.0", "Keep the licence and the notices of the base"),
+        ("llama3.2", "Read what it says of derived models"),
+        ("", "That of the base holds. It was not found beside the base: name it in README.md"),
+    ],
+)
+def test_the_card_says_what_the_licence_means_for_a_student(licence: str, said: str, tmp_path: Path) -> None:
+    write_card(tmp_path, "student", History("facebook/musicgen-small", licence=licence))
+    text = (tmp_path / "README.md").read_text()
+    assert said in text and said in terms_of(licence) and "distilling them lifts no condition" in text
+    assert (f"license: {licence}" in text) == bool(licence)
+
+
+def test_an_export_says_the_licence(checkpoints: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
+    assert main(["export", "--checkpoint", str(checkpoints["whole"]), "--out", str(tmp_path / "student")]) == 0
+    assert "\nLicence: mit, that of the base. Keep the licence" in capsys.readouterr().out
