@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_audio, add_dtype, add_sampling, add_seconds, add_trust
+from cfg_distill.cli.arguments import ANNEAL, Arguments, add_common, add_sampling, take_anneal
 from cfg_distill.errors import ConfigError
 
 _NO_MODEL = (
@@ -36,11 +36,9 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files")
     parser.add_argument("--melody", metavar="FILE", help="a sound file that a melody model follows")
     add_sampling(parser, samples=4, max_new_tokens=None)
-    add_seconds(parser)
-    add_audio(parser, "wav")
-    add_dtype(parser)
-    add_trust(parser)
+    add_common(parser, "wav")
     given = parser.read(argv)
+    take_anneal(given)
     if given.model is None:
         raise ConfigError(_NO_MODEL)
 
@@ -49,7 +47,7 @@ def run(argv: Sequence[str]) -> None:
     from cfg_distill.recipe.quiet import without_bars
 
     without_bars()
-    request, options = GenerateRequest(**vars(given)), parser.options()
+    request, options = GenerateRequest(**vars(given)), parser.options() | ANNEAL
     if problems := request.problems():
         raise ConfigError([problem.told(options) for problem in problems])
     for remark in request.remarks():

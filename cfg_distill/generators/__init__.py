@@ -1,5 +1,6 @@
 """The models to distil: adapters over transformers models, and the same models under guidance."""
 
+from cfg_distill.generators.annealed import Annealed
 from cfg_distill.generators.base import DecodingState, Encoded, Generator, Predictor
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.dia import Dia
@@ -8,10 +9,11 @@ from cfg_distill.generators.loading import device, open_generator
 from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.musicgen import MusicGen
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions, Scored
-from cfg_distill.guidance import Guidance
+from cfg_distill.guidance import Guidance, Schedule
 from cfg_distill.prompt import Prompt, PromptLike
 
 __all__ = [
+    "Annealed",
     "CausalLM",
     "DecodingState",
     "Dia",
@@ -28,6 +30,7 @@ __all__ = [
     "Predictor",
     "Prompt",
     "PromptLike",
+    "Schedule",
     "Scored",
     "device",
     "open_generator",
