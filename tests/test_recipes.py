@@ -22,7 +22,7 @@ from cfg_distill.study.config import read_study
 
 NAMES = sorted(shipped())
 CONTENT = {name: yaml.safe_load(shipped()[name].read_text()) for name in NAMES}
-OVERLAYS = [name for name in NAMES if "neighbours" in name.split("/")]  # of recipes/tunes/diversity.yaml
+OVERLAYS = [name for name in NAMES if "neighbours" in name.split("/")[:-1]]  # of recipes/tunes/diversity.yaml
 FITS = [name for name in NAMES if "trainer" in CONTENT[name] and name not in OVERLAYS]
 STUDIES = [name for name in NAMES if "fits" in CONTENT[name]]
 GENERATORS = {name: CONTENT[name]["model"].get("generator", {}) for name in FITS}

@@ -172,8 +172,8 @@ def problems_of_all_lengths(module: CFGDistillation, data: Any) -> list[Problem]
         for given in prompts_of(data)
         for problem in problems_of_lengths(module.student, _asked(module, given), module.sampling, module.guidance)
     ]
-    found += [] if found else _problems_of_labels(module, data)
-    return [problem.under("model.sampling") if problem.path else problem for problem in found]
+    found = [problem.under("model.sampling") if problem.path else problem for problem in found]
+    return found or _problems_of_labels(module, data)
 
 
 def _problems_of_labels(module: CFGDistillation, data: Any) -> list[Problem]:
@@ -187,9 +187,10 @@ def _problems_of_labels(module: CFGDistillation, data: Any) -> list[Problem]:
         return []
     text = (
         f"expected labels that the model can tell apart, but it reads {module.conditioner.values} labels in"
-        f" {len(read)} ways. Give other `@.words`, or a `@.condition` that its template does not drop, such as `prefix`."
+        f" {len(read)} ways. Give other `@.init_args.words`, or an `@.init_args.condition` that its template does not drop,"
+        " such as `prefix`."
     )
-    return [Problem("/model.conditioner", text)]
+    return [Problem("", text, "model.conditioner")]
 
 
 def problems_of_trainer(trainer: Trainer) -> list[Problem]:

@@ -30,7 +30,8 @@ class MinAvgOut(Loss):
         warmup_steps: optimiser steps over which the weight rises from 0.
         momentum: the part of the past that D keeps at each batch. It moves in train mode only.
         scope: whose tokens D counts: of the ``corpus``, all samples of the batches before this one; or of the ``siblings``.
-        ignored_tokens: see :class:`~cfg_distill.rewards.AvgOutScore`.
+        ignored_tokens: numbers of tokens that count as share 0: bar signs, say, which are frequent for a reason. End tokens are
+            among them always.
     """
 
     def __init__(

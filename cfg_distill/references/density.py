@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import PromptLike
 from cfg_distill.references.base import Reference
 from cfg_distill.references.kernels import rows_at_once
@@ -113,7 +113,7 @@ class Banks:
             found.append(Problem("k", f"expected at least 1 neighbour, but got {self.k}."))
         if self.quantile is not None and not 0 < self.quantile < 1:
             found.append(Problem("quantile", f"expected a number between 0 and 1, but got {self.quantile}."))
-        size = self.reference.size() if not self.reference.problems() else None
+        size = self.reference.size() if not self.reference.problems(Context(training=True)) else None
         if size is not None and self.k >= 1 and size < self.k + 1:
             text = f"expected at least {self.k + 1} reference outputs for {self.k} neighbours, but there are {size}."
             found.append(Problem("k", f"{text} Lower `@.k`, or add outputs."))

@@ -82,6 +82,8 @@ class StartSamples(Reference):
         return torch.block_diag(*[torch.ones(1, self.samples)] * len(prompts))
 
     def _read(self, embedder: Embedder, prompts: Sequence[PromptLike]) -> tuple[Tensor, Tensor]:
+        if not prompts:
+            return super()._read(embedder, prompts)
         assert self._start is not None, "attach() or load() comes first"
         if self._drawn[0] is not embedder:
             self._drawn = embedder, {}

@@ -48,7 +48,7 @@ class Conditioner(ABC):
         found = []
         if not self.values >= 2:
             found.append(Problem("values", f"expected at least 2, but got {self.values}."))
-        if len(set(self.words)) != self.values:
+        if not len(set(self.words)) == len(self.words) == self.values:
             text = f"expected {self.values} different words, one per label, but got {list(self.words)}."
             found.append(Problem("words", text))
         if not self.condition and not all(place in self.template for place in _PLACES):

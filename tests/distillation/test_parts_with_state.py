@@ -141,6 +141,7 @@ def test_a_resumed_run_equals_an_unbroken_one(root: Path, whole: dict[bool, dict
         assert all(torch.equal(found[part][name], value) for name, value in whole[codes][part].items())
 
 
+@pytest.mark.filterwarnings("ignore:Total length")  # no validation
 def test_the_student_reads_labels_and_the_teacher_does_not(root: Path, tmp_path: Path) -> None:
     module, asked = student(str(root / "model"), root, micro_batch=2), Asked()
     data = PromptData(str(root / "train.txt"), batch_size=2, shuffle=False)

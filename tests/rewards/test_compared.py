@@ -295,7 +295,7 @@ def test_contrast_gives_the_true_gradient(group, prompt_file, lookup, samples_of
     outcomes_BG = all_groups(4, group)
     reward = PromptContrast(lookup(table_VD), Rows(rows, torch.eye(3).tolist()), prompt_file, temperature=0.5)
     samples = samples_of(outcomes_BG)
-    samples.prompts = ["prompt 1"] * len(outcomes_BG)
+    samples.prompts = samples.asked = ["prompt 1"] * len(outcomes_BG)
     outcome = reward(samples)
     units_VD = nn.functional.normalize(TABLE_VD.double(), dim=-1)
     value_V = (units_VD @ PROTOTYPES.double().T / 0.5).log_softmax(-1)[:, 1]
