@@ -69,8 +69,10 @@ def evaluate_request(request: EvaluateRequest) -> str:
     ):
         if number == 1 or model != points[number - 2][0]:
             predictor = None  # the next model gets the memory of the last one
-            generator = open_generator(model, dtype=request.dtype).load().to(device())
-            predictor = annealed(generator, request.anneal, request.plan.lengths[model])
+            longest = request.plan.lengths[model]
+            predictor = annealed(
+                open_generator(model, dtype=request.dtype).load().to(device()), request.anneal, longest
+            )
         assert predictor is not None
         systems.append(_point(request, number, predictor, model, temperature, scale))
     folder = None if request.out is None else Path(request.out)
