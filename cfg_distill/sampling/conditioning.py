@@ -86,7 +86,7 @@ class Conditioner(ABC):
         given, word = Prompt.of(prompt), self.words[label]
         if self.condition:
             return Prompt(given.text, **{**given.conditions, self.condition: word})
-        return Prompt(self.template.replace(_PLACES[0], given.text).replace(_PLACES[1], word), **given.conditions)
+        return Prompt(self.template.replace(_PLACES[1], word).replace(_PLACES[0], given.text), **given.conditions)
 
 
 class Codes(Conditioner):
