@@ -84,11 +84,13 @@ class Context:
         samples: G, samples per prompt; None where nobody has said.
         longest: the longest sample of the model in tokens or frames; None without a limit.
         training: whether the samples are learnt from.
+        labels: K, how many labels the conditioner has; None without one.
     """
 
     samples: int | None = None
     longest: int | None = None
     training: bool = False
+    labels: int | None = None
 
 
 class ConfigError(Exception):

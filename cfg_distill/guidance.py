@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -63,6 +63,63 @@ def guided_states(prompt: Tensor, negative: Tensor, scale: float | Tensor) -> Te
     return torch.lerp(negative, prompt, scale)
 
 
+ScheduleKind: TypeAlias = Literal["constant", "linear", "cosine", "power", "step"]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    r"""A number that moves over the generated positions n of a sample.
+
+    .. math:: s_n = \text{first} + w_n (\text{last} - \text{first}), \qquad x_n = \min(n / N, 1)
+
+    where w_n is 0 for ``constant``, x_n for ``linear``, (1 - cos(pi x_n)) / 2 for ``cosine``, x_n to the ``power``, and for
+    ``step`` 1 from x_n = ``step_at`` on and 0 before.
+
+    Args:
+        kind: how it moves.
+        first: its value at position 0.
+        last: its value at position N and beyond.
+        positions: N, a fixed number: nobody knows the length of a sample before it ends.
+        power: the exponent of ``power``. The higher, the longer the value stays near the first.
+        step_at: the share of the positions before a ``step``.
+
+    Example:
+        >>> Schedule("power", positions=4).at(torch.arange(5))
+        tensor([0.0000, 0.0625, 0.2500, 0.5625, 1.0000])
+    """
+
+    kind: ScheduleKind = "power"
+    first: float = 0.0
+    last: float = 1.0
+    positions: int = 128
+    power: float = 2.0
+    step_at: float = 0.5
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        """What is wrong with the settings."""
+        found = []
+        if not self.positions >= 1:
+            found.append(Problem("positions", f"expected at least 1, but got {self.positions}."))
+        if not 0 < self.power < torch.inf:
+            found.append(Problem("power", f"expected a number above 0, but got {self.power}."))
+        if not 0 < self.step_at <= 1:
+            found.append(Problem("step_at", f"expected a share above 0 and up to 1, but got {self.step_at}."))
+        return found
+
+    def at(self, position_T: Tensor) -> Tensor:
+        """The value at generated positions counted from 0: ``[T]`` integers to ``[T]`` float32."""
+        progress_T = (position_T.float() / self.positions).clamp(max=1.0)
+        if self.kind == "constant":
+            progress_T = torch.zeros_like(progress_T)
+        elif self.kind == "cosine":
+            progress_T = (1 - torch.cos(torch.pi * progress_T)) / 2
+        elif self.kind == "power":
+            progress_T = progress_T**self.power
+        elif self.kind == "step":
+            progress_T = (progress_T >= self.step_at).float()
+        return self.first + (self.last - self.first) * progress_T
+
+
 @dataclass
 class Guidance:
     """How the frozen start model is guided: the teacher of the distillation, and the baseline to beat.
@@ -73,21 +130,24 @@ class Guidance:
         negative_system: the system message of the negative branch, for models whose chat template takes one. The negative
             branch then keeps the prompt, unless ``negative`` is given too (the empty text drops the prompt). Source: Sanchez
             et al., section 3.4.
-        schedule: how gamma moves over the generated positions: ``constant``, or from ``scale`` to ``final_scale`` as a
-            straight line (``linear``) or a half cosine (``cosine``).
+        schedule: how gamma moves over the generated positions, from ``scale`` to ``final_scale``: see :class:`Schedule`.
         final_scale: gamma at ``positions`` and beyond; None keeps ``scale``. Read when ``schedule`` is not constant.
         positions: the number of generated positions over which gamma moves.
         mix_states: mix the states in front of a linear head, which gives the same logits with one product of the head
             instead of two. Off: mix the logits, the plain twin.
+        power: the exponent of the schedule ``power``.
+        step_at: the share of ``positions`` before the schedule ``step`` takes ``final_scale``.
     """
 
     scale: float = 3.0
     negative: str | None = None
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    schedule: ScheduleKind = "constant"
     final_scale: float | None = None
     positions: int = 128
     negative_system: str | None = None
     mix_states: bool = True
+    power: float = 2.0
+    step_at: float = 0.5
 
     @property
     def active(self) -> bool:
@@ -123,15 +183,14 @@ class Guidance:
                     f"expected a number for the {self.schedule} schedule, but got none. Set it, or `@.schedule` to constant.",
                 )
             )
-        if self.positions < 1:
-            found.append(Problem("positions", f"expected at least 1, but got {self.positions}."))
-        return found
+        return found + self.moved.problems()
+
+    @property
+    def moved(self) -> Schedule:
+        """Gamma over the generated positions."""
+        final = self.scale if self.final_scale is None else self.final_scale
+        return Schedule(self.schedule, self.scale, final, self.positions, self.power, self.step_at)
 
     def scale_at(self, position_T: Tensor) -> Tensor:
         """Gamma at generated positions counted from 0: ``[T]`` integers to ``[T]`` float32."""
-        if self.schedule == "constant" or self.final_scale is None:
-            return torch.full(position_T.shape, float(self.scale), device=position_T.device)
-        progress_T = (position_T.float() / self.positions).clamp(max=1.0)
-        if self.schedule == "cosine":
-            progress_T = (1 - torch.cos(torch.pi * progress_T)) / 2
-        return self.scale + (self.final_scale - self.scale) * progress_T
+        return self.moved.at(position_T)

@@ -34,6 +34,7 @@ from cfg_distill.metrics import SampleMetric
 from cfg_distill.recipe.types import classes_of, describe, members
 from cfg_distill.references import Reference
 from cfg_distill.rewards import Reward
+from cfg_distill.sampling import Conditioner
 
 PAGE = Path(__file__).parent / "keys.md"
 AXES = ("quality", "diversity", "guard")
@@ -93,6 +94,12 @@ GROUPS = (
         "The `reference` of a reward or a metric that compares samples with real outputs.",
         (Reference,),
         ("cfg_distill.references", "cfg_distill.tunes.reference:TuneReference"),
+    ),
+    Group(
+        "Conditioners",
+        "`model.conditioner`, and `conditioner` of a system of a study: what a student reads beside the prompt.",
+        (Conditioner,),
+        ("cfg_distill.sampling",),
     ),
     Group(
         "Embedders",

@@ -81,13 +81,6 @@ def add_sampling(
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest mass P; 1: all")
 
 
-def add_dtype(parser: argparse.ArgumentParser) -> None:
-    """The dtype of the weights."""
-    parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="of the model's weights"
-    )
-
-
 def add_trust(parser: argparse.ArgumentParser) -> None:
     """The modules that a model folder may name."""
     parser.add_argument(
@@ -99,17 +92,36 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_seconds(parser: argparse.ArgumentParser) -> None:
-    """The length of sound."""
-    parser.add_argument(
-        "--seconds", type=float, metavar="S", help="length of sound, instead of --max-new-tokens; default: 10"
-    )
+ANNEAL = {"anneal.base": "--anneal", "anneal.power": "--anneal-power"}
+"""The options of the fields of :class:`cfg_distill.evaluation.anneal.Anneal`."""
 
 
-def add_audio(parser: argparse.ArgumentParser, default: str) -> None:
-    """The form of sound files."""
-    text = f"the form of sound files; flac loses nothing, ogg is smallest; default: {default}"
-    parser.add_argument("--audio", choices=("wav", "flac", "ogg"), default=default, help=text)
+def add_common(parser: argparse.ArgumentParser, audio: str) -> None:
+    """What ``generate`` and ``evaluate`` share beside the sampling: sound, a start model, weights, trust.
+
+    Args:
+        parser: of the command.
+        audio: the form of sound files unless another one is asked for.
+    """
+    text = "length of sound, instead of --max-new-tokens; default: 10"
+    parser.add_argument("--seconds", type=float, metavar="S", help=text)
+    text = f"the form of sound files; flac loses nothing, ogg is smallest; default: {audio}"
+    parser.add_argument("--audio", choices=("wav", "flac", "ogg"), default=audio, help=text)
+    text = "begin each sample by this start model of --model, and end it by --model; it takes the passes of both"
+    parser.add_argument("--anneal", metavar="BASE", help=text)
+    text = "of --anneal: at position n of N, --model has the share (n / N)^P"
+    parser.add_argument("--anneal-power", type=float, default=2.0, metavar="P", help=text)
+    dtypes = ("float32", "bfloat16", "float16")
+    parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the model's weights")
+    add_trust(parser)
+
+
+def take_anneal(given: argparse.Namespace) -> None:
+    """Put the start model and the exponent into one value."""
+    from cfg_distill.evaluation.anneal import Anneal
+
+    power = vars(given).pop("anneal_power")
+    given.anneal = None if given.anneal is None else Anneal(given.anneal, power=power)
 
 
 def refuse_existing(out: Path, overwrite: bool) -> list[str]:

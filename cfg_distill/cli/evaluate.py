@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_audio, add_dtype, add_sampling, add_seconds, add_trust
+from cfg_distill.cli.arguments import ANNEAL, Arguments, add_common, add_sampling, take_anneal
 from cfg_distill.errors import ConfigError
 
 
@@ -30,11 +30,9 @@ def run(argv: Sequence[str]) -> None:
         "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"
     )
     add_sampling(parser, samples=8, max_new_tokens=None, temperatures=True)
-    add_seconds(parser)
-    add_audio(parser, "flac")
-    add_dtype(parser)
-    add_trust(parser)
+    add_common(parser, "flac")
     given = parser.read(argv)
+    take_anneal(given)
 
     from cfg_distill.evaluation.models import evaluate_request
     from cfg_distill.evaluation.requests import EvaluateRequest
@@ -42,7 +40,7 @@ def run(argv: Sequence[str]) -> None:
 
     inline = vars(given).pop("inline")
     without_bars()
-    request, options = EvaluateRequest(**vars(given)), parser.options()
+    request, options = EvaluateRequest(**vars(given)), parser.options() | ANNEAL
     if problems := request.problems():
         raise ConfigError([problem.told(options) for problem in problems])
     for remark in request.remarks():

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_audio, add_dtype, add_sampling, add_seconds, add_trust
+from cfg_distill.cli.arguments import ANNEAL, Arguments, add_common, add_sampling, take_anneal
 from cfg_distill.errors import ConfigError
 
 _NO_MODEL = (
@@ -38,11 +38,9 @@ def run(argv: Sequence[str]) -> None:
     conditions = "what else the prompts condition on, for models that read it: bpm=96"
     parser.add_argument("--condition", dest="conditions", nargs="+", default=[], metavar="NAME=TEXT", help=conditions)
     add_sampling(parser, samples=4, max_new_tokens=None)
-    add_seconds(parser)
-    add_audio(parser, "wav")
-    add_dtype(parser)
-    add_trust(parser)
+    add_common(parser, "wav")
     given = parser.read(argv)
+    take_anneal(given)
     if given.model is None:
         raise ConfigError(_NO_MODEL)
 
@@ -51,7 +49,7 @@ def run(argv: Sequence[str]) -> None:
     from cfg_distill.recipe.quiet import without_bars
 
     without_bars()
-    request, options = GenerateRequest(**vars(given)), parser.options()
+    request, options = GenerateRequest(**vars(given)), parser.options() | ANNEAL
     if problems := request.problems():
         raise ConfigError([problem.told(options) for problem in problems])
     for remark in request.remarks():

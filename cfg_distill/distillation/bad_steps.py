@@ -134,7 +134,7 @@ def _rows(batch: Batch) -> Iterator[dict[str, Any]]:
     """What is known of each sample, as plain values."""
     samples = batch.samples
     rewards = {name: reward_BG.flatten().tolist() for name, reward_BG in batch.rewards.items()}
-    advantages = {name: each.tolist() for name, each in batch.advantages.items() if each is not None}
+    advantages = {name: each.tolist() for name, each in batch.weights_of_samples().items()}
     tokens_NKT, mask_NKT = samples.rollout.tokens_NKT.tolist(), samples.rollout.mask_NKT.tolist()
     for number, output in enumerate(samples.outputs):
         row: dict[str, Any] = {"prompt": samples.prompts[number // samples.group]}

@@ -13,14 +13,14 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cfg_distill import checkpoints
-from cfg_distill.distillation.asked import advantages_of, degenerate_of
+from cfg_distill.distillation.asked import advantages_of
 from cfg_distill.distillation.count import Count
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.fingerprint import fingerprint
 from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import as_logged, norms_of_step, reference_of
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
-from cfg_distill.distillation.off_policy import of_teacher, to_learn_from
+from cfg_distill.distillation.off_policy import of_teacher
 from cfg_distill.distillation.resuming import (
     refuse_other_tensors,
     settings_of,
@@ -37,6 +37,7 @@ from cfg_distill.distillation.settings import (
     summary,
 )
 from cfg_distill.distillation.step import Batch, Step, ended, values_of_step, watched_sums
+from cfg_distill.distillation.step_samples import drawn_for_step
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guidance, PromptLike
 from cfg_distill.generators.linear import onednn
@@ -44,9 +45,9 @@ from cfg_distill.generators.lora import lora_layers
 from cfg_distill.losses import Loss, LossInputs
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
-from cfg_distill.sampling import Places, Rollout, Sampling, Seeds, rollout
-from cfg_distill.sampling.redraw import redrawn
+from cfg_distill.sampling import Conditioner, Places, Rollout, Sampling, Seeds, rollout
 from cfg_distill.sampling.samples import Samples, decoded
+from cfg_distill.sampling.start import StartModel
 
 
 class CFGDistillation(L.LightningModule):
@@ -90,6 +91,7 @@ class CFGDistillation(L.LightningModule):
             stops the run. Prompts and samples of a skipped step are written into the folder ``bad_steps`` of the run.
         redraw: attempts to draw a degenerate sample again before the student learns from it; 0 learns from it as it is. It
             changes what is optimised (docs/method.md, section 3): the student then learns little of what leads to such samples.
+        conditioner: labels of the samples, which the student reads beside the prompt and the teacher does not; null for none.
     """
 
     def __init__(
@@ -113,6 +115,7 @@ class CFGDistillation(L.LightningModule):
         off_policy: bool = False,
         max_bad_steps: int = 3,
         redraw: int = 0,
+        conditioner: Conditioner | None = None,
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or name in dir(nn.ModuleDict)]:
@@ -139,6 +142,7 @@ class CFGDistillation(L.LightningModule):
         self.batch: Sequence[PromptLike] = ()
         self.max_bad_steps = max_bad_steps
         self.redraw = redraw
+        self.conditioner = conditioner
         self._step = Step(max_bad_steps)
         self._places, self._validation_places = Places(), Places()
         self.count = Count(reduction)
@@ -163,7 +167,7 @@ class CFGDistillation(L.LightningModule):
 
     def problems_of_data(self, data: Any) -> list[Problem]:
         """Why there can be no samples of the prompts of a data module that was set up."""
-        return problems_of_prompts(self.student, data)
+        return problems_of_prompts(self, data)
 
     def setup(self, stage: str) -> None:
         problems = self.problems_with(self.trainer)
@@ -184,8 +188,10 @@ class CFGDistillation(L.LightningModule):
         self.teacher = self.student.frozen_copy()
         if self.start:
             self.student.load_weights(self.start)
+        start = StartModel(self.teacher, self.sampling)
         for loss in self._mix.values():
             loss.load()
+            loss.attach(start)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "CFGDistillation":
@@ -214,7 +220,7 @@ class CFGDistillation(L.LightningModule):
 
     def rollout(self, prompts: Sequence[PromptLike], seed: int | Seeds = 0) -> Rollout:
         """Groups of samples of the student, without guidance. Override to roll out differently."""
-        return rollout(self.student, prompts, self.sampling, seed=seed)
+        return rollout(self.student, prompts, self.sampling, seed=seed, conditioner=self.conditioner)
 
     def draw(self, prompts: Sequence[PromptLike], seed: int | Seeds = 0) -> Samples:
         """Decoded samples of the student as it is now."""
@@ -233,6 +239,8 @@ class CFGDistillation(L.LightningModule):
         prompts = samples.asked if prompts is None else prompts
         tokens_NKT, mask_NKT = samples.rollout.tokens_NKT[rows], samples.rollout.mask_NKT[rows]
         teacher = of_teacher(self, prompts, tokens_NKT, mask_NKT)
+        if self.conditioner is not None and samples.rollout.labels_BG is not None:
+            prompts = self.conditioner.asked(samples.asked, samples.rollout.labels_BG)[rows]
         student = self.student.predictions(prompts, tokens_NKT, mask_NKT)
         return LossInputs(student, teacher, tokens_NKT, mask_NKT, self.sampling, samples, rows)
 
@@ -252,7 +260,9 @@ class CFGDistillation(L.LightningModule):
             super().optimizer_step(*args, **kwargs)
 
     def _training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        samples, degenerate_BG, num_redrawn = self._drawn(batch)
+        samples, degenerate_BG, num_redrawn = drawn_for_step(
+            self, batch, self._places.of(self, len(batch), self._step.begins)
+        )
         advantages = advantages_of(self._mix, samples, self.global_step)
         rewards = {name: loss.reward_BG for name, loss in self._mix.items() if loss.reward_BG is not None}
         weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
@@ -269,22 +279,9 @@ class CFGDistillation(L.LightningModule):
             "loss": ended(self, part.loss / self.count_scale),
             "samples": samples,
             "rewards": rewards,
-            "advantages": {name: each.view(len(batch), -1) for name, each in advantages.items() if each is not None},
+            "advantages": {name: each.view(len(batch), -1) for name, each in part.weights_of_samples().items()},
             "degenerate": degenerate_BG,
         }
-
-    def _drawn(self, batch: list[PromptLike]) -> tuple[Samples, Tensor, int]:
-        """Samples to learn from, which of them are degenerate, and how many were drawn again."""
-        places = self._places.of(self, len(batch), self._step.begins)
-
-        def draw(numbers: Sequence[int], attempt: int) -> Samples:
-            seeds = self._rollout_seed(self.global_step, [places[b] for b in numbers], attempt)
-            return to_learn_from(self, [batch[b] for b in numbers], seeds)
-
-        def degenerate(samples: Samples) -> Tensor:
-            return degenerate_of(self._mix, samples, self.global_step)
-
-        return redrawn(draw(range(len(batch)), 0), degenerate, draw, self.redraw, self.student.pad_token)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning calls this after training_step, and the gradients are there already."""

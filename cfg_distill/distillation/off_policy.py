@@ -68,6 +68,9 @@ class OnDemand:
 def problems_of_policy(module: CFGDistillation) -> list[Problem]:
     """Losses that need samples of the student, and cross entropy on samples of the student, which teaches nothing."""
     losses, found = cast(Mapping[str, Loss], dict(module.losses.items())), []
+    if module.off_policy and module.conditioner is not None:
+        text = "expected none under `@/model.off_policy`: the teacher draws the samples, and reads no label. Remove it."
+        found.append(Problem("conditioner", text))
     for name, loss in losses.items():
         why = _wrong(loss, module.off_policy)
         if why:

@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.distillation.rehearsal import problems_of_steps
 from cfg_distill.errors import Context, Problem, problems_of
-from cfg_distill.generators import Generator, PromptLike
+from cfg_distill.generators import PromptLike
 from cfg_distill.losses import Divergence, Loss
 from cfg_distill.sampling import problems_of_lengths
 
@@ -47,7 +47,9 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
     student = module.student
     found = problems_of(student, under="generator.init_args")
     is_readable = not found
-    context = Context(module.sampling.samples, student.longest_sample if is_readable else None, training=True)
+    labels = None if module.conditioner is None else module.conditioner.values
+    context = Context(module.sampling.samples, student.longest_sample if is_readable else None, True, labels)
+    found += problems_of(module.conditioner, context, under="conditioner.init_args")
     found += problems_of(module.guidance, context, under="guidance")
     if not found and module.guidance.negative_system is not None and not student.takes_system:
         found.append(
@@ -146,9 +148,20 @@ def prompts_of(data: Any) -> list[Sequence[PromptLike]]:
     return list(data.prompts.values()) if isinstance(data, WithPrompts) else []
 
 
-def problems_of_prompts(student: Generator, data: Any) -> list[Problem]:
+def _asked(module: CFGDistillation, prompts: Sequence[PromptLike]) -> list[PromptLike]:
+    """Everything that the student may be asked for some prompts: with each label, where there are some."""
+    if module.conditioner is None or module.conditioner.problems():
+        return [*prompts]
+    return [*prompts, *module.conditioner.every(prompts)]
+
+
+def problems_of_prompts(module: CFGDistillation, data: Any) -> list[Problem]:
     """Why there can be no samples of the prompts of a data module that was set up."""
-    found = [_problem(each) for given in prompts_of(data) for each in student.problems_of_prompts(given)]
+    found = [
+        _problem(each)
+        for given in prompts_of(data)
+        for each in module.student.problems_of_prompts(_asked(module, given))
+    ]
     return list(dict.fromkeys(found))
 
 
@@ -157,9 +170,27 @@ def problems_of_all_lengths(module: CFGDistillation, data: Any) -> list[Problem]
     found = [
         problem
         for given in prompts_of(data)
-        for problem in problems_of_lengths(module.student, given, module.sampling, module.guidance)
+        for problem in problems_of_lengths(module.student, _asked(module, given), module.sampling, module.guidance)
     ]
-    return [problem.under("model.sampling") if problem.path else problem for problem in found]
+    found = [problem.under("model.sampling") if problem.path else problem for problem in found]
+    return found or _problems_of_labels(module, data)
+
+
+def _problems_of_labels(module: CFGDistillation, data: Any) -> list[Problem]:
+    """Labels that the model reads as nothing, or two of them as the same."""
+    prompts = next(iter(prompts_of(data)), ())[:1]
+    if module.conditioner is None or not prompts:
+        return []
+    tensors = module.student.encode(module.conditioner.every(prompts)).tensors
+    read = {str([tensor[label].tolist() for tensor in tensors.values()]) for label in range(module.conditioner.values)}
+    if len(read) == module.conditioner.values:
+        return []
+    text = (
+        f"expected labels that the model can tell apart, but it reads {module.conditioner.values} labels in"
+        f" {len(read)} ways. Give other `@.init_args.words`, or an `@.init_args.condition` that its template does not drop,"
+        " such as `prefix`."
+    )
+    return [Problem("", text, "model.conditioner")]
 
 
 def problems_of_trainer(trainer: Trainer) -> list[Problem]:

@@ -90,6 +90,10 @@ class Batch:
         cells = self.samples.rollout.mask_NKT.sum()
         return {name: value / cells for name, value in self.sums.items()}
 
+    def weights_of_samples(self) -> dict[str, Tensor]:
+        """The advantage of each sample, ``[N]``, by the losses that have one; not what else they fixed."""
+        return {name: each for name, each in self.advantages.items() if each is not None and each.ndim == 1}
+
     def differentiate(self, module: CFGDistillation, size: int) -> None:
         """Add the gradient of the batch to the student's, a micro-batch at a time.
 

@@ -156,8 +156,8 @@ class Choice:
 def choose(systems: Iterable[System], guided: System, rule: Rule, base: System | None = None) -> Choice:
     r"""Choose the point to ship.
 
-    A candidate is any student or merge (:data:`CANDIDATES`), at any temperature. Among the candidates that keep the rule,
-    the one with the largest least gain is chosen:
+    A candidate is any student or merge (:data:`CANDIDATES`), at any temperature, sampled without a start model. Among the
+    candidates that keep the rule, the one with the largest least gain is chosen:
 
     .. math:: \arg\max_m \min_k \frac{d_{mk} - d_{gk}}{|d_{gk}|}
         \quad \text{where} \quad \text{low}(q_m - q_g) > -\varepsilon \text{ and all guards hold}
@@ -178,7 +178,8 @@ def choose(systems: Iterable[System], guided: System, rule: Rule, base: System |
     Raises:
         ValueError: the systems were evaluated on different prompts.
     """
-    candidates = [_candidate(each, guided, rule, base or guided) for each in systems if each.kind in CANDIDATES]
+    shippable = [each for each in systems if each.kind in CANDIDATES and each.anneal is None]
+    candidates = [_candidate(each, guided, rule, base or guided) for each in shippable]
     kept = [each for each in candidates if _reaches(each, rule) and not each.broken]
     chosen = max(kept, key=lambda each: (each.gain.share, each.quality.mean), default=None)
     closest = max(candidates, key=lambda each: (-len(each.broken), each.quality.low), default=None)

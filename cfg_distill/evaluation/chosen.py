@@ -14,6 +14,7 @@ from cfg_distill.folders import find_file
 if TYPE_CHECKING:
     from cfg_distill.generators import Generator
     from cfg_distill.metrics.base import SampleMetric
+    from cfg_distill.sampling import Conditioner
 
 TEXT_METRICS: dict[str, Any] = {
     "self_bleu_diversity": {"class_path": "cfg_distill.metrics.SelfBLEUDiversity"},
@@ -71,42 +72,61 @@ def read_metrics(path: str | Path, context: Context = Context()) -> dict[str, Sa
 
 
 def metrics_of(specs: Mapping[str, Any], context: Context = Context()) -> dict[str, SampleMetric]:
-    """Metrics from name -> class_path and init_args.
+    """Metrics from name -> class_path and init_args. Arguments and errors: see :func:`parts_of`."""
+    from cfg_distill.metrics.base import SampleMetric
+
+    return parts_of(SampleMetric, specs, context)
+
+
+def conditioner_of(spec: dict[str, Any] | None, samples: int) -> Conditioner | None:
+    """The conditioner of a system, from class_path and init_args; None for none. Errors: see :func:`parts_of`.
 
     Args:
+        spec: the mapping.
+        samples: per prompt.
+    """
+    from cfg_distill.sampling import Conditioner
+
+    return None if spec is None else parts_of(Conditioner, {"conditioner": spec}, Context(samples))["conditioner"]
+
+
+def parts_of(kind: type[Any], specs: Mapping[str, Any], context: Context = Context()) -> dict[str, Any]:
+    """Parts of a kind from name -> class_path and init_args.
+
+    Args:
+        kind: their base class.
         specs: the mapping.
-        context: what the metrics may need to know.
+        context: what the parts may need to know.
 
     Raises:
-        ConfigError: no such class, or arguments that it does not take. All problems at once, under the metrics' names.
+        ConfigError: no such class, or arguments that it does not take. All problems at once, under the parts' names.
     """
     from jsonargparse import ArgumentParser
 
-    from cfg_distill.metrics.base import SampleMetric
     from cfg_distill.recipe.checks import Walk
 
-    metrics: dict[str, SampleMetric] = {}
+    parts: dict[str, Any] = {}
     problems: list[Problem] = []
     for name, spec in specs.items():
         walk = Walk()
-        walk.value(SampleMetric, spec, name, list(specs))
+        walk.value(kind, spec, name, list(specs))
         if walk.problems:
             problems += walk.problems
             continue
         parser = ArgumentParser(exit_on_error=False)
-        parser.add_subclass_arguments(SampleMetric, "metric", required=True)
+        parser.add_subclass_arguments(kind, "part", required=True)
         try:
-            metric = parser.instantiate_classes(parser.parse_object({"metric": spec})).metric
+            part = parser.instantiate_classes(parser.parse_object({"part": spec})).part
         except ConfigError as error:
             problems += error.under(name)
         except Exception as error:  # whatever jsonargparse raises; its text names the key
             problems.append(Problem(name, " ".join(str(error).split())))
         else:
-            problems += problems_of(metric, context, f"{name}.init_args")
-            metrics[name] = metric
+            problems += problems_of(part, context, f"{name}.init_args")
+            parts[name] = part
     if problems:
         raise ConfigError(problems)
-    return metrics
+    return parts
 
 
 def problems_of_group(metrics: Mapping[str, SampleMetric], context: Context) -> list[Problem]:

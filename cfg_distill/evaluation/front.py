@@ -22,13 +22,13 @@ ROWS = ("real", "degenerate")
 def swept(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The baselines that lie on sweeps: samples of the base, told apart by temperature and guidance alone.
 
-    A filter, a template of prompts or another model (one that was fine-tuned) is on no such line.
+    A filter, a template of prompts, a start model or another model (one that was fine-tuned) is on no such line.
 
     Args:
         points: entries of front.json; the model of the first baseline is the base.
     """
     baselines = [p for p in points if p["kind"] in KINDS["baselines"]]
-    plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "prompt": None}
+    plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "prompt": None, "anneal": None}
     return [
         p
         for p in baselines

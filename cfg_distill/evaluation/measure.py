@@ -10,15 +10,15 @@ import torch
 
 from cfg_distill.data.reading import templated
 from cfg_distill.evaluation.system import Kind, System
-from cfg_distill.generators import Generator, Prompt, PromptLike
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import Generator, Guidance, Predictor, Prompt, PromptLike
+from cfg_distill.generators.guided import under
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.sampling import Sampling, Seeds
+from cfg_distill.sampling import Conditioner, Sampling, Seeds
 from cfg_distill.sampling.samples import Samples, draw
 
 
 def evaluate(
-    generator: Generator,
+    predictor: Predictor,
     prompts: Sequence[PromptLike],
     sampling: Sampling,
     guidance: Guidance | None,
@@ -30,11 +30,12 @@ def evaluate(
     progress: Callable[[int, int], None] | None = None,
     listen: Callable[[Samples], None] | None = None,
     template: str | None = None,
+    conditioner: Conditioner | None = None,
 ) -> System:
     """A point of the front.
 
     Args:
-        generator: the model, loaded.
+        predictor: the model, loaded; or another predictor over loaded models, of which the first one names the system.
         prompts: held-out prompts.
         sampling: G samples per prompt, their length, temperature and filters.
         guidance: sample under guidance, at twice the forward passes; None for no guidance.
@@ -48,7 +49,9 @@ def evaluate(
         listen: called with the samples of every batch of the first seed.
         template: what the model is asked in place of each prompt, with the prompt at ``{prompt}``; None for the prompts
             themselves. Metrics, and ``listen``, see the prompts themselves.
+        conditioner: gives each sample a label that the model reads beside the prompt, as it was trained; None for none.
     """
+    generator = predictor.parts[0]
     system = System(
         name=name,
         kind=kind,
@@ -60,7 +63,7 @@ def evaluate(
         prompts=[Prompt.of(prompt).text for prompt in prompts],
         axes={metric: measure.axis for metric, measure in metrics.items()},
         values={metric: [] for metric in metrics},
-        relative_cost=2.0 if guidance is not None and guidance.active else 1.0,
+        relative_cost=float(under(predictor, guidance).passes),
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
@@ -76,7 +79,7 @@ def evaluate(
             batch = list(prompts[start : start + batch_size])
             began = now(generator)
             own = Seeds((seed,), range(start, start + len(batch)))
-            samples = draw(generator, templated(template, batch), sampling, guidance, own)
+            samples = draw(predictor, templated(template, batch), sampling, guidance, own, conditioner)
             samples = replace(samples, prompts=[Prompt.of(prompt).text for prompt in batch], asked=batch)
             seconds += now(generator) - began
             for measure in metrics.values():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation.anneal import annealed
 from cfg_distill.evaluation.chosen import default_metrics, metrics_of
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System
@@ -17,7 +19,7 @@ from cfg_distill.files import write_text
 
 if TYPE_CHECKING:
     from cfg_distill.evaluation.requests import EvaluateRequest
-    from cfg_distill.generators import Generator
+    from cfg_distill.generators import Predictor
     from cfg_distill.metrics.base import SampleMetric
 
 __all__ = ["default_metrics", "evaluate_models", "evaluate_request", "metrics_of", "write_front"]
@@ -61,35 +63,40 @@ def evaluate_request(request: EvaluateRequest) -> str:
     console = Console(stderr=True)
     points = list(product(request.models, request.temperature, request.guidance))
     systems: list[System] = []
-    generator: Generator | None = None
+    predictor: Predictor | None = None
     for number, (model, temperature, scale) in enumerate(
         track(points, "evaluating", console=console, disable=not console.is_terminal), start=1
     ):
         if number == 1 or model != points[number - 2][0]:
-            generator = None  # the next model gets the memory of the last one
-            generator = open_generator(model, dtype=request.dtype).load().to(device())
-        assert generator is not None
-        systems.append(_point(request, number, generator, model, temperature, scale))
+            predictor = None  # the next model gets the memory of the last one
+            longest = request.plan.lengths[model]
+            predictor = annealed(
+                open_generator(model, dtype=request.dtype).load().to(device()), request.anneal, longest
+            )
+        assert predictor is not None
+        systems.append(_point(request, number, predictor, model, temperature, scale))
     folder = None if request.out is None else Path(request.out)
     return write_front(folder, systems, _headline(request.plan.metrics))
 
 
 def _point(
-    request: EvaluateRequest, number: int, generator: Generator, model: str, temperature: float, scale: float
+    request: EvaluateRequest, number: int, predictor: Predictor, model: str, temperature: float, scale: float
 ) -> System:
     """One system, its file, and some samples of it."""
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.written import Writer
-    from cfg_distill.guidance import Guidance
+    from cfg_distill.generators import Guidance
 
     plan, folder = request.plan, None if request.out is None else Path(request.out)
     stem = f"{number:02} {Path(model).name}"
     writer = None
     if folder is not None and request.written:
         kept = folder / "samples" / stem
-        writer = Writer(generator, kept, request.written, request.written_samples, plan.renderers[model], request.audio)
+        writer = Writer(
+            predictor.parts[0], kept, request.written, request.written_samples, plan.renderers[model], request.audio
+        )
     system = evaluate(
-        generator,
+        predictor,
         plan.prompts,
         plan.sampling(model, temperature),
         Guidance(scale),
@@ -104,6 +111,7 @@ def _point(
         kind="guidance" if scale != 1 else "model",
         listen=writer,
     )
+    system.anneal = request.anneal and asdict(request.anneal)
     if folder is not None:
         system.save(folder / "systems" / f"{stem}.json")
     if writer is not None:

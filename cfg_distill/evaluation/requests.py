@@ -16,13 +16,13 @@ from pathlib import Path
 from cfg_distill.audio import AudioForm, problems_of_audio_extra
 from cfg_distill.data import problem_of_text, read_prompts
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
 from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
 from cfg_distill.files import problems_of_place
 from cfg_distill.folders.history import remarks_on_guiding
-from cfg_distill.generators import Generator, Prompt, PromptLike, open_generator
-from cfg_distill.generators.length import DEFAULT_SECONDS, frames, problems_of_seconds
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike, open_generator
+from cfg_distill.generators.length import asked_length
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling import Samples, Sampling, draw, positions_left, problems_of_lengths
 
@@ -58,6 +58,7 @@ class GenerateRequest:
         dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``.
         trust: modules, beside this package, that the model's folder may name for its renderer.
         audio: the form of sound files: ``wav``, ``flac`` or ``ogg``.
+        anneal: begin the samples by a start model; None for the model alone.
     """
 
     model: str
@@ -79,6 +80,7 @@ class GenerateRequest:
     dtype: str = "float32"
     trust: Sequence[str] = ()
     audio: AudioForm = "wav"
+    anneal: Anneal | None = None
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """Everything that is wrong with the request; no weights are loaded."""
@@ -103,7 +105,8 @@ class GenerateRequest:
         if plan.problems:
             raise ConfigError(plan.problems)
         generator = plan.generator.load().to(device())
-        return draw(generator, plan.prompts, plan.sampling, plan.guidance, self.seed)
+        predictor = annealed(generator, self.anneal, plan.sampling.max_new_tokens)
+        return draw(predictor, plan.prompts, plan.sampling, plan.guidance, self.seed)
 
     @property
     def renderer(self) -> Renderer:
@@ -154,7 +157,7 @@ class _Samples:
             self._check_lengths(length)
 
     def _length(self) -> int | None:
-        length, found = _length(self.generator, self.request.max_new_tokens, self.request.seconds)
+        length, found = asked_length(self.generator, self.request.max_new_tokens, self.request.seconds)
         self.problems += found
         return length
 
@@ -167,6 +170,7 @@ class _Samples:
 
     def _check_model(self) -> None:
         request, generator = self.request, self.generator
+        self.problems += problems_of_anneal(request.anneal, generator)
         if request.melody is not None and generator.frame_rate is None:
             text = f"is for models of sound, but `{request.model}` writes text. Leave it out."
             self.problems.append(Problem("melody", text))
@@ -216,6 +220,7 @@ class EvaluateRequest:
         dtype: of the weights: ``float32``, ``bfloat16`` or ``float16``. One model is in memory at a time.
         trust: modules, beside this package, that the models' folders may name for their renderer and metrics.
         audio: the form of sound files: ``wav``, ``flac`` or ``ogg``.
+        anneal: begin the samples of each model by a start model; None for the models alone.
     """
 
     models: Sequence[str]
@@ -235,6 +240,7 @@ class EvaluateRequest:
     dtype: str = "float32"
     trust: Sequence[str] = ()
     audio: AudioForm = "flac"
+    anneal: Anneal | None = None
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """Everything that is wrong with the request; no weights are loaded."""
@@ -315,9 +321,10 @@ class Points:
     def _check_lengths(self, generators: Mapping[str, Generator]) -> None:
         request = self.request
         for model, generator in generators.items():
-            length, found = _length(generator, request.max_new_tokens, request.seconds)
+            length, found = asked_length(generator, request.max_new_tokens, request.seconds)
             self.problems += found
             self.lengths[model] = TOKENS if length is None else length
+            self.problems += problems_of_anneal(request.anneal, generator)
             for temperature in request.temperature:
                 self.problems += _of_sampling(self.sampling(model, temperature), generator.longest_sample)
             try:
@@ -398,19 +405,3 @@ def _of_sampling(sampling: Sampling, longest: int | None) -> list[Problem]:
         f"expected a finite number of at least 0, but got {sampling.temperature}. Use 1 for the model's own.",
     )
     return [wrong, *_of_sampling(replace(sampling, temperature=1.0), longest)]
-
-
-def _length(
-    generator: Generator, max_new_tokens: int | None, seconds: float | None
-) -> tuple[int | None, list[Problem]]:
-    """The longest sample in tokens or frames, and its problems; None for text without a given length."""
-    if generator.frame_rate is None:
-        return max_new_tokens, [] if seconds is None else problems_of_seconds(generator, seconds)
-    found = problems_of_audio_extra()
-    if max_new_tokens is not None:
-        if seconds is not None:
-            found.append(Problem("seconds", "`@.max_new_tokens` is given, and both are the length. Give one of them."))
-        return max_new_tokens, found
-    asked = DEFAULT_SECONDS if seconds is None else seconds
-    wrong = problems_of_seconds(generator, asked)
-    return (1 if wrong else frames(generator, asked)), found + wrong

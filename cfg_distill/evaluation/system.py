@@ -44,6 +44,8 @@ class System:
         top_p: of sampling; 1 keeps all.
         min_p: of sampling; 0 keeps all.
         prompt: the template that the prompts were put into; None for the prompts as they are.
+        anneal: the fields of :class:`~cfg_distill.evaluation.anneal.Anneal` where samples began by a start model; else None.
+        conditioner: class_path and init_args of what gave each sample a label; None for none.
     """
 
     name: str
@@ -65,6 +67,8 @@ class System:
     top_p: float = 1.0
     min_p: float = 0.0
     prompt: str | None = None
+    anneal: dict[str, Any] | None = None
+    conditioner: dict[str, Any] | None = None
 
     def runs(self, metric: str) -> np.ndarray:
         """The values by training seed, prompt and sampling seed, ``[R, P, S]``; R is 1 for a system that was not trained."""
@@ -118,6 +122,8 @@ class System:
             "top_p": self.top_p,
             "min_p": self.min_p,
             "prompt": self.prompt,
+            "anneal": self.anneal,
+            "conditioner": self.conditioner,
             "model": self.model,
             "knob": self.knob,
         }

@@ -7,8 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from cfg_distill.evaluation.measure import now
-from cfg_distill.generators import Generator, PromptLike
-from cfg_distill.guidance import Guidance
+from cfg_distill.generators import Guidance, Predictor, PromptLike
 from cfg_distill.sampling import Sampling, rollout
 
 LONGEST = 64
@@ -17,7 +16,7 @@ REPEATS = 3
 
 
 def seconds_per_sample(
-    generator: Generator,
+    predictor: Predictor,
     prompts: Sequence[PromptLike],
     sampling: Sampling,
     guidance: Guidance | None,
@@ -29,7 +28,7 @@ def seconds_per_sample(
     is the shortest of three, after a run that warms up.
 
     Args:
-        generator: the model, loaded.
+        predictor: the model, loaded, or another predictor over loaded models.
         prompts: some prompts; they are repeated when there are fewer than rows.
         sampling: temperature and filters.
         guidance: sample under guidance; None for no guidance.
@@ -42,17 +41,17 @@ def seconds_per_sample(
     found = []
     for number in rows:
         some = [prompts[place % len(prompts)] for place in range(number)]
-        rollout(generator, some, replace(sampling, samples=1, max_new_tokens=min(tokens, 4)), guidance)
+        rollout(predictor, some, replace(sampling, samples=1, max_new_tokens=min(tokens, 4)), guidance)
         steps = [
-            _step(generator, some, replace(sampling, samples=1, max_new_tokens=tokens), guidance)
+            _step(predictor, some, replace(sampling, samples=1, max_new_tokens=tokens), guidance)
             for _ in range(REPEATS)
         ]
         found.append({"rows": number, "tokens": tokens, "seconds": min(steps) * tokens / number})
     return found
 
 
-def _step(generator: Generator, prompts: Sequence[PromptLike], sampling: Sampling, guidance: Guidance | None) -> float:
+def _step(predictor: Predictor, prompts: Sequence[PromptLike], sampling: Sampling, guidance: Guidance | None) -> float:
     """Seconds of a decoding step, the reading of the prompts among them."""
-    began = now(generator)
-    drawn = rollout(generator, prompts, sampling, guidance)
-    return (now(generator) - began) / drawn.tokens_BGKT.shape[-1]
+    began = now(predictor.parts[0])
+    drawn = rollout(predictor, prompts, sampling, guidance)
+    return (now(predictor.parts[0]) - began) / drawn.tokens_BGKT.shape[-1]

@@ -1,5 +1,6 @@
 """The models to distil: adapters over transformers models, and the same models under guidance."""
 
+from cfg_distill.generators.annealed import Annealed
 from cfg_distill.generators.base import DecodingState, Encoded, Generator, Predictor
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.csm import CSM
@@ -10,12 +11,13 @@ from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.musicgen import MusicGen
 from cfg_distill.generators.predictions import DepthStates, Head, HiddenStates, Logits, Predictions, Scored
 from cfg_distill.generators.songs import AceStep, YuE
-from cfg_distill.guidance import Guidance
+from cfg_distill.guidance import Guidance, Schedule
 from cfg_distill.prompt import Prompt, PromptLike
 
 __all__ = [
     "CSM",
     "AceStep",
+    "Annealed",
     "CausalLM",
     "DecodingState",
     "DepthStates",
@@ -33,6 +35,7 @@ __all__ = [
     "Predictor",
     "Prompt",
     "PromptLike",
+    "Schedule",
     "Scored",
     "YuE",
     "device",

@@ -92,6 +92,14 @@ class Predictor(Protocol):
     end_codebooks: int
     pad_token: int
 
+    @property
+    def parts(self) -> tuple[Generator, ...]:
+        """The generators that predict; the first one decodes."""
+
+    @property
+    def passes(self) -> int:
+        """Forward passes per position."""
+
     def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[Any, Predictions]:
         """Read the prompts, each once, and begin ``repeats`` continuations of each.
 
@@ -110,6 +118,9 @@ class Predictor(Protocol):
         It is asked only where :meth:`prefill` and :meth:`step` predict less than K codebooks. The state that was passed in is
         used up.
         """
+
+    def negatives(self, prompts: Sequence[PromptLike | None], guidance: Guidance) -> list[PromptLike | None]:
+        """The prompts of the negative branch under guidance: one for all rows, or one per prompt."""
 
     def keep(self, state: Any, rows_M: Tensor) -> Any:
         """The state of some rows, by their indices: the others are finished. The state that was passed in is used up."""
@@ -191,6 +202,29 @@ class Generator(AcceptsScored, nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.training = False  # torch's default would switch dropout on in a script that only loads and calls
+
+    @property
+    def parts(self) -> tuple[Generator, ...]:
+        """See :attr:`Predictor.parts`."""
+        return (self,)
+
+    @property
+    def passes(self) -> int:
+        """See :attr:`Predictor.passes`."""
+        return 1
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What tokens mean and where they stand, in words and values; known before weights are loaded.
+
+        Generators can be mixed where all of it is equal. Override to add what tells two vocabularies apart.
+        """
+        return {
+            "codebooks": self.delays,
+            "end tokens": self.end_tokens,
+            "pad token": self.pad_token,
+            "rate of sound": (self.sample_rate, self.frame_rate),
+        }
 
     @property
     def loaded(self) -> bool:

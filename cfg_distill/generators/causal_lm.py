@@ -45,7 +45,7 @@ class CausalLM(Generator):
         lora: train an adapter instead of all weights; the teacher then shares the base's weights.
     """
 
-    conditions: tuple[str, ...] = ("system",)
+    conditions: tuple[str, ...] = ("system", "prefix")
     model: Any  # transformers' own classes type their call too loosely to check against
 
     def __init__(
@@ -147,6 +147,10 @@ class CausalLM(Generator):
     def pad_token(self) -> int:  # type: ignore[override]
         return self.tokenizer.pad_token_id
 
+    @property
+    def layout(self) -> dict[str, Any]:
+        return super().layout | {"vocabulary": (self.tokenizer.get_vocab(), self.config.vocab_size)}
+
     # Weights
 
     def load(self) -> Self:
@@ -210,7 +214,10 @@ class CausalLM(Generator):
         if given is None and self.unconditional is not None:
             return self.unconditional
         prompt = Prompt.of(given or "")
-        system = prompt.conditions.get("system", self.system)
+        prefix, system = prompt.conditions.get("prefix", ""), prompt.conditions.get("system", self.system)
+        if prefix:  # in front of all that the template writes: the label of a conditioner
+            bare = {name: value for name, value in prompt.conditions.items() if name != "prefix"}
+            return f"{prefix} {self._text(Prompt(prompt.text, **bare))}"
         if self._templated:
             return self._chat(prompt.text, system)
         if system is not None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from cfg_distill.generators.base import AcceptsScored, DecodingState, Generator
+from cfg_distill.generators.base import AcceptsScored, Predictor
 from cfg_distill.generators.predictions import Logits, Predictions
 from cfg_distill.guidance import Guidance, guided_logits, guided_states
 from cfg_distill.prompt import PromptLike
@@ -18,20 +19,27 @@ from cfg_distill.prompt import PromptLike
 class _Branches:
     """The state of decoding under guidance: rows 0 to N are the prompts' branch, rows N to 2N the negative branch."""
 
-    both: DecodingState
+    both: Any
     position: int
     num_rows: int
 
 
+def under(predictor: Predictor, guidance: Guidance | None) -> Predictor:
+    """The predictor under guidance; the predictor itself where guidance needs no second pass."""
+    return predictor if guidance is None or not guidance.active else Guided(predictor, guidance)
+
+
 class Guided(AcceptsScored):
-    """The predictor of guided predictions of one generator: both branches see the same generated prefix.
+    """The guided predictions of a generator, or of another predictor: both branches see the same generated prefix.
 
     Decoding runs both branches as one batch of 2N rows. :meth:`predictions` runs them one after the other, at the same cost
     and with half the activations.
     """
 
-    def __init__(self, generator: Generator, guidance: Guidance) -> None:
+    def __init__(self, generator: Predictor, guidance: Guidance) -> None:
         self.generator = generator
+        self.parts = generator.parts
+        self.passes = 2 * generator.passes
         self.guidance = guidance
         self.delays = generator.delays
         self.end_tokens = generator.end_tokens
@@ -52,7 +60,7 @@ class Guided(AcceptsScored):
     def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[_Branches, Predictions]:
         negatives = self.generator.negatives(prompts, self.guidance)
         state, both = self.generator.prefill([*prompts, *negatives * (len(prompts) // len(negatives))], repeats)
-        return _Branches(state, 0, len(prompts) * repeats), self._mix_halves(both, 0, self.generator.device)
+        return _Branches(state, 0, len(prompts) * repeats), self._mix_halves(both, 0, self.parts[0].device)
 
     def step(self, state: _Branches, tokens_NK: Tensor) -> tuple[_Branches, Predictions]:
         both_rows, both = self.generator.step(state.both, tokens_NK.repeat(2, 1))
@@ -62,6 +70,9 @@ class Guided(AcceptsScored):
     def deepen(self, state: _Branches, tokens_NJ: Tensor) -> tuple[_Branches, Predictions]:
         both_rows, both = self.generator.deepen(state.both, tokens_NJ.repeat(2, 1))
         return replace(state, both=both_rows), self._mix_halves(both, state.position, tokens_NJ.device)
+
+    def negatives(self, prompts: Sequence[PromptLike | None], guidance: Guidance) -> list[PromptLike | None]:
+        return self.generator.negatives(prompts, guidance)
 
     def keep(self, state: _Branches, rows_M: Tensor) -> _Branches:
         both = self.generator.keep(state.both, torch.cat([rows_M, rows_M + state.num_rows]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cfg_distill.audio import problems_of_audio_extra
 from cfg_distill.errors import Problem
 from cfg_distill.generators.base import Generator
 
@@ -35,3 +36,19 @@ def problems_of_seconds(generator: Generator, seconds: float) -> list[Problem]:
         )
         return [Problem("seconds", text)]
     return []
+
+
+def asked_length(
+    generator: Generator, max_new_tokens: int | None, seconds: float | None
+) -> tuple[int | None, list[Problem]]:
+    """The longest sample in tokens or frames, and its problems; None for text without a given length."""
+    if generator.frame_rate is None:
+        return max_new_tokens, [] if seconds is None else problems_of_seconds(generator, seconds)
+    found = problems_of_audio_extra()
+    if max_new_tokens is not None:
+        if seconds is not None:
+            found.append(Problem("seconds", "`@.max_new_tokens` is given, and both are the length. Give one of them."))
+        return max_new_tokens, found
+    asked = DEFAULT_SECONDS if seconds is None else seconds
+    wrong = problems_of_seconds(generator, asked)
+    return (1 if wrong else frames(generator, asked)), found + wrong

@@ -1,5 +1,6 @@
 """The terms that train the student: divergences from the guided teacher, and the policy gradient of a group reward."""
 
+from cfg_distill.losses.average_output import MinAvgOut
 from cfg_distill.losses.base import CellLoss, Loss, LossInputs, mix
 from cfg_distill.losses.chunked import LOGITS_CHUNK, Cells, CellTerm, sum_over_cells
 from cfg_distill.losses.distillation import (
@@ -25,6 +26,7 @@ __all__ = [
     "JensenShannon",
     "Loss",
     "LossInputs",
+    "MinAvgOut",
     "PolicyGradient",
     "ReverseKL",
     "entropy",

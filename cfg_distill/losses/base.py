@@ -18,6 +18,7 @@ from cfg_distill.generators import Predictions
 from cfg_distill.losses.chunked import CellTerm, sum_over_cells
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import Samples
+from cfg_distill.sampling.start import StartModel
 
 
 @dataclass
@@ -131,10 +132,14 @@ class Loss(nn.Module, ABC):
         """Load what the loss needs; does nothing the second time."""
         return self
 
+    def attach(self, start: StartModel) -> None:
+        """Take the frozen start model of the fit, loaded; called once, behind :meth:`load` and before a checkpoint is read."""
+
     def advantage(self, samples: Samples) -> Tensor | None:
         """The weight of each sample's log-probability, ``[N]``; None for a loss that needs none.
 
-        It is asked once per batch, before the batch is cut into micro-batches.
+        It is asked once per batch, before the batch is cut into micro-batches. A loss may return whatever else is fixed for a
+        batch, with N as its first dimension: :meth:`cells` gets the rows of its micro-batch.
         """
         return None
 

@@ -14,6 +14,7 @@ from cfg_distill.rewards.base import Reward
 from cfg_distill.rewards.checked import outcome_of
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import Samples
+from cfg_distill.sampling.start import StartModel
 
 
 def token_log_probs(cells: Cells, sampling: Sampling) -> Tensor:
@@ -64,6 +65,9 @@ class PolicyGradient(Loss):
     def load(self) -> Self:
         self.reward.load()
         return self
+
+    def attach(self, start: StartModel) -> None:
+        self.reward.attach(start)
 
     def advantage(self, samples: Samples) -> Tensor:
         with blamed(self.reward, "reward"):

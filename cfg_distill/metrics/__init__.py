@@ -30,7 +30,7 @@ from cfg_distill.metrics.lexical import (
 )
 from cfg_distill.metrics.likelihood import LikelihoodMetric, LogProbability, PointwiseMutualInformation, log_likelihood
 from cfg_distill.metrics.model import Entropy, KLToTeacher
-from cfg_distill.metrics.referred import KernelDistance, PromptRetrieval, PseudoDensity
+from cfg_distill.metrics.referred import CodeAccuracy, KernelDistance, PromptRetrieval, PseudoDensity
 from cfg_distill.metrics.sound_guards import Noise, SiblingCopies, flatness, is_copy
 from cfg_distill.metrics.substance import Substance, clipped_information
 
@@ -41,6 +41,7 @@ __all__ = [
     "AudioRepetition",
     "CLAPAdherence",
     "ClippingRate",
+    "CodeAccuracy",
     "CorpusMetric",
     "CoverageAtK",
     "Degeneration",

@@ -13,7 +13,17 @@ from cfg_distill.embedders.similarity import counted, unit
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import EmbeddingMetric
-from cfg_distill.references import Bank, Banks, Contrasts, KernelChoice, Reference, pseudo_density, within, witness
+from cfg_distill.references import (
+    Bank,
+    Banks,
+    Contrasts,
+    Directions,
+    KernelChoice,
+    Reference,
+    pseudo_density,
+    within,
+    witness,
+)
 from cfg_distill.sampling.samples import Samples
 
 
@@ -45,7 +55,7 @@ class ReferredMetric(EmbeddingMetric):
 
     def referred(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """The vectors of the reference, ``[R, D]``, and their weights for each prompt, ``[B, R]``, on the metric's device."""
-        vectors_RD, weight_BR = self.reference.at(samples.prompts, self._frozen.on(self.device))
+        vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(self.device))
         return vectors_RD.to(self.device), weight_BR.to(self.device)
 
 
@@ -75,7 +85,7 @@ class PseudoDensity(ReferredMetric):
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        banks = self.banks.of(samples.prompts, *self.referred(samples))
+        banks = self.banks.of(samples.asked, *self.referred(samples))
         return torch.stack([self._of_prompt(row_GD, bank) for row_GD, bank in zip(embedding_BGD, banks, strict=True)])
 
     def _of_prompt(self, embedding_GD: Tensor, bank: Bank) -> Tensor:
@@ -113,7 +123,7 @@ class KernelDistance(ReferredMetric):
         self.kernel = KernelChoice(kernel, bandwidths)
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + self.kernel.problems()
+        return super().problems(context) + self.kernel.problems(self.reference.shared)
 
     def score(self, samples: Samples) -> Tensor:
         group = samples.group
@@ -154,7 +164,7 @@ class PromptRetrieval(ReferredMetric):
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        own_BD, others_CD, counts_BC = self.contrasts.at(samples.prompts, self._frozen.on(self.device))
+        own_BD, others_CD, counts_BC = self.contrasts.at(samples.asked, self._frozen.on(self.device))
         unit_BGD = unit(embedding_BGD)
         own_BG = (unit_BGD * unit(own_BD).to(unit_BGD).unsqueeze(1)).sum(-1)
         others_BGC = (unit_BGD @ unit(others_CD).to(unit_BGD).T).masked_fill(
@@ -162,3 +172,34 @@ class PromptRetrieval(ReferredMetric):
         )
         found_BG = (own_BG > others_BGC.amax(-1)) & counted(embedding_BGD)
         return found_BG.float().mean(-1)
+
+
+class CodeAccuracy(ReferredMetric):
+    """The share of samples from which their own code can be read, as :class:`cfg_distill.rewards.CodeInformation` reads it.
+
+    1 / K by chance. A degenerate sample counts as not read. NaN for samples without codes.
+
+    Args:
+        against: a file of prompts, as in the reward.
+        values: K.
+    """
+
+    axis = "diversity"
+
+    def __init__(
+        self, embedder: Embedder, reference: Reference, against: str, values: int = 4, **settings: Any
+    ) -> None:
+        super().__init__(embedder, reference, **settings)
+        self.directions = Directions(reference, against, values)
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return super().problems(context) + self.directions.problems()
+
+    def score(self, samples: Samples) -> Tensor:
+        labels_BG = samples.rollout.labels_BG
+        if labels_BG is None:
+            return torch.full((len(samples.prompts),), torch.nan)
+        embedding_BGD = self.embedded(samples)
+        embedder = self._frozen.on(self.device)
+        read_BG = self.directions.log_probs(embedding_BGD, samples.asked, embedder, temperature=1.0).argmax(-1)
+        return ((read_BG == labels_BG.to(read_BG)) & counted(embedding_BGD)).float().mean(-1)

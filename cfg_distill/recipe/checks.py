@@ -216,8 +216,19 @@ def without_echoes(found: Sequence[Problem], inside: Iterable[Problem]) -> list[
     ]
 
 
+NOT_IN_TRAINING = {
+    "anneal": (
+        "samples that begin by a start model are not the student's own, so that nothing can be learnt from them. Use it in a"
+        " study, or as `cfg-distill evaluate --anneal`; to distil it, give `model.guidance` a `final_scale` and a `schedule`."
+    )
+}
+"""Keys of a study that no recipe takes, and why."""
+
+
 def unknown_key(path: str, key: str, known: Sequence[str]) -> Problem:
     """The problem of a key that nothing takes, with the nearest right one."""
+    if key in NOT_IN_TRAINING:
+        return Problem(path, f"no such key, since {NOT_IN_TRAINING[key]}")
     hint = nearest(key, known) or (f" Known: {', '.join(known)}." if known else " Nothing can be set here.")
     return Problem(path, f"no such key.{hint}")
 

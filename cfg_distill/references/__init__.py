@@ -3,6 +3,7 @@
 from cfg_distill.references.base import Reference
 from cfg_distill.references.contrasts import Contrasts
 from cfg_distill.references.density import Bank, Banks, bank_of, neighbour_distances, pseudo_density
+from cfg_distill.references.directions import Directions, code_log_probs
 from cfg_distill.references.functions import mean_distance, prototypes, within, witness
 from cfg_distill.references.kernels import (
     Kernel,
@@ -14,6 +15,7 @@ from cfg_distill.references.kernels import (
     median_distance,
 )
 from cfg_distill.references.sounds import SOUNDS, Sounds
+from cfg_distill.references.start_samples import StartSamples
 from cfg_distill.references.texts import Texts
 
 __all__ = [
@@ -21,12 +23,15 @@ __all__ = [
     "Bank",
     "Banks",
     "Contrasts",
+    "Directions",
     "Kernel",
     "KernelChoice",
     "Reference",
     "Sounds",
+    "StartSamples",
     "Texts",
     "bank_of",
+    "code_log_probs",
     "energy_kernel",
     "gaussian_kernel",
     "gaussian_mixture",

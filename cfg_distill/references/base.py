@@ -11,6 +11,8 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.generators import PromptLike
+from cfg_distill.sampling.start import StartModel
 
 
 class Reference(ABC):
@@ -18,8 +20,12 @@ class Reference(ABC):
 
     It is no module. Its vectors are made by the embedder of whoever compares, so that both have one width. They are in no
     checkpoint: they are made anew from their source. Cut the outputs to the samples' length, since an encoder sees length.
+
+    Attributes:
+        shared: whether all prompts share one set of outputs, of which the weights choose; else each has outputs of its own.
     """
 
+    shared = True
     _known: tuple[Embedder, Tensor, Tensor] | None = None
 
     @abstractmethod
@@ -42,21 +48,24 @@ class Reference(ABC):
         """Load what the reference needs; does nothing the second time."""
         return self
 
+    def attach(self, start: StartModel) -> None:  # noqa: B027 - most references need none
+        """Take the start model of a fit, loaded; called once, behind :meth:`load`."""
+
     def vectors(self, embedder: Embedder) -> Tensor:
         """The vectors of all outputs, ``[R, D]``, degenerate ones included; made the first time, on the embedder's device."""
-        return self._read(embedder)[0]
+        return self._read(embedder, ())[0]
 
-    def at(self, prompts: Sequence[str], embedder: Embedder) -> tuple[Tensor, Tensor]:
-        """All vectors, ``[R, D]``, and their weights for each prompt, ``[B, R]``, of sum 1; a degenerate output has weight 0.
+    def at(self, prompts: Sequence[PromptLike], embedder: Embedder) -> tuple[Tensor, Tensor]:
+        """The vectors, ``[R, D]``, and their weights for each prompt, ``[B, R]``, of sum 1; a degenerate output has weight 0.
 
         Raises:
             ConfigError: no output belongs to a prompt.
         """
-        vectors_RD, counts_R = self._read(embedder)
-        weight_BR = self.weight(prompts).to(vectors_RD) * counts_R.to(vectors_RD)
+        vectors_RD, counts_R = self._read(embedder, prompts)
+        weight_BR = self.weight([*map(str, prompts)]).to(vectors_RD) * counts_R.to(vectors_RD)
         total_B1 = weight_BR.sum(-1, keepdim=True)
         if lonely := [
-            prompt for prompt, total in zip(prompts, total_B1.flatten().tolist(), strict=True) if not total > 0
+            str(prompt) for prompt, total in zip(prompts, total_B1.flatten().tolist(), strict=True) if not total > 0
         ]:
             text = f"expected reference outputs for every prompt, but none belongs to {lonely[0]!r}"
             more = f" and {len(lonely) - 1} more" if len(lonely) > 1 else ""
@@ -65,7 +74,8 @@ class Reference(ABC):
             )
         return vectors_RD, weight_BR / total_B1
 
-    def _read(self, embedder: Embedder) -> tuple[Tensor, Tensor]:
+    def _read(self, embedder: Embedder, prompts: Sequence[PromptLike]) -> tuple[Tensor, Tensor]:
+        """The vectors of the outputs for these prompts, ``[R, D]``, and which of them count, ``[R]``."""
         if self._known is None or self._known[0] is not embedder:
             self.load()
             vectors, counts = [], []

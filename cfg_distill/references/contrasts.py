@@ -11,6 +11,7 @@ from cfg_distill.data.reading import read_prompts
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import unit
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.generators import PromptLike
 from cfg_distill.references.base import Reference
 from cfg_distill.references.functions import prototypes
 
@@ -31,9 +32,9 @@ class Contrasts:
         self._known: tuple[Embedder, Tensor] | None = None
 
     @cached_property
-    def prompts(self) -> list[str]:
+    def prompts(self) -> list[PromptLike]:
         """The contrasted prompts."""
-        return [str(prompt) for prompt in read_prompts(self.against)]
+        return read_prompts(self.against)
 
     def problems(self) -> list[Problem]:
         """What is wrong with the file and the distance, by the keys ``against`` and ``apart``."""
@@ -47,7 +48,7 @@ class Contrasts:
             found += [Problem("against", problem.text) for problem in error.problems]
         return found
 
-    def at(self, prompts: Sequence[str], embedder: Embedder) -> tuple[Tensor, Tensor, Tensor]:
+    def at(self, prompts: Sequence[PromptLike], embedder: Embedder) -> tuple[Tensor, Tensor, Tensor]:
         """The prototypes of the prompts ``[B, D]``, of the contrasted ones ``[C, D]``, and which of these count ``[B, C]``."""
         own_BD = prototypes(*self.reference.at(prompts, embedder))
         if self._known is None or self._known[0] is not embedder:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.generators import PromptLike
 from cfg_distill.references.base import Reference
 from cfg_distill.references.kernels import rows_at_once
 
@@ -91,7 +92,7 @@ def pseudo_density(vectors: Tensor, bank: Bank) -> Tensor:
 
 
 class Banks:
-    """The banks of prompts, made once each: prompts whose outputs have the same weights share one.
+    """The banks of prompts, made once each: prompts that choose the same outputs of one set share a bank.
 
     Args:
         reference: real outputs, at least k + 1 for each prompt.
@@ -103,7 +104,7 @@ class Banks:
         self.reference = reference
         self.k = k
         self.quantile = quantile
-        self._known: dict[bytes, Bank] = {}
+        self._known: dict[bytes | PromptLike, Bank] = {}
 
     def problems(self) -> list[Problem]:
         """What is wrong with the settings, as far as it is known without reading the reference."""
@@ -112,13 +113,13 @@ class Banks:
             found.append(Problem("k", f"expected at least 1 neighbour, but got {self.k}."))
         if self.quantile is not None and not 0 < self.quantile < 1:
             found.append(Problem("quantile", f"expected a number between 0 and 1, but got {self.quantile}."))
-        size = self.reference.size() if not self.reference.problems() else None
+        size = self.reference.size() if not self.reference.problems(Context(training=True)) else None
         if size is not None and self.k >= 1 and size < self.k + 1:
             text = f"expected at least {self.k + 1} reference outputs for {self.k} neighbours, but there are {size}."
             found.append(Problem("k", f"{text} Lower `@.k`, or add outputs."))
         return found
 
-    def of(self, prompts: Sequence[str], vectors: Tensor, weight: Tensor) -> list[Bank]:
+    def of(self, prompts: Sequence[PromptLike], vectors: Tensor, weight: Tensor) -> list[Bank]:
         """The bank of each prompt, from all vectors, ``[R, D]``, and their weights, ``[B, R]``.
 
         Raises:
@@ -126,12 +127,14 @@ class Banks:
         """
         found = []
         for prompt, weight_R in zip(prompts, weight, strict=True):
-            key = weight_R.cpu().numpy().tobytes()
+            key = weight_R.cpu().numpy().tobytes() if self.reference.shared else prompt
             if key not in self._known or self._known[key].vectors_MD.device != vectors.device:
                 try:
                     self._known[key] = bank_of(vectors, weight_R, self.k)
                 except ValueError as error:
-                    text = f"prompt {prompt!r}: {str(error)[0].lower()}{str(error)[1:]} Lower `@.k`, or add outputs."
+                    text = (
+                        f"prompt {str(prompt)!r}: {str(error)[0].lower()}{str(error)[1:]} Lower `@.k`, or add outputs."
+                    )
                     raise ConfigError(Problem("k", text)) from error
             found.append(self._known[key])
         return found

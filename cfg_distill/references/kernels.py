@@ -77,13 +77,20 @@ class KernelChoice:
         self.bandwidths = tuple(bandwidths)
         self._made: Kernel | None = None
 
-    def problems(self) -> list[Problem]:
-        """What is wrong with the name and the bandwidths."""
+    def problems(self, shared: bool) -> list[Problem]:
+        """What is wrong with the name and the bandwidths.
+
+        Args:
+            shared: whether the reference is one set for all prompts.
+        """
         found = []
         if self.name not in ("gaussian", "energy"):
             found.append(Problem("kernel", f"expected `gaussian` or `energy`, but got `{self.name}`."))
         if wrong := [width for width in self.bandwidths if not 0 < width < math.inf]:
             found.append(Problem("bandwidths", f"expected numbers above 0, but got {wrong[0]}."))
+        if self.name == "gaussian" and not self.bandwidths and not shared:
+            text = "expected numbers above 0, since the outputs of a few prompts have no median distance of all, but got none."
+            found.append(Problem("bandwidths", f"{text} Take [0.7, 1.4, 2.8] for vectors of length 1, say."))
         return found
 
     def of(self, vectors: Tensor) -> Kernel:

@@ -189,6 +189,8 @@ def drawn_clips(
     """
     from cfg_distill.data.reading import templated
     from cfg_distill.errors import problems_of
+    from cfg_distill.evaluation.anneal import Anneal, annealed
+    from cfg_distill.evaluation.chosen import conditioner_of
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.renderers import renderer_of
     from cfg_distill.generators import device, open_generator
@@ -213,10 +215,11 @@ def drawn_clips(
     with _bar(list(systems)) as report:
         for number, name in enumerate(systems):
             generator, sampling, guidance = generators.pop(name)
+            anneal = finished.systems[name].anneal
             renderer, _ = renderer_of(generator.path)
             keep = _Keep(clips, name, renderer, folder / f"{number:02}")
             evaluate(
-                generator.load().to(device()),
+                annealed(generator.load().to(device()), anneal and Anneal(**anneal), sampling.max_new_tokens),
                 prompts,
                 sampling,
                 guidance,
@@ -226,6 +229,7 @@ def drawn_clips(
                 progress=report(number),
                 listen=keep,
                 template=configs[name].prompt,
+                conditioner=conditioner_of(configs[name].conditioner, group),
             )
     return clips
 

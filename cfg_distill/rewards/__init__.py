@@ -2,10 +2,12 @@
 
 from cfg_distill.embedders import Frozen
 from cfg_distill.rewards.base import GroupReward, Reward
+from cfg_distill.rewards.code import CodeInformation
 from cfg_distill.rewards.compared import Compared
 from cfg_distill.rewards.contrast import PromptContrast
 from cfg_distill.rewards.density import Density
 from cfg_distill.rewards.embedded import UnderEmbedder
+from cfg_distill.rewards.lexical import AvgOutScore
 from cfg_distill.rewards.mixed import Mixed
 from cfg_distill.rewards.pairwise import PairwiseDiversity, PairwiseReward, pairwise_baseline, pairwise_diversity
 from cfg_distill.rewards.sample import PromptAdherence, SampleReward, leave_one_out
@@ -15,6 +17,8 @@ from cfg_distill.rewards.target import DiversityTarget
 from cfg_distill.rewards.witness import Witness
 
 __all__ = [
+    "AvgOutScore",
+    "CodeInformation",
     "Compared",
     "Density",
     "DiversityTarget",

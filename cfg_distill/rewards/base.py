@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cfg_distill.embedders import Embedder, is_empty
 from cfg_distill.errors import Context, Problem
 from cfg_distill.sampling.samples import Samples
+from cfg_distill.sampling.start import StartModel
 
 
 @dataclass
@@ -47,6 +48,9 @@ class Reward(nn.Module, ABC):
     def load(self) -> Self:
         """Load what the reward needs; does nothing the second time."""
         return self
+
+    def attach(self, start: StartModel) -> None:
+        """Take the start model of the fit, loaded; called once, behind :meth:`load`. A reward hands it to its reference."""
 
     @abstractmethod
     def forward(self, samples: Samples) -> GroupReward:

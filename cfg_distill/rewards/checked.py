@@ -114,6 +114,11 @@ def _alone(samples: Samples, by_sample: bool) -> Iterator[tuple[range, Samples]]
                 prompts=[samples.prompts[b]],
                 asked=[samples.asked[b]],
                 outputs=samples.outputs[first : first + step],
-                rollout=Rollout(drawn.tokens_BGKT[part], drawn.mask_BGKT[part], drawn.log_probs_BGKT[part]),
+                rollout=Rollout(
+                    drawn.tokens_BGKT[part],
+                    drawn.mask_BGKT[part],
+                    drawn.log_probs_BGKT[part],
+                    None if drawn.labels_BG is None else drawn.labels_BG[part],
+                ),
             ),
         )

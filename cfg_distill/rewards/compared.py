@@ -11,6 +11,7 @@ from cfg_distill.errors import Context, Problem, blamed, problems_of
 from cfg_distill.references import Reference
 from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.sampling.samples import Samples
+from cfg_distill.sampling.start import StartModel
 
 
 class Compared(UnderEmbedder):
@@ -38,9 +39,12 @@ class Compared(UnderEmbedder):
         self.reference.load()
         return super().load()
 
+    def attach(self, start: StartModel) -> None:
+        self.reference.attach(start)
+
     def referred(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """The vectors of the reference, ``[R, D]``, and their weights for each prompt, ``[B, R]``, on the samples' device."""
         device = samples.rollout.tokens_BGKT.device
         with blamed(self.reference, "reference"):
-            vectors_RD, weight_BR = self.reference.at(samples.prompts, self._frozen.on(device))
+            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(device))
         return vectors_RD.to(device), weight_BR.to(device)

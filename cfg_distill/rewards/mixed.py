@@ -15,6 +15,7 @@ from cfg_distill.rewards.pairwise import PairwiseReward, mean_among_others, mean
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.rewards.sample import SampleReward, leave_one_out
 from cfg_distill.sampling.samples import Samples
+from cfg_distill.sampling.start import StartModel
 
 
 class Mixed(Reward):
@@ -124,6 +125,10 @@ class Mixed(Reward):
         for reward in self._parts().values():
             reward.load()
         return self
+
+    def attach(self, start: StartModel) -> None:
+        for reward in self._parts().values():
+            reward.attach(start)
 
     def _parts(self) -> dict[str, Reward]:
         return cast(dict[str, Reward], dict(self.rewards.items()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder, Frozen, cosine_distances
 from cfg_distill.embedders.similarity import both_count
-from cfg_distill.errors import Context, Problem, blamed, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, blamed, problems_of
 from cfg_distill.references import Reference, mean_distance
 from cfg_distill.rewards.base import GroupReward
 from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.rewards.pairwise import mean_among_others, mean_with_others
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.sampling.samples import Samples
+from cfg_distill.sampling.start import StartModel
 
 
 class DiversityTarget(UnderEmbedder):
@@ -34,14 +36,17 @@ class DiversityTarget(UnderEmbedder):
 
     Args:
         embedder: the frozen model.
-        target: d_0, the diversity to reach: a number, such as the base model's, or a reference, whose own diversity counts.
+        target: d_0, the diversity to reach: a number, such as the base model's; a reference, whose own diversity counts; or a
+            number for each label of ``model.conditioner: {class_path: cfg_distill.sampling.Labels}``, which makes the label a
+            knob of the student's diversity.
         momentum: the part of the past that the running mean of D - d_0 keeps at each batch. It moves in train mode only.
     """
 
-    def __init__(self, embedder: Embedder, target: float | Reference, momentum: float = 0.9) -> None:
+    def __init__(self, embedder: Embedder, target: float | Sequence[float] | Reference, momentum: float = 0.9) -> None:
         super().__init__(embedder)
         self.target = Frozen(target)
-        self.past = RunningMean(momentum)
+        # One mean for each label.
+        self.past = RunningMean(momentum, (len(target),) if isinstance(target, Sequence) else ())
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         found, target = super().problems(context), self.target.model
@@ -50,12 +55,19 @@ class DiversityTarget(UnderEmbedder):
             found.append(Problem("/model.sampling.samples", f"{text} Set it to 4, say."))
         if isinstance(target, Reference):
             found += problems_of(target, context, under="target.init_args")
-        elif not 0 <= target <= 2:
-            text = f"expected a mean cosine distance, in [0, 2], but got {target}."
+        elif wrong := [each for each in self._numbers(target) if not 0 <= each <= 2]:
+            text = f"expected a mean cosine distance, in [0, 2], but got {wrong[0]}."
             found.append(Problem("target", f"{text} `cfg-distill evaluate` prints the base model's."))
+        if isinstance(target, Sequence) and context.training and context.labels != len(target):
+            text = f"expected {len(target)} labels, one per target, but got {context.labels or 'none'}. Set it to"
+            found.append(Problem("/model.conditioner", f"{text} cfg_distill.sampling.Labels with as many `values`."))
         if not 0 <= self.past.momentum < 1:
             found.append(Problem("momentum", f"expected a number in [0, 1), but got {self.past.momentum}."))
         return found
+
+    def attach(self, start: StartModel) -> None:
+        if isinstance(self.target.model, Reference):
+            self.target.model.attach(start)
 
     def load(self) -> Self:
         if isinstance(self.target.model, Reference):
@@ -67,22 +79,44 @@ class DiversityTarget(UnderEmbedder):
         embedding_BGD = self.embedded(samples)
         pairs_BGG = cosine_distances(embedding_BGD)
         reward_BG = mean_with_others(pairs_BGG)
-        gap = self.past.value.clone()  # of the past alone; 0 before the first batch
+        label_B = self._labels(samples).to(self.past.value.device)
+        past_B1 = self.past.value.view(-1)[label_B, None].to(reward_BG)  # of the past alone; 0 before the first batch
         if self.training:
-            gap_B = reward_BG.mean(-1) - self._target(samples).to(reward_BG)
-            known_B = ~(gap_B.isnan() & reward_BG.mean(-1).isfinite())  # a reference of one output has no diversity
-            total, count = all_reduced(torch.stack([gap_B[known_B].sum(), known_B.sum()]).to(self.past.value))
-            if count > 0:
-                self.past.update(total, count)
-        if gap > 0:
-            pairs_BGG = torch.where(both_count(embedding_BGD), pairs_BGG, 2.0)
+            self._take(reward_BG.mean(-1) - self._target(samples).to(reward_BG), reward_BG.mean(-1).isfinite(), label_B)
+        pulled_BGG = torch.where(both_count(embedding_BGD), pairs_BGG, 2.0)
+        pairs_BGG = torch.where(past_B1.unsqueeze(-1) > 0, pulled_BGG, pairs_BGG)
         excess_BG = mean_with_others(pairs_BGG) - mean_among_others(pairs_BGG)
-        return GroupReward(reward_BG, -2 * gap.to(reward_BG) * 2 * excess_BG)
+        return GroupReward(reward_BG, -2 * past_B1 * 2 * excess_BG)
+
+    def _take(self, gap_B: Tensor, is_sound_B: Tensor, label_B: Tensor) -> None:
+        """Take in the gaps of a batch, by label. A label that the batch does not have keeps its mean."""
+        known_B = ~(gap_B.isnan() & is_sound_B)  # a reference of one output has no diversity
+        past_K = self.past.value.view(-1)
+        sums_2K = past_K.new_zeros(2, len(past_K))
+        given_2B = torch.stack([gap_B[known_B], torch.ones_like(gap_B[known_B])]).to(past_K)
+        total_K, count_K = all_reduced(sums_2K.index_add_(1, label_B[known_B.to(label_B.device)], given_2B))
+        if count_K.any():
+            total_K = torch.where(count_K > 0, total_K, past_K)
+            shape = self.past.value.shape
+            self.past.update(total_K.view(shape), count_K.clamp(min=1).view(shape))
+
+    @staticmethod
+    def _numbers(target: float | Sequence[float]) -> Sequence[float]:
+        return target if isinstance(target, Sequence) else [target]
+
+    def _labels(self, samples: Samples) -> Tensor:
+        """The label of each prompt, ``[B]``; 0 where there is one target for all."""
+        labels_BG = samples.rollout.labels_BG
+        if not isinstance(self.target.model, Sequence):
+            return torch.zeros(len(samples.prompts), dtype=torch.long)
+        if labels_BG is None:
+            raise ConfigError(Problem("target", "expected samples with labels, but they have none."))
+        return labels_BG[:, 0]
 
     def _target(self, samples: Samples) -> Tensor:
         """d_0 of each prompt, ``[B]``; NaN for a prompt with one reference output."""
         target = self.target.model
         if not isinstance(target, Reference):
-            return torch.full((len(samples.prompts),), float(target))
+            return torch.tensor(self._numbers(target))[self._labels(samples)]
         with blamed(target, "target"):
-            return mean_distance(*target.at(samples.prompts, self._frozen.on(samples.rollout.tokens_BGKT.device)))
+            return mean_distance(*target.at(samples.asked, self._frozen.on(samples.rollout.tokens_BGKT.device)))

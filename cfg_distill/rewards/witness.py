@@ -52,7 +52,7 @@ class Witness(Compared, PairwiseReward):
         self.kernel = KernelChoice(kernel, bandwidths)
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + self.kernel.problems()
+        return super().problems(context) + self.kernel.problems(self.reference.shared)
 
     def pairs(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)

@@ -71,9 +71,14 @@ def _replaced(samples: Samples, again: Samples, of_prompt_P: Tensor, taken_BG: T
         for g in range(samples.group):
             if taken_BG[b, g]:
                 outputs[b * samples.group + g] = again.outputs[place * samples.group + g]
+    labels_BG = old.labels_BG
+    if labels_BG is not None and new.labels_BG is not None:  # a sample brings its label along
+        labels_BG = labels_BG.clone()
+        labels_BG[of_prompt_P] = torch.where(taken_BG[of_prompt_P], new.labels_BG, labels_BG[of_prompt_P])
     drawn = Rollout(
         mixed(old.tokens_BGKT, new.tokens_BGKT, pad_token),
         mixed(old.mask_BGKT, new.mask_BGKT, False),
         mixed(old.log_probs_BGKT, new.log_probs_BGKT, 0),
+        labels_BG,
     )
     return replace(samples, outputs=outputs, rollout=drawn)

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.generators import Generator, Guidance, Guided, Predictions, Prompt, PromptLike
-from cfg_distill.generators.base import Predictor
+from cfg_distill.generators import Generator, Guidance, Predictions, Predictor, Prompt, PromptLike
 from cfg_distill.generators.delay import cells_at
+from cfg_distill.generators.guided import under
 from cfg_distill.generators.linear import packed
+from cfg_distill.sampling.conditioning import Conditioner
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
 from cfg_distill.sampling.seeds import Seeds
 
@@ -30,11 +31,13 @@ class Rollout:
         tokens_BGKT: generated tokens; the pad token in cells that do not exist.
         mask_BGKT: True on cells that exist: the frames of a codebook up to and including the end token.
         log_probs_BGKT: log-probability of each token under the distribution that drew it; 0 where masked.
+        labels_BG: the label that each sample was drawn under; None without a conditioner.
     """
 
     tokens_BGKT: Tensor
     mask_BGKT: Tensor
     log_probs_BGKT: Tensor
+    labels_BG: Tensor | None = None
 
     @property
     def tokens_NKT(self) -> Tensor:
@@ -52,45 +55,54 @@ class Rollout:
 
 @torch.no_grad()
 def rollout(
-    generator: Generator,
+    predictor: Predictor,
     prompts: Sequence[PromptLike],
     sampling: Sampling,
     guidance: Guidance | None = None,
     seed: int | Seeds = 0,
+    conditioner: Conditioner | None = None,
 ) -> Rollout:
-    """Draw G samples of each prompt, on the generator's device, in eval mode: dropout would change the distribution.
+    """Draw G samples of each prompt, on the predictor's device, in eval mode: dropout would change the distribution.
 
     The same seed, prompts and weights give the same samples; nothing depends on the global random state. The random numbers of
     a sample depend on the seed, the place of its prompt and its number in the group (:class:`~cfg_distill.sampling.Seeds`).
-    Afterwards each part of the generator is in the mode that it was in.
+    Afterwards each generator is in the mode that it was in.
 
     Args:
-        generator: the loaded generator.
+        predictor: a loaded generator, or any other predictor over loaded generators.
         prompts: B prompts.
         sampling: G, T, temperature, filters.
         guidance: samples under guidance (two rows per sample) when given and active.
         seed: of the random numbers of this rollout; :class:`~cfg_distill.sampling.Seeds` where the prompts are part of a larger
             batch.
+        conditioner: gives each sample a label that the predictor reads beside the prompt; None for the prompts alone.
 
     Raises:
         ConfigError: see :func:`problems_of_lengths`; the model predicts NaN.
     """
-    predictor: Predictor = Guided(generator, guidance) if guidance is not None and guidance.active else generator
-    if problems := problems_of_lengths(generator, prompts, sampling, guidance):
-        raise ConfigError(problems)
+    shape, seeds, labels_BG = (len(prompts), sampling.samples), Seeds.of(seed, len(prompts)), None
+    if conditioner is not None:
+        labels_BG = conditioner.labels(sampling.samples, seeds)
+        prompts, seeds = conditioner.asked(prompts, labels_BG), seeds.apart(sampling.samples)
+        sampling = replace(sampling, samples=1)
+    found = [each for part in predictor.parts for each in problems_of_lengths(part, prompts, sampling, guidance)]
+    if found:
+        raise ConfigError(list(dict.fromkeys(found)))
+    predictor = under(predictor, guidance)
     # The weights are laid out once per rollout: a few steps do not pay for it.
     pack = sampling.pack_weights and sampling.max_new_tokens >= MIN_PACKED
-    with in_eval_mode(generator), packed(generator.model) if pack else nullcontext():
-        tokens_NKT, mask_NKT, log_probs_NKT = _decode(
-            predictor, prompts, sampling, Seeds.of(seed, len(prompts)), generator.device
-        )
+    with ExitStack() as stack:
+        for part in predictor.parts:
+            stack.enter_context(in_eval_mode(part))
+            if pack:
+                stack.enter_context(packed(part.model))
+        tokens_NKT, mask_NKT, log_probs_NKT = _decode(predictor, prompts, sampling, seeds, predictor.parts[0].device)
     if not log_probs_NKT.isfinite().all():  # once per rollout: a look at every position would wait for the accelerator
         raise ConfigError(
             "The model diverged: its predictions are NaN or infinite. Use an earlier checkpoint of it, or train it again at a"
             " lower learning rate."
         )
-    shape = (len(prompts), sampling.samples)
-    return Rollout(*(tensor.unflatten(0, shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT)))
+    return Rollout(*(tensor.unflatten(0, shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT)), labels_BG)
 
 
 @contextmanager

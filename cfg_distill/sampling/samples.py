@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike
+from cfg_distill.generators import Generator, Guidance, Predictor, Prompt, PromptLike
+from cfg_distill.sampling.conditioning import Conditioner
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.rollout import Rollout, rollout
 from cfg_distill.sampling.seeds import Seeds
@@ -48,11 +49,12 @@ def decoded(generator: Generator, prompts: Sequence[PromptLike], drawn: Rollout)
 
 
 def draw(
-    generator: Generator,
+    predictor: Predictor,
     prompts: Sequence[PromptLike],
     sampling: Sampling,
     guidance: Guidance | None = None,
     seed: int | Seeds = 0,
+    conditioner: Conditioner | None = None,
 ) -> Samples:
     """Roll out and decode. Arguments: see :func:`cfg_distill.sampling.rollout`."""
-    return decoded(generator, prompts, rollout(generator, prompts, sampling, guidance, seed))
+    return decoded(predictor.parts[0], prompts, rollout(predictor, prompts, sampling, guidance, seed, conditioner))

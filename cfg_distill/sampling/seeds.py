@@ -21,6 +21,7 @@ class Seeds:
     Args:
         words: what all prompts share: the seed of the run, the step, the attempt.
         places: of each prompt among all prompts that are drawn under these words, on all devices.
+        numbers: of the one sample that is drawn of each place, where a group is drawn a sample at a time; None for groups.
 
     Example:
         >>> whole = Seeds((7,), range(4)).uniform_NKT(group=2, num_codebooks=1, num_positions=5)
@@ -31,11 +32,27 @@ class Seeds:
 
     words: tuple[int, ...]
     places: Sequence[int]
+    numbers: Sequence[int] | None = None
 
     @classmethod
     def of(cls, seed: int | Seeds, num_prompts: int) -> Seeds:
         """The keys under a plain number: the prompts of the batch are all that there are."""
         return seed if isinstance(seed, Seeds) else cls((seed,), range(num_prompts))
+
+    def apart(self, group: int) -> Seeds:
+        """The same streams, with each sample as a group of its own.
+
+        Example:
+            >>> seeds = Seeds((7,), range(3))
+            >>> torch.equal(seeds.apart(2).uniform_NKT(1, 1, 5), seeds.uniform_NKT(2, 1, 5))
+            True
+        """
+        places = [place for place in self.places for _ in range(group)]
+        return Seeds(self.words, places, [*range(group)] * len(self.places))
+
+    def uniform_BM(self, number: int) -> Tensor:
+        """Numbers in [0, 1) of each prompt as a whole, float64; streams of their own."""
+        return self._uniform([(place,) for place in self.places], number)
 
     def uniform_NKT(self, group: int, num_codebooks: int, num_positions: int) -> Tensor:
         """Numbers in [0, 1), float64, on the CPU: an accelerator then draws with the same ones.
@@ -48,13 +65,18 @@ class Seeds:
             num_codebooks: K.
             num_positions: T.
         """
+        numbers = [range(group)] * len(self.places) if self.numbers is None else [[number] for number in self.numbers]
+        rows = [(place, number) for place, own in zip(self.places, numbers, strict=True) for number in own]
+        uniform_NM = self._uniform(rows, num_positions * num_codebooks)
+        return uniform_NM.unflatten(1, (num_positions, num_codebooks)).transpose(1, 2)
+
+    def _uniform(self, keys: Sequence[tuple[int, ...]], number: int) -> Tensor:
+        """The first numbers of some streams, ``[len(keys), number]``."""
         words = [word % 2**64 for word in self.words]  # SeedSequence refuses negative numbers
-        rows = [(place, sample) for place in self.places for sample in range(group)]
-        raw_NTK = np.empty((len(rows), num_positions, num_codebooks), dtype=np.uint64)
-        for number, row in enumerate(rows):
+        raw_NM = np.empty((len(keys), number), dtype=np.uint64)
+        for row, key in enumerate(keys):
             # SeedSequence mixes its words well, and keeps streams of different spawn keys apart. Unlike those of
             # np.random.Generator, the raw numbers of PCG64 are the same in all versions of numpy.
-            stream = np.random.PCG64(np.random.SeedSequence(words, spawn_key=row))
-            raw_NTK[number] = stream.random_raw(num_positions * num_codebooks).reshape(num_positions, num_codebooks)
-        uniform_NTK = (raw_NTK >> np.uint64(11)) * 2.0**-53  # the 53 bits of a float64
-        return torch.from_numpy(uniform_NTK).transpose(1, 2)
+            stream = np.random.PCG64(np.random.SeedSequence(words, spawn_key=key))
+            raw_NM[row] = stream.random_raw(number)
+        return torch.from_numpy((raw_NM >> np.uint64(11)) * 2.0**-53)  # the 53 bits of a float64

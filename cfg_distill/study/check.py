@@ -78,7 +78,7 @@ def generator_modules(fit: Fit) -> list[str]:
 
 def command_of(fit: Fit) -> list[str]:
     """The words a user would type after ``cfg-distill``."""
-    words = ["fit", "--config", fit.config]
+    words = ["fit", *(word for file in fit.files for word in ("--config", file))]
     for key, value in fit.overrides.items():
         words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
     return words
@@ -99,7 +99,7 @@ def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, Job
     groups = {"baselines": study.baselines, "systems": study.systems}
     fine = [system for key, group in groups.items() for name, system in group.items() if is_fine(f"{key}.{name}")]
     fine += [SystemConfig(sweep.model) for name, sweep in study.sweeps.items() if is_fine(f"sweeps.{name}")]
-    models = sorted({system.model for system in fine} - made)
+    models = sorted({model for system in fine for model in system.models} - made)
     evaluation, parts = study.evaluation, ("evaluation", "fits", "merges", "baselines", "sweeps", "systems")
     jobs: dict[str, Job] = {}
     if is_fine("evaluation.metrics"):
@@ -107,7 +107,7 @@ def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, Job
         ladder = ladder_of(study).name if sampled and is_fine("evaluation.ladder") else ""
         jobs["evaluation"] = CheckEvaluation(evaluation, models, sampled, ladder)
     for name, fit in study.fits.items():
-        if fit.config and is_fine(f"fits.{name}.config"):
+        if fit.config and is_fine(f"fits.{name}.config") and is_fine(f"fits.{name}.overlays"):
             jobs[f"fits.{name}"] = CheckFit(command_of(fit))
     return jobs
 
@@ -120,9 +120,10 @@ def systems_by_folder(study: Study) -> list[SystemConfig]:
     found: dict[tuple[Any, ...], SystemConfig] = {}
     for system in study.all_systems().values():
         folder = _folder_of(study, system.model)
-        if folder:
-            guidance = (system.guidance, system.negative, system.negative_system, system.prompt)
-            found.setdefault((folder, *guidance), replace(system, model=folder))
+        anneal = system.anneal and replace(system.anneal, base=_folder_of(study, system.anneal.base))
+        if folder and (anneal is None or anneal.base):
+            guidance = (system.guidance, system.negative, system.negative_system, system.prompt, anneal)
+            found.setdefault((folder, *guidance, str(system.conditioner)), replace(system, model=folder, anneal=anneal))
     return list(found.values())
 
 
@@ -142,9 +143,9 @@ def _readable(study: Study) -> tuple[dict[str, Fit], list[Problem]]:
     fits, problems = {}, []
     for name, fit in study.fits.items():
         key = f"fits.{name}.config"
-        if not find_file(fit.config).is_file():
-            text = f"expected a recipe, but `{fit.config}` does not exist. See cfg-distill recipes."
-            problems.append(Problem(key, text))
+        if missing := [file for file in fit.files if not find_file(file).is_file()]:
+            text = f"expected a recipe, but `{missing[0]}` does not exist. See cfg-distill recipes."
+            problems.append(Problem(key if missing[0] == fit.config else f"fits.{name}.overlays", text))
             continue
         try:
             _ = fit.recipe
@@ -225,6 +226,8 @@ def _problems_of_systems(study: Study, models: list[str]) -> list[Problem]:
 
 def _problems_of_system(key: str, system: SystemConfig, models: list[str]) -> list[Problem]:
     problems = _problems_of_model(f"{key}.model", system.model, models)
+    if system.anneal is not None:
+        problems += _problems_of_model(f"{key}.anneal.base", system.anneal.base, models)
     if system.temperature is not None:
         problems += _not_a_number_from_0(f"{key}.temperature", system.temperature)
     if system.prompt is not None and PLACE not in system.prompt:

@@ -60,7 +60,20 @@ class Study:
         """
         rivals = {system.model for system in self.baselines.values()}
         students = {name: SystemConfig(name) for name in (*self.fits, *self.merges) if name not in rivals}
-        return self.baselines | self.swept() | students | self.systems
+        every = self.baselines | self.swept() | students | self.systems
+        return {name: self._asked_as_trained(system) for name, system in every.items()}
+
+    def _asked_as_trained(self, system: SystemConfig) -> SystemConfig:
+        """A system of a student that was trained with labels: it is asked with labels, too."""
+        model = system.model
+        while model in self.merges and self.merges[model].models:
+            model = self.merges[model].models[0]
+        if system.conditioner is not None or model not in self.fits:
+            return system
+        try:
+            return dataclasses.replace(system, conditioner=self.fits[model].recipe.at("model.conditioner"))
+        except ConfigError:  # a recipe that cannot be read is a problem of its fit
+            return system
 
     def swept(self) -> dict[str, SystemConfig]:
         """The baselines of the sweeps, less those that are named already."""
@@ -101,6 +114,8 @@ class Study:
         point = self.all_systems()[name]
         if point.guidance != 1.0:
             return "guidance"
+        if point.anneal is not None:
+            return "model"
         if name in self.baselines:
             return "base"
         return "student" if point.model in self.fits else "merge" if point.model in self.merges else "base"

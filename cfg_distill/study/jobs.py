@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.study.climbing import ClimbLadder, problems_of_ladder
 from cfg_distill.study.parts import Claims, Evaluation, SystemConfig
@@ -84,6 +85,7 @@ class CheckEvaluation:
 
     def _problems_of_prompts(self) -> list[Problem]:
         from cfg_distill.data.reading import read_prompts, templated
+        from cfg_distill.evaluation.chosen import conditioner_of
         from cfg_distill.evaluation.models import metrics_of
         from cfg_distill.generators import open_generator
         from cfg_distill.sampling import problems_of_lengths
@@ -99,6 +101,11 @@ class CheckEvaluation:
                 continue  # a student's start: the check of its fit reports it
             asked = templated(system.prompt, prompts)
             found = problems_of_lengths(generator, asked, sampling_of(given, system), guidance_of(system))
+            problems += said_by(f"Model `{system.model}`", problems_of_anneal(system.anneal, generator))
+            try:
+                conditioner_of(system.conditioner, given.samples)
+            except ConfigError as error:
+                problems += said_by(f"Model `{system.model}`", error.problems)
             problems += said_by(f"Model `{system.model}`", ConfigError(found).under("evaluation"))
         return problems
 
@@ -214,6 +221,7 @@ class Evaluate:
     def run(self, report: Report) -> dict[str, Any]:
         from cfg_distill.data import read_prompts
         from cfg_distill.evaluation import evaluate
+        from cfg_distill.evaluation.chosen import conditioner_of
         from cfg_distill.evaluation.written import Writer
         from cfg_distill.generators import device, open_generator
 
@@ -221,10 +229,11 @@ class Evaluate:
         metrics = loaded_metrics(given.metrics)
         generator = open_generator(self.system.model, dtype=self.system.dtype or given.dtype).load().to(device())
         writer = Writer(generator, Path(self.samples_folder), given.written, given.written_samples, audio=given.audio)
+        sampling = sampling_of(given, self.system)
         system = evaluate(
-            generator,
+            annealed(generator, self.system.anneal, sampling.max_new_tokens),
             read_prompts(given.sampled, given.field),
-            sampling_of(given, self.system),
+            sampling,
             guidance_of(self.system),
             metrics,
             seeds=given.seeds,
@@ -234,9 +243,12 @@ class Evaluate:
             progress=report,
             listen=writer,
             template=self.system.prompt,
+            conditioner=conditioner_of(self.system.conditioner, given.samples),
         )
         writer.finish()
         system.training_seeds, system.chain = self.training_seeds, self.chain
+        system.anneal = self.system.anneal and asdict(self.system.anneal)
+        system.conditioner = self.system.conditioner
         system.save(Path(self.file))
         return {}
 
@@ -260,14 +272,16 @@ class TimeSampling:
         from cfg_distill.evaluation.timing import seconds_per_sample
         from cfg_distill.files import write_text
         from cfg_distill.generators import device, open_generator
+        from cfg_distill.generators.guided import under
 
         given, found = self.evaluation, []
         prompts = read_prompts(given.sampled, given.field)
         for name, system in self.systems.items():
             generator = open_generator(system.model, dtype=system.dtype or given.dtype).load().to(device())
-            guidance = guidance_of(system)
-            measured = seconds_per_sample(generator, prompts, sampling_of(given, system), guidance, given.timing)
-            passes = 2.0 if guidance.active else 1.0
+            guidance, sampling = guidance_of(system), sampling_of(given, system)
+            predictor = annealed(generator, system.anneal, sampling.max_new_tokens)
+            measured = seconds_per_sample(predictor, prompts, sampling, guidance, given.timing)
+            passes = float(under(predictor, guidance).passes)
             found += [{"system": name, "relative_cost": passes} | each for each in measured]
         write_text(Path(self.file), json.dumps(found, indent=1) + "\n")
         return {}
@@ -372,7 +386,7 @@ _JOBS = (
     TimeSampling,
     DrawFront,
 )
-_PARTS = (Evaluation, Headline, Claims, SystemConfig)
+_PARTS = (Anneal, Evaluation, Headline, Claims, SystemConfig)
 _CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_JOBS, *_PARTS)}
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
+from cfg_distill.evaluation.anneal import Anneal
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.recipe import Recipe
 
@@ -23,6 +24,7 @@ class Fit:
 
     Args:
         config: the recipe.
+        overlays: further recipes, laid over it in their order.
         overrides: dotted key -> value, as on the command line.
         start: an earlier fit of this study, or a model folder, whose weights the student begins with.
     """
@@ -30,6 +32,12 @@ class Fit:
     config: str
     overrides: dict[str, Any] = field(default_factory=dict)
     start: str = ""
+    overlays: list[str] = field(default_factory=list)
+
+    @property
+    def files(self) -> list[str]:
+        """The recipe and what is laid over it."""
+        return [self.config, *self.overlays]
 
     @cached_property
     def recipe(self) -> Recipe:
@@ -38,7 +46,7 @@ class Fit:
         Raises:
             ConfigError: there is no such recipe, or it cannot be read.
         """
-        return Recipe.read([self.config], self.overrides)
+        return Recipe.read(self.files, self.overrides)
 
 
 @dataclass
@@ -74,6 +82,9 @@ class SystemConfig:
         min_p: keep the tokens at least this many times as likely as the likeliest; None takes ``evaluation.min_p``.
         prompt: a template that every prompt is put into, in place of ``{prompt}``: a baseline that asks for variety, say.
             Metrics see the prompt as it was. None for none.
+        anneal: begin the samples by a start model; None for the model alone.
+        conditioner: class_path and init_args of a Conditioner, for a student that was trained with one; None for none. Metrics
+            see the prompts alone.
     """
 
     model: str
@@ -86,6 +97,13 @@ class SystemConfig:
     top_p: float | None = None
     min_p: float | None = None
     prompt: str | None = None
+    anneal: Anneal | None = None
+    conditioner: dict[str, Any] | None = None
+
+    @property
+    def models(self) -> list[str]:
+        """The models that its samples take: its own, and the start model where there is one."""
+        return [self.model] if self.anneal is None else [self.model, self.anneal.base]
 
 
 @dataclass

@@ -51,8 +51,8 @@ FREE = (
 )
 """Keys that may differ, since they change no result of a system. The last one is of an earlier version."""
 
-UNSET = ("top_k", "top_p", "min_p", "prompt")
-"""Settings of a system that earlier versions did not record; where they are not given, nothing has changed."""
+UNSET = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner", "overlays")
+"""Settings of a system or a fit that earlier versions did not record; where they are not given, nothing has changed."""
 
 
 EMPTY = ("study.sweeps", "study.training_seeds", "study.claims.guards")
@@ -118,7 +118,7 @@ def _is_addition(old: Mapping[str, Any], new: Mapping[str, Any], key: str, name:
     """Whether a key, which differs, only adds to a study: everything that it has made stays as it is."""
     path = f"{key}.{name}" if key else str(name)
     before, after = old.get(name), new.get(name)
-    if name not in old and (key in GROWING or (name in UNSET and after is None) or (path in EMPTY and not after)):
+    if name not in old and (key in GROWING or (name in UNSET and after in (None, [])) or (path in EMPTY and not after)):
         return True
     if path in ADDABLE and not before:
         return True

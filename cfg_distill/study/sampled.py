@@ -28,6 +28,6 @@ def sampling_of(evaluation: Evaluation, system: SystemConfig) -> Any:
 
 def guidance_of(system: SystemConfig) -> Any:
     """The guidance of a system."""
-    from cfg_distill.guidance import Guidance
+    from cfg_distill.generators import Guidance
 
     return Guidance(scale=system.guidance, negative=system.negative, negative_system=system.negative_system)

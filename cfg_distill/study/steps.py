@@ -11,7 +11,7 @@ from cfg_distill.study.check import command_of, generator_modules
 from cfg_distill.study.climbing import ClimbLadder, ladder_of
 from cfg_distill.study.config import Study
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders, TimeSampling
-from cfg_distill.study.parts import Fit
+from cfg_distill.study.parts import Fit, SystemConfig
 from cfg_distill.study.record import digest, digests
 
 StepKind = Literal["fit", "export", "merge", "evaluate", "ladder", "time", "front"]
@@ -57,9 +57,9 @@ def plan(study: Study, out: Path) -> list[Step]:
         steps += _training_steps(study, run, out, made)
     evaluations: dict[str, list[Step]] = {}
     for name, system in study.all_systems().items():
-        trained = bool(study.chain(system.model))
+        trained = any(map(study.chain, system.models))
         evaluations[name] = [
-            _evaluation_step(study, name, run, made.get((system.model, run.word), Made(system.model)), out)
+            _evaluation_step(study, name, run, [_made(each, run, made) for each in system.models], out)
             for run in (runs if trained else [Run()])
         ]
         steps += evaluations[name]
@@ -107,6 +107,17 @@ class Made:
         return [self.label] if self.label else []
 
 
+def _made(model: str, run: Run, made: dict[tuple[str, str], Made]) -> Made:
+    """A model as it was made in a run; in the first where it is the same in all; else one that is there already."""
+    return made.get((model, run.word), made.get((model, ""), Made(model)))
+
+
+def _sampled(system: SystemConfig, models: list[Made]) -> SystemConfig:
+    """A system with the folders of its models."""
+    anneal = system.anneal and replace(system.anneal, base=models[-1].folder)
+    return replace(system, model=models[0].folder, anneal=anneal)
+
+
 def runs_of(study: Study) -> list[Run]:
     """One run per training seed."""
     if study.replicated:
@@ -122,7 +133,7 @@ def _training_steps(study: Study, run: Run, out: Path, made: dict[tuple[str, str
     steps: list[Step] = []
 
     def use(model: str) -> Made:
-        return made.get((model, run.word), made.get((model, ""), Made(model)))
+        return _made(model, run, made)
 
     for name, fit in study.fits.items():
         folder = run.within(out / "students" / name)
@@ -178,7 +189,8 @@ def _fit_step(name: str, fit: Fit, run: Run, start: Made, out: Path) -> Step:
     return Step("fit", run.subject(name), words, [folder / "done.json"], start.needs, config, effort, [folder])
 
 
-def _evaluation_step(study: Study, name: str, run: Run, model: Made, out: Path) -> Step:
+def _evaluation_step(study: Study, name: str, run: Run, models: list[Made], out: Path) -> Step:
+    """The evaluation of a system under one training seed, by its models as they were made under this seed."""
     given, system = study.evaluation, study.all_systems()[name]
     settled = study.settled(system)
     file, heard = out / "systems" / f"{name}.json", run.within(out / "samples" / name)
@@ -186,17 +198,19 @@ def _evaluation_step(study: Study, name: str, run: Run, model: Made, out: Path) 
         file = out / "systems" / name / f"{run.word}.json"
     chain = study.chain(system.model)
     # The filters of the evaluation stay in the evaluation, where jobs of version 0.1 had them.
-    sampled = replace(system, model=model.folder, temperature=settled.temperature, dtype=settled.dtype)
+    sampled = replace(_sampled(system, models), temperature=settled.temperature, dtype=settled.dtype)
     job = Evaluate(name, study.kind(name), sampled, given, str(file), str(heard), _seeds(study, chain, run), chain)
     settings = _deciding(study) | {"temperature": settled.temperature, "dtype": settled.dtype}
     point = {key: value for key, value in asdict(system).items() if key not in NEW_OPEN or value is not None}
-    config = settings | {"point": point, "files": digests([settings, "" if model.needs else model.folder])}
-    cost = 2 if system.guidance != 1 else 1
+    given_models = [each.folder for each in models if not each.needs]
+    config = settings | {"point": point, "files": digests([settings, given_models])}
+    cost = (2 if system.guidance != 1 else 1) * len(models)
     effort = 2e-4 * cost * given.samples * len(given.seeds) * given.max_new_tokens * 24 + 3
-    return Step("evaluate", run.subject(name), job, [file, heard], model.needs, config, effort, [heard])
+    needs = [need for each in models for need in each.needs]
+    return Step("evaluate", run.subject(name), job, [file, heard], needs, config, effort, [heard])
 
 
-NEW_OPEN = ("top_k", "top_p", "min_p", "prompt")
+NEW_OPEN = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner")
 """Settings of a system that version 0.1 did not have. One that is not given must not make its results look stale."""
 
 
@@ -247,10 +261,9 @@ def _timing_step(
         names = [study.claims.start, study.claims.guidance, study.claims.quality]
     timed, needs = {}, set[str]()
     for name in names:
-        model = systems[name].model
-        found = made.get((model, run.word), made.get((model, ""), Made(model)))
-        timed[name] = replace(study.settled(systems[name]), model=found.folder)
-        needs |= set(found.needs)
+        models = [_made(each, run, made) for each in systems[name].models]
+        timed[name] = _sampled(study.settled(systems[name]), models)
+        needs |= {need for each in models for need in each.needs}
     file = out / "speed.json"
     config = _deciding(study) | {
         "timing": given.timing,

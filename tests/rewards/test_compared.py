@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 import torch
+from tiny_references import Rows, with_bank
 from torch import Tensor, nn
 
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError, Context
 from cfg_distill.metrics import KernelDistance, PromptRetrieval, PseudoDensity
 from cfg_distill.references import (
-    Reference,
     Texts,
     bank_of,
     energy_kernel,
@@ -39,31 +38,6 @@ from cfg_distill.rewards.contrast import log_contrast
 THETA_V = torch.tensor([0.3, -0.5, 0.9, 0.1])
 TABLE_VD = torch.tensor([[0.5, 0.5], [3.0, 3.0], [1.0, 0.0], [0.2, 0.9]])
 BANK_RD = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [4.0, 4.0]])
-
-
-class Rows(Reference):
-    """Outputs are rows of the table of a Lookup; each prompt has the weights of its last word, a number."""
-
-    def __init__(self, rows: Sequence[int], weights: Sequence[Sequence[float]] = ()) -> None:
-        self.rows = list(rows)
-        self.weights = weights
-
-    def size(self) -> int:
-        return len(self.rows)
-
-    def parts(self) -> Iterator[list[int]]:
-        yield self.rows[:2]
-        yield self.rows[2:]
-
-    def weight(self, prompts: Sequence[str]) -> Tensor:
-        if not self.weights:
-            return super().weight(prompts)
-        return torch.tensor([self.weights[int(prompt.split()[-1]) % len(self.weights)] for prompt in prompts])
-
-
-def with_bank(table_VD: Tensor, bank_RD: Tensor) -> tuple[Tensor, range]:
-    """One table of outcomes and reference, and the rows of the reference."""
-    return torch.cat([table_VD, bank_RD]), range(len(table_VD), len(table_VD) + len(bank_RD))
 
 
 def close(found: Tensor, expected: Tensor) -> None:
@@ -321,7 +295,7 @@ def test_contrast_gives_the_true_gradient(group, prompt_file, lookup, samples_of
     outcomes_BG = all_groups(4, group)
     reward = PromptContrast(lookup(table_VD), Rows(rows, torch.eye(3).tolist()), prompt_file, temperature=0.5)
     samples = samples_of(outcomes_BG)
-    samples.prompts = ["prompt 1"] * len(outcomes_BG)
+    samples.prompts = samples.asked = ["prompt 1"] * len(outcomes_BG)
     outcome = reward(samples)
     units_VD = nn.functional.normalize(TABLE_VD.double(), dim=-1)
     value_V = (units_VD @ PROTOTYPES.double().T / 0.5).log_softmax(-1)[:, 1]

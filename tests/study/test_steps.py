@@ -7,8 +7,11 @@ from dataclasses import replace
 import pytest
 
 from cfg_distill import generators
+from cfg_distill.evaluation.anneal import Anneal
 from cfg_distill.files import write_text
-from cfg_distill.study.config import read_study
+from cfg_distill.study.check import problems_of
+from cfg_distill.study.config import load_study, read_study
+from cfg_distill.study.jobs import decoded, encoded
 from cfg_distill.study.ledger import Ledger
 from cfg_distill.study.steps import Step, plan
 
@@ -58,6 +61,27 @@ def test_training_seeds_make_every_chain_once_per_seed(place, change):
     front = steps["front"]
     assert front.work.systems["half"] == [str(out / "systems" / "half" / f"seed {seed}.json") for seed in (0, 7)]
     assert out / "systems" / "half.json" in front.outputs and out / "systems" / "base.json" not in front.outputs
+
+
+def test_a_system_may_begin_by_a_start_model(place, change):
+    """An option of a study: a point of its own, with the start model as it was made under the same training seed."""
+    anneal = {"base": "quality", "kind": "step", "step_at": 0.3}
+    changed = {"training_seeds": [0, 7], "systems/annealed": {"model": "diversity", "anneal": anneal}}
+    study = read_study(change(changed | {"systems/from base": {"model": "base", "anneal": {"base": "base"}}}))
+    assert problems_of(study) == []
+    steps, out = {step.label: step for step in plan(study, place / "out")}, place / "out"
+    step = steps["evaluate annealed seed 7"]
+    assert step.needs == ["export diversity seed 7", "export quality seed 7"]
+    job = decoded(encoded(step.work))
+    assert job == step.work and job.kind == "model"
+    assert job.system.anneal == Anneal(str(out / "students" / "quality" / "seed 7"), "step", step_at=0.3)
+    assert steps["evaluate from base"].work.system.anneal == Anneal("base")
+    before = {each.label: each for each in plan(read_study(change({"systems": None})), out)}
+    assert steps["evaluate base"].config == before["evaluate base"].config  # and is not evaluated anew
+    wrong = {"systems/annealed": {"model": "diversity", "anneal": {"base": "qualty", "pwer": 2}}}
+    study, problems = load_study(change(wrong))
+    assert [str(each).split(":")[0] for each in problems] == ["Key `systems.annealed.anneal.pwer`"]
+    assert "Did you mean `quality`?" in str(problems_of(study)[0])
 
 
 def test_one_training_seed_keeps_the_folders(place, change, steps):

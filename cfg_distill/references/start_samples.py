@@ -1,0 +1,96 @@
+"""What the start model writes for the same prompt. Shapes: B prompts, S samples of each, R = B S, D embedding width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from cfg_distill.embedders import Embedder
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of, problems_of_counts
+from cfg_distill.generators import Generator, Guidance, PromptLike, device
+from cfg_distill.generators.frozen import Frozen
+from cfg_distill.references.base import Reference
+from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.start import StartModel
+
+
+class StartSamples(Reference):
+    """Samples of the frozen start model for each prompt: what the student was before it was trained.
+
+    Samples of a prompt are drawn when a batch first has the prompt, and their vectors are kept. They depend on the prompt
+    alone, not on batches, processes or interruptions. In a fit the start model is the fit's own, sampled as the fit samples. An
+    evaluation has none, so name one there.
+
+    Args:
+        samples: S, of each prompt.
+        guidance: draw them under guidance; null for none.
+        generator: the start model, outside of a fit.
+        tokens: the longest sample of ``generator``, in tokens or frames.
+    """
+
+    shared = False
+
+    def __init__(
+        self,
+        samples: int = 16,
+        guidance: Guidance | None = None,
+        generator: Generator | None = None,
+        tokens: int = 80,
+    ) -> None:
+        self.samples = samples
+        self.guidance = guidance
+        self.tokens = tokens
+        self._generator = Frozen(generator)
+        self._start: StartModel | None = None
+        self._drawn: tuple[Embedder | None, dict[PromptLike, tuple[Tensor, Tensor]]] = None, {}
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        found = problems_of_counts(samples=self.samples, tokens=self.tokens)
+        if self.guidance is not None:
+            found += problems_of(self.guidance, context, under="guidance")
+        if self._generator.model is not None:
+            found += problems_of(self._generator.model, context, under="generator.init_args")
+        elif not context.training:
+            text = (
+                "expected the start model, since there is none outside of a fit, but got none. Name it: CausalLM, say."
+            )
+            found.append(Problem("generator", text))
+        return found
+
+    def load(self) -> Self:
+        generator = self._generator.model
+        if generator is not None and self._start is None:
+            generator.load()
+            self._start = StartModel(self._generator.on(device()), Sampling(max_new_tokens=self.tokens))
+        return self
+
+    def attach(self, start: StartModel) -> None:
+        if self._generator.model is None:
+            self._start = start
+
+    def size(self) -> int:
+        return self.samples
+
+    def parts(self) -> Iterator[Sequence[Any]]:
+        text = "expected outputs of all prompts together, but start samples belong to one prompt each. Use Texts or Sounds."
+        raise ConfigError(Problem("", text))
+
+    def weight(self, prompts: Sequence[str]) -> Tensor:
+        return torch.block_diag(*[torch.ones(1, self.samples)] * len(prompts))
+
+    def _read(self, embedder: Embedder, prompts: Sequence[PromptLike]) -> tuple[Tensor, Tensor]:
+        if not prompts:
+            return super()._read(embedder, prompts)
+        assert self._start is not None, "attach() or load() comes first"
+        if self._drawn[0] is not embedder:
+            self._drawn = embedder, {}
+        known = self._drawn[1]
+        for prompt in prompts:
+            if prompt not in known:
+                outputs = self._start.draw(prompt, self.samples, self.guidance).outputs
+                known[prompt] = embedder.embed(outputs), ~embedder.degenerate(outputs)
+        vectors, counts = zip(*(known[prompt] for prompt in prompts), strict=True)
+        return torch.cat(vectors), torch.cat(counts)
