@@ -87,10 +87,21 @@ class Predictor(Protocol):
         deepen               the codebooks after those that are drawn, until there are K
     """
 
-    delays: tuple[int, ...]
-    end_tokens: tuple[int, ...]
-    end_codebooks: int
-    pad_token: int
+    @property
+    def delays(self) -> tuple[int, ...]:
+        """Of each codebook, in positions."""
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens that end a sample."""
+
+    @property
+    def end_codebooks(self) -> int:
+        """How many codebooks, from the first, draw the end together."""
+
+    @property
+    def pad_token(self) -> int:
+        """In cells that do not exist."""
 
     @property
     def parts(self) -> tuple[Generator, ...]:
