@@ -3,8 +3,8 @@
     python tests/tune_transfer.py base=tunes:base guided=tunes:base@2 quality=FOLDER diversity=FOLDER
 
 Each model draws 8 samples of each development prompt at temperature 1. Differences from `quality` (or from the first model) are
-paired over prompts, with 1.96 standard errors. The columns: the quality; the encoder of the reward; and three measures that were
-no reward: the encoder of counted figures, the last hidden layer of the judge, and common melodies.
+paired over prompts, with 1.96 standard errors. The columns: the quality; the encoder of the reward; and three measures that
+were no reward: the encoder of counted figures, the last hidden layer of the judge, and common melodies.
 """
 
 from __future__ import annotations

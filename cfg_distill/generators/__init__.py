@@ -1,7 +1,7 @@
 """The models to distil: adapters over transformers models, and the same models under guidance."""
 
 from cfg_distill.generators.annealed import Annealed
-from cfg_distill.generators.base import DecodingState, Encoded, Generator, Predictor
+from cfg_distill.generators.base import DecodingState, Encoded, Generator
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.csm import CSM
 from cfg_distill.generators.dia import Dia
@@ -10,6 +10,7 @@ from cfg_distill.generators.loading import device, open_generator
 from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.musicgen import MusicGen
 from cfg_distill.generators.predictions import DepthStates, Head, HiddenStates, Logits, Predictions, Scored
+from cfg_distill.generators.predictor import Predictor
 from cfg_distill.generators.songs import AceStep, YuE
 from cfg_distill.guidance import Guidance, Schedule
 from cfg_distill.prompt import Prompt, PromptLike

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import Problem
-from cfg_distill.generators.base import AcceptsScored, Generator, Predictor
+from cfg_distill.generators.base import Generator
 from cfg_distill.generators.predictions import Logits, Predictions
+from cfg_distill.generators.predictor import AcceptsScored, Predictor
 from cfg_distill.guidance import Guidance, Schedule, guided_logits
 from cfg_distill.prompt import PromptLike
 

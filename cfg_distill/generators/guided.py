@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfg_distill.generators.base import AcceptsScored, Predictor
 from cfg_distill.generators.predictions import Logits, Predictions
+from cfg_distill.generators.predictor import AcceptsScored, Predictor
 from cfg_distill.guidance import Guidance, guided_logits, guided_states
 from cfg_distill.prompt import PromptLike
 

@@ -38,7 +38,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
 class Known:
     """A predictor of fixed logits: one prompt, one codebook."""
 
-    delays, end_tokens, pad_token, passes = (0,), (), 0, 1
+    delays, end_tokens, end_codebooks, pad_token, passes = (0,), (), 1, 0, 1
 
     def __init__(self, logits: list[float]) -> None:
         self.logits = torch.tensor(logits)

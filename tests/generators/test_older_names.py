@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from cfg_distill.generators import CausalLM, DecodingState, Encoded, Generator, Guided, HiddenStates, Logits, Scored
-from cfg_distill.generators.base import Predictor, Stream
+from cfg_distill.generators.predictor import Predictor, Stream
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling, rollout
 
