@@ -80,9 +80,17 @@ class Predictor(Protocol):
     Tokens live in the layout of :mod:`cfg_distill.generators.delay`: at position t, codebook k holds frame ``t - delays[k]``.
     """
 
-    delays: tuple[int, ...]
-    end_tokens: tuple[int, ...]
-    pad_token: int
+    @property
+    def delays(self) -> tuple[int, ...]:
+        """The delay of each codebook in positions."""
+
+    @property
+    def end_tokens(self) -> tuple[int, ...]:
+        """The tokens after any of which a sample is finished."""
+
+    @property
+    def pad_token(self) -> int:
+        """Fills the cells that do not exist."""
 
     @property
     def parts(self) -> tuple[Generator, ...]:
