@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import pytest
@@ -312,6 +313,22 @@ def test_start_samples_depend_on_their_prompt_alone(tiny_model, lookup):
         reference.vectors(embedder)
     named = StartSamples(samples=5, generator=CausalLM(tiny_model), tokens=6).load()
     assert torch.equal(named.at(["w1"], embedder)[0], seen[0])
+
+
+def test_each_prompt_has_the_bank_of_its_own_start_samples(tiny_model):
+    """Prompts that stand at one place of their batches have the same weights, and other outputs."""
+    start, embedder = StartModel(CausalLM(tiny_model).load(), Sampling(samples=3, max_new_tokens=8)), NGramCounts(n=1)
+
+    def reward() -> Density:
+        made = Density(embedder, StartSamples(samples=4), k=2, weight_above=4.0, smooth=True)
+        made.attach(start)
+        return made
+
+    used, fresh = reward(), reward()
+    first, second = (draw(start.generator, [prompt], start.sampling) for prompt in ("w1", "w2 w3"))
+    values = [used(samples).reward_BG for samples in (first, second)]
+    assert torch.equal(values[1], fresh(second).reward_BG)
+    assert not torch.equal(values[0], reward()(replace(first, prompts=["w2 w3"], asked=["w2 w3"])).reward_BG)
 
 
 def test_start_samples_need_a_start_model_and_kernels_need_bandwidths():
