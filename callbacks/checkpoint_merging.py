@@ -196,7 +196,7 @@ class CheckpointMerging(Callback):
         }
         own = replace(
             of_base(module.student.path),
-            guidance=float(module.guidance.scale),
+            guidance=module.guidance.strongest,
             losses=losses,
             step=int(module.trainer.global_step),
             weights=self.use,

@@ -186,6 +186,11 @@ class Guidance:
         return found + self.moved.problems()
 
     @property
+    def strongest(self) -> float:
+        """The largest gamma over the positions: what a student carries afterwards."""
+        return float(max(self.moved.first, self.moved.last))
+
+    @property
     def moved(self) -> Schedule:
         """Gamma over the generated positions."""
         final = self.scale if self.final_scale is None else self.final_scale

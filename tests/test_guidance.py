@@ -38,6 +38,8 @@ def test_schedules_go_from_scale_to_final_scale():
         assert torch.equal(scale_T[8:], torch.ones(4))
         assert (scale_T.diff() <= 0).all()
     assert torch.equal(Guidance(scale=2.0).scale_at(position_T), torch.full((12,), 2.0))
+    step = Guidance(1.0, schedule="step", final_scale=2.5, positions=8, step_at=0.5)
+    assert step.scale_at(position_T).tolist() == [1.0] * 4 + [2.5] * 8 and step.strongest == 2.5
 
 
 def test_active_only_where_a_second_pass_is_needed():

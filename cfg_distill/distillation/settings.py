@@ -25,7 +25,8 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 def summary(module: CFGDistillation) -> str:
     """What is about to be trained, in one line: each loss with its class and weight, the teacher, the group."""
     losses = cast(Mapping[str, Loss], dict(module.losses.items()))
-    guidance, samples = f"{module.guidance.scale:g}", module.sampling.samples
+    moved, samples = module.guidance.moved, module.sampling.samples
+    guidance = f"{moved.first:g}" if moved.first == moved.last else f"{moved.first:g} to {moved.last:g} ({moved.kind})"
     return f"Losses: {_listed(losses)}. Guidance of the teacher: {guidance}. Samples per prompt: {samples}."
 
 
@@ -35,7 +36,7 @@ def configured(module: CFGDistillation) -> dict[str, Any]:
     return {
         "losses": {name: loss.weight.item() for name, loss in losses.items()},
         "card": {
-            "guidance": float(module.guidance.scale),
+            "guidance": module.guidance.strongest,
             "losses": {name: type(loss).__name__ for name, loss in losses.items()},
             "start": module.start,
         },

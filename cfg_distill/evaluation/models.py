@@ -111,7 +111,7 @@ def _point(
         kind="guidance" if scale != 1 else "model",
         listen=writer,
     )
-    system.anneal = request.anneal and asdict(request.anneal)
+    system.anneal = None if request.anneal is None else asdict(request.anneal)
     if folder is not None:
         system.save(folder / "systems" / f"{stem}.json")
     if writer is not None:

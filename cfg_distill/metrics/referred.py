@@ -35,7 +35,7 @@ class ReferredMetric(EmbeddingMetric):
         reference: what the samples are compared with.
     """
 
-    axis = "guard"
+    axis: Literal["quality", "diversity", "guard"] = "guard"
 
     def __init__(self, embedder: Embedder, reference: Reference, **settings: Any) -> None:
         super().__init__(embedder, **settings)

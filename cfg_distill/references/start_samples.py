@@ -64,7 +64,8 @@ class StartSamples(Reference):
         generator = self._generator.model
         if generator is not None and self._start is None:
             generator.load()
-            self._start = StartModel(self._generator.on(device()), Sampling(max_new_tokens=self.tokens))
+            self._generator.on(device())
+            self._start = StartModel(generator, Sampling(max_new_tokens=self.tokens))
         return self
 
     def attach(self, start: StartModel) -> None:

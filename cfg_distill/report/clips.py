@@ -215,11 +215,12 @@ def drawn_clips(
     with _bar(list(systems)) as report:
         for number, name in enumerate(systems):
             generator, sampling, guidance = generators.pop(name)
-            anneal = finished.systems[name].anneal
+            given_anneal = finished.systems[name].anneal
+            anneal = None if given_anneal is None else Anneal(**given_anneal)
             renderer, _ = renderer_of(generator.path)
             keep = _Keep(clips, name, renderer, folder / f"{number:02}")
             evaluate(
-                annealed(generator.load().to(device()), anneal and Anneal(**anneal), sampling.max_new_tokens),
+                annealed(generator.load().to(device()), anneal, sampling.max_new_tokens),
                 prompts,
                 sampling,
                 guidance,

@@ -102,7 +102,8 @@ def rollout(
             "The model diverged: its predictions are NaN or infinite. Use an earlier checkpoint of it, or train it again at a"
             " lower learning rate."
         )
-    return Rollout(*(tensor.unflatten(0, shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT)), labels_BG)
+    drawn = (tensor.unflatten(0, shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT))
+    return replace(Rollout(*drawn), labels_BG=labels_BG)
 
 
 @contextmanager

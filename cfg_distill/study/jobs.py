@@ -247,7 +247,7 @@ class Evaluate:
         )
         writer.finish()
         system.training_seeds, system.chain = self.training_seeds, self.chain
-        system.anneal = self.system.anneal and asdict(self.system.anneal)
+        system.anneal = None if self.system.anneal is None else asdict(self.system.anneal)
         system.conditioner = self.system.conditioner
         system.save(Path(self.file))
         return {}

@@ -11,12 +11,14 @@ import pytest
 import torch
 from tiny import tiny_folder
 
+from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import System, evaluate
+from cfg_distill.evaluation.chosen import conditioner_of
 from cfg_distill.evaluation.system import pooled
 from cfg_distill.generators import CausalLM
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics import DistinctN, Length
-from cfg_distill.sampling import Sampling
+from cfg_distill.sampling import Codes, Sampling
 from cfg_distill.sampling.samples import draw
 
 PROMPTS = ["w0 w1", "w2", "w3 w4 w5", "w6", "w7"]
@@ -40,6 +42,21 @@ def test_values_are_those_of_metrics_on_drawn_samples(generator):
     samples = draw(generator, PROMPTS, SAMPLING, None, 7)
     assert system.values["distinct"] == [pytest.approx(DistinctN().score(samples).tolist())]
     assert system.axes == {"distinct": "diversity", "length": "guard"}
+
+
+def test_labels_are_drawn_per_sample_and_metrics_see_the_prompts(generator):
+    codes, heard = Codes(values=3, template="{label} {prompt}", words=["w9", "w10", "w11"]), []
+    system = run(generator, seeds=[7], batch_size=2, conditioner=codes, listen=heard.append)
+    samples = draw(generator, PROMPTS, SAMPLING, None, 7, codes)
+    assert system.values["distinct"] == [pytest.approx(DistinctN().score(samples).tolist())]
+    assert [prompt for samples in heard for prompt in samples.asked] == PROMPTS
+    labels_BG = torch.cat([samples.rollout.labels_BG for samples in heard])
+    assert torch.equal(labels_BG, samples.rollout.labels_BG) and (labels_BG.sort(-1).values == torch.arange(3)).all()
+    spec = {"class_path": "cfg_distill.sampling.Codes", "init_args": {"values": 3}}
+    made = conditioner_of(spec, samples=6)
+    assert isinstance(made, Codes) and made.values == 3 and conditioner_of(None, samples=6) is None
+    with pytest.raises(ConfigError, match=r"Key `conditioner.init_args.values`: expected a divisor of"):
+        conditioner_of(spec, samples=4)
 
 
 def test_every_prompt_once_a_seed_and_seeds_differ(generator):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from made_study import LINE, line
 
@@ -29,6 +31,11 @@ def row(name: str, **changes: float) -> tuple:
 def test_the_most_diverse_point_within_the_margin() -> None:
     assert chosen(line()) == "half"  # .010 below guidance; the diversity student is .100 below
     assert chosen(line(), Rule("quality", ["diversity"], margin=0.2)) == "diversity"
+
+
+def test_no_model_can_be_shipped_that_begins_by_another() -> None:
+    annealed = [replace(system, anneal={"base": "base"}) if system.name == "half" else system for system in line()]
+    assert chosen(annealed) == "quality"
 
 
 def test_the_lower_end_of_the_interval_must_lie_above_the_margin() -> None:

@@ -314,6 +314,23 @@ def test_start_samples_depend_on_their_prompt_alone(tiny_model, lookup):
     assert torch.equal(named.at(["w1"], embedder)[0], seen[0])
 
 
+def test_each_prompt_has_the_bank_of_its_own_start_samples(tiny_model):
+    """Prompts that stand at one place of their batches have the same weights, and other outputs."""
+    start, embedder = StartModel(CausalLM(tiny_model).load(), Sampling(samples=3, max_new_tokens=8)), NGramCounts(n=1)
+
+    def reward() -> Density:
+        made = Density(embedder, StartSamples(samples=4), k=2, weight_above=4.0, smooth=True)
+        made.attach(start)
+        return made
+
+    used = reward()
+    full = [prompt for prompt in PROMPTS if used.reference.at([prompt], embedder)[1].tolist() == [[0.25] * 4]]
+    assert len(full) > 2  # no empty samples
+    for prompt in full:
+        samples = draw(start.generator, [prompt], start.sampling)
+        assert torch.equal(used(samples).reward_BG, reward()(samples).reward_BG)
+
+
 def test_start_samples_need_a_start_model_and_kernels_need_bandwidths():
     assert StartSamples().problems(Context(training=True)) == []
     assert [problem.key for problem in StartSamples(samples=0).problems()] == ["samples", "generator"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import yaml
 
 from cfg_distill import generators
 from cfg_distill.evaluation.anneal import Anneal
@@ -82,6 +83,27 @@ def test_a_system_may_begin_by_a_start_model(place, change):
     study, problems = load_study(change(wrong))
     assert [str(each).split(":")[0] for each in problems] == ["Key `systems.annealed.anneal.pwer`"]
     assert "Did you mean `quality`?" in str(problems_of(study)[0])
+
+
+CODES = {"class_path": "cfg_distill.sampling.Codes", "init_args": {"values": 3, "template": "{label} {prompt}"}}
+
+
+def test_overlays_are_laid_over_a_recipe_and_a_student_is_asked_as_it_was_trained(place, change):
+    (place / "codes.yaml").write_text(yaml.safe_dump({"model": {"conditioner": CODES}, "trainer": {"max_steps": 5}}))
+    study = read_study(
+        change({"fits/diversity/overlays": ["codes.yaml"], "merges/half/models": ["diversity", "quality"]})
+    )
+    assert problems_of(study) == []
+    steps = {step.label: step for step in plan(study, place / "out")}
+    words = steps["fit diversity"].work
+    assert words[:5] == ["fit", "--config", "fit.yaml", "--config", "codes.yaml"]
+    assert study.fits["diversity"].recipe.max_steps == 5 and study.fits["quality"].recipe.max_steps == 12
+    for name, codes in (("diversity", CODES), ("half", CODES), ("quality", None), ("base", None)):
+        job = decoded(encoded(steps[f"evaluate {name}"].work))
+        assert job.system.conditioner == codes == job.system.conditioner, name
+    assert "conditioner" not in steps["evaluate base"].config["point"]
+    (missing,) = problems_of(read_study(change({"fits/diversity/overlays": ["none.yaml"]})))
+    assert missing.path == "fits.diversity.overlays" and "`none.yaml` does not exist" in str(missing)
 
 
 def test_one_training_seed_keeps_the_folders(place, change, steps):
