@@ -26,7 +26,7 @@ class RewardHistograms(Callback):
 
     def __init__(self, every_n_steps: int = 50) -> None:
         self.every_n_steps = every_n_steps
-        self._last = -1
+        self._last = 0
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings."""

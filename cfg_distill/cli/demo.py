@@ -23,7 +23,9 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--port", type=int, default=7860, metavar="N", help="of the page; 0 for any that is free")
     add_trust(parser)
     given = parser.read(argv)
+    from cfg_distill.recipe.quiet import without_bars
     from cfg_distill.report.demo import DemoRequest, serve
 
+    without_bars()
     with parser.naming_options():
         serve(DemoRequest(**vars(given)))

@@ -63,7 +63,9 @@ def _ask(given: argparse.Namespace) -> None:
     for key in missing:
         given.__dict__[key] = Path(_answer(key)) if key == "prompts" else _answer(key)
     if given.device is None:
-        found = _found_device()
+        from cfg_distill.study import starting
+
+        found = starting.found_device()
         given.device = (_answer("device", found) if missing else "") or found
         if given.device not in ("cpu", "gpu"):
             raise ConfigError(Problem("device", f"expected cpu or gpu, but got `{given.device}`."))
@@ -72,9 +74,3 @@ def _ask(given: argparse.Namespace) -> None:
 def _answer(key: str, default: str = "") -> str:
     shown = f" [{default}]" if default else ""
     return input(f"{_QUESTIONS[key]}{shown}: ").strip() or default
-
-
-def _found_device() -> str:
-    from cfg_distill.generators import device
-
-    return "cpu" if device().type == "cpu" else "gpu"

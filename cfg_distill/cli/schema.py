@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,12 +19,12 @@ def run(argv: Sequence[str]) -> None:
     given = parser.read(argv)
     if given.out is not None and (problems := refuse_existing(given.out, given.overwrite)):
         raise ConfigError(problems)
-    from cfg_distill.files import write_text
-    from cfg_distill.study.schema import schema_of
+    from cfg_distill.study.schema import text_of_schema
 
-    text = json.dumps(schema_of(given.kind), indent=1, ensure_ascii=False) + "\n"
+    text = text_of_schema(given.kind)
     if given.out is None:
         print(text, end="")
         return
-    write_text(given.out, text)
+    given.out.parent.mkdir(parents=True, exist_ok=True)
+    given.out.write_text(text, encoding="utf-8")
     print(f"Wrote {given.out}.")

@@ -5,6 +5,7 @@ Nothing is asked of a network: fonts are the system's, and analytics are off.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import os
@@ -14,8 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from markupsafe import Markup
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.report.page import environment
@@ -70,20 +69,33 @@ class Server:
             raise ConfigError(problems)
         playground.load()
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
-        self._page = _Page(playground)
-        port = request.port or _free_port(request.host)
-        self.url = self._page.serve(request.host, port)
+        gradio: Any = importlib.import_module("gradio")
+        self._playground, pieces = playground, Pieces(playground)
+        self._blocks = _blocks(gradio, pieces)
+        _, url, _ = self._blocks.launch(
+            server_name=request.host,
+            server_port=request.port or _free_port(request.host),
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            head=pieces.head(),
+            theme=gradio.themes.Base(font=_FONTS, font_mono=_MONO),
+            footer_links=[],
+            ssr_mode=False,
+            mcp_server=False,
+        )
+        self.url = str(url)
 
     def wait(self) -> None:
         """Serve until Ctrl-C."""
-        try:
+        with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
-        except KeyboardInterrupt:
-            self.close()
+        self.close()
 
     def close(self) -> None:
-        """Stop serving."""
-        self._page.blocks.close(verbose=False)
+        """Stop serving, and remove what was merged."""
+        self._blocks.close(verbose=False)
+        self._playground.close()
 
 
 def serve(request: DemoRequest) -> None:
@@ -124,91 +136,80 @@ def _free_port(host: str) -> int:
         return int(attempt.getsockname()[1])
 
 
-class _Page:
-    """The form, its pictures, and what happens when somebody moves the knob or draws."""
+class Pieces:
+    """The parts of the page that are ours, as HTML: they need no Gradio.
+
+    Args:
+        playground: the models.
+    """
 
     def __init__(self, playground: Playground) -> None:
-        self.gradio: Any = importlib.import_module("gradio")
         self.playground = playground
         self.templates = environment()
-        self.blocks = self._blocks()
 
-    def serve(self, host: str, port: int) -> str:
-        """Serve the page, and return its address."""
-        gradio = self.gradio
-        head = self.templates.get_template("demo_head.html.j2").render()
-        _, url, _ = self.blocks.launch(
-            server_name=host,
-            server_port=port,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            head=head,
-            theme=gradio.themes.Base(font=_FONTS, font_mono=_MONO),
-            footer_links=[],
-            ssr_mode=False,
-            mcp_server=False,
-        )
-        return str(url)
+    def head(self) -> str:
+        """Styles and players."""
+        return self._render("head")
 
-    def _blocks(self) -> Any:
-        gradio, playground = self.gradio, self.playground
-        name = playground.finished.folder.resolve().name
-        with gradio.Blocks(title=f"Demo {name}", analytics_enabled=False) as blocks:
-            gradio.HTML(self._intro(name))
-            with gradio.Row(elem_id="form"):
-                with gradio.Column(scale=5, min_width=280):
-                    prompt = gradio.Textbox(value=playground.prompts[0], label="Prompt", lines=2, elem_id="prompt")
-                    gradio.Examples([[each] for each in playground.prompts[1:6]], prompt, label="Prompts of the study")
-                with gradio.Column(scale=4, min_width=280):
-                    setting = self._setting()
-                    seed = gradio.Number(value=0, precision=0, minimum=0, label="Seed", elem_id="seed")
-                    with gradio.Row():
-                        draw = gradio.Button("Draw", variant="primary", elem_id="draw")
-                        again = gradio.Button("Next seed", elem_id="again")
-            samples = gradio.HTML(self._hint(), elem_id="samples")
-            front = gradio.HTML(self.front(playground.start), elem_id="front")
-            given = [prompt, setting, seed]
-            gradio.on([draw.click, prompt.submit], self.samples, given, samples, api_name="draw")
-            again.click(lambda now: (now or 0) + 1, seed, seed, api_name=False).then(
-                self.samples, given, samples, api_name=False
-            )
-            setting.change(self.front, setting, front, show_progress="hidden", queue=False, api_name="front")
-        return blocks
+    def intro(self) -> str:
+        """What the page is about."""
+        name = self.playground.finished.folder.resolve().name
+        return self._render("intro", name=name, guided=self.playground.guided, knob=self.playground.line is not None)
 
-    def _setting(self) -> Any:
-        gradio, playground = self.gradio, self.playground
-        if playground.line is None:
-            return gradio.Dropdown(playground.students, value=playground.start, label="Model", elem_id="setting")
-        first, last = playground.ends
-        info = f"0 is {first}, 1 is {last}"
-        return gradio.Slider(
-            0, 1, value=playground.start, step=0.05, label="Knob", info=info, elem_id="setting", buttons=[]
-        )
-
-    def _intro(self, name: str) -> str:
-        return self.templates.get_template("demo_intro.html.j2").render(
-            name=name, guided=self.playground.guided, knob=self.playground.line is not None
-        )
-
-    def _hint(self) -> str:
-        return str(
-            Markup('<p class="cfg-distill note">Press <b>Draw</b>. Both models get the same prompt and seed.</p>')
+    def hint(self) -> str:
+        """In the place of samples, until there are some."""
+        return self._render(
+            "samples", problems=[], drawn=[], remarks=["Press Draw. Both get the same prompt and seed."]
         )
 
     def front(self, setting: float | str) -> str:
-        """The front, with the setting marked."""
+        """The front, with the setting marked; nothing where the study has no picture."""
         context = self.playground.front.context(setting)
-        if not context["panels"]:
-            return ""
-        about = self.playground.name_of(setting)
-        return self.templates.get_template("demo_front.html.j2").render(context, setting=about)
+        return self._render("front", **context, setting=self.playground.name_of(setting)) if context["panels"] else ""
 
     def samples(self, prompt: str, setting: float | str, seed: float | None) -> str:
         """Samples of the setting and of the guided base, side by side; what is wrong, where something is."""
-        template = self.templates.get_template("demo_samples.html.j2")
         try:
             drawn, remarks = self.playground.draw(prompt.strip(), setting, int(seed or 0))
         except ConfigError as error:
-            return template.render(problems=[str(problem) for problem in error.problems])
-        return template.render(problems=[], drawn=drawn, remarks=remarks, prompt=prompt.strip())
+            return self._render("samples", problems=[str(problem) for problem in error.problems], drawn=[], remarks=[])
+        return self._render("samples", problems=[], drawn=drawn, remarks=remarks, prompt=prompt.strip())
+
+    def _render(self, template: str, /, **context: Any) -> str:
+        return self.templates.get_template(f"demo_{template}.html.j2").render(context)
+
+
+def _blocks(gradio: Any, pieces: Pieces) -> Any:
+    """The form, and what happens when somebody moves the knob or draws."""
+    playground, private = pieces.playground, {"api_visibility": "private"}
+    title = f"Demo {playground.finished.folder.resolve().name}"
+    with gradio.Blocks(title=title, analytics_enabled=False) as blocks:
+        gradio.HTML(pieces.intro())
+        with gradio.Row():
+            with gradio.Column(scale=5, min_width=280):
+                prompt = gradio.Textbox(value=playground.prompts[0], label="Prompt", max_lines=6, elem_id="prompt")
+                others = [[each] for each in playground.prompts[1:6]]
+                gradio.Examples(others, prompt, label="Prompts of the study", preload=False)
+            with gradio.Column(scale=4, min_width=280):
+                setting = _setting(gradio, playground)
+                seed = gradio.Number(value=0, precision=0, minimum=0, label="Seed", elem_id="seed")
+                with gradio.Row():
+                    draw = gradio.Button("Draw", variant="primary", elem_id="draw")
+                    again = gradio.Button("Next seed", elem_id="again")
+        samples = gradio.HTML(pieces.hint(), elem_id="samples")
+        front = gradio.HTML(pieces.front(playground.start), elem_id="front")
+        given = [prompt, setting, seed]
+        gradio.on([draw.click, prompt.submit], pieces.samples, given, samples, **private)
+        drawn = again.click(lambda now: (now or 0) + 1, seed, seed, **private)
+        drawn.then(pieces.samples, given, samples, **private)
+        setting.change(pieces.front, setting, front, show_progress="hidden", queue=False, **private)
+    return blocks
+
+
+def _setting(gradio: Any, playground: Playground) -> Any:
+    """The knob; in a study without a line of merges, a choice of models."""
+    if playground.line is None:
+        return gradio.Dropdown(playground.students, value=playground.start, label="Model", elem_id="setting")
+    first, last = playground.ends
+    info = f"0 is {first}, 1 is {last}"
+    return gradio.Slider(0, 1, playground.start, step=0.05, label="Knob", info=info, elem_id="setting", buttons=[])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +93,7 @@ class Playground:
         ]
         if problems:
             raise ConfigError(problems)
-        self._folder = tempfile.TemporaryDirectory(prefix="cfg-distill-demo-")
+        self._merges = Path()
         self._held: dict[str, Generator] = {}
 
     # What there is to choose
@@ -149,6 +150,11 @@ class Playground:
         self._generator(self._guided())
         self._generator(self._student(self.start))
 
+    def close(self) -> None:
+        """Remove what was merged."""
+        if self._merges != Path():
+            shutil.rmtree(self._merges, ignore_errors=True)
+
     @cached_property
     def renderer(self) -> Renderer:
         """How samples are shown and written."""
@@ -174,7 +180,9 @@ class Playground:
         if name in self.finished.systems:
             return self.finished.model_of(name)
         assert self.line is not None
-        folder = Path(self._folder.name) / f"{knob:.4f}"
+        if self._merges == Path():
+            self._merges = Path(tempfile.mkdtemp(prefix="cfg-distill-demo-"))
+        folder = self._merges / f"{knob:.4f}"
         if not folder.is_dir():
             weights, line = [1 - knob, knob], self.line
             MergeFolders(line.models, weights, line.method, line.start or "", str(folder)).run(lambda done, total: None)

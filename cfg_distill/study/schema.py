@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import NoneType
@@ -37,6 +38,8 @@ _MODULES = (
     "torch.optim.lr_scheduler",
 )
 """Where recipes find classes; a class from elsewhere is accepted as any text."""
+_ROOTS = ("cfg_distill.", "lightning.", "torch.optim.")
+"""Packages whose classes a recipe builds; a value of any other class is not checked."""
 _PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean", NoneType: "null", Path: "string"}
 
 
@@ -50,6 +53,11 @@ def schema_of(kind: str) -> dict[str, Any]:
     root = {"recipe": builder.recipe, "study": builder.study, "metrics": builder.metrics}[kind]()
     head = {"$schema": "http://json-schema.org/draft-07/schema#", "title": f"A {kind} of cfg-distill"}
     return head | root | {"definitions": dict(sorted(builder.definitions.items()))}
+
+
+def text_of_schema(kind: str) -> str:
+    """The schema as the text of a file."""
+    return json.dumps(schema_of(kind), indent=1, ensure_ascii=False) + "\n"
 
 
 class _Builder:
@@ -115,9 +123,9 @@ class _Builder:
             return {"type": "object", "additionalProperties": values or True}
         if inspect.isclass(origin) and issubclass(origin, Iterable):
             return {"type": "array", "items": self.of(inside[0]) if inside else {}}
-        if classes_of(hint):
-            specs = [self._spec(base) for base in classes_of(hint)]
-            return specs[0] if len(specs) == 1 else {"anyOf": specs}
+        if bases := classes_of(hint):
+            specs = [self._spec(base) if base.__module__.startswith(_ROOTS) else {} for base in bases]
+            return {} if {} in specs else specs[0] if len(specs) == 1 else {"anyOf": specs}
         return {"type": _PLAIN[hint]} if hint in _PLAIN else {}
 
     def keys(self, cls: type) -> dict[str, Any]:

@@ -18,17 +18,17 @@ from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.evaluation.renderers import metrics_of_profiles
 from cfg_distill.files import problems_of_out, staged_folder
-from cfg_distill.folders import PACKAGED
-from cfg_distill.generators import Generator, open_generator
+from cfg_distill.folders import PACKAGED, find_file
+from cfg_distill.generators import Generator, device, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.recipe.classes import find_class
 from cfg_distill.sampling import positions_left
 
 Device = Literal["cpu", "gpu"]
-FILES = ("quality.yaml", "diversity.yaml", "study.yaml", "prompts/train.*", "prompts/report.*")
+FILES = ("quality.yaml", "diversity.yaml", "study.yaml", "prompts/*.txt", "prompts/*.jsonl")
 """What is written, and so may be replaced."""
 LEAST = 6
-"""Prompts: four to train on and two to report on."""
+"""Prompts: three to train on, one to validate on and two to report on."""
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 _LINES = (".txt", ".jsonl")
 """Files of prompts that can be split by their lines."""
@@ -95,6 +95,11 @@ class InitRequest:
     overwrite: bool = False
 
     @cached_property
+    def file(self) -> Path:
+        """The file of the prompts; ``recipes/...`` also names the files of the package."""
+        return find_file(self.prompts)
+
+    @cached_property
     def generator(self) -> Generator:
         """The model, not loaded."""
         return open_generator(self.model)
@@ -117,15 +122,15 @@ class InitRequest:
                 found += [Problem("embedder", each.text) for each in problems_of(_built(self._embedder_spec()))]
             except ConfigError as error:
                 found += [Problem("embedder", each.text) for each in error.problems]
-        inputs = [self.prompts, *([Path(self.model)] if Path(self.model).exists() else [])]
+        inputs = [self.file, *([Path(self.model)] if Path(self.model).exists() else [])]
         return found + problems_of_out(self.out, inputs, self.overwrite, FILES)
 
     def _problems_of_prompts(self) -> list[Problem]:
-        if self.prompts.suffix not in _LINES:
+        if self.file.suffix not in _LINES:
             text = f"expected a file with one prompt per line, {' or '.join(_LINES)}, but got `{self.prompts}`."
             return [Problem("prompts", text)]
         try:
-            prompts = read_prompts(self.prompts)
+            prompts = read_prompts(self.file)
         except ConfigError as error:
             return [Problem("prompts", problem.text) for problem in error.problems]
         if len(prompts) >= LEAST:
@@ -137,6 +142,11 @@ class InitRequest:
         if _CLASS_PATH.fullmatch(self.embedder) and not Path(self.embedder).exists():
             return {"class_path": self.embedder}
         return {"class_path": self.kind.encoder, "init_args": {"path": self.embedder}}
+
+
+def found_device() -> Device:
+    """A GPU, if there is one that can sample; else the CPU."""
+    return "cpu" if device().type == "cpu" else "gpu"
 
 
 def write_start(request: InitRequest) -> tuple[list[Path], list[str]]:
@@ -186,14 +196,11 @@ def _built(spec: Mapping[str, Any]) -> Any:
 def _files(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str, str]:
     """Name -> content of each file."""
     kind, gpu = request.kind, request.device == "gpu"
-    suffix = request.prompts.suffix
-    lines = [line for line in request.prompts.read_text(encoding="utf-8").splitlines() if line.strip()]
-    train, report = split(lines)
-    names = {name: f"prompts/{name}{suffix}" for name in ("train", "report")}
-    found = {
-        names["train"]: "\n".join(train) + "\n",
-        names["report"]: "\n".join(report) + "\n",
-    }
+    suffix = request.file.suffix
+    lines = [line for line in request.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    parts = split(lines)
+    names = {part: f"prompts/{part}{suffix}" for part in parts}
+    found = {names[part]: "\n".join(chosen) + "\n" for part, chosen in parts.items()}
     scale = kind.scale if request.scale is None else request.scale
     metrics = _metrics(request, embedder)
     values = {
@@ -232,7 +239,7 @@ def _length(request: InitRequest, scale: float) -> int:
     """The longest sample: what is usual, or as much as the model has room for beside the prompts."""
     usual = request.kind.lengths[request.device == "gpu"]
     longest = request.generator.longest_sample
-    left = positions_left(request.generator, read_prompts(request.prompts), Guidance(scale))
+    left = positions_left(request.generator, read_prompts(request.file), Guidance(scale))
     return max(1, min(each for each in (usual, longest, left) if each is not None))
 
 
@@ -273,11 +280,15 @@ def _block(metrics: Mapping[str, Any]) -> str:
     return "\n".join(f"{name}: {_flow(spec)}" for name, spec in metrics.items())
 
 
-def split(lines: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Prompts to train on, and every third to report on: a file is often sorted.
+def split(lines: Sequence[str]) -> dict[str, list[str]]:
+    """Prompts to train, to validate and to report on, from all parts of a file: files are often sorted.
 
     Example:
-        >>> split(["a", "b", "c", "d", "e", "f"])
-        (['a', 'b', 'd', 'e'], ['c', 'f'])
+        >>> split("abcdef")
+        {'train': ['a', 'b', 'd'], 'validation': ['e'], 'report': ['c', 'f']}
     """
-    return [line for place, line in enumerate(lines) if place % 3 != 2], list(lines[2::3])
+    parts = ("train", "train", "report", "train", "validation", "report")
+    found: dict[str, list[str]] = {"train": [], "validation": [], "report": []}
+    for place, line in enumerate(lines):
+        found[parts[place % 6]].append(line)
+    return found

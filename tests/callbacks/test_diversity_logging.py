@@ -152,7 +152,9 @@ def test_tensorboard_gets_scalars_texts_sounds_and_the_front(folder: str, tmp_pa
 
     callbacks = [DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}), SampleLogging(audio=sound)]
     logger = TensorBoardLogger(tmp_path, name="", version="logs")
-    trainer(callbacks, logger=logger, val_check_interval=1).fit(student_of(folder), batches(2), batches(1))
+    trainer(callbacks, logger=logger, val_check_interval=1).fit(
+        student_of(folder, measure_gradients_every=1), batches(2), batches(1)
+    )
     logger.experiment.close()
     events = EventAccumulator(str(tmp_path / "logs"))
     events.Reload()

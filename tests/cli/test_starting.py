@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -61,8 +63,8 @@ def test_what_init_writes_passes_the_checks(
     assert main(words) == 0
     out, err = capsys.readouterr()
     mine = folder / "my-study"
-    train, report = (read_prompts(mine / "prompts" / f"{name}.txt") for name in ("train", "report"))
-    assert sorted([*train, *report]) == sorted(prompts) and len(report) == len(prompts) // 3
+    parts = [read_prompts(mine / "prompts" / f"{name}.txt") for name in ("train", "validation", "report")]
+    assert sorted(prompt for part in parts for prompt in part) == sorted(prompts) and len(parts[2]) == len(prompts) // 3
     passes(mine / "quality.yaml")
     recipe = Recipe.read([mine / "quality.yaml"])
     assert recipe.at("model.guidance.scale") == 2.5 and recipe.model_path == model
@@ -116,7 +118,7 @@ def test_on_a_terminal_init_asks(folder: Path, monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr(init.sys.stdin, "isatty", lambda: True)
     monkeypatch.setattr("builtins.input", answer)
-    monkeypatch.setattr(init, "_found_device", lambda: "gpu")
+    monkeypatch.setattr(starting, "found_device", lambda: "gpu")
     assert main(["init"]) == 0
     assert asked[2] == "Device (cpu or gpu) [gpu]: "
     assert Recipe.read(["my-study/quality.yaml"]).at("trainer.precision") == "bf16-mixed"
@@ -128,27 +130,31 @@ def test_on_a_terminal_init_asks(folder: Path, monkeypatch: pytest.MonkeyPatch, 
 # weight: auto
 
 
-def recipe_of(folder: Path, **losses: Any) -> Path:
+def recipe_of(folder: Path, callbacks: Any, **losses: Any) -> Path:
     file = folder / "auto.yaml"
     kl = {"kl": {"class_path": "cfg_distill.losses.ReverseKL"}}
-    file.write_text(yaml.safe_dump({"model": {"losses": kl | losses}, "trainer": {"callbacks": ["a.Throughput"]}}))
+    file.write_text(yaml.safe_dump({"model": {"losses": kl | losses}, "trainer": {"callbacks": callbacks}}))
     return file
 
 
 def test_an_automatic_weight_is_a_calibration(folder: Path) -> None:
     reward = {"class_path": "cfg_distill.losses.PolicyGradient", "init_args": {"weight": "auto"}}
-    file = recipe_of(folder, diversity=reward, short={"class_path": "m.Short", "weight": "auto"})
+    file = recipe_of(
+        folder, {"speed": "a.Throughput"}, diversity=reward, short={"class_path": "m.Short", "weight": "auto"}
+    )
     recipe = Recipe.read([file], {"trainer.callbacks.beta_diversity.ratio": 0.25})
     assert recipe.at("model.losses.diversity.weight") == 0.0 and recipe.at("model.losses.short.weight") == 0.0
     callbacks = recipe.at("trainer.callbacks")
-    assert list(callbacks) == ["Throughput", "beta_diversity", "beta_short"]
+    assert list(callbacks) == ["speed", "beta_diversity", "beta_short"]
     assert callbacks["beta_diversity"] == {
         "class_path": "cfg_distill.callbacks.BetaCalibration",
         "init_args": {"loss": "diversity", "reference": "kl", "ratio": 0.25},
     }
     assert "its gradient shall be 0.25 times as long as that of `kl`" in recipe.notes[0]
-    named = Recipe.read([recipe_of(folder, diversity=reward)], {"model.losses.diversity.weight": 3.0})
-    assert named.at("model.losses.diversity.weight") == 3.0 and named.at("trainer.callbacks") == ["a.Throughput"]
+    listed = recipe_of(folder, ["a.Throughput"], diversity=reward)
+    assert list(Recipe.read([listed]).at("trainer.callbacks")) == ["Throughput", "beta_diversity"]
+    given = Recipe.read([listed], {"model.losses.diversity.weight": 3.0})  # a number wins over `auto`
+    assert given.at("model.losses.diversity.weight") == 3.0 and given.at("trainer.callbacks") == ["a.Throughput"]
 
 
 # A schema for editors
@@ -215,13 +221,15 @@ def test_completion_offers_commands_options_and_recipes() -> None:
 @pytest.mark.skipif(shutil.which("bash") is None, reason="bash is missing")
 def test_the_script_completes_in_bash(folder: Path) -> None:
     script = f"""
-        cfg-distill() {{ {shutil.which("python") or "python"} -m cfg_distill.cli "$@"; }}
+        cfg-distill() {{ {sys.executable} -m cfg_distill.cli "$@"; }}
         eval "$(cfg-distill completion bash)"
         complete -p cfg-distill
         COMP_WORDS=(cfg-distill merge --kn); COMP_CWORD=2; _cfg_distill; echo "${{COMPREPLY[@]}}"
         COMP_WORDS=(cfg-distill compl); COMP_CWORD=1; _cfg_distill; echo "${{COMPREPLY[@]}}"
     """
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": str(ROOT)}
+    )
     assert done.stdout.splitlines()[1:] == ["--knob", "completion"] and "-F _cfg_distill cfg-distill" in done.stdout
 
 

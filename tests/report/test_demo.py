@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,7 +101,21 @@ def test_without_a_line_a_model_is_chosen_by_its_name(tmp_path: Path, texts: Pat
     playground = Playground(study)
     assert playground.line is None and playground.start == "quality" and playground.students == ["quality", "diversity"]
     assert playground.draw("w1", "diversity", 0)[0][0].name == "diversity"
-    assert 'class="cursor"' in demo._Page(playground).front("diversity") if importlib.util.find_spec("gradio") else True
+    pieces = demo.Pieces(playground)
+    dot = re.search(r'data-system="diversity".*?cx="([\d.]+)" cy="([\d.]+)"', pieces.front("diversity"), re.DOTALL)
+    assert dot and f'class="cursor" r="10" cx="{dot[1]}" cy="{dot[2]}"' in pieces.front("diversity")
+    assert "the model" in pieces.intro() and "Press Draw" in pieces.hint()
+
+
+def test_what_is_typed_is_data(texts: Path) -> None:
+    pieces = demo.Pieces(Playground(texts))
+    shown = pieces.samples('w1 <script>alert("x")</script>', 0.0, None)
+    assert "<script>" not in shown and 'class="system"' in shown
+    texts_of = [
+        re.findall(r'<p class="text">(.*?)</p>', pieces.samples(*given)) for given in (("w1", 0.0, 7), ("w1 ", 0.0, 7))
+    ]
+    assert texts_of[0] == texts_of[1] and len(texts_of[0]) == 4
+    assert 'class="problem"' in pieces.samples("w1 " * 200, 0.0, 0)
 
 
 def refused(words: list[str], capsys: pytest.CaptureFixture) -> str:
@@ -133,7 +150,11 @@ def test_what_is_refused(
         said = refused([str(tmp_path / "empty"), f"--port={port}"], capsys)
         assert f"Option `--port`: expected a free port, but {port} cannot be used" in said and "2 problems" in said
     playground = Playground(texts)
-    for prompt, seed, expected in (("", 0, "expected"), ("w1", -1, "Expected a seed"), ("w1 " * 200, 0, "positions")):
+    for prompt, seed, expected in (
+        ("\x07", 0, r"U\+0007"),
+        ("w1", -1, "Expected a seed"),
+        ("w1 " * 200, 0, "positions"),
+    ):
         with pytest.raises(ConfigError, match=expected):
             playground.draw(prompt, 0.0, seed)
 
@@ -146,16 +167,25 @@ def test_without_the_extra_the_command_says_how_to_install_it(
 
 
 @pytest.fixture(scope="module")
-def server(tunes: Path) -> Iterator[demo.Server]:
-    pytest.importorskip("gradio", reason="the demo extra is missing")
-    pytest.importorskip("soundfile", reason="the audio extra is missing")
-    served = demo.Server(demo.DemoRequest(tunes, samples=1, port=0))
-    yield served
-    served.close()
+def server(tunes: Path) -> Iterator[str]:
+    """The address of a page, served by a process of its own: Gradio leaves event loops open, which tests take for mistakes."""
+    for extra in ("gradio", "soundfile"):
+        if importlib.util.find_spec(extra) is None:
+            pytest.skip(f"{extra} is missing")
+    words = [sys.executable, "-m", "cfg_distill.cli", "demo", str(tunes), "--samples", "1", "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = process.stdout.readline()
+        found = re.fullmatch(r"Open (http://127.0.0.1:\d+/) in a browser. Ctrl-C ends it.\n", said)
+        if found is None:
+            process.kill()
+            pytest.fail(f"{said}{process.stderr.read()}")
+        yield found[1]
+        process.terminate()
 
 
-def test_the_page_draws_plays_and_moves(open_page: OpenPage, server: demo.Server) -> None:  # noqa: F811
-    page = open_page(server.url)
+def test_the_page_draws_plays_and_moves(open_page: OpenPage, server: str) -> None:  # noqa: F811
+    page = open_page(server)
     page.locator("#prompt textarea").fill("A lively Irish jig in G major")
     began = time.monotonic()
     page.locator("#draw").click()
@@ -185,7 +215,7 @@ def test_the_page_draws_plays_and_moves(open_page: OpenPage, server: demo.Server
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_no_width_overflows(open_page: OpenPage, server: demo.Server, width: int) -> None:  # noqa: F811
-    page = open_page(server.url, width=width)
+def test_no_width_overflows(open_page: OpenPage, server: str, width: int) -> None:  # noqa: F811
+    page = open_page(server, width=width)
     page.locator("#front svg").first.wait_for()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
