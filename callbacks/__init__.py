@@ -6,6 +6,7 @@ from cfg_distill.callbacks.checkpoint_merging import CheckpointMerging
 from cfg_distill.callbacks.collapse_guard import CollapseGuard
 from cfg_distill.callbacks.diversity_logging import DiversityLogging
 from cfg_distill.callbacks.exact_resume import ExactResume
+from cfg_distill.callbacks.reward_histograms import RewardHistograms
 from cfg_distill.callbacks.sample_logging import SampleLogging
 from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.callbacks.throughput import Throughput
@@ -17,6 +18,7 @@ __all__ = [
     "CollapseGuard",
     "DiversityLogging",
     "ExactResume",
+    "RewardHistograms",
     "SampleLogging",
     "StudentEMA",
     "Throughput",

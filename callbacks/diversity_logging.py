@@ -1,6 +1,7 @@
 """DiversityLogging: quality and diversity at every validation, a warning on collapse, and the path over the front."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from cfg_distill.callbacks.media import sinks
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.sampling.samples import Samples
+from cfg_distill.sampling import Seeds
+from cfg_distill.sampling.samples import Samples, draw
 
 
 class DiversityLogging(Callback):
@@ -37,12 +39,24 @@ class DiversityLogging(Callback):
         metrics: name -> metric.
         collapse_below: the threshold of the diversity metrics; 0 for no warning.
         relative: whether the threshold is a share of the first value of this fit, else a value.
+        baselines: whether the first validation also draws and scores samples of the start model, without and with the
+            teacher's guidance: both stand in the picture then, as where the path comes from and where it leads. That costs
+            the sampling of three validations, once.
     """
 
-    def __init__(self, metrics: dict[str, SampleMetric], collapse_below: float = 0.5, relative: bool = True) -> None:
+    def __init__(
+        self,
+        metrics: dict[str, SampleMetric],
+        collapse_below: float = 0.5,
+        relative: bool = True,
+        baselines: bool = False,
+    ) -> None:
         self.metrics = metrics
         self.collapse_below = collapse_below
         self.relative = relative
+        self.baselines = baselines
+        self.measured: dict[str, dict[str, float]] = {}
+        self._of_baselines: dict[str, dict[str, SampleMetric]] = {}
         self.history: list[dict[str, float]] = []
         self._collapsed: list[str] = []
         self._groups = torch.zeros(2)
@@ -72,11 +86,13 @@ class DiversityLogging(Callback):
         for metric in self.metrics.values():
             metric.to(pl_module.device)
             metric.reset()
+        wanted = ("base", "guided base") if self.baselines and not self.measured and not trainer.sanity_checking else ()
+        self._of_baselines = {name: {key: metric.clone() for key, metric in self.metrics.items()} for name in wanted}
 
     def on_validation_batch_end(
         self,
         trainer: Trainer,
-        pl_module: LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -85,6 +101,12 @@ class DiversityLogging(Callback):
         samples: Samples = outputs["samples"]
         for metric in self.metrics.values():
             metric.update(samples)
+        for baseline, metrics in self._of_baselines.items():
+            guidance = pl_module.guidance if baseline == "guided base" else None
+            seeds = Seeds((0,), range(batch_idx * len(samples.prompts), (batch_idx + 1) * len(samples.prompts)))
+            drawn = draw(pl_module.teacher, samples.asked, pl_module.sampling, guidance, seeds)
+            for metric in metrics.values():
+                metric.update(drawn)
         identical_B = identical_groups(samples)
         self._groups += torch.stack([identical_B.sum(), torch.tensor(len(identical_B), device=identical_B.device)])
 
@@ -96,6 +118,11 @@ class DiversityLogging(Callback):
         values["identical_groups"] = groups[0] / groups[1]
         # Equal on all processes already: torchmetrics and the sums above saw to it.
         pl_module.log_dict({f"val/{name}": value for name, value in values.items()}, sync_dist=True)
+        first = {f"overview/{axis}": values[name] for axis, name in self._axes.items() if name is not None}
+        pl_module.log_dict(first, sync_dist=True)
+        for baseline, metrics in self._of_baselines.items():
+            self.measured[baseline] = {name: float(metric.compute()) for name, metric in metrics.items()}
+        self._of_baselines = {}
         if trainer.sanity_checking:
             return
         self.history.append({"step": float(trainer.global_step)} | values)
@@ -123,23 +150,33 @@ class DiversityLogging(Callback):
 
     # The picture
 
-    def _show(self, trainer: Trainer) -> None:
-        quality, diversity = (
-            next((name for name, metric in self.metrics.items() if metric.axis == axis), None)
+    @property
+    def _axes(self) -> dict[str, str | None]:
+        """The first metric of each axis."""
+        return {
+            axis: next((name for name, metric in self.metrics.items() if metric.axis == axis), None)
             for axis in ("quality", "diversity")
-        )
+        }
+
+    def _show(self, trainer: Trainer) -> None:
+        quality, diversity = self._axes.values()
         if quality is None or diversity is None or not trainer.is_global_zero:
             return
         for sink in sinks(trainer):
-            sink.figure("front", path_figure(self.history, quality, diversity), trainer.global_step)
+            sink.figure("front", path_figure(self.history, quality, diversity, self.measured), trainer.global_step)
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        return {"history": [dict(row) for row in self.history], "collapsed": list(self._collapsed)}
+        return {
+            "history": [dict(row) for row in self.history],
+            "collapsed": list(self._collapsed),
+            "baselines": {name: dict(values) for name, values in self.measured.items()},
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history, self._collapsed = list(state_dict["history"]), list(state_dict["collapsed"])
+        self.measured = dict(state_dict.get("baselines", {}))  # version 0.1 measured none
 
 
 def identical_groups(samples: Samples) -> Tensor:
@@ -150,16 +187,37 @@ def identical_groups(samples: Samples) -> Tensor:
     return same_B if tokens_BGKT.shape[1] > 1 else torch.zeros_like(same_B)
 
 
-def path_figure(history: list[dict[str, float]], quality: str, diversity: str) -> Figure:
-    """Quality over diversity along a training: one point a validation, the first hollow, the last with its step."""
+def path_figure(
+    history: list[dict[str, float]],
+    quality: str,
+    diversity: str,
+    baselines: Mapping[str, Mapping[str, float]] | None = None,
+) -> Figure:
+    """Quality over diversity along a training: one point per validation, the first hollow, both ends with their steps.
+
+    Args:
+        history: step and values of each validation.
+        quality: the metric of the vertical axis.
+        diversity: the metric of the horizontal axis.
+        baselines: name -> values of what the path is compared with.
+    """
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
     x, y = ([row[name] for row in history] for name in (diversity, quality))
     axes.plot(x, y, color="#0072B2", linewidth=1.2, marker="o", markersize=4)
     axes.plot(x[:1], y[:1], color="#0072B2", marker="o", markersize=8, markerfacecolor="white")
-    axes.annotate(f"step {history[-1]['step']:.0f}", (x[-1], y[-1]), textcoords="offset points", xytext=(6, 6))
-    axes.set_xlabel(f"{diversity} (diversity)")
-    axes.set_ylabel(f"{quality} (quality)")
+    labels = {f"step {history[place]['step']:.0f}": (x[place], y[place]) for place in (0, -1)}
+    for name, values in (baselines or {}).items():
+        labels[name] = values[diversity], values[quality]
+        axes.plot(*labels[name], color="#444444", marker="s" if name == "guided base" else "^", markersize=7)
+    for label, place in labels.items():
+        axes.annotate(label, place, textcoords="offset points", xytext=(6, 6))
+    axes.set_xlabel(_axis(diversity, "diversity"))
+    axes.set_ylabel(_axis(quality, "quality"))
     axes.grid(color="#E6E6E6")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _axis(metric: str, axis: str) -> str:
+    return metric if metric == axis else f"{metric} ({axis})"

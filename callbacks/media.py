@@ -1,6 +1,6 @@
 """Text, sound and figures for any logger of Lightning: each kind of logger is one small class that knows its calls.
 
-    TensorBoard, and what has its writer's methods    add_text, add_audio, add_figure of ``logger.experiment``
+    TensorBoard, and what has its writer's methods    add_text, add_audio, add_figure, add_histogram of ``logger.experiment``
     Weights & Biases                                  log_text, log_audio, log_image of the logger
     MLflow                                            log_text, log_artifact, log_figure of its client, under the run's id
     a logger with a folder, such as CSVLogger         files in ``media/`` of that folder
@@ -24,6 +24,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from cfg_distill.audio import Waveform
 
@@ -70,6 +71,10 @@ class Sink(ABC):
         """Log a picture."""
         self._try("figures", partial(self._figure, tag, figure, step))
 
+    def histogram(self, tag: str, values: Tensor, step: int) -> None:
+        """Log how values are distributed: as a picture, where the logger has no histograms of its own."""
+        self._try("histograms", partial(self._histogram, tag, values, step))
+
     @abstractmethod
     def _text(self, tag: str, text: str, step: int) -> None: ...
 
@@ -78,6 +83,9 @@ class Sink(ABC):
 
     @abstractmethod
     def _figure(self, tag: str, figure: Figure, step: int) -> None: ...
+
+    def _histogram(self, tag: str, values: Tensor, step: int) -> None:
+        self._figure(tag, _picture(values), step)
 
     def _try(self, what: str, call: Callable[[], None]) -> None:
         try:
@@ -116,6 +124,9 @@ class _Writer(Sink):
 
     def _figure(self, tag: str, figure: Figure, step: int) -> None:
         self.logger.experiment.add_figure(tag, figure, global_step=step, close=False)
+
+    def _histogram(self, tag: str, values: Tensor, step: int) -> None:
+        self.logger.experiment.add_histogram(tag, values, global_step=step)
 
 
 class _WandbLike(Sink):
@@ -164,6 +175,15 @@ class _Files(Sink):
         file = Path(folder) / "media" / f"{_path(tag, step)}.{ending}"
         file.parent.mkdir(parents=True, exist_ok=True)
         return file
+
+
+def _picture(values: Tensor) -> Figure:
+    """A histogram."""
+    figure = Figure(figsize=(4, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(values.flatten().tolist(), bins=20, color="#0072B2")
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
 
 
 def _write_wav(file: Path, sound: Waveform) -> None:

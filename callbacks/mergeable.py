@@ -13,7 +13,6 @@ from cfg_distill.checkpoints import STUDENT, Checkpoint, Which, adapter_in, stud
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import whole_path
 from cfg_distill.folders.adapters import Adapter, Factors
-from cfg_distill.generators.lora import adapter_of, read_adapter, standing_in
 from cfg_distill.merging import merge_adapters, merge_states
 
 
@@ -93,15 +92,16 @@ class _Whole(Mergeable):
 
 class _Adapter(Mergeable):
     def own(self, averages: Mapping[str, Tensor]) -> Adapter:
-        live = adapter_of(self.student.model)
+        live = self.student.own_adapter()
         if averages:
             return adapter_in(averages, lambda layer: live[layer].scale)
         return {name: Factors(a.cpu().clone(), b.cpu().clone(), scale) for name, (a, b, scale) in live.items()}
 
     def of_folder(self, path: str) -> Adapter:
-        if problems := self.student.problems_of_base(path):
-            raise ConfigError([problem.under("partner") for problem in problems])
-        return read_adapter(path, self.student.adapter_prefix)
+        try:
+            return self.student.adapter_in(path)
+        except ConfigError as error:
+            raise ConfigError(error.under("partner")) from error
 
     def of_checkpoint(self, checkpoint: Checkpoint, weights: Which) -> Adapter:
         scale = checkpoint.lora_scale
@@ -115,4 +115,4 @@ class _Adapter(Mergeable):
         return merge_adapters(method, models, weights)  # the start is the base, which adapters leave out
 
     def swapped_in(self, merged: Adapter) -> AbstractContextManager[None]:
-        return standing_in(self.student.model, merged)
+        return self.student.with_adapter(merged)

@@ -1,7 +1,9 @@
 """SampleLogging: what the student says or plays, in any logger."""
 
+import re
+import textwrap
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,15 +13,24 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from cfg_distill.audio import Waveform, within_full_scale
 from cfg_distill.callbacks.media import Sink, sinks
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
+from cfg_distill.evaluation.renderers import Renderer, renderer_of
 from cfg_distill.sampling.samples import Samples
 
 AudioOf = Callable[[str, str], tuple[np.ndarray, int]]
 
 
+@runtime_checkable
+class _Distillation(Protocol):
+    """A module whose student comes from a folder."""
+
+    student: Any
+
+
 class SampleLogging(Callback):
     """Log samples of the first validation prompts at every validation: text as text, waveforms as sound.
 
-    They are the samples that the validation drew anyway, so they cost nothing, and the same prompts and seeds come back
+    The tag of a prompt has its number and its words. A text stands as the model's folder renders it: music as its score, for
+    one. They are the samples that the validation drew anyway, so they cost nothing, and the same prompts and seeds come back
     each time. With :class:`StudentEMA` the averaged weights draw them. TensorBoard, Weights & Biases and MLflow show them.
     Beside another logger with a folder, such as CSVLogger, they become files in ``media/``. Rank 0 logs its own.
 
@@ -43,6 +54,7 @@ class SampleLogging(Callback):
         self.num_samples = num_samples
         self.audio = audio
         self._shown: list[tuple[str, list[Any]]] = []
+        self._renderer = Renderer()
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings."""
@@ -51,6 +63,8 @@ class SampleLogging(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if problems := self.problems():
             raise ConfigError([problem.under(type(self).__name__) for problem in problems])
+        if isinstance(pl_module, _Distillation):
+            self._renderer, _ = renderer_of(pl_module.student.path)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown = []
@@ -74,16 +88,23 @@ class SampleLogging(Callback):
             return
         for sink in sinks(trainer):
             for number, (prompt, group) in enumerate(self._shown):
-                self._log(sink, f"samples/{number}", prompt, group, trainer.global_step)
+                self._log(sink, f"samples/{number}-{_words(prompt)}", prompt, group, trainer.global_step)
 
     def _log(self, sink: Sink, tag: str, prompt: str, group: list[Any], step: int) -> None:
-        texts = [output for output in group if isinstance(output, str)]
-        blocks = [f"    {text}" for text in texts]  # four spaces: TensorBoard shows them as they are
+        texts = [self._text(output, prompt) for output in group if isinstance(output, str)]
+        blocks = [textwrap.indent(text, "    ") for text in texts]  # four spaces: TensorBoard shows them as they are
         sink.text(tag, "\n\n".join([f"**{prompt}**", *blocks]), step)
         for number, output in enumerate(group):
             sound = self._sound(output, prompt)
             if sound is not None:
                 sink.sound(f"{tag}/{number}", sound, step)
+
+    def _text(self, output: str, prompt: str) -> str:
+        """A text as the model's folder renders it; as it is, where a student in training wrote what cannot be rendered."""
+        try:
+            return self._renderer.text(output, prompt)
+        except Exception:
+            return output
 
     def _sound(self, output: Any, prompt: str) -> Waveform | None:
         """The sound to play: one channel, since TensorBoard plays no more, within full scale; None when there is none."""
@@ -99,3 +120,8 @@ class SampleLogging(Callback):
         except Exception as error:  # a student in training may write what no renderer can play
             rank_zero_warn(f"A sample could not be turned into sound: {type(error).__name__}: {error}")
             return None
+
+
+def _words(prompt: str) -> str:
+    """The first words of a prompt, for a tag."""
+    return "-".join(re.findall(r"\w+", str(prompt).lower()))[:40].strip("-") or "unconditional"

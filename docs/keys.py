@@ -20,10 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-import docstring_parser
-import torchmetrics
 import yaml
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.plugins import CheckpointIO
 
@@ -31,6 +28,8 @@ from cfg_distill.embedders import Embedder
 from cfg_distill.generators import Generator
 from cfg_distill.losses import Loss
 from cfg_distill.metrics import SampleMetric
+from cfg_distill.recipe import keys
+from cfg_distill.recipe.keys import Key, keys_of
 from cfg_distill.recipe.types import classes_of, describe, members
 from cfg_distill.references import Reference
 from cfg_distill.rewards import Reward
@@ -166,66 +165,18 @@ A class is written as `{class_path: module.Class, init_args: {...}}`. A default 
 """
 
 
-@dataclass(frozen=True)
-class Key:
-    """One key of a class.
-
-    Attributes:
-        path: dotted where the key lies inside a dataclass that the class holds.
-        expected: its type; the dataclass where ``holds`` is set.
-        default: what a recipe without the key gets.
-        required: whether a recipe must have the key.
-        holds: whether further keys lie under this one.
-    """
-
-    path: str
-    expected: Any
-    default: Any
-    required: bool
-    holds: bool
-
-
-def keys_of(cls: type) -> list[Key]:
-    """What jsonargparse takes for a class, without what torchmetrics adds to every metric."""
-    skip = {action.dest for action in _actions(torchmetrics.Metric)} if issubclass(cls, torchmetrics.Metric) else set()
-    found = []
-    for action in _actions(cls):
-        if action.dest not in skip and action.dest.split(".")[-1] != "help":
-            held = getattr(action, "basetype", None)  # of jsonargparse's action for a group of keys
-            found.append(Key(action.dest, held or action._typehint, action.default, action.required, held is not None))
-    return found
-
-
-def _actions(cls: type) -> list[Any]:
-    parser = ArgumentParser(exit_on_error=False)
-    # The first argument of an optimiser is no key: the module gives it.
-    skip = {1} if next(iter(inspect.signature(cls).parameters), "") == "params" else None
-    parser.add_class_arguments(cls, skip=skip, fail_untyped=False)
-    return parser._actions
-
-
 def text_of(cls: type, name: str) -> str:
-    """What the docstring says of an argument: of the class or, where it only refers to another one, of its bases."""
-    said = [
-        each.description or ""
-        for base in cls.__mro__
-        for each in docstring_parser.parse(base.__doc__ or "").params
-        if name in each.arg_name.split(", ")
-    ]
-    text = next((text for text in said if not text.startswith("see :class:")), "")
-    return _markdown(text).removesuffix(".")
+    """What the docstring says of an argument, in one line of markdown."""
+    return _escaped(keys.text_of(cls, name))
 
 
 def summary_of(cls: type) -> str:
-    """The first paragraph of a class's docstring."""
-    return _markdown((inspect.getdoc(cls) or "").split("\n\n")[0])
+    """The first paragraph of a class's docstring, in one line of markdown."""
+    return _escaped(keys.summary_of(cls))
 
 
-def _markdown(text: str) -> str:
-    """A piece of a docstring in one line of markdown."""
-    text = re.sub(r":\w+:`~?([^`]+)`", r"`\1`", text).replace("``", "`")
-    text = re.sub(r"\bNone\b", "null", text)
-    return re.sub(r"(?<!\\)\|", r"\\|", " ".join(text.split()))
+def _escaped(text: str) -> str:
+    return re.sub(r"(?<!\\)\|", r"\\|", text)
 
 
 def anchor(heading: str) -> str:
@@ -278,23 +229,23 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
 
 def _section(heading: str, cls: type, prefix: str, told: set[type]) -> Iterator[str]:
     """Heading and table of a class; then of the dataclasses that it holds or refers to, each once on the page."""
-    keys = keys_of(cls)
-    if cls in told or not keys:
+    found = keys_of(cls)
+    if cls in told or not found:
         return
     told.add(cls)
-    for level, owner in [("", cls)] + [(key.path, key.expected) for key in keys if key.holds]:
+    for level, owner in [("", cls)] + [(key.path, key.expected) for key in found if key.holds]:
         told.add(owner)
         yield f"#### `{prefix}{level}`\n" if level else f"### `{heading}`\n"
         yield f"{summary_of(owner)}\n"
         rows = []
-        for key in keys:
+        for key in found:
             above, _, name = key.path.rpartition(".")
             if above == level and key.holds:
                 rows.append((f"`{name}`", f"[keys below](#{anchor(prefix + key.path)})", "", text_of(owner, name)))
             elif above == level:
                 rows.append((f"`{name}`", _type(key.expected), _default(key), text_of(owner, name)))
         yield from _table(("key", "type", "default", "meaning"), rows)
-    for other in dict.fromkeys(cls for key in keys if not key.holds for cls in _dataclasses(key.expected)):
+    for other in dict.fromkeys(cls for key in found if not key.holds for cls in _dataclasses(key.expected)):
         yield from _section(other.__name__, other, "", told)
 
 

@@ -8,7 +8,8 @@ A test file takes the fixtures by importing them:
         page = open_page(tmp_path / "report.html", width=390)
         assert page.title() == "..."
 
-At the end of the test no page may have reported an error, and none may have asked for anything but files. Both fixtures
+At the end of the test no page may have reported an error, and none may have asked for anything but files, or for the server of
+this machine that the test itself opened: ``open_page("http://127.0.0.1:7860")``. Both fixtures
 skip the test where playwright or Chromium is missing. `pip install ".[browser]"` installs playwright; any Chromium of the
 system serves (`apt-get install chromium`), so playwright downloads none.
 """
@@ -29,6 +30,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--autoplay-policy=no-user-gesture-required", "--mute-audio"]
 OFFLINE = ("file:", "data:", "blob:", "about:")
 """What a page may ask for: nothing that needs a network."""
+
+SERVER = "http://127.0.0.1:"
+"""How the address of a page begins that a test serves."""
 
 OpenPage = Callable[..., Any]
 """``open_page(file, width=1280, height=900, dark=False, **settings)``: a page of playwright that shows the file."""
@@ -53,11 +57,15 @@ def pages(browser: Any) -> Iterator[OpenPage]:
     """What the fixture :func:`open_page` gives; at the end of the block it fails unless all pages were clean."""
     found: list[str] = []
     contexts: list[Any] = []
+    served: list[str] = []
 
     def watch(page: Any) -> None:
         page.on("console", lambda message: message.type == "error" and found.append(f"console: {message.text}"))
         page.on("pageerror", lambda error: found.append(f"error: {error}"))
-        page.on("request", lambda request: request.url.startswith(OFFLINE) or found.append(f"network: {request.url}"))
+        page.on("request", lambda request: is_here(request.url) or found.append(f"network: {request.url}"))
+
+    def is_here(url: str) -> bool:
+        return url.startswith((*OFFLINE, *served))
 
     def opened(
         file: str | Path,
@@ -75,7 +83,9 @@ def pages(browser: Any) -> Iterator[OpenPage]:
             context.on("page", watch)
             contexts.append(context)
         page = context.new_page()
-        page.goto(Path(file).resolve().as_uri())
+        if str(file).startswith(SERVER):
+            served.append(str(file))
+        page.goto(str(file) if str(file).startswith(SERVER) else Path(file).resolve().as_uri())
         return page
 
     yield opened

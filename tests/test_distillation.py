@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn.functional import pad
 
 from cfg_distill import CFGDistillation
+from cfg_distill.callbacks import BetaCalibration
 from cfg_distill.distillation.execution import Execution
+from cfg_distill.distillation.gradients import RatioWatch
 from cfg_distill.distillation.module import fingerprint
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
@@ -514,6 +516,32 @@ def test_measured_values_are_logged_where_they_were_measured(folder):
         first["gradient_norm/diversity"] / first["gradient_norm/kl"]
     )
     assert last["gradient_norm/diversity"] == pytest.approx(0.1 * float(model.gradient_norms["diversity"]))
+
+
+def test_a_reward_that_outweighs_the_teacher_is_named_once_with_the_weight_to_set():
+    watch, weights = RatioWatch(), {"kl": torch.tensor(1.0), "diversity": torch.tensor(8.0)}
+
+    def after(ratio):
+        return watch.remarks({"gradient_ratio/diversity": torch.tensor(ratio)}, weights, "kl")
+
+    assert [after(ratio) for ratio in (9.0, 9.0, 9.0, 9.0, 2.0)] == [[]] * 5  # large where a fit begins
+    assert [after(ratio) for ratio in (4.0, 4.0, float("inf"), 4.0, 4.0, 4.0, 4.0)] == [[]] * 7
+    (said,) = after(4.0)
+    assert "`diversity` was more than 3 times as long as that of `kl` in the last 5 measurements, now 4 times" in said
+    assert "A weight of 2 makes it as long: set `model.losses.diversity.init_args.weight`" in said
+    assert [after(9.0) for _ in range(9)] == [[]] * 9
+
+
+def test_the_warning_comes_in_a_fit_and_not_while_a_callback_calibrates(folder):
+    losses = {"kl": ReverseKL(), "diversity": PolicyGradient(FirstToken(), weight=1e4)}
+    still = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.0)}  # the ratio stays as large
+    model = module(folder, losses=losses, measure_gradients_every=1, **still)
+    with pytest.warns(UserWarning, match="it outweighs the teacher. A weight of"):
+        fit(model, [PROMPTS[:2]] * 5)
+    calibrated = module(
+        folder, losses={"kl": ReverseKL(), "diversity": PolicyGradient(FirstToken(), weight=1e4)}, **still
+    )
+    fit(calibrated, [PROMPTS[:2]] * 6, callbacks=[BetaCalibration(ratio=9.0)])  # a warning would fail the test
 
 
 def test_without_a_divergence_the_first_loss_is_the_reference(folder):

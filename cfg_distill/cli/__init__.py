@@ -21,6 +21,7 @@ COMMANDS = {
     "choose": "the point of a study to ship: choose STUDY [--margin M] [--out DIR]",
     "compare": "two studies on the same prompts: compare STUDY STUDY",
     "report": "write the page of a study anew: report STUDY [--inline]",
+    "demo": "a page to play with the models of a study: demo STUDY [--port N]",
     "listen": "a page for a blind listening test of a study: listen STUDY --out DIR",
     "ratings": "opinions of a listening test: ratings FILE ... --study STUDY",
     "merge": "merge model folders: merge --models A B --weights 0.5 0.5 --out DIR",
@@ -28,7 +29,10 @@ COMMANDS = {
     "export": "checkpoint to a plain Hugging Face folder: export --checkpoint FILE --out DIR",
     "validate-metrics": "test metrics on samples whose order is known: validate-metrics METRICS.yaml",
     "runs": "list the runs of fits: runs [DIR ...]",
+    "init": "recipes and a study for your own model: init --model DIR --prompts FILE",
     "recipes": "list the recipes, or copy one to edit: recipes [NAME]",
+    "schema": "what an editor needs to check recipes and studies: schema recipe|study",
+    "completion": "completion for your shell: completion bash|zsh|fish",
 }
 _LIGHTNING = ("fit", "validate")
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT}

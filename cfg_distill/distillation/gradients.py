@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from cfg_distill.distillation.memory import with_less_memory
-from cfg_distill.distillation.step import micro_batches
-from cfg_distill.losses import Divergence, Loss, mix
+from cfg_distill.distillation.step import micro_batches, overview, reference_of
+from cfg_distill.losses import Loss, mix
 from cfg_distill.sampling.samples import Samples
 
 if TYPE_CHECKING:
     from cfg_distill.distillation.module import CFGDistillation
+
+LARGEST_RATIO = 3.0
+"""A term whose gradient is longer than this many times that of the divergence outweighs the teacher."""
+PATIENCE = 5
+"""Measurements in a row: the ratio is large for some steps where a fit begins."""
 
 
 def norms(
@@ -78,11 +85,6 @@ def norms_of_step(
     return {name: norm * scale for name, norm in found.items()}
 
 
-def reference_of(losses: Mapping[str, Loss]) -> str:
-    """The loss whose gradient ``gradient_ratio/*`` divides by: the first divergence of the mix, else the first loss."""
-    return next((name for name, loss in losses.items() if isinstance(loss, Divergence)), next(iter(losses)))
-
-
 def as_logged(norms: Mapping[str, Tensor], weights: Mapping[str, Tensor], reference: str) -> dict[str, Tensor]:
     """Weighted norms and their ratios, by the names they have in a log.
 
@@ -101,3 +103,54 @@ def as_logged(norms: Mapping[str, Tensor], weights: Mapping[str, Tensor], refere
     return {f"gradient_norm/{name}": norm for name, norm in weighted.items()} | {
         f"gradient_ratio/{name}": ratio for name, ratio in ratios.items()
     }
+
+
+class RatioWatch:
+    """What is logged of measured gradients; and a warning, once per loss, when one has outweighed the divergence for long."""
+
+    def __init__(self) -> None:
+        self._weights: dict[str, list[float]] = {}
+
+    def logged(
+        self, losses: Mapping[str, Loss], norms: Mapping[str, Tensor], weights: Mapping[str, Tensor], watch: bool
+    ) -> dict[str, Tensor]:
+        """The values of a measurement, by the names they have in a log.
+
+        Args:
+            losses: the mix.
+            norms: of the unweighted losses.
+            weights: of this step.
+            watch: whether to warn; not where a callback measures, which sets the weight itself.
+        """
+        reference = reference_of(losses)
+        found = as_logged(norms, weights, reference)
+        for said in self.remarks(found, weights, reference) if watch else ():
+            rank_zero_warn(said)
+        return found | overview(losses, found)
+
+    def remarks(self, logged: Mapping[str, Tensor], weights: Mapping[str, Tensor], reference: str) -> list[str]:
+        """What to tell the user after a measurement, and the weight to set.
+
+        Args:
+            logged: see :func:`as_logged`.
+            weights: of this step.
+            reference: the loss that the ratios divide by.
+        """
+        found = []
+        for name, weight in weights.items():
+            ratio = float(logged.get(f"gradient_ratio/{name}", 0.0))
+            seen = self._weights.setdefault(name, [])
+            if len(seen) >= PATIENCE:
+                continue  # it is said
+            if not LARGEST_RATIO < ratio < math.inf:
+                seen.clear()
+                continue
+            seen.append(float(weight) / ratio)
+            if len(seen) == PATIENCE:
+                found.append(
+                    f"The gradient of `{name}` was more than {LARGEST_RATIO:g} times as long as that of `{reference}` in the"
+                    f" last {PATIENCE} measurements, now {ratio:.3g} times: it outweighs the teacher. A weight of"
+                    f" {sum(seen) / PATIENCE:.2g} makes it as long: set `model.losses.{name}.init_args.weight` to that or"
+                    " less, or to `auto`, which calibrates it."
+                )
+        return found

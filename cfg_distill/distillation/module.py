@@ -18,7 +18,7 @@ from cfg_distill.distillation.count import Count
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.fingerprint import fingerprint
 from cfg_distill.distillation.finite import refuse_spoilt
-from cfg_distill.distillation.gradients import as_logged, norms_of_step, reference_of
+from cfg_distill.distillation.gradients import RatioWatch, norms_of_step
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_teacher
 from cfg_distill.distillation.resuming import (
@@ -143,7 +143,7 @@ class CFGDistillation(L.LightningModule):
         self.max_bad_steps = max_bad_steps
         self.redraw = redraw
         self.conditioner = conditioner
-        self._step = Step(max_bad_steps)
+        self._step, self._ratios = Step(max_bad_steps), RatioWatch()
         self._places, self._validation_places = Places(), Places()
         self.count = Count(reduction)
         self._teacher_fingerprint = ""
@@ -270,7 +270,7 @@ class CFGDistillation(L.LightningModule):
         measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._step.begins)
         if measuring:
             self._measure_gradients(samples, advantages)
-            self._log_measured(as_logged(self.gradient_norms, weights, reference_of(self._mix)))
+            self._log_measured(self._ratios.logged(self._mix, self.gradient_norms, weights, not self.measure_gradients))
         part = Batch(samples, advantages, rewards, weights, ENTROPIES if measuring else {})
         self._step.add(self, part)
         self._log_step(part)

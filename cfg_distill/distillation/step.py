@@ -19,7 +19,7 @@ from cfg_distill.distillation.finite import gradient_norm, problems_of_optimizer
 from cfg_distill.distillation.memory import with_less_memory
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import PromptLike
-from cfg_distill.losses import CellTerm, Loss, mix
+from cfg_distill.losses import CellTerm, Divergence, Loss, mix
 from cfg_distill.sampling.samples import Samples
 
 if TYPE_CHECKING:
@@ -155,7 +155,27 @@ def values_of_step(losses: Mapping[str, Loss], batch: Batch, count: Tensor) -> d
         if loss.is_over_cells:
             loss.logs["per_token"] = means[name]
         shown |= {f"train/{name}_{key}": value for key, value in loss.logs.items()}
-    return shown
+    return shown | overview(losses, shown)
+
+
+def reference_of(losses: Mapping[str, Loss]) -> str:
+    """The loss whose gradient ``gradient_ratio/*`` divides by: the first divergence of the mix, else the first loss."""
+    return next((name for name, loss in losses.items() if isinstance(loss, Divergence)), next(iter(losses)))
+
+
+def overview(losses: Mapping[str, Loss], logged: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The numbers to watch first, once more under one group: a logger shows ``overview/*`` side by side.
+
+    Args:
+        losses: the mix.
+        logged: values by the names they have in a log.
+    """
+    tags = {f"train/{reference_of(losses)}_per_token": "kl_per_token"}
+    rewarded = next(
+        (name for name in losses if f"train/{name}_reward" in logged or f"gradient_ratio/{name}" in logged), ""
+    )
+    tags |= {f"train/{rewarded}_reward": "reward", f"gradient_ratio/{rewarded}": "gradient_ratio"}
+    return {f"overview/{name}": logged[tag] for tag, name in tags.items() if tag in logged}
 
 
 class Step:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.audio import AudioForm, Waveform, compressed
+from cfg_distill.audio import AudioForm, Waveform, compressed, within_full_scale
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
 from cfg_distill.files import staged_folder
 from cfg_distill.generators import Generator
@@ -119,3 +120,17 @@ def write(samples: Samples, out: Path, renderer: Renderer, audio: AudioForm = "w
                 if remark:
                     print(remark)
     print(f"Wrote {len(samples.outputs)} samples to {out}.")
+
+
+def write_exactly(sample: Any, prompt: str, folder: Path, stem: str, renderer: Renderer) -> None:
+    """Write one sample so that nothing of it changes: sound as float samples, however loud; anything else as its renderer does.
+
+    Raises:
+        ConfigError: a sound holds NaN or infinity.
+    """
+    if not isinstance(sample, Waveform):
+        renderer.write(sample, prompt, folder, stem)
+        return
+    within_full_scale(sample)  # refuses NaN
+    soundfile: Any = importlib.import_module("soundfile")
+    soundfile.write(str(folder / f"{stem}.wav"), sample.samples.float().T.numpy(), sample.rate, subtype="FLOAT")

@@ -27,7 +27,11 @@ _LICENCES = {
     "nari-labs/Dia-": "apache-2.0",
     "sesame/csm-": "apache-2.0",
 }
-"""Of hub models that this package is made for: transformers does not download their cards."""
+"""Of hub models that this package is made for: transformers does not download their cards.
+
+Read in the projects' own repositories: facebookresearch/audiocraft, model_cards/MUSICGEN_MODEL_CARD.md ("model weights are
+released under CC-BY-NC 4.0"); nari-labs/dia, README.md ("licensed under the Apache License 2.0").
+"""
 _FREE = ("apache", "mit", "bsd")
 _HEAD = re.compile(r"\A---\n(.*?)^---$", re.MULTILINE | re.DOTALL)
 

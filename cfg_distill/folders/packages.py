@@ -22,7 +22,7 @@ class Packaged:
         inside: the model folder or GGUF file in there.
         what: for people.
         hub: the hub name of the model that it was made from.
-        licence: as the hub spells it.
+        licence: as the hub spells it; the file itself says it, under ``general.license``.
     """
 
     package: str

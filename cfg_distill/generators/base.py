@@ -6,6 +6,7 @@ import copy
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,17 @@ from torch import Tensor, nn
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.folders import problems_of_folder
+from cfg_distill.folders.adapters import Adapter
 from cfg_distill.generators.growing_cache import cache_argument
-from cfg_distill.generators.lora import LoRA, merge_adapter, problems_of_base, without_adapter
+from cfg_distill.generators.lora import (
+    LoRA,
+    adapter_of,
+    merge_adapter,
+    problems_of_base,
+    read_adapter,
+    standing_in,
+    without_adapter,
+)
 from cfg_distill.generators.predictions import Predictions
 from cfg_distill.generators.predictor import AcceptsScored
 from cfg_distill.guidance import Guidance
@@ -281,6 +291,24 @@ class Generator(AcceptsScored, nn.Module, ABC):
 
         A LoRA student writes an adapter folder in peft's format.
         """
+
+    def own_adapter(self) -> Adapter:
+        """The adapter that is trained: its own tensors, not copies."""
+        return adapter_of(self.model)
+
+    def adapter_in(self, folder: str) -> Adapter:
+        """The adapter of a folder, by the names of :attr:`model`.
+
+        Raises:
+            ConfigError: the folder is broken, or its adapter is of another base or changes other parts.
+        """
+        if problems := self.problems_of_base(folder):
+            raise ConfigError(problems)
+        return read_adapter(folder, self.adapter_prefix)
+
+    def with_adapter(self, adapter: Adapter) -> AbstractContextManager[None]:
+        """Put another adapter, of any rank, in the place of the own one until the context ends."""
+        return standing_in(self.model, adapter)
 
     def frozen_copy(self) -> Self:
         """The teacher: a frozen copy. The teacher of a LoRA student is the base, on the student's own tensors."""

@@ -25,6 +25,7 @@ from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, Stopped, problems_of
 from cfg_distill.files import problems_of_place
 from cfg_distill.recipe.bounds import SEED, TRAINER
+from cfg_distill.recipe.calibration import calibrated
 from cfg_distill.recipe.checks import Walk, without_echoes
 from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.overrides import Words, put, sorted_words
@@ -146,7 +147,7 @@ class CommandLine(LightningCLI):
         values, of_options = self.recipe.of_files, []
         walk.keys(own, values, bounds=_BOUNDS)
         for override in self.words.overrides:
-            tried, again = put(values, override), Walk()
+            tried, again = calibrated(put(values, override))[0], Walk()
             again.keys(own, tried, bounds=_BOUNDS)
             if new := [problem for problem in again.problems if problem not in walk.problems]:
                 of_options += new

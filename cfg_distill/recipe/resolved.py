@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.folders import find_file
+from cfg_distill.recipe.calibration import calibrated
 from cfg_distill.recipe.files import class_name, merged_in_turn, run_name
 from cfg_distill.recipe.overrides import Override, put
 
@@ -52,7 +53,8 @@ class Recipe:
         for override in overrides:
             values = put(values, override)
             stages.append(values)
-        return cls(found, values, of_files, _notes(stages))
+        values, calibrations = calibrated(values)
+        return cls(found, values, calibrated(of_files)[0], (*_notes(stages), *calibrations))
 
     def at(self, path: str, default: Any = None) -> Any:
         """The value at a dotted path; ``init_args`` may be left out of it. Absent or empty: the default."""

@@ -40,7 +40,7 @@ def classes_of(expected: Any) -> tuple[type, ...]:
     found: list[type] = []
     for option in members(expected):
         if get_origin(option) is Callable:
-            found += classes_of(get_args(option)[1])
+            found += classes_of(get_args(option)[1]) if get_args(option) else ()
         elif is_plain_class(option):
             found.append(option)
     return tuple(found)

@@ -244,18 +244,13 @@ class _Keep:
         folder.mkdir(parents=True, exist_ok=True)
 
     def __call__(self, samples: Samples) -> None:
-        from cfg_distill.audio import Waveform, within_full_scale
+        from cfg_distill.evaluation.written import write_exactly
 
         for prompt, group in zip(samples.prompts, samples.groups(), strict=True):
             for number, sample in enumerate(group):
                 stem = f"{self.place}-{number}"
+                write_exactly(sample, str(prompt), self.folder, stem, self.renderer)
                 file = self.folder / f"{stem}.wav"
-                if isinstance(sample, Waveform):
-                    within_full_scale(sample)  # refuses NaN; the gain is one for all clips, and comes later
-                    soundfile: Any = importlib.import_module("soundfile")
-                    soundfile.write(str(file), sample.samples.float().T.numpy(), sample.rate, subtype="FLOAT")
-                else:
-                    self.renderer.write(sample, str(prompt), self.folder, stem)
                 clip = Clip(file) if file.is_file() else Clip(text=str(sample))
                 self.clips[self.system, self.place, number] = clip
             self.place += 1

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from cfg_distill.evaluation.front import KINDS, swept
 from cfg_distill.evaluation.labels import Box, Label, along, placed
 
@@ -104,6 +106,20 @@ class Panel:
     knob: list[tuple[float, float, float]] = field(default_factory=list)
     across: Scale = Scale(0, 1, 0, 1)
     up: Scale = Scale(0, 1, 0, 1)
+
+    def at(self, place: float | str) -> tuple[float, float] | None:
+        """The place of a setting of the knob, on the straight line between its neighbours, or of a system; None for none.
+
+        Example:
+            >>> Panel("quality", "diversity", knob=[(0.0, 10, 40), (0.5, 20, 30), (1.0, 40, 30)]).at(0.75)
+            (30.0, 30.0)
+        """
+        if isinstance(place, str):
+            return next(((dot.x, dot.y) for dot in self.dots if dot.name == place), None)
+        if not self.knob:
+            return None
+        knobs, xs, ys = zip(*self.knob, strict=True)
+        return float(np.interp(place, knobs, xs)), float(np.interp(place, knobs, ys))
 
 
 def front_panel(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,15 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.choice import guard_of
 from cfg_distill.evaluation.front import ROWS
 from cfg_distill.files import write_text
-from cfg_distill.report import drawing, formats, sections
+from cfg_distill.report import formats, sections
+from cfg_distill.report.front_view import MOST_SYSTEMS, FrontView, known_of
 from cfg_distill.report.results import Results, read_results
 from cfg_distill.report.sounds import SECONDS, Sample, samples_of, with_sound
 
 PAGE, FILES = "report.html", "report_files"
 PROMPTS = 12
 """The most prompts on the page."""
-MOST_SYSTEMS = 8
-"""The most systems side by side, where no study says which ones matter."""
 _MARK = '<meta name="generator" content="cfg-distill'
-_LEGEND = {
-    "student": "students and merges, one pass per token",
-    "guidance": "the base under guidance, two passes",
-    "base": "the base without guidance",
-    "other": "real samples, to compare with",
-}
 
 
 def write_report(folder: str | Path, inline: bool | None = None) -> Path:
@@ -59,10 +52,10 @@ def write_report(folder: str | Path, inline: bool | None = None) -> Path:
 
 def render(results: Results, inline: bool = False) -> str:
     """The page as text; its sound is written on the way."""
-    return _environment().get_template("report.html.j2").render(**_Page(results, inline).context())
+    return environment().get_template("report.html.j2").render(**_Page(results, inline).context())
 
 
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
     """Everything that is written into the page is escaped: prompts and samples are data."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
     settings: dict[str, Any] = {"autoescape": True, "undefined": jinja2.StrictUndefined}
@@ -78,32 +71,21 @@ class _Page:
     def __init__(self, results: Results, inline: bool) -> None:
         self.results = results
         self.inline = inline
-        self.points = results.points
-        self.headline = results.headline
-        self.choice = self._choice()
-        self.chosen = self.choice.get("system")
-        self.guided = self.choice.get("against") or results.claims.get("guidance")
-        self.line = self._line()
+        self.front = FrontView(results)
 
     def context(self) -> dict[str, Any]:
         """What the template writes down."""
         results = self.results
         prompts, unheard = self._prompts()
-        panels = self._panels()
+        picture = self.front.context()
         context = {
             "generator": f"cfg-distill {cfg_distill.__version__}",
             "title": self._title(),
             "eyebrow": self._eyebrow(),
             "decision": self._decision(),
-            "panels": panels,
-            "size": {key: vars(drawing)[key.upper()] for key in ("width", "height", "left", "right", "top", "bottom")},
-            "about": {point["name"]: self._about(point) for point in self.points},
-            "chosen": self.chosen,
-            "legend": self._legend(),
-            "has_quiet": any(dot.quiet for panel in panels for dot in panel["dots"]),
-            "line": self.line if panels else [],
-            "line_metrics": self._metrics(),
-            "start_knob": self._start_knob(),
+            "line": self.front.line if picture["panels"] else [],
+            "line_metrics": self.front.metrics(),
+            "start_knob": self.front.start_knob(),
             "merge_command": self._merge_command(),
             "prompts": prompts,
             "has_sound": any(s.source for p in prompts for system in p["systems"] for s in system["samples"]),
@@ -113,31 +95,23 @@ class _Page:
             "fronts": sections.fronts(results),
             "notes": results.front.get("notes") or [],
             "timing": sections.timing(results),
-            "tables": sections.tables(results, self.chosen),
-            "has_seconds": any(point.get("seconds") is not None for point in self.points),
-            "has_rows": any(point["kind"] in ROWS for point in self.points),
+            "tables": sections.tables(results, self.front.chosen),
+            "has_seconds": any(point.get("seconds") is not None for point in self.front.points),
+            "has_rows": any(point["kind"] in ROWS for point in self.front.points),
             "meanings": sections.meanings(results),
             "left_out": sections.left_out(results),
             "versions": sections.versions(results),
             "timings": sections.timings(results),
             "config": formats.as_yaml(self.results.study),
-            "data": {"line": self.line},
-        } | sections.training(results)
+            "data": {"line": self.front.line},
+        }
+        context |= picture | sections.training(results)
         return context | {"sections": self._sections(context)}
 
     # The decision
 
-    def _choice(self) -> Mapping[str, Any]:
-        """The choice of front.json; where it has none, the one of the default rule, if there is a guided system."""
-        if kept := self.results.front.get("choice"):
-            return kept
-        try:
-            return self.results.choose().entry()
-        except ConfigError:
-            return {}
-
     def _decision(self) -> dict[str, Any] | None:
-        choice = self.choice
+        choice = self.front.choice
         if not choice:
             return None
         knob = choice.get("knob")
@@ -145,130 +119,57 @@ class _Page:
         measures = ", ".join(f"`{metric}`" for metric in choice.get("diversity", []))
         rule = (
             f"The rule: the whole 95 % interval of the difference in `{choice.get('quality', 'quality')}` from"
-            f" `{self.guided}`, paired by prompt, lies above −{choice['margin']:g}. Guards: {guards}. Among the points that"
-            f" keep it, the one with the largest gain is chosen, under the least favourable of {measures or 'all measures'}."
+            f" `{self.front.guided}`, paired by prompt, lies above −{choice['margin']:g}. Guards: {guards}. Among the points"
+            " that keep it, the one with the largest gain is chosen, under the least favourable of"
+            f" {measures or 'all measures'}."
         )
         return {
-            "system": self.chosen,
+            "system": self.front.chosen,
             "knob": "" if knob is None else f"{knob:g}",
-            "compared": f"`{self.chosen or choice.get('nearest')}` against `{self.guided}`, paired by prompt",
+            "compared": f"`{self.front.chosen or choice.get('nearest')}` against `{self.front.guided}`, paired by prompt",
             "reason": choice["reason"],
             "facts": self._facts(),
             "rule": rule,
-            "command": f"cfg-distill choose {self._shell()} --out my-model" if self.chosen else "",
+            "command": f"cfg-distill choose {self._shell()} --out my-model" if self.front.chosen else "",
             "rejected": choice.get("rejected") or [],
         }
 
     def _facts(self) -> list[dict[str, str]]:
-        shown = self.chosen or self.choice.get("nearest")
-        differences = (self.choice.get("differences") or {}).get(shown, {})
+        shown = self.front.chosen or self.front.choice.get("nearest")
+        differences = (self.front.choice.get("differences") or {}).get(shown, {})
         facts = [
             {
                 "label": formats.words(metric),
                 "value": f"{value['mean']:+.3f}".replace("-", "−"),
                 "note": formats.interval(value, signed=True),
             }
-            for metric in self._metrics()
+            for metric in self.front.metrics()
             if (value := differences.get(metric))
         ]
-        points = {point["name"]: point for point in self.points}
-        for guard in map(guard_of, self.choice.get("guards") or []):
+        points = {point["name"]: point for point in self.front.points}
+        for guard in map(guard_of, self.front.choice.get("guards") or []):
             if value := points.get(shown, {}).get("guards", {}).get(guard.metric):
                 label = f"{formats.words(guard.metric)}, guard {str(guard).removeprefix(guard.metric).strip()}"
                 facts.append({"label": label, "value": f"{value['mean']:.3g}", "note": formats.interval(value)})
-        if shown in points and self.guided in points:
-            mine, its = points[shown], points[self.guided]
-            note = f"where {self.guided} takes {its['relative_cost']:g}"
+        if shown in points and self.front.guided in points:
+            mine, its = points[shown], points[self.front.guided]
+            note = f"where {self.front.guided} takes {its['relative_cost']:g}"
             facts.append({"label": "passes per token", "value": f"{mine['relative_cost']:g}", "note": note})
             if mine.get("seconds") and its.get("seconds"):
                 seconds, note = (
                     formats.seconds(mine["seconds"]),
-                    f"where {self.guided} takes {formats.seconds(its['seconds'])}",
+                    f"where {self.front.guided} takes {formats.seconds(its['seconds'])}",
                 )
                 facts.append({"label": "seconds per sample", "value": seconds, "note": note})
         return facts
-
-    # The front
-
-    def _metrics(self) -> list[str]:
-        headline = self.headline
-        return [] if headline is None else list(filter(None, vars(headline).values()))
-
-    def _panels(self) -> list[dict[str, Any]]:
-        if self.headline is None:
-            return []
-        claims = self.results.claims
-        ends = [self.line[0]["name"], self.line[-1]["name"]] if self.line else []
-        stops = [stop["name"] for stop in self.line]
-        known = [point["name"] for point in self.points]
-        wanted = [self.chosen, self.guided, claims.get("start")]
-        shown = _known(wanted, known)
-        wanted += [*ends, *(stops if len(stops) <= MOST_SYSTEMS else []), claims.get("merge")]
-        wanted += [point["name"] for point in self.points if point["kind"] == "real"]
-        wanted += known if len(known) <= MOST_SYSTEMS else []
-        named = _known(wanted, known)
-        captions = {
-            self.headline.diversity: "Under the measure of the reward.",
-            self.headline.independent: "Under a measure that was no reward.",
-        }
-        if self.headline.independent is None or not self.results.study:
-            captions = {}
-        panels = []
-        points = [point for point in self.points if point["kind"] != "degenerate"]  # they lie far from all others
-        for metric in filter(None, (self.headline.diversity, self.headline.independent)):
-            panel = drawing.front_panel(points, (self.headline.quality, metric), named, shown, stops)
-            if panel.dots:
-                panels.append({**vars(panel), "caption": captions.get(metric, "")})
-        return panels
-
-    def _line(self) -> list[dict[str, Any]]:
-        """The stops of the knob: the students and merges at one temperature, each with its headline means."""
-        points = [point for point in self.points if point.get("knob") is not None]
-        named = {point["name"]: point for point in points}
-        wanted = named.get(self.results.claims.get("quality") or "") or (points[0] if points else None)
-        if wanted is None or self.headline is None:
-            return []
-        stops: dict[float, dict[str, Any]] = {}
-        for point in points:
-            means = [(point["quality"] | point["diversity"]).get(metric, {}).get("mean") for metric in self._metrics()]
-            if point["temperature"] == wanted["temperature"] and None not in means:
-                stops.setdefault(point["knob"], {"name": point["name"], "knob": point["knob"], "values": means})
-        return [stops[knob] for knob in sorted(stops)] if len(stops) > 1 else []
-
-    def _start_knob(self) -> float:
-        stops = {stop["name"]: stop["knob"] for stop in self.line}
-        return float(stops.get(self.chosen or "", stops.get(self.results.claims.get("merge") or "", 0.5)))
-
-    def _merge_command(self) -> str:
-        merges = self.results.study.get("merges") or {}
-        return f"cfg-distill merge --knob KNOB --study {self._shell()} --out my-model" if merges else ""
-
-    def _about(self, point: Mapping[str, Any]) -> str:
-        lines = [point["name"]]
-        for metric in self._metrics():
-            value = (point["quality"] | point["diversity"]).get(metric)
-            if value:
-                lines.append(f"{formats.words(metric)} {value['mean']:.3f} {formats.interval(value)}")
-        if point["kind"] in ROWS:
-            return "\n".join([*lines, f"{point['samples']} for each of {point['prompts']} prompts, drawn by no system"])
-        cost = f"{point['relative_cost']:g} {'pass' if point['relative_cost'] == 1 else 'passes'} per token"
-        lines.append(f"{cost}, {formats.seconds(point['seconds'])} s per sample" if point.get("seconds") else cost)
-        return "\n".join(lines)
-
-    def _legend(self) -> list[tuple[str, str]]:
-        looks = {drawing.FAMILIES.get(point["kind"], "other") for point in self.points if point["kind"] != "degenerate"}
-        legend = [(look, words) for look, words in _LEGEND.items() if look in looks]
-        if not self.results.study and "student" in looks:
-            legend = [(look, "models" if look == "student" else words) for look, words in legend]
-        return legend
 
     # Samples
 
     def _side_by_side(self) -> list[str]:
         """The systems whose samples are shown: base, guided base, then the line of the knob, and the recommended point."""
-        claims, names = self.results.claims, list(self.results.systems)
-        wanted = [claims.get("start"), self.guided, *(stop["name"] for stop in self.line), self.chosen]
-        found = _known(wanted, names)
+        claims, front, names = self.results.claims, self.front, list(self.results.systems)
+        wanted = [claims.get("start"), front.guided, *(stop["name"] for stop in front.line), front.chosen]
+        found = known_of(wanted, names)
         return found if len(found) > 1 else names[:MOST_SYSTEMS]
 
     def _prompts(self) -> tuple[list[dict[str, Any]], list[str]]:
@@ -277,14 +178,14 @@ class _Page:
         samples: dict[str, list[Sample]] = {}
         for name in self._side_by_side():
             folder = results.folder / "samples" / results.stems.get(name, name)
-            samples[name] = samples_of(folder, results.systems[name], PROMPTS)
+            samples[name] = samples_of(folder, results.systems[name].prompts[:PROMPTS])
         broken = with_sound(samples, results.folder / FILES, self.inline)
         prompts = []
         for place in sorted({sample.prompt for group in samples.values() for sample in group}):
             systems = [
                 {
                     "name": name,
-                    "chosen": name == self.chosen,
+                    "chosen": name == self.front.chosen,
                     "scores": self._scores(name, place),
                     "samples": [sample for sample in group if sample.prompt == place],
                 }
@@ -297,13 +198,17 @@ class _Page:
     def _scores(self, name: str, place: int) -> str:
         system = self.results.systems[name]
         scores = []
-        for metric in self._metrics():
+        for metric in self.front.metrics():
             values = np.array(system.values.get(metric, np.nan), dtype=float)[..., place : place + 1]
             if np.isfinite(values).any():
                 scores.append(f"{formats.words(metric)} {float(np.nanmean(values)):.2f}")
         return " · ".join(scores)
 
     # Around it
+
+    def _merge_command(self) -> str:
+        merges = self.results.study.get("merges") or {}
+        return f"cfg-distill merge --knob KNOB --study {self._shell()} --out my-model" if merges else ""
 
     def _title(self) -> str:
         what = "Study" if self.results.study else "Evaluation"
@@ -328,8 +233,3 @@ class _Page:
             ("settings", "Versions and settings", True),
         ]
         return [(anchor, words) for anchor, words, there in found if there]
-
-
-def _known(wanted: Iterable[str | None], known: Collection[str]) -> list[str]:
-    """Those of the wanted names that there are, each once, in their order."""
-    return list(dict.fromkeys(name for name in wanted if name is not None and name in known))

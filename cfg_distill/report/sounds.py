@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 import shutil
 from collections.abc import Sequence
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cfg_distill.evaluation.system import System
 from cfg_distill.files import staged_folder
 
 SUFFIXES = (".flac", ".wav", ".ogg")
@@ -50,25 +50,22 @@ class Sample:
     seconds: float = 0.0
 
 
-def samples_of(folder: Path, system: System, prompts: int) -> list[Sample]:
+def samples_of(folder: Path, prompts: Sequence[str]) -> list[Sample]:
     """The written samples of a system, by prompt and number.
 
     Args:
         folder: where they were written; of a system of several training seeds, the samples of the first seed are taken.
-        system: whose samples they are.
-        prompts: the most prompts.
+        prompts: those whose samples are wanted: the first ones of the system.
     """
     seeds = sorted(path for path in folder.glob("*") if path.is_dir())
     folder = seeds[0] if seeds else folder
     found = []
     for file in sorted(folder.glob("*.txt")):
         match = _STEM.fullmatch(file.stem)
-        if match is None or not 0 < int(match["place"]) <= min(prompts, len(system.prompts)):
+        if match is None or not 0 < int(match["place"]) <= len(prompts):
             continue
         place = int(match["place"]) - 1
-        content = (
-            file.read_text(encoding="utf-8", errors="replace").removeprefix(f"{system.prompts[place]}\n\n").rstrip("\n")
-        )
+        content = file.read_text(encoding="utf-8", errors="replace").removeprefix(f"{prompts[place]}\n\n").rstrip("\n")
         sound = next((path for suffix in SUFFIXES if (path := file.with_suffix(suffix)).is_file()), None)
         score = file.with_suffix(".abc")
         if score.is_file():
@@ -115,8 +112,7 @@ def with_sound(samples: dict[str, list[Sample]], folder: Path, inline: bool) -> 
     for (name, sample), (content, seconds) in made:
         sample.seconds = seconds
         file = f"{folder.name}/{_file_name(name, sample, suffix)}"
-        url = f"data:{_TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
-        sample.source = url if inline else quote(file)
+        sample.source = data_url(content, suffix) if inline else quote(file)
     if inline or not made:
         shutil.rmtree(folder, ignore_errors=True)
         return broken
@@ -126,8 +122,29 @@ def with_sound(samples: dict[str, list[Sample]], folder: Path, inline: bool) -> 
     return broken
 
 
-def clip(file: Path) -> tuple[bytes, float]:
+def with_whole_sound(samples: Sequence[Sample]) -> None:
+    """Give every sample of sound its source: the whole sound as a data URL, and so a page needs no file beside it.
+
+    Raises:
+        OSError, RuntimeError, ValueError: a sound cannot be read.
+    """
+    for sample in samples:
+        if sample.sound is not None:
+            content, sample.seconds = clip(sample.sound, longest=math.inf)
+            sample.source = data_url(content, ".wav" if _soundfile() is None else ".ogg")
+
+
+def data_url(content: bytes, suffix: str) -> str:
+    """A sound as the address of itself."""
+    return f"data:{_TYPES[suffix]};base64,{base64.b64encode(content).decode()}"
+
+
+def clip(file: Path, longest: float = SECONDS) -> tuple[bytes, float]:
     """The beginning of a sound file as a small one, and its seconds.
+
+    Args:
+        file: the sound.
+        longest: seconds.
 
     Raises:
         OSError, RuntimeError, ValueError: it cannot be read.
@@ -136,9 +153,9 @@ def clip(file: Path) -> tuple[bytes, float]:
     if soundfile is None:
         return file.read_bytes(), _length(file)
     samples_LC, rate = soundfile.read(str(file), dtype="float32", always_2d=True)
-    if len(samples_LC) > SECONDS * rate:
+    if len(samples_LC) > longest * rate:
         fade = int(_FADE * rate)
-        samples_LC = samples_LC[: int(SECONDS * rate)]
+        samples_LC = samples_LC[: int(longest * rate)]
         samples_LC[-fade:] *= 1 - _ramp(fade)[:, None]
     content = io.BytesIO()
     soundfile.write(content, samples_LC, rate, format="OGG", subtype="VORBIS", **_compression(soundfile))

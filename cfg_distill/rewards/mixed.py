@@ -22,7 +22,8 @@ class Mixed(Reward):
     r"""Several rewards, each normalised, then added or multiplied.
 
     ``additive`` maximises :math:`\sum_k w_k D_k / s_k`. Advantages add, each with the baseline of its own reward; s_k
-    is the root mean square of the advantages of reward k, so that equal weights pull equally hard.
+    is the root mean square of the advantages of reward k, so that equal weights pull equally hard. So a beta that was right for
+    a reward alone is right times s_k here, mostly a smaller number; ``weight: auto`` of the loss finds it.
 
     ``multiplicative`` maximises :math:`E \prod_k (R_k / s_k)^{w_k}`: one sample must be good under all rewards at once.
     Rewards of one sample multiply to q(y). A pairwise reward makes the objective :math:`E\, q(y)\, r(y, y')`, which is a mean

@@ -16,11 +16,11 @@ from tiny import tiny_folder
 from tiny_fits import DistinctFirst, MeanLength, batches, student_of, trainer
 
 from cfg_distill.callbacks import DiversityLogging, SampleLogging
-from cfg_distill.callbacks.diversity_logging import identical_groups
+from cfg_distill.callbacks.diversity_logging import identical_groups, path_figure
 from cfg_distill.errors import ConfigError
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.sampling import Rollout
-from cfg_distill.sampling.samples import Samples
+from cfg_distill.sampling import Rollout, Seeds
+from cfg_distill.sampling.samples import Samples, draw
 
 # A resumed fit here does without the ModelCheckpoint of the first.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
@@ -152,15 +152,56 @@ def test_tensorboard_gets_scalars_texts_sounds_and_the_front(folder: str, tmp_pa
 
     callbacks = [DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}), SampleLogging(audio=sound)]
     logger = TensorBoardLogger(tmp_path, name="", version="logs")
-    trainer(callbacks, logger=logger, val_check_interval=1).fit(student_of(folder), batches(2), batches(1))
+    trainer(callbacks, logger=logger, val_check_interval=1).fit(
+        student_of(folder, measure_gradients_every=1), batches(2), batches(1)
+    )
     logger.experiment.close()
     events = EventAccumulator(str(tmp_path / "logs"))
     events.Reload()
     tags = events.Tags()
     assert {"val/distinct", "val/length"} <= set(tags["scalars"])
     assert "front" in tags["images"]
-    assert "samples/0/0" in tags["audio"]
-    assert "samples/0/text_summary" in tags["tensors"]
+    assert "samples/0-w1-w2/0" in tags["audio"]
+    assert "samples/0-w1-w2/text_summary" in tags["tensors"]
+    # What to watch first, once more under one group.
+    watched = {"kl_per_token", "reward", "gradient_ratio", "quality", "diversity"}
+    assert {tag for tag in tags["scalars"] if tag.startswith("overview/")} == {f"overview/{name}" for name in watched}
+
+    def last(tag: str) -> float:
+        return events.Scalars(tag)[-1].value
+
+    for name, tag in (
+        ("diversity", "val/distinct"),
+        ("kl_per_token", "train/kl_per_token"),
+        ("reward", "train/diversity_reward"),
+    ):
+        assert last(f"overview/{name}") == last(tag)
+
+
+def test_base_and_guided_base_are_drawn_once_and_stand_in_the_picture(folder: str, tmp_path: Path) -> None:
+    saving = ModelCheckpoint(tmp_path / "saved", save_last=True, save_top_k=0, every_n_train_steps=2)
+    first = DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}, baselines=True)
+    module, drawn = student_of(folder), []
+    trainer([first, saving], num_sanity_val_steps=1, val_check_interval=1).fit(module, batches(2), batches(2))
+    for guidance in (None, module.guidance):
+        groups = list(batches(2))
+        samples = [
+            draw(module.teacher, prompts, module.sampling, guidance, Seeds((0,), range(2 * n, 2 * n + 2)))
+            for n, prompts in enumerate(groups)
+        ]
+        values = torch.cat([DistinctFirst().score(each) for each in samples])
+        drawn.append(float(values.mean()))
+    assert [first.measured[name]["distinct"] for name in ("base", "guided base")] == pytest.approx(drawn)
+    figure = path_figure(first.history, "length", "distinct", first.measured)
+    said = [text.get_text() for text in figure.axes[0].texts]
+    assert said == ["step 1", "step 2", "base", "guided base"]
+    assert (
+        path_figure([{"step": 0.0, "diversity": 1.0, "length": 2.0}], "length", "diversity").axes[0].get_xlabel()
+        == "diversity"
+    )
+    second = DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}, baselines=True)
+    trainer([second]).fit(student_of(folder), batches(3), batches(2), ckpt_path=tmp_path / "saved" / "last.ckpt")
+    assert second.measured == first.measured  # of the checkpoint: not drawn again
 
 
 @pytest.mark.parametrize(

@@ -96,20 +96,24 @@ def log_all(sink: Sink) -> None:
     sink.text("samples/0", "**a jig**", 3)
     sink.sound("samples/0/1", SOUND, 3)
     sink.figure("front", Figure(), 3)
+    sink.histogram("rewards/diversity", torch.rand(2, 3), 3)
 
 
 def test_weights_and_biases() -> None:
     logger = WandbLike()
     log_all(sink_of(logger))
-    text, audio, image = logger.calls
+    text, audio, image, histogram = logger.calls
     assert text == ("text", "samples/0", ["step", "text"], [[3, "**a jig**"]])
     assert audio == ("audio", "samples/0/1", (80,), [8000]) and image == ("image", "front", Figure)
+    assert histogram == ("image", "rewards/diversity", Figure)  # a picture, for want of histograms
 
 
 def test_mlflow() -> None:
     logger = MLflowLike()
     log_all(sink_of(logger))
-    assert logger.artifacts.keys() == {"samples/0-step3.md", "samples/0/1-step3.wav", "front-step3.png"}
+    assert logger.artifacts.keys() == {
+        "samples/0-step3.md", "samples/0/1-step3.wav", "front-step3.png", "rewards/diversity-step3.png",
+    }  # fmt: skip
     assert logger.artifacts["samples/0/1-step3.wav"][:4] == b"RIFF"
 
 

@@ -1,4 +1,4 @@
-"""Throughput, BetaCalibration, SampleLogging and AtomicCheckpointIO."""
+"""Throughput, BetaCalibration, RewardHistograms, SampleLogging and AtomicCheckpointIO."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ from tiny_fits import PROMPTS, batches, student_of, trainer
 
 from cfg_distill import CFGDistillation
 from cfg_distill.audio import Waveform
-from cfg_distill.callbacks import AtomicCheckpointIO, BetaCalibration, SampleLogging, Throughput, media
+from cfg_distill.callbacks import (
+    AtomicCheckpointIO,
+    BetaCalibration,
+    RewardHistograms,
+    SampleLogging,
+    Throughput,
+    media,
+)
 from cfg_distill.errors import ConfigError
 
 # A resumed fit here does without the ModelCheckpoint of the first.
@@ -37,7 +44,8 @@ class Book(Logger):
         self.texts: list[tuple[str, str, int]] = []
         self.sounds: list[tuple[str, torch.Tensor, int, int]] = []
         self.rows: list[dict[str, float]] = []
-        writer = SimpleNamespace(add_text=self._text, add_audio=self._audio)
+        self.histograms: list[tuple[str, torch.Tensor, int]] = []
+        writer = SimpleNamespace(add_text=self._text, add_audio=self._audio, add_histogram=self._histogram)
         self.experiment = writer
 
     name = "book"
@@ -48,6 +56,9 @@ class Book(Logger):
 
     def _audio(self, tag: str, wave: torch.Tensor, global_step: int, sample_rate: int) -> None:
         self.sounds.append((tag, wave, global_step, sample_rate))
+
+    def _histogram(self, tag: str, values: torch.Tensor, global_step: int) -> None:
+        self.histograms.append((tag, values, global_step))
 
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         self.rows.append(dict(metrics))
@@ -175,7 +186,9 @@ def test_samples_are_logged_as_text_and_sound(folder: str) -> None:
 
     sanity = {"num_sanity_val_steps": 1, "val_check_interval": 2}
     trainer([callback, Seen()], logger=book, **sanity).fit(module, batches(4), batches(3))
-    assert [(tag, step) for tag, _, step in book.texts] == [(f"samples/{n}", step) for step in (2, 4) for n in range(3)]
+    words = ("w1-w2", "w3", "w4-w5-w6")  # a tag names its prompt
+    wanted = [f"samples/{number}-{each}" for number, each in enumerate(words)]
+    assert [(tag, step) for tag, _, step in book.texts] == [(tag, step) for step in (2, 4) for tag in wanted]
     samples = seen[1]
     assert book.texts[1][1].startswith("**w3**")
     assert all(text in book.texts[1][1] for text in samples.groups()[1][:2])
@@ -184,7 +197,7 @@ def test_samples_are_logged_as_text_and_sound(folder: str) -> None:
         or samples.groups()[1][2] in samples.groups()[1][:2]
     )
     tags = [tag for tag, _, step, _ in book.sounds if step == 2]
-    assert tags == [f"samples/{prompt}/{sample}" for prompt in range(3) for sample in range(2)]
+    assert tags == [f"{tag}/{sample}" for tag in wanted for sample in range(2)]
     assert book.sounds[0][1].shape == (1, 100)
     assert book.sounds[0][3] == 8000
 
@@ -198,6 +211,37 @@ def test_what_cannot_be_played_is_said_and_training_goes_on(folder: str) -> None
         trainer([SampleLogging(audio=unplayable)], logger=book).fit(student_of(folder), batches(1), batches(1))
     assert book.texts
     assert not book.sounds
+
+
+def test_a_text_stands_as_the_folder_of_the_model_renders_it(folder: str) -> None:
+    book, callback = Book(), SampleLogging()
+    tunes = SimpleNamespace(student=SimpleNamespace(path="tunes:base"))
+    callback.setup(None, tunes, "fit")  # type: ignore[arg-type]
+    callback._log(media._sink(book), "samples/0", "a jig", ["z |]", "no tune"], 3)
+    (_, text, _), *_ = book.texts
+    assert (
+        "    X:1\n    T:a jig\n" in text and "    no tune" not in text
+    )  # every line is indented: TensorBoard shows it as it is
+    callback._renderer = SimpleNamespace(text=lambda output, prompt: 1 / 0)  # type: ignore[assignment]
+    assert callback._text("as it is", "a jig") == "as it is"
+    other = SampleLogging()
+    other.setup(None, SimpleNamespace(), "fit")  # type: ignore[arg-type]
+    assert other._text("as it is", "a jig") == "as it is"  # a module of somebody else, without a student
+
+
+def test_histograms_of_rewards_and_advantages(folder: str) -> None:
+    book = Book()
+    histograms = RewardHistograms(every_n_steps=2)
+    trainer([histograms], logger=book, accumulate_grad_batches=2).fit(student_of(folder), batches(8))
+    assert [(tag, step) for tag, _, step in book.histograms] == [
+        (f"{kind}/diversity", step) for step in (2, 4) for kind in ("rewards", "advantages")
+    ]
+    rewards, advantages = (values for _, values, _ in book.histograms[:2])
+    assert rewards.shape == advantages.shape == (2, 3)
+    siblings_BG = (rewards.sum(-1, keepdim=True) - rewards) / 2
+    torch.testing.assert_close(advantages, rewards - siblings_BG)
+    with pytest.raises(ConfigError, match=r"`RewardHistograms.every_n_steps`: expected at least 1, but got 0"):
+        trainer([RewardHistograms(0)]).fit(student_of(folder), batches(1))
 
 
 def test_waveforms_need_no_renderer() -> None:

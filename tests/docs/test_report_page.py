@@ -12,6 +12,7 @@ from made_study import line, write_study
 from tiny import tiny_folder
 
 from cfg_distill.cli import COMMANDS, main
+from cfg_distill.report import demo
 
 PAGE = "docs/report.md"
 
@@ -30,13 +31,15 @@ def studies(desk: Path) -> Path:
     return desk
 
 
-def test_its_commands_run(studies: Path, capsys: pytest.CaptureFixture) -> None:
+def test_its_commands_run(studies: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     commands = [words for block in blocks(PAGE) if block.language == "sh" for words in block.commands()]
-    assert {words[1] for words in commands} == {"report", "choose", "merge", "compare"} <= set(COMMANDS)
+    assert {words[1] for words in commands} == {"report", "choose", "merge", "compare", "demo"} <= set(COMMANDS)
+    served: list[Path] = []
+    monkeypatch.setattr(demo, "serve", lambda request: served.append(request.study))  # tests/report/test_demo.py serves it
     for number, words in enumerate(commands):
         words = [f"my-model-{number}" if word == "my-model" else word for word in words]
         assert main(words[1:]) == 0, words
-    assert (studies / "my-model-3" / "config.json").is_file()
+    assert (studies / "my-model-3" / "config.json").is_file() and served == [Path("runs/quickstart")]
 
 
 def test_its_keys_are_those_that_are_written(studies: Path, capsys: pytest.CaptureFixture) -> None:

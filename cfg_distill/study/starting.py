@@ -1,0 +1,294 @@
+"""``cfg-distill init``: recipes and a study for a model of one's own, as files to edit."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import jinja2
+import yaml
+
+from cfg_distill.data import read_prompts
+from cfg_distill.errors import ConfigError, Problem, problems_of
+from cfg_distill.evaluation.renderers import metrics_of_profiles
+from cfg_distill.files import problems_of_out, staged_folder
+from cfg_distill.folders import PACKAGED, find_file
+from cfg_distill.generators import Generator, device, open_generator
+from cfg_distill.guidance import Guidance
+from cfg_distill.recipe.classes import find_class
+from cfg_distill.sampling import positions_left
+
+Device = Literal["cpu", "gpu"]
+FILES = ("quality.yaml", "diversity.yaml", "study.yaml", "prompts/*.txt", "prompts/*.jsonl")
+"""What is written, and so may be replaced."""
+LEAST = 6
+"""Prompts: three to train on, one to validate on and two to report on."""
+_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+_LINES = (".txt", ".jsonl")
+"""Files of prompts that can be split by their lines."""
+_CLAP = {"class_path": "cfg_distill.embedders.CLAP", "init_args": {"path": "laion/larger_clap_music"}}
+_TUNES = {"class_path": "cfg_distill.tunes.embedder.Tunes"}
+_WORDS = {"class_path": "cfg_distill.embedders.WordCounts"}
+_MINILM = {"class_path": "cfg_distill.embedders.TransformerEmbedder", "init_args": {"path": "text:minilm"}}
+NO_EMBEDDER = (
+    "Diversity needs an embedder: a frozen model that maps an output to a vector, so that the distance of two outputs says how"
+    " much they differ. {why} Only the quality student is written, and no study. Name an embedder with --embedder: the folder"
+    " or hub name of an encoder, or a class of yours (docs/extending.md)."
+)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is sensible for a kind of output.
+
+    Attributes:
+        name: of the kind, in words.
+        scale: of guidance.
+        lengths: of a sample, in tokens or frames: on a CPU, on a GPU.
+        rate: the learning rate where all weights are trained.
+        embedder: of the reward; None where this package has none for such outputs.
+        encoder: the class that takes the folder of an encoder.
+    """
+
+    name: str
+    scale: float
+    lengths: tuple[int, int]
+    rate: float
+    embedder: Mapping[str, Any] | None
+    encoder: str
+
+
+KINDS = {
+    "text": Kind("text", 1.5, (64, 128), 1e-5, _WORDS, "cfg_distill.embedders.TransformerEmbedder"),
+    "tunes": Kind("tunes", 2.0, (80, 80), 6e-4, _TUNES, "cfg_distill.embedders.TransformerEmbedder"),
+    "music": Kind("music", 3.0, (150, 500), 1e-5, _CLAP, "cfg_distill.embedders.AudioEmbedder"),
+    "speech": Kind("speech", 3.0, (150, 500), 1e-5, None, "cfg_distill.embedders.AudioEmbedder"),
+}
+
+
+@dataclass(frozen=True)
+class InitRequest:
+    """Recipes and a study for a model.
+
+    Args:
+        model: a model folder, hub name or ``tunes:base``.
+        prompts: a text file with one prompt per line, or JSON lines.
+        device: where the students are trained.
+        out: the folder to write.
+        scale: of guidance; None for one that is usual for such models.
+        embedder: the class of an embedder, or the folder or hub name of an encoder; empty for the one of the kind of output.
+        overwrite: replace files that an earlier init wrote.
+    """
+
+    model: str
+    prompts: Path
+    device: Device = "cpu"
+    out: Path = Path("my-study")
+    scale: float | None = None
+    embedder: str = ""
+    overwrite: bool = False
+
+    @cached_property
+    def file(self) -> Path:
+        """The file of the prompts; ``recipes/...`` also names the files of the package."""
+        return find_file(self.prompts)
+
+    @cached_property
+    def generator(self) -> Generator:
+        """The model, not loaded."""
+        return open_generator(self.model)
+
+    @cached_property
+    def kind(self) -> Kind:
+        """What the model writes or plays."""
+        name = {"MusicGen": "music", "Dia": "speech"}.get(type(self.generator).__name__, "text")
+        specs, _ = metrics_of_profiles([self.model]) if name == "text" else ({}, [])
+        return KINDS["tunes" if "cfg_distill.tunes." in json.dumps(specs) else name]
+
+    def problems(self) -> list[Problem]:
+        """Everything that is wrong with the request; no weights are loaded."""
+        found = [Problem("model", problem.text) for problem in problems_of(self.generator)]
+        found += self._problems_of_prompts()
+        if self.scale is not None and not 1 < self.scale < 100:
+            found.append(Problem("scale", f"expected a number above 1, which is no guidance, but got {self.scale:g}."))
+        if self.embedder:
+            try:
+                found += [Problem("embedder", each.text) for each in problems_of(_built(self._embedder_spec()))]
+            except ConfigError as error:
+                found += [Problem("embedder", each.text) for each in error.problems]
+        inputs = [self.file, *([Path(self.model)] if Path(self.model).exists() else [])]
+        return found + problems_of_out(self.out, inputs, self.overwrite, FILES)
+
+    def _problems_of_prompts(self) -> list[Problem]:
+        if self.file.suffix not in _LINES:
+            text = f"expected a file with one prompt per line, {' or '.join(_LINES)}, but got `{self.prompts}`."
+            return [Problem("prompts", text)]
+        try:
+            prompts = read_prompts(self.file)
+        except ConfigError as error:
+            return [Problem("prompts", problem.text) for problem in error.problems]
+        if len(prompts) >= LEAST:
+            return []
+        text = f"expected at least {LEAST} prompts, some to train on and some to report on, but `{self.prompts}` has"
+        return [Problem("prompts", f"{text} {len(prompts)}. Write more.")]
+
+    def _embedder_spec(self) -> dict[str, Any]:
+        if _CLASS_PATH.fullmatch(self.embedder) and not Path(self.embedder).exists():
+            return {"class_path": self.embedder}
+        return {"class_path": self.kind.encoder, "init_args": {"path": self.embedder}}
+
+
+def found_device() -> Device:
+    """A GPU, if there is one that can sample; else the CPU."""
+    return "cpu" if device().type == "cpu" else "gpu"
+
+
+def write_start(request: InitRequest) -> tuple[list[Path], list[str]]:
+    """Write the files.
+
+    Returns:
+        The YAML files, and what the user should know.
+
+    Raises:
+        ConfigError: everything that is wrong with the request.
+    """
+    if problems := request.problems():
+        raise ConfigError(problems)
+    embedder, notes = _embedder_of(request)
+    content = _files(request, embedder)
+    with staged_folder(request.out) as folder:
+        for name, text in content.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8")
+    return [request.out / name for name in content if name.endswith(".yaml")], notes
+
+
+def _embedder_of(request: InitRequest) -> tuple[dict[str, Any] | None, list[str]]:
+    """The embedder of the reward, or why there is none."""
+    kind = request.kind
+    if request.embedder:
+        return request._embedder_spec(), []
+    if kind.embedder is None:
+        return None, [NO_EMBEDDER.format(why=f"This package has none for {kind.name}.")]
+    spec = dict(kind.embedder)
+    if spec == _WORDS and PACKAGED["minilm"].find() is not None:
+        spec = _MINILM
+    if problems := problems_of(_built(spec)):
+        return None, [NO_EMBEDDER.format(why=f"That for {kind.name} is not at hand: {problems[0].text}")]
+    if spec == _WORDS:
+        text = "Samples count as different when their words differ. Name an encoder with --embedder, so that meaning counts."
+        return spec, [text]
+    return spec, []
+
+
+def _built(spec: Mapping[str, Any]) -> Any:
+    base = importlib.import_module("cfg_distill.embedders").Embedder
+    cls = find_class(spec["class_path"], (base,), "an Embedder")
+    return cls(**spec.get("init_args", {}))
+
+
+def _files(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str, str]:
+    """Name -> content of each file."""
+    kind, gpu = request.kind, request.device == "gpu"
+    suffix = request.file.suffix
+    lines = [line for line in request.file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    parts = split(lines)
+    names = {part: f"prompts/{part}{suffix}" for part in parts}
+    found = {names[part]: "\n".join(chosen) + "\n" for part, chosen in parts.items()}
+    scale = kind.scale if request.scale is None else request.scale
+    metrics = _metrics(request, embedder)
+    values = {
+        "model": request.model,
+        "path": _scalar(request.model),
+        "generator": f"cfg_distill.generators.{type(request.generator).__name__}",
+        "scale": f"{scale:g}" if scale % 1 else f"{scale:.1f}",
+        "length": _length(request, scale),
+        "rate": f"{kind.rate:.1e}",
+        "micro_batch": 8 if gpu else 4,
+        "batch": 8 if gpu else 4,
+        "steps": 400 if gpu else 40,
+        "device": request.device,
+        "embedder": _flow(embedder),
+        "out": _scalar(f"runs/{request.out.name}"),
+        "sound": ", init_args: {audio: cfg_distill.tunes.rendering.audio}" if kind is KINDS["tunes"] else "",
+        "metrics": _block(metrics),
+        "headline": _flow(dict(zip(("quality", "diversity"), metrics, strict=False))),
+        "margin": "0.02" if kind is KINDS["tunes"] else "0.1",
+    } | {name: _scalar(str(request.out / file)) for name, file in names.items()}
+    recipe, study = (_template(name) for name in ("recipe", "study"))
+    files = {name: _scalar(str(request.out / f"{name}.yaml")) for name in ("quality", "diversity", "study")}
+    watched = _block(dict(list(metrics.items())[:2])) if embedder else ""
+    given = values | {"diversity": False, "title": "The quality student", "watched": watched}
+    found["quality.yaml"] = recipe.render(given, file=files["quality"])
+    if embedder:
+        given |= {"diversity": True, "title": "The diversity student"}
+        found["diversity.yaml"] = recipe.render(given, file=files["diversity"])
+        found["study.yaml"] = study.render(
+            values, file=files["study"], quality=files["quality"], diversity=files["diversity"]
+        )
+    return found
+
+
+def _length(request: InitRequest, scale: float) -> int:
+    """The longest sample: what is usual, or as much as the model has room for beside the prompts."""
+    usual = request.kind.lengths[request.device == "gpu"]
+    longest = request.generator.longest_sample
+    left = positions_left(request.generator, read_prompts(request.file), Guidance(scale))
+    return max(1, min(each for each in (usual, longest, left) if each is not None))
+
+
+def _metrics(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The metrics of the study: one of quality, one of diversity, then guards."""
+    diversity = {"class_path": "cfg_distill.metrics.PairwiseCosineDiversity", "init_args": {"embedder": embedder}}
+    if request.kind is KINDS["tunes"]:
+        tunes = "cfg_distill.tunes.metrics"
+        quality: dict[str, Any] = {"quality": {"class_path": f"{tunes}.TuneQuality"}}
+        guards = {"rest_share": {"class_path": f"{tunes}.RestShare"}, "copy_rate": {"class_path": f"{tunes}.CopyRate"}}
+    else:
+        path = f"cfg_distill.generators.{type(request.generator).__name__}"
+        base = {"class_path": path, "init_args": {"path": request.model}}
+        own = {"class_path": "cfg_distill.metrics.PointwiseMutualInformation", "init_args": {"generator": base}}
+        quality, guards = {"adherence": own}, {}
+    guards["empty_share"] = {"class_path": "cfg_distill.metrics.EmptyShare"}
+    return quality | {"diversity": diversity} | guards
+
+
+def _template(name: str) -> jinja2.Template:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    settings: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "keep_trailing_newline": True}
+    return jinja2.Environment(loader=loader, trim_blocks=True, **settings).get_template(f"{name}.yaml.j2")
+
+
+def _scalar(text: str) -> str:
+    """A text as YAML, in quotes where it needs them."""
+    return yaml.safe_dump(text, width=1000, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def _flow(value: Any) -> str:
+    """Keys and values in one line."""
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000, allow_unicode=True).strip()
+
+
+def _block(metrics: Mapping[str, Any]) -> str:
+    """A line per metric."""
+    return "\n".join(f"{name}: {_flow(spec)}" for name, spec in metrics.items())
+
+
+def split(lines: Sequence[str]) -> dict[str, list[str]]:
+    """Prompts to train, to validate and to report on, from all parts of a file: files are often sorted.
+
+    Example:
+        >>> split("abcdef")
+        {'train': ['a', 'b', 'd'], 'validation': ['e'], 'report': ['c', 'f']}
+    """
+    parts = ("train", "train", "report", "train", "validation", "report")
+    found: dict[str, list[str]] = {"train": [], "validation": [], "report": []}
+    for place, line in enumerate(lines):
+        found[parts[place % 6]].append(line)
+    return found

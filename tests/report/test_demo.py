@@ -1,0 +1,221 @@
+"""cfg-distill demo: what it samples, what it refuses, and the page in a headless Chromium."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from browser import OpenPage, browser, open_page  # noqa: F401
+from made_study import line, write_study
+from safetensors.torch import load_file
+from tiny import tiny_folder
+
+from cfg_distill.cli import main
+from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation import GenerateRequest
+from cfg_distill.folders import source
+from cfg_distill.report import demo
+from cfg_distill.report.playground import Playground
+
+PLACES = ("students/quality", "students/diversity", "merges/half")
+
+
+def playable(folder: Path, base: str, tokens: int, **changes: Any) -> Path:
+    """A made-up study whose models are to be added."""
+    headline = {"quality": "quality", "diversity": "diversity", "independent": "bigram"}
+    evaluation = {"prompts": "report.txt", "metrics": {}, "headline": headline, "max_new_tokens": tokens}
+    baselines = {"base": {"model": base}, "guidance 2": {"model": base, "guidance": 2.0}}
+    systems = changes.pop("systems", line())
+    for each in systems:
+        each.model = each.model.replace("tunes:base", base)
+    return write_study(folder, systems, kind="", baselines=baselines, evaluation=evaluation, **changes)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of tiny language models, each with its own weights."""
+    folder = tmp_path_factory.mktemp("texts")
+    study = playable(folder / "study", tiny_folder(folder / "base"), tokens=8)
+    for seed, place in enumerate(PLACES, start=1):
+        tiny_folder(study / place, seed=seed)
+    return study
+
+
+@pytest.fixture(scope="module")
+def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of tunes whose students are the base."""
+    study = playable(tmp_path_factory.mktemp("tunes") / "study", "tunes:base", tokens=128)
+    base = source("tunes:base")
+    assert base is not None
+    for place in PLACES:
+        shutil.copytree(base, study / place)
+    return study
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def test_a_setting_of_the_knob_is_the_average_of_its_ends(texts: Path) -> None:
+    playground = Playground(texts, samples=3)
+    (merged, guided), _ = playground.draw("w1 w2", 0.3, seed=5)
+    assert (merged.name, guided.name) == ("knob 0.30", "guidance 2")
+    found, ends = weights(playground._merged(0.3, merged.name)), [weights(texts / place) for place in PLACES[:2]]
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, 0.7 * ends[0][name] + 0.3 * ends[1][name])
+    assert [len(each.samples) for each in (merged, guided)] == [3, 3]
+    assert "1 forward pass per token" in merged.note and "2 forward passes per token" in guided.note
+    (half, _), _ = playground.draw("w1 w2", 0.5, seed=5)
+    assert (
+        half.name == "half" and len(playground._held) == 2
+    )  # the study's own merge; the base and one student in memory
+
+
+def test_samples_are_those_of_generate(texts: Path) -> None:
+    playground = Playground(texts, samples=3)
+    (student, guided), _ = playground.draw("w3", 0.0, seed=7)
+    base = playground.finished.model_of("base")
+    for drawn, model, scale in ((student, str(texts / PLACES[0]), 1.0), (guided, base, 2.0)):
+        request = GenerateRequest(model, ["w3"], 3, max_new_tokens=8, guidance=scale, seed=7)
+        assert [sample.text for sample in drawn.samples] == request.draw().outputs
+    assert [drawn.text for drawn in student.samples] != [drawn.text for drawn in guided.samples]
+
+
+def test_without_a_line_a_model_is_chosen_by_its_name(tmp_path: Path, texts: Path) -> None:
+    systems = [each for each in line() if each.name != "half"]
+    for each in systems:
+        each.knob = None
+    base = Playground(texts).finished.model_of("base")
+    study = playable(tmp_path / "study", base, 8, systems=systems, merges={}, claims=False)
+    shutil.copytree(texts / "students", study / "students")
+    playground = Playground(study)
+    assert playground.line is None and playground.start == "quality" and playground.students == ["quality", "diversity"]
+    assert playground.draw("w1", "diversity", 0)[0][0].name == "diversity"
+    pieces = demo.Pieces(playground)
+    dot = re.search(r'data-system="diversity".*?cx="([\d.]+)" cy="([\d.]+)"', pieces.front("diversity"), re.DOTALL)
+    assert dot and f'class="cursor" r="10" cx="{dot[1]}" cy="{dot[2]}"' in pieces.front("diversity")
+    assert "the model" in pieces.intro() and "Press Draw" in pieces.hint()
+
+
+def test_what_is_typed_is_data(texts: Path) -> None:
+    pieces = demo.Pieces(Playground(texts))
+    shown = pieces.samples('w1 <script>alert("x")</script>', 0.0, None)
+    assert "<script>" not in shown and 'class="system"' in shown
+    texts_of = [
+        re.findall(r'<p class="text">(.*?)</p>', pieces.samples(*given)) for given in (("w1", 0.0, 7), ("w1 ", 0.0, 7))
+    ]
+    assert texts_of[0] == texts_of[1] and len(texts_of[0]) == 4
+    assert 'class="problem"' in pieces.samples("w1 " * 200, 0.0, 0)
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture) -> str:
+    capsys.readouterr()
+    assert main(["demo", *words]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and "Traceback" not in err
+    return err
+
+
+def test_what_is_refused(
+    tmp_path: Path, texts: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_problems_of_gradio", list)
+    assert "`nothing` does not exist" in refused(["nothing"], capsys)
+    (tmp_path / "empty").mkdir()
+    assert "it holds no study.json" in refused([str(tmp_path / "empty")], capsys)
+    alone = playable(tmp_path / "alone", "tunes:base", 8, systems=line()[:2], fits={}, merges={}, claims=False)
+    assert "the study has baselines alone. Add fits to its file." in refused([str(alone)], capsys)
+    gone = playable(tmp_path / "gone", "tunes:base", 8)
+    assert "expected its model in" in (said := refused([str(gone)], capsys)) and "Run the study again" in said
+    assert "Option `--samples`: expected a number from 1 to 16, but got 0." in refused(
+        [str(texts), "--samples=0"], capsys
+    )
+    assert "Option `--against`: expected a system of the study" in refused([str(texts), "--against", "x"], capsys)
+    assert "`half` is sampled without guidance" in refused([str(texts), "--against", "half"], capsys)
+    assert "Option `--port`: expected a number from 0 to 65535" in refused([str(texts), "--port=65536"], capsys)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        said = refused([str(tmp_path / "empty"), f"--port={port}"], capsys)
+        assert f"Option `--port`: expected a free port, but {port} cannot be used" in said and "2 problems" in said
+    playground = Playground(texts)
+    for prompt, seed, expected in (
+        ("\x07", 0, r"U\+0007"),
+        ("w1", -1, "Expected a seed"),
+        ("w1 " * 200, 0, "positions"),
+    ):
+        with pytest.raises(ConfigError, match=expected):
+            playground.draw(prompt, 0.0, seed)
+
+
+def test_without_the_extra_the_command_says_how_to_install_it(
+    texts: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    assert 'pip install ".[demo]"' in refused([str(texts)], capsys)
+
+
+@pytest.fixture(scope="module")
+def server(tunes: Path) -> Iterator[str]:
+    """The address of a page, served by a process of its own: Gradio leaves event loops open, which tests take for mistakes."""
+    for extra in ("gradio", "soundfile"):
+        if importlib.util.find_spec(extra) is None:
+            pytest.skip(f"{extra} is missing")
+    words = [sys.executable, "-m", "cfg_distill.cli", "demo", str(tunes), "--samples", "1", "--port", "0"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        said = process.stdout.readline()
+        found = re.fullmatch(r"Open (http://127.0.0.1:\d+/) in a browser. Ctrl-C ends it.\n", said)
+        if found is None:
+            process.kill()
+            pytest.fail(f"{said}{process.stderr.read()}")
+        yield found[1]
+        process.terminate()
+
+
+def test_the_page_draws_plays_and_moves(open_page: OpenPage, server: str) -> None:  # noqa: F811
+    page = open_page(server)
+    page.locator("#prompt textarea").fill("A lively Irish jig in G major")
+    began = time.monotonic()
+    page.locator("#draw").click()
+    players = page.locator("#samples .player button")
+    players.nth(1).wait_for()
+    assert time.monotonic() - began < 20  # 5 s on a machine that does nothing else
+    assert page.locator("#samples h3").all_inner_texts() == ["half", "guidance 2"]
+    assert page.locator("#samples audio[controls]").count() == 0  # the page's own players stand in their place
+    page.locator("#samples summary").first.click()
+    assert page.locator("#samples pre").first.inner_text().startswith("X:1\nT:A lively Irish jig in G major")
+    players.first.click()
+    page.wait_for_function("[...document.querySelectorAll('audio')].some((each) => each.currentTime > 0.05)")
+
+    def cursor() -> tuple[str | None, ...]:
+        ring = page.locator("#front .cursor").first
+        return ring.get_attribute("cx"), ring.get_attribute("cy")
+
+    before = cursor()
+    page.locator("#setting input[type=range]").focus()
+    page.keyboard.press("End")
+    page.locator("#front b", has_text="diversity").wait_for()
+    dot = page.locator("#front svg").first.locator(".dot[data-system='diversity'] .hit")
+    assert cursor() == (dot.get_attribute("cx"), dot.get_attribute("cy")) != before
+    page.locator("#prompt textarea").fill("a song without any sense")
+    page.locator("#draw").click()
+    page.locator("#samples .problem").wait_for()
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_no_width_overflows(open_page: OpenPage, server: str, width: int) -> None:  # noqa: F811
+    page = open_page(server, width=width)
+    page.locator("#front svg").first.wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
