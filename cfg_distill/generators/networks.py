@@ -4,17 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from transformers import AutoConfig
 from transformers.utils import logging
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import from_hub, refuse_damaged, resolve
 
 _LISTED = 6
+_weightless = ContextVar("weightless", default=False)
+
+
+@contextmanager
+def without_weights() -> Iterator[None]:
+    """Until the context ends, networks are made of their config alone, and their weights are whatever torch makes there."""
+    token = _weightless.set(True)
+    try:
+        yield
+    finally:
+        _weightless.reset(token)
 
 
 def network_of(loader: Any, path: str, kind: str, **settings: Any) -> Any:
@@ -33,6 +46,9 @@ def network_of(loader: Any, path: str, kind: str, **settings: Any) -> Any:
         ConfigError: transformers cannot load it; tensors are missing, unexpected or of another shape; weights are NaN,
             infinite or integers. Each is named.
     """
+    if _weightless.get():
+        config = from_hub(AutoConfig, path, kind)
+        return (loader.from_config if loader.__name__.startswith("Auto") else loader._from_config)(config, **settings)
     dtypes = _dtypes_in(path)
     with _without_its_report():
         network, report = from_hub(

@@ -106,6 +106,13 @@ class Recipe:
         return self._whole("trainer.max_steps", -1)
 
     @property
+    def devices(self) -> int:
+        """Devices of all machines that it asks for; 1 where it takes all there are."""
+        given = self.at("trainer.devices", 1)
+        own = len(given) if isinstance(given, list) else self._whole("trainer.devices", 1)
+        return max(own, 1) * max(self._whole("trainer.num_nodes", 1), 1)
+
+    @property
     def rows(self) -> int:
         """Samples per step and device: prompts times samples per prompt."""
         return self._whole("data.batch_size", 8) * self._whole("model.sampling.samples", 4)

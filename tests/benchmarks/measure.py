@@ -3,8 +3,12 @@
     make bench                                the whole table, about 30 minutes on two cores
     CFG_DISTILL_BENCH=quick make bench        one run of each, cold and short: does it all work?
     CFG_DISTILL_BENCH=shared make bench       one thread, and processor time for the clock: on a machine that others use too
+    CFG_DISTILL_BENCH_THREADS=1 make bench    on that many threads in place of one per core
 
     python tests/benchmarks/measure.py        what was measured last, as the table of docs/performance.md
+    python tests/benchmarks/measure.py --history    every row by threads: the range of all that was ever measured
+
+All rows but those of ``quick`` are appended to docs/performance_history.json.
 
 On a machine with a GPU the same table is made there, in bfloat16.
 """
@@ -18,9 +22,12 @@ import platform
 import resource
 import statistics
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,10 +52,13 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION: Literal["bfloat16", "float32"] = "bfloat16" if DEVICE == "cuda" else "float32"
 DTYPE = getattr(torch, PRECISION)
 FOLDER = Path("runs/benchmarks")
+HISTORY = Path(__file__).parents[2] / "docs" / "performance_history.json"
 
 
 def num_threads() -> int:
-    """One on a shared machine, else one a core, whatever the tests beside the benchmarks take."""
+    """As many as are asked for; else one on a shared machine, and one a core elsewhere, whatever other tests take."""
+    if asked := os.environ.get("CFG_DISTILL_BENCH_THREADS"):
+        return int(asked)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return 1 if SHARED else cores
 
@@ -70,17 +80,24 @@ def interleaved(
 ) -> dict[str, float]:
     """The median of each side's seconds. Sides take turns, so that a drifting machine meets them all alike.
 
-    A side returns the seconds it took, or None to be timed here.
+    A side returns the seconds it took, or None to be timed here. Each run prints a line: a benchmark of half an hour shows
+    where it is.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for run in range(warm_up + runs):
-        for name, side in sides.items():
+        for number, (name, side) in enumerate(sides.items(), start=1):
             began = now()
             own = side()
             took = now() - began if own is None else own
             if run >= warm_up:
                 seconds[name].append(took)
+            turn = f"run {run - warm_up + 1} of {runs}" if run >= warm_up else "warm-up"
+            print(f"  {turn}, {number} of {len(sides)}: {_named(name)} {took:.4g} s", flush=True)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def _named(side: object) -> str:
+    return ", ".join(map(str, side)) if isinstance(side, tuple) else str(side)
 
 
 @dataclass
@@ -127,6 +144,55 @@ def report(name: str, rows: list[Row], about: str) -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     content = {"about": about, "machine": machine(), "rows": [asdict(row) | {"verdict": row.verdict} for row in rows]}
     (FOLDER / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    if not QUICK:
+        remember(name, rows, HISTORY)
+
+
+def remember(name: str, rows: Sequence[Row], file: Path) -> None:
+    """Append rows to the history of all measurements, with date, machine, threads, clock and the speed of a product.
+
+    Args:
+        name: of the benchmark.
+        rows: what was measured.
+        file: a JSON list, which may not exist yet.
+    """
+    entries = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
+    about = {"date": datetime.now(UTC).date().isoformat(), "benchmark": name, **machine(), "GFLOP/s": round(gflops())}
+    entries.append(about | {"rows": [{"what": row.what, "against": row.against, "ratio": round(row.ratio, 4),
+                                      "details": row.details} for row in rows]})  # fmt: skip
+    beside = file.with_suffix(".part")
+    beside.write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
+    beside.replace(file)
+
+
+def ranges(file: Path) -> str:
+    """Each row of the history on each number of threads: the lowest and the highest ratio, and how often it was measured."""
+    found: dict[tuple[str, str, int], list[float]] = {}
+    for entry in json.loads(file.read_text(encoding="utf-8")):
+        for row in entry["rows"]:
+            found.setdefault((row["what"], row["against"], entry["threads"]), []).append(row["ratio"])
+    lines = ["| what | against | threads | ratio | measured |", "|---|---|---|---|---|"]
+    for (what, against, threads), ratios in sorted(found.items()):
+        low, high = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+        shown = low if low == high else f"{low} to {high}"
+        lines.append(f"| {what} | {against} | {threads} | {shown} | {len(ratios)} |")
+    return "\n".join(lines)
+
+
+@cache
+@torch.no_grad()
+def gflops(size: int = 1024, runs: int = 8) -> float:
+    """GFLOP/s of a square product by the kernel of this package's layers, in the precision of the benchmarks: the best run."""
+    from cfg_distill.generators.linear import product
+
+    use_threads()
+    one, other = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    seconds = []
+    for _ in range(runs):
+        began = now()
+        product(one, other, None)
+        seconds.append(now() - began)
+    return 2e-9 * size**3 / min(seconds)
 
 
 def markdown() -> str:
@@ -152,6 +218,7 @@ def machine() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if DEVICE == "cuda" else _processor(),
         "threads": num_threads(),
         "clock": "processor time" if SHARED else "wall time",
+        "MHz": _megahertz(),
         "runs": RUNS,
         "commit": commit.stdout.strip(),
         "torch": torch.__version__,
@@ -165,6 +232,14 @@ def _processor() -> str:
     lines = info.read_text().splitlines()
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
     return name + (", AVX-512" if "avx512f" in info.read_text() else "")
+
+
+def _megahertz() -> int | None:
+    """The processor's clock as it runs now; None where nobody says."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.is_file() else []
+    rates = [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
+    return round(max(rates)) if rates else None
 
 
 def reset_peak() -> float:
@@ -193,4 +268,4 @@ def _status(key: str) -> float:
 
 
 if __name__ == "__main__":
-    print(markdown())
+    print(ranges(HISTORY) if "--history" in sys.argv[1:] else markdown())

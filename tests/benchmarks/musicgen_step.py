@@ -20,15 +20,19 @@ from typing import Any
 import lightning as L
 import torch
 from measure import now, use_threads
-from musicgen_sizes import FRAMES_A_SECOND, GB, SIZES, memory, real_size
+from real_size import FRAMES_PER_SECOND, musicgen
 from transformers.utils import logging
 
 from cfg_distill import CFGDistillation
 from cfg_distill.generators import LoRA, MusicGen
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
+from cfg_distill.planning import device_of, fit_of, plan_of
+from cfg_distill.recipe.resolved import Recipe
 from cfg_distill.sampling import Sampling, rollout
 
+GB = 1e9
+SIZES = ("small", "medium", "large", "stereo-small", "stereo-medium", "stereo-large")
 SCALE = 3.0
 PROMPTS = ["80s synth pop", "calm jazz piano", "loud rock song", "noise", "pop", "piano", "jazz", "80s rock"]
 
@@ -69,7 +73,7 @@ def one_step(generator: MusicGen, given: argparse.Namespace, device: str) -> dic
         generator,
         {"kl": ReverseKL()},
         Guidance(SCALE),
-        Sampling(samples=given.samples, max_new_tokens=round(given.seconds * FRAMES_A_SECOND)),
+        Sampling(samples=given.samples, max_new_tokens=round(given.seconds * FRAMES_PER_SECOND)),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=1e-5),
         micro_batch=given.micro_batch,
         measure_gradients_every=0,
@@ -106,7 +110,7 @@ def one_step(generator: MusicGen, given: argparse.Namespace, device: str) -> dic
 @torch.no_grad()
 def tokens_a_second(generator: MusicGen, given: argparse.Namespace, device: str) -> dict[str, float]:
     """Rollouts, and transformers' generate with guidance of the same clips, both without the codec."""
-    num_frames = round(given.seconds * FRAMES_A_SECOND)
+    num_frames = round(given.seconds * FRAMES_PER_SECOND)
     prompts, group = PROMPTS[: given.prompts], given.samples
     cells = len(prompts) * group * num_frames * generator.num_codebooks
     sampling = Sampling(samples=group, max_new_tokens=num_frames)
@@ -137,6 +141,20 @@ def tokens_a_second(generator: MusicGen, given: argparse.Namespace, device: str)
     return {name: round(statistics.median(found[1:]), 1) for name, found in rates.items()}
 
 
+def planned_bytes(given: argparse.Namespace) -> float:
+    """The peak that ``cfg-distill plan`` computes for this step."""
+    words = {
+        "model.generator.path": f"facebook/musicgen-{given.size}", "model.generator.dtype": given.dtype,
+        "model.generator.lora": {"rank": given.rank} if given.rank else None, "model.losses.diversity": None,
+        "model.sampling.samples": given.samples, "model.micro_batch": given.micro_batch,
+        "model.sampling.max_new_tokens": round(given.seconds * FRAMES_PER_SECOND), "data.batch_size": given.prompts,
+        "trainer.precision": given.precision, "trainer.callbacks": {}, "trainer.limit_val_batches": 0,
+        "model.measure_gradients_every": 0,
+    }  # fmt: skip
+    with fit_of(Recipe.read(["recipes/musicgen/small.yaml"], words)) as fit:
+        return plan_of(fit, device_of(None, None, 1), 1).asked.peak
+
+
 def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     large = device == "cuda"
@@ -155,23 +173,17 @@ def main() -> None:
     warnings.simplefilter("ignore")
 
     use_threads()
-    generator = real_size(
-        given.size, device, dtype=given.dtype, lora=LoRA(rank=given.rank) if given.rank else None
-    ).eval()
+    generator = musicgen(given.size, device, dtype=given.dtype, lora=LoRA(rank=given.rank) if given.rank else None)
     rates = tokens_a_second(generator, given, device) if given.rollouts else {}
     at_start = peak_bytes(device)
     step = one_step(generator, given, device)
-    weight_bytes = 4 if given.dtype == "float32" else 2
-    mixed = given.precision == "bf16-mixed"
-    rows = given.prompts * given.samples
-    computed = memory(SIZES[given.size], given.seconds, rows, given.micro_batch, given.rank, weight_bytes, mixed)
     name = torch.cuda.get_device_name() if large else f"{platform.processor() or platform.machine()} CPU"
     print(
         json.dumps(
             {
                 "device": name, "threads": torch.get_num_threads(), **vars(given), **step, "tokens a second": rates,
                 "peak GB": round(peak_bytes(device) / GB, 1), "peak GB before the fit": round(at_start / GB, 1),
-                "computed GB": round(computed.peak / GB, 1),
+                "computed GB": round(planned_bytes(given) / GB, 1),
             }
         )
     )  # fmt: skip

@@ -1,0 +1,235 @@
+"""The plan of a fit: memory by part, work and the least time of a step, and which strategy and micro-batch fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from cfg_distill.planning.dry import dry, numbers_of
+from cfg_distill.planning.fit import Fit
+from cfg_distill.planning.machines import Device, libraries
+from cfg_distill.planning.step import DryStep, Phase
+
+ROOM = 0.92
+"""The share of a device's memory that a plan fills. The rest is an allowance, and not measured: the driver's context, kernels'
+workspace, and what the allocator cannot use of its blocks."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """How a fit lies on its devices, and what one of them then holds at its peak.
+
+    Attributes:
+        strategy: of the trainer: auto, ddp or fsdp2.
+        devices: how many.
+        micro_batch: samples scored at once on each.
+        always: bytes by part in every phase.
+        phases: the phases of a step by their names.
+    """
+
+    strategy: str
+    devices: int
+    micro_batch: int
+    always: dict[str, int]
+    phases: dict[str, Phase]
+
+    @property
+    def peak(self) -> int:
+        """Bytes: what every phase holds, and the largest phase."""
+        return sum(self.always.values()) + max(phase.bytes for phase in self.phases.values())
+
+    @property
+    def largest(self) -> str:
+        """The phase of the peak."""
+        return max(self.phases, key=lambda name: self.phases[name].bytes)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``cfg-distill plan`` says.
+
+    Attributes:
+        name: of the recipe.
+        device: of which there are :attr:`asked.devices <Split.devices>`.
+        about: the batch in words.
+        parameters: numbers by part.
+        asked: as the recipe says.
+        fitting: the first strategy under which a micro-batch fits, with the largest one; None where none does.
+        seconds: the least time of each phase of a step, by its name.
+        dtype: in which products are made.
+        notes: what the plan supposes.
+    """
+
+    name: str
+    device: Device
+    about: str
+    parameters: dict[str, int]
+    asked: Split
+    fitting: Split | None
+    seconds: dict[str, float]
+    dtype: str
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the recipe fits as it is."""
+        return self.asked.peak <= ROOM * self.device.memory
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything, for programs: bytes, FLOPs, seconds."""
+
+        def split(each: Split | None) -> dict[str, Any] | None:
+            if each is None:
+                return None
+            phases = {
+                name: {"held": phase.held, "flops": phase.flops, "traffic": phase.traffic}
+                for name, phase in each.phases.items()
+            }
+            return {
+                "strategy": each.strategy, "devices": each.devices, "micro_batch": each.micro_batch, "peak": each.peak,
+                "largest_phase": each.largest, "always": each.always, "phases": phases,
+            }  # fmt: skip
+
+        return {
+            "recipe": self.name, "device": {"name": self.device.name, "memory": self.device.memory}, "fits": self.fits,
+            "parameters": self.parameters, "asked": split(self.asked), "fitting": split(self.fitting),
+            "step": {"dtype": self.dtype, "seconds": self.seconds, "floor": sum(self.seconds.values())},
+            "notes": self.notes,
+        }  # fmt: skip
+
+
+def plan_of(fit: Fit, device: Device, devices: int) -> Plan:
+    """The plan of a fit on some devices of one kind.
+
+    Args:
+        fit: built without weights.
+        device: the kind.
+        devices: how many.
+    """
+    held = {"libraries": libraries()} if device.is_cpu else {}
+    with dry():
+        planner = Planner(fit, device, devices, held)
+        own = _strategy_of(fit.strategy, devices)
+        asked = planner.split(own, fit.micro_batch)
+        fitting = planner.largest_that_fits()
+        seconds = {
+            name: device.seconds(phase.work * (fit.accumulate if name != "update" else 1), planner.step.work_dtype)
+            for name, phase in asked.phases.items()
+            if name != "validation"
+        }
+        module, step = fit.module, planner.step
+        length = f"{module.sampling.max_new_tokens} positions"
+        if module.student.frame_rate:
+            length += f" ({module.sampling.max_new_tokens / module.student.frame_rate:g} s)"
+        taken = module.student.prompt_positions(fit.prompts)
+        prompts = f"{len(fit.prompts)} prompts" + (f" of up to {taken} positions" if taken else "")
+        about = f"{prompts} x {module.sampling.samples} samples"
+        return Plan(
+            fit.name, device, f"{about} x {length} per device, {fit.precision}", step.parameters, asked, fitting, seconds,
+            str(step.work_dtype).removeprefix("torch."), fit.notes,
+        )  # fmt: skip
+
+
+def _strategy_of(name: str, devices: int) -> str:
+    """auto and all kinds of ddp: a whole student on each device."""
+    if name.startswith("fsdp") or name in ("FSDP2", "ModelParallelStrategy"):
+        return "fsdp2"
+    return "ddp" if devices > 1 else "auto"
+
+
+class Planner:
+    """Splits of one fit, whose dry runs are made once."""
+
+    def __init__(self, fit: Fit, device: Device, devices: int, held: dict[str, int]) -> None:
+        self.fit, self.device, self.devices, self.held = fit, device, devices, held
+        self.step = DryStep(fit, device.is_cpu)
+        self._phases = {
+            "rollout": self.step.rollout(fit.prompts),
+            "sound": self.step.sound(),
+            "update": self.step.update(),
+            "validation": self.step.validation(),
+        }
+
+    def split(self, strategy: str, micro_batch: int) -> Split:
+        """The fit under a strategy with a micro-batch."""
+        phases = {
+            "rollout": self._phases["rollout"],
+            "sound": self._phases["sound"],
+            "scoring": self.step.scoring(micro_batch),
+            "update": self._phases["update"],
+            "validation": self._phases["validation"],
+        }
+        phases = {name: phase for name, phase in phases.items() if phase.held}
+        always = {**self.step.always, **self.held}
+        if strategy == "ddp":
+            # Buckets in which the gradients of the ranks are added up (torch's documentation of `gradient_as_bucket_view`).
+            always["buckets of gradients"] = always["gradients"]
+        if strategy == "fsdp2":
+            always, phases = self._in_shards(always, phases)
+        return Split(strategy, self.devices, micro_batch, {name: each for name, each in always.items() if each}, phases)
+
+    def _in_shards(self, always: dict[str, int], phases: dict[str, Phase]) -> tuple[dict[str, int], dict[str, Phase]]:
+        r"""The same where R devices share what is trained and the teacher.
+
+        Each holds 1/R of student, teacher, gradients, optimiser and averages (stage 3 of Rajbhandari et al., arXiv 1910.02054,
+        section 5.3). While a block of layers runs, its weights and those of the next one are gathered, and so is what stands
+        outside the blocks; going back, the gradient of one block is there before it is shared out (Zhao et al., arXiv
+        2304.11277, section 3). A rollout gathers all weights once, in the dtype of products, where they fit, and block by block
+        where not.
+        """
+        shared = ("student", "teacher", "gradients", "optimiser", "averages")
+        always = {name: each // self.devices if name in shared else each for name, each in always.items()}
+        left = ROOM * self.device.memory - sum(always.values())
+        model, width = self.step.module.student.model, self.step.work_dtype.itemsize
+        whole = numbers_of(model.parameters()) * width
+        blocks = max(
+            (each for each in model.modules() if isinstance(each, nn.ModuleList)),
+            key=lambda each: numbers_of(each.parameters()),
+            default=nn.ModuleList(),
+        )
+        block = max((numbers_of(each.parameters()) for each in blocks), default=0) * width
+        running = 2 * block + whole - numbers_of(blocks.parameters()) * width
+        found = {}
+        for name, phase in phases.items():
+            held = dict(phase.held)
+            if name in ("rollout", "validation"):
+                held.pop("packed weights", None)
+                held["gathered weights"] = whole if sum(held.values()) + whole <= left else running
+            elif name == "scoring":
+                held["gathered weights"] = running + block
+            found[name] = Phase(held, phase.work)
+        return always, found
+
+    def largest_that_fits(self) -> Split | None:
+        """The first strategy, whole before sharded, under which a micro-batch fits, and its largest."""
+        return next(filter(None, (self._largest_under(each) for each in self._strategies())), None)
+
+    def _strategies(self) -> list[str]:
+        return ["ddp", "fsdp2"] if self.devices > 1 else ["auto"]
+
+    def _largest_under(self, strategy: str) -> Split | None:
+        """By bisection: memory grows with the micro-batch."""
+        sizes = list(micro_batches(self.fit.module.sampling.samples, self.fit.rows))
+        best, low, high = None, 0, len(sizes)
+        while low < high:
+            middle = (low + high) // 2
+            tried = self.split(strategy, sizes[middle])
+            if tried.peak <= ROOM * self.device.memory:
+                best, low = tried, middle + 1
+            else:
+                high = middle
+        return best
+
+
+def micro_batches(group: int, rows: int) -> Iterator[int]:
+    """The micro-batches that a step takes: divisors of the group, then its multiples, up to all rows.
+
+    Example:
+        >>> list(micro_batches(group=4, rows=16))
+        [1, 2, 4, 8, 12, 16]
+    """
+    yield from (size for size in range(1, group) if group % size == 0)
+    yield from range(group, rows + 1, group)

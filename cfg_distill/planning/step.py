@@ -1,0 +1,331 @@
+"""One step in a dry run: what each of its phases holds and computes.
+
+Shapes: N rows (B prompts x G samples), K codebooks, T generated positions, S positions of a prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import EncoderDecoderCache
+
+from cfg_distill.generators import Prompt, PromptLike
+from cfg_distill.generators.base import DTYPES
+from cfg_distill.generators.frozen import Frozen
+from cfg_distill.generators.growing_cache import ROOM, GrowingLayer
+from cfg_distill.generators.linear import Linear
+from cfg_distill.losses import Loss, mix
+from cfg_distill.planning.dry import Ledger, bytes_of, numbers_of
+from cfg_distill.planning.fit import Fit
+from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.rollout import MIN_PACKED
+from cfg_distill.sampling.samples import Samples
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A phase of a step on one device.
+
+    Attributes:
+        held: bytes by what they are for, beside what every phase holds. They exist at the same time.
+        work: FLOPs and bytes that cross the memory's bus, of each part of the work that must wait for the one before it: the
+            larger of the two times bounds it.
+    """
+
+    held: dict[str, int]
+    work: list[tuple[float, float]] = field(default_factory=list)
+
+    @property
+    def bytes(self) -> int:
+        """Held at the phase's peak."""
+        return sum(self.held.values())
+
+    @property
+    def flops(self) -> float:
+        """Of the whole phase."""
+        return sum(flops for flops, _ in self.work)
+
+    @property
+    def traffic(self) -> float:
+        """Bytes read and written in the whole phase, at least."""
+        return sum(moved for _, moved in self.work)
+
+
+class DryStep:
+    """The phases of a step of one device, each computed when it is asked for. To be made and asked inside :func:`dry`.
+
+    Args:
+        fit: the fit.
+        on_cpu: whether it shall run on a CPU, whose products read packed weights, and whose optimiser takes a parameter at a
+            time.
+    """
+
+    def __init__(self, fit: Fit, on_cpu: bool) -> None:
+        self.fit, self.on_cpu = fit, on_cpu
+        self.module = module = fit.module
+        module.student.load()
+        with torch.no_grad(), self._precision():
+            module.student.prefill(fit.prompts[:1], 1)  # looks at the head, which is done once
+        module.teacher = module.student.frozen_copy()
+        self.trained = [p for p in module.student.parameters() if p.requires_grad]
+        self._scorings: dict[int, Phase] = {}
+
+    # What every phase holds
+
+    @cached_property
+    def always(self) -> dict[str, int]:
+        """Bytes by part.
+
+        With P parameters of the student, of which P_t are trained, b bytes per number:
+
+        - student ``b P``; teacher ``b P``, or nothing beside a LoRA student, which shares its base;
+        - gradients ``b P_t``, optimiser ``2 b P_t`` for the two moments of AdamW (Kingma and Ba, arXiv 1412.6980; all of it as
+          in Rajbhandari et al., arXiv 1910.02054, section 3), measured on the optimiser's own state after a step;
+        - averages ``4 P_t``: StudentEMA keeps float32;
+        - frozen parts: text encoder and codec, which student and teacher share; embedders ``4 P_e`` each.
+        """
+        student, teacher = self.module.student, cast(Any, self.module.teacher)
+        own = [*student.model.parameters(), *student.model.buffers()]
+        both = [*own, *teacher.model.parameters(), *teacher.model.buffers()]
+        return {
+            "student": bytes_of(own),
+            "teacher": bytes_of(both) - bytes_of(own),
+            "text encoder, codec": bytes_of(weight for part in self._frozen for weight in part.parameters()),
+            "gradients": bytes_of(self.trained),
+            "optimiser": self._optimiser[0],
+            "averages": 4 * numbers_of(self.trained) if self.fit.averaged else 0,
+            "embedders": 4 * sum(numbers or 0 for numbers in self.fit.embedders.values()),
+        }
+
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Numbers: in the student, trained, in the frozen parts, in the embedders."""
+        return {
+            "student": numbers_of(self.module.student.model.parameters()),
+            "trained": numbers_of(self.trained),
+            "text encoder, codec": numbers_of(weight for part in self._frozen for weight in part.parameters()),
+            "embedders": sum(numbers or 0 for numbers in self.fit.embedders.values()),
+        }
+
+    @property
+    def _frozen(self) -> list[nn.Module]:
+        return [
+            each.model
+            for each in vars(self.module.student).values()
+            if isinstance(each, Frozen) and isinstance(each.model, nn.Module)
+        ]
+
+    @cached_property
+    def _optimiser(self) -> tuple[int, int]:
+        """Bytes of the optimiser's state, and of what a step holds beside it.
+
+        On a CPU a step goes through the parameters one by one. On a GPU it takes them all at once, with a list of
+        intermediates as large as they are (torch's documentation of ``foreach`` in ``torch.optim``).
+        """
+        with Ledger() as ledger:
+            for parameter in self.trained:
+                parameter.grad = torch.empty_like(parameter)
+            before = ledger.begin()
+            optimizer = self.module.optimizer(self.trained)
+            optimizer.step()
+            state, peak = ledger.live - before, ledger.peak - before
+            for parameter in self.trained:
+                parameter.grad = None
+        fused = any(group.get("fused") or group.get("foreach") is False for group in optimizer.param_groups)
+        return state, peak - state if self.on_cpu or fused else bytes_of(self.trained)
+
+    # Phases
+
+    def _precision(self) -> torch.autocast:
+        """As Lightning's mixed precision runs a step: without a cache of cast weights."""
+        low = torch.float16 if self.fit.precision.startswith("16") else torch.bfloat16
+        return torch.autocast("cpu", low, enabled=self.fit.is_mixed, cache_enabled=False)
+
+    @property
+    def work_dtype(self) -> torch.dtype:
+        """In which products are made."""
+        if self.fit.is_mixed:
+            return torch.float16 if self.fit.precision.startswith("16") else torch.bfloat16
+        return DTYPES[self.module.student.dtype]
+
+    @cached_property
+    def layers(self) -> int:
+        """Numbers in the weights of the student's linear layers, its head included."""
+        head = self.module.student.model.get_output_embeddings()
+        layers = [layer.weight for layer in self.module.student.model.modules() if isinstance(layer, Linear)]
+        return numbers_of([*layers, *([head.weight] if isinstance(head, nn.Linear) else [])])
+
+    @property
+    def packed(self) -> int:
+        """Bytes of the copy of the linear layers' weights that a rollout multiplies by: see ``execution.pack_weights``."""
+        sampling, execution = self.module.sampling, self.module.execution
+        is_float32 = self.module.student.dtype == "float32"
+        if not (sampling.pack_weights and is_float32 and sampling.max_new_tokens >= MIN_PACKED):
+            return 0
+        if self.fit.is_mixed:
+            return 2 * self.layers
+        return 4 * self.layers if self.on_cpu and execution.onednn else 0
+
+    def rollout(self, prompts: Sequence[PromptLike]) -> Phase:
+        """Sampling G samples of each prompt, all of full length.
+
+        The cache holds ``2 h d b`` bytes per layer, row and position, with h key heads of width d (Pope et al., arXiv
+        2211.05102, section 3.3): N rows of S + T positions, in rooms that grow by :data:`ROOM`. A step at length L reads all
+        weights once and the cache of L positions, and computes ``2 P`` FLOPs per row and ``4 h_q d L`` per layer and row in
+        attention; both are counted in the dry run of one step.
+        """
+        student, sampling = self.module.student, self.module.sampling
+        guided = self.module.off_policy and self.module.guidance.active
+        asked: list[PromptLike | None] = list(prompts)
+        if guided:
+            negatives = self.module.guidance.negatives(prompts)
+            asked += list(negatives) * (len(prompts) // len(negatives))
+        num_new = sampling.max_new_tokens + max(student.delays)
+        with torch.no_grad(), self._precision(), Ledger() as ledger:
+            before = ledger.begin()
+            state, first = student.prefill(asked, sampling.samples)
+            reading = ledger.all_flops
+            positions, fixed, begun = _cache(state.cache)
+            tokens_NK = torch.zeros((len(asked) * sampling.samples, student.num_codebooks), dtype=torch.long)
+            ledger.begin()
+            _, following = student.step(state, tokens_NK)
+            sampling.probs(following.whole()[:, :, 0])
+            attention, products = ledger.attention[begun + 1], ledger.all_flops - ledger.attention[begun + 1]
+            room = _room(begun, num_new)
+            held = {
+                "key-value cache": positions * room + fixed,
+                "packed weights": self.packed,
+                # A layer's cache is copied into its new room; and the widest tensors of a step.
+                "one position": max(ledger.peak - ledger.live, 0) + positions * room // _num_layers(state.cache),
+            }
+            del state, first, following, before
+        weights = self.layers * self.work_dtype.itemsize
+        work = [(reading, float(weights))]
+        for length in range(begun + 1, begun + num_new):
+            work.append((products + attention * length / (begun + 1), float(weights + positions * length + fixed)))
+        return Phase(held, work)
+
+    def sound(self) -> Phase:
+        """Turning the samples into sound, for the reward; text takes nothing worth naming."""
+        student = self.module.student
+        if student.sample_rate is None:
+            return Phase({})
+        tokens_NKT = self._tokens(self.fit.rows)
+        with torch.no_grad(), Ledger() as ledger:
+            before = ledger.begin()
+            student.decode(tokens_NKT, torch.ones_like(tokens_NKT, dtype=torch.bool))
+            return Phase({"codec": ledger.peak - before}, [(ledger.all_flops, 0.0)])
+
+    def scoring(self, micro_batch: int) -> Phase:
+        """Scoring and differentiating a micro-batch, and the work of all micro-batches of a batch.
+
+        Activations are the tensors that autograd keeps of the student's forward pass (Korthikanti et al., arXiv 2205.05198,
+        count them by hand for one architecture), beside the states of student and teacher. The logits of a chunk are those of
+        ``execution.logits_chunk``. A forward pass computes ``2 P`` FLOPs per position, the backward pass twice as much (Kaplan
+        et al., arXiv 2001.08361, section 2.1), and attention on top: all are counted in the dry run.
+
+        Args:
+            micro_batch: samples at once.
+        """
+        if micro_batch not in self._scorings:
+            self._scorings[micro_batch] = self._scoring(micro_batch)
+        return self._scorings[micro_batch]
+
+    def _scoring(self, micro_batch: int) -> Phase:
+        module = self.module
+        group = min(micro_batch, module.sampling.samples)
+        prompts = self.fit.prompts[: max(1, micro_batch // module.sampling.samples)]
+        samples = self._samples(prompts, group)
+        losses = cast(dict[str, Loss], dict(module.losses.items()))
+        advantages = {
+            name: torch.zeros(len(samples.outputs)) if type(loss).advantage is not Loss.advantage else None
+            for name, loss in losses.items()
+        }
+        several = micro_batch < self.fit.rows or self.fit.accumulate > 1
+        with Ledger() as ledger:
+            for parameter in self.trained:  # of the micro-batches before
+                parameter.grad = torch.empty_like(parameter) if several else None
+            before = ledger.begin()
+            with self._precision():
+                inputs = module.score(samples, prompts)
+                kept = ledger.live - before
+                weights = dict.fromkeys(losses, 1.0)
+                total, _ = mix(losses, inputs, weights, advantages, {}, module.execution.logits_chunk)
+            chunk = ledger.peak - before
+            total.backward()
+            peak = ledger.peak - before
+            work = ledger.all_flops
+            for parameter in self.trained:
+                parameter.grad = None
+            del inputs, total
+        if not several:  # the gradient is made while activations go, and counts among what every phase holds
+            peak = max(peak - bytes_of(self.trained), chunk)
+        times = -(-self.fit.rows // micro_batch)
+        passes = 2 + (1 + module.guidance.active)  # student forward and backward, teacher
+        moved = float(passes * self.layers * self.work_dtype.itemsize)
+        held = {
+            "activations": kept,
+            "logits chunk": max(chunk - kept, 0),
+            "backward pass": max(peak - max(chunk, kept), 0),
+        }
+        return Phase(held, [(work, moved)] * times)
+
+    def update(self) -> Phase:
+        """The optimiser's step: it reads and writes weights and state, reads the gradient, and computes next to nothing."""
+        moved = 2 * bytes_of(self.trained) + bytes_of(self.trained) + 2 * self._optimiser[0]
+        return Phase({"update": self._optimiser[1]}, [(0.0, float(moved))])
+
+    def validation(self) -> Phase:
+        """A validation batch: with averages, the live weights wait beside them."""
+        if not self.fit.validation:
+            return Phase({})
+        asked = (self.fit.prompts * self.fit.validation)[: self.fit.validation]
+        live = bytes_of(self.trained) if self.fit.averaged else 0
+        return Phase({**self.rollout(asked).held, "live weights, put aside": live})
+
+    def _tokens(self, rows: int) -> Tensor:
+        student, sampling = self.module.student, self.module.sampling
+        shape = (rows, student.num_codebooks, sampling.max_new_tokens + max(student.delays))
+        return torch.zeros(shape, dtype=torch.long)
+
+    def _samples(self, prompts: Sequence[PromptLike], group: int) -> Samples:
+        tokens_BGKT = self._tokens(len(prompts) * group).unflatten(0, (len(prompts), group))
+        drawn = Rollout(tokens_BGKT, torch.ones_like(tokens_BGKT, dtype=torch.bool), torch.zeros(tokens_BGKT.shape))
+        texts = [Prompt.of(prompt).text for prompt in prompts]
+        return Samples(texts, [""] * (len(prompts) * group), drawn, list(prompts))
+
+
+def _own(cache: Any) -> Any:
+    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
+
+
+def _cache(cache: Any) -> tuple[int, int, int]:
+    """Bytes per position of the layers that grow, bytes of all others, and the positions so far."""
+    growing = [layer for layer in _own(cache).layers if isinstance(layer, GrowingLayer)]
+    others = [layer for layer in _own(cache).layers if not isinstance(layer, GrowingLayer)]
+    if isinstance(cache, EncoderDecoderCache):
+        others += cache.cross_attention_cache.layers
+    tensors = [tensor for layer in growing for tensor in (layer.keys, layer.values)]
+    begun = _own(cache).get_seq_length()
+    per_position = sum(tensor.numel() // tensor.shape[-2] * tensor.element_size() for tensor in tensors)
+    rest = [tensor for layer in others for tensor in (layer.keys, layer.values) if tensor is not None]
+    return per_position, bytes_of(rest), begun
+
+
+def _num_layers(cache: Any) -> int:
+    return max(1, len(_own(cache).layers))
+
+
+def _room(begun: int, num_new: int) -> int:
+    """Positions of the last room of a cache: see :class:`GrowingLayer`."""
+    size = begun
+    if num_new > 1:
+        size = begun + 1 + ROOM
+        while size < begun + num_new - 1:
+            size += 1 + ROOM
+    return size

@@ -1,0 +1,269 @@
+"""Does a device compute what the CPU computes? Tiny models of every kind, in float32 without TF32 unless it says otherwise.
+
+Shapes: N rows (B prompts x G samples), K codebooks, T positions, V vocabulary, D width, M cells.
+"""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from phases import Skip, Wrong
+from tiny import tiny_folder
+from tiny_dia import tiny_dia
+from tiny_fits import FirstToken
+from tiny_musicgen import tiny_musicgen
+from torch import Tensor
+
+from cfg_distill import CFGDistillation
+from cfg_distill.distillation.fingerprint import fingerprint
+from cfg_distill.generators import CausalLM, Dia, Generator, Guided, HiddenStates, LoRA, MusicGen
+from cfg_distill.generators.predictions import Head
+from cfg_distill.guidance import Guidance
+from cfg_distill.losses import PolicyGradient, ReverseKL
+from cfg_distill.losses.chunked import sum_over_cells
+from cfg_distill.losses.divergences import reverse_kl_cells
+from cfg_distill.sampling import Sampling, rollout
+
+TEXTS = ["w1 w2", "w3", "w4 w5 w6", "w7"]
+WORDS = ["rock", "calm jazz piano", "80s synth pop", "loud song"]
+LINES = ["[S1] Hi there.", "[S2] No", "[S1] what?", "[S2] Well."]
+
+
+class Kinds:
+    """A tiny model of every kind, and prompts for it; the folders live as long as this object."""
+
+    def __init__(self) -> None:
+        self._root = tempfile.TemporaryDirectory()
+        root = Path(self._root.name)
+        lora: Any = {"lora": LoRA(rank=2)}
+        melody: Any = {"melody": "optional", "text_positions": 6}
+        self.makers: dict[str, tuple[Callable[..., Generator], str, dict[str, Any], list[str]]] = {
+            "causal": (CausalLM, tiny_folder(root / "causal"), {}, TEXTS),
+            "causal, LoRA": (CausalLM, tiny_folder(root / "adapted"), lora, TEXTS),
+            "MusicGen": (MusicGen, tiny_musicgen(root / "mono"), {}, WORDS),
+            "MusicGen stereo": (MusicGen, tiny_musicgen(root / "stereo", "stereo"), {}, WORDS),
+            "MusicGen melody": (MusicGen, tiny_musicgen(root / "melody", "melody"), melody, WORDS),
+            "Dia": (Dia, tiny_dia(root / "dia", end_bias=-4.0), {}, LINES),
+        }  # fmt: skip
+
+    def make(self, name: str) -> tuple[Generator, list[str]]:
+        """An unloaded generator, and its prompts."""
+        if "LoRA" in name:
+            try:
+                import peft  # noqa: F401
+            except ImportError as error:
+                raise Skip("needs peft") from error
+        kind, folder, settings, prompts = self.makers[name]
+        return kind(folder, **settings), prompts
+
+    def each(self) -> Iterator[tuple[str, Generator, list[str]]]:
+        """All that the libraries of this machine can make."""
+        for name in self.makers:
+            try:
+                generator, prompts = self.make(name)
+            except Skip:
+                continue
+            yield name, generator, prompts
+
+
+def difference(one: Tensor, other: Tensor) -> float:
+    """The largest difference, by the largest number of the first."""
+    one, other = one.detach().cpu().double(), other.detach().cpu().double()
+    return float((one - other).abs().max() / one.abs().max().clamp(min=1e-30))
+
+
+def expect(what: str, found: float, most: float) -> float:
+    """A number that must not be too large; NaN is."""
+    if not found <= most:
+        raise Wrong(f"{what}: expected at most {most:.1e}, but got {found:.1e}")
+    return found
+
+
+# Losses
+
+
+def chunked_loss(device: str, kinds: Kinds) -> dict[str, Any]:
+    """Loss and gradients of the chunked sum: on the device against the CPU, and against all logits at once."""
+
+    def run(place: str, dtype: torch.dtype, chunk: int) -> tuple[Tensor, Tensor, Tensor]:
+        random = torch.Generator().manual_seed(0)
+        teacher_NTD, weight_VD = (torch.randn(*shape, generator=random) for shape in ((4, 48, 64), (1000, 64)))
+        student_NTD = teacher_NTD + torch.randn(4, 48, 64, generator=random) / 4
+        teacher_NTD, student_NTD, weight_VD = (
+            each.to(place, dtype) for each in (teacher_NTD, student_NTD, weight_VD / 8)
+        )
+        student_NTD, weight_VD = student_NTD.requires_grad_(), weight_VD.requires_grad_()
+        mask_NKT = torch.ones(4, 1, 48, dtype=torch.bool, device=place)
+        mask_NKT[0, 0, 30:] = False
+        total, _ = sum_over_cells(
+            HiddenStates(student_NTD, Head([weight_VD])),
+            HiddenStates(teacher_NTD, Head([weight_VD.detach()])),
+            torch.zeros(4, 1, 48, dtype=torch.long, device=place),
+            mask_NKT,
+            {"kl": lambda cells: reverse_kl_cells(cells.student_log_probs_MV, cells.teacher_log_probs_MV)},
+            {"kl": 1.0},
+            chunk,
+        )
+        total.backward()
+        assert student_NTD.grad is not None and weight_VD.grad is not None
+        return total, student_NTD.grad, weight_VD.grad
+
+    found = {}
+    truth = run("cpu", torch.float64, 0)
+    for name, dtype, most in (("float32", torch.float32, 1e-4), ("bfloat16", torch.bfloat16, 0.05)):
+        for chunk in (0, 7000):
+            values = run(device, dtype, chunk)
+            for part, own, right in zip(("loss", "gradient of states", "gradient of head"), values, truth, strict=True):
+                key = f"{part}, {name}, {'chunked' if chunk else 'whole'}"
+                found[key] = expect(key, difference(right, own), most)
+    return found
+
+
+# Sampling
+
+
+def guided_logits(device: str, kinds: Kinds) -> dict[str, Any]:
+    """Guided logits of given tokens, as states are mixed and as logits are."""
+    found = {}
+    for name, generator, prompts in kinds.each():
+        own, logits = generator.load().eval(), {}
+        drawn = rollout(own, prompts[:2], Sampling(samples=2, max_new_tokens=8))
+        for place in ("cpu", device):
+            own.model.to(place)
+            tokens_NKT, mask_NKT = drawn.tokens_NKT.to(place), drawn.mask_NKT.to(place)
+            for mixes in (True, False):
+                with torch.no_grad():
+                    guided = Guided(own, Guidance(3.0, mix_states=mixes))
+                    made = guided.predictions(prompts[:2], tokens_NKT, mask_NKT).whole()
+                logits[place, mixes] = made.masked_fill(~mask_NKT[..., None] | made.isinf() | (made < -1e20), 0.0)
+        for mixes in (True, False):
+            key = f"{name}, {'states' if mixes else 'logits'} mixed"
+            found[key] = expect(key, difference(logits["cpu", False], logits[device, mixes]), 1e-4)
+    return found
+
+
+def greedy_tokens(device: str, kinds: Kinds) -> dict[str, Any]:
+    """The likeliest tokens, with guidance and without; and the same draws of the same random numbers."""
+    found = {}
+    for name, generator, prompts in kinds.each():
+        own = generator.load().eval()
+        ways: dict[str, tuple[Sampling, Guidance | None]] = {
+            "greedy": (Sampling(samples=1, max_new_tokens=20, temperature=0.0), None),
+            "greedy, guided": (Sampling(samples=1, max_new_tokens=20, temperature=0.0), Guidance(3.0)),
+            "drawn": (Sampling(samples=4, max_new_tokens=20), None),
+        }
+        for way, (sampling, guidance) in ways.items():
+            tokens = {}
+            for place in ("cpu", device):
+                own.model.to(place)
+                tokens[place] = rollout(own, prompts, sampling, guidance, seed=1).tokens_NKT.cpu()
+            if tokens["cpu"].shape != tokens[device].shape:
+                raise Wrong(f"{name}, {way}: {list(tokens['cpu'].shape)} on the CPU, {list(tokens[device].shape)} here")
+            share = float((tokens["cpu"] != tokens[device]).float().mean())
+            # Rounding turns over a draw that lies at the edge of two tokens, and then the rest of that sample.
+            found[f"{name}, {way}: other tokens"] = expect(f"{name}, {way}", share, 0.05 if way == "drawn" else 0.0)
+    return found
+
+
+def packed_rollouts(device: str, kinds: Kinds) -> dict[str, Any]:
+    """Under bf16 autocast, weights that are cast once per rollout draw the tokens of weights that are cast at each position."""
+    found = {}
+    for name in ("causal", "causal, LoRA", "MusicGen"):
+        try:
+            generator, prompts = kinds.make(name)
+        except Skip:
+            continue
+        own = generator.load().eval()
+        own.model.to(device)
+        tokens = []
+        for pack in (True, False):
+            with torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False):
+                drawn = rollout(own, prompts, Sampling(samples=4, max_new_tokens=24, pack_weights=pack), seed=1)
+            tokens.append(drawn.tokens_NKT)
+        share = float((tokens[0] != tokens[1]).float().mean()) if tokens[0].shape == tokens[1].shape else 1.0
+        found[f"{name}: other tokens"] = expect(name, share, 0.0)
+        left = [layer for layer in own.model.modules() if getattr(layer, "packed_weight", None) is not None]
+        if left:
+            raise Wrong(f"{name}: {len(left)} layers keep their packed weights after the rollout")
+    return found
+
+
+# Training
+
+
+class _Curve(L.Callback):
+    """The loss of each step."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+        self.losses.append(float(outputs["loss"]))
+
+
+def _fit(
+    generator: Generator, prompts: list[str], device: str, precision: Any, steps: int, **settings: Any
+) -> tuple[CFGDistillation, list[float]]:
+    """Train for some steps; the optimiser takes large ones, so that a wrong gradient shows."""
+    L.seed_everything(0, verbose=False)
+    callbacks = settings.pop("callbacks", [])
+    module = CFGDistillation(
+        generator, {"kl": ReverseKL(), "diversity": PolicyGradient(FirstToken(), weight=0.01)}, Guidance(3.0),
+        Sampling(samples=4, max_new_tokens=6), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
+        measure_gradients_every=2, micro_batch=4,
+    )  # fmt: skip
+    curve = _Curve()
+    trainer = L.Trainer(
+        accelerator="gpu" if device.startswith("cuda") else "cpu", devices=1, precision=precision, max_steps=steps,
+        max_epochs=-1, logger=False, enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[curve, *callbacks],
+    )  # fmt: skip
+    batches = torch.utils.data.DataLoader([prompts] * 64, batch_size=None)
+    trainer.fit(module, batches, **settings)
+    return module, curve.losses
+
+
+def training(device: str, kinds: Kinds) -> dict[str, Any]:
+    """bf16-mixed: every kind trains, its divergence falls, its teacher stays. float32: the CPU's first losses."""
+    found = {}
+    for name, generator, prompts in kinds.each():
+        start = fingerprint(copy.deepcopy(generator).load())
+        module, losses = _fit(generator, prompts, device, "bf16-mixed", 16)
+        if not torch.tensor(losses).isfinite().all():
+            raise Wrong(f"{name}: losses {losses}")
+        assert module.teacher is not None
+        if fingerprint(module.teacher.to("cpu")) != start:
+            raise Wrong(f"{name}: the teacher moved")
+        early, late = (sum(part) / len(part) for part in (losses[:3], losses[-3:]))
+        found[f"{name}: loss, last steps by first"] = expect(f"{name}: loss, last by first steps", late / early, 0.95)
+    for name in ("causal", "MusicGen"):
+        curves = [_fit(*kinds.make(name), place, "32-true", 2)[1] for place in ("cpu", device)]
+        key = f"{name}: first losses in float32, against the CPU"
+        found[key] = expect(key, difference(*(torch.tensor(curve) for curve in curves)), 1e-3)
+    return found
+
+
+def resume(device: str, kinds: Kinds) -> dict[str, Any]:
+    """Four steps, and two steps that go on for two more from a checkpoint, end in the same weights."""
+    found = {}
+    for name in ("causal", "MusicGen"):
+        with tempfile.TemporaryDirectory() as folder:
+            saved = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+            whole, _ = _fit(*kinds.make(name), device, "bf16-mixed", 4, callbacks=[saved])
+            (file,) = Path(folder).glob("step=2*.ckpt")
+            later, _ = _fit(*kinds.make(name), device, "bf16-mixed", 4, ckpt_path=str(file), weights_only=False)
+        pairs = zip(whole.student.parameters(), later.student.parameters(), strict=True)
+        worst = max(difference(one, other) for one, other in pairs)
+        # A GPU adds up in no fixed order in some kernels.
+        found[f"{name}: weights, worst difference"] = expect(name, worst, 1e-2 if device.startswith("cuda") else 0.0)
+    return found
+
+
+PHASES = [chunked_loss, guided_logits, greedy_tokens, packed_rollouts, training, resume]

@@ -1,0 +1,117 @@
+"""One command for a GPU: first whether it computes what a CPU computes, then how fast it samples and trains.
+
+    python tests/gpu/gpu.py                         on the CUDA device, at most nine minutes
+    python tests/gpu/gpu.py --device cpu --tiny     the same code on tiny models: tests the script, and says nothing of speed
+
+It needs no network, no make and no installed package: the interpreter at hand runs it from a checkout. Every phase prints when
+it ends and is written into ``runs/gpu.json``. A phase for which a library of the machine is too old or missing is skipped, and
+says so. The exit code is 1 when the device computes something wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import warnings
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path[:0] = [str(path) for path in (ROOT, ROOT / "tests", ROOT / "tests" / "benchmarks", HERE)]
+
+LIBRARIES = ("torch", "lightning", "transformers", "peft", "jsonargparse", "torchdata", "torchmetrics", "safetensors")
+
+
+def libraries() -> dict[str, str]:
+    """The versions of this machine."""
+    found = {}
+    for name in LIBRARIES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "missing"
+    return found
+
+
+def too_old(found: dict[str, str]) -> list[str]:
+    """Libraries below what pyproject.toml asks for: phases that need newer ones will be skipped or fail."""
+    import tomllib
+
+    from packaging.requirements import Requirement
+
+    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    told = []
+    for line in wanted:
+        needed = Requirement(line)
+        own = found.get(needed.name)
+        if own is not None and (own == "missing" or not needed.specifier.contains(own, prereleases=True)):
+            told.append(f"{needed.name} {own} (expected {needed.specifier})")
+    return told
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description="Test and measure this package on one device.")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, short samples: tests the script")
+    parser.add_argument("--seconds", type=float, default=530.0, help="no phase begins when it could not end in time")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), help="the JSON file")
+    parser.add_argument("--only", choices=("correctness", "table"), help="one of the two parts")
+    given = parser.parse_args(argv)
+    found = libraries()
+    old = too_old(found)
+    print("\n".join(f"{name} {number}" for name, number in found.items()))
+    if old:
+        print(f"Older than this package asks for, so phases may be skipped: {', '.join(old)}.")
+    try:
+        import torch
+
+        from cfg_distill import CFGDistillation  # noqa: F401
+    except ImportError as error:
+        print(f"Nothing can run here: {error}. Install the libraries of pyproject.toml.", file=sys.stderr)
+        return 2
+    if given.device.startswith("cuda") and not torch.cuda.is_available():
+        print(
+            "Expected a CUDA device, but torch sees none. Use --device cpu --tiny to test the script.", file=sys.stderr
+        )
+        return 2
+    import correctness
+    import table
+    from phases import Report
+
+    name = torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else "cpu"
+    report = Report(given.out, {"device": name, "libraries": found, "too old": old, "tiny": given.tiny}, given.seconds)
+    if given.only != "table":
+        kinds = correctness.Kinds()
+        for phase in correctness.PHASES:
+            report.run(
+                phase.__name__.replace("_", " "), partial(phase, given.device, kinds), takes=20 * (not given.tiny)
+            )
+    if given.only != "correctness":
+        for title, takes, measured in table.phases(given.device, given.tiny):
+            report.run(title, measured, takes * (not given.tiny))
+    print(json.dumps({phase["name"]: phase["status"] for phase in report.phases}))
+    print(f"Written to {given.out}." + (f" FAILED: {', '.join(report.failed)}." if report.failed else ""))
+    return 1 if report.failed else 0
+
+
+def quieten() -> None:
+    """Lightning's and transformers' lines about devices and settings say nothing about the device."""
+    import logging
+
+    try:
+        from transformers.utils import logging as of_transformers
+    except ImportError:  # which main says
+        return
+    of_transformers.set_verbosity_error()
+    of_transformers.disable_progress_bar()
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+if __name__ == "__main__":
+    warnings.filterwarnings("ignore")
+    quieten()
+    sys.exit(main())

@@ -1,0 +1,154 @@
+"""A dry run against the same code with values: activations, cache and FLOPs of tiny models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_musicgen import tiny_musicgen
+from torch.utils.flop_counter import FlopCounterMode
+
+from cfg_distill import CFGDistillation
+from cfg_distill.generators import CausalLM, LoRA, MusicGen
+from cfg_distill.generators.growing_cache import GrowingLayer
+from cfg_distill.guidance import Guidance
+from cfg_distill.losses import ReverseKL
+from cfg_distill.planning.dry import Ledger, dry
+from cfg_distill.planning.fit import Fit
+from cfg_distill.planning.step import DryStep
+from cfg_distill.sampling import Sampling
+
+WORDS = ["rock", "calm jazz"]
+TEXTS = ["w1 w2 w3 w4", "w5 w6"]
+
+
+@pytest.fixture(scope="module")
+def musicgen(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return tiny_musicgen(tmp_path_factory.mktemp("musicgen") / "model")
+
+
+def module(generator: Any, length: int = 20) -> CFGDistillation:
+    return CFGDistillation(generator, {"kl": ReverseKL()}, Guidance(3.0), Sampling(samples=4, max_new_tokens=length))
+
+
+def fit(made: CFGDistillation, prompts: list[Any], precision: str = "32-true", averaged: bool = False) -> Fit:
+    return Fit("tiny", made, prompts, 0, precision, "auto", 1, averaged, {}, [])
+
+
+def saved_bytes(model: Any, run: Any) -> int:
+    """Bytes of the storages that autograd saves, weights aside."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("kind", ["causal", "musicgen"])
+def test_activations_are_those_that_autograd_saves(kind: str, mixed: bool, tiny_model: str, musicgen: str) -> None:
+    prompts = TEXTS if kind == "causal" else WORDS
+
+    def generator() -> Any:
+        return CausalLM(tiny_model) if kind == "causal" else MusicGen(musicgen)
+
+    own = generator().load()
+    _ = own.predictions(prompts, *cells(own, 2))  # what is computed once
+    with torch.autocast("cpu", torch.bfloat16, enabled=mixed, cache_enabled=False):
+        saved = saved_bytes(own, lambda: own.predictions(prompts, *cells(own, 8)))
+    with dry(), Ledger() as ledger:
+        planned = generator().load()
+        _ = planned.predictions(prompts, *cells(planned, 2))
+        given = cells(planned, 8)
+        before = ledger.begin()
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed, cache_enabled=False):
+            result = planned.predictions(prompts, *given)
+        kept = ledger.live - before
+        del result
+    assert kept == pytest.approx(saved, rel=0.1)
+
+
+def cells(generator: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+    tokens_NKT = torch.full((rows, generator.num_codebooks, 20 + max(generator.delays)), 4)
+    return tokens_NKT, torch.ones_like(tokens_NKT, dtype=torch.bool)
+
+
+def test_flops_are_those_of_the_step_with_values(tiny_model: str) -> None:
+    own = module(CausalLM(tiny_model))
+    own.configure_model()
+    tokens_NKT, mask_NKT = cells(own.student, 8)
+    own.student.predictions(TEXTS, tokens_NKT, mask_NKT)
+    with FlopCounterMode(display=False) as counter:  # counts no product of oneDNN, which the tiny weights do not use
+        own.student.predictions(TEXTS, tokens_NKT, mask_NKT).states_NTD.sum().backward()
+    with dry(), Ledger() as ledger:
+        planned = CausalLM(tiny_model).load()
+        given = cells(planned, 8)
+        planned.predictions(TEXTS, *given)
+        ledger.begin()
+        planned.predictions(TEXTS, *given).states_NTD.sum().backward()
+        products = ledger.flops
+    assert products == pytest.approx(counter.get_total_flops(), rel=0.1)
+
+
+def test_what_every_phase_holds_is_the_sum_of_its_formulas(tiny_model: str, musicgen: str) -> None:
+    number = sum(p.numel() for p in CausalLM(tiny_model).load().model.parameters())
+    with dry():
+        step = DryStep(fit(module(CausalLM(tiny_model)), TEXTS, averaged=True), on_cpu=True)
+        parts = step.always
+    expected = {"gradients": 4 * number, "averages": 4 * number, "text encoder, codec": 0}
+    assert {name: parts[name] for name in expected} == expected
+    assert parts["student"] == parts["teacher"] == pytest.approx(4 * number, rel=0.01)  # and the table of positions
+    assert parts["optimiser"] == pytest.approx(8 * number, rel=0.01)  # two moments, and a count per parameter
+    with dry():
+        step = DryStep(fit(module(MusicGen(musicgen, lora=LoRA(rank=2))), WORDS), on_cpu=True)
+        parts, numbers = step.always, step.parameters
+    assert parts["teacher"] == 0 and parts["text encoder, codec"] == 4 * numbers["text encoder, codec"] > 0
+    assert parts["gradients"] == 4 * numbers["trained"] < parts["student"] / 5
+
+
+def test_the_cache_of_a_rollout_is_that_of_the_real_one(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    caches: list[Any] = []
+    plain = CausalLM.step
+
+    def step(self: Any, state: Any, tokens_NK: torch.Tensor) -> Any:
+        caches[:] = [state.cache]
+        return plain(self, state, tokens_NK)
+
+    own = module(CausalLM(tiny_model), length=40)
+    own.configure_model()
+    own.student.end_tokens = ()
+    with monkeypatch.context() as patched:
+        patched.setattr(CausalLM, "step", step)
+        own.rollout(TEXTS)
+    layers = [layer for layer in caches[0].layers if isinstance(layer, GrowingLayer)]
+    real = sum(room.untyped_storage().nbytes() for layer in layers for room in layer._rooms)
+    with dry():
+        planned = DryStep(fit(module(CausalLM(tiny_model), length=40), TEXTS), on_cpu=True).rollout(TEXTS)
+    assert planned.held["key-value cache"] == real
+    assert len(planned.work) == 40
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_fake() -> Iterator[None]:
+    """A dry run leaves no tensor without values behind."""
+    yield
+    assert float(torch.ones(2).sum()) == 2.0
+
+
+def test_folders_are_read_as_far_as_their_config(tiny_model: str, tmp_path: Path) -> None:
+    copied = tmp_path / "model"
+    copied.mkdir()
+    for file in Path(tiny_model).iterdir():
+        if file.suffix == ".json":
+            (copied / file.name).write_bytes(file.read_bytes())
+    (copied / "model.safetensors").write_bytes(b"no weights")
+    with dry():
+        assert sum(p.numel() for p in CausalLM(str(copied)).load().model.parameters()) > 1000

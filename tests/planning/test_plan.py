@@ -1,0 +1,176 @@
+"""`cfg-distill plan`: its table, its JSON, what fits, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from cfg_distill.cli import main
+from cfg_distill.planning.dry import dry
+from cfg_distill.planning.fit import fit_of
+from cfg_distill.planning.known import ARCHITECTURES
+from cfg_distill.planning.machines import GPUS, Device
+from cfg_distill.planning.plan import ROOM, Planner, micro_batches
+from cfg_distill.recipe.resolved import Recipe
+
+RECIPE = """
+model:
+  generator: {{class_path: cfg_distill.generators.CausalLM, init_args: {{path: {path}}}}}
+  sampling: {{samples: 4, max_new_tokens: 50}}
+  losses: {{kl: cfg_distill.losses.ReverseKL}}
+data: {{train: train.txt, batch_size: 4}}
+trainer: {{max_steps: 2, callbacks: {{ema: cfg_distill.callbacks.StudentEMA}}}}
+"""
+
+
+@pytest.fixture
+def recipe(folder: Path, tiny_model: str) -> str:
+    (folder / "recipe.yaml").write_text(RECIPE.format(path=tiny_model))
+    (folder / "train.txt").write_text("w1 w2 w3\nw4\nw5 w6\nw7 w8 w9 w10\nw11\n")
+    return "recipe.yaml"
+
+
+def planned(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
+    main(["plan", "--config", *words, "--json"])
+    return json.loads(capsys.readouterr().out)
+
+
+def test_the_table_says_what_fits(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "--config", recipe, "--gpu", "h100"]) == 0
+    shown = capsys.readouterr().out
+    for word in (
+        "H100",
+        "student",
+        "averages",
+        "key-value cache",
+        "activations",
+        "logits chunk",
+        "It fits",
+        "at least",
+    ):
+        assert word in shown
+    assert main(["plan", "--config", recipe, "--memory", "0.00001"]) == 1
+    assert "Nothing fits" in capsys.readouterr().out
+
+
+def test_memory_decides_the_micro_batch_and_the_strategy(recipe: str) -> None:
+    with fit_of(Recipe.read([recipe])) as fit, dry():
+        planner = Planner(fit, GPUS["h100"], 4, {})
+        whole, small, eight = (planner.split("auto", rows) for rows in (16, 1, 8))
+        ddp, sharded = planner.split("ddp", 16), planner.split("fsdp2", 16)
+        assert planner.largest_that_fits() == ddp
+        peaks = {rows: planner.split("ddp", rows).peak for rows in micro_batches(4, 16)}
+        limit = (peaks[8] + peaks[16]) / 2
+        planner.device = replace(planner.device, memory=limit / ROOM)
+        found = planner.largest_that_fits()
+        planner.device = replace(planner.device, memory=(sharded.peak + planner.split("ddp", 1).peak) / 2 / ROOM)
+        in_shards = planner.largest_that_fits()
+    assert whole.peak == sum(whole.always.values()) + max(phase.bytes for phase in whole.phases.values())
+    assert 5 < eight.phases["scoring"].held["activations"] / small.phases["scoring"].held["activations"] < 8.5
+    assert len(small.phases["scoring"].work) == 16 and len(eight.phases["scoring"].work) == 2
+    assert ddp.always["buckets of gradients"] == whole.always["gradients"]
+    for name in ("student", "teacher", "gradients", "optimiser", "averages"):
+        assert sharded.always[name] == whole.always[name] // 4
+    largest = max(rows for rows, peak in peaks.items() if peak <= limit)
+    assert found is not None and (found.strategy, found.micro_batch) == ("ddp", largest) and 8 <= largest < 16
+    assert in_shards is not None and in_shards.strategy == "fsdp2"
+
+
+def test_sizes_of_published_models_are_theirs() -> None:
+    """By the numbers of their model cards and index files."""
+    published = {
+        "Qwen/Qwen2.5-0.5B-Instruct": 494_032_768,
+        "Qwen/Qwen2.5-1.5B-Instruct": 1_543_714_304,
+        "Qwen/Qwen2.5-7B-Instruct": 7_615_616_512,
+        "Qwen/Qwen3-4B-Instruct-2507": 4_022_468_096,
+        "Qwen/Qwen3-8B": 8_190_735_360,
+        "meta-llama/Llama-3.2-1B-Instruct": 1_235_814_400,
+        "meta-llama/Llama-3.1-8B-Instruct": 8_030_261_248,
+    }
+    for name, number in published.items():
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(ARCHITECTURES[name]())
+        assert sum(p.numel() for p in model.parameters()) == number, name
+
+
+def test_a_shipped_recipe_is_planned_without_a_network(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    plan = planned(capsys, "recipes/musicgen/small_lora.yaml", "--gpu", "h100")
+    # 16 D^2 and six norms per layer, four tables and heads, and the last norm: Copet et al., arXiv 2306.05284.
+    layers, width, rank = 24, 1024, 16
+    own = layers * (16 * width**2 + 6 * width) + 4 * (2049 + 2048) * width + 2 * width
+    adapter = layers * 26 * width * rank
+    assert plan["parameters"]["student"] == own + adapter and plan["parameters"]["trained"] == adapter
+    assert plan["parameters"]["text encoder, codec"] == pytest.approx(110e6 + 57e6, rel=0.01)
+    assert plan["asked"]["always"]["embedders"] == pytest.approx(1.1e9, rel=0.05)
+    cache = plan["asked"]["phases"]["rollout"]["held"]["key-value cache"]
+    assert cache == pytest.approx(32 * 503 * layers * 2 * width * 2, rel=0.3)  # bfloat16, rooms and the text on top
+    assert plan["fits"] and any("not on this machine" in note for note in plan["notes"])
+
+
+def test_the_floor_is_the_larger_of_two_times_part_by_part() -> None:
+    device = Device("", 1.0, half=100.0, single=10.0, bandwidth=5.0)
+    assert device.seconds([(200.0, 5.0), (100.0, 50.0)], torch.bfloat16) == 2 + 10
+    assert device.seconds([(200.0, 5.0)], torch.float32) == 20
+    assert all(each.half >= each.single > 0 and each.memory >= 16e9 for each in GPUS.values())
+
+
+OWN = """
+from cfg_distill.generators import Generator
+
+class Mine(Generator):
+    def problems(self, context=None): return []
+    def load(self): raise AssertionError("a plan must not load")
+    max_positions = load_weights = encode = prefill = step = predictions = decode = save = None
+"""
+
+BAD: dict[str, tuple[list[str], list[str]]] = {
+    "no recipe": ([], ["Option `--config`", "missing"]),
+    "no such file": (["--config", "nothing.yaml"], ["nothing.yaml"]),
+    "no such GPU": (["--config", "recipe.yaml", "--gpu", "h1000"], ["Option `--gpu`", "Did you mean `h100`?"]),
+    "no memory": (["--config", "recipe.yaml", "--memory", "-1"], ["Option `--memory`", "above 0"]),
+    "no device": (["--config", "recipe.yaml", "--devices", "0"], ["Option `--devices`", "at least 1"]),
+    "not a number": (["--config", "recipe.yaml", "--devices", "two"], ["--devices"]),
+    "more devices than there are": (["--config", "recipe.yaml", "--devices", "4096"], ["Option `--devices`", "`--memory`"]),
+    "several at once": (
+        ["--config", "recipe.yaml", "--gpu", "x", "--model.sampling.samples", "0", "--model.guidanc.scale", "2"],
+        ["Option `--gpu`", "model.guidanc", "2 problems"],
+    ),
+    "another module": (["--config", "recipes/tunes/encoder.yaml"], ["Key `model`", "CFGDistillation"]),
+    "unknown model": (
+        ["--config", "recipe.yaml", "--model.generator.init_args.path", "nobody/nothing"],
+        ["model.generator.init_args.path", "facebook/musicgen-small"],
+    ),
+    "a generator of one's own": (
+        ["--config", "recipe.yaml", "--model.generator", "mine.Mine"],
+        ["Key `model.generator`", "known architecture", "Mine"],
+    ),
+    "a sample that is too long": (
+        ["--config", "recipe.yaml", "--model.sampling.max_new_tokens", "999"],
+        ["model.sampling.max_new_tokens"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_told(
+    name: str, recipe: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    (folder / "mine.py").write_text(OWN)
+    words, told = BAD[name]
+    assert main(["plan", *words]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for part in told:
+        assert part in shown.err
