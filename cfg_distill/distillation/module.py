@@ -4,6 +4,7 @@ Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -36,6 +37,7 @@ from cfg_distill.distillation.settings import (
     problems_of_trainer,
     summary,
 )
+from cfg_distill.distillation.sharding import at_rest, in_equal_length, problems_of_sharding, sampling_from, shard
 from cfg_distill.distillation.step import Batch, Step, ended, values_of_step, watched_sums
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guidance, PromptLike
@@ -159,15 +161,15 @@ class CFGDistillation(L.LightningModule):
 
     def problems_with(self, trainer: L.Trainer) -> list[Problem]:
         """What is wrong with the settings of a trainer of this module."""
-        return problems_of_trainer(trainer)
+        return problems_of_trainer(trainer) + problems_of_sharding(self, trainer)
 
     def problems_of_data(self, data: Any) -> list[Problem]:
         """Why there can be no samples of the prompts of a data module that was set up."""
         return problems_of_prompts(self.student, data)
 
     def setup(self, stage: str) -> None:
-        problems = self.problems_with(self.trainer)
-        if problems := problems or self.problems_of_data(self.trainer.datamodule):  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if problems := self.problems_with(self.trainer) or self.problems_of_data(data):
             raise ConfigError(problems)
 
     def configure_model(self) -> None:
@@ -186,6 +188,7 @@ class CFGDistillation(L.LightningModule):
             self.student.load_weights(self.start)
         for loss in self._mix.values():
             loss.load()
+        shard(self)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "CFGDistillation":
@@ -244,7 +247,7 @@ class CFGDistillation(L.LightningModule):
             has them; ``degenerate``, which samples are, ``[B, G]``.
         """
         self.batch = batch
-        with advice_on_memory(self), onednn(self.execution.onednn):
+        with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self):
             return self._training_step(batch, batch_idx)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -253,6 +256,7 @@ class CFGDistillation(L.LightningModule):
 
     def _training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         samples, degenerate_BG, num_redrawn = self._drawn(batch)
+        samples = in_equal_length(self, samples)
         advantages = advantages_of(self._mix, samples, self.global_step)
         rewards = {name: loss.reward_BG for name, loss in self._mix.items() if loss.reward_BG is not None}
         weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
@@ -284,7 +288,8 @@ class CFGDistillation(L.LightningModule):
         def degenerate(samples: Samples) -> Tensor:
             return degenerate_of(self._mix, samples, self.global_step)
 
-        return redrawn(draw(range(len(batch)), 0), degenerate, draw, self.redraw, self.student.pad_token)
+        with sampling_from(self, self.teacher if self.off_policy else self.student):
+            return redrawn(draw(range(len(batch)), 0), degenerate, draw, self.redraw, self.student.pad_token)
 
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning calls this after training_step, and the gradients are there already."""
@@ -298,8 +303,7 @@ class CFGDistillation(L.LightningModule):
         Raises:
             ConfigError: it is one too many of such steps.
         """
-        closed = self._step.close(self, optimizer)
-        if closed is None:
+        if (closed := self._step.close(self, optimizer)) is None:
             self.student.zero_grad(set_to_none=True)
         else:
             factor = self.count_scale * self.trainer.accumulate_grad_batches / float(self.count.close(*closed))
@@ -309,23 +313,19 @@ class CFGDistillation(L.LightningModule):
 
     def validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
-        with advice_on_memory(self), onednn(self.execution.onednn):
+        with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self):
             return self._validation_step(batch, batch_idx)
 
     def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        drawn = self.rollout(
-            batch, self._rollout_seed(-1, self._validation_places.of(self, len(batch), batch_idx == 0))
-        )
-        samples = decoded(self.student, batch, drawn)
-
-        sums = with_less_memory(
-            self, len(samples.outputs), lambda size: watched_sums(self, samples, DISTANCE | ENTROPIES, size)
-        )
-        cells = int(drawn.mask_NKT.sum())
+        seeds = self._rollout_seed(-1, self._validation_places.of(self, len(batch), batch_idx == 0))
+        with sampling_from(self, self.student):
+            samples = in_equal_length(self, self.draw(batch, seeds))
+        watched = partial(watched_sums, self, samples, DISTANCE | ENTROPIES)
+        sums = with_less_memory(self, len(samples.outputs), watched)
+        cells = int(samples.rollout.mask_NKT.sum())
         # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.
-        shown = {f"val/{name}": value / cells for name, value in sums.items()}
-        self.log_dict(shown, batch_size=cells, sync_dist=True)
-        self.log("val/length", drawn.length_N.float().mean(), batch_size=len(batch), sync_dist=True)
+        self.log_dict({f"val/{name}": value / cells for name, value in sums.items()}, batch_size=cells, sync_dist=True)
+        self.log("val/length", samples.rollout.length_N.float().mean(), batch_size=len(batch), sync_dist=True)
         return {"samples": samples}
 
     # Its parts

@@ -2,7 +2,7 @@
 
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.places import Places
-from cfg_distill.sampling.rollout import Rollout, positions_left, problems_of_lengths, rollout
+from cfg_distill.sampling.rollout import Rollout, in_step, positions_left, problems_of_lengths, rollout
 from cfg_distill.sampling.samples import Samples, decoded, draw
 from cfg_distill.sampling.seeds import Seeds
 
@@ -14,6 +14,7 @@ __all__ = [
     "Seeds",
     "decoded",
     "draw",
+    "in_step",
     "positions_left",
     "problems_of_lengths",
     "rollout",
