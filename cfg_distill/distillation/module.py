@@ -320,12 +320,12 @@ class CFGDistillation(L.LightningModule):
         seeds = self._rollout_seed(-1, self._validation_places.of(self, len(batch), batch_idx == 0))
         with sampling_from(self, self.student):
             samples = in_equal_length(self, self.draw(batch, seeds))
-        watched = partial(watched_sums, self, samples, DISTANCE | ENTROPIES)
-        sums = with_less_memory(self, len(samples.outputs), watched)
-        cells = int(samples.rollout.mask_NKT.sum())
-        # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.
-        self.log_dict({f"val/{name}": value / cells for name, value in sums.items()}, batch_size=cells, sync_dist=True)
-        self.log("val/length", samples.rollout.length_N.float().mean(), batch_size=len(batch), sync_dist=True)
+        sums = with_less_memory(self, len(samples.outputs), partial(watched_sums, self, samples, DISTANCE | ENTROPIES))
+        # Means weighted by their cells. Lightning averages weights over ranks, and drops the fraction: here there is none.
+        world, cells = self.trainer.world_size, int(samples.rollout.mask_NKT.sum())
+        values = {f"val/{name}": value / cells for name, value in sums.items()}
+        self.log_dict(values, batch_size=world * cells, sync_dist=True)
+        self.log("val/length", samples.rollout.length_N.float().mean(), batch_size=world * len(batch), sync_dist=True)
         return {"samples": samples}
 
     # Its parts

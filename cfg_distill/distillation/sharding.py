@@ -242,6 +242,7 @@ def sampling_from(module: CFGDistillation, generator: Generator | None) -> Itera
     elif module.execution.gather == "layer":
         with in_step(lambda done: agreed(module, int(not done)) == 0):
             yield
+        generator.reshard()
     else:
         with whole_weights(generator):
             yield
