@@ -99,7 +99,7 @@ def write_folder(content: dict[str, Any], folder: Path, rank: int, world: int, b
     """
     partial = folder.with_name(f".{folder.name}.partial")
     if rank == 0:
-        _remove(partial)
+        remove(partial)
         partial.mkdir(parents=True)
     barrier()
     shards: list[Tensor] = []
@@ -116,7 +116,7 @@ def write_folder(content: dict[str, Any], folder: Path, rank: int, world: int, b
     if rank == 0:
         before = before_of(folder)
         if folder.exists():
-            _remove(before)
+            remove(before)
             folder.rename(before)
         partial.rename(folder)
     barrier()
@@ -133,7 +133,8 @@ def _write(content: Any, file: Path) -> None:
         os.fsync(opened.fileno())
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -39,7 +39,6 @@ RESUMED = [
     ("1 x 2, 4 times", 2),
     ("2 x 2, twice", 4),
     ("4 x 2", 2),
-    ("4 x 1 in shards, twice", 1),
 ]
 """Splits that go on with the run of two processes, and the step that they go on from: 3 is the end of an epoch."""
 EPOCHS = 2

@@ -73,9 +73,8 @@ CASES = [
 
 RESUMED_ON_TWO = {
     "in shards, from a folder": ("fsdp2", "folder/all weights/2/step=1.ckpt"),
-    "in shards, from a file": ("fsdp2", "all weights/2/step=2.ckpt"),
-    "in shards, from one process": ("fsdp2", "all weights/1/step=1.ckpt"),
-    "whole, from a file": ("ddp", "all weights/2/step=1.ckpt"),
+    "in shards, from a file of one process": ("fsdp2", "all weights/1/step=2.ckpt"),
+    "whole, from a file of two": ("ddp", "all weights/2/step=2.ckpt"),
 }
 
 
