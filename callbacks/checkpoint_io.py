@@ -14,6 +14,7 @@ from lightning.fabric.utilities.types import _PATH
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from cfg_distill.checkpoints import HIDES_CODE, problem_of_file
+from cfg_distill.checkpoints.shards import read_folder, remove
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
 
@@ -94,6 +95,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             rank_zero_warn(f"{problem} The run goes on from `{before}`, which is whole.")
             path = before
         try:
+            if Path(path).is_dir():
+                return read_folder(Path(path))
             return super().load_checkpoint(path, *arguments, **settings)
         except pickle.UnpicklingError as error:
             raise ConfigError(Problem("ckpt_path", f"`{path}` {HIDES_CODE}")) from error
@@ -102,7 +105,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Remove a checkpoint, and the one that was kept before it."""
         super().remove_checkpoint(path)
         if "://" not in str(path):
-            before_of(Path(path)).unlink(missing_ok=True)
+            remove(before_of(Path(path)))
 
 
 def _keep(target: Path) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
-from cfg_distill.callbacks.weights import aliases, sharded_like, whole
+from cfg_distill.callbacks.weights import aliases
 from cfg_distill.checkpoints import AVERAGES, student_weights, write_student
+from cfg_distill.checkpoints.shards import sharded_like
 from cfg_distill.errors import ConfigError, Context, Problem
 
 
@@ -28,7 +28,7 @@ class StudentEMA(Callback):
     averages from the checkpoint or from here.
 
     A checkpoint holds the live weights in ``state_dict`` and the averages in ``callbacks["StudentEMA"]["weights"]``,
-    both under the same names. A sharded student (FSDP2) is averaged shard by shard and saved whole.
+    both under the same names. A sharded student (FSDP2) is averaged shard by shard.
 
     Example::
 
@@ -148,8 +148,7 @@ class StudentEMA(Callback):
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        weights = {name: whole(average) for name, average in self._averages.items()}
-        return {"updates": self.updates, "step": self._step, "weights": weights}
+        return {"updates": self.updates, "step": self._step, "weights": dict(self._averages)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.updates, self._step = state_dict["updates"], state_dict["step"]
@@ -167,9 +166,8 @@ class StudentEMA(Callback):
             # Saved in the middle of a validation: `state_dict` is the live student all the same.
             state = checkpoint["state_dict"]
             for name, first in names.items():
-                live = self._live[first]
                 if name in state:
-                    state[name] = live if isinstance(state[name], DTensor) else whole(live)
+                    state[name] = self._live[first]
 
     def _names(self, module: LightningModule) -> dict[str, str]:
         return aliases(student_weights(module))

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill import CFGDistillation
+from cfg_distill.checkpoints.shards import whole
 from cfg_distill.data import PromptData
 from cfg_distill.generators import CausalLM
 from cfg_distill.guidance import Guidance
@@ -95,7 +96,8 @@ def trainer(callbacks: list[Any], root: Path | None = None, **settings: Any) -> 
 
 def snapshot(module: CFGDistillation) -> dict[str, torch.Tensor]:
     """The student's weights, as a checkpoint names them."""
-    return {f"student.{name}": tensor.detach().clone() for name, tensor in module.student.named_parameters()}
+    named = module.student.named_parameters()
+    return {f"student.{name}": whole(tensor.detach()).clone() for name, tensor in named}
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:

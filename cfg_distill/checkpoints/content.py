@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill import __version__
+from cfg_distill.checkpoints.shards import problem_of_folder, read_folder
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
 from cfg_distill.folders.adapters import Adapter, Factors
@@ -241,14 +242,13 @@ def _weights(found: Any, file: Path) -> dict[str, Tensor]:
 
 
 def problem_of_file(file: Path) -> str:
-    """Why a file is no whole checkpoint; empty when it is one. Every byte is compared with the archive's checksums."""
+    """Why a file, or the folder of a sharded checkpoint, is no whole one; empty when it is one. Every byte is compared with
+    the archive's checksums.
+    """
     if not file.exists():
         return f"expected a file written by cfg-distill fit, but `{file}` does not exist."
     if file.is_dir():
-        return (
-            f"expected one file, but `{file}` is a folder (a sharded checkpoint). Make one file of it:"
-            f" python -m lightning.pytorch.utilities.consolidate_checkpoint {file}"
-        )
+        return problem_of_folder(file)
     problem, before = damage(file), before_of(file)
     if not problem:
         return ""
@@ -261,7 +261,7 @@ def _loaded(file: Path) -> dict[str, Any]:
     if problem := problem_of_file(file):
         raise ConfigError(problem)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
+        content = read_folder(file) if file.is_dir() else torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # any: the bytes are a stranger's. Its text is not shown: it advises to run them.
         raise ConfigError(f"`{file}` {HIDES_CODE}") from error
     if not isinstance(content, dict):

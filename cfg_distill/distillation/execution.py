@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
@@ -28,7 +28,9 @@ class Execution:
             one product instead of two.
         prompt_once: read each prompt once for its whole group, through the key-value cache; of a causal language model.
         halve_micro_batch: when memory runs out while samples are scored and differentiated, repeat that with the same samples
-            and half of ``micro_batch``, down to one sample, instead of ending the run.
+            and half of ``micro_batch``, down to one sample, instead of ending the run. Not under fsdp2.
+        gather: under fsdp2, how a rollout gets the weights: ``rollout`` gathers the whole model on each device, once per
+            rollout; ``layer`` gathers layer by layer at each position, which takes little memory and much more time.
     """
 
     onednn: bool = True
@@ -38,6 +40,7 @@ class Execution:
     mix_states: bool = True
     prompt_once: bool = True
     halve_micro_batch: bool = True
+    gather: Literal["rollout", "layer"] = "rollout"
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with these settings."""

@@ -13,6 +13,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from cfg_distill.checkpoints import student_weights
+from cfg_distill.checkpoints.shards import whole
 from cfg_distill.errors import ConfigError, Problem
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 def gradient_norm(parameters: Iterable[nn.Parameter]) -> Tensor:
     """The norm of the gradient over all parameters, a scalar: not finite exactly where some gradient is not."""
-    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return whole(get_total_norm([p.grad for p in parameters if p.grad is not None]))
 
 
 def problems_of_gradient(
@@ -93,14 +94,14 @@ def not_finite(weights: Mapping[str, Tensor], start: Mapping[str, Tensor]) -> li
     if not weights:
         return []
     # One number per tensor, and one wait for the device.
-    finite = torch.stack([tensor.isfinite().all() for tensor in weights.values()]).tolist()
+    finite = torch.stack([whole(tensor.isfinite().all()) for tensor in weights.values()]).tolist()
     suspects = [name for name, is_finite in zip(weights, finite, strict=True) if not is_finite]
-    return [
-        name
-        for name in suspects
-        if name not in start
-        or not torch.equal(weights[name][~weights[name].isfinite()], start[name][~start[name].isfinite()])
-    ]
+    return [name for name in suspects if name not in start or not _same_gaps(whole(weights[name]), whole(start[name]))]
+
+
+def _same_gaps(one: Tensor, other: Tensor) -> bool:
+    """Whether the values that are not finite are the same."""
+    return torch.equal(one[~one.isfinite()], other[~other.isfinite()])
 
 
 def refuse_spoilt(module: CFGDistillation) -> None:

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from cfg_distill.checkpoints.shards import whole
 from cfg_distill.distillation.memory import with_less_memory
+from cfg_distill.distillation.sharding import in_equal_number
 from cfg_distill.distillation.step import micro_batches, overview, reference_of
 from cfg_distill.losses import Loss, mix
 from cfg_distill.sampling.samples import Samples
@@ -44,7 +47,7 @@ def norms(
         differentiate()
         # Every rank takes part for every parameter: what one rank did not use, another may have.
         sums = (reduce(torch.zeros_like(p) if p.grad is None else p.grad) for p in parameters)
-        found[name] = torch.stack([gradient.norm() for gradient in sums]).norm()
+        found[name] = torch.stack([whole(gradient.norm()) for gradient in sums]).norm()
     for parameter, gradient in zip(parameters, kept, strict=True):
         parameter.grad = gradient
     return found
@@ -67,21 +70,27 @@ def norms_of_step(
     def differentiate(name: str, size: int) -> None:
         for parameter in parameters:
             parameter.grad = None
-        for prompts, rows in micro_batches(samples.asked, module.sampling.samples, size):
+        parts = micro_batches(samples.asked, module.sampling.samples, size)
+        for (prompts, rows), counts in in_equal_number(module, parts):
             inputs = module.score(samples, prompts, rows)
             total, _ = mix({name: losses[name]}, inputs, {name: 1.0}, advantages, chunk=module.execution.logits_chunk)
-            (total / module.count_scale).backward()
+            (total * counts / module.count_scale).backward()
 
     def of(name: str) -> Callable[[], None]:
         # Memory may run out on one rank: it repeats its own part, and the others wait where they add up.
         return lambda: with_less_memory(module, len(mask_NKT), partial(differentiate, name))
 
     everywhere = partial(module.trainer.strategy.reduce, reduce_op="sum")
+
+    def added_up(gradient: Tensor) -> Tensor:
+        # In shards the backward pass has averaged it over the ranks.
+        return gradient * module.trainer.world_size if isinstance(gradient, DTensor) else everywhere(gradient)
+
     counts_2 = torch.stack(
         [module.count.of_rows(mask_NKT), torch.tensor(len(mask_NKT), device=mask_NKT.device)]
     ).float()
     scale = module.count_scale / module.count.of_step(*cast(Tensor, everywhere(counts_2)))
-    found = norms(parameters, {name: of(name) for name in losses}, everywhere)
+    found = norms(parameters, {name: of(name) for name in losses}, added_up)
     return {name: norm * scale for name, norm in found.items()}
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 
+from cfg_distill.distillation.sharding import is_sharded
 from cfg_distill.errors import ConfigError, PartError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def with_less_memory(module: CFGDistillation, rows: int, attempt: Callable[[int]
     """The result of an attempt, which is repeated with half the micro-batch whenever memory runs out.
 
     The smaller micro-batch stays for the rest of the run, so one attempt fails and not one per step. No other rank takes part:
-    an attempt must not wait for one.
+    an attempt must not wait for one. In shards every attempt does, so there is only one.
 
     Args:
         module: its micro-batch is where the attempts begin.
@@ -67,7 +68,8 @@ def with_less_memory(module: CFGDistillation, rows: int, attempt: Callable[[int]
             break
         except RuntimeError as error:
             smaller = halved(min(size or rows, rows), group)
-            if not (smaller and module.execution.halve_micro_batch and is_out_of_memory(error)):
+            may_repeat = module.execution.halve_micro_batch and not is_sharded(module.student)
+            if not (smaller and may_repeat and is_out_of_memory(error)):
                 raise
             refused = refused or f"with {min(size or rows, rows)} samples at once ({_first_line(error)})"
             # The frames of the failed attempt hold its tensors, and the exception holds the frames.

@@ -4,6 +4,7 @@ Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -36,6 +37,7 @@ from cfg_distill.distillation.settings import (
     problems_of_trainer,
     summary,
 )
+from cfg_distill.distillation.sharding import at_rest, in_equal_length, problems_of_sharding, sampling_from, shard
 from cfg_distill.distillation.step import Batch, Step, ended, values_of_step, watched_sums
 from cfg_distill.distillation.step_samples import drawn_for_step
 from cfg_distill.errors import ConfigError, Context, Problem
@@ -163,15 +165,15 @@ class CFGDistillation(L.LightningModule):
 
     def problems_with(self, trainer: L.Trainer) -> list[Problem]:
         """What is wrong with the settings of a trainer of this module."""
-        return problems_of_trainer(trainer)
+        return problems_of_trainer(trainer) + problems_of_sharding(self, trainer)
 
     def problems_of_data(self, data: Any) -> list[Problem]:
         """Why there can be no samples of the prompts of a data module that was set up."""
         return problems_of_prompts(self, data)
 
     def setup(self, stage: str) -> None:
-        problems = self.problems_with(self.trainer)
-        if problems := problems or self.problems_of_data(self.trainer.datamodule):  # type: ignore[attr-defined]
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        if problems := self.problems_with(self.trainer) or self.problems_of_data(data):
             raise ConfigError(problems)
 
     def configure_model(self) -> None:
@@ -192,6 +194,7 @@ class CFGDistillation(L.LightningModule):
         for loss in self._mix.values():
             loss.load()
             loss.attach(start)
+        shard(self)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "CFGDistillation":
@@ -252,7 +255,7 @@ class CFGDistillation(L.LightningModule):
             has them; ``degenerate``, which samples are, ``[B, G]``.
         """
         self.batch = batch
-        with advice_on_memory(self), onednn(self.execution.onednn):
+        with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self):
             return self._training_step(batch, batch_idx)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -263,6 +266,7 @@ class CFGDistillation(L.LightningModule):
         samples, degenerate_BG, num_redrawn = drawn_for_step(
             self, batch, self._places.of(self, len(batch), self._step.begins)
         )
+        samples = in_equal_length(self, samples)
         advantages = advantages_of(self._mix, samples, self.global_step)
         rewards = {name: loss.reward_BG for name, loss in self._mix.items() if loss.reward_BG is not None}
         weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
@@ -295,8 +299,7 @@ class CFGDistillation(L.LightningModule):
         Raises:
             ConfigError: it is one too many of such steps.
         """
-        closed = self._step.close(self, optimizer)
-        if closed is None:
+        if (closed := self._step.close(self, optimizer)) is None:
             self.student.zero_grad(set_to_none=True)
         else:
             factor = self.count_scale * self.trainer.accumulate_grad_batches / float(self.count.close(*closed))
@@ -306,23 +309,19 @@ class CFGDistillation(L.LightningModule):
 
     def validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         self.batch = batch
-        with advice_on_memory(self), onednn(self.execution.onednn):
+        with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self):
             return self._validation_step(batch, batch_idx)
 
     def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        drawn = self.rollout(
-            batch, self._rollout_seed(-1, self._validation_places.of(self, len(batch), batch_idx == 0))
-        )
-        samples = decoded(self.student, batch, drawn)
-
-        sums = with_less_memory(
-            self, len(samples.outputs), lambda size: watched_sums(self, samples, DISTANCE | ENTROPIES, size)
-        )
-        cells = int(drawn.mask_NKT.sum())
-        # Means weighted by the cells behind them: Lightning then reduces sums and counts over batches and ranks.
-        shown = {f"val/{name}": value / cells for name, value in sums.items()}
-        self.log_dict(shown, batch_size=cells, sync_dist=True)
-        self.log("val/length", drawn.length_N.float().mean(), batch_size=len(batch), sync_dist=True)
+        seeds = self._rollout_seed(-1, self._validation_places.of(self, len(batch), batch_idx == 0))
+        with sampling_from(self, self.student):
+            samples = in_equal_length(self, self.draw(batch, seeds))
+        sums = with_less_memory(self, len(samples.outputs), partial(watched_sums, self, samples, DISTANCE | ENTROPIES))
+        # Means weighted by their cells. Lightning averages weights over ranks, and drops the fraction: here there is none.
+        world, cells = self.trainer.world_size, int(samples.rollout.mask_NKT.sum())
+        values = {f"val/{name}": value / cells for name, value in sums.items()}
+        self.log_dict(values, batch_size=world * cells, sync_dist=True)
+        self.log("val/length", samples.rollout.length_N.float().mean(), batch_size=world * len(batch), sync_dist=True)
         return {"samples": samples}
 
     # Its parts

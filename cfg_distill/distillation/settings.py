@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.distillation.rehearsal import problems_of_steps
+from cfg_distill.distillation.sharding import FSDP2
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators import PromptLike
 from cfg_distill.losses import Divergence, Loss
@@ -199,7 +200,7 @@ def problems_of_trainer(trainer: Trainer) -> list[Problem]:
 
     - Precisions that cast the module: steps of fine-tuning are lost in the rounding of half precision, and so are beta and
       the factors of an adapter.
-    - Strategies that shard the student, which is not supported; the supported ones run a whole student in each process.
+    - Strategies other than a whole student in each process, and shards by our own strategy.
     - Apple's MPS, which has no float64: drawing from a large vocabulary takes it.
     """
     found = []
@@ -211,14 +212,12 @@ def problems_of_trainer(trainer: Trainer) -> list[Problem]:
                 " Use bf16-mixed, or `@/model.generator.init_args.dtype` bfloat16 with a `@/model.generator.init_args.lora`.",
             )
         )
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
-        found.append(
-            Problem(
-                "/trainer.strategy",
-                "expected auto or a kind of ddp, since a student in shards is not supported, but got"
-                f" {type(trainer.strategy).__name__}. Use ddp; where memory is short, a `@/model.generator.init_args.lora`.",
-            )
+    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy | FSDP2):
+        text = (
+            f"expected auto, a kind of ddp, or fsdp2, but got {type(trainer.strategy).__name__}. Use ddp, or fsdp2 where memory"
+            " is short."
         )
+        found.append(Problem("/trainer.strategy", text))
     if isinstance(trainer.accelerator, MPSAccelerator):
         text = "expected cpu or cuda, since sampling takes float64, but got mps. Set it to cpu."
         found.append(Problem("/trainer.accelerator", text))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from cfg_distill.distillation.bad_steps import BadSteps
 from cfg_distill.distillation.finite import gradient_norm, problems_of_optimizer
 from cfg_distill.distillation.memory import with_less_memory
+from cfg_distill.distillation.sharding import in_equal_number
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import PromptLike
 from cfg_distill.losses import CellTerm, Divergence, Loss, mix
@@ -103,7 +104,8 @@ class Batch:
         """
         losses = cast(dict[str, Loss], dict(module.losses.items()))
         sums: dict[str, Tensor] = {}
-        for prompts, rows in micro_batches(self.samples.asked, module.sampling.samples, size):
+        parts = micro_batches(self.samples.asked, module.sampling.samples, size)
+        for (prompts, rows), counts in in_equal_number(module, parts):
             total, part = mix(
                 losses,
                 module.score(self.samples, prompts, rows),
@@ -112,9 +114,9 @@ class Batch:
                 self.watched,
                 module.execution.logits_chunk,
             )
-            sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+            sums = {name: sums.get(name, 0.0) + value * counts for name, value in part.items()}
             # Divided by a constant here, by the true count of all batches and ranks before the optimiser steps.
-            share = total / module.count_scale / module.trainer.accumulate_grad_batches
+            share = total * counts / module.count_scale / module.trainer.accumulate_grad_batches
             # The graph of a micro-batch is gone before the next one's is made; autocast is for forward passes.
             with torch.autocast(share.device.type, enabled=False):
                 module.trainer.strategy.backward(share, None)
@@ -133,9 +135,9 @@ def watched_sums(
         size: samples at once; 0 for all.
     """
     sums: dict[str, Tensor] = {}
-    for prompts, rows in micro_batches(samples.asked, module.sampling.samples, size):
+    for (prompts, rows), counts in in_equal_number(module, micro_batches(samples.asked, module.sampling.samples, size)):
         part = mix({}, module.score(samples, prompts, rows), {}, {}, watched, module.execution.logits_chunk)[1]
-        sums = {name: sums.get(name, 0.0) + value for name, value in part.items()}
+        sums = {name: sums.get(name, 0.0) + value * counts for name, value in part.items()}
     return sums
 
 
@@ -202,6 +204,7 @@ class Step:
 
         When memory runs out, the gradient of a micro-batch may be there in part. So all batches of the step are repeated, from
         a gradient of zero. All this is within one rank: the gradients of the ranks are added up afterwards (:func:`ended`).
+        (Not so in shards, where the ranks add them up layer by layer: there nothing is repeated.)
         """
         optimizer = cast(torch.optim.Optimizer, module.optimizers(use_pl_optimizer=False))
         self.batches.append(batch)

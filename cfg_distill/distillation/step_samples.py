@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cfg_distill.distillation.asked import degenerate_of
 from cfg_distill.distillation.off_policy import to_learn_from
+from cfg_distill.distillation.sharding import sampling_from
 from cfg_distill.generators import PromptLike
 from cfg_distill.losses import Loss
 from cfg_distill.sampling.redraw import redrawn
@@ -37,5 +38,5 @@ def drawn_for_step(
     def degenerate(samples: Samples) -> Tensor:
         return degenerate_of(losses, samples, module.global_step)
 
-    first = draw(range(len(batch)), 0)
-    return redrawn(first, degenerate, draw, module.redraw, module.student.pad_token)
+    with sampling_from(module, module.teacher if module.off_policy else module.student):
+        return redrawn(draw(range(len(batch)), 0), degenerate, draw, module.redraw, module.student.pad_token)

@@ -25,6 +25,7 @@ from cfg_distill.files.documents import parse_yaml, read_json, read_yaml
 __all__ = [
     "CARD_KEY",
     "CARRIED_KEY",
+    "MAIN_FILE",
     "MERGE_FILE",
     "MODEL_FILES",
     "before_of",
@@ -407,6 +408,10 @@ def damage(file: Path) -> str:
     except OSError as error:
         return f"the system refuses ({error.strerror})"
     return "" if part is None else f"its part {part} is damaged"
+
+
+MAIN_FILE = "checkpoint.pt"
+"""In the folder of a sharded checkpoint: all but the shards (:mod:`cfg_distill.checkpoints.shards`)."""
 
 
 def before_of(file: Path) -> Path:

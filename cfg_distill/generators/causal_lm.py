@@ -10,7 +10,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from cfg_distill.errors import ConfigError, Context, Problem
@@ -266,7 +265,7 @@ class CausalLM(Generator):
     def _linear_head(self) -> bool:
         """Whether the logits are a linear map of the last states. A forward pass shows it; there is no list of models."""
         layer = self.model.get_output_embeddings()
-        if not is_linear(layer) or isinstance(layer.weight, DTensor):
+        if not is_linear(layer):
             return False
         with torch.no_grad():
             probe_NS = torch.arange(4, device=self.device)[None]

@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoConfig, AutoTokenizer, DiaFeatureExtractor, DiaForConditionalGeneration, DiaProcessor
@@ -31,7 +30,7 @@ from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.networks import network_of
-from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
+from cfg_distill.generators.predictions import Head, HiddenStates, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
 _KIND = "a Dia"
@@ -230,9 +229,6 @@ class Dia(Generator):
         num_drawn, head = self.end_token + 1, self.model.logits_dense
         bias_KV = torch.zeros(self.num_codebooks, num_drawn, dtype=states_NTD.dtype, device=self.device)
         bias_KV[1:, self.end_token] = _NEVER
-        if isinstance(head.weight, DTensor):  # a shard: only the layer itself can gather the whole weight
-            logits_NTKV = head(states_NTD).unflatten(-1, (self.num_codebooks, -1))[..., :num_drawn] + bias_KV
-            return Logits(logits_NTKV.transpose(1, 2))
         return HiddenStates(
             states_NTD, Head(head.weight.unflatten(0, (self.num_codebooks, -1))[:, :num_drawn], bias_KV)
         )

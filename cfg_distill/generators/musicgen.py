@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
@@ -36,7 +35,7 @@ from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.musicgen_shared import TRAINED_SECONDS, Melody, Shared, problems_of_prompt, problems_of_text
 from cfg_distill.generators.networks import network_of
-from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
+from cfg_distill.generators.predictions import Head, HiddenStates, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
 _DECODER = "decoder."
@@ -246,10 +245,6 @@ class MusicGen(Generator):
             inputs = {"encoder_hidden_states": condition["condition"], "encoder_attention_mask": condition["mask"]}
         inputs |= {"input_ids": tokens_NKT.flatten(0, 1), self.cache_argument: cache, "use_cache": cache is not None}
         num_new = tokens_NKT.shape[-1]
-        in_shards = isinstance(self.model, FSDPModule)
-        if in_shards:  # under FSDP, weights are gathered only inside the whole model's forward
-            logits_NKTV = self.model(**inputs).logits.unflatten(0, (-1, self.num_codebooks))
-            return Logits(logits_NKTV[:, :, -num_new:])
         # Kept apart, not stacked: a stack would copy all heads at every step.
         head = Head.of(self.model.lm_heads)
         return HiddenStates(self.model.model(**inputs).last_hidden_state[:, -num_new:], head)

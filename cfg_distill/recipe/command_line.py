@@ -307,7 +307,7 @@ class CommandLine(LightningCLI):
         self._logs = config.get("logger") in (None, True) and not config.get("fast_dev_run")
         if self._logs:
             config["logger"] = False  # until the run has its folder
-        if not config.get("plugins") and config.get("strategy") in (None, "auto", "ddp"):
+        if not config.get("plugins") and config.get("strategy") in (None, "auto", "ddp", "fsdp2"):
             config["plugins"] = [_default("callbacks.AtomicCheckpointIO", CheckpointIO)()]
         given = config.get("callbacks")
         own = list(named_callbacks(given).values())

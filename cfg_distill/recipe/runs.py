@@ -19,6 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import MAIN_FILE
 from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
 
@@ -133,8 +134,9 @@ def unfinished(root: Path) -> str:
 
 def _peek(checkpoint: Path) -> Any:
     """The content of a checkpoint, whose tensors stay on the disk; None where it cannot be read."""
+    file = checkpoint / MAIN_FILE if checkpoint.is_dir() else checkpoint
     try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
         return None
 
@@ -151,7 +153,7 @@ def problems_of_start(generator: Any, checkpoint: Path, recipe: str) -> list[Pro
         checkpoint: where to go on. What cannot be read is left to the loading.
         recipe: the file of this recipe.
     """
-    content = _peek(checkpoint) if checkpoint.is_file() else None
+    content = _peek(checkpoint)
     if content is not None and not _of_fit(content):
         text = f"expected a checkpoint of cfg-distill fit, but `{checkpoint}` holds something else. Check the path."
         return [Problem("ckpt_path", text)]

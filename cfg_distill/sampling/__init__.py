@@ -3,7 +3,7 @@
 from cfg_distill.sampling.conditioning import Codes, Conditioner, Labels
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.places import Places
-from cfg_distill.sampling.rollout import Rollout, positions_left, problems_of_lengths, rollout
+from cfg_distill.sampling.rollout import Rollout, in_step, positions_left, problems_of_lengths, rollout
 from cfg_distill.sampling.samples import Samples, decoded, draw
 from cfg_distill.sampling.seeds import Seeds
 from cfg_distill.sampling.start import StartModel
@@ -20,6 +20,7 @@ __all__ = [
     "StartModel",
     "decoded",
     "draw",
+    "in_step",
     "positions_left",
     "problems_of_lengths",
     "rollout",

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from cfg_distill.sampling.rollout import Rollout
 from cfg_distill.sampling.samples import Samples
@@ -56,12 +55,11 @@ def redrawn(
 
 def _replaced(samples: Samples, again: Samples, of_prompt_P: Tensor, taken_BG: Tensor, pad_token: int) -> Samples:
     """The samples, with those of ``taken_BG`` from the new groups of the prompts ``of_prompt_P``."""
-    old, new = samples.rollout, again.rollout
-    length = max(old.tokens_BGKT.shape[-1], new.tokens_BGKT.shape[-1])
+    length = max(each.rollout.tokens_BGKT.shape[-1] for each in (samples, again))
+    old, new = (each.rollout.padded(length, pad_token) for each in (samples, again))
     where_BG11 = taken_BG.to(old.tokens_BGKT.device)[..., None, None]
 
-    def mixed(old_BGKT: Tensor, new_PGKT: Tensor, filling: int) -> Tensor:
-        old_BGKT, new_PGKT = (pad(each, (0, length - each.shape[-1]), value=filling) for each in (old_BGKT, new_PGKT))
+    def mixed(old_BGKT: Tensor, new_PGKT: Tensor) -> Tensor:
         new_BGKT = old_BGKT.clone()
         new_BGKT[of_prompt_P.to(old_BGKT.device)] = new_PGKT
         return torch.where(where_BG11, new_BGKT, old_BGKT)
@@ -76,9 +74,9 @@ def _replaced(samples: Samples, again: Samples, of_prompt_P: Tensor, taken_BG: T
         labels_BG = labels_BG.clone()
         labels_BG[of_prompt_P] = torch.where(taken_BG[of_prompt_P], new.labels_BG, labels_BG[of_prompt_P])
     drawn = Rollout(
-        mixed(old.tokens_BGKT, new.tokens_BGKT, pad_token),
-        mixed(old.mask_BGKT, new.mask_BGKT, False),
-        mixed(old.log_probs_BGKT, new.log_probs_BGKT, 0),
+        mixed(old.tokens_BGKT, new.tokens_BGKT),
+        mixed(old.mask_BGKT, new.mask_BGKT),
+        mixed(old.log_probs_BGKT, new.log_probs_BGKT),
         labels_BG,
     )
     return replace(samples, outputs=outputs, rollout=drawn)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.generators import Generator, Guidance, Predictions, Predictor, Prompt, PromptLike
@@ -51,6 +53,33 @@ class Rollout:
     def length_N(self) -> Tensor:
         """Frames of each sample, the end token included."""
         return self.mask_NKT[:, 0].sum(-1)
+
+    def padded(self, length: int, pad_token: int) -> Rollout:
+        """The same samples, with cells that do not exist up to a number of positions."""
+        more = (0, length - self.tokens_BGKT.shape[-1])
+        return Rollout(
+            pad(self.tokens_BGKT, more, value=pad_token),
+            pad(self.mask_BGKT, more, value=False),
+            pad(self.log_probs_BGKT, more),
+            self.labels_BG,
+        )
+
+
+_all_done: ContextVar[Callable[[bool], bool]] = ContextVar("all_done", default=bool)
+
+
+@contextmanager
+def in_step(all_done: Callable[[bool], bool]) -> Iterator[None]:
+    """Until the context ends, rollouts go on until the samples of every process are finished.
+
+    Args:
+        all_done: whether all processes are done, from whether this one is; every process calls it at every position.
+    """
+    token = _all_done.set(all_done)
+    try:
+        yield
+    finally:
+        _all_done.reset(token)
 
 
 @torch.no_grad()
@@ -133,6 +162,7 @@ def _decode(
     end_N = torch.full((num_rows,), num_frames, device=device)
     rows_M = torch.arange(num_rows, device=device)  # the M rows that are still decoded
     ends_E = torch.tensor(predictor.end_tokens, device=device)
+    all_done = _all_done.get()
     state, next_one = predictor.prefill(prompts, sampling.samples)
     for position in range(shape[-1]):
         exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M], predictor.end_codebooks)
@@ -150,10 +180,10 @@ def _decode(
         if predictor.end_tokens:
             # Delayed codebooks finish the frames before the end token.
             (running_R,) = (end_N[rows_M] + max(0, max(predictor.delays) - 1) > position).nonzero(as_tuple=True)
-            if not len(running_R):
+            if all_done(not len(running_R)):
                 break
             # Selecting rows copies the cache, which does not pay for every row that ends.
-            if sampling.drop_finished and len(running_R) <= 0.75 * len(rows_M):
+            if sampling.drop_finished and 0 < len(running_R) <= 0.75 * len(rows_M):
                 state, rows_M, tokens_MK = predictor.keep(state, running_R), rows_M[running_R], tokens_MK[running_R]
         if position + 1 < shape[-1]:
             state, next_one = predictor.step(state, tokens_MK)

@@ -13,7 +13,7 @@ from tiny import tiny_folder
 from tiny_fits import Recorder, batches, same, snapshot, student_of, trainer
 
 from cfg_distill.callbacks import StudentEMA
-from cfg_distill.callbacks.weights import sharded_like, whole
+from cfg_distill.checkpoints.shards import sharded_like, whole
 from cfg_distill.errors import ConfigError
 
 # A resumed fit here does without the ModelCheckpoint of the first.

@@ -27,8 +27,8 @@ from tiny_fits import (
 
 from cfg_distill import CFGDistillation
 from cfg_distill.callbacks import ExactResume, StudentEMA
-from cfg_distill.callbacks.weights import whole
 from cfg_distill.checkpoints import student_weights
+from cfg_distill.checkpoints.shards import gathered, whole
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, LoRA
 from cfg_distill.losses import PolicyGradient, ReverseKL
@@ -180,7 +180,7 @@ def average_sharded(rank: int, out: str) -> None:
             parameter.add_(1.0)
     ema.update(module)
     assert all(isinstance(average, DTensor) for average in ema._averages.values())
-    state = ema.state_dict()
+    state = gathered(ema.state_dict(), keep=True)
 
     # A forward without a backward leaves the parameters gathered; swapping must cope.
     with torch.no_grad():

@@ -46,9 +46,9 @@ CASES = [
 ]
 
 
-def start(folder: Path, tiny_model: str, *words: str) -> list[int]:
+def start(folder: Path, tiny_model: str, *words: str, strategy: str = "ddp") -> list[int]:
     """Two processes as torchrun starts them."""
-    write_recipe(folder, tiny_model, devices=2, strategy="ddp")
+    write_recipe(folder, tiny_model, devices=2, strategy=strategy)
     (folder / "fault.py").write_text(FAULT)
     return [
         fork(["fit", "--config", "tiny.yaml", *words], folder, folder / f"log{rank}", environment)
@@ -82,14 +82,15 @@ def test_a_fault_of_one_rank_ends_both(
         assert not LAST.exists(), "nothing is saved in the middle of a step"
 
 
-def test_two_ranks_stopped_and_resumed_are_two_that_were_not(folder: Path, tiny_model: str) -> None:
-    assert wait(start(folder, tiny_model), 120) == [0, 0]
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_stopped_and_resumed_are_two_that_were_not(folder: Path, tiny_model: str, strategy: str) -> None:
+    assert wait(start(folder, tiny_model, strategy=strategy), 120) == [0, 0]
     whole = state()
     Path("runs").rename("whole")
     fault = "--trainer.callbacks.fault={class_path: fault.Fault, init_args: {kind: SIGUSR1, rank: 1}}"
-    assert wait(start(folder, tiny_model, fault), 120) == [128 + signal.SIGUSR1] * 2
+    assert wait(start(folder, tiny_model, fault, strategy=strategy), 120) == [128 + signal.SIGUSR1] * 2
     assert state()["global_step"] == 3
-    assert wait(start(folder, tiny_model, "--ckpt_path=last"), 120) == [0, 0]
+    assert wait(start(folder, tiny_model, "--ckpt_path=last", strategy=strategy), 120) == [0, 0]
     now = state()
     assert now["global_step"] == whole["global_step"] == STEPS
     assert difference(now, whole) == ""

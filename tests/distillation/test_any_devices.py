@@ -1,5 +1,5 @@
-"""The same samples and weights on any number of devices: one, two and four processes, with accumulation and without; a run
-that two processes began goes on on any number.
+"""The same samples and weights on any number of devices: one, two and four processes, with accumulation and without, whole and
+in shards; a run that two processes began goes on on any number.
 """
 
 from __future__ import annotations
@@ -30,9 +30,16 @@ SPLITS = {  # processes, prompts per batch, batches per step: always 8 prompts p
     "2 x 4": (2, 4, 1),
     "2 x 2, twice": (2, 2, 2),
     "4 x 2": (4, 2, 1),
+    "4 x 1 in shards, twice": (4, 1, 2),
 }
 BEGUN = "2 x 4"
-RESUMED = [("1 x 8", 1), ("1 x 8", 3), ("1 x 2, 4 times", 2), ("2 x 2, twice", 4), ("4 x 2", 2)]
+RESUMED = [
+    ("1 x 8", 1),
+    ("1 x 8", 3),
+    ("1 x 2, 4 times", 2),
+    ("2 x 2, twice", 4),
+    ("4 x 2", 2),
+]
 """Splits that go on with the run of two processes, and the step that they go on from: 3 is the end of an epoch."""
 EPOCHS = 2
 """Of three steps: 20 prompts, of which a step takes 6 or 7, so that ranks have batches of different sizes."""
@@ -76,10 +83,14 @@ class Even(Reward):
 
 def fit(split: str, folder: str, root: Path, after: int = 0) -> dict[str, Any]:
     """Two epochs of three steps, each with a validation, or what is left of them after some steps on two processes."""
-    return fitted(SPLITS[split], folder, root, after, [every_step(root)] if split == BEGUN and not after else [])
+    strategy = "fsdp2" if "shards" in split else "ddp"
+    callbacks = [every_step(root)] if split == BEGUN and not after else []
+    return fitted(SPLITS[split], folder, root, after, callbacks, strategy)
 
 
-def fitted(split: tuple[int, int, int], folder: str, root: Path, after: int, callbacks: list[Any]) -> dict[str, Any]:
+def fitted(
+    split: tuple[int, int, int], folder: str, root: Path, after: int, callbacks: list[Any], strategy: str = "ddp"
+) -> dict[str, Any]:
     world, batch_size, accumulate = split
     module = student_of(
         folder,
@@ -96,12 +107,12 @@ def fitted(split: tuple[int, int, int], folder: str, root: Path, after: int, cal
         str(root / "train.txt"), str(root / "validation.txt"), batch_size=batch_size, validation_batch_size=8 // world
     )
     drawn = Drawn()
-    ddp = {"devices": world, "strategy": "ddp"} if world > 1 else {}
+    several = {"devices": world, "strategy": strategy} if world > 1 else {}
     ckpt = str(root / "saved" / f"step={after}.ckpt") if after else None
     with warnings.catch_warnings(), patch("cfg_distill.callbacks.exact_resume.rank_zero_info") as said:
         warnings.simplefilter("ignore")
         every = [drawn, ExactResume(), *callbacks]
-        run = trainer(every, root, max_epochs=EPOCHS, accumulate_grad_batches=accumulate, **ddp)
+        run = trainer(every, root, max_epochs=EPOCHS, accumulate_grad_batches=accumulate, **several)
         run.fit(module, datamodule=data, ckpt_path=ckpt)
     lines = [call.args[0] for call in said.call_args_list]
     return {"weights": snapshot(module), "drawn": drawn.seen, "steps": run.global_step, "said": lines}

@@ -8,12 +8,16 @@ import pytest
 import torch
 from tiny_audio import tone
 from tiny_musicgen import PAD, tiny_musicgen
+from torch.distributed import destroy_process_group, init_process_group
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
 from transformers import MusicgenForConditionalGeneration, MusicgenMelodyForConditionalGeneration
 
 from cfg_distill.audio import write_audio
 from cfg_distill.distillation.module import fingerprint
+from cfg_distill.distillation.sharding import cut
 from cfg_distill.errors import ConfigError, Context
-from cfg_distill.generators import Guided, Logits, Prompt
+from cfg_distill.generators import Guided, Prompt
 from cfg_distill.generators.delay import delayed, undelayed
 from cfg_distill.generators.length import problems_of_seconds
 from cfg_distill.generators.musicgen import MusicGen
@@ -256,25 +260,18 @@ def test_a_checkpoint_that_is_no_musicgen_is_named(tmp_path):
 
 
 def test_a_sharded_decoder_gives_the_same(pair):
-    """One shard of one, by FSDP2: its parameters are distributed tensors between forward passes."""
-    from torch.distributed import destroy_process_group, init_process_group
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
+    """One shard of one, by FSDP2: its parameters are distributed tensors between passes."""
     drawn = rollout(pair.ours, pair.prompts, Sampling(samples=2, max_new_tokens=6), seed=3)
     sharded = pair.ours.frozen_copy()
     init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        mesh = init_device_mesh("cpu", (1,))
-        for layer in sharded.model.model.decoder.layers:
-            fully_shard(layer, mesh=mesh)
-        fully_shard(sharded.model, mesh=mesh)
+        cut(sharded, init_device_mesh("cpu", (1,)))
+        assert all(isinstance(parameter, DTensor) for parameter in sharded.parameters())
         again = rollout(sharded, pair.prompts, Sampling(samples=2, max_new_tokens=6), seed=3)
-        scored = sharded.predictions(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
-        assert isinstance(scored, Logits)
         with torch.no_grad():
+            scored = sharded.predictions(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT).whole()
             plain_NKTV = pair.ours.logits(pair.prompts, drawn.tokens_NKT, drawn.mask_NKT)
     finally:
         destroy_process_group()
     assert torch.equal(again.tokens_BGKT, drawn.tokens_BGKT)
-    torch.testing.assert_close(scored.whole(), plain_NKTV)
+    torch.testing.assert_close(scored, plain_NKTV)
