@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -87,7 +87,9 @@ class DiversityLogging(Callback):
             metric.to(pl_module.device)
             metric.reset()
         wanted = ("base", "guided base") if self.baselines and not self.measured and not trainer.sanity_checking else ()
-        self._of_baselines = {name: {key: metric.clone() for key, metric in self.metrics.items()} for name in wanted}
+        self._of_baselines = {
+            name: {key: cast(SampleMetric, metric.clone()) for key, metric in self.metrics.items()} for name in wanted
+        }
 
     def on_validation_batch_end(
         self,

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import Trainer
@@ -242,7 +242,7 @@ def sampling_from(module: CFGDistillation, generator: Generator | None) -> Itera
     elif module.execution.gather == "layer":
         with in_step(lambda done: agreed(module, int(not done)) == 0):
             yield
-        generator.reshard()
+        cast(FSDPModule, generator).reshard()
     else:
         with whole_weights(generator):
             yield

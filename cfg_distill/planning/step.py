@@ -156,8 +156,9 @@ class DryStep:
     @cached_property
     def layers(self) -> int:
         """Numbers in the weights of the student's linear layers, its head included."""
-        head = self.module.student.model.get_output_embeddings()
-        layers = [layer.weight for layer in self.module.student.model.modules() if isinstance(layer, Linear)]
+        model: Any = self.module.student.model
+        head = model.get_output_embeddings()
+        layers = [layer.weight for layer in model.modules() if isinstance(layer, Linear)]
         return numbers_of([*layers, *([head.weight] if isinstance(head, nn.Linear) else [])])
 
     @property
@@ -310,7 +311,7 @@ def _cache(cache: Any) -> tuple[int, int, int]:
     others = [layer for layer in _own(cache).layers if not isinstance(layer, GrowingLayer)]
     if isinstance(cache, EncoderDecoderCache):
         others += cache.cross_attention_cache.layers
-    tensors = [tensor for layer in growing for tensor in (layer.keys, layer.values)]
+    tensors = [tensor for layer in growing for tensor in (layer.keys, layer.values) if tensor is not None]
     begun = _own(cache).get_seq_length()
     per_position = sum(tensor.numel() // tensor.shape[-2] * tensor.element_size() for tensor in tensors)
     rest = [tensor for layer in others for tensor in (layer.keys, layer.values) if tensor is not None]

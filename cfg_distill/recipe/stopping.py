@@ -194,7 +194,7 @@ def save_last(trainer: Trainer, in_place_of_others: bool = True) -> bool:
         trainer: in a fit.
         in_place_of_others: whether Lightning then takes all checkpoints of this step for written.
     """
-    lasting = [saver for saver in savers(trainer) if saver.save_last and not trainer.fast_dev_run]
+    lasting = [saver for saver in savers(trainer) if saver.save_last and not trainer.fast_dev_run]  # type: ignore[attr-defined]
     for saver in lasting:
         before = saver._last_global_step_saved
         if before != trainer.global_step or not saver.last_model_path:
