@@ -23,6 +23,7 @@ from typing import Any, get_args, get_origin
 import yaml
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.strategies import Strategy
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.generators import Generator
@@ -117,6 +118,12 @@ GROUPS = (
         "`trainer.callbacks`, and `trainer.plugins` for the checkpoint plugin.",
         (Callback, CheckpointIO),
         ("cfg_distill.callbacks",),
+    ),
+    Group(
+        "Strategies",
+        "`trainer.strategy`, by its name `fsdp2` or as a class; Lightning's own are there too.",
+        (Strategy,),
+        ("cfg_distill.distillation:FSDP2",),
     ),
     Group(
         "Metrics",

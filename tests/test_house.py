@@ -10,7 +10,7 @@ import ast
 from fenced import ROOT
 from house import PACKAGE, arrows, rooms, sources
 
-MOST_ROOMS, MOST_ARROWS, MOST_ENTRIES, MOST_PROBES, LONGEST_FILE = 25, 125, 28, 25, 420
+MOST_ROOMS, MOST_ARROWS, MOST_ENTRIES, MOST_PROBES, LONGEST_FILE = 25, 126, 28, 25, 420
 """Before the rooms `report` and `references` came, the package had 95 arrows and 25 entries; before `planning`, 116 and 27."""
 
 

@@ -45,7 +45,9 @@ def keys_of(cls: type) -> list[Key]:
 def _actions(cls: type) -> list[Any]:
     parser = ArgumentParser(exit_on_error=False)
     # The first argument of an optimiser or a scheduler is no key: the module gives it.
-    skip = {1} if next(iter(inspect.signature(cls).parameters), "") in ("params", "optimizer") else None
+    first = next(iter(inspect.signature(cls).parameters.values()), None)
+    given = first is not None and first.name in ("params", "optimizer") and first.default is first.empty
+    skip = {1} if given else None
     parser.add_class_arguments(cls, skip=skip, fail_untyped=False)
     return parser._actions
 
