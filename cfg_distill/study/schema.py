@@ -132,7 +132,7 @@ class _Builder:
         """The keys of a class as an object."""
         is_dataclass = dataclasses.is_dataclass(cls)
         hints = get_type_hints(cls) if is_dataclass else {}
-        properties, required = {}, []
+        properties = {}
         for key in keys_of(cls):
             if "." in key.path:
                 continue  # inside a dataclass, which has a definition of its own
@@ -142,9 +142,10 @@ class _Builder:
             if key.path == "weight" and issubclass(cls, _named("losses.Loss")):
                 value = {"anyOf": [value, {"const": AUTO}]}
             properties[key.path] = _described(value, text_of(cls, key.path))
-            if key.required and self.whole and is_dataclass:
-                required.append(key.path)
         found = {"type": "object", "properties": properties, "additionalProperties": False}
+        fields = dataclasses.fields(cls) if is_dataclass and self.whole else ()
+        none = dataclasses.MISSING
+        required = [each.name for each in fields if each.default is none and each.default_factory is none]
         return found | ({"required": required} if required else {})
 
     def _reference(self, cls: type) -> dict[str, Any]:
