@@ -10,6 +10,7 @@ from typing import Any
 import docstring_parser
 import torchmetrics
 from jsonargparse import ArgumentParser
+from torch.optim.lr_scheduler import LRScheduler
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ def keys_of(cls: type) -> list[Key]:
 def _actions(cls: type) -> list[Any]:
     parser = ArgumentParser(exit_on_error=False)
     # The first argument of an optimiser or a scheduler is no key: the module gives it.
-    skip = {1} if next(iter(inspect.signature(cls).parameters), "") in ("params", "optimizer") else None
-    parser.add_class_arguments(cls, skip=skip, fail_untyped=False)
+    given = issubclass(cls, LRScheduler) or next(iter(inspect.signature(cls).parameters), "") == "params"
+    parser.add_class_arguments(cls, skip={1} if given else None, fail_untyped=False)
     return parser._actions
 
 
