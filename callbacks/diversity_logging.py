@@ -1,5 +1,6 @@
 """DiversityLogging: quality and diversity at every validation, a warning on collapse, and the path over the front."""
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -87,7 +88,9 @@ class DiversityLogging(Callback):
             metric.to(pl_module.device)
             metric.reset()
         wanted = ("base", "guided base") if self.baselines and not self.measured and not trainer.sanity_checking else ()
-        self._of_baselines = {name: {key: metric.clone() for key, metric in self.metrics.items()} for name in wanted}
+        self._of_baselines = {
+            name: {key: copy.deepcopy(metric) for key, metric in self.metrics.items()} for name in wanted
+        }
 
     def on_validation_batch_end(
         self,

@@ -63,8 +63,9 @@ class SampleLogging(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if problems := self.problems():
             raise ConfigError([problem.under(type(self).__name__) for problem in problems])
-        if isinstance(pl_module, _Distillation):
-            self._renderer, _ = renderer_of(pl_module.student.path)
+        module: Any = pl_module
+        if isinstance(module, _Distillation):
+            self._renderer, _ = renderer_of(module.student.path)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown = []
