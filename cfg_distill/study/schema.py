@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -188,6 +189,7 @@ def _described(value: dict[str, Any], text: str) -> dict[str, Any]:
     return {"allOf": [value], "description": text} if "$ref" in value else value | {"description": text}
 
 
+@cache
 def _classes(base: type) -> list[tuple[str, type]]:
     """The concrete classes of a kind in the modules that recipes name, each once."""
     found: dict[type, str] = {}
