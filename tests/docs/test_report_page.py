@@ -35,7 +35,9 @@ def test_its_commands_run(studies: Path, capsys: pytest.CaptureFixture, monkeypa
     commands = [words for block in blocks(PAGE) if block.language == "sh" for words in block.commands()]
     assert {words[1] for words in commands} == {"report", "choose", "merge", "compare", "demo"} <= set(COMMANDS)
     served: list[Path] = []
-    monkeypatch.setattr(demo, "serve", lambda request: served.append(request.study))  # tests/report/test_demo.py serves it
+    monkeypatch.setattr(
+        demo, "serve", lambda request: served.append(request.study)
+    )  # tests/report/test_demo.py serves it
     for number, words in enumerate(commands):
         words = [f"my-model-{number}" if word == "my-model" else word for word in words]
         assert main(words[1:]) == 0, words
