@@ -1,9 +1,8 @@
 """DiversityLogging: quality and diversity at every validation, a warning on collapse, and the path over the front."""
 
-import copy
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -89,7 +88,7 @@ class DiversityLogging(Callback):
             metric.reset()
         wanted = ("base", "guided base") if self.baselines and not self.measured and not trainer.sanity_checking else ()
         self._of_baselines = {
-            name: {key: copy.deepcopy(metric) for key, metric in self.metrics.items()} for name in wanted
+            name: {key: cast(SampleMetric, metric.clone()) for key, metric in self.metrics.items()} for name in wanted
         }
 
     def on_validation_batch_end(

@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -63,9 +63,8 @@ class SampleLogging(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if problems := self.problems():
             raise ConfigError([problem.under(type(self).__name__) for problem in problems])
-        module: Any = pl_module
-        if isinstance(module, _Distillation):
-            self._renderer, _ = renderer_of(module.student.path)
+        if isinstance(pl_module, _Distillation):
+            self._renderer, _ = renderer_of(cast(Any, pl_module.student).path)
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._shown = []

@@ -11,7 +11,6 @@ from typing import Any
 import docstring_parser
 import torchmetrics
 from jsonargparse import ArgumentParser
-from torch.optim.lr_scheduler import LRScheduler
 
 
 @dataclass(frozen=True)
@@ -48,8 +47,10 @@ def keys_of(cls: type) -> tuple[Key, ...]:
 def _actions(cls: type) -> list[Any]:
     parser = ArgumentParser(exit_on_error=False)
     # The first argument of an optimiser or a scheduler is no key: the module gives it.
-    given = issubclass(cls, LRScheduler) or next(iter(inspect.signature(cls).parameters), "") == "params"
-    parser.add_class_arguments(cls, skip={1} if given else None, fail_untyped=False)
+    first = next(iter(inspect.signature(cls).parameters.values()), None)
+    given = first is not None and first.name in ("params", "optimizer") and first.default is first.empty
+    skip = {1} if given else None
+    parser.add_class_arguments(cls, skip=skip, fail_untyped=False)
     return parser._actions
 
 
