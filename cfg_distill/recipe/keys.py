@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import docstring_parser
@@ -31,7 +32,8 @@ class Key:
     holds: bool
 
 
-def keys_of(cls: type) -> list[Key]:
+@cache
+def keys_of(cls: type) -> tuple[Key, ...]:
     """What jsonargparse takes for a class, without what torchmetrics adds to every metric."""
     skip = {action.dest for action in _actions(torchmetrics.Metric)} if issubclass(cls, torchmetrics.Metric) else set()
     found = []
@@ -39,7 +41,7 @@ def keys_of(cls: type) -> list[Key]:
         if action.dest not in skip and action.dest.split(".")[-1] != "help":
             held = vars(action).get("basetype")  # of jsonargparse's action for a group of keys
             found.append(Key(action.dest, held or action._typehint, action.default, action.required, held is not None))
-    return found
+    return tuple(found)
 
 
 def _actions(cls: type) -> list[Any]:

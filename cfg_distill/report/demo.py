@@ -184,7 +184,7 @@ def _blocks(gradio: Any, pieces: Pieces) -> Any:
     playground, private = pieces.playground, {"api_visibility": "private"}
     title = f"Demo {playground.finished.folder.resolve().name}"
     with gradio.Blocks(title=title, analytics_enabled=False) as blocks:
-        gradio.HTML(pieces.intro())
+        gradio.HTML(pieces.intro(), apply_default_css=False)
         with gradio.Row():
             with gradio.Column(scale=5, min_width=280):
                 prompt = gradio.Textbox(value=playground.prompts[0], label="Prompt", max_lines=6, elem_id="prompt")
@@ -196,8 +196,8 @@ def _blocks(gradio: Any, pieces: Pieces) -> Any:
                 with gradio.Row():
                     draw = gradio.Button("Draw", variant="primary", elem_id="draw")
                     again = gradio.Button("Next seed", elem_id="again")
-        samples = gradio.HTML(pieces.hint(), elem_id="samples")
-        front = gradio.HTML(pieces.front(playground.start), elem_id="front")
+        samples = gradio.HTML(pieces.hint(), elem_id="samples", apply_default_css=False)
+        front = gradio.HTML(pieces.front(playground.start), elem_id="front", apply_default_css=False)
         given = [prompt, setting, seed]
         gradio.on([draw.click, prompt.submit], pieces.samples, given, samples, **private)
         drawn = again.click(lambda now: (now or 0) + 1, seed, seed, **private)

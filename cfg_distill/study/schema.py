@@ -10,6 +10,7 @@ import importlib
 import inspect
 import json
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -132,7 +133,7 @@ class _Builder:
         """The keys of a class as an object."""
         is_dataclass = dataclasses.is_dataclass(cls)
         hints = get_type_hints(cls) if is_dataclass else {}
-        properties, required = {}, []
+        properties = {}
         for key in keys_of(cls):
             if "." in key.path:
                 continue  # inside a dataclass, which has a definition of its own
@@ -142,9 +143,10 @@ class _Builder:
             if key.path == "weight" and issubclass(cls, _named("losses.Loss")):
                 value = {"anyOf": [value, {"const": AUTO}]}
             properties[key.path] = _described(value, text_of(cls, key.path))
-            if key.required and self.whole and is_dataclass:
-                required.append(key.path)
         found = {"type": "object", "properties": properties, "additionalProperties": False}
+        fields = dataclasses.fields(cls) if is_dataclass and self.whole else ()
+        none = dataclasses.MISSING
+        required = [each.name for each in fields if each.default is none and each.default_factory is none]
         return found | ({"required": required} if required else {})
 
     def _reference(self, cls: type) -> dict[str, Any]:
@@ -187,6 +189,7 @@ def _described(value: dict[str, Any], text: str) -> dict[str, Any]:
     return {"allOf": [value], "description": text} if "$ref" in value else value | {"description": text}
 
 
+@cache
 def _classes(base: type) -> list[tuple[str, type]]:
     """The concrete classes of a kind in the modules that recipes name, each once."""
     found: dict[type, str] = {}

@@ -218,7 +218,7 @@ def _files(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str
         "out": _scalar(f"runs/{request.out.name}"),
         "sound": ", init_args: {audio: cfg_distill.tunes.rendering.audio}" if kind is KINDS["tunes"] else "",
         "metrics": _block(metrics),
-        "headline": _flow(dict(zip(("quality", "diversity"), metrics, strict=False))),
+        "headline": _flow(_headline(metrics)),
         "margin": "0.02" if kind is KINDS["tunes"] else "0.1",
     } | {name: _scalar(str(request.out / file)) for name, file in names.items()}
     recipe, study = (_template(name) for name in ("recipe", "study"))
@@ -244,19 +244,28 @@ def _length(request: InitRequest, scale: float) -> int:
 
 
 def _metrics(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The metrics of the study: one of quality, one of diversity, then guards."""
+    """The metrics of the study: one of quality, one or two of diversity, then guards."""
     diversity = {"class_path": "cfg_distill.metrics.PairwiseCosineDiversity", "init_args": {"embedder": embedder}}
     if request.kind is KINDS["tunes"]:
         tunes = "cfg_distill.tunes.metrics"
         quality: dict[str, Any] = {"quality": {"class_path": f"{tunes}.TuneQuality"}}
         guards = {"rest_share": {"class_path": f"{tunes}.RestShare"}, "copy_rate": {"class_path": f"{tunes}.CopyRate"}}
+        other = {"melodic_diversity": {"class_path": f"{tunes}.MelodicDiversity"}}
     else:
         path = f"cfg_distill.generators.{type(request.generator).__name__}"
         base = {"class_path": path, "init_args": {"path": request.model}}
         own = {"class_path": "cfg_distill.metrics.PointwiseMutualInformation", "init_args": {"generator": base}}
         quality, guards = {"adherence": own}, {}
+        other = {"bigrams": {"class_path": "cfg_distill.metrics.DistinctN"}} if request.kind is KINDS["text"] else {}
     guards["empty_share"] = {"class_path": "cfg_distill.metrics.EmptyShare"}
-    return quality | {"diversity": diversity} | guards
+    return quality | {"diversity": diversity} | other | guards
+
+
+def _headline(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """The first metrics: quality, diversity under the reward's embedder, and diversity that no student was trained on."""
+    quality, diversity, third, *_ = metrics
+    independent = {} if third.endswith(("share", "rate")) else {"independent": third}
+    return {"quality": quality, "diversity": diversity} | independent
 
 
 def _template(name: str) -> jinja2.Template:

@@ -18,6 +18,7 @@ from tiny_fits import DistinctFirst, MeanLength, batches, student_of, trainer
 from cfg_distill.callbacks import DiversityLogging, SampleLogging
 from cfg_distill.callbacks.diversity_logging import identical_groups, path_figure
 from cfg_distill.errors import ConfigError
+from cfg_distill.guidance import Guidance
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.sampling import Rollout, Seeds
 from cfg_distill.sampling.samples import Samples, draw
@@ -181,7 +182,7 @@ def test_tensorboard_gets_scalars_texts_sounds_and_the_front(folder: str, tmp_pa
 def test_base_and_guided_base_are_drawn_once_and_stand_in_the_picture(folder: str, tmp_path: Path) -> None:
     saving = ModelCheckpoint(tmp_path / "saved", save_last=True, save_top_k=0, every_n_train_steps=2)
     first = DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}, baselines=True)
-    module, drawn = student_of(folder), []
+    module, drawn = student_of(folder, guidance=Guidance(8.0)), []
     trainer([first, saving], num_sanity_val_steps=1, val_check_interval=1).fit(module, batches(2), batches(2))
     for guidance in (None, module.guidance):
         groups = list(batches(2))
@@ -189,9 +190,9 @@ def test_base_and_guided_base_are_drawn_once_and_stand_in_the_picture(folder: st
             draw(module.teacher, prompts, module.sampling, guidance, Seeds((0,), range(2 * n, 2 * n + 2)))
             for n, prompts in enumerate(groups)
         ]
-        values = torch.cat([DistinctFirst().score(each) for each in samples])
-        drawn.append(float(values.mean()))
-    assert [first.measured[name]["distinct"] for name in ("base", "guided base")] == pytest.approx(drawn)
+        drawn.append(float(torch.cat([MeanLength().score(each) for each in samples]).mean()))
+    assert [first.measured[name]["length"] for name in ("base", "guided base")] == pytest.approx(drawn)
+    assert drawn[0] != drawn[1]
     figure = path_figure(first.history, "length", "distinct", first.measured)
     said = [text.get_text() for text in figure.axes[0].texts]
     assert said == ["step 1", "step 2", "base", "guided base"]

@@ -211,7 +211,7 @@ def test_the_page_draws_plays_and_moves(open_page: OpenPage, server: str) -> Non
     assert cursor() == (dot.get_attribute("cx"), dot.get_attribute("cy")) != before
     page.locator("#prompt textarea").fill("a song without any sense")
     page.locator("#draw").click()
-    page.locator("#samples .problem").wait_for()
+    page.locator("#samples .note", has_text="not understood").wait_for()
 
 
 @pytest.mark.parametrize("width", [390, 1280])
