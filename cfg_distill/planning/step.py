@@ -230,9 +230,24 @@ class DryStep:
         ``execution.logits_chunk``. A forward pass computes ``2 P`` FLOPs per position, the backward pass twice as much (Kaplan
         et al., arXiv 2001.08361, section 2.1), and attention on top: all are counted in the dry run.
 
+        Two micro-batches are run dry, that of the recipe and another one. All else is on the line through both: every tensor
+        has as many rows as the micro-batch, or none of them.
+
         Args:
             micro_batch: samples at once.
         """
+        own, group = self.fit.micro_batch, self.module.sampling.samples
+        other = group if own != group else 2 * group if self.fit.rows > group else 1
+        if micro_batch in (own, other):
+            return self._run_dry(micro_batch)
+        one, two = self._run_dry(own), self._run_dry(other)
+        share = (micro_batch - own) / (other - own) if other != own else 0.0
+        held = {name: max(round(size + share * (two.held[name] - size)), 0) for name, size in one.held.items()}
+        times = -(-self.fit.rows // micro_batch)
+        flops = one.flops / len(one.work) / own * micro_batch
+        return Phase(held, [(flops, one.traffic / len(one.work))] * times)
+
+    def _run_dry(self, micro_batch: int) -> Phase:
         if micro_batch not in self._scorings:
             self._scorings[micro_batch] = self._scoring(micro_batch)
         return self._scorings[micro_batch]

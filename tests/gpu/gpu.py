@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     name = torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else "cpu"
     report = Report(given.out, {"device": name, "libraries": found, "too old": old, "tiny": given.tiny}, given.seconds)
     if given.only != "table":
-        kinds = correctness.Kinds()
+        kinds = correctness.Kinds(few=given.tiny)
         for phase in correctness.PHASES:
             report.run(
                 phase.__name__.replace("_", " "), partial(phase, given.device, kinds), takes=20 * (not given.tiny)

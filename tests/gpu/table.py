@@ -44,6 +44,7 @@ class Case:
         group: G.
         length: T, tokens or frames.
         micro_batch: samples scored at once.
+        is_tiny: run everything once, and cold: it tests this script.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Case:
     group: int
     length: int
     micro_batch: int
+    is_tiny: bool = False
 
     @property
     def sampling(self) -> Sampling:
@@ -66,8 +68,16 @@ def cases(tiny: bool) -> list[Case]:
     """The two models; small ones to test this script."""
     if tiny:
         return [
-            Case("tiny causal", partial(real_size.smollm2, config=_tiny_llama()), TEXTS[:2], 2, 20, 2),
-            Case("tiny MusicGen", partial(real_size.musicgen, "small", config=_tiny_musicgen()), WORDS[:2], 2, 20, 2),
+            Case("tiny causal", partial(real_size.smollm2, config=_tiny_llama()), TEXTS[:2], 2, 12, 2, is_tiny=True),
+            Case(
+                "tiny MusicGen",
+                partial(real_size.musicgen, "small", config=_tiny_musicgen()),
+                WORDS[:2],
+                2,
+                12,
+                2,
+                is_tiny=True,
+            ),
         ]
     return [
         Case("SmolLM2-135M, 8 x 16 x 256", real_size.smollm2, TEXTS, 16, 256, 32),
@@ -85,7 +95,7 @@ def _tiny_llama() -> LlamaConfig:
 def _tiny_musicgen() -> MusicgenConfig:
     text = T5Config(vocab_size=16, d_model=12, d_kv=4, d_ff=16, num_layers=1, num_heads=2)
     codec = EncodecConfig(
-        sampling_rate=3200, audio_channels=1, normalize=False, target_bandwidths=[2.0], upsampling_ratios=[8, 4],
+        sampling_rate=3200, audio_channels=1, normalize=False, target_bandwidths=[2.4], upsampling_ratios=[8, 4],
         num_filters=4, hidden_size=8, codebook_size=64, codebook_dim=8, num_residual_layers=1, num_lstm_layers=1,
         use_causal_conv=False, chunk_length_s=None, overlap=None,
     )  # fmt: skip
@@ -111,8 +121,8 @@ def phases(device: str, tiny: bool) -> Iterator[tuple[str, float, Callable[[], d
 class _Clock:
     """Seconds, when everything that was asked of the device is done."""
 
-    def __init__(self, device: str) -> None:
-        self.is_cuda = device.startswith("cuda")
+    def __init__(self, device: str, is_tiny: bool) -> None:
+        self.is_cuda, self.is_tiny = device.startswith("cuda"), is_tiny
 
     def __call__(self) -> float:
         if self.is_cuda:
@@ -123,11 +133,11 @@ class _Clock:
 def _median_seconds(run: Callable[[], Any], clock: _Clock, runs: int = 3) -> float:
     """After a warm-up."""
     taken = []
-    for _ in range(runs + 1):
+    for _ in range(1 if clock.is_tiny else runs + 1):
         began = clock()
         run()
         taken.append(clock() - began)
-    return statistics.median(taken[1:])
+    return statistics.median(taken[1:] or taken)
 
 
 def _forget(device: str) -> None:
@@ -137,9 +147,9 @@ def _forget(device: str) -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _peak(device: str) -> float:
-    """GB at the peak since :func:`_forget`; NaN on a CPU, whose process has one peak for everything."""
-    return torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else float("nan")
+def _peak(device: str) -> float | None:
+    """GB at the peak since :func:`_forget`; None on a CPU, whose process has one peak for everything."""
+    return torch.cuda.max_memory_allocated() / 1e9 if device.startswith("cuda") else None
 
 
 # Measurements
@@ -147,7 +157,7 @@ def _peak(device: str) -> float:
 
 def products(device: str, tiny: bool) -> dict[str, Any]:
     """What the device multiplies and reads in a second: utilisation is told against it, and against its data sheet."""
-    clock, size = _Clock(device), 256 if tiny else 8192
+    clock, size = _Clock(device, tiny), 256 if tiny else 8192
     found = {}
     for name, dtype in (("bfloat16", torch.bfloat16), ("float32", torch.float32)):
         one, other = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
@@ -161,7 +171,7 @@ def products(device: str, tiny: bool) -> dict[str, Any]:
 def rollouts(case: Case, device: str) -> dict[str, Any]:
     """Tokens per second of rollouts and of transformers' ``generate``; a finished model in bfloat16, and one that trains."""
     found: dict[str, Any] = {}
-    clock = _Clock(device)
+    clock = _Clock(device, case.is_tiny)
     _forget(device)
     generator = case.make(device=device, dtype="bfloat16")
     tokens = case.tokens(generator)
@@ -231,7 +241,7 @@ def static_rollouts(case: Case, device: str, compiled: bool) -> dict[str, Any]:
     if compiled and not is_cuda:
         raise Skip("compilation is measured on a GPU only")
     _forget(device)
-    clock = _Clock(device)
+    clock = _Clock(device, case.is_tiny)
     found: dict[str, Any] = {}
     try:
         _same_tokens(case, device, captured=is_cuda)
@@ -281,7 +291,7 @@ class _Timed(L.Callback):
 def step(case: Case, device: str) -> dict[str, Any]:
     """The last of three training steps of all weights under bf16-mixed: seconds by phase, utilisation, peak memory."""
     _forget(device)
-    clock, seconds = _Clock(device), defaultdict[str, float](float)
+    clock, seconds = _Clock(device, case.is_tiny), defaultdict[str, float](float)
     generator = case.make(device=device)
     module = CFGDistillation(
         generator, {"kl": ReverseKL()}, Guidance(SCALE), case.sampling, micro_batch=case.micro_batch,

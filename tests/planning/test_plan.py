@@ -69,7 +69,7 @@ def test_memory_decides_the_micro_batch_and_the_strategy(recipe: str) -> None:
         limit = (peaks[8] + peaks[16]) / 2
         planner.device = replace(planner.device, memory=limit / ROOM)
         found = planner.largest_that_fits()
-        planner.device = replace(planner.device, memory=(sharded.peak + planner.split("ddp", 1).peak) / 2 / ROOM)
+        planner.device = replace(planner.device, memory=(planner.split("fsdp2", 1).peak + peaks[1]) / 2 / ROOM)
         in_shards = planner.largest_that_fits()
     assert whole.peak == sum(whole.always.values()) + max(phase.bytes for phase in whole.phases.values())
     assert 5 < eight.phases["scoring"].held["activations"] / small.phases["scoring"].held["activations"] < 8.5
