@@ -26,6 +26,7 @@ import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningDataModule, LightningModule
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.strategies import Strategy
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.generators import Generator
@@ -111,6 +112,12 @@ GROUPS = (
         "`trainer.callbacks`, and `trainer.plugins` for the checkpoint plugin.",
         (Callback, CheckpointIO),
         ("cfg_distill.callbacks",),
+    ),
+    Group(
+        "Strategy",
+        "`trainer.strategy`: the word `fsdp2`, or the class with its keys ([several GPUs](cluster.md)).",
+        (Strategy,),
+        ("cfg_distill.distillation",),
     ),
     Group(
         "Metrics",
