@@ -120,10 +120,10 @@ GROUPS = (
         ("cfg_distill.callbacks",),
     ),
     Group(
-        "Strategies",
-        "`trainer.strategy`, by its name `fsdp2` or as a class; Lightning's own are there too.",
+        "Strategy",
+        "`trainer.strategy`: the word `fsdp2`, or the class with its keys ([several GPUs](cluster.md)).",
         (Strategy,),
-        ("cfg_distill.distillation:FSDP2",),
+        ("cfg_distill.distillation",),
     ),
     Group(
         "Metrics",

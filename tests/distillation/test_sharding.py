@@ -18,7 +18,7 @@ from tiny_fits import student_of, trainer
 from tiny_musicgen import tiny_musicgen
 
 from cfg_distill import checkpoints
-from cfg_distill.callbacks import StudentEMA
+from cfg_distill.callbacks import AtomicCheckpointIO, StudentEMA
 from cfg_distill.checkpoints.shards import whole
 from cfg_distill.data import PromptData
 from cfg_distill.distillation import FSDP2
@@ -114,7 +114,8 @@ def fit(case: str, models: Path, root: Path, world: int, **more: Any) -> dict[st
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message="FSDP2")  # of a result that its hooks would miss
-        run = trainer([seen, saved], root, max_steps=STEPS, max_epochs=-1, gradient_clip_val=0.5, devices=world, **more)
+        more |= {"max_steps": STEPS, "max_epochs": -1, "gradient_clip_val": 0.5, "devices": world}
+        run = trainer([seen, saved], root, plugins=[AtomicCheckpointIO()], **more)
         run.fit(module, datamodule=data, ckpt_path=None if ckpt is None else str(ckpt))
     weights = {name: whole(tensor).clone() for name, tensor in checkpoints.student_weights(module).items()}
     averages = {f"average {name}": whole(tensor).clone() for name, tensor in seen.averages(module).items()}
