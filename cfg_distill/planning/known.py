@@ -56,7 +56,7 @@ def _qwen3(width: int, inner: int, layers: int, heads: int, tied: bool) -> Qwen3
     )  # fmt: skip
 
 
-def _musicgen(layers: int, width: int, heads: int, codebooks: int = 4, melody: bool = False) -> Any:
+def musicgen(layers: int, width: int, heads: int, codebooks: int = 4, melody: bool = False) -> Any:
     """The decoder; the text encoder is T5-base, the codec EnCodec at 32 kHz and 50 frames per second."""
     settings: dict[str, Any] = {
         "num_hidden_layers": layers, "hidden_size": width, "ffn_dim": 4 * width, "num_attention_heads": heads,
@@ -77,13 +77,13 @@ def _musicgen(layers: int, width: int, heads: int, codebooks: int = 4, melody: b
 
 
 ARCHITECTURES: dict[str, Any] = {
-    "facebook/musicgen-small": lambda: _musicgen(24, 1024, 16),
-    "facebook/musicgen-medium": lambda: _musicgen(48, 1536, 24),
-    "facebook/musicgen-large": lambda: _musicgen(48, 2048, 32),
-    "facebook/musicgen-stereo-small": lambda: _musicgen(24, 1024, 16, codebooks=8),
-    "facebook/musicgen-stereo-medium": lambda: _musicgen(48, 1536, 24, codebooks=8),
-    "facebook/musicgen-stereo-large": lambda: _musicgen(48, 2048, 32, codebooks=8),
-    "facebook/musicgen-melody": lambda: _musicgen(48, 1536, 24, melody=True),
+    "facebook/musicgen-small": lambda: musicgen(24, 1024, 16),
+    "facebook/musicgen-medium": lambda: musicgen(48, 1536, 24),
+    "facebook/musicgen-large": lambda: musicgen(48, 2048, 32),
+    "facebook/musicgen-stereo-small": lambda: musicgen(24, 1024, 16, codebooks=8),
+    "facebook/musicgen-stereo-medium": lambda: musicgen(48, 1536, 24, codebooks=8),
+    "facebook/musicgen-stereo-large": lambda: musicgen(48, 2048, 32, codebooks=8),
+    "facebook/musicgen-melody": lambda: musicgen(48, 1536, 24, melody=True),
     "Qwen/Qwen2.5-0.5B-Instruct": lambda: _qwen2(896, 4864, 24, 14, 2, 151936, tied=True),
     "Qwen/Qwen2.5-1.5B-Instruct": lambda: _qwen2(1536, 8960, 28, 12, 2, 151936, tied=True),
     "Qwen/Qwen2.5-7B-Instruct": lambda: _qwen2(3584, 18944, 28, 28, 4, 152064, tied=False),

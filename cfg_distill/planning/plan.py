@@ -146,11 +146,12 @@ class Planner:
     def __init__(self, fit: Fit, device: Device, devices: int, held: dict[str, int]) -> None:
         self.fit, self.device, self.devices, self.held = fit, device, devices, held
         self.step = DryStep(fit, device.is_cpu)
+        drawing = self.step.rollout(fit.prompts)
         self._phases = {
-            "rollout": self.step.rollout(fit.prompts),
+            "rollout": drawing,
             "sound": self.step.sound(),
             "update": self.step.update(),
-            "validation": self.step.validation(),
+            "validation": self.step.validation(drawing),
         }
 
     def split(self, strategy: str, micro_batch: int) -> Split:

@@ -5,6 +5,7 @@ Shapes: N rows (B prompts x G samples), K codebooks, T generated positions, S po
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -122,22 +123,26 @@ class DryStep:
 
     @cached_property
     def _optimiser(self) -> tuple[int, int]:
-        """Bytes of the optimiser's state, and of what a step holds beside it.
+        """Bytes of the optimiser's state, and of what a step holds beside it; one parameter of each shape is tried.
 
         On a CPU a step goes through the parameters one by one. On a GPU it takes them all at once, with a list of
         intermediates as large as they are (torch's documentation of ``foreach`` in ``torch.optim``).
         """
+        alike = Counter((parameter.shape, parameter.dtype) for parameter in self.trained)
+        tried = [nn.Parameter(torch.empty(shape, dtype=dtype)) for shape, dtype in alike]
+        for parameter in tried:
+            parameter.grad = torch.empty_like(parameter)
         with Ledger() as ledger:
-            for parameter in self.trained:
-                parameter.grad = torch.empty_like(parameter)
-            before = ledger.begin()
-            optimizer = self.module.optimizer(self.trained)
+            ledger.begin()
+            optimizer = self.module.optimizer(tried)
             optimizer.step()
-            state, peak = ledger.live - before, ledger.peak - before
-            for parameter in self.trained:
-                parameter.grad = None
-        fused = any(group.get("fused") or group.get("foreach") is False for group in optimizer.param_groups)
-        return state, peak - state if self.on_cpu or fused else bytes_of(self.trained)
+            beside = ledger.peak - ledger.live
+        state = 0
+        for parameter, number in zip(tried, alike.values(), strict=True):
+            held = [value for value in optimizer.state[parameter].values() if isinstance(value, Tensor)]
+            state += number * bytes_of(held)
+        in_turn = any(group.get("fused") or group.get("foreach") is False for group in optimizer.param_groups)
+        return state, beside if self.on_cpu or in_turn else bytes_of(self.trained)
 
     # Phases
 
@@ -296,13 +301,18 @@ class DryStep:
         moved = 2 * bytes_of(self.trained) + bytes_of(self.trained) + 2 * self._optimiser[0]
         return Phase({"update": self._optimiser[1]}, [(0.0, float(moved))])
 
-    def validation(self) -> Phase:
-        """A validation batch: with averages, the live weights wait beside them."""
+    def validation(self, drawing: Phase) -> Phase:
+        """A validation batch: with averages, the live weights wait beside them.
+
+        Args:
+            drawing: the rollout of a training batch, which has as much per prompt.
+        """
         if not self.fit.validation:
             return Phase({})
-        asked = (self.fit.prompts * self.fit.validation)[: self.fit.validation]
         live = bytes_of(self.trained) if self.fit.averaged else 0
-        return Phase({**self.rollout(asked).held, "live weights, put aside": live})
+        times = self.fit.validation / len(self.fit.prompts)
+        held = {name: size if name == "packed weights" else round(times * size) for name, size in drawing.held.items()}
+        return Phase({**held, "live weights, put aside": live})
 
     def _tokens(self, rows: int) -> Tensor:
         student, sampling = self.module.student, self.module.sampling

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -13,11 +14,14 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture
-def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    monkeypatch.setattr(sys, "path", [str(HERE), *sys.path])
-    import gpu
-
-    return gpu
+def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The script, by its file: its folder has the same name."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    spec = importlib.util.spec_from_file_location("gpu_script", HERE / "gpu.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
 
 
 @pytest.mark.filterwarnings("ignore")
