@@ -237,7 +237,7 @@ def _units(generator: nn.Module) -> list[FSDPModule]:
 @contextmanager
 def sampling_from(module: CFGDistillation, generator: Generator | None) -> Iterator[None]:
     """While samples are drawn: the model that draws them is whole on every process, or all processes decode in step."""
-    if generator is None or not is_sharded(generator):
+    if not isinstance(generator, FSDPModule):
         yield
     elif module.execution.gather == "layer":
         with in_step(lambda done: agreed(module, int(not done)) == 0):

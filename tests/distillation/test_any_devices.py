@@ -30,7 +30,7 @@ SPLITS = {  # processes, prompts per batch, batches per step: always 8 prompts p
     "2 x 4": (2, 4, 1),
     "2 x 2, twice": (2, 2, 2),
     "4 x 2": (4, 2, 1),
-    "4 x 1 in shards, twice": (4, 1, 2),
+    "4 x 2 in shards": (4, 2, 1),
 }
 BEGUN = "2 x 4"
 RESUMED = [

@@ -6,6 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,20 @@ SOUND = [
 def settings(case: str, models: Path) -> dict[str, Any]:
     """Of the module that a case trains."""
     text = CausalLM(str(models / "text"))
-    layers = Execution(gather="layer")
+    layers, sgd = Execution(gather="layer"), partial(torch.optim.SGD, lr=0.1, momentum=0.5)
     cases: dict[str, dict[str, Any]] = {
         "all weights": {"generator": text, "redraw": 1},
         # One batch of 4 prompts and one of 3: four micro-batches on one rank, and three on the other.
         "micro-batches, layer by layer": {"generator": text, "execution": layers, "micro_batch": 3},
         "adapter": {"generator": CausalLM(str(models / "text"), lora=LoRA(rank=2))},
         "off-policy": {"generator": text, "off_policy": True, "losses": {"ce": CrossEntropy(), "kl": ReverseKL()}},
-        "MusicGen": {"generator": MusicGen(str(models / "sound"))},
-        "MusicGen's adapter": {"generator": MusicGen(str(models / "sound"), lora=LoRA(rank=2)), "execution": layers},
+        # Adam divides by the size of a gradient, and so makes rounding as large as a step where the gradient is near zero.
+        "MusicGen": {"generator": MusicGen(str(models / "sound")), "optimizer": sgd},
+        "MusicGen's adapter": {
+            "generator": MusicGen(str(models / "sound"), lora=LoRA(rank=2)),
+            "execution": layers,
+            "optimizer": sgd,
+        },
     }
     return cases[case]
 
