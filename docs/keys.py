@@ -234,14 +234,14 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterator[s
     yield ""
 
 
-def _section(heading: str, cls: type, prefix: str, told: set[type]) -> Iterator[str]:
+def _section(heading: str, cls: type, prefix: str, told: dict[type, str]) -> Iterator[str]:
     """Heading and table of a class; then of the dataclasses that it holds or refers to, each once on the page."""
     found = keys_of(cls)
     if cls in told or not found:
         return
-    told.add(cls)
+    told[cls] = heading
     for level, owner in [("", cls)] + [(key.path, key.expected) for key in found if key.holds]:
-        told.add(owner)
+        told.setdefault(owner, f"{prefix}{level}")
         yield f"#### `{prefix}{level}`\n" if level else f"### `{heading}`\n"
         yield f"{summary_of(owner)}\n"
         rows = []
@@ -259,7 +259,7 @@ def _section(heading: str, cls: type, prefix: str, told: set[type]) -> Iterator[
 def page() -> str:
     """The whole page."""
     lines = [HEAD]
-    told: set[type] = set()
+    told: dict[type, str] = {}
     for group in GROUPS:
         classes = group.classes()
         has_axes = SampleMetric in group.bases
@@ -274,7 +274,10 @@ def page() -> str:
             lines += _table(("class", *(("axis",) if has_axes else ()), "what it is"), rows)
         for path, cls in classes.items():
             lines += _section(path, cls, "model." if group.title == "Model" else "", told)
-    return "\n".join(lines).rstrip("\n") + "\n"
+    text = "\n".join(lines).rstrip("\n") + "\n"
+    for cls, heading in told.items():  # a class that another one holds stands under the key that holds it
+        text = text.replace(f"[{cls.__name__}](#{anchor(cls.__name__)})", f"[{cls.__name__}](#{anchor(heading)})")
+    return text
 
 
 def main(words: list[str] | None = None) -> int:
