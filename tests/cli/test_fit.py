@@ -330,10 +330,6 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
         (["--trainer.precision=16-true"], "`trainer.precision`: expected one of 32-true, 16-mixed, bf16-mixed"),
         (["--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy"], "got ModelParallel"),
         (
-            ["--trainer.strategy=fsdp2", "--trainer.precision=16-mixed"],
-            "`trainer.precision`: expected 32-true or bf16-mixed under",
-        ),
-        (
             ["--trainer.strategy=fsdp2", "--model.execution.gather=layer", "--model.redraw=1"],
             "`model.redraw`: expected 0 where `model.execution.gather` is layer",
         ),

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from cfg_distill.checkpoints.shards import whole
 from cfg_distill.data import PromptData
 from cfg_distill.distillation import FSDP2
 from cfg_distill.distillation.execution import Execution
+from cfg_distill.distillation.sharding import problems_of_sharding
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, LoRA, MusicGen
 from cfg_distill.losses import CrossEntropy, ReverseKL
@@ -213,3 +215,11 @@ def test_a_folder_is_read_only_when_it_is_whole(found: Any, root: Path, tmp_path
         checkpoints.read(folder)
     (folder / "shards-1-of-2.pt").write_bytes(b"PK")
     assert "shards-1-of-2.pt: it is cut short" in checkpoints.problem_of_file(folder)
+
+
+def test_half_precision_is_refused(tmp_path: Path) -> None:
+    """Through the function: without a GPU Lightning makes bfloat16 of it before we see it."""
+    module = student_of(tiny_folder(tmp_path / "model"))
+    given = SimpleNamespace(strategy=FSDP2(), precision="16-mixed")
+    (problem,) = problems_of_sharding(module, given)  # type: ignore[arg-type]
+    assert problem.path == "/trainer.precision" and "Use bf16-mixed" in problem.text
