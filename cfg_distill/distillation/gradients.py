@@ -101,3 +101,10 @@ def as_logged(norms: Mapping[str, Tensor], weights: Mapping[str, Tensor], refere
     return {f"gradient_norm/{name}": norm for name, norm in weighted.items()} | {
         f"gradient_ratio/{name}": ratio for name, ratio in ratios.items()
     }
+
+
+def log_measured(module: CFGDistillation, values: Mapping[str, Tensor]) -> None:
+    """Log values that only some steps have: Lightning's own logging would repeat them at every step of the epoch."""
+    module.log_dict(dict(values), logger=False)  # for callbacks
+    for logger in module.trainer.loggers:
+        logger.log_metrics({name: float(value) for name, value in values.items()}, step=module.global_step)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from cfg_distill.evaluation.system import System
 from cfg_distill.files import write_text
 
 if TYPE_CHECKING:
+    from cfg_distill.evaluation.points import Point
     from cfg_distill.evaluation.requests import EvaluateRequest
     from cfg_distill.generators import Generator
     from cfg_distill.metrics.base import SampleMetric
@@ -59,30 +59,29 @@ def evaluate_request(request: EvaluateRequest) -> str:
     for metric in request.plan.metrics.values():
         metric.to(device()).load()  # moved first: loading may embed a folder of sound, on the metric's device
     console = Console(stderr=True)
-    points = list(product(request.models, request.temperature, request.guidance))
     systems: list[System] = []
     generator: Generator | None = None
-    for number, (model, temperature, scale) in enumerate(
-        track(points, "evaluating", console=console, disable=not console.is_terminal), start=1
+    for number, point in enumerate(
+        track(request.points, "evaluating", console=console, disable=not console.is_terminal), start=1
     ):
-        if number == 1 or model != points[number - 2][0]:
+        before = request.points[number - 2] if number > 1 else None
+        if before is None or (point.model, point.dial) != (before.model, before.dial):
             generator = None  # the next model gets the memory of the last one
-            generator = open_generator(model, dtype=request.dtype).load().to(device())
+            generator = open_generator(point.model, point.dial, dtype=request.dtype).load().to(device())
         assert generator is not None
-        systems.append(_point(request, number, generator, model, temperature, scale))
+        systems.append(_system(request, number, generator, point))
     folder = None if request.out is None else Path(request.out)
     return write_front(folder, systems, _headline(request.plan.metrics))
 
 
-def _point(
-    request: EvaluateRequest, number: int, generator: Generator, model: str, temperature: float, scale: float
-) -> System:
+def _system(request: EvaluateRequest, number: int, generator: Generator, point: Point) -> System:
     """One system, its file, and some samples of it."""
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.written import Writer
     from cfg_distill.guidance import Guidance
 
     plan, folder = request.plan, None if request.out is None else Path(request.out)
+    model = point.model
     stem = f"{number:02} {Path(model).name}"
     writer = None
     if folder is not None and request.written:
@@ -91,17 +90,13 @@ def _point(
     system = evaluate(
         generator,
         plan.prompts,
-        plan.sampling(model, temperature),
-        Guidance(scale),
+        plan.sampling(model, point.temperature),
+        Guidance(point.guidance),
         plan.metrics,
         seeds=request.seeds,
         batch_size=request.batch_size,
-        name=_name(
-            _short(request.models)[model],
-            temperature if len(request.temperature) > 1 else None,
-            scale if len(request.guidance) > 1 else None,
-        ),
-        kind="guidance" if scale != 1 else "model",
+        name=_name(point, request.points),
+        kind="guidance" if point.guidance != 1 else "model",
         listen=writer,
     )
     if folder is not None:
@@ -117,13 +112,15 @@ def _short(models: Sequence[str]) -> dict[str, str]:
     return last if len(set(last.values())) == len(last) else {model: model for model in models}
 
 
-def _name(model: str, temperature: float | None, scale: float | None) -> str:
+def _name(point: Point, among: Sequence[Point]) -> str:
     """The name of a system: its model, and the settings that tell it from the others."""
-    parts = [model.rstrip("/")]
-    if scale not in (None, 1.0):
-        parts.append(f"guidance {scale:g}")
-    if temperature is not None:
-        parts.append(f"T {temperature:g}")
+    parts = [_short([each.model for each in among])[point.model].rstrip("/")]
+    if point.guidance != 1 and len({each.guidance for each in among}) > 1:
+        parts.append(f"guidance {point.guidance:g}")
+    if point.dial is not None:
+        parts.append(f"dial {point.dial:g}")
+    if len({each.temperature for each in among}) > 1:
+        parts.append(f"T {point.temperature:g}")
     return ", ".join(parts)
 
 

@@ -44,6 +44,7 @@ class System:
         top_p: of sampling; 1 keeps all.
         min_p: of sampling; 0 keeps all.
         prompt: the template that the prompts were put into; None for the prompts as they are.
+        dial: what the change of an adapter was multiplied by; None for all of it, and for a whole model.
     """
 
     name: str
@@ -65,6 +66,7 @@ class System:
     top_p: float = 1.0
     min_p: float = 0.0
     prompt: str | None = None
+    dial: float | None = None
 
     def runs(self, metric: str) -> np.ndarray:
         """The values by training seed, prompt and sampling seed, ``[R, P, S]``; R is 1 for a system that was not trained."""
@@ -118,6 +120,7 @@ class System:
             "top_p": self.top_p,
             "min_p": self.min_p,
             "prompt": self.prompt,
+            "dial": self.dial,
             "model": self.model,
             "knob": self.knob,
         }

@@ -21,16 +21,19 @@ GENERATORS: dict[str, Any] = {"dia": Dia, "musicgen": MusicGen, "musicgen_melody
 """``model_type`` of a config -> the generator; any other type is a causal language model."""
 
 
-def open_generator(path: str, **settings: Any) -> Generator:
+def open_generator(path: str, dial: float | None = None, **settings: Any) -> Generator:
     """A generator over a model folder, an adapter folder or a hub name. No weights are loaded.
 
     A path without a readable config becomes a :class:`CausalLM`, whose ``problems()`` report why.
 
     Args:
         path: the folder or hub name.
+        dial: what the change of an adapter folder is multiplied by; None for all of it.
         settings: further arguments of the generator.
     """
-    return GENERATORS.get(model_type(path), CausalLM)(path, **settings)
+    generator = GENERATORS.get(model_type(path), CausalLM)(path, **settings)
+    generator.dial = 1.0 if dial is None else dial
+    return generator
 
 
 def device() -> torch.device:

@@ -74,6 +74,8 @@ class SystemConfig:
         min_p: keep the tokens at least this many times as likely as the likeliest; None takes ``evaluation.min_p``.
         prompt: a template that every prompt is put into, in place of ``{prompt}``: a baseline that asks for variety, say.
             Metrics see the prompt as it was. None for none.
+        dial: what the change of an adapter is multiplied by; of one that was trained with a dial, 0 is no guidance and 1 all of
+            it. None for the adapter as it is.
     """
 
     model: str
@@ -86,6 +88,7 @@ class SystemConfig:
     top_p: float | None = None
     min_p: float | None = None
     prompt: str | None = None
+    dial: float | None = None
 
 
 @dataclass

@@ -196,7 +196,7 @@ def _evaluation_step(study: Study, name: str, run: Run, model: Made, out: Path) 
     return Step("evaluate", run.subject(name), job, [file, heard], model.needs, config, effort, [heard])
 
 
-NEW_OPEN = ("top_k", "top_p", "min_p", "prompt")
+NEW_OPEN = ("top_k", "top_p", "min_p", "prompt", "dial")
 """Settings of a system that version 0.1 did not have. One that is not given must not make its results look stale."""
 
 
@@ -254,12 +254,17 @@ def _timing_step(
     file = out / "speed.json"
     config = _deciding(study) | {
         "timing": given.timing,
-        "systems": {name: asdict(each) for name, each in timed.items()},
+        "systems": {name: _with_dial(asdict(each)) for name, each in timed.items()},
     }
     for key in ("metrics", "samples", "seeds", "batch_size", "written", "written_samples"):
         config.pop(key)
     job = TimeSampling(timed, given, str(file))
     return [Step("time", "", job, [file], sorted(needs), config, 6.0 * len(timed), after=evaluations)]
+
+
+def _with_dial(system: dict[str, Any]) -> dict[str, Any]:
+    """A system without the key ``dial`` where none is set: measurements from before there was one are not stale."""
+    return {key: value for key, value in system.items() if key != "dial" or value is not None}
 
 
 def _front_step(
