@@ -1,6 +1,7 @@
 """One adapter for every gamma, beside dedicated adapters and LITI: the table of docs/lora.md.
 
     python tests/dial_study.py --out runs/dial                   # the tunes, about 15 minutes on two cores
+    python tests/dial_study.py --out runs/dial --steps 40 --data.batch_size=4 --model.sampling.max_new_tokens=48   # smaller
     python tests/dial_study.py --out runs/dial --measure         # the table of fits that are there already
     python tests/dial_study.py --out runs/dial_text --recipe recipes/smollm2/quality.yaml --steps 40 \
         --prompts recipes/smollm2/prompts/validation.txt --tokens 48
@@ -14,14 +15,13 @@ standard errors over prompts; all columns share the prompts and the random numbe
 from __future__ import annotations
 
 import argparse
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cfg_distill.cli import main
 from cfg_distill.data import read_prompts
 from cfg_distill.folders import base_of
 from cfg_distill.generators import Generator, Guidance, Guided, open_generator
@@ -55,15 +55,10 @@ def fit(recipe: str, folder: Path, steps: int, more: Sequence[str]) -> Path:
     """Fit and export one adapter, unless it is there already."""
     adapter = folder / "adapter"
     if not adapter.is_dir():
-        command = [sys.executable, "-m", "cfg_distill.cli"]
-        words = [
-            "--trainer.limit_val_batches=0",
-            f"--trainer.max_steps={steps}",
-            f"--trainer.default_root_dir={folder}",
-        ]
-        subprocess.run([*command, "fit", "--config", recipe, *words, *more], check=True)
+        words = ["--trainer.limit_val_batches=0", f"--trainer.max_steps={steps}", f"--trainer.default_root_dir={folder}"]
+        assert main(["fit", "--config", recipe, *words, *more]) == 0
         (checkpoint,) = folder.glob("**/last.ckpt")
-        subprocess.run([*command, "export", "--checkpoint", str(checkpoint), "--out", str(adapter)], check=True)
+        assert main(["export", "--checkpoint", str(checkpoint), "--out", str(adapter)]) == 0
     return adapter
 
 
@@ -71,7 +66,7 @@ def told(values_P: Tensor) -> str:
     return f"{values_P.mean():.4f} ±{1.96 * values_P.std() / len(values_P) ** 0.5:.4f}"
 
 
-def main() -> None:
+def study() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--recipe", default="recipes/tunes/lora_quality.yaml")
@@ -81,13 +76,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=80)
     parser.add_argument("--power", type=float, default=1.0, help="of the dial")
     parser.add_argument("--measure", action="store_true", help="fit nothing")
-    given = parser.parse_args()
+    given, overrides = parser.parse_known_args()  # further options are those of the fits
     highest = max(GAMMAS)
     fits = {f"gamma {gamma:g}": [f"--model.guidance.scale={gamma}"] for gamma in GAMMAS}
     fits["dial"] = [f"--model.guidance.scale={highest}", f"--model.dial={{power: {given.power}}}"]
     adapters = {name: given.out / name / "adapter" for name in fits}
     if not given.measure:
-        adapters = {name: fit(given.recipe, given.out / name, given.steps, more) for name, more in fits.items()}
+        adapters = {name: fit(given.recipe, given.out / name, given.steps, [*more, *overrides]) for name, more in fits.items()}
     prompts, sampling = read_prompts(given.prompts), Sampling(given.samples, given.tokens)
     base = open_generator(base_of(adapters["dial"])).load()
     print(f"{'gamma':>6}", *(f"{name:>16}" for name in ("base", "dialled", "dedicated", "LITI")), "dialled/dedicated")
@@ -105,4 +100,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    study()
