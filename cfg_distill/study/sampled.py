@@ -30,7 +30,7 @@ def generator_of(evaluation: Evaluation, system: SystemConfig) -> Any:
     """The model of a system, not loaded."""
     from cfg_distill.generators import open_generator
 
-    return open_generator(system.model, system.dial, dtype=system.dtype or evaluation.dtype)
+    return open_generator(system.model, dial=system.dial, dtype=system.dtype or evaluation.dtype)
 
 
 def guidance_of(system: SystemConfig) -> Any:
