@@ -203,7 +203,7 @@ def test_export_refusals(checkpoint: Path, capsys: pytest.CaptureFixture) -> Non
     assert "cannot be read as a checkpoint" in said(capsys, "export", "--checkpoint", "text.ckpt", "--out", "x")
     torch.save({"state_dict": {}}, "other.ckpt")
     assert "names no generator" in said(capsys, "export", "--checkpoint", "other.ckpt", "--out", "x")
-    assert "a sharded checkpoint" in said(capsys, "export", "--checkpoint", "mine", "--out", "x")
+    assert "a folder without a checkpoint.pt" in said(capsys, "export", "--checkpoint", "mine", "--out", "x")
 
     content = torch.load("last.ckpt", weights_only=True) | {"callbacks": {}}
     torch.save(content, "raw.ckpt")

@@ -74,6 +74,7 @@ def test_measured_norms_are_the_same(tiny_model: str, tmp_path: Path) -> None:
 
 def stand_in(**execution: Any) -> Any:
     return SimpleNamespace(
+        student=torch.nn.Module(),
         sampling=SimpleNamespace(samples=4),
         micro_batch=0,
         execution=Execution(**execution),
