@@ -11,6 +11,7 @@ import pytest
 import torch
 from faulty import REFUSALS, Refusing
 from tiny_fits import batches, snapshot, student_of, trainer
+from torch import nn
 
 from cfg_distill import CFGDistillation
 from cfg_distill.distillation.execution import Execution
@@ -74,7 +75,7 @@ def test_measured_norms_are_the_same(tiny_model: str, tmp_path: Path) -> None:
 
 def stand_in(**execution: Any) -> Any:
     return SimpleNamespace(
-        student=torch.nn.Module(),
+        student=nn.Identity(),
         sampling=SimpleNamespace(samples=4),
         micro_batch=0,
         execution=Execution(**execution),
