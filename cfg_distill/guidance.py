@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -133,6 +133,9 @@ class Guidance:
         schedule: how gamma moves over the generated positions, from ``scale`` to ``final_scale``: see :class:`Schedule`.
         final_scale: gamma at ``positions`` and beyond; None keeps ``scale``. Read when ``schedule`` is not constant.
         positions: the number of generated positions over which gamma moves.
+        teacher_system: a system message that the teacher reads and the student does not. With ``scale`` 1 the student learns to
+            sample as if it had read it (context distillation), above 1 it learns that and guidance. The branch of a dropped
+            prompt drops this message too. The column ``teacher_prompt`` of prompts does the same for each prompt.
         mix_states: mix the states in front of a linear head, which gives the same logits with one product of the head
             instead of two. Off: mix the logits, the plain twin.
         power: the exponent of the schedule ``power``.
@@ -148,6 +151,7 @@ class Guidance:
     mix_states: bool = True
     power: float = 2.0
     step_at: float = 0.5
+    teacher_system: str | None = None
 
     @property
     def active(self) -> bool:
@@ -161,8 +165,26 @@ class Guidance:
             return [negative]
         if negative is not None:
             return [Prompt(negative, system=system)]
-        positive = [Prompt.of(prompt or "") for prompt in prompts]
-        return [Prompt(each.text, **{**each.conditions, "system": system}) for each in positive]
+        return [Prompt.of(prompt or "").but(system=system) for prompt in prompts]
+
+    def of_teacher(self, prompts: Sequence[PromptLike]) -> list[PromptLike]:
+        """What the teacher reads in place of these prompts: a context of its own, which the student is not shown."""
+        return [
+            Prompt.of(prompt).for_teacher(self.teacher_system) if self._differs(prompt) else prompt
+            for prompt in prompts
+        ]
+
+    def _differs(self, prompt: PromptLike) -> bool:
+        return self.teacher_system is not None or Prompt.of(prompt).teacher_prompt is not None
+
+    def at(self, dial: float) -> Guidance:
+        r"""This guidance at a setting of the dial: of scale :math:`1 + s\,(\gamma - 1)`, no guidance at 0 and this one at 1.
+
+        Example:
+            >>> Guidance(3.0).at(0.25).scale
+            1.5
+        """
+        return replace(self, scale=1 + dial * (self.scale - 1))
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with these settings."""

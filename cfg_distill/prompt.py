@@ -10,6 +10,9 @@ from typing import Any, TypeAlias
 MOST_CHARACTERS = 100_000
 """The longest prompt. A tokenizer may take minutes for a line of ten million characters, and no model here can read them."""
 
+PLACE = "{prompt}"
+"""Where a template takes the text of a prompt."""
+
 
 @dataclass(frozen=True, init=False)
 class Prompt:
@@ -21,6 +24,8 @@ class Prompt:
     Attributes:
         text: the text.
         conditions: further conditions by name, for generators that know them: ``{"melody": "tune.wav"}``.
+        teacher_prompt: what the teacher of a distillation reads in place of the text, which goes to ``{prompt}`` in it; None
+            for the text itself. No generator reads it.
 
     Example:
         >>> prompt = Prompt("80s synth pop", melody="tune.wav")
@@ -32,22 +37,42 @@ class Prompt:
 
     text: str
     conditions: Mapping[str, str]
+    teacher_prompt: str | None
 
-    def __init__(self, text: str, /, **conditions: str) -> None:
+    def __init__(self, text: str, /, teacher_prompt: str | None = None, **conditions: str) -> None:
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "conditions", conditions)
+        object.__setattr__(self, "teacher_prompt", teacher_prompt)
 
     @classmethod
     def of(cls, prompt: PromptLike) -> Prompt:
         """The prompt itself, or a text as a prompt without conditions."""
         return prompt if isinstance(prompt, Prompt) else cls(prompt)
 
+    def but(self, text: str | None = None, **conditions: str) -> Prompt:
+        """The prompt with another text, or with further conditions."""
+        return Prompt(self.text if text is None else text, self.teacher_prompt, **{**self.conditions, **conditions})
+
+    def within(self, template: str | None) -> Prompt:
+        """The prompt with its text put into a template, at ``{prompt}``; the prompt itself where there is none.
+
+        Example:
+            >>> print(Prompt("a haiku").within("Be surprising. {prompt}"))
+            Be surprising. a haiku
+        """
+        return self if template is None else self.but(template.replace(PLACE, self.text))
+
+    def for_teacher(self, system: str | None = None) -> Prompt:
+        """What the teacher reads: :attr:`teacher_prompt`, and a system message of its own where there is one."""
+        asked = self.within(self.teacher_prompt)
+        return Prompt(asked.text, **{**asked.conditions, **({} if system is None else {"system": system})})
+
     def to(self, device: Any) -> Prompt:
         """The prompt itself: Lightning moves batches by this method, and would refuse a frozen dataclass without it."""
         return self
 
     def __hash__(self) -> int:
-        return hash((self.text, frozenset(self.conditions.items())))
+        return hash((self.text, self.teacher_prompt, frozenset(self.conditions.items())))
 
     def __str__(self) -> str:
         return self.text

@@ -12,7 +12,9 @@ from cfg_distill.errors import ConfigError
 
 def run(argv: Sequence[str]) -> None:
     parser = Arguments("evaluate", "Quality and diversity of finished models on a file of prompts.")
-    models = "model folders, hub names or tunes:base"
+    models = (
+        "model folders, hub names or tunes:base; tunes:base@2 is guided by 2, whatever --guidance says of the others"
+    )
     parser.add_argument("--model", dest="models", nargs="+", required=True, metavar="DIR", help=models)
     parser.add_argument(
         "--prompts", required=True, metavar="FILE", help="prompts: text (one per line), JSON lines or CSV"
@@ -20,6 +22,8 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="DIR", help="a folder for report.html, front.json and more")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="of sampling")
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0], metavar="G", help="scales; 1 is none")
+    dials = "of the adapters among the models: what their change is multiplied by, each at each"
+    parser.add_argument("--dial", nargs="+", type=float, default=[], metavar="S", help=dials)
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="a YAML file: name to class_path and init_args")
     parser.add_argument("--batch-size", type=int, default=8, help="prompts at once")
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds results")

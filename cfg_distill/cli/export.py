@@ -20,6 +20,12 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds nothing but a model")
     modules = "modules of your own that the checkpoint may name: its generator is made by running them"
     parser.add_argument("--trust", nargs="+", default=[], metavar="MODULE", help=modules)
+    relative = "an adapter folder of the same base: write the difference to it, as one adapter"
+    parser.add_argument("--relative-to", default="", metavar="DIR", help=relative)
+    gguf = (
+        "also convert the folder for llama.cpp, by its converter (in the folder that LLAMA_CPP names, or on the PATH)"
+    )
+    parser.add_argument("--gguf", action="store_true", help=gguf)
     push = "also push the folder to this repository on the hub, such as me/my-student; needs a token (hf auth login)"
     parser.add_argument("--push", default="", metavar="NAME", help=push)
     given = parser.read(argv)

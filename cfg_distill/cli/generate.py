@@ -25,6 +25,10 @@ def run(argv: Sequence[str]) -> None:
         "--prompt", dest="prompts", nargs="+", required=True, metavar="TEXT", help="one or more prompts, each in quotes"
     )
     parser.add_argument("--guidance", type=float, default=1.0, metavar="G", help="scale of guidance; 1 is none")
+    dial = (
+        "what the change of an adapter is multiplied by; of one trained with a dial, 0 is no guidance and 1 all of it"
+    )
+    parser.add_argument("--dial", type=float, metavar="S", help=dial)
     parser.add_argument("--negative", metavar="TEXT", help="negative prompt, under guidance")
     parser.add_argument(
         "--negative-system", metavar="TEXT", help="system message of the negative branch; it keeps the prompt"

@@ -22,7 +22,7 @@ def run(argv: Sequence[str]) -> None:
         type=float,
         default=[],
         metavar="W",
-        help="one per model for lerp, slerp and weighted; one number for liti and ema; none for soup",
+        help="one per model for lerp, slerp, weighted and sum; one number for liti and ema; none for soup",
     )
     methods = "; ".join(f"{name}: {method.summary}" for name, method in METHODS.items())
     parser.add_argument("--method", choices=METHODS, help=f"{methods}; default: lerp, or the method of --study")

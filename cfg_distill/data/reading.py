@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, nearest
 from cfg_distill.folders import find_file
+from cfg_distill.prompt import PLACE as PLACE
 from cfg_distill.prompt import Prompt, PromptLike, problem_of_text
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
+TEACHER = "teacher_prompt"
+"""The field of what the teacher reads in place of the prompt."""
 _LISTED = 5
 
 
@@ -24,7 +27,9 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
     disk, its column ``field``. A path ``recipes/...`` that does not exist is looked up among the shipped recipes.
 
     What else a prompt conditions on stands in the JSON object ``conditions`` (``{"prompt": "80s synth pop", "conditions":
-    {"melody": "tune.wav"}}``) or in a column ``conditions.melody``: such prompts are :class:`~cfg_distill.prompt.Prompt`.
+    {"melody": "tune.wav"}}``) or in a column ``conditions.melody``: such prompts are :class:`~cfg_distill.prompt.Prompt`. The
+    column ``teacher_prompt``, where there is one, holds what the teacher of a distillation reads instead, with the prompt at
+    ``{prompt}``.
 
     Raises:
         ConfigError: the file is missing, empty, of another kind, or lacks the field; all prompts that are too long or hold
@@ -60,7 +65,7 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
 
 
 def _problem_of(prompt: Prompt) -> str:
-    texts = (prompt.text, *prompt.conditions.values())
+    texts = (prompt.text, *prompt.conditions.values(), prompt.teacher_prompt or "")
     return next((said for said in map(problem_of_text, texts) if said), "")
 
 
@@ -74,10 +79,6 @@ def normalised(prompt: PromptLike) -> str:
     return " ".join(Prompt.of(prompt).text.casefold().split())
 
 
-PLACE = "{prompt}"
-"""Where a template takes the prompt."""
-
-
 def templated(template: str | None, prompts: Sequence[PromptLike]) -> list[PromptLike]:
     """Each prompt put into a template, with its conditions; as it is where there is no template.
 
@@ -85,10 +86,7 @@ def templated(template: str | None, prompts: Sequence[PromptLike]) -> list[Promp
         >>> [str(prompt) for prompt in templated("Be surprising. {prompt}", ["a haiku", "a tune"])]
         ['Be surprising. a haiku', 'Be surprising. a tune']
     """
-    if template is None:
-        return list(prompts)
-    known = [Prompt.of(prompt) for prompt in prompts]
-    return [Prompt(template.replace(PLACE, prompt.text), **prompt.conditions) for prompt in known]
+    return list(prompts) if template is None else [Prompt.of(prompt).within(template) for prompt in prompts]
 
 
 def _rows(file: Path, field: str) -> Iterable[tuple[int, PromptLike]]:
@@ -118,7 +116,7 @@ def _rows(file: Path, field: str) -> Iterable[tuple[int, PromptLike]]:
 
 
 def _stripped(prompt: PromptLike) -> PromptLike:
-    return Prompt(prompt.text.strip(), **prompt.conditions) if isinstance(prompt, Prompt) else prompt.strip()
+    return prompt.but(prompt.text.strip()) if isinstance(prompt, Prompt) else prompt.strip()
 
 
 def _of_row(row: dict[str, str | None], field: str) -> PromptLike:
@@ -127,8 +125,7 @@ def _of_row(row: dict[str, str | None], field: str) -> PromptLike:
         for name, value in row.items()
         if name.startswith("conditions.") and value
     }
-    text = row[field] or ""
-    return Prompt(text, **conditions) if conditions else text
+    return _prompt(row[field] or "", row.get(TEACHER) or None, conditions)
 
 
 def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
@@ -140,17 +137,24 @@ def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
             f"{where}: expected a JSON object, but it cannot be read: {error}. Mend that line."
         ) from error
     conditions: Any = {}
+    of_teacher: Any = None
     if isinstance(row, dict):
         if field not in row:
             raise ConfigError(_no_field(where, field, row))
-        conditions, row = row.get("conditions") or {}, row[field]
-    if not isinstance(row, str):
-        raise ConfigError(f"{where}: expected text in `{field}`, but got {type(row).__name__}. Put it in quotes.")
+        conditions, of_teacher, row = row.get("conditions") or {}, row.get(TEACHER), row[field]
+    for name, text in ((field, row), (TEACHER, of_teacher)):
+        if not isinstance(text, str) and (name == field or text is not None):
+            raise ConfigError(f"{where}: expected text in `{name}`, but got {type(text).__name__}. Put it in quotes.")
     if not isinstance(conditions, dict) or not all(isinstance(value, str) for value in conditions.values()):
         raise ConfigError(
             f'{where}: expected names and texts in `conditions`, as {{"melody": "tune.wav"}}, but got {conditions}.'
         )
-    return Prompt(row, **conditions) if conditions else row
+    return _prompt(row, of_teacher, conditions)
+
+
+def _prompt(text: str, of_teacher: str | None, conditions: Mapping[str, str]) -> PromptLike:
+    """A plain text where there is nothing else."""
+    return Prompt(text, of_teacher or None, **conditions) if conditions or of_teacher else text
 
 
 def _saved_dataset(folder: Path, field: str) -> Iterable[str]:

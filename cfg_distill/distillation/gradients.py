@@ -114,6 +114,13 @@ def as_logged(norms: Mapping[str, Tensor], weights: Mapping[str, Tensor], refere
     }
 
 
+def log_measured(module: CFGDistillation, values: Mapping[str, Tensor]) -> None:
+    """Log values that only some steps have: Lightning's own logging would repeat them at every step of the epoch."""
+    module.log_dict(dict(values), logger=False)  # for callbacks
+    for logger in module.trainer.loggers:
+        logger.log_metrics({name: float(value) for name, value in values.items()}, step=module.global_step)
+
+
 class RatioWatch:
     """What is logged of measured gradients; and a warning, once per loss, when one has outweighed the divergence for long."""
 

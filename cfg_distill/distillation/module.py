@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from cfg_distill import checkpoints
 from cfg_distill.distillation.asked import advantages_of
 from cfg_distill.distillation.count import Count
+from cfg_distill.distillation.dial import Dial, dialled
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.fingerprint import fingerprint
 from cfg_distill.distillation.finite import refuse_spoilt
-from cfg_distill.distillation.gradients import RatioWatch, norms_of_step
+from cfg_distill.distillation.gradients import RatioWatch, log_measured, norms_of_step
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_teacher
 from cfg_distill.distillation.resuming import (
@@ -94,6 +95,8 @@ class CFGDistillation(L.LightningModule):
         redraw: attempts to draw a degenerate sample again before the student learns from it; 0 learns from it as it is. It
             changes what is optimised (docs/method.md, section 3): the student then learns little of what leads to such samples.
         conditioner: labels of the samples, which the student reads beside the prompt and the teacher does not; null for none.
+        dial: make the scale of a LoRA student's adapter the scale of guidance, up to ``guidance.scale``: one adapter for every
+            gamma. Each step draws a setting (:class:`~cfg_distill.distillation.dial.Dial`); null trains one gamma.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class CFGDistillation(L.LightningModule):
         max_bad_steps: int = 3,
         redraw: int = 0,
         conditioner: Conditioner | None = None,
+        dial: Dial | None = None,
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or name in dir(nn.ModuleDict)]:
@@ -144,7 +148,7 @@ class CFGDistillation(L.LightningModule):
         self.batch: Sequence[PromptLike] = ()
         self.max_bad_steps = max_bad_steps
         self.redraw = redraw
-        self.conditioner = conditioner
+        self.conditioner, self.dial = conditioner, dial
         self._step, self._ratios = Step(max_bad_steps), RatioWatch()
         self._places, self._validation_places = Places(), Places()
         self.count = Count(reduction)
@@ -255,7 +259,7 @@ class CFGDistillation(L.LightningModule):
             has them; ``degenerate``, which samples are, ``[B, G]``.
         """
         self.batch = batch
-        with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self):
+        with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self), dialled(self):
             return self._training_step(batch, batch_idx)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -274,7 +278,8 @@ class CFGDistillation(L.LightningModule):
         measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._step.begins)
         if measuring:
             self._measure_gradients(samples, advantages)
-            self._log_measured(self._ratios.logged(self._mix, self.gradient_norms, weights, not self.measure_gradients))
+            watch = not self.measure_gradients
+            log_measured(self, self._ratios.logged(self._mix, self.gradient_norms, weights, watch))
         part = Batch(samples, advantages, rewards, weights, ENTROPIES if measuring else {})
         self._step.add(self, part)
         self._log_step(part)
@@ -342,16 +347,10 @@ class CFGDistillation(L.LightningModule):
     def _measure_gradients(self, *step: Any) -> None:
         self.gradient_norms |= norms_of_step(self, *step)
 
-    def _log_measured(self, values: Mapping[str, Tensor]) -> None:
-        """Log values that only some steps have: Lightning's own logging would repeat them at every step of the epoch."""
-        self.log_dict(dict(values), logger=False)  # for callbacks
-        for logger in self.trainer.loggers:
-            logger.log_metrics({name: float(value) for name, value in values.items()}, step=self.global_step)
-
     def _log_step(self, batch: Batch) -> None:
         count = self.count.of_rows(batch.samples.rollout.mask_NKT)
         if measured := {name: value for name, value in batch.means().items() if name in ENTROPIES}:
-            self._log_measured({f"train/{name}": value for name, value in measured.items()})
+            log_measured(self, {f"train/{name}": value for name, value in measured.items()})
         self.log_dict(values_of_step(self._mix, batch, count))
         self.log("train/loss", batch.loss / count, prog_bar=True)
 

@@ -8,6 +8,7 @@ with :class:`~cfg_distill.losses.ForwardKL`. Every step draws new samples: it is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import Problem
-from cfg_distill.generators import Guided, Predictions, PromptLike
+from cfg_distill.generators import Guided, Predictions, Prompt, PromptLike
 from cfg_distill.losses import CrossEntropy, Divergence, Loss, PolicyGradient
 from cfg_distill.sampling.samples import Samples, draw
 from cfg_distill.sampling.seeds import Seeds
@@ -29,7 +30,8 @@ def to_learn_from(module: CFGDistillation, prompts: Sequence[PromptLike], seed: 
     if not module.off_policy:
         return module.draw(prompts, seed)
     assert module.teacher is not None
-    return draw(module.teacher, prompts, module.sampling, module.guidance, seed)
+    drawn = draw(module.teacher, module.guidance.of_teacher(prompts), module.sampling, module.guidance, seed)
+    return replace(drawn, prompts=[Prompt.of(prompt).text for prompt in prompts], asked=list(prompts))
 
 
 def of_teacher(
@@ -37,11 +39,11 @@ def of_teacher(
 ) -> Predictions:
     """Predictions of the guided teacher, without gradient. Off-policy they are made when they are first read, or never."""
     assert module.teacher is not None
-    guided = Guided(module.teacher, module.guidance)
+    guided, asked = Guided(module.teacher, module.guidance), module.guidance.of_teacher(prompts)
 
     @torch.no_grad()
     def predict() -> Predictions:
-        return guided.predictions(prompts, tokens_NKT, mask_NKT)
+        return guided.predictions(asked, tokens_NKT, mask_NKT)
 
     return cast(Predictions, OnDemand(predict)) if module.off_policy else predict()
 

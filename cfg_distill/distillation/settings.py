@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from cfg_distill.distillation.dial import problems_of_dial
 from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.distillation.rehearsal import problems_of_steps
 from cfg_distill.distillation.sharding import FSDP2
 from cfg_distill.errors import Context, Problem, problems_of
-from cfg_distill.generators import PromptLike
+from cfg_distill.generators import Prompt, PromptLike
 from cfg_distill.losses import Divergence, Loss
 from cfg_distill.sampling import problems_of_lengths
 
@@ -28,6 +30,10 @@ def summary(module: CFGDistillation) -> str:
     losses = cast(Mapping[str, Loss], dict(module.losses.items()))
     moved, samples = module.guidance.moved, module.sampling.samples
     guidance = f"{moved.first:g}" if moved.first == moved.last else f"{moved.first:g} to {moved.last:g} ({moved.kind})"
+    if module.dial is not None:
+        guidance = f"1 to {guidance}, by a dial"
+    if module.guidance.teacher_system is not None:
+        guidance += ", under a system message of its own"
     return f"Losses: {_listed(losses)}. Guidance of the teacher: {guidance}. Samples per prompt: {samples}."
 
 
@@ -38,6 +44,8 @@ def configured(module: CFGDistillation) -> dict[str, Any]:
         "losses": {name: loss.weight.item() for name, loss in losses.items()},
         "card": {
             "guidance": module.guidance.strongest,
+            "dialled": module.dial is not None,
+            "teacher_system": module.guidance.teacher_system or "",
             "losses": {name: type(loss).__name__ for name, loss in losses.items()},
             "start": module.start,
         },
@@ -53,17 +61,18 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
     context = Context(module.sampling.samples, student.longest_sample if is_readable else None, True, labels)
     found += problems_of(module.conditioner, context, under="conditioner.init_args")
     found += problems_of(module.guidance, context, under="guidance")
-    if not found and module.guidance.negative_system is not None and not student.takes_system:
-        found.append(
-            Problem(
-                "guidance.negative_system",
+    given = {"negative_system": "Set `@/model.guidance.negative`", "teacher_system": "Give prompts a `teacher_prompt`"}
+    for key, instead in given.items() if is_readable else ():
+        if vars(module.guidance)[key] is not None and not student.takes_system:
+            text = (
                 "expected a model under a chat template that takes system messages, but"
-                f" `{student.path}` is none. Set `@/model.guidance.negative` instead.",
+                f" `{student.path}` is none. {instead} instead."
             )
-        )
+            found.append(Problem(f"guidance.{key}", text))
     found += problems_of(module.sampling, context, under="sampling")
     if module.start:
         found += [_problem(each) for each in student.problems_of_start(module.start)]
+    found += problems_of_dial(module)
     found += _problems_of_precision(module)
     found += _problems_of_step(module)
     found += problems_of_steps(module.optimizer, module.scheduler)
@@ -158,22 +167,31 @@ def _asked(module: CFGDistillation, prompts: Sequence[PromptLike]) -> list[Promp
 
 
 def problems_of_prompts(module: CFGDistillation, data: Any) -> list[Problem]:
-    """Why there can be no samples of the prompts of a data module that was set up."""
+    """Why there can be no samples of the prompts of a data module that was set up, or not of all of them under one teacher."""
     found = [
         _problem(each)
         for given in prompts_of(data)
         for each in module.student.problems_of_prompts(_asked(module, given))
     ]
+    found += _problems_of_contexts([Prompt.of(each) for part in prompts_of(data) for each in part])
     return list(dict.fromkeys(found))
+
+
+def _problems_of_contexts(prompts: Sequence[Prompt]) -> list[Problem]:
+    """Prompts without a context for the teacher, where others have one."""
+    lacking = [prompt for prompt in prompts if prompt.teacher_prompt is None]
+    if not lacking or len(lacking) == len(prompts):
+        return []
+    text = (
+        f"Prompt `{lacking[0].text}`: expected a `teacher_prompt`, since {len(prompts) - len(lacking)} other prompts have one,"
+        f" but this one and {len(lacking) - 1} more have none. Give one to all, or write `{{prompt}}` for the prompt itself."
+    )
+    return [Problem("", text)]
 
 
 def problems_of_all_lengths(module: CFGDistillation, data: Any) -> list[Problem]:
     """Which prompts of a data module are too long: all of them, since a fit must not stop in its middle for one."""
-    found = [
-        problem
-        for given in prompts_of(data)
-        for problem in problems_of_lengths(module.student, _asked(module, given), module.sampling, module.guidance)
-    ]
+    found = [problem for given in prompts_of(data) for problem in _problems_of_part(module, given)]
     found = [problem.under("model.sampling") if problem.path else problem for problem in found]
     return found or _problems_of_labels(module, data)
 
@@ -193,6 +211,17 @@ def _problems_of_labels(module: CFGDistillation, data: Any) -> list[Problem]:
         " such as `prefix`."
     )
     return [Problem("", text, "model.conditioner")]
+
+
+def _problems_of_part(module: CFGDistillation, given: Sequence[PromptLike]) -> list[Problem]:
+    """Which prompts leave no positions for samples: as the student reads them, or else as the teacher does."""
+    student, sampling, of_teacher = module.student, module.sampling, module.guidance.of_teacher(given)
+    is_same = of_teacher == list(given)
+    found = problems_of_lengths(student, _asked(module, given), sampling, module.guidance if is_same else None)
+    if found or is_same:
+        return found
+    found = problems_of_lengths(student, of_teacher, sampling, module.guidance)
+    return [replace(each, text=f"As the teacher reads it: {each.text}") for each in found]
 
 
 def problems_of_trainer(trainer: Trainer) -> list[Problem]:

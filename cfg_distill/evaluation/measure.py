@@ -68,6 +68,7 @@ def evaluate(
         top_p=sampling.top_p,
         min_p=sampling.min_p,
         prompt=template,
+        dial=generator.dial if generator.dial != 1 else None,
     )
     seconds = 0.0
     starts = range(0, len(prompts), batch_size)

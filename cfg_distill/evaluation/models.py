@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from cfg_distill.evaluation.system import System
 from cfg_distill.files import write_text
 
 if TYPE_CHECKING:
+    from cfg_distill.evaluation.points import Point
     from cfg_distill.evaluation.requests import EvaluateRequest
     from cfg_distill.generators import Predictor
     from cfg_distill.metrics.base import SampleMetric
@@ -61,33 +61,31 @@ def evaluate_request(request: EvaluateRequest) -> str:
     for metric in request.plan.metrics.values():
         metric.to(device()).load()  # moved first: loading may embed a folder of sound, on the metric's device
     console = Console(stderr=True)
-    points = list(product(request.models, request.temperature, request.guidance))
     systems: list[System] = []
     predictor: Predictor | None = None
-    for number, (model, temperature, scale) in enumerate(
-        track(points, "evaluating", console=console, disable=not console.is_terminal), start=1
+    for number, point in enumerate(
+        track(request.points, "evaluating", console=console, disable=not console.is_terminal), start=1
     ):
-        if number == 1 or model != points[number - 2][0]:
+        before = request.points[number - 2] if number > 1 else None
+        if before is None or (point.model, point.dial) != (before.model, before.dial):
             predictor = None  # the next model gets the memory of the last one
-            longest = request.plan.lengths[model]
-            predictor = annealed(
-                open_generator(model, dtype=request.dtype).load().to(device()), request.anneal, longest
-            )
+            generator = open_generator(point.model, point.dial, dtype=request.dtype).load().to(device())
+            predictor = annealed(generator, request.anneal, request.plan.lengths[point.model])
+            del generator
         assert predictor is not None
-        systems.append(_point(request, number, predictor, model, temperature, scale))
+        systems.append(_system(request, number, predictor, point))
     folder = None if request.out is None else Path(request.out)
     return write_front(folder, systems, _headline(request.plan.metrics))
 
 
-def _point(
-    request: EvaluateRequest, number: int, predictor: Predictor, model: str, temperature: float, scale: float
-) -> System:
+def _system(request: EvaluateRequest, number: int, predictor: Predictor, point: Point) -> System:
     """One system, its file, and some samples of it."""
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.written import Writer
     from cfg_distill.generators import Guidance
 
     plan, folder = request.plan, None if request.out is None else Path(request.out)
+    model = point.model
     stem = f"{number:02} {Path(model).name}"
     writer = None
     if folder is not None and request.written:
@@ -98,17 +96,13 @@ def _point(
     system = evaluate(
         predictor,
         plan.prompts,
-        plan.sampling(model, temperature),
-        Guidance(scale),
+        plan.sampling(model, point.temperature),
+        Guidance(point.guidance),
         plan.metrics,
         seeds=request.seeds,
         batch_size=request.batch_size,
-        name=_name(
-            _short(request.models)[model],
-            temperature if len(request.temperature) > 1 else None,
-            scale if len(request.guidance) > 1 else None,
-        ),
-        kind="guidance" if scale != 1 else "model",
+        name=_name(point, request.points),
+        kind="guidance" if point.guidance != 1 else "model",
         listen=writer,
     )
     system.anneal = None if request.anneal is None else asdict(request.anneal)
@@ -125,13 +119,15 @@ def _short(models: Sequence[str]) -> dict[str, str]:
     return last if len(set(last.values())) == len(last) else {model: model for model in models}
 
 
-def _name(model: str, temperature: float | None, scale: float | None) -> str:
+def _name(point: Point, among: Sequence[Point]) -> str:
     """The name of a system: its model, and the settings that tell it from the others."""
-    parts = [model.rstrip("/")]
-    if scale not in (None, 1.0):
-        parts.append(f"guidance {scale:g}")
-    if temperature is not None:
-        parts.append(f"T {temperature:g}")
+    parts = [_short([each.model for each in among])[point.model].rstrip("/")]
+    if point.guidance != 1 and len({each.guidance for each in among}) > 1:
+        parts.append(f"guidance {point.guidance:g}")
+    if point.dial is not None:
+        parts.append(f"dial {point.dial:g}")
+    if len({each.temperature for each in among}) > 1:
+        parts.append(f"T {point.temperature:g}")
     return ", ".join(parts)
 
 

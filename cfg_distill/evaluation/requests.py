@@ -6,20 +6,27 @@ values. Their problems name their own fields, which a command renders as its opt
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 
 from cfg_distill.audio import AudioForm, problems_of_audio_extra
 from cfg_distill.data import problem_of_text, read_prompts
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
 from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
+from cfg_distill.evaluation.points import Point, points_of
+from cfg_distill.evaluation.refusals import (
+    at_key,
+    problems_of_folder_to_write,
+    problems_of_model,
+    problems_of_sampling,
+    problems_of_scales,
+)
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
-from cfg_distill.files import problems_of_place
+from cfg_distill.folders import is_adapter
+from cfg_distill.folders.dials import problems_of_dial, remarks_on_dial
 from cfg_distill.folders.history import remarks_on_guiding
 from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike, open_generator
 from cfg_distill.generators.length import asked_length
@@ -48,6 +55,8 @@ class GenerateRequest:
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens whose probabilities first reach p; 1 keeps all.
         guidance: its scale; 1 is none.
+        dial: what the change of an adapter is multiplied by; of one that was trained with a dial, 0 is no guidance and 1 all of
+            it. None for the adapter as it is.
         negative: the negative prompt, under guidance.
         negative_system: the system message of the negative branch, under guidance.
         seed: of sampling.
@@ -81,6 +90,7 @@ class GenerateRequest:
     trust: Sequence[str] = ()
     audio: AudioForm = "wav"
     anneal: Anneal | None = None
+    dial: float | None = None
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """Everything that is wrong with the request; no weights are loaded."""
@@ -130,7 +140,7 @@ class _Samples:
         self.request = request
         self.remarks: list[Problem] = []
         self.renderer = Renderer()
-        self.generator = open_generator(request.model, dtype=request.dtype)
+        self.generator = open_generator(request.model, request.dial, dtype=request.dtype)
         self.guidance = Guidance(request.guidance, request.negative, negative_system=request.negative_system)
         named = {} if request.melody is None else {"melody": request.melody}
         named |= {name: text for name, _, text in (each.partition("=") for each in request.conditions)}
@@ -138,7 +148,8 @@ class _Samples:
         self.problems = [Problem("conditions", f"expected NAME=TEXT, but got {each!r}.") for each in request.conditions
                          if not all(each.partition("="))]  # fmt: skip
         self.problems += [Problem("prompts", said) for said in map(problem_of_text, request.prompts) if said]
-        self.problems += _of_model(self.generator, "model")
+        self.problems += problems_of_model(self.generator, "model")
+        self.problems += problems_of_dial(request.model, request.dial, is_adapter(request.model))
         readable = not self.problems
         length = self._length() if readable else request.max_new_tokens
         self.sampling = Sampling(
@@ -146,13 +157,14 @@ class _Samples:
         )
         self._check_numbers(self.generator.longest_sample if readable else None)
         self.remarks += remarks_on_guiding([request.model], [request.guidance])
+        self.remarks += remarks_on_dial(request.model, request.dial)
         self.folder = request.out
         if readable:
             self._check_model()
         if self.folder is not None:
-            self.problems += _of_folder(self.folder, request.overwrite, any_file=True)
+            self.problems += problems_of_folder_to_write(self.folder, request.overwrite, any_file=True)
         if request.audio != "wav":
-            self.problems += _at("audio", problems_of_audio_extra())
+            self.problems += at_key("audio", problems_of_audio_extra())
         if not self.problems:
             self._check_lengths(length)
 
@@ -163,7 +175,9 @@ class _Samples:
 
     def _check_numbers(self, longest: int | None) -> None:
         request = self.request
-        self.problems += _of_scales([request.guidance], "@.negative") + _of_sampling(self.sampling, longest)
+        self.problems += problems_of_scales([request.guidance], "@.negative") + problems_of_sampling(
+            self.sampling, longest
+        )
         given = {"negative": request.negative, "negative_system": request.negative_system}
         for name in [name for name, text in given.items() if text is not None and not self.guidance.active]:
             self.problems.append(Problem(name, "has no effect without guidance. Set `@.guidance` above 1."))
@@ -183,8 +197,8 @@ class _Samples:
             self.renderer, remarks = renderer_of(request.model, request.trust)
             self.remarks += remarks
         except ConfigError as error:
-            self.problems += _at("model", error.problems)
-        self.problems += _at("prompts", self.renderer.problems_of_prompts(request.prompts))
+            self.problems += at_key("model", error.problems)
+        self.problems += at_key("prompts", self.renderer.problems_of_prompts(request.prompts))
 
     def _check_lengths(self, length: int | None) -> None:
         if length is None:
@@ -202,7 +216,8 @@ class EvaluateRequest:
     """Points of a front: each model at each temperature and guidance scale.
 
     Args:
-        models: model folders, adapter folders, hub names or ``tunes:base``.
+        models: model folders, adapter folders, hub names or ``tunes:base``. ``tunes:base@2`` is guided by 2, whatever
+            ``guidance`` says of the others.
         prompts: a file of prompts: text (a prompt per line), JSON lines or CSV.
         out: a folder for front.json, front.png, table.txt, the values per prompt and some samples; None only prints.
         samples: samples per prompt and seed.
@@ -210,6 +225,7 @@ class EvaluateRequest:
         max_new_tokens: the longest sample; None for 128 tokens of text, or ``seconds`` of sound.
         temperature: sampling temperatures.
         guidance: scales of guidance; 1 is none.
+        dial: settings of the dial, for every adapter folder among the models; none for all of the adapter.
         metrics: a YAML file, name -> class_path and init_args; None takes the metrics that the models' folders name, or
             chooses by the kind of model.
         batch_size: prompts at once.
@@ -241,6 +257,12 @@ class EvaluateRequest:
     trust: Sequence[str] = ()
     audio: AudioForm = "flac"
     anneal: Anneal | None = None
+    dial: Sequence[float] = ()
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """What is evaluated, model by model."""
+        return points_of(self.models, self.temperature, self.guidance, self.dial)
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """Everything that is wrong with the request; no weights are loaded."""
@@ -286,31 +308,44 @@ class Points:
             self._check_lengths(generators)
         self._choose_metrics(list(generators.values()))
         self.problems = list(dict.fromkeys(self.problems))
-        self.remarks += remarks_on_guiding(self.request.models, self.request.guidance)
+        for point in self.request.points:
+            self.remarks += remarks_on_guiding([point.model], [point.guidance]) + remarks_on_dial(
+                point.model, point.dial
+            )
         self.remarks = list(dict.fromkeys(self.remarks))
+
+    @property
+    def _models(self) -> list[str]:
+        """The models, each once."""
+        return list(dict.fromkeys(point.model for point in self.request.points))
 
     def _check_numbers(self) -> None:
         request = self.request
         if request.out is not None:
-            self.problems += _of_folder(Path(request.out), request.overwrite)
+            self.problems += problems_of_folder_to_write(Path(request.out), request.overwrite)
         if not request.seeds or len(set(request.seeds)) < len(request.seeds):
             self.problems.append(
                 Problem("seeds", f"expected one or more different numbers, but got {list(request.seeds)}.")
             )
         if request.batch_size < 1:
             self.problems.append(Problem("batch_size", f"expected at least 1, but got {request.batch_size}."))
-        self.problems += _of_scales(request.guidance)
+        self.problems += problems_of_scales(request.guidance)
+        for point in request.points:
+            self.problems += problems_of_dial(point.model, point.dial, adapter=True)
+        if request.dial and all(point.dial is None for point in request.points):
+            text = "expected an adapter among the models, whose change is scaled, but all are whole. Leave it out."
+            self.problems.append(Problem("dial", text))
 
     def _read_prompts(self) -> None:
         try:
             self.prompts = read_prompts(self.request.prompts)
         except ConfigError as error:
-            self.problems += _at("prompts", error.problems)
+            self.problems += at_key("prompts", error.problems)
 
     def _open(self) -> dict[str, Generator]:
         """The models, not loaded; none when one of them cannot be."""
-        opened = {model: open_generator(model, dtype=self.request.dtype) for model in self.request.models}
-        wrong = [problem for generator in opened.values() for problem in _of_model(generator, "models")]
+        opened = {model: open_generator(model, dtype=self.request.dtype) for model in self._models}
+        wrong = [problem for generator in opened.values() for problem in problems_of_model(generator, "models")]
         if not wrong and len({generator.sample_rate is None for generator in opened.values()}) > 1:
             wrong = [
                 Problem("models", "expected models of text, or models of sound, but got both. Evaluate them apart.")
@@ -326,14 +361,15 @@ class Points:
             self.lengths[model] = TOKENS if length is None else length
             self.problems += problems_of_anneal(request.anneal, generator)
             for temperature in request.temperature:
-                self.problems += _of_sampling(self.sampling(model, temperature), generator.longest_sample)
+                self.problems += problems_of_sampling(self.sampling(model, temperature), generator.longest_sample)
             try:
                 self.renderers[model], remarks = renderer_of(model, request.trust)
                 self.remarks += remarks
             except ConfigError as error:
-                self.problems += _at("models", error.problems)
-        for (model, generator), scale in product(generators.items(), request.guidance) if not self.problems else ():
-            found = problems_of_lengths(generator, self.prompts, self.sampling(model), Guidance(scale))
+                self.problems += at_key("models", error.problems)
+        guided = dict.fromkeys((point.model, point.guidance) for point in request.points)
+        for model, scale in guided if not self.problems else ():
+            found = problems_of_lengths(generators[model], self.prompts, self.sampling(model), Guidance(scale))
             self.problems += [replace(each, text=f"model `{model}`: {each.text}") for each in found]
 
     def _choose_metrics(self, generators: Sequence[Generator]) -> None:
@@ -346,62 +382,12 @@ class Points:
                 self.remarks += remarks
                 self.metrics = metrics_of(specs, context)
         except ConfigError as error:
-            self.problems += _at("metrics", error.problems)
+            self.problems += at_key("metrics", error.problems)
         self.problems += problems_of_group(self.metrics, context)
         texts = [str(prompt) for prompt in self.prompts]
         for metric in self.metrics.values():
-            self.problems += _at("prompts", metric.problems_of_prompts(texts))
+            self.problems += at_key("prompts", metric.problems_of_prompts(texts))
 
     def sampling(self, model: str, temperature: float = 1.0) -> Sampling:
         """How a model is sampled."""
         return Sampling(self.request.samples, self.lengths[model], temperature)
-
-
-# Problems, named by the fields of a request
-
-
-def _at(key: str, found: Iterable[Problem]) -> list[Problem]:
-    """Problems of one field, whatever part of it they name."""
-    return [Problem(key, str(problem)) for problem in found]
-
-
-def _of_model(generator: Generator, key: str) -> list[Problem]:
-    """Problems of a model. Its path is the field ``key``; its dtype is the field of the same name."""
-    try:
-        found = problems_of(generator)
-    except ConfigError as error:  # a tokenizer that cannot be read, for one
-        found = error.problems
-    return [replace(each, key=key, prefix="") if each.path in ("path", "") else each for each in found]
-
-
-def _of_folder(out: Path, overwrite: bool, any_file: bool = False) -> list[Problem]:
-    """Why a folder may not be written to: it holds results, or, with ``any_file``, any file."""
-    if found := problems_of_place(out):
-        return found
-    if out.exists() and not out.is_dir():
-        return [Problem("out", f"expected a folder, but `{out}` is a file. Name another one.")]
-    holds = any(out.iterdir()) if any_file and out.is_dir() else (out / "front.json").exists()
-    if not holds or overwrite:
-        return []
-    return [Problem("out", f"`{out}` exists. Name another one, or pass `@.overwrite`.")]
-
-
-def _of_scales(scales: Sequence[float], negative: str | None = None) -> list[Problem]:
-    """Problems of scales of guidance. ``negative`` is the field of the negative prompt, where there is one."""
-    hint = f" To push away from a prompt, give it as `{negative}`." if negative else ""
-    return [
-        Problem("guidance", f"expected a number of at least 0 (1 is no guidance), but got {scale:g}.{hint}")
-        for scale in scales
-        if not (math.isfinite(scale) and scale >= 0)
-    ]
-
-
-def _of_sampling(sampling: Sampling, longest: int | None) -> list[Problem]:
-    """Problems of the sampling settings, whose keys are fields of the request."""
-    if math.isfinite(sampling.temperature):
-        return problems_of(sampling, Context(sampling.samples, longest))
-    wrong = Problem(
-        "temperature",
-        f"expected a finite number of at least 0, but got {sampling.temperature}. Use 1 for the model's own.",
-    )
-    return [wrong, *_of_sampling(replace(sampling, temperature=1.0), longest)]

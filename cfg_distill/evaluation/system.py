@@ -46,6 +46,7 @@ class System:
         prompt: the template that the prompts were put into; None for the prompts as they are.
         anneal: the fields of :class:`~cfg_distill.evaluation.anneal.Anneal` where samples began by a start model; else None.
         conditioner: class_path and init_args of what gave each sample a label; None for none.
+        dial: what the change of an adapter was multiplied by; None for all of it, and for a whole model.
     """
 
     name: str
@@ -69,6 +70,7 @@ class System:
     prompt: str | None = None
     anneal: dict[str, Any] | None = None
     conditioner: dict[str, Any] | None = None
+    dial: float | None = None
 
     def runs(self, metric: str) -> np.ndarray:
         """The values by training seed, prompt and sampling seed, ``[R, P, S]``; R is 1 for a system that was not trained."""
@@ -124,6 +126,7 @@ class System:
             "prompt": self.prompt,
             "anneal": self.anneal,
             "conditioner": self.conditioner,
+            "dial": self.dial,
             "model": self.model,
             "knob": self.knob,
         }

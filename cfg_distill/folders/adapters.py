@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -58,6 +58,10 @@ class Factors(NamedTuple):
     def delta_shape(self) -> tuple[int, int]:
         return len(self.b_OR), self.a_RI.shape[1]
 
+    def times(self, share: float) -> Factors:
+        """The change times a number; the factors stay."""
+        return self._replace(scale=share * self.scale)
+
     def delta_OI(self) -> Tensor:
         """The change itself, in float32 or wider."""
         wide = torch.promote_types(self.a_RI.dtype, torch.float32)
@@ -66,6 +70,40 @@ class Factors(NamedTuple):
 
 Adapter = dict[str, Factors]
 """Layer -> its change."""
+
+
+def concatenated(terms: Sequence[tuple[float, Factors]]) -> Factors:
+    """The sum of changes, each times its coefficient, as one change of the sum of their ranks.
+
+    Computed in float32 or wider, returned in the widest dtype. A single change keeps its scale and, at coefficient 1, its
+    bits.
+    """
+    (first, only), *others = terms
+    if not others and first == 1:
+        return only
+    dtype = terms[0][1].a_RI.dtype
+    for _, factors in others:
+        dtype = torch.promote_types(dtype, factors.a_RI.dtype)
+    wide = torch.promote_types(dtype, torch.float32)
+    scale = 1.0 if others else only.scale
+    a_RI = torch.cat([factors.a_RI.to(wide) for _, factors in terms])
+    b_OR = torch.cat([factors.b_OR.to(wide) * (share * factors.scale / scale) for share, factors in terms], dim=1)
+    return Factors(a_RI.to(dtype), b_OR.to(dtype), scale)
+
+
+def difference(one: Adapter, other: Adapter) -> Adapter:
+    """The change that turns the second adapter into the first: layer by layer, of the sum of their ranks.
+
+    Example:
+        >>> one, other = (Factors(torch.eye(2)[:1], torch.ones(2, 1), scale) for scale in (3.0, 1.0))
+        >>> difference({"x": one}, {"x": other})["x"].delta_OI()
+        tensor([[2., 0.],
+                [2., 0.]])
+    """
+    return {
+        layer: concatenated([(share, each[layer]) for share, each in ((1.0, one), (-1.0, other)) if layer in each])
+        for layer in sorted(one.keys() | other.keys())
+    }
 
 
 class AdapterFolder:

@@ -14,7 +14,7 @@ import yaml
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.files import CARD_KEY, read_json, strangers
-from cfg_distill.folders.history import CARD, History, history_of, source_or_none, terms_of
+from cfg_distill.folders.history import CARD, DISTILLED, History, history_of, source_or_none, terms_of
 from cfg_distill.folders.names import ADAPTER_CONFIG, base_of, is_adapter
 from cfg_distill.folders.profile import HISTORY, PROFILE
 
@@ -101,7 +101,7 @@ def _head(folder: Path, history: History) -> dict[str, Any]:
         **({"pipeline_tag": pipeline} if pipeline else {}),
         "tags": [
             "cfg-distill",
-            *(["classifier-free-guidance", "distillation"] if history.distilled else []),
+            *(sorted(DISTILLED - {"cfg-distill"}) if history.distilled else []),
             *(["lora"] if adapter else []),
             *(["merge"] if history.method else []),
         ],
@@ -122,19 +122,42 @@ def _pipeline(folder: Path) -> str:
 
 def _about(folder: Path, history: History) -> str:
     kind = "A LoRA adapter" if is_adapter(folder) else "A model"
-    if not history.distilled:
+    if not history.distilled and history.method:
         return f"{kind} merged by cfg-distill."
+    kind, base = f"{kind} distilled by cfg-distill", history.base
+    if history.relative_to:
+        other = f"`{history.relative_to}`"
+        return (
+            f"{kind}: the difference between a student and {other}. Use both on one base. With this one at scale 0 the model is"
+            f" {other}, at scale 1 it is the student, and between 0 and 1 a merge of the two."
+        )
+    context = ", with a system message that this model was not shown" if history.teacher_system else ""
+    if not history.distilled:
+        return f"{kind}, trained to sample as {base} does{context}. It carries no guidance."
+    if history.dialled and is_adapter(folder):
+        return (
+            f"{kind}, with a dial: its scale is the scale of guidance. At scale s, from 0 to 1, the model samples, with one"
+            f" forward pass per token, as {base} does under classifier-free guidance of scale {_gamma_of_dial(history)}"
+            f"{context}."
+        )
     scale = "" if history.guidance is None else f" of scale {history.guidance:g}"
-    guided = f"trained to sample, with one forward pass per token, as {history.base} does under classifier-free guidance{scale}"
-    return f"{kind} distilled by cfg-distill, {guided}. " + (
-        "It is a merge of the students below." if history.method else "No guidance is needed at inference."
+    return (
+        f"{kind}, trained to sample, with one forward pass per token, as {base} does under classifier-free guidance{scale}"
+        f"{context}. {'It is a merge of the students below.' if history.method else 'No guidance is needed at inference.'}"
     )
+
+
+def _gamma_of_dial(history: History) -> str:
+    return "1 + s (gamma - 1)" if history.guidance is None else f"1 + {history.guidance - 1:g} s"
 
 
 def _rows(history: History) -> list[tuple[str, str]]:
     rows = [("base", history.base + (f" ({history.hub})" if history.hub not in ("", history.base) else ""))]
     if history.distilled and history.guidance is not None:
-        rows.append(("guidance of the teacher (gamma)", f"{history.guidance:g}"))
+        dial = ", which is the adapter's at scale 1 (gamma_max of its dial)" if history.dialled else ""
+        rows.append(("guidance of the teacher (gamma)", f"{history.guidance:g}{dial}"))
+    if history.teacher_system:
+        rows.append(("system message of the teacher", history.teacher_system))
     if history.losses:
         rows.append(("losses", _losses(history.losses)))
     if history.method:
@@ -144,6 +167,8 @@ def _rows(history: History) -> list[tuple[str, str]]:
     if history.knob is not None:
         first, second = history.parents
         rows.append(("knob", f"{history.knob:g} (0 is {first}, 1 is {second})"))
+    if history.relative_to:
+        rows.append(("less", history.relative_to))
     if history.start:
         rows.append(("began from", history.start))
     if history.recipe:

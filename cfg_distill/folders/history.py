@@ -33,6 +33,10 @@ Read in the projects' own repositories: facebookresearch/audiocraft, model_cards
 released under CC-BY-NC 4.0"); nari-labs/dia, README.md ("licensed under the Apache License 2.0").
 """
 _FREE = ("apache", "mit", "bsd")
+MEANS = ("lerp", "weighted", "soup", "ema")
+"""Methods whose weights sum to 1, of the models alone: the mean of adapters with a dial has the dial, too."""
+DISTILLED = {"cfg-distill", "classifier-free-guidance", "distillation"}
+"""Tags of a model card that say that the model carries guidance."""
 _HEAD = re.compile(r"\A---\n(.*?)^---$", re.MULTILINE | re.DOTALL)
 
 
@@ -55,6 +59,9 @@ class History:
         method: of a merge; empty for an export.
         shares: of a merge: its weights.
         parents: of a merge: name -> history of each model.
+        dialled: whether the scale of the adapter is a dial for guidance: none at 0, ``guidance`` at 1.
+        teacher_system: the system message that the teacher read, and the student did not; empty without one.
+        relative_to: the student that an adapter is the difference to; empty where it is no difference.
         measured: the point of a study's front: quality and diversity, each metric -> mean, low, high; empty without.
         versions: of the packages that wrote the folder.
     """
@@ -73,13 +80,16 @@ class History:
     method: str = ""
     shares: Sequence[float] = field(default_factory=list)
     parents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    dialled: bool = False
+    teacher_system: str = ""
+    relative_to: str = ""
     measured: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def knob(self) -> float | None:
         """The place of a merge of two models on the line between them; None for anything else."""
-        if len(self.parents) != 2 or len(self.shares) != 2:
+        if self.method == "sum" or len(self.parents) != 2 or len(self.shares) != 2:
             return None
         return self.shares[1] / (sum(self.shares) or 1.0)
 
@@ -111,15 +121,18 @@ def of_base(path: str) -> History:
     )
 
 
-def of_student(base: str, card: Mapping[str, Any], checkpoint: Path, step: int | None, weights: str) -> History:
+def of_student(
+    base: str, card: Mapping[str, Any], checkpoint: Path, step: int | None, weights: str, relative_to: str = ""
+) -> History:
     """The history of an export.
 
     Args:
         base: the start model.
-        card: what the checkpoint says of guidance, losses and start.
+        card: what the checkpoint says of guidance, dial, losses and start.
         checkpoint: the file, in the folder of its run.
         step: optimiser steps.
         weights: ``raw`` or ``ema``.
+        relative_to: the folder of the student that the export is the difference to; empty for none.
     """
     start = str(card.get("start") or "")
     return replace(
@@ -128,6 +141,10 @@ def of_student(base: str, card: Mapping[str, Any], checkpoint: Path, step: int |
         losses=card.get("losses") or {},
         start=shown(start) if start else "",
         recipe=_recipe_of(checkpoint),
+        distilled=card.get("guidance") != 1,
+        dialled=bool(card.get("dialled")),
+        teacher_system=str(card.get("teacher_system") or ""),
+        relative_to=shown(relative_to) if relative_to else "",
         step=step,
         weights=weights,
     )
@@ -158,9 +175,11 @@ def of_merge(
     if first is None:
         first = replace(of_base(base or str(next(iter(models.values())))), distilled=False)
     guidance = {each.guidance for each in known.values() if each is not None}
+    dialled = method in MEANS and all(each is not None and each.dialled for each in known.values())
     parents = {name: {} if each is None else asdict(replace(each, parents={})) for name, each in known.items()}
     return replace(
         History(first.base, first.hub, first.licence, first.base_is_on_hub, first.distilled),
+        dialled=dialled and len(guidance) == 1,
         guidance=guidance.pop() if len(guidance) == 1 else None,
         method=method,
         shares=list(shares),
@@ -199,15 +218,42 @@ def terms_of(licence: str) -> str:
 
 
 def remarks_on_guiding(models: Sequence[str], scales: Sequence[float]) -> list[Problem]:
-    """A remark, under the key ``guidance``, on each student that is to be guided again."""
-    known = {model: history_of(model) for model in models} if any(scale != 1 for scale in scales) else {}
+    """A remark, under the key ``guidance``, on each student that is to be guided again. Nothing is downloaded."""
+    known = {model: _distillation_of(model) for model in models} if any(scale != 1 for scale in scales) else {}
     found = []
     for model, made in known.items():
-        if made is not None and made.distilled:
+        if made is not None:
             scale = "" if made.guidance is None else f" {made.guidance:g}"
             text = f"`{model}` was distilled and already carries guidance{scale}. Guided again, it overshoots."
             found.append(Problem("guidance", f"{text} Leave this at 1 for it."))
     return found
+
+
+def _distillation_of(model: str) -> History | None:
+    """How a model came to carry guidance, or the base of an adapter did; None where nothing says that it does."""
+    try:
+        names = dict.fromkeys((model, base_of(model)))
+    except ConfigError:  # an adapter that names no base: its own problem
+        names = {model: None}
+    for name in names:
+        made = history_of(name) if Path(name).expanduser().exists() else _cached_history(name)
+        if made is None and {*map(str, head_of(Path(name).expanduser() / CARD).get("tags") or ())} >= DISTILLED:
+            made = History("")  # of a copy without `cfg_distill.json`
+        if made is not None and made.distilled:
+            return made
+    return None
+
+
+def _cached_history(name: str) -> History | None:
+    """That of a hub name whose files are on this machine already."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.utils import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(name, PROFILE)
+    except HFValidationError:  # no hub name: `tunes:base`
+        return None
+    return history_of(Path(cached).parent) if isinstance(cached, str) else None
 
 
 def shown(path: str | Path) -> str:

@@ -100,6 +100,8 @@ class Generator(AcceptsScored, nn.Module, ABC):
         takes_system: whether prompts may have a system message, as the condition ``system``; known before weights are loaded.
         shortest_prompt: positions of :attr:`max_positions` that the shortest prompt takes; 0 where prompts take none.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
+        dial: what the change of an adapter, named by :attr:`path`, is multiplied by when it is loaded. Of one that was trained
+            with a dial, 0 is no guidance and 1 all of it.
         adapter_prefix: the prefix of :attr:`model`'s parameters in the full checkpoint that an adapter folder refers to
             (``decoder.``); empty if :attr:`model` is all of it.
     """
@@ -108,6 +110,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
     path: str
     dtype: DTypeName = "float32"
     lora: LoRA | None = None
+    dial: float = 1.0
     adapter_prefix: str = ""
     delays: tuple[int, ...] = (0,)
     end_tokens: tuple[int, ...] = ()

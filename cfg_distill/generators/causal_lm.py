@@ -172,7 +172,7 @@ class CausalLM(Generator):
     def _load_model(self, path: str) -> Any:
         model = network_of(AutoModelForCausalLM, base_of(path), _KIND, dtype=DTYPES[self.dtype])
         if is_adapter(path):
-            add_adapter(model, read_adapter(path), path)
+            add_adapter(model, read_adapter(path, dial=self.dial), path)
         return model
 
     def save(self, folder: str | Path) -> None:

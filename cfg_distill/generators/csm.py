@@ -173,7 +173,7 @@ class CSM(Generator):
     def _load_whole(self, path: str) -> Any:
         whole = network_of(CsmForConditionalGeneration, base_of(path), _KIND, dtype=torch.float32)
         if is_adapter(path):
-            add_adapter(whole, read_adapter(path), path)
+            add_adapter(whole, read_adapter(path, dial=self.dial), path)
         return whole
 
     def load_weights(self, folder: str) -> None:

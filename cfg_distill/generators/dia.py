@@ -172,7 +172,7 @@ class Dia(Generator):
     def _load_model(self, path: str) -> Any:
         model = network_of(DiaForConditionalGeneration, base_of(path), _KIND, dtype=DTYPES[self.dtype])
         if is_adapter(path):
-            add_adapter(model, read_adapter(path), path)
+            add_adapter(model, read_adapter(path, dial=self.dial), path)
         return model
 
     def load_weights(self, folder: str) -> None:

@@ -30,17 +30,19 @@ HUB: dict[str, Any] = {"ACE-Step/acestep-5Hz-lm-": AceStep, "m-a-p/YuE-s1-": YuE
 """The same, by the beginnings of hub names."""
 
 
-def open_generator(path: str, **settings: Any) -> Generator:
+def open_generator(path: str, dial: float | None = None, **settings: Any) -> Generator:
     """A generator over a model folder, an adapter folder or a hub name. No weights are loaded.
 
     A path without a readable config becomes a :class:`CausalLM`, whose ``problems()`` report why.
 
     Args:
         path: the folder or hub name.
+        dial: what the change of an adapter folder is multiplied by; None for all of it.
         settings: further arguments of the generator.
     """
-    kind = _named(path) or GENERATORS.get(model_type(path), CausalLM)
-    return kind(path, **settings)
+    generator: Generator = (_named(path) or GENERATORS.get(model_type(path), CausalLM))(path, **settings)
+    generator.dial = 1.0 if dial is None else dial
+    return generator
 
 
 def _named(path: str) -> Any:

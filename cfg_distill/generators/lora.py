@@ -267,6 +267,20 @@ def fill(model: nn.Module, adapter: Mapping[str, Factors], path: str) -> None:
 
 
 @contextmanager
+def adapter_scaled(model: nn.Module, scale: float) -> Iterator[None]:
+    """Multiply the change of a model's adapter by a number until the context ends: W + scale s B A, with s = alpha / R."""
+    layers = lora_layers(model).values()
+    kept = [layer.scaling[NAME] for layer in layers]
+    try:
+        for layer, own in zip(layers, kept, strict=True):
+            layer.scaling[NAME] = scale * own
+        yield
+    finally:
+        for layer, own in zip(layers, kept, strict=True):
+            layer.scaling[NAME] = own
+
+
+@contextmanager
 def standing_in(model: nn.Module, adapter: Mapping[str, Factors]) -> Iterator[None]:
     """Put another adapter of the same layers, of any rank, into a model until the context ends; then restore its own."""
     layers = lora_layers(model)
@@ -329,8 +343,13 @@ def _targets(model: nn.Module, chosen: list[str]) -> list[str]:
     return sorted(ends) if selected == set(chosen) else chosen
 
 
-def read_adapter(path: str, prefix: str = "") -> Adapter:
+def read_adapter(path: str, prefix: str = "", dial: float = 1.0) -> Adapter:
     """The adapter of a folder, for a model or, by the prefix, for a part of it.
+
+    Args:
+        path: the folder.
+        prefix: of the layers of the part in the whole model.
+        dial: what the change is multiplied by.
 
     Raises:
         ConfigError: the folder is broken, or its adapter changes other parts.
@@ -344,4 +363,4 @@ def read_adapter(path: str, prefix: str = "") -> Adapter:
             f"Adapter `{path}`: expected numbers, but its factors hold NaN or infinity: {'; '.join(broken[:8])}. Take an"
             " earlier checkpoint of it, or copy it again."
         )
-    return {layer.removeprefix(prefix): factors for layer, factors in adapter.items()}
+    return {layer.removeprefix(prefix): factors.times(dial) for layer, factors in adapter.items()}

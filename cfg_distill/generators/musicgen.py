@@ -208,7 +208,7 @@ class MusicGen(Generator):
             raise ConfigError(f"Model `{path}`: expected model_type {self.config.model_type}, but got {found}.")
         whole = network_of(MODELS[found], base, _KIND, dtype=torch.float32)
         if is_adapter(path):
-            add_adapter(whole.decoder, read_adapter(path, _DECODER), path)
+            add_adapter(whole.decoder, read_adapter(path, _DECODER, self.dial), path)
         return whole
 
     def save(self, folder: str | Path) -> None:

@@ -20,7 +20,15 @@ from torch import Tensor
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.folders import ADAPTER_WEIGHTS, is_adapter, sha256, whole_path
-from cfg_distill.folders.adapters import Adapter, AdapterFolder, Factors, config_of, tensors_of, write_config
+from cfg_distill.folders.adapters import (
+    Adapter,
+    AdapterFolder,
+    Factors,
+    concatenated,
+    config_of,
+    tensors_of,
+    write_config,
+)
 from cfg_distill.merging.arithmetic import finite, listed
 from cfg_distill.merging.coefficients import InnerProducts, coefficients
 from cfg_distill.merging.methods import METHODS, problems_of_merge
@@ -60,25 +68,6 @@ def merge_adapters(
 
 def _needs_start(method: str) -> bool:
     return method in METHODS and METHODS[method].start
-
-
-def concatenated(terms: Sequence[tuple[float, Factors]]) -> Factors:
-    """The sum of changes, each times its coefficient, as one change of the sum of their ranks.
-
-    Computed in float32 or wider, returned in the widest dtype. A single change keeps its scale and, at coefficient 1, its
-    bits.
-    """
-    (first, only), *others = terms
-    if not others and first == 1:
-        return only
-    dtype = terms[0][1].a_RI.dtype
-    for _, factors in others:
-        dtype = torch.promote_types(dtype, factors.a_RI.dtype)
-    wide = torch.promote_types(dtype, torch.float32)
-    scale = 1.0 if others else only.scale
-    a_RI = torch.cat([factors.a_RI.to(wide) for _, factors in terms])
-    b_OR = torch.cat([factors.b_OR.to(wide) * (share * factors.scale / scale) for share, factors in terms], dim=1)
-    return Factors(a_RI.to(dtype), b_OR.to(dtype), scale)
 
 
 def inner(one: Factors, other: Factors) -> float:

@@ -157,10 +157,21 @@ def tensor_function(method: str, weights: Sequence[float], number: int) -> Compu
     """The formula of a method for one tensor of each model, the start model first where the method has one."""
     if method == "slerp":
         return lambda tensors: _on_arc(tuple(tensors), weights)
+    if method == "sum":
+        return partial(_summed, weights=weights)
     _, *shares = coefficients(method, weights, number)
     if method in ("lerp", "liti"):
         return lambda tensors: torch.lerp(*tensors, shares[-1])  # type: ignore[call-overload]
     return partial(_averaged, shares=shares, of_past=method == "ema")
+
+
+def _summed(tensors: Iterable[Tensor], weights: Sequence[float]) -> Tensor:
+    r""":math:`\theta_0 + \sum_i w_i\,(\theta_i - \theta_0)`: a tensor that is equal in all models stays so to the last bit."""
+    start, *models = tensors
+    total = start
+    for tensor, weight in zip(models, weights, strict=True):
+        total = total + weight * (tensor - start)
+    return total
 
 
 def _averaged(tensors: Iterable[Tensor], shares: Sequence[float], of_past: bool) -> Tensor:

@@ -43,6 +43,7 @@ def coefficients(
     liti     :math:`c_0 = 1 - e,\ e`
     soup     :math:`1 / n` each
     weighted the weights
+    sum      :math:`1 - \sum_i w_i`, then the weights :math:`w_i`: dials of several adapters on one base
     ema      :math:`m^{n-1}`, then :math:`(1 - m)\,m^{n-i}` for model i = 2, ..., n, with m the decay
     ======== ============================================================================================
 
@@ -61,6 +62,8 @@ def coefficients(
         return _of_arc(weights[-1], inner_products)
     if method == "liti":
         return [1 - weights[0], weights[0]]
+    if method == "sum":
+        return [1 - math.fsum(weights), *weights]
     if method == "soup":
         return [0.0, *[1 / number] * number]
     if method == "ema":

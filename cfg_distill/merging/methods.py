@@ -17,13 +17,14 @@ class Method:
     Attributes:
         summary: what it computes, in a line.
         models: how many models it takes; None for two or more.
-        weights: ``shares``, one per model, that sum to 1; ``one``, a single number in [0, 1]; ``none``.
+        weights: ``shares``, one per model, that sum to 1; ``one``, a single number in [0, 1]; ``none``;
+            ``any``, one per model.
         start: whether it needs the model that all others were trained from.
     """
 
     summary: str
     models: int | None
-    weights: Literal["shares", "one", "none"]
+    weights: Literal["shares", "one", "none", "any"]
     start: bool = False
 
 
@@ -33,6 +34,7 @@ METHODS: dict[str, Method] = {
     "liti": Method("(1 - e) start + e A; weight e", models=1, weights="one", start=True),
     "soup": Method("uniform mean", models=None, weights="none"),
     "weighted": Method("weighted mean", models=None, weights="shares"),
+    "sum": Method("start + w (A - start) + ...; any weights, one per model", models=None, weights="any", start=True),
     "ema": Method("moving average over checkpoints, oldest first; weight: the decay", models=None, weights="one"),
 }
 
@@ -74,10 +76,14 @@ def _problems_of_weights(method: str, rule: Method, num_models: int, weights: Se
 
     if rule.weights == "none":
         return problem(f"the method {method} takes none. Leave them out, or use `weighted`.") if weights else []
-    expected = num_models if rule.weights == "shares" else 1
+    each = rule.weights in ("shares", "any")
+    expected = num_models if each else 1
     if len(weights) != expected:
-        meaning = "one per model" if rule.weights == "shares" else rule.summary
+        meaning = "one per model" if each else rule.summary
         return problem(f"expected {expected} for the method {method} ({meaning}), but got {len(weights)}.")
+    if rule.weights == "any":
+        strange = [weight for weight in weights if not math.isfinite(weight)]
+        return problem(f"expected finite numbers, but got {', '.join(map(str, strange))}.") if strange else []
     outside = [weight for weight in weights if not 0 <= weight <= 1]
     if outside:
         return problem(f"expected numbers in [0, 1], but got {', '.join(map(str, outside))}.")

@@ -193,16 +193,16 @@ def drawn_clips(
     from cfg_distill.evaluation.chosen import conditioner_of
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.renderers import renderer_of
-    from cfg_distill.generators import device, open_generator
+    from cfg_distill.generators import device
     from cfg_distill.sampling import problems_of_lengths
     from cfg_distill.study.jobs import said_by
-    from cfg_distill.study.sampled import guidance_of, sampling_of
+    from cfg_distill.study.sampled import generator_of, guidance_of, sampling_of
 
     given, configs = finished.study.evaluation, finished.study.all_systems()
     generators, problems = {}, []
     for name in systems:
         system = replace(configs[name], model=finished.model_of(name))
-        generator = open_generator(system.model, dtype=system.dtype or given.dtype)
+        generator = generator_of(given, system)
         sampling = replace(sampling_of(given, system), samples=group)
         found = problems_of(generator) or problems_of_lengths(
             generator, templated(system.prompt, prompts), sampling, guidance_of(system)

@@ -14,6 +14,7 @@ from cfg_distill.data.reading import PLACE, normalised
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
+from cfg_distill.folders.dials import problems_of_dial
 from cfg_distill.merging.methods import problems_of_merge
 from cfg_distill.study.climbing import ladder_of
 from cfg_distill.study.config import Study, unknown_name
@@ -195,6 +196,10 @@ def _problems_of_adapters(study: Study, fits: dict[str, Fit]) -> list[Problem]:
                     " `lora`, or none.",
                 )
             )
+    for key, systems in (("baselines", study.baselines), ("systems", study.systems)):
+        for name, system in systems.items():
+            scaled = kind_of(system.model) is not False
+            problems += problems_of_dial(system.model, system.dial, scaled, f"{key}.{name}.dial")
     return problems
 
 

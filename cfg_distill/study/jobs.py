@@ -13,7 +13,7 @@ from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.study.climbing import ClimbLadder, problems_of_ladder
 from cfg_distill.study.parts import Claims, Evaluation, SystemConfig
-from cfg_distill.study.sampled import guidance_of, sampling_of
+from cfg_distill.study.sampled import generator_of, guidance_of, sampling_of
 
 if TYPE_CHECKING:
     from cfg_distill.evaluation.system import Kind
@@ -223,11 +223,11 @@ class Evaluate:
         from cfg_distill.evaluation import evaluate
         from cfg_distill.evaluation.chosen import conditioner_of
         from cfg_distill.evaluation.written import Writer
-        from cfg_distill.generators import device, open_generator
+        from cfg_distill.generators import device
 
         given = self.evaluation
         metrics = loaded_metrics(given.metrics)
-        generator = open_generator(self.system.model, dtype=self.system.dtype or given.dtype).load().to(device())
+        generator = generator_of(given, self.system).load().to(device())
         writer = Writer(generator, Path(self.samples_folder), given.written, given.written_samples, audio=given.audio)
         sampling = sampling_of(given, self.system)
         system = evaluate(
@@ -271,13 +271,13 @@ class TimeSampling:
         from cfg_distill.data import read_prompts
         from cfg_distill.evaluation.timing import seconds_per_sample
         from cfg_distill.files import write_text
-        from cfg_distill.generators import device, open_generator
+        from cfg_distill.generators import device
         from cfg_distill.generators.guided import under
 
         given, found = self.evaluation, []
         prompts = read_prompts(given.sampled, given.field)
         for name, system in self.systems.items():
-            generator = open_generator(system.model, dtype=system.dtype or given.dtype).load().to(device())
+            generator = generator_of(given, system).load().to(device())
             guidance, sampling = guidance_of(system), sampling_of(given, system)
             predictor = annealed(generator, system.anneal, sampling.max_new_tokens)
             measured = seconds_per_sample(predictor, prompts, sampling, guidance, given.timing)

@@ -85,6 +85,8 @@ class SystemConfig:
         anneal: begin the samples by a start model; None for the model alone.
         conditioner: class_path and init_args of a Conditioner, for a student that was trained with one; None for none. Metrics
             see the prompts alone.
+        dial: what the change of an adapter is multiplied by; of one that was trained with a dial, 0 is no guidance and 1 all of
+            it. None for the adapter as it is.
     """
 
     model: str
@@ -99,6 +101,7 @@ class SystemConfig:
     prompt: str | None = None
     anneal: Anneal | None = None
     conditioner: dict[str, Any] | None = None
+    dial: float | None = None
 
     @property
     def models(self) -> list[str]:

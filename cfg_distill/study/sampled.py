@@ -26,6 +26,13 @@ def sampling_of(evaluation: Evaluation, system: SystemConfig) -> Any:
     )
 
 
+def generator_of(evaluation: Evaluation, system: SystemConfig) -> Any:
+    """The model of a system, not loaded."""
+    from cfg_distill.generators import open_generator
+
+    return open_generator(system.model, dial=system.dial, dtype=system.dtype or evaluation.dtype)
+
+
 def guidance_of(system: SystemConfig) -> Any:
     """The guidance of a system."""
     from cfg_distill.generators import Guidance

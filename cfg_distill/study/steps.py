@@ -210,7 +210,7 @@ def _evaluation_step(study: Study, name: str, run: Run, models: list[Made], out:
     return Step("evaluate", run.subject(name), job, [file, heard], needs, config, effort, [heard])
 
 
-NEW_OPEN = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner")
+NEW_OPEN = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner", "dial")
 """Settings of a system that version 0.1 did not have. One that is not given must not make its results look stale."""
 
 
@@ -267,12 +267,18 @@ def _timing_step(
     file = out / "speed.json"
     config = _deciding(study) | {
         "timing": given.timing,
-        "systems": {name: asdict(each) for name, each in timed.items()},
+        "systems": {name: _without_new(asdict(each)) for name, each in timed.items()},
     }
     for key in ("metrics", "samples", "seeds", "batch_size", "written", "written_samples"):
         config.pop(key)
     job = TimeSampling(timed, given, str(file))
     return [Step("time", "", job, [file], sorted(needs), config, 6.0 * len(timed), after=evaluations)]
+
+
+def _without_new(system: dict[str, Any]) -> dict[str, Any]:
+    """A system without new keys that are not set: measurements from before there were these keys are not stale."""
+    new = ("anneal", "conditioner", "dial")
+    return {key: value for key, value in system.items() if key not in new or value is not None}
 
 
 def _front_step(

@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 from cfg_distill.cli import main
 from cfg_distill.files import make_readable, strangers
 from cfg_distill.folders.card import tell_measured, write_card
-from cfg_distill.folders.history import History, history_of, of_base, shown, terms_of
+from cfg_distill.folders.history import History, history_of, of_base, remarks_on_guiding, shown, terms_of
 from cfg_distill.folders.profile import profile_of
 from cfg_distill.generators import CausalLM, LoRA
 from cfg_distill.losses import PolicyGradient, ReverseKL
@@ -144,6 +144,37 @@ def test_guiding_a_student_again_is_remarked(students: Path, tmp_path: Path, com
     assert f"Option `--guidance`: {told}" in capsys.readouterr().err
     assert main(words) == 0
     assert told not in capsys.readouterr().err
+
+
+def test_a_student_is_known_by_its_card_alone_and_under_an_adapter(base: Path, students: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(students / "whole", tmp_path / "copy")
+    (copy / "cfg_distill.json").unlink()
+    (remark,) = remarks_on_guiding([str(copy)], [1.0, 2.0])
+    assert remark.text.startswith(f"`{copy}` was distilled and already carries guidance.")
+    shutil.copytree(students / "adapter", tmp_path / "on it")
+    for name in ("cfg_distill.json", "README.md"):
+        (tmp_path / "on it" / name).unlink()
+    config = tmp_path / "on it" / "adapter_config.json"
+    for named, expected in ((students / "whole", 1), (base, 0)):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(named)}))
+        assert len(remarks_on_guiding([str(tmp_path / "on it")], [2.0])) == expected
+    assert not remarks_on_guiding([str(base), "tunes:base", "me/my-model"], [2.0])
+
+
+def test_one_model_is_guided_and_the_others_are_not(base: Path, students: Path, tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "prompts.txt").write_text("w1\n")
+    (tmp_path / "metrics.yaml").write_text("distinct: {class_path: cfg_distill.metrics.DistinctN}\n")
+    words = ["--prompts", str(tmp_path / "prompts.txt"), "--metrics", str(tmp_path / "metrics.yaml"), "--samples=2"]
+    models = [str(base), f"{base}@2", str(students / "whole"), f"{students / 'adapter'}@1.5"]
+    assert main(["evaluate", "--model", *models, *words, "--max-new-tokens=2", "--out", str(tmp_path / "out")]) == 0
+    systems = json.loads((tmp_path / "out" / "front.json").read_text())["systems"]
+    assert [each["guidance"] for each in systems] == [1, 2, 1, 1.5]
+    assert [each["name"] for each in systems] == ["my-base", "my-base, guidance 2", "whole", "adapter, guidance 1.5"]
+    err = capsys.readouterr().err
+    assert err.count("overshoots") == 1 and f"`{students / 'adapter'}` was distilled" in err
+    (tmp_path / "odd@2").mkdir()  # a folder of such a name is no guided model
+    assert main(["evaluate", "--model", str(tmp_path / "odd@2"), *words]) == 2
+    assert "odd@2` holds no config.json" in capsys.readouterr().err
 
 
 def test_what_is_known_of_start_models(base: Path, students: Path) -> None:

@@ -300,6 +300,8 @@ def test_an_adapter_of_backbone_and_depth_decoder(folders: list[str], csm: CSM, 
         assert settings.top_k == settings.depth_decoder_top_k == 0
         opened = open_generator(str(tmp_path / "adapter"))
         assert type(opened) is CSM and not opened.problems()
+        undialled = open_generator(str(tmp_path / "adapter"), dial=0.0).load()
+        torch.testing.assert_close(undialled.logits(*rows)[mask_NKT], base)
         begun = CSM(folders[0], lora=LoRA(rank=4)).load()
         begun.load_weights(str(tmp_path / "adapter"))
         with_peft = CSM(folders[0]).load()

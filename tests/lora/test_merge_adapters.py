@@ -47,6 +47,7 @@ REQUESTS = [
     ("slerp", 2, [0.0, 1.0]),
     ("liti", 1, [0.6]),
     ("liti", 1, [0.0]),  # the base itself
+    ("sum", 3, [0.7, 1.5, -0.2]),
     ("soup", 3, []),
     ("weighted", 3, [0.2, 0.5, 0.3]),
     ("ema", 3, [0.9]),
@@ -65,7 +66,7 @@ def test_the_merge_of_adapters_is_that_of_whole_models(
             "c", 3, r=2, rank_pattern={"layers.1.self_attn.q_proj": 5}, alpha_pattern={"layers.0.mlp.down_proj": 1}
         ),
     ][:number]
-    start = base_state(tiny_model) if method in ("slerp", "liti") else None
+    start = base_state(tiny_model) if method in ("slerp", "liti", "sum") else None
     expected = merge_states(method, [whole(tiny_model, model) for model in models], weights, start)
     merge_folders(models, weights, method, tmp_path / "out")
     equal(whole(tiny_model, tmp_path / "out"), expected)

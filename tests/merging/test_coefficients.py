@@ -24,6 +24,7 @@ def test_ema_is_its_recursion(number: int, decay: float) -> None:
 def test_the_methods_without_values() -> None:
     assert coefficients("lerp", [0.3, 0.7], 2) == [0.0, 0.3, 0.7]
     assert coefficients("liti", [0.25], 1) == [0.75, 0.25]
+    assert coefficients("sum", [1.5, -0.25], 2) == [-0.25, 1.5, -0.25]
     assert coefficients("soup", [], 4) == [0.0, 0.25, 0.25, 0.25, 0.25]
     assert coefficients("weighted", [0.2, 0.3, 0.5], 3) == [0.0, 0.2, 0.3, 0.5]
 

@@ -339,4 +339,4 @@ print(max(peak) - peak[0])
 def test_listing_the_methods_needs_no_torch() -> None:
     script = "import sys; from cfg_distill.merging import METHODS; assert 'torch' not in sys.modules; print(*METHODS)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["lerp", "slerp", "liti", "soup", "weighted", "ema"]
+    assert done.stdout.split() == ["lerp", "slerp", "liti", "soup", "weighted", "sum", "ema"]

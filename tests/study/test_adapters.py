@@ -99,3 +99,17 @@ def test_adapters_and_whole_models_are_told_apart_before_anything_runs(place: Pa
             f"`merges.{merge}.models`" in str(problem) and "only quality is a whole one" in str(problem)
             for problem in found
         )
+
+
+def test_a_dial_is_for_adapters(place: Path, adapted: Change, change: Change) -> None:
+    study = adapted({"systems/low": {"model": "quality", "dial": 0.5}, "systems/odd": {"model": "quality", "dial": -1}})
+    found = [str(problem) for problem in problems_of(read_study(study)) if "dial" in str(problem)]
+    assert len(found) == 1 and found[0].startswith("Key `systems.odd.dial`: expected a number of at least 0")
+    whole = change({"fits/quality/overrides": {}, "fits/diversity/overrides": {}, "baselines/base/dial": 0.5})
+    found = [str(problem) for problem in problems_of(read_study(whole)) if "dial" in str(problem)]
+    assert [each.split(":")[0] for each in found] == [
+        "Key `baselines.base.dial`",
+        "Key `systems.low.dial`",
+        "Key `systems.odd.dial`",
+        "Key `systems.odd.dial`",
+    ]

@@ -141,16 +141,18 @@ def test_a_fit_is_the_command_of_a_user_and_goes_on(steps, place):
     assert "--ckpt_path=last" in words
 
 
-def test_every_system_is_evaluated_in_its_dtype(place, change, monkeypatch):
+def test_every_system_is_evaluated_in_its_dtype_and_at_its_dial(place, change, monkeypatch):
     study = read_study(change({"evaluation/dtype": "bfloat16", "baselines/base/dtype": "float16"}))
     jobs_of = {step.subject: step.work for step in plan(study, place / "out") if step.kind == "evaluate"}
     dtypes = {name: job.system.dtype for name, job in jobs_of.items()}
     assert dtypes == dict.fromkeys(jobs_of, "bfloat16") | {"base": "float16"}
     opened = []
     monkeypatch.setattr(generators, "open_generator", lambda path, **settings: opened.append((path, settings)) or 1 / 0)
+    system = replace(jobs_of["base"].system, dial=0.5)
+    job = replace(jobs_of["base"], system=system, evaluation=replace(study.evaluation, metrics={}))
     with pytest.raises(ZeroDivisionError):
-        replace(jobs_of["base"], evaluation=replace(study.evaluation, metrics={})).run(lambda done, total: None)
-    assert opened == [("base", {"dtype": "float16"})]
+        job.run(lambda done, total: None)
+    assert opened == [("base", {"dial": 0.5, "dtype": "float16"})]
 
 
 def test_what_the_study_makes_itself_changes_no_plan(steps, place):

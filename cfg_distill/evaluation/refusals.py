@@ -1,0 +1,60 @@
+"""What is wrong with a request to finished models, by the fields of the request."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.files import problems_of_place
+from cfg_distill.generators import Generator
+from cfg_distill.sampling import Sampling
+
+
+def at_key(key: str, found: Iterable[Problem]) -> list[Problem]:
+    """Problems of one field, whatever part of it they name."""
+    return [Problem(key, str(problem)) for problem in found]
+
+
+def problems_of_model(generator: Generator, key: str) -> list[Problem]:
+    """Problems of a model. Its path is the field ``key``; its dtype is the field of the same name."""
+    try:
+        found = problems_of(generator)
+    except ConfigError as error:  # a tokenizer that cannot be read, for one
+        found = error.problems
+    return [replace(each, key=key, prefix="") if each.path in ("path", "") else each for each in found]
+
+
+def problems_of_folder_to_write(out: Path, overwrite: bool, any_file: bool = False) -> list[Problem]:
+    """Why a folder may not be written to: it holds results, or, with ``any_file``, any file."""
+    if found := problems_of_place(out):
+        return found
+    if out.exists() and not out.is_dir():
+        return [Problem("out", f"expected a folder, but `{out}` is a file. Name another one.")]
+    holds = any(out.iterdir()) if any_file and out.is_dir() else (out / "front.json").exists()
+    if not holds or overwrite:
+        return []
+    return [Problem("out", f"`{out}` exists. Name another one, or pass `@.overwrite`.")]
+
+
+def problems_of_scales(scales: Sequence[float], negative: str | None = None) -> list[Problem]:
+    """Problems of scales of guidance. ``negative`` is the field of the negative prompt, where there is one."""
+    hint = f" To push away from a prompt, give it as `{negative}`." if negative else ""
+    return [
+        Problem("guidance", f"expected a number of at least 0 (1 is no guidance), but got {scale:g}.{hint}")
+        for scale in scales
+        if not (math.isfinite(scale) and scale >= 0)
+    ]
+
+
+def problems_of_sampling(sampling: Sampling, longest: int | None) -> list[Problem]:
+    """Problems of the sampling settings, whose keys are fields of the request."""
+    if math.isfinite(sampling.temperature):
+        return problems_of(sampling, Context(sampling.samples, longest))
+    wrong = Problem(
+        "temperature",
+        f"expected a finite number of at least 0, but got {sampling.temperature}. Use 1 for the model's own.",
+    )
+    return [wrong, *problems_of_sampling(replace(sampling, temperature=1.0), longest)]
