@@ -192,7 +192,8 @@ class Runner:
 
     def run(self) -> None:
         """Run every step that is not done."""
-        if not self.study.parallel and not self._all_done():
+        idle = self._all_done() and (self.folder / "timings.json").is_file()
+        if not self.study.parallel and not idle:
             self._share_accelerator()
         finished: set[str] = set()
         running: dict[Future[None], Step] = {}
@@ -204,7 +205,8 @@ class Runner:
                     future.result()
                     finished.add(running.pop(future).label)
                 self._write_timings()
-        self._write_timings()
+        if not idle:  # else the page, which shows them, would change
+            self._write_timings()
         if self.ledger.other_code:
             self.display.say(
                 f"Note: kept {len(self.ledger.other_code)} steps that an earlier state of cfg_distill's code made;"

@@ -24,6 +24,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return script
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_the_script_runs_through_and_writes_each_phase(gpu, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = gpu.main(["--device", "cpu", "--tiny", "--out", "found.json"])
