@@ -5,6 +5,7 @@ python tests/tune_distances.py [folder of an encoder]
 
 import sys
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from random import Random
 
 from torch import Tensor
@@ -14,7 +15,7 @@ from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.embedder import Tunes
 from cfg_distill.tunes.encoder import retrieval
 from cfg_distill.tunes.melody import melodic_distance
-from cfg_distill.tunes.rewriting import between_rests, rewritten_bars, transposed, with_rests
+from cfg_distill.tunes.rewriting import between_rests, in_values, rewritten_bars, transposed, upside_down, with_rests
 from cfg_distill.tunes.segments import two_parts
 
 REWRITTEN: dict[str, Callable[[str], str]] = {
@@ -26,6 +27,9 @@ REWRITTEN: dict[str, Callable[[str], str]] = {
         for share in (0.05, 0.1, 0.2, 0.4)
     },
     "rests behind 10% of the notes": lambda tune: between_rests(tune, 0.1, Random(0)),
+    "every note twice as long": lambda tune: in_values(tune, Fraction(2)),
+    "every note half as long": lambda tune: in_values(tune, Fraction(1, 2)),
+    "turned upside down, in the same rhythm": upside_down,
     "the first 64 tokens of 96": lambda tune: " ".join(tune.split()[:64]),
     "the first 32 tokens of 96": lambda tune: " ".join(tune.split()[:32]),
 }

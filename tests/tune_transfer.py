@@ -4,7 +4,8 @@
 
 Each model draws 8 samples of each development prompt at temperature 1. Differences from `quality` (or from the first model) are
 paired over prompts, with 1.96 standard errors. The columns: the quality; the encoder of the reward; and three measures that
-were no reward: the encoder of counted figures, the last hidden layer of the judge, and common melodies.
+were no reward: the encoder of counted figures, the last hidden layer of the judge, and common melodies. Pitch alone and
+rhythm alone tell where a difference comes from.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ def main() -> None:
         "figures": PairwiseCosineDiversity(embedder=Tunes("tunes:figures")),
         "judge's hidden layer": PairwiseCosineDiversity(embedder=Judged()),
         "melodic": MelodicDiversity(),
+        "pitch alone": MelodicDiversity("pitch"),
+        "rhythm alone": MelodicDiversity("rhythm"),
     }
     prompts = [str(prompt) for prompt in read_prompts(PROMPTS, "prompt")]
     scores: dict[str, dict[str, Tensor]] = {}

@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from fractions import Fraction
 from itertools import combinations
+from typing import Any, Literal
 
 from cfg_distill.metrics import TextMetric
 from cfg_distill.tunes.canonical import is_degenerate, sounding_notes
 
 Note = tuple[int, Fraction]  # pitch in semitones, length
+Hears = Literal["both", "pitch", "rhythm"]
 _APART = 10_000  # between the numbers of two lengths: more than any two pitches, moved or not
 
 
@@ -61,7 +63,7 @@ def common_melody(first: Sequence[Note], second: Sequence[Note]) -> int:
     return best
 
 
-def melodic_distance(first: str, second: str) -> float:
+def melodic_distance(first: str, second: str, hears: Hears = "both") -> float:
     r"""How little of the shorter tune is found in the other, in order, under the best transposition.
 
     .. math:: d(x, y) = 1 - \max_{s} \frac{\mathrm{LCS}(x, y + s)}{\min(|x|, |y|)}
@@ -75,6 +77,7 @@ def melodic_distance(first: str, second: str) -> float:
 
     Args:
         first, second: decoded tunes.
+        hears: of a note: pitch and length, the pitch alone, or the length alone.
 
     Returns:
         In [0, 1]; 0 when one has no note.
@@ -82,8 +85,14 @@ def melodic_distance(first: str, second: str) -> float:
     Example:
         >>> melodic_distance("C:1 D:1 E:1 F:2 |", "G:1 z:1 A:1 B:1 C:1")
         0.25
+        >>> melodic_distance("C:1 D:1 E:1", "C:2 D:2 E:2"), melodic_distance("C:1 D:1 E:1", "C:2 D:2 E:2", "pitch")
+        (1.0, 0.0)
     """
-    one, other = ([(note.pitch, note.length) for note in sounding_notes(tune)] for tune in (first, second))
+    one, other = (
+        [(0 if hears == "rhythm" else note.pitch, Fraction(1) if hears == "pitch" else note.length)
+         for note in sounding_notes(tune)]
+        for tune in (first, second)
+    )  # fmt: skip
     shorter = min(len(one), len(other))
     return 1 - common_melody(one, other) / shorter if shorter else 0.0
 
@@ -91,15 +100,25 @@ def melodic_distance(first: str, second: str) -> float:
 class MelodicDiversity(TextMetric):
     """Mean :func:`melodic_distance` between the tunes of a prompt; NaN for a group of one.
 
-    A pair with a degenerate tune (:func:`cfg_distill.tunes.canonical.is_degenerate`) counts as 0.
+    A pair with a degenerate tune (:func:`cfg_distill.tunes.canonical.is_degenerate`) counts as 0. Pitch alone and rhythm alone
+    tell where a diversity comes from: one melody in other note values is far from itself under ``both``.
+
+    Args:
+        hears: of a note: pitch and length, the pitch alone, or the length alone.
+        settings: see :class:`cfg_distill.metrics.TextMetric`.
     """
 
     axis = "diversity"
+
+    def __init__(self, hears: Hears = "both", **settings: Any) -> None:
+        super().__init__(**settings)
+        self.hears = hears
 
     def score_group(self, texts: list[str]) -> float:
         if len(texts) < 2:
             return float("nan")
         degenerate = [is_degenerate(text) for text in texts]
         pairs = list(combinations(range(len(texts)), 2))
-        total = sum(melodic_distance(texts[i], texts[j]) for i, j in pairs if not degenerate[i] and not degenerate[j])
+        counted = [(i, j) for i, j in pairs if not degenerate[i] and not degenerate[j]]
+        total = sum(melodic_distance(texts[i], texts[j], self.hears) for i, j in counted)
         return total / len(pairs)

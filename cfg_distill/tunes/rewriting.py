@@ -5,6 +5,7 @@ A tune is a decoded string of music tokens. Each function is pure: a change that
 
 from __future__ import annotations
 
+from fractions import Fraction
 from random import Random
 from typing import Literal
 
@@ -26,6 +27,35 @@ def transposed(tune: str, semitones: int) -> str:
         note = read_note(token)
         moves = note is not None and note.pitch is not None
         words.append(note_token(note.pitch + semitones, note.length) if moves else token)  # type: ignore[union-attr, operator]
+    return " ".join(words)
+
+
+def in_values(tune: str, factor: Fraction) -> str:
+    """The tune with every note and rest ``factor`` times as long: the same melody, written in other note values.
+
+    Example:
+        >>> in_values("C:1 z:1 | D:3/2", Fraction(2))
+        'C:2 z:2 | D:3'
+    """
+    words = []
+    for token in tune.split():
+        note = read_note(token)
+        words.append(token if note is None else note_token(note.pitch, note.length * factor))
+    return " ".join(words)
+
+
+def upside_down(tune: str) -> str:
+    """The tune in the same rhythm with every interval turned over: another melody.
+
+    Example:
+        >>> upside_down("C:1 E:1 | G:2")
+        'c:1 _A:1 | F:2'
+    """
+    words = []
+    for token in tune.split():
+        note = read_note(token)
+        turns = note is not None and note.pitch is not None
+        words.append(note_token(12 - note.pitch, note.length) if turns else token)  # type: ignore[union-attr, operator]
     return " ".join(words)
 
 

@@ -11,7 +11,7 @@ import pytest
 from cfg_distill.tunes.canonical import is_degenerate, rest_share, runs_of, sounding_notes
 from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.melody import MelodicDiversity, common_melody, common_subsequence, melodic_distance
-from cfg_distill.tunes.rewriting import between_rests, rewritten_bars, transposed, with_rests
+from cfg_distill.tunes.rewriting import between_rests, in_values, rewritten_bars, transposed, upside_down, with_rests
 
 
 def plain_common_subsequence(first: list, second: list) -> int:
@@ -117,3 +117,14 @@ def test_runs_are_counted_once_in_any_key() -> None:
     assert runs_of(sounding_notes("C:1 D:1 E:1")) == set()
     assert rest_share("C:1 z:3") == 0.75
     assert rest_share("") == 1.0
+
+
+def test_pitch_and_rhythm_alone_tell_where_a_difference_comes_from(real: list[str]) -> None:
+    """One melody in other note values, and another melody in the same rhythm: each is far under one half of the notes alone."""
+    for tune in real[:10]:
+        slower, turned = in_values(tune, Fraction(2)), upside_down(tune)
+        assert melodic_distance(tune, slower, "pitch") == 0 and melodic_distance(tune, turned, "rhythm") == 0
+        assert melodic_distance(tune, slower) > 0.5 and melodic_distance(tune, slower, "rhythm") > 0.5
+        assert melodic_distance(tune, turned, "pitch") > 0.3
+    metric = MelodicDiversity("pitch")
+    assert metric.score_group([real[0], in_values(real[0], Fraction(2))]) == 0
