@@ -31,6 +31,7 @@ from cfg_distill.folders.history import remarks_on_guiding
 from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike, open_generator
 from cfg_distill.generators.length import asked_length
 from cfg_distill.metrics.base import SampleMetric
+from cfg_distill.prompt import problem_of_conditions
 from cfg_distill.sampling import Samples, Sampling, draw, positions_left, problems_of_lengths
 
 MOST_TOKENS = 512
@@ -147,6 +148,7 @@ class _Samples:
         self.prompts: list[PromptLike] = [Prompt(text, **named) if named else text for text in request.prompts]
         self.problems = [Problem("conditions", f"expected NAME=TEXT, but got {each!r}.") for each in request.conditions
                          if not all(each.partition("="))]  # fmt: skip
+        self.problems += [Problem("conditions", said)] if (said := problem_of_conditions(named)) else []
         self.problems += [Problem("prompts", said) for said in map(problem_of_text, request.prompts) if said]
         self.problems += problems_of_model(self.generator, "model")
         self.problems += problems_of_dial(request.model, request.dial, is_adapter(request.model))
