@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder
+from cfg_distill.folders import base_of, from_hub, is_adapter
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
 from cfg_distill.generators.codec import Codec
@@ -71,18 +71,8 @@ class Dia(Generator):
     # Settings, known before weights are loaded
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        if found := problems_of_folder(self.path):
-            return [problem.under("path") for problem in found]
-        try:
-            kind = self.config.model_type
-            if kind == "dia":
-                _ = self.extractor
-        except ConfigError as error:
-            return error.under("path")
-        if kind != "dia":
-            text = f"expected a Dia (model_type dia), but `{self.path}` is of model_type {kind}. Name a Dia, or use another"
-            return [Problem("path", f"{text} generator.")]
-        return self.problems_of_lora(context, self._without_weights)
+        found = self.problems_of_kind(_KIND, ["dia"], lambda: self.extractor)
+        return found or self.problems_of_lora(context, self._without_weights)
 
     def _without_weights(self) -> Any:
         with torch.device("meta"):
