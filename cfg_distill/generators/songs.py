@@ -240,7 +240,7 @@ class YuE(Songs):
         text = f"expected a first stage of YuE, but the tokenizer of `{self.path}` {has}. Name another."
         return [Problem("path", text)]
 
-    @property
+    @cached_property
     def codes(self) -> dict[int, str]:
         return {_FIRST_CODE + code: str(code) for code in range(_NUM_CODES)}
 
