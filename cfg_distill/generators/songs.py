@@ -47,9 +47,6 @@ class Songs(CausalLM):
     required: tuple[str, ...] = ()
     example = ""
 
-    def __init__(self, path: str, dtype: DTypeName, prompt_once: bool, lora: LoRA | None) -> None:
-        super().__init__(path, dtype=dtype, prompt_once=prompt_once, lora=lora)
-
     @property
     @abstractmethod
     def codes(self) -> dict[int, str]:
@@ -141,7 +138,7 @@ class AceStep(Songs):
         prompt_once: bool = True,
         lora: LoRA | None = None,
     ) -> None:
-        super().__init__(path, dtype, prompt_once, lora)
+        super().__init__(path, dtype=dtype, prompt_once=prompt_once, lora=lora)
 
     def _problems_of_tokenizer(self) -> list[Problem]:
         if self.codes and self.tokenizer.chat_template:
@@ -229,7 +226,7 @@ class YuE(Songs):
         prompt_once: bool = True,
         lora: LoRA | None = None,
     ) -> None:
-        super().__init__(path, dtype, prompt_once, lora)
+        super().__init__(path, dtype=dtype, prompt_once=prompt_once, lora=lora)
 
     def _problems_of_tokenizer(self) -> list[Problem]:
         known = self.tokenizer.get_vocab()
@@ -277,7 +274,7 @@ class YuE(Songs):
         """See :meth:`Generator.negatives`: one for all, or each prompt with the negative text as its tags."""
         if guidance.negative is None:
             return [None]
-        return [Prompt(guidance.negative, **Prompt.of(prompt or "").conditions) for prompt in prompts]
+        return [Prompt.of(prompt or "").but(guidance.negative) for prompt in prompts]
 
 
 _BEGIN, _END, _CODEC = "<SOA>", "<EOA>", "<xcodec>"
