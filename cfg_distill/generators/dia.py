@@ -30,12 +30,10 @@ from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.networks import network_of
-from cfg_distill.generators.predictions import Head, HiddenStates, Predictions
+from cfg_distill.generators.predictions import NEVER, Head, HiddenStates, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
 _KIND = "a Dia"
-_NEVER = -1e4
-"""The logit of a token that cannot be drawn: probability 0 in any precision, and finite, so that no difference is NaN."""
 
 
 class Dia(Generator):
@@ -218,7 +216,7 @@ class Dia(Generator):
         ).last_hidden_state
         num_drawn, head = self.end_token + 1, self.model.logits_dense
         bias_KV = torch.zeros(self.num_codebooks, num_drawn, dtype=states_NTD.dtype, device=self.device)
-        bias_KV[1:, self.end_token] = _NEVER
+        bias_KV[1:, self.end_token] = NEVER
         return HiddenStates(
             states_NTD, Head(head.weight.unflatten(0, (self.num_codebooks, -1))[:, :num_drawn], bias_KV)
         )

@@ -24,13 +24,10 @@ from cfg_distill.folders.profile import add_setting
 from cfg_distill.generators.base import DTypeName
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.lora import LoRA
-from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
+from cfg_distill.generators.predictions import NEVER, Head, HiddenStates, Logits, Predictions
 from cfg_distill.generators.templates import rendered
 from cfg_distill.guidance import Guidance
 from cfg_distill.prompt import Prompt, PromptLike
-
-NEVER = -1e4
-"""Added to the logit of a token that cannot be drawn: probability 0 in any precision, and no difference of two is NaN."""
 
 
 class Songs(CausalLM):
