@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cfg_distill.audio import AudioForm, problems_of_audio_extra
-from cfg_distill.data import problem_of_text, read_prompts
+from cfg_distill.data import problem_of_conditions, problem_of_text, read_prompts
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
 from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
@@ -31,7 +31,6 @@ from cfg_distill.folders.history import remarks_on_guiding
 from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike, open_generator
 from cfg_distill.generators.length import asked_length
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.prompt import problem_of_conditions
 from cfg_distill.sampling import Samples, Sampling, draw, positions_left, problems_of_lengths
 
 MOST_TOKENS = 512
