@@ -215,7 +215,7 @@ class Guidance:
     @property
     def moved(self) -> Schedule:
         """Gamma over the generated positions."""
-        final = self.scale if self.final_scale is None else self.final_scale
+        final = self.scale if self.schedule == "constant" or self.final_scale is None else self.final_scale
         return Schedule(self.schedule, self.scale, final, self.positions, self.power, self.step_at)
 
     def scale_at(self, position_T: Tensor) -> Tensor:

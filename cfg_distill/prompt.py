@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -12,6 +12,9 @@ MOST_CHARACTERS = 100_000
 
 PLACE = "{prompt}"
 """Where a template takes the text of a prompt."""
+
+TEACHER = "teacher_prompt"
+"""The field of what the teacher reads in place of the prompt; so no condition has this name."""
 
 
 @dataclass(frozen=True, init=False)
@@ -79,6 +82,21 @@ class Prompt:
 
 
 PromptLike: TypeAlias = str | Prompt
+
+
+def problem_of_conditions(names: Iterable[str]) -> str:
+    """What is wrong with the names of the conditions of any prompt, whatever the model is; empty when nothing is.
+
+    Example:
+        >>> problem_of_conditions(["lyrics", "bpm"])
+        ''
+    """
+    if TEACHER not in names:
+        return ""
+    return (
+        f"expected conditions that a model reads, but got `{TEACHER}`, which only the teacher of a fit reads. Take it out; in a"
+        " file of prompts make it a field of its own, beside the conditions."
+    )
 
 
 def problem_of_text(text: str) -> str:

@@ -42,6 +42,13 @@ def test_schedules_go_from_scale_to_final_scale():
     assert step.scale_at(position_T).tolist() == [1.0] * 4 + [2.5] * 8 and step.strongest == 2.5
 
 
+def test_a_constant_schedule_has_no_final_scale():
+    """A recipe that sets the schedule back to constant may keep the key: nothing reads it, the model card neither."""
+    constant = Guidance(2.0, final_scale=9.0)
+    assert constant.scale_at(torch.arange(200)).unique().tolist() == [2.0] and constant.strongest == 2.0
+    assert constant.moved == Guidance(2.0).moved
+
+
 def test_active_only_where_a_second_pass_is_needed():
     assert not Guidance(scale=1.0).active
     assert Guidance(scale=0.0).active

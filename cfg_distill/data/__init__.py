@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
-from cfg_distill.data.reading import problem_of_text, read_prompts
+from cfg_distill.data.reading import problem_of_conditions, problem_of_text, read_prompts
 
 if TYPE_CHECKING:
     from cfg_distill.data.module import PromptData
 
-__all__ = ["PromptData", "problem_of_text", "read_prompts"]
+__all__ = ["PromptData", "problem_of_conditions", "problem_of_text", "read_prompts"]
 
 
 def __getattr__(name: str) -> Any:

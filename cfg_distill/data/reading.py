@@ -11,11 +11,9 @@ from typing import Any
 from cfg_distill.errors import ConfigError, nearest
 from cfg_distill.folders import find_file
 from cfg_distill.prompt import PLACE as PLACE
-from cfg_distill.prompt import Prompt, PromptLike, problem_of_text
+from cfg_distill.prompt import TEACHER, Prompt, PromptLike, problem_of_conditions, problem_of_text
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
-TEACHER = "teacher_prompt"
-"""The field of what the teacher reads in place of the prompt."""
 _LISTED = 5
 
 
@@ -109,7 +107,7 @@ def _rows(file: Path, field: str) -> Iterable[tuple[int, PromptLike]]:
                             f"it has more than the {len(row) - 1} cells of the header: put texts with commas in quotes"
                         )
                         raise csv.Error(text)
-                    yield table.line_num, _of_row(row, field)
+                    yield table.line_num, _of_row(f"File `{file}`, line {table.line_num}", row, field)
             except csv.Error as error:
                 where = f"File `{file}`, line {table.line_num}"
                 raise ConfigError(f"{where}: expected CSV, but {str(error).rstrip('.')}. Mend that line.") from error
@@ -119,13 +117,13 @@ def _stripped(prompt: PromptLike) -> PromptLike:
     return prompt.but(prompt.text.strip()) if isinstance(prompt, Prompt) else prompt.strip()
 
 
-def _of_row(row: dict[str, str | None], field: str) -> PromptLike:
+def _of_row(where: str, row: dict[str, str | None], field: str) -> PromptLike:
     conditions = {
         name.removeprefix("conditions."): value
         for name, value in row.items()
         if name.startswith("conditions.") and value
     }
-    return _prompt(row[field] or "", row.get(TEACHER) or None, conditions)
+    return _prompt(where, row[field] or "", row.get(TEACHER) or None, conditions)
 
 
 def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
@@ -149,11 +147,13 @@ def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
         raise ConfigError(
             f'{where}: expected names and texts in `conditions`, as {{"melody": "tune.wav"}}, but got {conditions}.'
         )
-    return _prompt(row, of_teacher, conditions)
+    return _prompt(where, row, of_teacher, conditions)
 
 
-def _prompt(text: str, of_teacher: str | None, conditions: Mapping[str, str]) -> PromptLike:
+def _prompt(where: str, text: str, of_teacher: str | None, conditions: Mapping[str, str]) -> PromptLike:
     """A plain text where there is nothing else."""
+    if said := problem_of_conditions(conditions):
+        raise ConfigError(f"{where}: {said}")
     return Prompt(text, of_teacher or None, **conditions) if conditions or of_teacher else text
 
 

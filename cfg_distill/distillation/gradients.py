@@ -63,7 +63,7 @@ def norms_of_step(
         samples: the batch.
         advantages: of the samples, by loss.
     """
-    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+    losses = module.mix
     parameters = [p for p in module.student.parameters() if p.requires_grad]
     mask_NKT = samples.rollout.mask_NKT
 

@@ -195,7 +195,7 @@ class CFGDistillation(L.LightningModule):
         if self.start:
             self.student.load_weights(self.start)
         start = StartModel(self.teacher, self.sampling)
-        for loss in self._mix.values():
+        for loss in self.mix.values():
             loss.load()
             loss.attach(start)
         shard(self)
@@ -271,15 +271,15 @@ class CFGDistillation(L.LightningModule):
             self, batch, self._places.of(self, len(batch), self._step.begins)
         )
         samples = in_equal_length(self, samples)
-        advantages = advantages_of(self._mix, samples, self.global_step)
-        rewards = {name: loss.reward_BG for name, loss in self._mix.items() if loss.reward_BG is not None}
-        weights = {name: loss.weight_at(self.global_step) for name, loss in self._mix.items()}
+        advantages = advantages_of(self.mix, samples, self.global_step)
+        rewards = {name: loss.reward_BG for name, loss in self.mix.items() if loss.reward_BG is not None}
+        weights = {name: loss.weight_at(self.global_step) for name, loss in self.mix.items()}
         every = self.measure_gradients_every
         measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._step.begins)
         if measuring:
             self._measure_gradients(samples, advantages)
             watch = not self.measure_gradients
-            log_measured(self, self._ratios.logged(self._mix, self.gradient_norms, weights, watch))
+            log_measured(self, self._ratios.logged(self.mix, self.gradient_norms, weights, watch))
         part = Batch(samples, advantages, rewards, weights, ENTROPIES if measuring else {})
         self._step.add(self, part)
         self._log_step(part)
@@ -332,7 +332,8 @@ class CFGDistillation(L.LightningModule):
     # Its parts
 
     @property
-    def _mix(self) -> dict[str, Loss]:
+    def mix(self) -> dict[str, Loss]:
+        """The losses by name."""
         return cast(dict[str, Loss], dict(self.losses.items()))
 
     def _rollout_seed(self, step: int, places: Sequence[int], attempt: int = 0) -> Seeds:
@@ -351,7 +352,7 @@ class CFGDistillation(L.LightningModule):
         count = self.count.of_rows(batch.samples.rollout.mask_NKT)
         if measured := {name: value for name, value in batch.means().items() if name in ENTROPIES}:
             log_measured(self, {f"train/{name}": value for name, value in measured.items()})
-        self.log_dict(values_of_step(self._mix, batch, count))
+        self.log_dict(values_of_step(self.mix, batch, count))
         self.log("train/loss", batch.loss / count, prog_bar=True)
 
     # Checkpoints hold trained student weights and loss buffers; teacher and embedders are reloaded from their source.
@@ -359,7 +360,7 @@ class CFGDistillation(L.LightningModule):
     def _frozen_parts(self) -> dict[str, nn.Module]:
         """The teacher, and the judges that losses hold without a box."""
         parts: dict[str, nn.Module] = {} if self.teacher is None else {"teacher": self.teacher}
-        for name, loss in self.losses.items():
+        for name, loss in self.mix.items():
             parts |= judges_of(loss, f"losses.{name}")
         return parts
 

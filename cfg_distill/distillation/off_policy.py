@@ -7,7 +7,7 @@ with :class:`~cfg_distill.losses.ForwardKL`. Every step draws new samples: it is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cfg_distill.errors import Problem
 from cfg_distill.generators import Guided, Predictions, Prompt, PromptLike
-from cfg_distill.losses import CrossEntropy, Divergence, Loss, PolicyGradient
+from cfg_distill.losses import CrossEntropy, Divergence, PolicyGradient
 from cfg_distill.sampling.samples import Samples, draw
 from cfg_distill.sampling.seeds import Seeds
 
@@ -69,11 +69,11 @@ class OnDemand:
 
 def problems_of_policy(module: CFGDistillation) -> list[Problem]:
     """Losses that need samples of the student, and cross entropy on samples of the student, which teaches nothing."""
-    losses, found = cast(Mapping[str, Loss], dict(module.losses.items())), []
+    found = []
     if module.off_policy and module.conditioner is not None:
         text = "expected none under `@/model.off_policy`: the teacher draws the samples, and reads no label. Remove it."
         found.append(Problem("conditioner", text))
-    for name, loss in losses.items():
+    for name, loss in module.mix.items():
         why = _wrong(loss, module.off_policy)
         if why:
             found.append(Problem(f"losses.{name}", why))

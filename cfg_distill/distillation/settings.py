@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
@@ -27,7 +27,7 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 
 def summary(module: CFGDistillation) -> str:
     """What is about to be trained, in one line: each loss with its class and weight, the teacher, the group."""
-    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+    losses = module.mix
     moved, samples = module.guidance.moved, module.sampling.samples
     guidance = f"{moved.first:g}" if moved.first == moved.last else f"{moved.first:g} to {moved.last:g} ({moved.kind})"
     if module.dial is not None:
@@ -39,7 +39,7 @@ def summary(module: CFGDistillation) -> str:
 
 def configured(module: CFGDistillation) -> dict[str, Any]:
     """What a checkpoint says of the recipe: weights of losses, to be compared on resuming, and what a model card tells."""
-    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+    losses = module.mix
     return {
         "losses": {name: loss.weight.item() for name, loss in losses.items()},
         "card": {
@@ -117,7 +117,7 @@ def _problems_of_step(module: CFGDistillation) -> list[Problem]:
 
 
 def _problems_of_losses(module: CFGDistillation, context: Context, is_readable: bool) -> list[Problem]:
-    losses = cast(Mapping[str, Loss], dict(module.losses.items()))
+    losses = module.mix
     found = []
     if not losses:
         found.append(Problem("losses", "expected at least one loss, but got none. Add `kl`."))

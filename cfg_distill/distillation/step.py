@@ -102,7 +102,7 @@ class Batch:
             module: the one that takes the step.
             size: samples at once; 0 for all.
         """
-        losses = cast(dict[str, Loss], dict(module.losses.items()))
+        losses = module.mix
         sums: dict[str, Tensor] = {}
         parts = micro_batches(self.samples.asked, module.sampling.samples, size)
         for (prompts, rows), counts in in_equal_number(module, parts):

@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cfg_distill.audio import AudioForm, problems_of_audio_extra
-from cfg_distill.data import problem_of_text, read_prompts
+from cfg_distill.data import problem_of_conditions, problem_of_text, read_prompts
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
 from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
@@ -147,6 +147,7 @@ class _Samples:
         self.prompts: list[PromptLike] = [Prompt(text, **named) if named else text for text in request.prompts]
         self.problems = [Problem("conditions", f"expected NAME=TEXT, but got {each!r}.") for each in request.conditions
                          if not all(each.partition("="))]  # fmt: skip
+        self.problems += [Problem("conditions", said)] if (said := problem_of_conditions(named)) else []
         self.problems += [Problem("prompts", said) for said in map(problem_of_text, request.prompts) if said]
         self.problems += problems_of_model(self.generator, "model")
         self.problems += problems_of_dial(request.model, request.dial, is_adapter(request.model))

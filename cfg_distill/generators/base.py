@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -95,6 +95,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         sample_rate: of the waveforms that :meth:`decode` returns, in Hz; None for text.
         frame_rate: frames per second of sound; None for text.
         path: the folder or hub name of the start model.
+        config: the config of transformers, for :meth:`problems_of_kind`.
         dtype: the dtype of the weights, by its name. Training takes float32, or :attr:`lora`.
         conditions: the names of the conditions that prompts may carry; None where nobody says, and then all may be.
         takes_system: whether prompts may have a system message, as the condition ``system``; known before weights are loaded.
@@ -108,6 +109,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
 
     model: nn.Module
     path: str
+    config: Any
     dtype: DTypeName = "float32"
     lora: LoRA | None = None
     dial: float = 1.0
@@ -167,6 +169,27 @@ class Generator(AcceptsScored, nn.Module, ABC):
     @abstractmethod
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings, found without loading weights."""
+
+    def problems_of_kind(self, kind: str, types: Collection[str], read: Callable[[], object]) -> list[Problem]:
+        """Why the folder is no model of a kind, or lacks what is read beside its config; found without loading weights.
+
+        Args:
+            kind: in words, such as ``a Dia``.
+            types: the ``model_type`` of such models.
+            read: reads the rest, where the type is right.
+        """
+        if found := problems_of_folder(self.path):
+            return [problem.under("path") for problem in found]
+        try:
+            if (own := self.config.model_type) in types:
+                read()
+                return []
+        except ConfigError as error:
+            return error.under("path")
+        text = (
+            f"expected {kind} (model_type {' or '.join(types)}), but `{self.path}` is of model_type {own}. Name {kind},"
+        )
+        return [Problem("path", f"{text} or use another generator.")]
 
     @abstractmethod
     def load(self) -> Self:

@@ -23,8 +23,8 @@ from torch.nn.functional import pad
 from transformers import AutoConfig, CsmForConditionalGeneration, CsmProcessor, GenerationConfig
 
 from cfg_distill.audio import Waveform
-from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder
+from cfg_distill.errors import Context, Problem
+from cfg_distill.folders import base_of, from_hub, is_adapter
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
 from cfg_distill.generators.codec import Codec
@@ -79,17 +79,8 @@ class CSM(Generator):
     # Settings, known before weights are loaded
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        if found := problems_of_folder(self.path):
-            return [problem.under("path") for problem in found]
-        try:
-            kind = self.config.model_type
-            if kind == "csm":
-                _ = self.processor
-        except ConfigError as error:
-            return error.under("path")
-        if kind != "csm":
-            text = f"expected a CSM (model_type csm), but `{self.path}` is of model_type {kind}. Name a CSM, or use another"
-            return [Problem("path", f"{text} generator.")]
+        if found := self.problems_of_kind(_KIND, ["csm"], lambda: self.processor):
+            return found
         found = self._problems_of_codebooks()
         if self.speaker < 0:
             found.append(Problem("speaker", f"expected a number of at least 0, but got {self.speaker}."))

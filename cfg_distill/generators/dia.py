@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder
+from cfg_distill.folders import base_of, from_hub, is_adapter
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
 from cfg_distill.generators.codec import Codec
@@ -30,12 +30,10 @@ from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.networks import network_of
-from cfg_distill.generators.predictions import Head, HiddenStates, Predictions
+from cfg_distill.generators.predictions import NEVER, Head, HiddenStates, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
 _KIND = "a Dia"
-_NEVER = -1e4
-"""The logit of a token that cannot be drawn: probability 0 in any precision, and finite, so that no difference is NaN."""
 
 
 class Dia(Generator):
@@ -71,18 +69,8 @@ class Dia(Generator):
     # Settings, known before weights are loaded
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        if found := problems_of_folder(self.path):
-            return [problem.under("path") for problem in found]
-        try:
-            kind = self.config.model_type
-            if kind == "dia":
-                _ = self.extractor
-        except ConfigError as error:
-            return error.under("path")
-        if kind != "dia":
-            text = f"expected a Dia (model_type dia), but `{self.path}` is of model_type {kind}. Name a Dia, or use another"
-            return [Problem("path", f"{text} generator.")]
-        return self.problems_of_lora(context, self._without_weights)
+        found = self.problems_of_kind(_KIND, ["dia"], lambda: self.extractor)
+        return found or self.problems_of_lora(context, self._without_weights)
 
     def _without_weights(self) -> Any:
         with torch.device("meta"):
@@ -228,7 +216,7 @@ class Dia(Generator):
         ).last_hidden_state
         num_drawn, head = self.end_token + 1, self.model.logits_dense
         bias_KV = torch.zeros(self.num_codebooks, num_drawn, dtype=states_NTD.dtype, device=self.device)
-        bias_KV[1:, self.end_token] = _NEVER
+        bias_KV[1:, self.end_token] = NEVER
         return HiddenStates(
             states_NTD, Head(head.weight.unflatten(0, (self.num_codebooks, -1))[:, :num_drawn], bias_KV)
         )

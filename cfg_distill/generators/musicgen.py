@@ -26,7 +26,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError, Context, Problem
-from cfg_distill.folders import base_of, from_hub, is_adapter, lacks_words, problems_of_folder, resolve
+from cfg_distill.folders import base_of, from_hub, is_adapter, lacks_words, resolve
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
 from cfg_distill.generators.delay import undelayed
@@ -86,19 +86,8 @@ class MusicGen(Generator):
     # Settings, known before weights are loaded
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        if found := problems_of_folder(self.path):
-            return [problem.under("path") for problem in found]
-        try:
-            kind = self.config.model_type
-            _ = self.text_tokenizer if kind in MODELS else None
-        except ConfigError as error:
-            return error.under("path")
-        if kind not in MODELS:
-            text = (
-                f"expected a MusicGen (model_type {' or '.join(MODELS)}), but `{self.path}` is of model_type {kind}. Name a"
-                " MusicGen, or use another generator."
-            )
-            return [Problem("path", text)]
+        if found := self.problems_of_kind(_KIND, MODELS, lambda: self.text_tokenizer):
+            return found
         if self._reads_melody and self.text_positions < 1:
             found.append(Problem("text_positions", f"expected at least 1, but got {self.text_positions}."))
         return found + self.problems_of_lora(context, self._without_weights)

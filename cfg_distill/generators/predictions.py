@@ -20,6 +20,9 @@ from torch import Tensor, nn
 
 from cfg_distill.generators.linear import product
 
+NEVER = -1e4
+"""Added to the logit of a token that cannot be drawn: probability 0 in any precision, and no difference of two is NaN."""
+
 
 @dataclass
 class Head:

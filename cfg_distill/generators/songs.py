@@ -24,13 +24,10 @@ from cfg_distill.folders.profile import add_setting
 from cfg_distill.generators.base import DTypeName
 from cfg_distill.generators.causal_lm import CausalLM
 from cfg_distill.generators.lora import LoRA
-from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
+from cfg_distill.generators.predictions import NEVER, Head, HiddenStates, Logits, Predictions
 from cfg_distill.generators.templates import rendered
 from cfg_distill.guidance import Guidance
 from cfg_distill.prompt import Prompt, PromptLike
-
-NEVER = -1e4
-"""Added to the logit of a token that cannot be drawn: probability 0 in any precision, and no difference of two is NaN."""
 
 
 class Songs(CausalLM):
@@ -46,9 +43,6 @@ class Songs(CausalLM):
     takes_system = False
     required: tuple[str, ...] = ()
     example = ""
-
-    def __init__(self, path: str, dtype: DTypeName, prompt_once: bool, lora: LoRA | None) -> None:
-        super().__init__(path, dtype=dtype, prompt_once=prompt_once, lora=lora)
 
     @property
     @abstractmethod
@@ -141,7 +135,7 @@ class AceStep(Songs):
         prompt_once: bool = True,
         lora: LoRA | None = None,
     ) -> None:
-        super().__init__(path, dtype, prompt_once, lora)
+        super().__init__(path, dtype=dtype, prompt_once=prompt_once, lora=lora)
 
     def _problems_of_tokenizer(self) -> list[Problem]:
         if self.codes and self.tokenizer.chat_template:
@@ -229,7 +223,7 @@ class YuE(Songs):
         prompt_once: bool = True,
         lora: LoRA | None = None,
     ) -> None:
-        super().__init__(path, dtype, prompt_once, lora)
+        super().__init__(path, dtype=dtype, prompt_once=prompt_once, lora=lora)
 
     def _problems_of_tokenizer(self) -> list[Problem]:
         known = self.tokenizer.get_vocab()
@@ -240,7 +234,7 @@ class YuE(Songs):
         text = f"expected a first stage of YuE, but the tokenizer of `{self.path}` {has}. Name another."
         return [Problem("path", text)]
 
-    @property
+    @cached_property
     def codes(self) -> dict[int, str]:
         return {_FIRST_CODE + code: str(code) for code in range(_NUM_CODES)}
 
@@ -277,7 +271,7 @@ class YuE(Songs):
         """See :meth:`Generator.negatives`: one for all, or each prompt with the negative text as its tags."""
         if guidance.negative is None:
             return [None]
-        return [Prompt(guidance.negative, **Prompt.of(prompt or "").conditions) for prompt in prompts]
+        return [Prompt.of(prompt or "").but(guidance.negative) for prompt in prompts]
 
 
 _BEGIN, _END, _CODEC = "<SOA>", "<EOA>", "<xcodec>"

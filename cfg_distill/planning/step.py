@@ -262,7 +262,7 @@ class DryStep:
         group = min(micro_batch, module.sampling.samples)
         prompts = self.fit.prompts[: max(1, micro_batch // module.sampling.samples)]
         samples = self._samples(prompts, group)
-        losses = cast(dict[str, Loss], dict(module.losses.items()))
+        losses = module.mix
         advantages = {
             name: torch.zeros(len(samples.outputs)) if type(loss).advantage is not Loss.advantage else None
             for name, loss in losses.items()

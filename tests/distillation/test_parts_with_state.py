@@ -1,4 +1,4 @@
-"""Start samples, codes and running statistics in a fit: two processes equal one, and a resumed run equals an unbroken one."""
+"""Start samples, codes, a dial and running means in a fit: two processes equal one, a resumed run equals an unbroken one."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ import pytest
 import torch
 from forked import ranks
 from tiny import tiny_folder
-from tiny_fits import every_step, snapshot, student_of, trainer
+from tiny_fits import every_step, seed_everything, snapshot, student_of, trainer
 
 from cfg_distill.callbacks import ExactResume
 from cfg_distill.data import PromptData
+from cfg_distill.distillation.dial import Dial
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
+from cfg_distill.generators import CausalLM, Guidance, LoRA
 from cfg_distill.losses import MinAvgOut, PolicyGradient, ReverseKL
 from cfg_distill.references import StartSamples
 from cfg_distill.rewards import AvgOutScore, CodeInformation, DiversityTarget
@@ -27,7 +29,7 @@ WORDS = [f"w{a} w{b}" for a in range(3) for b in range(8)]
 
 
 def student(folder: str, root: Path, codes: bool = True, **settings: Any) -> Any:
-    """All parts with state in one mix: codes, or labels of the wanted diversity."""
+    """All parts with state in one mix: codes, or labels of the wanted diversity and a dial of guidance."""
     embedder = NGramCounts(buckets=64)
     target: Any = StartSamples(samples=3) if codes else [0.2, 0.9]
     rewards = {"target": DiversityTarget(embedder, target), "rare": AvgOutScore()}
@@ -36,6 +38,7 @@ def student(folder: str, root: Path, codes: bool = True, **settings: Any) -> Any
     losses = {name: PolicyGradient(reward, weight=0.5) for name, reward in rewards.items()}
     words: dict[str, Any] = {"values": 2, "template": "{label} {prompt}", "words": ["w10", "w11"]}
     conditioner: Conditioner = Codes(**words) if codes else Labels(**words)
+    dialled = {"generator": CausalLM(folder, lora=LoRA(rank=4)), "guidance": Guidance(3.0), "dial": Dial()}
     mix = {"kl": ReverseKL(), "average": MinAvgOut(weight=1.0), "siblings": MinAvgOut(weight=1.0, scope="siblings")}
     return student_of(
         folder,
@@ -47,6 +50,7 @@ def student(folder: str, root: Path, codes: bool = True, **settings: Any) -> Any
             "micro_batch": 4,
             "seed": 3,
         }
+        | ({} if codes else dialled)
         | settings,
     )
 
@@ -77,6 +81,7 @@ class Asked(L.Callback):
 def fit(
     folder: str, root: Path, world: int = 1, after: int = 0, codes: bool = True, saves: bool = False
 ) -> dict[str, Any]:
+    seed_everything(0)  # of the adapter
     module = student(folder, root, codes)
     data = PromptData(str(root / "train.txt"), batch_size=8 // world)
     place = root / f"{world} {codes}"

@@ -11,8 +11,10 @@ import torch
 from tiny import tiny_folder
 from tiny_fits import student_of, trainer
 
+from cfg_distill.cli import main
 from cfg_distill.data import PromptData, read_prompts
 from cfg_distill.distillation.off_policy import to_learn_from
+from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Prompt
 from cfg_distill.guidance import Guidance, guided_logits
 from cfg_distill.losses import ForwardKL, ReverseKL
@@ -132,6 +134,23 @@ def test_the_column_of_each_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"prompt": "w1", "teacher_prompt": 3}\n')
     with pytest.raises(Exception, match=r"line 1: expected text in `teacher_prompt`, but got int"):
         read_prompts(tmp_path / "b.jsonl")
+
+
+def test_the_context_of_the_teacher_is_no_condition(
+    tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """No model reads it: among the conditions it would have no effect, and would hide the field of that name."""
+    wrong = "expected conditions that a model reads, but got `teacher_prompt`"
+    (tmp_path / "a.jsonl").write_text('{"prompt": "w1", "conditions": {"teacher_prompt": "w2 {prompt}"}}\n')
+    (tmp_path / "a.csv").write_text("prompt,conditions.teacher_prompt\nw3,\nw1,w2 {prompt}\n")
+    for name, line in (("a.jsonl", 1), ("a.csv", 3)):
+        with pytest.raises(ConfigError, match=f"{name}`, line {line}: {wrong}"):
+            read_prompts(tmp_path / name)
+    assert (
+        main(["generate", "--model", tiny_model, "--prompt", "w1", "--condition", "teacher_prompt=w2", "prefix=w3"])
+        == 2
+    )
+    assert f"Option `--condition`: {wrong}" in capsys.readouterr().err
 
 
 def test_what_is_wrong_with_a_context(

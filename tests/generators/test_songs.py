@@ -67,6 +67,7 @@ def test_the_prompt_of_yue(yue: YuE) -> None:
     prompt = Prompt("soft pop ", **YUE_PROMPT)
     assert yue._rows([prompt, None]) == [expected, [xcodec]]
     assert yue.negatives([prompt], Guidance(1.5)) == [None]
+    assert yue.codes is yue.codes  # a sample is decoded token by token
     assert yue.negatives([prompt], Guidance(1.5, "harsh")) == [Prompt("harsh", **YUE_PROMPT)]
 
 
