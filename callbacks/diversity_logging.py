@@ -13,8 +13,7 @@ from torch import Tensor
 from cfg_distill.callbacks.media import sinks
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.sampling import Seeds
-from cfg_distill.sampling.samples import Samples, draw
+from cfg_distill.sampling.samples import Samples
 
 
 class DiversityLogging(Callback):
@@ -40,8 +39,8 @@ class DiversityLogging(Callback):
         collapse_below: the threshold of the diversity metrics; 0 for no warning.
         relative: whether the threshold is a share of the first value of this fit, else a value.
         baselines: whether the first validation also draws and scores samples of the start model, without and with the
-            teacher's guidance: both stand in the picture then, as where the path comes from and where it leads. That costs
-            the sampling of three validations, once.
+            teacher's guidance: both stand in the picture then, as where the path comes from and where it leads. They are
+            drawn with the random numbers of the student's samples. That costs the sampling of three validations, once.
     """
 
     def __init__(
@@ -104,9 +103,8 @@ class DiversityLogging(Callback):
         for metric in self.metrics.values():
             metric.update(samples)
         for baseline, metrics in self._of_baselines.items():
-            guidance = pl_module.guidance if baseline == "guided base" else None
-            seeds = Seeds((0,), range(batch_idx * len(samples.prompts), (batch_idx + 1) * len(samples.prompts)))
-            drawn = draw(pl_module.teacher, samples.asked, pl_module.sampling, guidance, seeds)
+            with trainer.precision_plugin.val_step_context():
+                drawn = pl_module.draw_of_start(samples.asked, outputs["seeds"], guided=baseline == "guided base")
             for metric in metrics.values():
                 metric.update(drawn)
         identical_B = identical_groups(samples)
