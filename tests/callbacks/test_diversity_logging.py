@@ -210,6 +210,17 @@ def test_base_and_guided_base_are_drawn_once_and_stand_in_the_picture(folder: st
     assert second.measured == first.measured  # of the checkpoint: not drawn again
 
 
+def test_a_resumed_fit_may_have_another_metric(folder: str, tmp_path: Path) -> None:
+    state = {"history": [{"step": 1.0, "old": 0.5}], "collapsed": [], "baselines": {"base": {"old": 0.5}}}
+    callback = DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}, baselines=True)
+    callback.load_state_dict(state)
+    trainer([callback], logger=TensorBoardLogger(tmp_path / "tensorboard")).fit(
+        student_of(folder), batches(1), batches(1)
+    )
+    assert [sorted(row) for row in callback.history[1:]] == [["distinct", "identical_groups", "length", "step"]]
+    assert callback.measured == state["baselines"]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -44,7 +44,7 @@ def test_percentiles_of_few_prompts_are_moved_outwards(prompts):
 
 
 def test_two_prompts_have_an_interval_of_a_front():
-    """The share inside of it is 1 in floating point. Both ends are percentiles of three resamples: the prompts, or one twice."""
+    """The share inside of it is 1 in floating point. Its ends are the resamples that hold one prompt twice."""
     found = Resampler.of(np.array([[[1.0], [3.0]]])).interval(mean, corrected=True)
     assert found == (2.0, 1.0, 3.0)
 
