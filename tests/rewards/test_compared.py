@@ -216,6 +216,12 @@ def test_a_pair_with_a_degenerate_sample_is_worth_least(kernel, lookup, samples_
     reward = Witness(lookup(table_VD, empty=(6,)), Rows(rows), kernel=kernel)
     pairs_GG = reward.pairs(samples_of(torch.arange(7)[None]))[0]
     assert (pairs_GG[6] <= pairs_GG[:6, :6].min()).all() and pairs_GG[:6, :6].min() < pairs_GG[:6, :6].max()
+    metric = KernelDistance(lookup(table_VD, empty=(6,)), Rows(rows), kernel=kernel)
+    groups = torch.tensor(
+        [[*range(5), other] for other in (5, 0, 6)] + [[6] * 6]
+    )  # a sample, a copy, an empty one, nothing
+    sample, copy, empty, nothing = metric.score(samples_of(groups)).tolist()
+    assert max(sample, copy) < empty < nothing
 
 
 # A target of diversity
