@@ -13,8 +13,7 @@ from torch import Tensor
 from cfg_distill.callbacks.media import sinks
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.sampling import Seeds
-from cfg_distill.sampling.samples import Samples, draw
+from cfg_distill.sampling.samples import Samples
 
 
 class DiversityLogging(Callback):
@@ -40,8 +39,8 @@ class DiversityLogging(Callback):
         collapse_below: the threshold of the diversity metrics; 0 for no warning.
         relative: whether the threshold is a share of the first value of this fit, else a value.
         baselines: whether the first validation also draws and scores samples of the start model, without and with the
-            teacher's guidance: both stand in the picture then, as where the path comes from and where it leads. That costs
-            the sampling of three validations, once.
+            teacher's guidance: both stand in the picture then, as where the path comes from and where it leads. They are
+            drawn with the random numbers of the student's samples. That costs the sampling of three validations, once.
     """
 
     def __init__(
@@ -104,9 +103,8 @@ class DiversityLogging(Callback):
         for metric in self.metrics.values():
             metric.update(samples)
         for baseline, metrics in self._of_baselines.items():
-            guidance = pl_module.guidance if baseline == "guided base" else None
-            seeds = Seeds((0,), range(batch_idx * len(samples.prompts), (batch_idx + 1) * len(samples.prompts)))
-            drawn = draw(pl_module.teacher, samples.asked, pl_module.sampling, guidance, seeds)
+            with trainer.precision_plugin.val_step_context():
+                drawn = pl_module.draw_of_start(samples.asked, outputs["seeds"], guided=baseline == "guided base")
             for metric in metrics.values():
                 metric.update(drawn)
         identical_B = identical_groups(samples)
@@ -136,7 +134,8 @@ class DiversityLogging(Callback):
     def _warn(self, values: dict[str, float], identical: int, groups: int) -> None:
         reasons = {}
         for name, metric in self.metrics.items():
-            first = next((past[name] for past in self.history if not math.isnan(past[name])), math.nan)
+            known = (past.get(name, math.nan) for past in self.history)  # a resumed fit may have another metric
+            first = next((value for value in known if not math.isnan(value)), math.nan)
             threshold = self.collapse_below * (first if self.relative else 1.0)
             if metric.axis == "diversity" and values[name] < threshold:
                 reasons[name] = f"{name} is {values[name]:.4g}, below {threshold:.4g}"
@@ -198,19 +197,19 @@ def path_figure(
     """Quality over diversity along a training: one point per validation, the first hollow, both ends with their steps.
 
     Args:
-        history: step and values of each validation.
+        history: step and values of each validation; a metric that a validation lacks has no point.
         quality: the metric of the vertical axis.
         diversity: the metric of the horizontal axis.
         baselines: name -> values of what the path is compared with.
     """
     figure = Figure(figsize=(6, 4.5), layout="constrained")
     axes = figure.subplots()
-    x, y = ([row[name] for row in history] for name in (diversity, quality))
+    x, y = ([row.get(name, math.nan) for row in history] for name in (diversity, quality))
     axes.plot(x, y, color="#0072B2", linewidth=1.2, marker="o", markersize=4)
     axes.plot(x[:1], y[:1], color="#0072B2", marker="o", markersize=8, markerfacecolor="white")
     labels = {f"step {history[place]['step']:.0f}": (x[place], y[place]) for place in (0, -1)}
     for name, values in (baselines or {}).items():
-        labels[name] = values[diversity], values[quality]
+        labels[name] = values.get(diversity, math.nan), values.get(quality, math.nan)
         axes.plot(*labels[name], color="#444444", marker="s" if name == "guided base" else "^", markersize=7)
     for label, place in labels.items():
         axes.annotate(label, place, textcoords="offset points", xytext=(6, 6))

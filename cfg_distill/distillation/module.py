@@ -22,7 +22,7 @@ from cfg_distill.distillation.fingerprint import fingerprint
 from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import RatioWatch, log_measured, norms_of_step
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
-from cfg_distill.distillation.off_policy import of_teacher
+from cfg_distill.distillation.off_policy import of_start, of_teacher
 from cfg_distill.distillation.resuming import (
     refuse_other_tensors,
     settings_of,
@@ -233,6 +233,11 @@ class CFGDistillation(L.LightningModule):
         """Decoded samples of the student as it is now."""
         return decoded(self.student, prompts, self.rollout(prompts, seed))
 
+    def draw_of_start(self, prompts: Sequence[PromptLike], seed: int | Seeds = 0, guided: bool = False) -> Samples:
+        """Decoded samples of the start model, as it is or as the guided teacher."""
+        with sampling_from(self, self.teacher):
+            return of_start(self, prompts, seed, guided)
+
     def score(
         self, samples: Samples, prompts: Sequence[PromptLike] | None = None, rows: slice = slice(None)
     ) -> LossInputs:
@@ -327,7 +332,7 @@ class CFGDistillation(L.LightningModule):
         values = {f"val/{name}": value / cells for name, value in sums.items()}
         self.log_dict(values, batch_size=world * cells, sync_dist=True)
         self.log("val/length", samples.rollout.length_N.float().mean(), batch_size=world * len(batch), sync_dist=True)
-        return {"samples": samples}
+        return {"samples": samples, "seeds": seeds}
 
     # Its parts
 

@@ -27,9 +27,14 @@ if TYPE_CHECKING:
 
 def to_learn_from(module: CFGDistillation, prompts: Sequence[PromptLike], seed: int | Seeds) -> Samples:
     """The samples that a training step learns from: the student's own or, off-policy, those of the guided teacher."""
-    if not module.off_policy:
-        return module.draw(prompts, seed)
+    return of_start(module, prompts, seed, guided=True) if module.off_policy else module.draw(prompts, seed)
+
+
+def of_start(module: CFGDistillation, prompts: Sequence[PromptLike], seed: int | Seeds, guided: bool) -> Samples:
+    """Samples of the start model: as it is, or as the guided teacher, which may read more than the prompt."""
     assert module.teacher is not None
+    if not guided:
+        return draw(module.teacher, prompts, module.sampling, seed=seed)
     drawn = draw(module.teacher, module.guidance.of_teacher(prompts), module.sampling, module.guidance, seed)
     return replace(drawn, prompts=[Prompt.of(prompt).text for prompt in prompts], asked=list(prompts))
 

@@ -192,7 +192,9 @@ def _moved(redrawn_B: Floats, value: float, outside: float) -> list[float]:
     normal = NormalDist()
     # At most one resample from either end: a number that all resamples exceed is off by an unknown amount.
     bias = normal.inv_cdf(min(max(below, 1 / len(redrawn_B)), 1 - 1 / len(redrawn_B)))
-    return [normal.cdf(2 * bias + normal.inv_cdf(max(share, 1e-300))) for share in (outside, 1 - outside)]
+    # The quantile of the upper share by symmetry: of 2 prompts, 1 - outside is 1 in floating point.
+    lower = normal.inv_cdf(max(outside, 1e-300))
+    return [normal.cdf(2 * bias + lower), normal.cdf(2 * bias - lower)]
 
 
 @lru_cache(maxsize=8)

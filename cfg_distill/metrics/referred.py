@@ -22,8 +22,10 @@ from cfg_distill.references import (
     Reference,
     pseudo_density,
     within,
-    witness,
+    witness_pairs,
 )
+from cfg_distill.rewards.base import degenerate_of
+from cfg_distill.rewards.pairwise import mean_with_others
 from cfg_distill.sampling.samples import Samples
 
 
@@ -101,8 +103,8 @@ class KernelDistance(ReferredMetric):
     .. math:: \frac{\sum_{i \ne j} k(y_i, y_j)}{G (G-1)} - \frac{2}{G} \sum_{i, r} w_r k(y_i, v_r)
         + \sum_{rs} w_r w_s k(v_r, v_s)
 
-    It may fall below 0. :class:`~cfg_distill.metrics.KAD` compares all samples of all prompts at once. Degenerate samples count
-    with the vector that the encoder gives them. NaN for a group of one.
+    It may fall below 0. :class:`~cfg_distill.metrics.KAD` compares all samples of all prompts at once. A pair with a degenerate
+    sample is as far off as the kernel allows, as in :class:`cfg_distill.rewards.Witness`. NaN for a group of one.
 
     Args:
         kernel: of the distance, as in :class:`cfg_distill.rewards.Witness`.
@@ -126,18 +128,12 @@ class KernelDistance(ReferredMetric):
         return super().problems(context) + self.kernel.problems(self.reference.shared)
 
     def score(self, samples: Samples) -> Tensor:
-        group = samples.group
-        vectors_RD, weight_BR = self.referred(samples)
-        kernel = self.kernel.of(vectors_RD)
-        embedding_ND = self._frozen.on(self.device).embed(samples.outputs)
-        embedding_BGD = embedding_ND.unflatten(0, (len(samples.prompts), group)).double()
-        vectors_RD, weight_BR = vectors_RD.double(), weight_BR.double()
-        own_BGG = kernel(embedding_BGD, embedding_BGD)
-        siblings_B = (own_BGG.sum((-1, -2)) - own_BGG.diagonal(dim1=-2, dim2=-1).sum(-1)) / (
-            group * (group - 1) or torch.nan
-        )
-        near_B = witness(embedding_BGD, vectors_RD, weight_BR, kernel).mean(-1)
-        return siblings_B - 2 * near_B + within(vectors_RD, weight_BR, kernel)
+        if samples.group < 2:
+            return torch.full((len(samples.prompts),), torch.nan)
+        vectors_RD, weight_BR = (each.double() for each in self.referred(samples))
+        counts_BG = ~degenerate_of(self.embedder, samples).to(self.device)
+        pairs_BGG = witness_pairs(self.embedded(samples).double(), counts_BG, vectors_RD, weight_BR, self.kernel)
+        return within(vectors_RD, weight_BR, self.kernel.of(vectors_RD)) - mean_with_others(pairs_BGG).mean(-1)
 
 
 class PromptRetrieval(ReferredMetric):

@@ -44,11 +44,12 @@ def neighbour_distances(vectors: Tensor, bank: Tensor, k: int, others: bool = Fa
         others: whether ``vectors`` is the bank, and none is its own neighbour.
     """
     rows, means = rows_at_once(bank), []
-    for start in range(0, len(vectors), rows):
+    for block, part_ND in enumerate(vectors.split(rows)):  # no vector at all is one empty block
         # Differences, not a matrix product: the distance of a copy is 0.
-        part_NM = torch.cdist(vectors[start : start + rows], bank, compute_mode="donot_use_mm_for_euclid_dist")
+        part_NM = torch.cdist(part_ND, bank, compute_mode="donot_use_mm_for_euclid_dist")
         if others:
-            part_NM[torch.arange(len(part_NM)), torch.arange(start, start + len(part_NM))] = torch.inf
+            own_N = torch.arange(len(part_NM))
+            part_NM[own_N, block * rows + own_N] = torch.inf
         means.append(part_NM.topk(k, largest=False).values.mean(-1))
     return torch.cat(means).clamp(min=_LEAST)
 

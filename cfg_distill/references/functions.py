@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import cosine_distances
 from cfg_distill.embedders.similarity import unit
-from cfg_distill.references.kernels import Kernel
+from cfg_distill.references.kernels import Kernel, KernelChoice
 
 
 def prototypes(vectors: Tensor, weight: Tensor) -> Tensor:
@@ -62,6 +62,28 @@ def witness(embeddings: Tensor, vectors: Tensor, weight: Tensor, kernel: Kernel)
     """
     kernel_BGR = kernel(embeddings.flatten(0, 1), vectors).unflatten(0, embeddings.shape[:2])
     return (kernel_BGR * weight.unsqueeze(1)).sum(-1)
+
+
+def witness_pairs(embeddings: Tensor, counts: Tensor, vectors: Tensor, weight: Tensor, choice: KernelChoice) -> Tensor:
+    r"""Nearness to the reference and distance of siblings in one, as a value of pairs: :math:`a(y) + a(y') - k(y, y')`.
+
+    The reference's own term (:func:`within`) less its mean over pairs is the squared kernel distance. A pair with a sample that
+    does not count gets the lowest value of the kernel. Its vector says nothing: an encoder puts an empty sample anywhere.
+
+    Args:
+        embeddings: ``[B, G, D]``.
+        counts: which samples are not degenerate, ``[B, G]`` bool.
+        vectors: ``[R, D]``.
+        weight: ``[B, R]``, rows of sum 1.
+        choice: of the kernel.
+
+    Returns:
+        ``[B, G, G]``.
+    """
+    kernel = choice.of(vectors)
+    near_BG = witness(embeddings, vectors, weight, kernel)
+    pairs_BGG = near_BG.unsqueeze(-1) + near_BG.unsqueeze(-2) - kernel(embeddings, embeddings)
+    return torch.where(counts.unsqueeze(-1) & counts.unsqueeze(-2), pairs_BGG, choice.lowest(vectors))
 
 
 def within(vectors: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:

@@ -103,6 +103,11 @@ class KernelChoice:
             self._made = energy_kernel if self.name == "energy" else gaussian_mixture(self._widths(vectors))
         return self._made
 
+    def lowest(self, vectors: Tensor) -> float:
+        """The lowest a + a' - k that two samples can have: far from the reference, ``[R, D]``, and on top of each other."""
+        # Vectors as long as the reference's are at most twice that far from it.
+        return -1.0 if self.name == "gaussian" else -4.0 * float(vectors.norm(dim=-1).max())
+
     def _widths(self, vectors: Tensor) -> Sequence[float]:
         if self.bandwidths:
             return self.bandwidths

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.errors import Context, Problem
-from cfg_distill.references import KernelChoice, Reference, witness
+from cfg_distill.references import KernelChoice, Reference, witness_pairs
 from cfg_distill.rewards.compared import Compared
 from cfg_distill.rewards.pairwise import PairwiseReward
 from cfg_distill.sampling.samples import Samples
@@ -57,11 +57,6 @@ class Witness(Compared, PairwiseReward):
     def pairs(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
         vectors_RD, weight_BR = self.referred(samples)
-        kernel = self.kernel.of(vectors_RD)
+        counts_BG = ~self.degenerate(samples).to(embedding_BGD.device)
         with torch.autocast(embedding_BGD.device.type, enabled=False):
-            near_BG = witness(embedding_BGD, vectors_RD, weight_BR, kernel)
-            pairs_BGG = near_BG.unsqueeze(-1) + near_BG.unsqueeze(-2) - kernel(embedding_BGD, embedding_BGD)
-        # Vectors as long as the reference's are at most twice that far from it.
-        lowest = -1.0 if self.kernel.name == "gaussian" else -4.0 * float(vectors_RD.norm(dim=-1).max())
-        counts_BG = ~self.degenerate(samples).to(pairs_BGG.device)
-        return torch.where(counts_BG.unsqueeze(-1) & counts_BG.unsqueeze(-2), pairs_BGG, lowest)
+            return witness_pairs(embedding_BGD, counts_BG, vectors_RD, weight_BR, self.kernel)

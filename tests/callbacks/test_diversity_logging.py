@@ -14,10 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import tiny_folder
 from tiny_fits import DistinctFirst, MeanLength, batches, student_of, trainer
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill.callbacks import DiversityLogging, SampleLogging
 from cfg_distill.callbacks.diversity_logging import identical_groups, path_figure
 from cfg_distill.errors import ConfigError
+from cfg_distill.generators import Prompt
 from cfg_distill.guidance import Guidance
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.sampling import Rollout, Seeds
@@ -183,12 +185,15 @@ def test_base_and_guided_base_are_drawn_once_and_stand_in_the_picture(folder: st
     saving = ModelCheckpoint(tmp_path / "saved", save_last=True, save_top_k=0, every_n_train_steps=2)
     first = DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}, baselines=True)
     module, drawn = student_of(folder, guidance=Guidance(8.0)), []
-    trainer([first, saving], num_sanity_val_steps=1, val_check_interval=1).fit(module, batches(2), batches(2))
-    for guidance in (None, module.guidance):
-        groups = list(batches(2))
+    # The last batch is smaller, and the teacher reads more than the student.
+    groups = [["w1 w2", Prompt("w3", teacher_prompt="w5 w6 w4")], [Prompt("w7", teacher_prompt="w9 {prompt}")]]
+    loader = StatefulDataLoader(groups, batch_size=None)
+    trainer([first, saving], num_sanity_val_steps=1, val_check_interval=1).fit(module, batches(2), loader)
+    read = [["w1 w2", "w5 w6 w4"], ["w9 w7"]]
+    for guidance, asked in ((None, groups), (module.guidance, read)):
         samples = [
-            draw(module.teacher, prompts, module.sampling, guidance, Seeds((0,), range(2 * n, 2 * n + 2)))
-            for n, prompts in enumerate(groups)
+            draw(module.teacher, prompts, module.sampling, guidance, Seeds((module.seed, 0, 0), places))
+            for prompts, places in zip(asked, ([0, 1], [2]), strict=True)
         ]
         drawn.append(float(torch.cat([MeanLength().score(each) for each in samples]).mean()))
     assert [first.measured[name]["length"] for name in ("base", "guided base")] == pytest.approx(drawn)
@@ -203,6 +208,17 @@ def test_base_and_guided_base_are_drawn_once_and_stand_in_the_picture(folder: st
     second = DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}, baselines=True)
     trainer([second]).fit(student_of(folder), batches(3), batches(2), ckpt_path=tmp_path / "saved" / "last.ckpt")
     assert second.measured == first.measured  # of the checkpoint: not drawn again
+
+
+def test_a_resumed_fit_may_have_another_metric(folder: str, tmp_path: Path) -> None:
+    state = {"history": [{"step": 1.0, "old": 0.5}], "collapsed": [], "baselines": {"base": {"old": 0.5}}}
+    callback = DiversityLogging({"distinct": DistinctFirst(), "length": MeanLength()}, baselines=True)
+    callback.load_state_dict(state)
+    trainer([callback], logger=TensorBoardLogger(tmp_path / "tensorboard")).fit(
+        student_of(folder), batches(1), batches(1)
+    )
+    assert [sorted(row) for row in callback.history[1:]] == [["distinct", "identical_groups", "length", "step"]]
+    assert callback.measured == state["baselines"]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,12 @@ def test_percentiles_of_few_prompts_are_moved_outwards(prompts):
     assert outer_share(prompts) < 0.025
 
 
+def test_two_prompts_have_an_interval_of_a_front():
+    """The share inside of it is 1 in floating point. Its ends are the resamples that hold one prompt twice."""
+    found = Resampler.of(np.array([[[1.0], [3.0]]])).interval(mean, corrected=True)
+    assert found == (2.0, 1.0, 3.0)
+
+
 def test_an_interval_of_normal_prompts_is_that_of_a_t_test():
     values_P = np.random.default_rng(0).normal(size=40)
     found = Resampler.of(values_P[None, :, None], resamples=20_000).interval(mean)

@@ -123,6 +123,9 @@ def test_prompts_have_banks_of_their_own(lookup, samples_of):
     assert metric.per_prompt()[0].item() == pytest.approx(first, abs=1e-5)
     share = PseudoDensity(lookup(table_VD, empty=(1,)), Rows(rows, weights), k=2, quantile=0.5)
     assert share.score(samples).tolist() == [1.0, 0.0]
+    for quantile in (None, 0.5):  # nothing is left of the groups
+        empty = PseudoDensity(lookup(table_VD, empty=(0, 1)), Rows(rows, weights), k=2, quantile=quantile)
+        assert empty.score(samples).isnan().all()
     with pytest.raises(ConfigError, match=r"prompt 'prompt 0': expected at least 6 reference outputs.*Lower"):
         Density(lookup(table_VD), Rows(rows, weights), k=5)(samples)
     lonely = Rows(rows, [[0.0] * 10, [1.0] * 10])
@@ -213,6 +216,12 @@ def test_a_pair_with_a_degenerate_sample_is_worth_least(kernel, lookup, samples_
     reward = Witness(lookup(table_VD, empty=(6,)), Rows(rows), kernel=kernel)
     pairs_GG = reward.pairs(samples_of(torch.arange(7)[None]))[0]
     assert (pairs_GG[6] <= pairs_GG[:6, :6].min()).all() and pairs_GG[:6, :6].min() < pairs_GG[:6, :6].max()
+    metric = KernelDistance(lookup(table_VD, empty=(6,)), Rows(rows), kernel=kernel)
+    groups = torch.tensor(
+        [[*range(5), other] for other in (5, 0, 6)] + [[6] * 6]
+    )  # a sample, a copy, an empty one, nothing
+    sample, copy, empty, nothing = metric.score(samples_of(groups)).tolist()
+    assert max(sample, copy) < empty < nothing
 
 
 # A target of diversity
