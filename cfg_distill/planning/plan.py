@@ -16,6 +16,10 @@ from cfg_distill.planning.step import DryStep, Phase
 ROOM = 0.92
 """The share of a device's memory that a plan fills. The rest is an allowance, and not measured: the driver's context, kernels'
 workspace, and what the allocator cannot use of its blocks."""
+SHARDED = ("student", "teacher", "gradients", "optimiser", "averages")
+"""What every phase holds of which fsdp2 gives each device its share."""
+OF_WEIGHTS = ("update", "live weights, put aside")
+"""What single phases hold of that kind."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +185,7 @@ class Planner:
         2304.11277, section 3). A rollout gathers all weights once, in the dtype of products, where they fit, and block by block
         where not.
         """
-        shared = ("student", "teacher", "gradients", "optimiser", "averages")
-        always = {name: each // self.devices if name in shared else each for name, each in always.items()}
+        always = {name: each // self.devices if name in SHARDED else each for name, each in always.items()}
         left = ROOM * self.device.memory - sum(always.values())
         model, width = self.step.module.student.model, self.step.work_dtype.itemsize
         whole = numbers_of(model.parameters()) * width
@@ -195,11 +198,12 @@ class Planner:
         running = 2 * block + whole - numbers_of(blocks.parameters()) * width
         found = {}
         for name, phase in phases.items():
-            held = dict(phase.held)
+            held = {part: size // self.devices if part in OF_WEIGHTS else size for part, size in phase.held.items()}
             if name in ("rollout", "validation"):
                 held.pop("packed weights", None)
                 held["gathered weights"] = whole if sum(held.values()) + whole <= left else running
             elif name == "scoring":
+                held["activations"] -= self.step.casts  # gathered in the dtype of products, and freed after each pass
                 held["gathered weights"] = running + block
             found[name] = Phase(held, phase.work)
         return always, found
