@@ -1,4 +1,4 @@
-"""The plans of the shipped recipes for a GPU, as the table of docs/plan.md: ``python docs/plans.py``."""
+"""The plans of shipped recipes for one GPU, as a table: ``python docs/plans.py``."""
 
 from __future__ import annotations
 

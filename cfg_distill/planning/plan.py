@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from cfg_distill.planning.dry import dry, numbers_of
+from cfg_distill.planning.dry import bytes_of, dry, numbers_of
 from cfg_distill.planning.fit import Fit
 from cfg_distill.planning.machines import Device, libraries
 from cfg_distill.planning.step import DryStep, Phase
@@ -16,6 +16,10 @@ from cfg_distill.planning.step import DryStep, Phase
 ROOM = 0.92
 """The share of a device's memory that a plan fills. The rest is an allowance, and not measured: the driver's context, kernels'
 workspace, and what the allocator cannot use of its blocks."""
+SHARDED = ("student", "teacher", "gradients", "optimiser", "averages")
+"""What every phase holds of which fsdp2 gives each device its share."""
+OF_WEIGHTS = ("update", "live weights, put aside")
+"""What single phases hold of that kind."""
 
 
 @dataclass(frozen=True)
@@ -176,31 +180,35 @@ class Planner:
         r"""The same where R devices share what is trained and the teacher.
 
         Each holds 1/R of student, teacher, gradients, optimiser and averages (stage 3 of Rajbhandari et al., arXiv 1910.02054,
-        section 5.3). While a block of layers runs, its weights and those of the next one are gathered, and so is what stands
-        outside the blocks; going back, the gradient of one block is there before it is shared out (Zhao et al., arXiv
-        2304.11277, section 3). A rollout gathers all weights once, in the dtype of products, where they fit, and block by block
-        where not.
+        section 5.3). While a block of layers runs, its weights and those of the next one are gathered, in the dtype of products;
+        going back, the gradient of one block is there before it is shared out (Zhao et al., arXiv 2304.11277, section 3).
+        Embeddings and head stand outside the blocks, and are gathered in their own dtype. While a batch is scored, those of
+        student and teacher stay gathered, with the student's gradient. A rollout gathers all weights once where they fit, and
+        block by block where not.
         """
-        shared = ("student", "teacher", "gradients", "optimiser", "averages")
-        always = {name: each // self.devices if name in shared else each for name, each in always.items()}
+        always = {name: each // self.devices if name in SHARDED else each for name, each in always.items()}
         left = ROOM * self.device.memory - sum(always.values())
         model, width = self.step.module.student.model, self.step.work_dtype.itemsize
-        whole = numbers_of(model.parameters()) * width
         blocks = max(
             (each for each in model.modules() if isinstance(each, nn.ModuleList)),
             key=lambda each: numbers_of(each.parameters()),
             default=nn.ModuleList(),
         )
         block = max((numbers_of(each.parameters()) for each in blocks), default=0) * width
-        running = 2 * block + whole - numbers_of(blocks.parameters()) * width
+        inside = set(blocks.parameters())
+        outside = [weight for weight in model.parameters() if weight not in inside]
+        ends = bytes_of(outside)
+        whole, running = numbers_of(inside) * width + ends, 2 * block + ends
+        gradient = bytes_of(weight for weight in outside if weight.requires_grad)
         found = {}
         for name, phase in phases.items():
-            held = dict(phase.held)
+            held = {part: size // self.devices if part in OF_WEIGHTS else size for part, size in phase.held.items()}
             if name in ("rollout", "validation"):
                 held.pop("packed weights", None)
                 held["gathered weights"] = whole if sum(held.values()) + whole <= left else running
             elif name == "scoring":
-                held["gathered weights"] = running + block
+                held["activations"] -= self.step.casts  # gathered in the dtype of products, and freed after each pass
+                held["gathered weights"] = running + ends + block + gradient
             found[name] = Phase(held, phase.work)
         return always, found
 

@@ -241,16 +241,25 @@ class DryStep:
         Args:
             micro_batch: samples at once.
         """
-        own, group = self.fit.micro_batch, self.module.sampling.samples
-        other = group if own != group else 2 * group if self.fit.rows > group else 1
-        if micro_batch in (own, other):
-            return self._run_dry(micro_batch)
-        one, two = self._run_dry(own), self._run_dry(other)
-        share = (micro_batch - own) / (other - own) if other != own else 0.0
-        held = {name: max(round(size + share * (two.held[name] - size)), 0) for name, size in one.held.items()}
+        own = self.fit.micro_batch
+        one = self._run_dry(own)
+        if micro_batch == own:
+            return one
         times = -(-self.fit.rows // micro_batch)
         flops = one.flops / len(one.work) / own * micro_batch
-        return Phase(held, [(flops, one.traffic / len(one.work))] * times)
+        return Phase(self._held_by(micro_batch), [(flops, one.traffic / len(one.work))] * times)
+
+    @property
+    def casts(self) -> int:
+        """Bytes of activations that depend on no row: the copies of weights that autocast makes, one for each pass."""
+        return self._held_by(0)["activations"] if self.fit.is_mixed else 0
+
+    def _held_by(self, micro_batch: int) -> dict[str, int]:
+        own, group = self.fit.micro_batch, self.module.sampling.samples
+        other = group if own != group else 2 * group if self.fit.rows > group else 1
+        one, two = self._run_dry(own), self._run_dry(other)
+        share = (micro_batch - own) / (other - own) if other != own else 0.0
+        return {name: max(round(size + share * (two.held[name] - size)), 0) for name, size in one.held.items()}
 
     def _run_dry(self, micro_batch: int) -> Phase:
         if micro_batch not in self._scorings:

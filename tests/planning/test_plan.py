@@ -12,11 +12,13 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from cfg_distill.cli import main
+from cfg_distill.generators.linear import Linear
 from cfg_distill.planning.dry import dry
 from cfg_distill.planning.fit import fit_of
 from cfg_distill.planning.known import ARCHITECTURES, musicgen
 from cfg_distill.planning.machines import GPUS, Device
 from cfg_distill.planning.plan import ROOM, Planner, micro_batches
+from cfg_distill.recipe.overrides import sorted_words
 from cfg_distill.recipe.resolved import Recipe
 
 RECIPE = """
@@ -80,6 +82,27 @@ def test_memory_decides_the_micro_batch_and_the_strategy(recipe: str) -> None:
     largest = max(rows for rows, peak in peaks.items() if peak <= limit)
     assert found is not None and (found.strategy, found.micro_batch) == ("ddp", largest) and 8 <= largest < 16
     assert in_shards is not None and in_shards.strategy == "fsdp2"
+
+
+def test_shards_hold_their_share_of_what_single_phases_hold_of_weights(recipe: str) -> None:
+    Path("val.txt").write_text("w2 w3\n")
+    words = ["--trainer.precision", "bf16-mixed", "--data.validation", "val.txt"]
+    with fit_of(Recipe.read([recipe], sorted_words(words).overrides)) as fit, dry():
+        planner = Planner(fit, GPUS["h100"], 4, {})
+        whole, sharded = (planner.split(strategy, 8).phases for strategy in ("ddp", "fsdp2"))
+        model: Any = fit.module.student.model
+        blocks = [layer for layer in model.model.layers.modules() if isinstance(layer, Linear)]
+    for phase, part in (("update", "update"), ("validation", "live weights, put aside")):
+        assert 0 < sharded[phase].held[part] == whole[phase].held[part] // 4
+    # A prompt is read once for its group, then the samples: each pass of a layer keeps its weight in bfloat16.
+    casts = 2 * 2 * sum(layer.weight.numel() for layer in blocks)
+    freed = whole["scoring"].held["activations"] - sharded["scoring"].held["activations"]
+    assert freed == pytest.approx(casts, rel=0.1)
+    # Three layers in bfloat16; embeddings, last norm and head of student and teacher in float32, and the student's gradient.
+    layer = sum(weight.numel() for weight in model.model.layers[0].parameters())
+    ends = sum(weight.numel() for weight in model.parameters()) - len(model.model.layers) * layer
+    assert sharded["scoring"].held["gathered weights"] == 3 * 2 * layer + 3 * 4 * ends
+    assert sharded["rollout"].held["gathered weights"] == len(model.model.layers) * 2 * layer + 4 * ends
 
 
 def test_sizes_of_published_models_are_theirs() -> None:
