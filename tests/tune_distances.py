@@ -15,7 +15,15 @@ from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.embedder import Tunes
 from cfg_distill.tunes.encoder import retrieval
 from cfg_distill.tunes.melody import melodic_distance
-from cfg_distill.tunes.rewriting import between_rests, in_values, rewritten_bars, transposed, upside_down, with_rests
+from cfg_distill.tunes.rewriting import (
+    between_rests,
+    dotted,
+    in_values,
+    rewritten_bars,
+    transposed,
+    upside_down,
+    with_rests,
+)
 from cfg_distill.tunes.segments import two_parts
 
 REWRITTEN: dict[str, Callable[[str], str]] = {
@@ -29,6 +37,7 @@ REWRITTEN: dict[str, Callable[[str], str]] = {
     "rests behind 10% of the notes": lambda tune: between_rests(tune, 0.1, Random(0)),
     "every note twice as long": lambda tune: in_values(tune, Fraction(2)),
     "every note half as long": lambda tune: in_values(tune, Fraction(1, 2)),
+    "other rhythms in the same bars": dotted,
     "turned upside down, in the same rhythm": upside_down,
     "the first 64 tokens of 96": lambda tune: " ".join(tune.split()[:64]),
     "the first 32 tokens of 96": lambda tune: " ".join(tune.split()[:32]),

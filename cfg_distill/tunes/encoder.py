@@ -1,8 +1,8 @@
 """Contrastive tune encoder: two parts of one tune lie close together, parts of different tunes apart.
 
 As the paper trains its music embedding (section 4.1 there). The loss is InfoNCE (van den Oord et al. 2018, Eq. 4) in
-both directions. Key, octave and bar signs cannot reach the networks (phrases.py, figures.py). That notes made rests change
-little is learnt: parts have notes made rests (pairs.py), and a part is held to itself without them.
+both directions. Key, octave and bar signs cannot reach the networks (phrases.py, figures.py). That notes made rests and other
+rhythms change little is learnt: parts are changed so (pairs.py), and a part is held to itself as it was.
 Shapes: M tunes, D embedding width.
 """
 
@@ -60,8 +60,9 @@ class EncoderTraining(FolderTraining):
 
     .. math:: \mathcal L = \text{InfoNCE}(e(x'), e(y')) + \lambda \, \overline{1 - \cos(e(x'), e(x))}
 
-    x and y are two parts of one tune, x' and y' the same with notes made rests. Logs ``train/loss``, and of the validation
-    tunes ``val/loss``, ``val/retrieval`` (top 1 among all of them) and ``val/rests`` (mean distance of x' from x).
+    x and y are two parts of one tune, x' and y' the same with notes made rests, some x' in other rhythms too. Logs
+    ``train/loss``, and of the validation tunes ``val/loss``, ``val/retrieval`` (top 1 among all of them) and ``val/rests``
+    (mean distance of x' from x).
 
     Args:
         optimizer: of all parameters.
@@ -71,7 +72,7 @@ class EncoderTraining(FolderTraining):
         embedding: D, width of the embedding.
         dropout: in training; of figures, the share of the counts that is left out.
         temperature: divisor of the cosines in InfoNCE.
-        steadiness: lambda, weight of the distance of a part from itself with notes made rests.
+        steadiness: lambda, weight of the distance of a part from itself as it was.
         common: the further arguments of :class:`FolderTraining`.
     """
 

@@ -14,6 +14,9 @@ from cfg_distill.tunes.bars import read_note
 
 Style = Literal["none", "double", "plain", "everywhere"]
 
+_LONG = {Fraction(1): Fraction(3, 4), Fraction(3): Fraction(1, 2)}
+"""Share of the time of a pair that :func:`dotted` gives its first note, by the ratio of lengths that it finds."""
+
 
 def transposed(tune: str, semitones: int) -> str:
     """The tune with every pitch moved up by ``semitones``.
@@ -41,6 +44,28 @@ def in_values(tune: str, factor: Fraction) -> str:
     for token in tune.split():
         note = read_note(token)
         words.append(token if note is None else note_token(note.pitch, note.length * factor))
+    return " ".join(words)
+
+
+def dotted(tune: str) -> str:
+    """The tune with other rhythms in the same bars: two notes of one length become long and short, and long and short even.
+
+    Pairs are taken from the front; a bar sign, a rest or another ratio of lengths ends a pair and stays.
+
+    Example:
+        >>> dotted("C:1 D:1 | E:1 z:1 F:3/2 G:1/2")
+        'C:3/2 D:1/2 | E:1 z:1 F:1 G:1'
+    """
+    words, place = tune.split(), 0
+    while place + 1 < len(words):
+        first, second = map(read_note, words[place : place + 2])
+        if first and second and first.pitch is not None and second.pitch is not None:
+            both, long = first.length + second.length, _LONG.get(first.length / second.length)
+            if long:
+                words[place] = note_token(first.pitch, both * long)
+                words[place + 1] = note_token(second.pitch, both * (1 - long))
+                place += 1
+        place += 1
     return " ".join(words)
 
 

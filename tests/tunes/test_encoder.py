@@ -29,7 +29,7 @@ from cfg_distill.tunes.network import NetworkConfig, TuneNetwork, load_network
 from cfg_distill.tunes.notes import NotesNetwork, rows_of
 from cfg_distill.tunes.pairs import TunePairs
 from cfg_distill.tunes.phrases import PhrasesConfig, PhrasesNetwork
-from cfg_distill.tunes.rewriting import rewritten_bars, transposed
+from cfg_distill.tunes.rewriting import in_values, rewritten_bars, transposed
 from cfg_distill.tunes.segments import two_parts
 
 MUSIC = ["|", "||", "C:1", "D:1", "E:1/2", "E:2", "z:1"]
@@ -155,6 +155,16 @@ def test_a_batch_holds_two_parts_with_rests_and_the_first_without() -> None:
     assert 0.2 < share < 0.4  # between 0 and 0.6 of each
 
 
+def test_half_of_the_first_parts_are_in_other_rhythms() -> None:
+    data, tunes = TunePairs(shortest=24, longest=40, rests=0.0, dotted=0.5), tunes_of("validation")[:60]
+    first, _, plain = data.collate(tunes, random.Random(3))["notes"]
+    changed = (first != plain).any(-1).any(-1)
+    assert 0.35 < changed.float().mean() < 0.65
+    assert torch.equal(first[..., 2], plain[..., 2])  # every pitch stays
+    pairs = TunePairs(shortest=24, longest=40, rests=0.0).collate(tunes, random.Random(3))["notes"]
+    assert torch.equal(pairs[0], pairs[2])
+
+
 def tiny_figures(embedding: int = 6) -> FiguresNetwork:
     torch.manual_seed(0)
     network = FiguresNetwork(FiguresConfig(embedding))
@@ -207,6 +217,12 @@ def test_key_octave_and_bar_signs_change_nothing_at_all(tiny: Callable[[], Notes
         assert torch.equal(network.read([transposed(tune, by) for tune in tunes]), plain)
     for style in ("none", "double", "everywhere"):
         assert torch.equal(network.read([rewritten_bars(tune, style) for tune in tunes]), plain)
+
+
+def test_the_note_values_change_nothing_for_phrases() -> None:
+    network, tunes = tiny_phrases(), random_tunes(9)
+    for factor in (Fraction(1, 2), Fraction(3, 2), Fraction(2)):
+        assert torch.equal(network.read([in_values(tune, factor) for tune in tunes]), network.read(tunes))
 
 
 def test_a_note_made_a_rest_adds_no_figure() -> None:
@@ -277,8 +293,8 @@ def test_shipped_encoders_hear_the_tune_and_not_how_it_is_written(path: str) -> 
     found = table(under(embedder))
     for name, most in {
         "the same tune": 1e-6, "transposed by +7": 1e-6, "transposed by +12": 1e-6, "transposed by -5": 1e-6,
-        "bar signs: none": 1e-6, "bar signs: double": 1e-6, "20% of the notes made rests": 0.1,
-        "40% of the notes made rests": 0.2, "two halves of one tune": 0.5,
+        "bar signs: none": 1e-6, "bar signs: double": 1e-6, "20% of the notes made rests": 0.12,
+        "40% of the notes made rests": 0.27, "two halves of one tune": 0.5,
     }.items():  # fmt: skip
         assert found[name] <= most, name
     assert found["two different tunes"] >= 0.85

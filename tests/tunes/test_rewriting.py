@@ -7,7 +7,7 @@ import pytest
 from cfg_distill.tunes.abc import BARS
 from cfg_distill.tunes.bars import bar_validity, read_note
 from cfg_distill.tunes.corpus import tunes_of
-from cfg_distill.tunes.rewriting import between_rests, rewritten_bars, transposed, with_rests
+from cfg_distill.tunes.rewriting import between_rests, dotted, rewritten_bars, transposed, with_rests
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +57,13 @@ def test_rests_between_notes_leave_the_notes(tunes: list[str]) -> None:
         ]
         assert len(added) == sum(pitch is not None for pitch in heights(tune))
         assert [word for place, word in enumerate(words) if place not in added] == tune.split()
+
+
+def test_dotted_moves_time_within_pairs_of_notes_alone(tunes: list[str]) -> None:
+    for tune in tunes:
+        other = dotted(tune)
+        assert heights(other) == heights(tune)
+        assert [token for token in other.split() if token in BARS] == [token for token in tune.split() if token in BARS]
+        assert bar_validity(other, "6/8") == bar_validity(tune, "6/8")
+        assert other != tune
+    assert dotted(dotted("C:1 D:1 E:3 F:1 G:2 | G:2 z:1 A:1")) == "C:1 D:1 E:3 F:1 G:2 | G:2 z:1 A:1"
