@@ -27,7 +27,16 @@ def test_tunes_belong_to_the_prompts_that_ask_for_them():
         made().at(["a jig", "a slip jig"], NGramCounts(n=1))
 
 
+def test_slots_are_left_out_where_too_few_tunes_have_all_of_them():
+    prompts = ["an English jig", "an Irish jig in C major", "a Scottish reel", "a slip jig"]
+    kept = [[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert made().weight(prompts).tolist() == kept
+    # A jig of any origin; the same; a reel of any origin; nothing is left of what a slip jig asks for but itself.
+    assert made(at_least=1).weight(prompts).tolist() == [*kept[:2], [0, 1, 0], [1, 1, 1]]
+    assert made(at_least=2).weight(prompts).tolist() == [[1, 0, 1], [1, 0, 1], [1, 1, 1], [1, 1, 1]]
+
+
 def test_wrong_settings_are_named_before_tunes_are_read():
     assert TuneReference().problems() == []
-    found = TuneReference(split="training", tokens=0, match="all").problems()
-    assert [problem.path for problem in found] == ["split", "tokens", "match"]
+    found = TuneReference(split="training", tokens=0, match="all", at_least=-1).problems()
+    assert [problem.path for problem in found] == ["split", "tokens", "match", "at_least"]
