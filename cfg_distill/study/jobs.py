@@ -74,7 +74,11 @@ class CheckEvaluation:
             return error.under("evaluation.metrics")
         problems = []
         for name, metric in metrics.items():
-            problems += problems_of(metric, Context(samples=given.samples), f"evaluation.metrics.{name}.init_args")
+            problems += problems_of(
+                metric,
+                Context(samples=given.samples, length=given.max_new_tokens),
+                f"evaluation.metrics.{name}.init_args",
+            )
         for key, headline in vars(given.headline).items():
             wanted = "quality" if key == "quality" else "diversity"
             axis = metrics[headline].axis if headline in metrics else wanted

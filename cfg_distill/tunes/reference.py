@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import Context, Problem
-from cfg_distill.references import Reference
+from cfg_distill.references import Reference, problems_of_length
 from cfg_distill.tunes.corpus import Tune, tunes_of
 from cfg_distill.tunes.ladder import matches
 from cfg_distill.tunes.prompts import understand
@@ -47,6 +47,8 @@ class TuneReference(Reference):
             found.append(Problem("split", f"expected one of {list(SPLITS)}, but got `{self.split}`."))
         if not self.tokens >= 1:
             found.append(Problem("tokens", f"expected at least 1, but got {self.tokens}."))
+        else:
+            found += problems_of_length(self.tokens, context)
         if self.match not in ("slots", "none"):
             found.append(Problem("match", f"expected `slots` or `none`, but got `{self.match}`."))
         if not self.at_least >= 0:
