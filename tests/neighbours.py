@@ -1,19 +1,23 @@
 """The numbers of docs/neighbours.md: what a step of each reward costs, and what its study found.
 
     python tests/neighbours.py costs                # minutes, on one thread
+    python tests/neighbours.py codes                # a minute
     python tests/neighbours.py table runs/neighbours
 
-Both print a table and write its numbers into docs/evidence/. Costs are seconds of CPU in one process, which other processes
-hardly change: every recipe takes a step in turn, and the median of its steps counts. A step is what a fit does without its
-callbacks: samples, advantages, the divergence and the reward, backward. Differences are paired over prompts and training seeds,
-with their 95 % intervals, from the control `kl`: as many steps of the divergence alone.
+All print a table; costs and the study write its numbers into docs/evidence/. Costs are seconds of CPU in one process, which
+other processes hardly change: every recipe takes a step in turn, and the median of its steps counts. A step is what a fit does
+without its callbacks: samples, advantages, the divergence and the reward, backward. Differences are paired over prompts and
+training seeds, with their 95 % intervals, from the control `kl`: as many steps of the divergence alone. Codes are what samples
+of the base earn under a code at random, by the temperature of the reward.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -27,11 +31,16 @@ from cfg_distill.data import read_prompts
 from cfg_distill.distillation import CFGDistillation
 from cfg_distill.distillation.asked import advantages_of
 from cfg_distill.distillation.off_policy import to_learn_from
+from cfg_distill.embedders.similarity import unit
 from cfg_distill.evaluation import System
 from cfg_distill.evaluation.compare import difference
+from cfg_distill.generators import CausalLM
 from cfg_distill.losses import mix
 from cfg_distill.recipe import Recipe
-from cfg_distill.sampling import Seeds
+from cfg_distill.references import code_log_probs
+from cfg_distill.references.directions import principal_components, simplex
+from cfg_distill.sampling import Sampling, Seeds, StartModel, draw
+from cfg_distill.tunes.embedder import Tunes
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = sorted(path.stem for path in (ROOT / "recipes/tunes/neighbours").glob("*.yaml"))
@@ -135,12 +144,37 @@ def _signed(interval: dict[str, float]) -> str:
     return f"**{text}**" if interval["low"] > 0 or interval["high"] < 0 else text
 
 
+def codes(samples: int = 8, values: int = 4) -> str:
+    """What samples of the base earn under random codes, which is the mean over all codes."""
+    start = StartModel(CausalLM("tunes:base").load(), Sampling(samples=16, max_new_tokens=80))
+    embedder, given = Tunes().load(), read_prompts(ROOT / "recipes/tunes/prompts/train.txt", "prompt")[::4][:10]
+    drawn = draw(start.generator, given, replace(start.sampling, samples=samples), seed=7).groups()
+    kept, fresh = [], []
+    for prompt, outputs in zip(given, drawn, strict=True):
+        first, second = (
+            unit(embedder.embed(each)[~embedder.degenerate(each)]) for each in (start.draw(prompt, 16).outputs, outputs)
+        )
+        kept.append(first - first.mean(0))
+        fresh.append(second - first.mean(0))
+    directions = (simplex(values) @ principal_components(torch.cat(kept), values - 1)).float()
+    lines = ["| temperature | mean | standard deviation | best code |", "|---:|---:|---:|---:|"]
+    for temperature in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0):
+        reward = code_log_probs(torch.cat(fresh), directions, temperature) + math.log(values)
+        best = reward.max(-1).values.mean()
+        lines.append(f"| {temperature} | {reward.mean():.2f} | {reward.std():.2f} | {best:.2f} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     kinds = parser.add_subparsers(dest="kind", required=True)
     kinds.add_parser("costs").add_argument("--repeats", type=int, default=5)
+    kinds.add_parser("codes")
     kinds.add_parser("table").add_argument("study", type=Path)
     given = parser.parse_args()
+    if given.kind == "codes":
+        print(codes())
+        return
     found: Any
     show: Callable[[Any], str]
     if given.kind == "costs":

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from cfg_distill.embedders import NGramCounts
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context
+from cfg_distill.generators import CausalLM
+from cfg_distill.references import Sounds, StartSamples
 from cfg_distill.tunes.corpus import Tune
 from cfg_distill.tunes.reference import TuneReference
 
@@ -40,3 +42,17 @@ def test_wrong_settings_are_named_before_tunes_are_read():
     assert TuneReference().problems() == []
     found = TuneReference(split="training", tokens=0, match="all", at_least=-1).problems()
     assert [problem.path for problem in found] == ["split", "tokens", "match", "at_least"]
+
+
+def test_outputs_shorter_than_the_samples_are_refused(tmp_path):
+    (tmp_path / "clip.wav").touch()
+    fit = Context(training=True, length=80, seconds=12.0)
+    assert TuneReference(tokens=80).problems(fit) == Sounds(str(tmp_path), 12.0).problems(fit) == []
+    (problem,) = TuneReference(tokens=79).problems(fit)
+    assert str(problem) == "Key `tokens`: expected at least 80, as many as the samples have, but got 79. Raise it."
+    (problem,) = Sounds(str(tmp_path), 10.0).problems(fit)
+    assert str(problem).startswith("Key `seconds`: expected at least the 12 of the samples, but got 10.")
+    other = StartSamples(generator=CausalLM("tunes:base"), tokens=40)
+    assert [problem.path for problem in other.problems(Context(length=80))] == ["tokens"]
+    (tmp_path / "clip.wav").unlink()
+    assert "holds none" in str(Sounds(str(tmp_path)).problems()[0])
