@@ -97,8 +97,7 @@ class CFGDistillation(L.LightningModule):
         conditioner: labels of the samples, which the student reads beside the prompt and the teacher does not; null for none.
         dial: make the scale of a LoRA student's adapter the scale of guidance, up to ``guidance.scale``: one adapter for every
             gamma. Each step draws a setting (:class:`~cfg_distill.distillation.dial.Dial`); null trains one gamma.
-        opening: begin each training sample as a sample of the start model, for rewards that compare the two
-            (:class:`~cfg_distill.sampling.Opening`); null for none.
+        opening: begin each training sample as one of the start model (:class:`~cfg_distill.sampling.Opening`); null for none.
     """
 
     def __init__(
@@ -136,21 +135,18 @@ class CFGDistillation(L.LightningModule):
         self.execution = execution.with_old_keys(generator, guidance, sampling, onednn, logits_chunk)
         self.guidance, self.sampling = self.execution.applied(generator, guidance, sampling)
         self.losses = nn.ModuleDict(losses)
-        self.start = start
-        self.reduction = reduction
+        self.start, self.reduction = start, reduction
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.dropout = dropout
         self.micro_batch = micro_batch
         self.measure_gradients_every = measure_gradients_every
         self.seed = 0 if seed is None else seed
-        self.allow_no_teacher = allow_no_teacher
-        self.off_policy = off_policy
+        self.allow_no_teacher, self.off_policy = allow_no_teacher, off_policy
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[PromptLike] = ()
-        self.max_bad_steps = max_bad_steps
-        self.redraw = redraw
+        self.max_bad_steps, self.redraw = max_bad_steps, redraw
         self.conditioner, self.dial, self.opening = conditioner, dial, opening
         self._step, self._ratios = Step(max_bad_steps), RatioWatch()
         self._places, self._validation_places = Places(), Places()
