@@ -135,7 +135,7 @@ def rollout(
             if pack:
                 stack.enter_context(packed(part.model))
         device = predictor.parts[0].device
-        given_TNK = () if opening is None else opening.flatten(0, 1).to(device).movedim(-1, 0)
+        given_TNK = torch.empty(0) if opening is None else opening.flatten(0, 1).to(device).movedim(-1, 0)
         tokens_NKT, mask_NKT, log_probs_NKT = _decode(predictor, prompts, sampling, seeds, device, given_TNK)
     if not log_probs_NKT.isfinite().all():  # once per rollout: a look at every position would wait for the accelerator
         raise ConfigError(
@@ -164,7 +164,7 @@ def _decode(
     sampling: Sampling,
     seeds: Seeds,
     device: torch.device,
-    given_TNK: Tensor | tuple[()],
+    given_TNK: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     num_rows, num_frames = len(prompts) * sampling.samples, sampling.max_new_tokens
     shape = (num_rows, len(predictor.delays), num_frames + max(predictor.delays))

@@ -72,7 +72,8 @@ class CheckEvaluation:
             metrics = metrics_of(given.metrics)
         except ConfigError as error:
             return error.under("evaluation.metrics")
-        problems, context = [], Context(samples=given.samples, length=given.max_new_tokens)
+        problems = []
+        context = Context(samples=given.samples, length=given.max_new_tokens)
         for name, metric in metrics.items():
             problems += problems_of(metric, context, f"evaluation.metrics.{name}.init_args")
         for key, headline in vars(given.headline).items():
