@@ -17,13 +17,14 @@ from tiny_fits import every_step, seed_everything, snapshot, student_of, trainer
 from cfg_distill.callbacks import ExactResume
 from cfg_distill.data import PromptData
 from cfg_distill.distillation.dial import Dial
+from cfg_distill.distillation.off_policy import of_start
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Guidance, LoRA
 from cfg_distill.losses import MinAvgOut, PolicyGradient, ReverseKL
 from cfg_distill.references import StartSamples
 from cfg_distill.rewards import AvgOutScore, CodeInformation, DiversityTarget, PairedContrast
-from cfg_distill.sampling import Codes, Conditioner, Labels, Opening, Sampling
+from cfg_distill.sampling import Codes, Conditioner, Labels, Opening, Sampling, Seeds
 
 WORDS = [f"w{a} w{b}" for a in range(3) for b in range(8)]
 
@@ -169,10 +170,15 @@ def test_samples_of_a_step_begin_as_samples_of_the_start_model(root: Path, tmp_p
     seen, module = Seen(), student(str(root / "model"), root)
     data = PromptData(str(root / "train.txt"), batch_size=4, shuffle=False)
     trainer([seen], tmp_path, max_steps=1).fit(module, datamodule=data)
-    assert seen.samples.rollout.opening == 2 and len(seen.samples.start) == 16
-    pairs = [(own.split(), other.split()) for own, other in zip(seen.samples.outputs, seen.samples.start, strict=True)]
-    assert all(own[:2] == other[:2] for own, other in pairs)
-    assert sum(own == other for own, other in pairs) < 8  # they go on by other random numbers
+    drawn = seen.samples.rollout
+    # The start model of the first step of seed 3, by other random numbers than those of the student's samples.
+    start = of_start(module, seen.samples.asked, Seeds((3, 1, 0, 1), range(4)), guided=False)
+    assert drawn.opening == 2 and seen.samples.start == start.outputs
+    assert torch.equal(drawn.beginning(2), start.rollout.beginning(2))
+    behind = [
+        each.beginning(8)[..., 2:] for each in (drawn, start.rollout)
+    ]  # the same model still, so that numbers decide
+    assert behind[0].shape != behind[1].shape or not torch.equal(*behind)
 
 
 def test_labels_that_mean_nothing_are_refused(root: Path, tmp_path: Path) -> None:
