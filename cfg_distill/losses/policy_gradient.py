@@ -28,7 +28,8 @@ def token_log_probs(cells: Cells, sampling: Sampling, opening: int = 0) -> Tenso
     log_probs_MV = cells.student_log_probs_MV if sampling.plain else sampling.log_probs(cells.student_log_probs_MV)
     picked_M = log_probs_MV.gather(-1, cells.tokens_M.unsqueeze(-1)).squeeze(-1)
     # When scored again, rounding can put a drawn token just outside top-p (log-probability -inf): give it zero gradient.
-    return torch.where(picked_M.isfinite() & (cells.position_M >= opening), picked_M, 0.0)
+    picked_M = torch.where(picked_M.isfinite(), picked_M, 0.0)
+    return torch.where(cells.position_M >= opening, picked_M, 0.0) if opening else picked_M
 
 
 class PolicyGradient(Loss):
