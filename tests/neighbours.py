@@ -24,6 +24,7 @@ from statistics import median
 from time import process_time
 from typing import Any
 
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 
@@ -119,6 +120,7 @@ def study(out: Path) -> dict[str, Any]:
             metric: system.interval(metric)._asdict() | {"from_kl": difference(system, control, metric)._asdict()}
             for metric in COLUMNS
             if metric in system.values
+            and not (np.isnan(system.cells(metric)).all() or np.isnan(control.cells(metric)).all())
         }
     return found
 
@@ -129,19 +131,22 @@ def _points(out: Path) -> list[dict[str, Any]]:
 
 
 def table_of_study(found: dict[str, Any]) -> str:
-    columns = [metric for metric in COLUMNS if metric in found["systems"]["kl"]]
+    columns = [metric for metric in COLUMNS if any(metric in values for values in found["systems"].values())]
     heads = ["system", *(column.replace("_", " ") for column in columns)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, values in found["systems"].items():
-        cells = [f"{values[m]['mean']:.3f}" if name == "kl" else _signed(values[m]["from_kl"]) for m in columns]
+        cells = [_cell(name, values[metric]) if metric in values else "-" for metric in columns]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _signed(interval: dict[str, float]) -> str:
-    """A difference; bold where its interval leaves out 0."""
-    text = f"{interval['mean']:+.3f} ({interval['low']:+.3f}, {interval['high']:+.3f})"
-    return f"**{text}**" if interval["low"] > 0 or interval["high"] < 0 else text
+def _cell(name: str, value: dict[str, Any]) -> str:
+    """The control's own mean; of any other system the difference, bold where its interval leaves out 0."""
+    if name == "kl":
+        return f"{value['mean']:.3f}"
+    mean, low, high = (value["from_kl"][key] for key in ("mean", "low", "high"))
+    text = f"{mean:+.3f} ({low:+.3f}, {high:+.3f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
 
 
 def codes(samples: int = 8, values: int = 4) -> str:
