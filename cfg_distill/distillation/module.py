@@ -48,7 +48,7 @@ from cfg_distill.generators.lora import lora_layers
 from cfg_distill.losses import Loss, LossInputs
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
-from cfg_distill.sampling import Conditioner, Places, Rollout, Sampling, Seeds, rollout
+from cfg_distill.sampling import Conditioner, Opening, Places, Rollout, Sampling, Seeds, rollout
 from cfg_distill.sampling.samples import Samples, decoded
 from cfg_distill.sampling.start import StartModel
 
@@ -97,6 +97,7 @@ class CFGDistillation(L.LightningModule):
         conditioner: labels of the samples, which the student reads beside the prompt and the teacher does not; null for none.
         dial: make the scale of a LoRA student's adapter the scale of guidance, up to ``guidance.scale``: one adapter for every
             gamma. Each step draws a setting (:class:`~cfg_distill.distillation.dial.Dial`); null trains one gamma.
+        opening: begin each training sample as one of the start model (:class:`~cfg_distill.sampling.Opening`); null for none.
     """
 
     def __init__(
@@ -122,6 +123,7 @@ class CFGDistillation(L.LightningModule):
         redraw: int = 0,
         conditioner: Conditioner | None = None,
         dial: Dial | None = None,
+        opening: Opening | None = None,
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or name in dir(nn.ModuleDict)]:
@@ -133,22 +135,19 @@ class CFGDistillation(L.LightningModule):
         self.execution = execution.with_old_keys(generator, guidance, sampling, onednn, logits_chunk)
         self.guidance, self.sampling = self.execution.applied(generator, guidance, sampling)
         self.losses = nn.ModuleDict(losses)
-        self.start = start
-        self.reduction = reduction
+        self.start, self.reduction = start, reduction
         self.optimizer = optimizer
         self.scheduler = scheduler
         self.dropout = dropout
         self.micro_batch = micro_batch
         self.measure_gradients_every = measure_gradients_every
         self.seed = 0 if seed is None else seed
-        self.allow_no_teacher = allow_no_teacher
-        self.off_policy = off_policy
+        self.allow_no_teacher, self.off_policy = allow_no_teacher, off_policy
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[PromptLike] = ()
-        self.max_bad_steps = max_bad_steps
-        self.redraw = redraw
-        self.conditioner, self.dial = conditioner, dial
+        self.max_bad_steps, self.redraw = max_bad_steps, redraw
+        self.conditioner, self.dial, self.opening = conditioner, dial, opening
         self._step, self._ratios = Step(max_bad_steps), RatioWatch()
         self._places, self._validation_places = Places(), Places()
         self.count = Count(reduction)

@@ -18,6 +18,7 @@ from torch import Tensor
 from cfg_distill.errors import Problem
 from cfg_distill.generators import Guided, Predictions, Prompt, PromptLike
 from cfg_distill.losses import CrossEntropy, Divergence, PolicyGradient
+from cfg_distill.sampling import Opening
 from cfg_distill.sampling.samples import Samples, draw
 from cfg_distill.sampling.seeds import Seeds
 
@@ -27,7 +28,19 @@ if TYPE_CHECKING:
 
 def to_learn_from(module: CFGDistillation, prompts: Sequence[PromptLike], seed: int | Seeds) -> Samples:
     """The samples that a training step learns from: the student's own or, off-policy, those of the guided teacher."""
-    return of_start(module, prompts, seed, guided=True) if module.off_policy else module.draw(prompts, seed)
+    if module.off_policy:
+        return of_start(module, prompts, seed, guided=True)
+    return module.draw(prompts, seed) if module.opening is None else opened(module, prompts, seed, module.opening)
+
+
+def opened(module: CFGDistillation, prompts: Sequence[PromptLike], seed: int | Seeds, opening: Opening) -> Samples:
+    """Samples of the student that go on from the beginnings of samples of the start model."""
+    seeds = Seeds.of(seed, len(prompts))
+    # Other random numbers than the student's: the two must be independent behind the opening.
+    start = of_start(module, prompts, replace(seeds, words=(*seeds.words, 1)), guided=False)
+    given_BGKt = start.rollout.beginning(opening.tokens)
+    samples = draw(module.student, prompts, module.sampling, None, seeds, module.conditioner, given_BGKt)
+    return replace(samples, start=start.outputs)
 
 
 def of_start(module: CFGDistillation, prompts: Sequence[PromptLike], seed: int | Seeds, guided: bool) -> Samples:
@@ -78,6 +91,11 @@ def problems_of_policy(module: CFGDistillation) -> list[Problem]:
     if module.off_policy and module.conditioner is not None:
         text = "expected none under `@/model.off_policy`: the teacher draws the samples, and reads no label. Remove it."
         found.append(Problem("conditioner", text))
+    if module.off_policy and module.opening is not None:
+        text = (
+            "expected none under `@/model.off_policy`: the teacher draws the samples from their beginning. Remove it."
+        )
+        found.append(Problem("opening", text))
     for name, loss in module.mix.items():
         why = _wrong(loss, module.off_policy)
         if why:

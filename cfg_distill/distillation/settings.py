@@ -58,8 +58,18 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
     found = problems_of(student, under="generator.init_args")
     is_readable = not found
     labels = None if module.conditioner is None else module.conditioner.values
-    context = Context(module.sampling.samples, student.longest_sample if is_readable else None, True, labels)
+    length, rate = module.sampling.max_new_tokens, student.frame_rate
+    context = Context(
+        module.sampling.samples,
+        student.longest_sample if is_readable else None,
+        True,
+        labels,
+        length,
+        length / rate if rate else None,
+        0 if module.opening is None else module.opening.tokens,
+    )
     found += problems_of(module.conditioner, context, under="conditioner.init_args")
+    found += problems_of(module.opening, context, under="opening")
     found += problems_of(module.guidance, context, under="guidance")
     given = {"negative_system": "Set `@/model.guidance.negative`", "teacher_system": "Give prompts a `teacher_prompt`"}
     for key, instead in given.items() if is_readable else ():

@@ -80,7 +80,7 @@ class Divergence(Loss):
         later_NKT = self._later(inputs)
 
         def exact(cells: Cells) -> Tensor:
-            log_probs_M = token_log_probs(cells, inputs.sampling)
+            log_probs_M = token_log_probs(cells, inputs.sampling, inputs.samples.rollout.opening)
             # It has a gradient and no value: the logged loss stays the divergence.
             score_M = later_NKT[cells.row_M, cells.codebook, cells.position_M] * (log_probs_M - log_probs_M.detach())
             return self._values(cells) + score_M

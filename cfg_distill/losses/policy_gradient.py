@@ -17,12 +17,19 @@ from cfg_distill.sampling.samples import Samples
 from cfg_distill.sampling.start import StartModel
 
 
-def token_log_probs(cells: Cells, sampling: Sampling) -> Tensor:
-    """log student(token) under the distribution that drew it, temperature and filters included, ``[M]``."""
+def token_log_probs(cells: Cells, sampling: Sampling, opening: int = 0) -> Tensor:
+    """log student(token) under the distribution that drew it, temperature and filters included, ``[M]``.
+
+    Args:
+        cells: M cells.
+        sampling: of the distribution.
+        opening: how many positions were given: nobody drew their tokens, and their value is 0.
+    """
     log_probs_MV = cells.student_log_probs_MV if sampling.plain else sampling.log_probs(cells.student_log_probs_MV)
     picked_M = log_probs_MV.gather(-1, cells.tokens_M.unsqueeze(-1)).squeeze(-1)
     # When scored again, rounding can put a drawn token just outside top-p (log-probability -inf): give it zero gradient.
-    return torch.where(picked_M.isfinite(), picked_M, 0.0)
+    picked_M = torch.where(picked_M.isfinite(), picked_M, 0.0)
+    return torch.where(cells.position_M >= opening, picked_M, 0.0) if opening else picked_M
 
 
 class PolicyGradient(Loss):
@@ -85,4 +92,5 @@ class PolicyGradient(Loss):
         advantage_N = inputs.advantage_N.to(inputs.tokens_NKT.device, torch.float32)
         if self.scale == "token":
             advantage_N = advantage_N * inputs.sampling.max_new_tokens / inputs.length_N
-        return lambda cells: -advantage_N[cells.row_M] * token_log_probs(cells, inputs.sampling)
+        opening = inputs.samples.rollout.opening
+        return lambda cells: -advantage_N[cells.row_M] * token_log_probs(cells, inputs.sampling, opening)

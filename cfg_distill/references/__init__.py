@@ -1,6 +1,6 @@
 """What samples are compared with: real outputs as vectors, and their weights for each prompt."""
 
-from cfg_distill.references.base import Reference
+from cfg_distill.references.base import Reference, problems_of_length
 from cfg_distill.references.contrasts import Contrasts
 from cfg_distill.references.density import Bank, Banks, bank_of, neighbour_distances, pseudo_density
 from cfg_distill.references.directions import Directions, code_log_probs
@@ -39,6 +39,7 @@ __all__ = [
     "mean_kernel_within",
     "median_distance",
     "neighbour_distances",
+    "problems_of_length",
     "prototypes",
     "pseudo_density",
     "within",

@@ -15,6 +15,14 @@ from cfg_distill.generators import PromptLike
 from cfg_distill.sampling.start import StartModel
 
 
+def problems_of_length(tokens: int, context: Context) -> list[Problem]:
+    """Why outputs of a number of tokens cannot be compared with samples, whose length an encoder sees."""
+    if context.length is None or tokens >= context.length:
+        return []
+    text = f"expected at least {context.length}, as many as the samples have, but got {tokens}. Raise it."
+    return [Problem("tokens", text)]
+
+
 class Reference(ABC):
     """A frozen set of outputs with which samples are compared: override :meth:`parts`, and :meth:`weight` if prompts matter.
 

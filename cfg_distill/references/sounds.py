@@ -30,6 +30,9 @@ class Sounds(Reference):
         found = []
         if not 0 < self.seconds < math.inf:
             found.append(Problem("seconds", f"expected a number above 0, but got {self.seconds}."))
+        elif context.seconds is not None and self.seconds < context.seconds:
+            text = f"expected at least the {context.seconds:g} of the samples, but got {self.seconds:g}. Raise it."
+            found.append(Problem("seconds", text))
         if not self._files():
             text = f"expected a folder with sound files ({', '.join(SOUNDS)}), but `{self.folder}` holds none."
             found.append(Problem("folder", f"{text} Name a folder of real clips."))

@@ -12,7 +12,7 @@ from cfg_distill.embedders import Embedder
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of, problems_of_counts
 from cfg_distill.generators import Generator, Guidance, PromptLike, device
 from cfg_distill.generators.frozen import Frozen
-from cfg_distill.references.base import Reference
+from cfg_distill.references.base import Reference, problems_of_length
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.start import StartModel
 
@@ -53,6 +53,7 @@ class StartSamples(Reference):
             found += problems_of(self.guidance, context, under="guidance")
         if self._generator.model is not None:
             found += problems_of(self._generator.model, context, under="generator.init_args")
+            found += problems_of_length(self.tokens, context)
         elif not context.training:
             text = (
                 "expected the start model, since there is none outside of a fit, but got none. Name it: CausalLM, say."

@@ -9,6 +9,7 @@ from cfg_distill.rewards.density import Density
 from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.rewards.lexical import AvgOutScore
 from cfg_distill.rewards.mixed import Mixed
+from cfg_distill.rewards.paired import PairedContrast, SimilarityMatch
 from cfg_distill.rewards.pairwise import PairwiseDiversity, PairwiseReward, pairwise_baseline, pairwise_diversity
 from cfg_distill.rewards.sample import PromptAdherence, SampleReward, leave_one_out
 from cfg_distill.rewards.sets import LogDeterminant, VendiScore, log_determinant, vendi_score
@@ -27,12 +28,14 @@ __all__ = [
     "GroupStatistic",
     "LogDeterminant",
     "Mixed",
+    "PairedContrast",
     "PairwiseDiversity",
     "PairwiseReward",
     "PromptAdherence",
     "PromptContrast",
     "Reward",
     "SampleReward",
+    "SimilarityMatch",
     "UnderEmbedder",
     "VendiScore",
     "Witness",

@@ -114,11 +114,13 @@ def _alone(samples: Samples, by_sample: bool) -> Iterator[tuple[range, Samples]]
                 prompts=[samples.prompts[b]],
                 asked=[samples.asked[b]],
                 outputs=samples.outputs[first : first + step],
+                start=samples.start[first : first + step],
                 rollout=Rollout(
                     drawn.tokens_BGKT[part],
                     drawn.mask_BGKT[part],
                     drawn.log_probs_BGKT[part],
                     None if drawn.labels_BG is None else drawn.labels_BG[part],
+                    drawn.opening,
                 ),
             ),
         )

@@ -38,7 +38,7 @@ class CodeInformation(Compared, SampleReward):
     is_factor = False
 
     def __init__(
-        self, embedder: Embedder, reference: Reference, against: str, values: int = 4, temperature: float = 0.1
+        self, embedder: Embedder, reference: Reference, against: str, values: int = 4, temperature: float = 0.3
     ) -> None:
         super().__init__(embedder, reference)
         self.directions = Directions(reference, against, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor
@@ -36,10 +37,16 @@ class UnderEmbedder(Reward):
         self.embedder.load()
         return self
 
-    def embedded(self, samples: Samples) -> Tensor:
-        """The vectors of the groups, ``[B, G, D]``, on the samples' device; zero for degenerate samples."""
+    def embedded(self, samples: Samples, outputs: Sequence[Any] | None = None) -> Tensor:
+        """The vectors of the groups, ``[B, G, D]``, on the samples' device; zero for degenerate samples.
+
+        Args:
+            samples: B groups.
+            outputs: B * G others in the place of the samples' own; None for these.
+        """
         with blamed(self.embedder, "embedder"):
-            embedding_ND = embedded(self._frozen.on(samples.rollout.tokens_BGKT.device), samples.outputs)
+            embedder = self._frozen.on(samples.rollout.tokens_BGKT.device)
+            embedding_ND = embedded(embedder, samples.outputs if outputs is None else outputs)
         return embedding_ND.unflatten(0, (len(samples.prompts), samples.group))
 
     def degenerate(self, samples: Samples) -> Tensor:

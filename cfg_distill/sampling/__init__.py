@@ -2,6 +2,7 @@
 
 from cfg_distill.sampling.conditioning import Codes, Conditioner, Labels
 from cfg_distill.sampling.distribution import Sampling
+from cfg_distill.sampling.opening import Opening
 from cfg_distill.sampling.places import Places
 from cfg_distill.sampling.rollout import Rollout, in_step, positions_left, problems_of_lengths, rollout
 from cfg_distill.sampling.samples import Samples, decoded, draw
@@ -12,6 +13,7 @@ __all__ = [
     "Codes",
     "Conditioner",
     "Labels",
+    "Opening",
     "Places",
     "Rollout",
     "Samples",

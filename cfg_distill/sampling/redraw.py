@@ -64,11 +64,13 @@ def _replaced(samples: Samples, again: Samples, of_prompt_P: Tensor, taken_BG: T
         new_BGKT[of_prompt_P.to(old_BGKT.device)] = new_PGKT
         return torch.where(where_BG11, new_BGKT, old_BGKT)
 
-    outputs = list(samples.outputs)
+    outputs, start = list(samples.outputs), list(samples.start)
     for place, b in enumerate(of_prompt_P.tolist()):
         for g in range(samples.group):
             if taken_BG[b, g]:
-                outputs[b * samples.group + g] = again.outputs[place * samples.group + g]
+                n, new_n = b * samples.group + g, place * samples.group + g
+                outputs[n] = again.outputs[new_n]
+                start[n : n + 1] = again.start[new_n : new_n + 1]  # nothing without openings
     labels_BG = old.labels_BG
     if labels_BG is not None and new.labels_BG is not None:  # a sample brings its label along
         labels_BG = labels_BG.clone()
@@ -78,5 +80,6 @@ def _replaced(samples: Samples, again: Samples, of_prompt_P: Tensor, taken_BG: T
         mixed(old.mask_BGKT, new.mask_BGKT),
         mixed(old.log_probs_BGKT, new.log_probs_BGKT),
         labels_BG,
+        max(old.opening, new.opening),
     )
-    return replace(samples, outputs=outputs, rollout=drawn)
+    return replace(samples, outputs=outputs, rollout=drawn, start=start)

@@ -34,12 +34,14 @@ class Rollout:
         mask_BGKT: True on cells that exist: the frames of a codebook up to and including the end token.
         log_probs_BGKT: log-probability of each token under the distribution that drew it; 0 where masked.
         labels_BG: the label that each sample was drawn under; None without a conditioner.
+        opening: how many of the first positions were given and not drawn: nothing is learnt of having chosen their tokens.
     """
 
     tokens_BGKT: Tensor
     mask_BGKT: Tensor
     log_probs_BGKT: Tensor
     labels_BG: Tensor | None = None
+    opening: int = 0
 
     @property
     def tokens_NKT(self) -> Tensor:
@@ -57,12 +59,16 @@ class Rollout:
     def padded(self, length: int, pad_token: int) -> Rollout:
         """The same samples, with cells that do not exist up to a number of positions."""
         more = (0, length - self.tokens_BGKT.shape[-1])
-        return Rollout(
-            pad(self.tokens_BGKT, more, value=pad_token),
-            pad(self.mask_BGKT, more, value=False),
-            pad(self.log_probs_BGKT, more),
-            self.labels_BG,
+        return replace(
+            self,
+            tokens_BGKT=pad(self.tokens_BGKT, more, value=pad_token),
+            mask_BGKT=pad(self.mask_BGKT, more, value=False),
+            log_probs_BGKT=pad(self.log_probs_BGKT, more),
         )
+
+    def beginning(self, positions: int) -> Tensor:
+        """The tokens of the first positions, ``[B, G, K, t]``; 0 in cells that do not exist."""
+        return self.tokens_BGKT.masked_fill(~self.mask_BGKT, 0)[..., :positions]
 
 
 _all_done: ContextVar[Callable[[bool], bool]] = ContextVar("all_done", default=bool)
@@ -90,6 +96,7 @@ def rollout(
     guidance: Guidance | None = None,
     seed: int | Seeds = 0,
     conditioner: Conditioner | None = None,
+    opening: Tensor | None = None,
 ) -> Rollout:
     """Draw G samples of each prompt, on the predictor's device, in eval mode: dropout would change the distribution.
 
@@ -105,6 +112,8 @@ def rollout(
         seed: of the random numbers of this rollout; :class:`~cfg_distill.sampling.Seeds` where the prompts are part of a larger
             batch.
         conditioner: gives each sample a label that the predictor reads beside the prompt; None for the prompts alone.
+        opening: tokens that the samples begin with (:meth:`Rollout.beginning`); None for none. An opening that holds an end
+            token is the whole sample.
 
     Raises:
         ConfigError: see :func:`problems_of_lengths`; the model predicts NaN.
@@ -125,14 +134,16 @@ def rollout(
             stack.enter_context(in_eval_mode(part))
             if pack:
                 stack.enter_context(packed(part.model))
-        tokens_NKT, mask_NKT, log_probs_NKT = _decode(predictor, prompts, sampling, seeds, predictor.parts[0].device)
+        device = predictor.parts[0].device
+        given_TNK = torch.empty(0) if opening is None else opening.flatten(0, 1).to(device).movedim(-1, 0)
+        tokens_NKT, mask_NKT, log_probs_NKT = _decode(predictor, prompts, sampling, seeds, device, given_TNK)
     if not log_probs_NKT.isfinite().all():  # once per rollout: a look at every position would wait for the accelerator
         raise ConfigError(
             "The model diverged: its predictions are NaN or infinite. Use an earlier checkpoint of it, or train it again at a"
             " lower learning rate."
         )
     drawn = (tensor.unflatten(0, shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT))
-    return replace(Rollout(*drawn), labels_BG=labels_BG)
+    return replace(Rollout(*drawn), labels_BG=labels_BG, opening=len(given_TNK))
 
 
 @contextmanager
@@ -148,7 +159,12 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _decode(
-    predictor: Predictor, prompts: Sequence[PromptLike], sampling: Sampling, seeds: Seeds, device: torch.device
+    predictor: Predictor,
+    prompts: Sequence[PromptLike],
+    sampling: Sampling,
+    seeds: Seeds,
+    device: torch.device,
+    given_TNK: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     num_rows, num_frames = len(prompts) * sampling.samples, sampling.max_new_tokens
     shape = (num_rows, len(predictor.delays), num_frames + max(predictor.delays))
@@ -167,7 +183,8 @@ def _decode(
     for position in range(shape[-1]):
         exists_MK = cells_at(position, delays_K, num_frames, end_N[rows_M], predictor.end_codebooks)
         uniform_MK = uniform_NKT[rows_M, :, position]
-        state, tokens_MK, picked_MK = _drawn(predictor, state, next_one, sampling, uniform_MK, exists_MK)
+        given_MK = given_TNK[position][rows_M] if position < len(given_TNK) else None
+        state, tokens_MK, picked_MK = _drawn(predictor, state, next_one, sampling, uniform_MK, exists_MK, given_MK)
         if predictor.end_tokens:
             last_M = torch.isin(tokens_MK[:, : predictor.end_codebooks], ends_E).all(-1)
             end_N[rows_M] = torch.where(exists_MK[:, 0] & last_M, position, end_N[rows_M])
@@ -191,20 +208,30 @@ def _decode(
 
 
 def _drawn(
-    predictor: Predictor, state: Any, predicted: Predictions, sampling: Sampling, uniform_MK: Tensor, exists_MK: Tensor
+    predictor: Predictor,
+    state: Any,
+    predicted: Predictions,
+    sampling: Sampling,
+    uniform_MK: Tensor,
+    exists_MK: Tensor,
+    given_MK: Tensor | None,
 ) -> tuple[Any, Tensor, Tensor]:
     """The tokens of a position, pad tokens where there is no cell, and their log-probabilities: ``[M, K]`` each.
 
     Codebooks that are predicted together are drawn together; a depth decoder then predicts the next ones from their tokens.
+    Given tokens are taken in the place of drawn ones, with log-probability 0.
     """
     tokens_MK = torch.empty_like(exists_MK, dtype=torch.long)
-    picked_MK = torch.empty_like(exists_MK, dtype=torch.float32)
+    picked_MK = torch.zeros_like(exists_MK, dtype=torch.float32)
     begin, num_codebooks = 0, exists_MK.shape[1]
     while True:
         probs_MJV = sampling.probs(predicted.whole()[:, :, 0])
         now = slice(begin, begin + probs_MJV.shape[1])
-        drawn_MJ = draw_tokens(probs_MJV, uniform_MK[:, now])
-        picked_MK[:, now] = probs_MJV.gather(-1, drawn_MJ.unsqueeze(-1)).squeeze(-1).log()
+        if given_MK is None:
+            drawn_MJ = draw_tokens(probs_MJV, uniform_MK[:, now])
+            picked_MK[:, now] = probs_MJV.gather(-1, drawn_MJ.unsqueeze(-1)).squeeze(-1).log()
+        else:
+            drawn_MJ = given_MK[:, now]
         tokens_MK[:, now] = torch.where(exists_MK[:, now], drawn_MJ, predictor.pad_token)
         begin = now.stop
         if begin == num_codebooks:

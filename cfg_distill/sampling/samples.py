@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from cfg_distill.generators import Generator, Guidance, Predictor, Prompt, PromptLike
 from cfg_distill.sampling.conditioning import Conditioner
 from cfg_distill.sampling.distribution import Sampling
@@ -22,12 +24,14 @@ class Samples:
         outputs: B * G texts or :class:`cfg_distill.audio.Waveform`, the samples of one prompt together.
         rollout: the tokens behind the outputs.
         asked: the B prompts as a generator takes them, with their conditions; empty stands for the texts alone.
+        start: B * G samples of the start model, each with the opening of the sample at its place; empty without openings.
     """
 
     prompts: list[str]
     outputs: list[Any]
     rollout: Rollout
     asked: list[PromptLike] = field(default_factory=list)
+    start: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.asked = self.asked or list(self.prompts)
@@ -55,6 +59,8 @@ def draw(
     guidance: Guidance | None = None,
     seed: int | Seeds = 0,
     conditioner: Conditioner | None = None,
+    opening: Tensor | None = None,
 ) -> Samples:
     """Roll out and decode. Arguments: see :func:`cfg_distill.sampling.rollout`."""
-    return decoded(predictor.parts[0], prompts, rollout(predictor, prompts, sampling, guidance, seed, conditioner))
+    drawn = rollout(predictor, prompts, sampling, guidance, seed, conditioner, opening)
+    return decoded(predictor.parts[0], prompts, drawn)

@@ -73,8 +73,9 @@ class CheckEvaluation:
         except ConfigError as error:
             return error.under("evaluation.metrics")
         problems = []
+        context = Context(samples=given.samples, length=given.max_new_tokens)
         for name, metric in metrics.items():
-            problems += problems_of(metric, Context(samples=given.samples), f"evaluation.metrics.{name}.init_args")
+            problems += problems_of(metric, context, f"evaluation.metrics.{name}.init_args")
         for key, headline in vars(given.headline).items():
             wanted = "quality" if key == "quality" else "diversity"
             axis = metrics[headline].axis if headline in metrics else wanted

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Literal
 
@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import Context, Problem
-from cfg_distill.references import Reference
+from cfg_distill.references import Reference, problems_of_length
 from cfg_distill.tunes.corpus import Tune, tunes_of
-from cfg_distill.tunes.prompts import NULL, understand
+from cfg_distill.tunes.ladder import matches
+from cfg_distill.tunes.prompts import understand
 from cfg_distill.tunes.split import SPLITS
+
+DROPPED = ("origin", "mode", "metre", "rhythm")
+"""The slots in the order in which they are left out where too few tunes have all of them: the least audible first."""
 
 
 class TuneReference(Reference):
@@ -25,12 +29,17 @@ class TuneReference(Reference):
         split: ``train``, ``validation`` or ``test``.
         tokens: of each tune; as many as the samples have, ``model.sampling.max_new_tokens``.
         match: ``slots`` keeps the tunes of the asked origin, rhythm, metre and mode; ``none`` keeps all for every prompt.
+        at_least: the fewest tunes for a prompt. Where fewer have all that it asks for, the origin is not looked at, then
+            neither the mode, the metre and the rhythm. 0 looks at all of them, and refuses a prompt that no tune fits.
     """
 
-    def __init__(self, split: str = "train", tokens: int = 80, match: Literal["slots", "none"] = "slots") -> None:
+    def __init__(
+        self, split: str = "train", tokens: int = 80, match: Literal["slots", "none"] = "slots", at_least: int = 0
+    ) -> None:
         self.split = split
         self.tokens = tokens
         self.match = match
+        self.at_least = at_least
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = []
@@ -38,8 +47,12 @@ class TuneReference(Reference):
             found.append(Problem("split", f"expected one of {list(SPLITS)}, but got `{self.split}`."))
         if not self.tokens >= 1:
             found.append(Problem("tokens", f"expected at least 1, but got {self.tokens}."))
+        else:
+            found += problems_of_length(self.tokens, context)
         if self.match not in ("slots", "none"):
             found.append(Problem("match", f"expected `slots` or `none`, but got `{self.match}`."))
+        if not self.at_least >= 0:
+            found.append(Problem("at_least", f"expected at least 0, but got {self.at_least}."))
         return found
 
     @cached_property
@@ -54,9 +67,13 @@ class TuneReference(Reference):
     def weight(self, prompts: Sequence[str]) -> Tensor:
         if self.match == "none":
             return super().weight(prompts)
-        asked = [understand(prompt).slots for prompt in prompts]
-        return torch.tensor([[float(_fits(tune, slots)) for tune in self.tunes] for slots in asked])
+        return torch.tensor([self._fitting(understand(prompt).slots) for prompt in prompts])
 
-
-def _fits(tune: Tune, asked: dict[str, str]) -> bool:
-    return all(value in (NULL, tune.slots[slot]) for slot, value in asked.items())
+    def _fitting(self, asked: Mapping[str, str]) -> list[float]:
+        """Which tunes have what is asked for."""
+        for number in range(len(DROPPED) + 1):
+            wanted = {slot: value for slot, value in asked.items() if slot not in DROPPED[:number]}
+            fitting = [float(matches(tune.slots, wanted)) for tune in self.tunes]
+            if sum(fitting) >= self.at_least:
+                break
+        return fitting

@@ -1,4 +1,4 @@
-"""Start samples, codes, a dial and running means in a fit: two processes equal one, a resumed run equals an unbroken one."""
+"""Start samples, codes, openings, a dial, running means: two processes equal one, a resumed run an unbroken one."""
 
 from __future__ import annotations
 
@@ -17,24 +17,26 @@ from tiny_fits import every_step, seed_everything, snapshot, student_of, trainer
 from cfg_distill.callbacks import ExactResume
 from cfg_distill.data import PromptData
 from cfg_distill.distillation.dial import Dial
+from cfg_distill.distillation.off_policy import of_start
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Guidance, LoRA
 from cfg_distill.losses import MinAvgOut, PolicyGradient, ReverseKL
 from cfg_distill.references import StartSamples
-from cfg_distill.rewards import AvgOutScore, CodeInformation, DiversityTarget
-from cfg_distill.sampling import Codes, Conditioner, Labels, Sampling
+from cfg_distill.rewards import AvgOutScore, CodeInformation, DiversityTarget, PairedContrast
+from cfg_distill.sampling import Codes, Conditioner, Labels, Opening, Sampling, Seeds
 
 WORDS = [f"w{a} w{b}" for a in range(3) for b in range(8)]
 
 
 def student(folder: str, root: Path, codes: bool = True, **settings: Any) -> Any:
-    """All parts with state in one mix: codes, or labels of the wanted diversity and a dial of guidance."""
+    """All parts with state in one mix: codes and openings, or labels of the wanted diversity and a dial of guidance."""
     embedder = NGramCounts(buckets=64)
     target: Any = StartSamples(samples=3) if codes else [0.2, 0.9]
     rewards = {"target": DiversityTarget(embedder, target), "rare": AvgOutScore()}
     if codes:
         rewards["code"] = CodeInformation(embedder, StartSamples(samples=4), str(root / "train.txt"), values=2)
+        rewards["paired"] = PairedContrast(embedder)
     losses = {name: PolicyGradient(reward, weight=0.5) for name, reward in rewards.items()}
     words: dict[str, Any] = {"values": 2, "template": "{label} {prompt}", "words": ["w10", "w11"]}
     conditioner: Conditioner = Codes(**words) if codes else Labels(**words)
@@ -50,7 +52,7 @@ def student(folder: str, root: Path, codes: bool = True, **settings: Any) -> Any
             "micro_batch": 4,
             "seed": 3,
         }
-        | ({} if codes else dialled)
+        | ({"opening": Opening(2)} if codes else dialled)
         | settings,
     )
 
@@ -159,6 +161,26 @@ def test_the_student_reads_labels_and_the_teacher_does_not(root: Path, tmp_path:
     assert sorted(words) == ["w10"] * 4 + ["w11"] * 4
 
 
+@pytest.mark.filterwarnings("ignore:Total length")  # no validation
+def test_samples_of_a_step_begin_as_samples_of_the_start_model(root: Path, tmp_path: Path) -> None:
+    class Seen(L.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+            self.samples = outputs["samples"]
+
+    seen, module = Seen(), student(str(root / "model"), root)
+    data = PromptData(str(root / "train.txt"), batch_size=4, shuffle=False)
+    trainer([seen], tmp_path, max_steps=1).fit(module, datamodule=data)
+    drawn = seen.samples.rollout
+    # The start model of the first step of seed 3, by other random numbers than those of the student's samples.
+    start = of_start(module, seen.samples.asked, Seeds((3, 1, 0, 1), range(4)), guided=False)
+    assert drawn.opening == 2 and seen.samples.start == start.outputs
+    assert torch.equal(drawn.beginning(2), start.rollout.beginning(2))
+    behind = [
+        each.beginning(8)[..., 2:] for each in (drawn, start.rollout)
+    ]  # the same model still, so that numbers decide
+    assert behind[0].shape != behind[1].shape or not torch.equal(*behind)
+
+
 def test_labels_that_mean_nothing_are_refused(root: Path, tmp_path: Path) -> None:
     data = PromptData(str(root / "train.txt"), batch_size=2)
     conditioner = Codes(values=2, words=["strange", "stranger"])  # both unknown to the tokenizer
@@ -174,5 +196,13 @@ def test_labels_that_mean_nothing_are_refused(root: Path, tmp_path: Path) -> Non
     )
     found = [str(each) for each in student(str(root / "model"), root, off_policy=True).problems()]
     assert any(each.startswith("Key `conditioner`: expected none under `model.off_policy`") for each in found), found
+    assert any(each.startswith("Key `opening`: expected none under `model.off_policy`") for each in found), found
+    found = [str(each) for each in student(str(root / "model"), root, opening=Opening(8)).problems()]
+    text = (
+        "Key `opening.tokens`: expected fewer than the 8 of `model.sampling.max_new_tokens`, but got 8: nothing is left"
+    )
+    assert any(each.startswith(text) for each in found), found
+    found = [str(each) for each in student(str(root / "model"), root, opening=None).problems()]
+    assert any("`model.opening` for `losses.paired.init_args.reward`: expected an opening" in each for each in found)
     found = [str(each) for each in student(str(root / "model"), root, conditioner=Codes(values=3)).problems()]
     assert any(each.startswith("Key `conditioner.init_args.values`: expected a divisor of") for each in found), found

@@ -18,7 +18,7 @@ from cfg_distill.generators import CausalLM, Prompt, PromptLike
 from cfg_distill.metrics import CodeAccuracy
 from cfg_distill.references import StartSamples, code_log_probs
 from cfg_distill.references.directions import Directions, principal_components, simplex
-from cfg_distill.rewards import CodeInformation, Density, DiversityTarget, SampleReward, Witness
+from cfg_distill.rewards import CodeInformation, Density, DiversityTarget, SampleReward, Witness, leave_one_out
 from cfg_distill.sampling import Codes, Labels, Rollout, Sampling, Seeds, StartModel, rollout
 from cfg_distill.sampling.redraw import redrawn
 from cfg_distill.sampling.samples import Samples, draw
@@ -67,7 +67,6 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 def test_the_oracle_of_information(samples_of, all_groups):
-    """q by Laplace counts of the very group, in place of a frozen one, gives a third of its gradient."""
     value_VK = Q_VK.double().log() + math.log(2)
     assert float(bound(THETA_KV.double(), value_VK)) == pytest.approx(0.067313, abs=1e-6)
     expected = torch.tensor([[0.089445, -0.002226, -0.087219], [-0.068606, -0.017255, 0.085860]])
@@ -81,6 +80,24 @@ def test_the_oracle_of_information(samples_of, all_groups):
     torch.testing.assert_close(log_q.exp(), torch.tensor([0.587504, 0.388201, 0.024294]), rtol=0, atol=1e-5)
     rewards = torch.tensor([0.566741, 0.152381, -2.618900])
     torch.testing.assert_close(log_q + math.log(3), rewards, rtol=0, atol=1e-5)
+
+
+def test_a_reader_fitted_on_the_group_loses_two_thirds_of_the_gradient(all_groups):
+    """q by Laplace counts of the very group: (.031711, -.007358, -.024353), (-.033003, .001325, .031678) is the gradient, and
+    leave-one-out gives (.010661, -.002121, -.008540), (-.012131, .000890, .011241)."""
+    outcomes_BG, codes_G = all_groups(3, 4), torch.tensor([0, 1, 0, 1])
+    pairs_BGVK = nn.functional.one_hot(outcomes_BG, 3)[..., None] * nn.functional.one_hot(codes_G, 2)[:, None]
+    counts_BVK = pairs_BGVK.sum(1).double()
+    q_BVK = (counts_BVK + 1) / (counts_BVK.sum(-1, keepdim=True) + 2)
+    reward_BG = q_BVK[torch.arange(len(q_BVK))[:, None], outcomes_BG, codes_G].log() + math.log(2)
+    theta_KV = THETA_KV.double().requires_grad_()
+    probability_B = theta_KV.softmax(-1)[codes_G, outcomes_BG].prod(-1)
+    (expected,) = torch.autograd.grad(probability_B @ reward_BG.mean(-1), theta_KV)
+    oracle = torch.tensor([[0.031711, -0.007358, -0.024353], [-0.033003, 0.001325, 0.031678]])
+    torch.testing.assert_close(expected.float(), oracle, rtol=0, atol=1e-6)
+    naive = gradient_under_codes(THETA_KV, outcomes_BG, codes_G.tolist(), reward_BG - leave_one_out(reward_BG))
+    third = torch.tensor([[0.010661, -0.002121, -0.008540], [-0.012131, 0.000890, 0.011241]])
+    torch.testing.assert_close(naive.float(), third, rtol=0, atol=1e-6)
 
 
 TABLE_VD = torch.tensor([[0.5, 0.5, 0.1], [1.0, 0.0, 0.4], [0.2, 0.9, -0.3]])

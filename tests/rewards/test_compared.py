@@ -255,7 +255,12 @@ def test_the_target_gives_the_gradient_of_its_pull(
     distance_VV = 1 - units_VD @ units_VD.T
     for each in empty:
         distance_VV[each] = distance_VV[:, each] = 2.0 if gap > 0 else 0.0
-    close(found, gradient_of(lambda p_V: -2 * gap * p_V @ distance_VV @ p_V))
+    expected = gradient_of(lambda p_V: -2 * gap * p_V @ distance_VV @ p_V)
+    close(found, expected)
+    if not empty:
+        reward_BG = reward(samples_of(outcomes_BG)).reward_BG
+        naive = expected_gradient(THETA_V, outcomes_BG, -2 * gap * 2 * (reward_BG - leave_one_out(reward_BG)))
+        close(naive, expected * (group - 2) / (group - 1))
 
 
 def test_the_past_of_a_target_moves_in_training_only_and_resumes(lookup, samples_of):

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from cfg_distill.embedders import NGramCounts
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Context
+from cfg_distill.generators import CausalLM
+from cfg_distill.references import Sounds, StartSamples
 from cfg_distill.tunes.corpus import Tune
 from cfg_distill.tunes.reference import TuneReference
 
@@ -27,7 +29,30 @@ def test_tunes_belong_to_the_prompts_that_ask_for_them():
         made().at(["a jig", "a slip jig"], NGramCounts(n=1))
 
 
+def test_slots_are_left_out_where_too_few_tunes_have_all_of_them():
+    prompts = ["an English jig", "an Irish jig in C major", "a Scottish reel", "a slip jig"]
+    kept = [[0, 0, 1], [1, 0, 0], [0, 0, 0], [0, 0, 0]]
+    assert made().weight(prompts).tolist() == kept
+    # A jig of any origin; the same; a reel of any origin; nothing is left of what a slip jig asks for but itself.
+    assert made(at_least=1).weight(prompts).tolist() == [*kept[:2], [0, 1, 0], [1, 1, 1]]
+    assert made(at_least=2).weight(prompts).tolist() == [[1, 0, 1], [1, 0, 1], [1, 1, 1], [1, 1, 1]]
+
+
 def test_wrong_settings_are_named_before_tunes_are_read():
     assert TuneReference().problems() == []
-    found = TuneReference(split="training", tokens=0, match="all").problems()
-    assert [problem.path for problem in found] == ["split", "tokens", "match"]
+    found = TuneReference(split="training", tokens=0, match="all", at_least=-1).problems()
+    assert [problem.path for problem in found] == ["split", "tokens", "match", "at_least"]
+
+
+def test_outputs_shorter_than_the_samples_are_refused(tmp_path):
+    (tmp_path / "clip.wav").touch()
+    fit = Context(training=True, length=80, seconds=12.0)
+    assert TuneReference(tokens=80).problems(fit) == Sounds(str(tmp_path), 12.0).problems(fit) == []
+    (problem,) = TuneReference(tokens=79).problems(fit)
+    assert str(problem) == "Key `tokens`: expected at least 80, as many as the samples have, but got 79. Raise it."
+    (problem,) = Sounds(str(tmp_path), 10.0).problems(fit)
+    assert str(problem).startswith("Key `seconds`: expected at least the 12 of the samples, but got 10.")
+    other = StartSamples(generator=CausalLM("tunes:base"), tokens=40)
+    assert [problem.path for problem in other.problems(Context(length=80))] == ["tokens"]
+    (tmp_path / "clip.wav").unlink()
+    assert "holds none" in str(Sounds(str(tmp_path)).problems()[0])

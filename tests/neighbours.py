@@ -1,0 +1,194 @@
+"""The numbers of docs/neighbours.md: what a step of each reward costs, and what its study found.
+
+    python tests/neighbours.py costs                # minutes, on one thread
+    python tests/neighbours.py codes                # a minute
+    python tests/neighbours.py table runs/neighbours
+
+All print a table; costs and the study write its numbers into docs/evidence/. Costs are seconds of CPU in one process, which
+other processes hardly change: every recipe takes a step in turn, and the median of its steps counts. A step is what a fit does
+without its callbacks: samples, advantages, the divergence and the reward, backward. Differences are paired over prompts and
+training seeds, with their 95 % intervals, from the control `kl`: as many steps of the divergence alone. Codes are what samples
+of the base earn under a code at random, by the temperature of the reward.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from time import process_time
+from typing import Any
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+
+from cfg_distill.data import read_prompts
+from cfg_distill.distillation import CFGDistillation
+from cfg_distill.distillation.asked import advantages_of
+from cfg_distill.distillation.off_policy import to_learn_from
+from cfg_distill.embedders.similarity import unit
+from cfg_distill.evaluation import System
+from cfg_distill.evaluation.compare import difference
+from cfg_distill.generators import CausalLM
+from cfg_distill.losses import mix
+from cfg_distill.recipe import Recipe
+from cfg_distill.references import code_log_probs
+from cfg_distill.references.directions import principal_components, simplex
+from cfg_distill.sampling import Sampling, Seeds, StartModel, draw
+from cfg_distill.tunes.embedder import Tunes
+
+ROOT = Path(__file__).parents[1]
+OVERLAYS = sorted(path.stem for path in (ROOT / "recipes/tunes/neighbours").glob("*.yaml"))
+COLUMNS = (
+    "quality", "diversity", "bigram_diversity", "melodic_diversity", "retrieval", "kernel_distance", "crowded", "words",
+    "rhythm", "copy_rate", "rest_share", "longest_run", "bar_validity", "empty_share",
+)  # fmt: skip
+PARTS = ("samples", "advantages", "gradient")
+
+
+def loaded(overlay: str) -> CFGDistillation:
+    """The module of diversity.yaml under an overlay, with its weights; an empty name is diversity.yaml itself."""
+    files = ["recipes/tunes/diversity.yaml", *([f"recipes/tunes/neighbours/{overlay}.yaml"] if overlay else [])]
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(CFGDistillation, "model", fail_untyped=False)
+    model = Recipe.read(files).at("model")
+    module: CFGDistillation = parser.instantiate_classes(parser.parse_object({"model": model})).model
+    module.configure_model()
+    return module.train()
+
+
+def seconds_of_step(module: CFGDistillation, prompts: list[Any], step: int) -> dict[str, float]:
+    """CPU seconds of the samples, the advantages, and the rest of a step."""
+    marks = [process_time()]
+    samples = to_learn_from(module, prompts, Seeds((1, step), range(len(prompts))))
+    marks.append(process_time())
+    advantages = advantages_of(module.mix, samples, step)
+    marks.append(process_time())
+    weights = {name: loss.weight for name, loss in module.mix.items()}
+    total, _ = mix(module.mix, module.score(samples), weights, advantages, chunk=module.execution.logits_chunk)
+    module.student.zero_grad()
+    total.backward()
+    marks.append(process_time())
+    return dict(zip(PARTS, (end - begin for begin, end in pairwise(marks)), strict=True))
+
+
+def costs(repeats: int) -> dict[str, dict[str, float]]:
+    """The median of each part of a step, by overlay. The first step of each is not counted: it reads references."""
+    torch.set_num_threads(1)
+    prompts = read_prompts(ROOT / "recipes/tunes/prompts/train.txt", "prompt")[:4]
+    modules = {name: loaded(name) for name in ("", *OVERLAYS)}
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in modules}
+    for step in range(repeats + 1):
+        for name, module in modules.items():
+            taken[name].append(seconds_of_step(module, prompts, step))
+    return {
+        name or "diversity": {part: median(one[part] for one in steps[1:]) for part in steps[0]}
+        for name, steps in taken.items()
+    }
+
+
+def table_of_costs(found: dict[str, dict[str, float]]) -> str:
+    first = sum(found["diversity"].values())
+    lines = [
+        "| recipe | CPU seconds per step | of `diversity.yaml` | reward, ms | its share |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, parts in found.items():
+        whole, reward = sum(parts.values()), parts["advantages"]
+        lines.append(
+            f"| `{name}.yaml` | {whole:.2f} | {whole / first:.2f} | {1000 * reward:.0f} | {reward / whole:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def study(out: Path) -> dict[str, Any]:
+    """Each system of a study that has several training seeds, and the baselines: means, and differences from the control."""
+    systems = [System.read(out / "systems" / f"{point['name']}.json") for point in _points(out)]
+    control = next(system for system in systems if system.name == "kl")
+    found: dict[str, Any] = {
+        "prompts": len(control.prompts), "samples": control.samples, "seeds": control.seeds,
+        "training_seeds": control.training_seeds, "systems": {},
+    }  # fmt: skip
+    for system in systems:
+        found["systems"][system.name] = {
+            metric: system.interval(metric)._asdict() | {"from_kl": difference(system, control, metric)._asdict()}
+            for metric in COLUMNS
+            if metric in system.values
+            and not (np.isnan(system.cells(metric)).all() or np.isnan(control.cells(metric)).all())
+        }
+    return found
+
+
+def _points(out: Path) -> list[dict[str, Any]]:
+    content = json.loads((out / "front.json").read_text(encoding="utf-8"))
+    return [point for point in content["systems"] if point["kind"] not in ("real", "degenerate")]
+
+
+def table_of_study(found: dict[str, Any]) -> str:
+    columns = [metric for metric in COLUMNS if any(metric in values for values in found["systems"].values())]
+    heads = ["system", *(column.replace("_", " ") for column in columns)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for name, values in found["systems"].items():
+        cells = [_cell(name, values[metric]) if metric in values else "-" for metric in columns]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(name: str, value: dict[str, Any]) -> str:
+    """The control's own mean; of any other system the difference, bold where its interval leaves out 0."""
+    if name == "kl":
+        return f"{value['mean']:.3f}"
+    mean, low, high = (value["from_kl"][key] for key in ("mean", "low", "high"))
+    text = f"{mean:+.3f} ({low:+.3f}, {high:+.3f})"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def codes(samples: int = 8, values: int = 4) -> str:
+    """What samples of the base earn under random codes, which is the mean over all codes."""
+    start = StartModel(CausalLM("tunes:base").load(), Sampling(samples=16, max_new_tokens=80))
+    embedder, given = Tunes().load(), read_prompts(ROOT / "recipes/tunes/prompts/train.txt", "prompt")[::4][:10]
+    drawn = draw(start.generator, given, replace(start.sampling, samples=samples), seed=7).groups()
+    kept, fresh = [], []
+    for prompt, outputs in zip(given, drawn, strict=True):
+        first, second = (
+            unit(embedder.embed(each)[~embedder.degenerate(each)]) for each in (start.draw(prompt, 16).outputs, outputs)
+        )
+        kept.append(first - first.mean(0))
+        fresh.append(second - first.mean(0))
+    directions = (simplex(values) @ principal_components(torch.cat(kept), values - 1)).float()
+    lines = ["| temperature | mean | standard deviation | best code |", "|---:|---:|---:|---:|"]
+    for temperature in (0.05, 0.1, 0.2, 0.3, 0.5, 1.0):
+        reward = code_log_probs(torch.cat(fresh), directions, temperature) + math.log(values)
+        best = reward.max(-1).values.mean()
+        lines.append(f"| {temperature} | {reward.mean():.2f} | {reward.std():.2f} | {best:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    kinds.add_parser("costs").add_argument("--repeats", type=int, default=5)
+    kinds.add_parser("codes")
+    kinds.add_parser("table").add_argument("study", type=Path)
+    given = parser.parse_args()
+    if given.kind == "codes":
+        print(codes())
+        return
+    found: Any
+    show: Callable[[Any], str]
+    if given.kind == "costs":
+        found, show, file = costs(given.repeats), table_of_costs, "neighbours_costs.json"
+    else:
+        found, show, file = study(given.study), table_of_study, "neighbours.json"
+    (ROOT / "docs/evidence" / file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(show(found))
+
+
+if __name__ == "__main__":
+    main()
