@@ -1,4 +1,4 @@
-"""The plans of shipped recipes for one GPU, as a table: ``python docs/plans.py``."""
+"""The plans of shipped recipes on their number of GPUs, as a table: ``python docs/plans.py``."""
 
 from __future__ import annotations
 
@@ -14,21 +14,23 @@ from cfg_distill.recipe.resolved import Recipe
 GPU = "h100"
 RECIPES = (
     "musicgen/small_lora", "musicgen/small", "musicgen/stereo", "musicgen/melody", "musicgen/medium", "musicgen/large",
-    "text/full_1b", "text/lora_4b", "text/lora_7b",
+    "musicgen/large_full", "text/full_1b", "text/lora_4b", "text/lora_7b", "text/full_8b",
 )  # fmt: skip
-HEADER = "| recipe | parameters | trained | every phase | rollout | scoring | peak | largest micro-batch | least time |"
+HEADER = "| recipe | GPUs | parameters | trained | every phase | rollout | scoring | peak | largest micro-batch | least time |"
 
 
 def row(name: str) -> str:
     """A line of the table: memory in GB, as the recipe stands."""
-    with fit_of(Recipe.read([f"recipes/{name}.yaml"])) as fit:
-        plan = plan_of(fit, device_of(GPU, None, 1), 1)
+    recipe = Recipe.read([f"recipes/{name}.yaml"])
+    with fit_of(recipe) as fit:
+        plan = plan_of(fit, device_of(GPU, None, recipe.devices), recipe.devices)
     asked, fitting = plan.asked, plan.fitting
     always = sum(asked.always.values())
     sizes = [always, asked.phases["rollout"].bytes, asked.phases["scoring"].bytes, asked.peak]
     counts = (plan.parameters[key] for key in ("student", "trained"))
     cells = [
         f"`{name}`",
+        str(recipe.devices),
         *(f"{count / 1e6:,.0f} M" for count in counts),
         *(f"{size / 1e9:.1f}" for size in sizes),
         str(fitting.micro_batch if fitting else "none"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -69,6 +70,18 @@ GPUS = {
 """By the names of ``--gpu``: memory, dense tensor-core rate, float32 rate and bandwidth from NVIDIA's data sheets."""
 
 
+def gpu_named(name: str) -> Device | None:
+    """The kind of GPU that a driver's name says; None of one that is not known here.
+
+    Example:
+        >>> gpu_named("NVIDIA H100 PCIe").name, gpu_named("NVIDIA A100-SXM4-80GB").name, gpu_named("NVIDIA L40")
+        ('NVIDIA H100 PCIe', 'NVIDIA A100 80 GB SXM', None)
+    """
+    words = {word.removesuffix("GB") for word in re.split(r"\W+", name.upper())}
+    fitting = [key for key in GPUS if words.issuperset(key.upper().split("-"))]
+    return GPUS[max(fitting, key=len)] if fitting else None
+
+
 def problems_of_device(gpu: str | None, memory: float | None, devices: int) -> list[Problem]:
     """Why there are no such devices. Arguments: see :func:`device_of`.
 
@@ -116,8 +129,9 @@ def _here(devices: int) -> Device:
     """A device of this machine: a GPU by its name, else the share of a process in memory and cores."""
     if torch.cuda.is_available():
         found = torch.cuda.get_device_properties(0)
-        known = [each for key, each in GPUS.items() if key.partition("-")[0].upper() in found.name.upper()]
-        rates = known[0] if known else Device("", 0, *(_measured_rate("cuda"),) * 2, _measured_bandwidth("cuda"))
+        rates = gpu_named(found.name)
+        if rates is None:
+            rates = Device("", 0, *(_measured_rate("cuda"),) * 2, _measured_bandwidth("cuda"))
         return replace(rates, name=found.name, memory=float(found.total_memory))
     rate = _measured_rate("cpu") / devices
     share = f", shared by {devices} processes" if devices > 1 else ""

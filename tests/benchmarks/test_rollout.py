@@ -89,14 +89,14 @@ def test_rollouts() -> None:
     rows = []
     for size in (16, 32):
         rows += [
-            row(f"rollout, {size} rows", ("ours", size, 1.0), "generate", ("generate", size, 1.0), 1.3, 1.6),
+            row(f"rollout, {size} rows", ("ours", size, 1.0), "generate", ("generate", size, 1.0), 1.8, 2.0),
             row(
                 f"rollout with guidance, {size} rows",
                 ("ours", size, SCALE),
                 "guidance_scale",
                 ("generate", size, SCALE),
-                1.8,
                 2.2,
+                2.5,
             ),
         ]
     for size in (1, 2, 4, 16, 32):

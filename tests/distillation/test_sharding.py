@@ -16,6 +16,7 @@ import torch
 from forked import ranks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import tiny_folder
+from tiny_dia import tiny_dia
 from tiny_fits import student_of, trainer
 from tiny_musicgen import tiny_musicgen
 
@@ -27,7 +28,7 @@ from cfg_distill.distillation import FSDP2
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.sharding import problems_of_sharding
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import CausalLM, LoRA, MusicGen
+from cfg_distill.generators import CausalLM, Dia, LoRA, MusicGen
 from cfg_distill.losses import CrossEntropy, ReverseKL
 from cfg_distill.sampling import Sampling
 
@@ -65,6 +66,8 @@ def settings(case: str, models: Path) -> dict[str, Any]:
             "execution": layers,
             "optimizer": sgd,
         },
+        "Dia": {"generator": Dia(str(models / "speech")), "execution": layers, "optimizer": sgd},
+        "Dia's adapter": {"generator": Dia(str(models / "speech"), lora=LoRA(rank=2)), "optimizer": sgd},
     }
     return cases[case]
 
@@ -76,6 +79,8 @@ CASES = [
     "off-policy",
     "MusicGen",
     "MusicGen's adapter",
+    "Dia",
+    "Dia's adapter",
 ]
 
 
@@ -115,7 +120,7 @@ def fit(case: str, models: Path, root: Path, world: int, **more: Any) -> dict[st
     torch.manual_seed(0)  # of a new adapter
     lengths = {"sampling": Sampling(samples=3, max_new_tokens=5), "measure_gradients_every": 1, "seed": 3}
     module = student_of(str(models / "text"), **(lengths | settings(case, models)))
-    kind = "sound" if "MusicGen" in case else "text"
+    kind = "sound" if "MusicGen" in case or "Dia" in case else "text"
     data = PromptData(str(models / f"{kind}.txt"), str(models / f"{kind}_val.txt"), batch_size=8 // world)
     seen, ckpt = Seen(), more.pop("ckpt_path", None)
     saved = ModelCheckpoint(root / case / f"{world}", filename="{step}", every_n_train_steps=1, save_top_k=-1)
@@ -150,6 +155,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def models(root: Path) -> Path:
     tiny_folder(root / "models/text")
     tiny_musicgen(root / "models/sound")
+    tiny_dia(root / "models/speech", end_bias=4.0)
     for kind, prompts in (("text", TEXT), ("sound", SOUND)):
         (root / f"models/{kind}.txt").write_text("\n".join(prompts[:7]))
         (root / f"models/{kind}_val.txt").write_text("\n".join(prompts[7:]))

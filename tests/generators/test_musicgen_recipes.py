@@ -49,7 +49,7 @@ def localised(name: str, models: dict[str, str], folder: Path) -> Path:
 
 
 def test_there_is_one_for_every_kind():
-    assert NAMES == ["large", "medium", "melody", "small", "small_lora", "stereo"]
+    assert NAMES == ["large", "large_full", "medium", "melody", "small", "small_lora", "stereo"]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from phases import Skip, Wrong
+from phases import Skip, Wrong, device_of_trainer
 from tiny import tiny_folder
 from tiny_dia import tiny_dia
 from tiny_fits import FirstToken
@@ -230,8 +230,8 @@ def _fit(
     )  # fmt: skip
     curve = _Curve()
     trainer = L.Trainer(
-        accelerator="gpu" if device.startswith("cuda") else "cpu", devices=1, precision=precision, max_steps=steps,
-        max_epochs=-1, logger=False, enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
+        **device_of_trainer(device), precision=precision, max_steps=steps, max_epochs=-1, logger=False,
+        enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         enable_progress_bar=False, enable_model_summary=False, callbacks=[curve, *callbacks],
     )  # fmt: skip
     batches = torch.utils.data.DataLoader([prompts] * 64, batch_size=None)

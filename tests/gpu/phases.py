@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +22,48 @@ class Wrong(Exception):
     """The device computes something else than it should."""
 
 
+class Cut(Exception):
+    """The time of the run is over in the middle of a phase."""
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Raise :class:`Cut` in the block when the time is over; only in the main thread of a system that has such an alarm."""
+    if not hasattr(signal, "SIGALRM") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def cut(*_: Any) -> None:
+        raise Cut
+
+    before = signal.signal(signal.SIGALRM, cut)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def device_of_trainer(device: str) -> dict[str, Any]:
+    """Settings of a Lightning trainer on one device.
+
+    Example:
+        >>> device_of_trainer("cuda:1"), device_of_trainer("cpu")
+        ({'accelerator': 'gpu', 'devices': [1]}, {'accelerator': 'cpu', 'devices': 1})
+    """
+    if not device.startswith("cuda"):
+        return {"accelerator": "cpu", "devices": 1}
+    return {"accelerator": "gpu", "devices": [int(device.partition(":")[2] or 0)]}
+
+
 class Report:
     """All phases of a run.
 
     Args:
         out: the JSON file.
         about: device and libraries.
-        seconds: when these are over, no further phase begins.
+        seconds: when these are over, the phase that runs is cut, and no further one begins.
     """
 
     def __init__(self, out: Path, about: dict[str, Any], seconds: float) -> None:
@@ -46,6 +84,8 @@ class Report:
     def run(self, name: str, phase: Callable[[], dict[str, Any]], takes: float = 0.0) -> None:
         """Run a phase, print and write what came of it. Whatever it raises is written, and the next phase begins.
 
+        When the time of the run is over, the phase is cut: what it had found is lost, and what earlier ones found is written.
+
         Args:
             name: in words.
             phase: returns what it found.
@@ -56,7 +96,10 @@ class Report:
             return
         began, found, status, why = time.monotonic(), {}, "ok", ""
         try:
-            found = phase()
+            with at_most(self.left):
+                found = phase()
+        except Cut:
+            status, why = "cut", "the time of the run is over"
         except (Skip, ImportError) as error:
             status, why = "skipped", str(error)
         except Wrong as error:

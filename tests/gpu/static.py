@@ -40,7 +40,7 @@ class StaticDecoder:
         sampling: G, T and the distribution.
         guidance: samples under guidance.
         compiled: let ``torch.compile`` make the kernels of network and head.
-        captured: replay a CUDA graph of the whole step.
+        captured: replay a CUDA graph of the whole step. It may be set between two calls.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class StaticDecoder:
             self._capture()
             self._begin(prompts, seed)
         for _ in range(self.num_columns - 1):
-            if self.graph is None:
-                self._step()
-            else:
+            if self.captured and self.graph is not None:
                 self.graph.replay()
+            else:
+                self._step()
         return self.tokens_NKT
 
     # The beginning of a rollout
@@ -160,7 +160,7 @@ class StaticDecoder:
         drawn_NK = draw_tokens(probs_NKV, uniform_NK)
         frame_K = self.column - self.delays
         exists_K = (frame_K >= 0) & (frame_K < self.sampling.max_new_tokens)
-        tokens_NK = torch.where(exists_K, drawn_NK, self.generator.pad_token)
+        tokens_NK = drawn_NK.masked_fill(~exists_K, self.generator.pad_token)
         self.tokens_NKT.index_copy_(2, self.column, tokens_NK[..., None])
         self.last_RK.copy_(tokens_NK if self.guidance is None else tokens_NK.repeat(2, 1))
         self.column += 1

@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 import real_size
 import torch
-from phases import Skip, Wrong
+from phases import Skip, Wrong, device_of_trainer
 from static import StaticDecoder
 from transformers import EncodecConfig, LlamaConfig, MusicgenConfig, MusicgenDecoderConfig, T5Config
 
@@ -25,10 +25,12 @@ from cfg_distill import CFGDistillation
 from cfg_distill.generators import Generator, MusicGen
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
-from cfg_distill.planning.machines import GPUS
+from cfg_distill.planning.machines import gpu_named
 from cfg_distill.sampling import Sampling, rollout
 
 SCALE = 3.0
+LONG = 8.0
+"""Seconds of runs after which no further run is made: what takes long is measured once."""
 TEXTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9", "w10", "w11 w0", "w1", "w2 w3"]
 WORDS = ["80s synth pop", "calm jazz piano", "loud rock", "piano", "pop", "jazz", "calm rock", "80s rock"]
 
@@ -107,7 +109,7 @@ def _tiny_musicgen() -> MusicgenConfig:
 
 
 def phases(device: str, tiny: bool) -> Iterator[tuple[str, float, Callable[[], dict[str, Any]]]]:
-    """Title, seconds that it takes at most, and the measurement. What compiles comes last, since it takes longest."""
+    """Title, seconds below which it does not begin, and the measurement. What compiles comes last, since it takes longest."""
     own = partial(products, device, tiny)
     yield "products of the device", 10, own
     for case in cases(tiny):
@@ -130,14 +132,16 @@ class _Clock:
         return time.perf_counter()
 
 
-def _median_seconds(run: Callable[[], Any], clock: _Clock, runs: int = 3) -> float:
-    """After a warm-up."""
-    taken = []
-    for _ in range(1 if clock.is_tiny else runs + 1):
+def _median_seconds(run: Callable[[], Any], clock: _Clock, runs: int = 3, is_warm: bool = False) -> float:
+    """After a warm-up, unless everything has run before; of fewer runs where they take long."""
+    if not (is_warm or clock.is_tiny):
+        run()
+    taken: list[float] = []
+    while not taken or (len(taken) < runs and sum(taken) < LONG and not clock.is_tiny):
         began = clock()
         run()
         taken.append(clock() - began)
-    return statistics.median(taken[1:] or taken)
+    return statistics.median(taken)
 
 
 def _forget(device: str) -> None:
@@ -190,14 +194,15 @@ def rollouts(case: Case, device: str) -> dict[str, Any]:
     del generator
     generator = case.make(device=device)
     for pack in (True, False):
-        sampling = Sampling(samples=case.group, max_new_tokens=case.length, pack_weights=pack)
+        length = max(case.length // 4, 1)  # a share of the samples shows the ratio
+        sampling = Sampling(samples=case.group, max_new_tokens=length, pack_weights=pack)
 
         def mixed(sampling: Sampling = sampling) -> None:
             with torch.autocast(torch.device(device).type, torch.bfloat16, cache_enabled=False):
                 rollout(generator, case.prompts, sampling)
 
         found[f"float32 weights, bf16-mixed, {'packed' if pack else 'cast at every position'}: tokens/s"] = (
-            tokens / _median_seconds(mixed, clock, 1)
+            tokens * length / case.length / _median_seconds(mixed, clock, 1)
         )
     return found
 
@@ -249,14 +254,16 @@ def static_rollouts(case: Case, device: str, compiled: bool) -> dict[str, Any]:
         raise Skip(f"this transformers has a StaticCache of another form: {error}") from error
     generator = case.make(device=device, dtype="bfloat16")
     tokens = case.tokens(generator)
-    ways = {"static cache": (compiled, False)} | ({"CUDA graph": (compiled, True)} if is_cuda else {})
-    for name, (compiles, captures) in ways.items():
-        for guidance in (None, Guidance(SCALE)):
-            decoder = StaticDecoder(generator, case.sampling, guidance, compiles, captures)  # type: ignore[arg-type]
-            decoder(case.prompts)  # prepares, compiles and captures
-            key = f"{'compiled, ' if compiles else ''}{name}{', guided' if guidance else ''}: tokens/s"
-            found[key] = tokens / _median_seconds(lambda decoder=decoder: decoder(case.prompts), clock, 2)
-            del decoder
+    if compiled:
+        torch._dynamo.reset()  # few versions of one function are kept: those of another model would count
+    for guidance in (None, Guidance(SCALE)):
+        decoder = StaticDecoder(generator, case.sampling, guidance, compiled)  # type: ignore[arg-type]
+        for name in ("static cache", "CUDA graph") if is_cuda else ("static cache",):
+            decoder.captured = name == "CUDA graph"
+            decoder(case.prompts)  # prepares, compiles or captures
+            key = f"{'compiled, ' if compiled else ''}{name}{', guided' if guidance else ''}: tokens/s"
+            found[key] = tokens / _median_seconds(lambda own=decoder: own(case.prompts), clock, 2, is_warm=True)
+        del decoder
     found["peak GB"] = _peak(device)
     return found
 
@@ -289,7 +296,7 @@ class _Timed(L.Callback):
 
 
 def step(case: Case, device: str) -> dict[str, Any]:
-    """The last of three training steps of all weights under bf16-mixed: seconds by phase, utilisation, peak memory."""
+    """The second of two training steps of all weights under bf16-mixed: seconds by phase, utilisation, peak memory."""
     _forget(device)
     clock, seconds = _Clock(device, case.is_tiny), defaultdict[str, float](float)
     generator = case.make(device=device)
@@ -324,10 +331,10 @@ def step(case: Case, device: str) -> dict[str, Any]:
         watch(name, owner, method)
     timer = _Timed(clock, seconds)
     trainer = L.Trainer(
-        accelerator="gpu" if device.startswith("cuda") else "cpu", devices=1, precision="bf16-mixed", max_steps=3,
-        logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, callbacks=[timer],
+        **device_of_trainer(device), precision="bf16-mixed", max_steps=2, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, callbacks=[timer],
     )  # fmt: skip
-    trainer.fit(module, torch.utils.data.DataLoader([case.prompts] * 3, batch_size=None))
+    trainer.fit(module, torch.utils.data.DataLoader([case.prompts] * 2, batch_size=None))
     whole = timer.steps[-1]
     found: dict[str, Any] = {f"{name}, s": value for name, value in seconds.items()}
     found["optimiser and rest, s"] = whole - sum(seconds.values())
@@ -361,5 +368,5 @@ def _published_rate(device: str) -> float:
     """FLOPs per second of the data sheet; 0 of a device that is not known."""
     if not device.startswith("cuda"):
         return 0.0
-    name = torch.cuda.get_device_name(device).upper()
-    return next((each.half for key, each in GPUS.items() if key.partition("-")[0].upper() in name), 0.0)
+    known = gpu_named(torch.cuda.get_device_name(device))
+    return 0.0 if known is None else known.half

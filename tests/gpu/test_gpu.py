@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 HERE = Path(__file__).parent
 
@@ -55,6 +59,57 @@ def test_what_breaks_is_written_and_the_rest_runs(gpu, folder: Path, capsys: pyt
     assert [phase["status"] for phase in phases] == ["FAILED", "skipped", "FAILED", "not run", "ok"]
     assert report.failed == ["wrong", "broken"]
     assert "needs peft" in capsys.readouterr().out
+
+
+def test_a_phase_is_cut_when_the_time_is_over(gpu, folder: Path) -> None:
+    from phases import Report
+
+    report = Report(folder / "found.json", {"device": "cpu"}, seconds=0.2)
+    report.run("endless", lambda: time.sleep(60) or {})
+    assert [phase["status"] for phase in report.phases] == ["cut"]
+    assert report.failed == [] and report.left <= 0
+    assert not json.loads((folder / "found.json").read_text())["phases"][0]["found"]
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would wait for a device, and so end the capture of a graph: reading a number, and shapes made of values."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        aten = torch.ops.aten
+        waiting = (
+            aten._local_scalar_dense,
+            aten.nonzero,
+            aten.masked_select,
+            aten.equal,
+            aten.lift_fresh,
+            aten._unique2,
+        )
+        assert func.overloadpacket not in waiting, func
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("number", [0, 1], ids=["causal", "MusicGen"])
+def test_a_position_of_the_static_decoder_can_be_captured(gpu, number: int) -> None:
+    """It reads no number from the device, and leaves every tensor of the next position where it was."""
+    import static
+    import table
+
+    case = table.cases(tiny=True)[number]
+    decoder = static.StaticDecoder(case.make(device="cpu"), case.sampling, table.Guidance(table.SCALE))
+
+    def places() -> list[int]:
+        cache = static._own(decoder.cache)
+        tensors = [each for layer in cache.layers for each in (layer.keys, layer.values, layer.cumulative_length)]
+        tensors += [each for each in vars(decoder).values() if isinstance(each, torch.Tensor)]
+        return [each.data_ptr() for each in tensors]
+
+    with torch.no_grad():
+        decoder._begin(case.prompts, seed=0)
+        before, column = places(), int(decoder.column)
+        with NoWaiting():
+            decoder._step()
+    assert int(decoder.column) == column + 1
+    assert places() == before
 
 
 def test_libraries_that_are_too_old_are_named(gpu) -> None:
