@@ -20,10 +20,6 @@ from serving.checks import Text, Texts
 from serving.environment import Environment, run
 
 PROMPTS = ("Describe a harbor town at dawn.", "Write a story about a lost key.", "How do bees find their way?")
-    "Describe a harbor town early in the morning.",
-    "Write a short story about a lost key.",
-    "How do bees find their way?",
-)
 TOKENS = 24
 KNOB = (0.0, 0.25, 0.5, 0.75, 1.0)
 DIAL = (0.25, 0.5, 1.0)
@@ -38,7 +34,12 @@ SHORT = (
     "--model.sampling.max_new_tokens=16",
 )
 STEPS = {
-    "dial": ["recipes/smollm2/quality.yaml", "--trainer.max_steps=10", "--model.dial={power: 1.0}", "--model.guidance.scale=3"],
+    "dial": [
+        "recipes/smollm2/quality.yaml",
+        "--trainer.max_steps=10",
+        "--model.dial={power: 1.0}",
+        "--model.guidance.scale=3",
+    ],
     "quality": ["recipes/smollm2/quality.yaml", "--trainer.max_steps=10"],
     "diversity": ["recipes/smollm2/diversity.yaml", "--trainer.max_steps=8", "--model.sampling.samples=4"],
 }
