@@ -29,7 +29,10 @@ def recipe(method: str, models: list[Path], base: str, **settings: object) -> st
 
 def apart(one: Path, other: Path) -> float:
     """The largest difference of two weights of the same name."""
-    mine, its = (load_file(folder / "model.safetensors") for folder in (one, other))
+    mine, its = (
+        {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
+        for folder in (one, other)
+    )
     common = mine.keys() & its.keys()  # a tied head is written by one of the two only
     if len(common) < min(len(mine), len(its)):
         return torch.inf
@@ -44,14 +47,12 @@ def check(students: Students, checks: Checks) -> None:
     place.mkdir(exist_ok=True)
     commands = students.environment.python.parent
     for method, more in (("lerp", []), ("slerp", ["--start", students.base])):
-        if not (place / method).is_dir():
-            words = ["--method", method, "--models", *models, "--weights", "0.5", "0.5", *more, "--out", place / method]
-            run([commands / "cfg-distill", "merge", *words])
+        words = ["--method", method, "--models", *models, "--weights", "0.5", "0.5", *more, "--out", place / method]
+        run([commands / "cfg-distill", "merge", *words])
     for method, settings in (("linear", {}), ("nuslerp", {"nuslerp_flatten": True}), ("slerp", {})):
         file = place / f"{method}.yaml"
         file.write_text(recipe(method, models, students.base, **settings))
-        if not (place / f"mergekit-{method}" / "model.safetensors").is_file():
-            run([commands / "mergekit-yaml", file, place / f"mergekit-{method}"])
+        run([commands / "mergekit-yaml", file, place / f"mergekit-{method}"])
     off = apart(place / "lerp", place / "mergekit-linear")
     checks(off < ROUNDING, "its linear is our lerp", f"{off:.1e} apart at most")
     off = apart(place / "slerp", place / "mergekit-nuslerp")

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 
+from cfg_distill.generators import open_generator
 from serving.checks import Checks, Texts, compare
 from serving.environment import run
-from serving.students import Students
+from serving.students import TOKENS, Students
 
 FOLDERS = ("knob 0", "knob 0.5", "knob 1", "dial 1")
 """The settings that are whole adapter folders; vLLM has no scale per request."""
@@ -19,8 +20,6 @@ PAIRED = 6
 def check(students: Students, texts: Texts, checks: Checks) -> None:
     """Every check of this engine."""
     place, settings, prompts = students.folder / "vllm.json", students.settings(), students.prompt_tokens()
-    from cfg_distill.generators import open_generator
-
     generator = open_generator(students.base)
     asked = [
         f"Describe a {thing}." for thing in ("harbor", "lost key", "beehive", "market", "mountain", "library")[:PAIRED]
@@ -30,7 +29,7 @@ def check(students: Students, texts: Texts, checks: Checks) -> None:
         "base": students.base,
         "adapters": {name: str(settings[name].folder) for name in FOLDERS},
         "prompts": prompts,
-        "tokens": len(texts["base"][0].tokens),
+        "tokens": TOKENS,
         "paired": encoded[:-1],
         "dropped": encoded[-1],
     }
