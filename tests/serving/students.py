@@ -104,6 +104,10 @@ class Students:
         for name in ("quality", "diversity"):
             self._export(name, self.whole(name), "--merged")
         self._export("diversity", self.adapter("difference"), "--relative-to", str(self.adapter("quality")))
+        self.merge()
+
+    def merge(self) -> None:
+        """The settings between the students, and the sum of all adapters, as folders."""
         both = [self.adapter(name) for name in ("quality", "diversity")]
         for knob in KNOB[1:-1]:
             self._merge("lerp", both, [1 - knob, knob], self.adapter(f"knob-{knob:g}"))
