@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -140,14 +141,23 @@ class Students:
         return run([self.environment.python.parent / "cfg-distill", *words])
 
     def prompt_tokens(self) -> list[list[int]]:
-        generator = open_generator(str(self.adapter("quality")))
-        return [generator.encode([prompt]).tensors["input_ids"][0].tolist() for prompt in PROMPTS]
+        return self._prompt_tokens
+
+    @cached_property
+    def _prompt_tokens(self) -> list[list[int]]:
+        return encoded(str(self.adapter("quality")), PROMPTS)
 
     def texts(self) -> Texts:
         """The greedy texts of our own generator at every setting, of the base, and of all adapters at 1."""
         made = {name: (str(each.folder), each.share) for name, each in self.settings().items()}
         made |= {"base": (base_of(self.adapter("quality")), None), ALL: (str(self.adapter("all")), 1.0)}
         return {name: greedy(*which) for name, which in made.items()}
+
+
+def encoded(model: str, prompts: Sequence[str | None]) -> list[list[int]]:
+    """The tokens of each prompt alone; None for the dropped prompt."""
+    generator = open_generator(model).load()
+    return [generator.encode([prompt]).tensors["input_ids"][0].tolist() for prompt in prompts]
 
 
 @torch.no_grad()

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import json
 
-from cfg_distill.generators import open_generator
 from serving.checks import Checks, Texts, compare
 from serving.environment import run
-from serving.students import TOKENS, Students
+from serving.students import TOKENS, Students, encoded
 
 FOLDERS = ("knob 0", "knob 0.5", "knob 1", "dial 1")
 """The settings that are whole adapter folders; vLLM has no scale per request."""
@@ -20,18 +19,17 @@ PAIRED = 6
 def check(students: Students, texts: Texts, checks: Checks) -> None:
     """Every check of this engine."""
     place, settings, prompts = students.folder / "vllm.json", students.settings(), students.prompt_tokens()
-    generator = open_generator(students.base)
     asked = [
         f"Describe a {thing}." for thing in ("harbor", "lost key", "beehive", "market", "mountain", "library")[:PAIRED]
     ]
-    encoded = [generator.encode([each]).tensors["input_ids"][0].tolist() for each in (*asked, None)]
+    paired = encoded(students.base, (*asked, None))
     job = {
         "base": students.base,
         "adapters": {name: str(settings[name].folder) for name in FOLDERS},
         "prompts": prompts,
         "tokens": TOKENS,
-        "paired": encoded[:-1],
-        "dropped": encoded[-1],
+        "paired": paired[:-1],
+        "dropped": paired[-1],
     }
     place.write_text(json.dumps(job))
     environment = {
