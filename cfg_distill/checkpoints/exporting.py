@@ -90,7 +90,7 @@ class ExportRequest:
         if self.push and adapter and not history.base_is_on_hub:
             raise ConfigError(Problem("push", f"expected a model that others can load, but {ONLY_MERGED}."))
         conversion = Conversion(out, base_of(generator.path), adapter) if self.gguf else None
-        if conversion is not None and (found := conversion.problems(self.overwrite)):
+        if conversion is not None and (found := conversion.problems(self.overwrite, written)):
             raise ConfigError(found)
         _take(generator.load(), state, content.file)
         if self.merged:

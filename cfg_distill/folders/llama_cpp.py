@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.folders.adapters import Adapter
 from cfg_distill.folders.names import resolve
 
 WHOLE, ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
@@ -61,13 +62,22 @@ class Conversion:
         found = shutil.which(WHOLE)
         return Path(found).resolve() if found else None
 
-    def problems(self, overwrite: bool) -> list[Problem]:
+    def problems(self, overwrite: bool, difference: Adapter | None = None) -> list[Problem]:
         """Why the folder cannot be converted, found before it is written.
 
         Args:
             overwrite: whether the user allowed to replace the GGUF file.
+            difference: the adapter that the folder will hold, where its layers may differ in rank and scale.
         """
         found = []
+        # llama.cpp multiplies the change of a layer by alpha over the rank of this layer, with one alpha for the file.
+        if len(alphas := {factors.rank * factors.scale for factors in (difference or {}).values()}) > 1:
+            text = (
+                f"expected one alpha for all layers, since a GGUF file holds one, but the difference has"
+                f" {', '.join(f'{alpha:g}' for alpha in sorted(alphas))}. Train both adapters on the same layers, each of"
+                " one rank, or leave this out."
+            )
+            found.append(Problem("gguf", text))
         if os.environ.get(FOLDER) and self.converter is None:
             text = f"expected llama.cpp's folder in {FOLDER}, but `{os.environ[FOLDER]}` holds no {WHOLE}. Correct it."
             found.append(Problem("gguf", text))

@@ -11,7 +11,7 @@ from tiny import tiny_adapted, tiny_folder
 
 from cfg_distill.checkpoints import spec_of
 from cfg_distill.cli import main
-from cfg_distill.generators import CausalLM, Generator
+from cfg_distill.generators import CausalLM, Generator, LoRA
 
 CONVERTER = """
 import sys
@@ -100,3 +100,17 @@ def test_without_a_converter_the_commands_are_printed(
     assert [line.split()[0] for line in commands] == ["python", "python", "llama-server"]
     assert commands[1].startswith(f"python convert_lora_to_gguf.py {tmp_path / 'out'} --base {tiny_model} --outfile")
     assert (tmp_path / "out" / "adapter_config.json").is_file()
+
+
+def test_a_difference_whose_layers_have_several_alphas(
+    llama_cpp: Path, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    words = saved(tiny_adapted(tiny_model), tmp_path / "adapter.ckpt")
+    for name, rank in (("equal", 2), ("other", 3)):
+        targets = "all-linear" if name == "equal" else ["q_proj"]
+        CausalLM(tiny_model, lora=LoRA(rank=rank, targets=targets)).load().save(tmp_path / name)
+    assert main([*words, "--out", str(tmp_path / "out"), "--relative-to", str(tmp_path / "other")]) == 2
+    assert "expected one alpha for all layers, since a GGUF file holds one, but" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    assert main([*words, "--out", str(tmp_path / "out"), "--relative-to", str(tmp_path / "equal")]) == 0
+    assert (tmp_path / "out.gguf").is_file()
