@@ -146,8 +146,7 @@ class CFGDistillation(L.LightningModule):
         self.measure_gradients = False
         self.gradient_norms: dict[str, Tensor] = {}
         self.batch: Sequence[PromptLike] = ()
-        self.max_bad_steps = max_bad_steps
-        self.redraw = redraw
+        self.max_bad_steps, self.redraw = max_bad_steps, redraw
         self.conditioner, self.dial = conditioner, dial
         self._step, self._ratios = Step(max_bad_steps), RatioWatch()
         self._places, self._validation_places = Places(), Places()

@@ -180,8 +180,9 @@ class Planner:
         r"""The same where R devices share what is trained and the teacher.
 
         Each holds 1/R of student, teacher, gradients, optimiser and averages (stage 3 of Rajbhandari et al., arXiv 1910.02054,
-        section 5.3). While a block of layers runs, its weights and those of the next one are gathered, in the dtype of products;
-        going back, the gradient of one block is there before it is shared out (Zhao et al., arXiv 2304.11277, section 3).
+        section 5.3). While a block of layers runs, its weights and those of the next one are gathered, in the dtype of the
+        products; going back, the gradient of one block is there before it is shared out (Zhao et al., arXiv 2304.11277,
+        section 3).
         Embeddings and head stand outside the blocks, and are gathered in their own dtype. While a batch is scored, those of
         student and teacher stay gathered, with the student's gradient. A rollout gathers all weights once where they fit, and
         block by block where not.
