@@ -23,14 +23,13 @@ test: $(READY)  ## run the tests, a file on each core; one file: .venv/bin/pytho
 slow: $(READY)  ## run the tests that take longest, which `make test` leaves out (about ten minutes)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
-lint: $(READY)  ## run ruff, mypy and codespell
+lint: $(READY) docs  ## run ruff, mypy and codespell, and build the docs
 	$(BIN)/ruff check .
 	$(BIN)/mypy cfg_distill
 	$(BIN)/codespell
 
-docs: $(READY)  ## build the pages and the reference of the Python API into build/site
-	$(BIN)/python -m pip install -q -e ".[docs]" -c constraints.txt
-	$(BIN)/python -m mkdocs build -f .mkdocs.yml
+docs: $(READY)  ## build the pages and the reference of the Python API into build/site, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q -f .mkdocs.yml
 
 keys: $(READY)  ## write docs/keys.md from the docstrings
 	$(BIN)/python docs/keys.py

@@ -164,6 +164,7 @@ A class is written as `{class_path: module.Class, init_args: {...}}`. A default 
 
 | at the top of a recipe | type | default | meaning |
 |---|---|---|---|
+| `version` | a whole number | `1` | of the keys of this file, also in a study; a newer one is refused |
 | `seed_everything` | a whole number | `0` | seeds what is drawn before the first step |
 | `model` | keys and values | required | see [Model](#model) |
 | `data` | keys and values | required | see [Data](#data) |

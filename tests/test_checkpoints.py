@@ -125,7 +125,7 @@ def test_a_newer_format_is_refused(first: Path, tiny_model: str, capsys: pytest.
     assert message.startswith(
         "cfg-distill export: Option `--checkpoint`: the checkpoint was written by cfg-distill 9.0"
     )
-    assert "pip install -U cfg-distill" in message
+    assert "`git pull` in its clone, then `pip install .`" in message
     with pytest.raises(ConfigError, match="written by cfg-distill 9"):
         trainer([], max_epochs=9).fit(student_of(tiny_model), batches(1), ckpt_path=str(first / "last.ckpt"))
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
-from cfg_distill.files import parse_yaml, read_json, read_yaml
-from cfg_distill.files.documents import MOST_BYTES, MOST_LEVELS, MOST_VALUES
+from cfg_distill.files import parse_yaml, read_json, read_versioned, read_yaml
+from cfg_distill.files.documents import MOST_BYTES, MOST_LEVELS, MOST_VALUES, VERSION
 
 
 def bomb(levels: int) -> str:
@@ -85,3 +86,28 @@ def test_json_that_cannot_be_read(tmp_path: Path, text: str, said: str) -> None:
         read_json(file)
     file.write_text('{"a": 1}')
     assert read_json(file) == {"a": 1}
+
+
+@pytest.mark.parametrize("command", ["fit --config", "plan --config", "study"])
+def test_a_newer_file_is_refused_in_one_message(tmp_path: Path, capsys: pytest.CaptureFixture, command: str) -> None:
+    """Its keys may be new ones, so nothing else of it is checked."""
+    file = tmp_path / "new.yaml"
+    file.write_text(f"version: {VERSION + 1}\nmodle: {{}}\n")
+    assert main([*command.split(), str(file)]) == 2
+    said = capsys.readouterr().err
+    assert f"new.yaml`: Key `version`: the keys of this file are of version {VERSION + 1}, but cfg-distill" in said
+    assert f"reads versions up to {VERSION}. Update the package: " in said and "modles" not in said
+    assert "problems" not in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize("version", ["0", "1.0", "true", "new", "null"])
+def test_what_is_no_version(tmp_path: Path, version: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(f"version: {version}\na: 2")
+    with pytest.raises(
+        ConfigError, match=r"Key `version`: expected a whole number from 1 to .* Remove the key: it means 1"
+    ):
+        read_versioned(file)
+    for written in ("", "version: 1\n"):
+        file.write_text(f"{written}a: 2")
+        assert read_versioned(file) == {"a": 2}

@@ -29,6 +29,7 @@ from cfg_distill import __version__
 from cfg_distill.checkpoints.shards import problem_of_folder, read_folder
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
+from cfg_distill.files.documents import UPDATE
 from cfg_distill.folders.adapters import Adapter, Factors
 from cfg_distill.generators import Generator
 from cfg_distill.generators.loading import arguments_of
@@ -143,7 +144,7 @@ def upgraded(content: Mapping[str, Any]) -> dict[str, Any]:
     if stamp["format"] not in range(FORMAT + 1):
         raise ConfigError(
             f"the checkpoint was written by cfg-distill {stamp['version']} in format {stamp['format']}, but this is version"
-            f" {__version__}, which reads formats up to {FORMAT}. Update the package: pip install -U cfg-distill"
+            f" {__version__}, which reads formats up to {FORMAT}. {UPDATE}"
         )
     return {"configured": {}, "bad_steps": 0} | dict(content) | {STAMP: stamp | {"format": FORMAT}}
 

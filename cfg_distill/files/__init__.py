@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files.documents import parse_yaml, read_json, read_yaml
+from cfg_distill.files.documents import parse_yaml, read_json, read_versioned, read_yaml
 
 __all__ = [
     "CARD_KEY",
@@ -35,6 +35,7 @@ __all__ = [
     "problems_of_out",
     "problems_of_place",
     "read_json",
+    "read_versioned",
     "read_yaml",
     "resident_peak",
     "staged_folder",

@@ -10,7 +10,12 @@ from typing import Any
 
 import yaml
 
+from cfg_distill import __version__
 from cfg_distill.errors import ConfigError, Problem
+
+VERSION = 1
+"""Of the keys of recipes and studies. It rises when a file of this package would mean something else to an earlier one."""
+UPDATE = "Update the package: `git pull` in its clone, then `pip install .`"
 
 MOST_BYTES = {"YAML": 2 * 10**6, "JSON": 50 * 10**6}
 """The largest files. The index of a model of a thousand shards has about one million bytes."""
@@ -58,6 +63,23 @@ def read_yaml(file: str | Path) -> dict[str, Any]:
     if content is not None and not isinstance(content, dict):
         raise ConfigError(f"File `{file}`: expected keys and values, but got {type(content).__name__}.")
     return content or {}
+
+
+def read_versioned(file: str | Path) -> dict[str, Any]:
+    """The keys and values of a recipe or a study, without the key ``version``. A file without that key is of version 1.
+
+    Raises:
+        ConfigError: as :func:`read_yaml`; the file is of a newer version, whose keys this package does not know.
+    """
+    content = read_yaml(file)
+    version = content.pop("version", 1)
+    if type(version) is not int or version < 1:
+        text = f"expected a whole number from 1 to {VERSION}, but got {version!r}. Remove the key: it means 1."
+        raise ConfigError(f"File `{file}`: {Problem('version', text)}")
+    if version > VERSION:
+        text = f"the keys of this file are of version {version}, but cfg-distill {__version__} reads versions up to {VERSION}."
+        raise ConfigError(f"File `{file}`: {Problem('version', text)} {UPDATE}.")
+    return content
 
 
 def parse_yaml(text: str) -> Any:

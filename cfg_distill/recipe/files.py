@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.files import read_yaml
+from cfg_distill.files import read_versioned
 
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
 CALLBACKS = ("trainer", "callbacks")
@@ -28,7 +28,7 @@ def merged_in_turn(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The first file, the first two merged, the first three, and so on."""
     whole: dict[str, Any] = {}
     for file in files:
-        whole = merge(whole, read_yaml(file))
+        whole = merge(whole, read_versioned(file))
         yield whole
 
 

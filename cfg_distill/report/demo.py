@@ -165,12 +165,14 @@ class Pieces:
     def front(self, setting: float | str) -> str:
         """The front, with the setting marked; nothing where the study has no picture."""
         context = self.playground.front.context(setting)
-        return self._render("front", **context, setting=self.playground.name_of(setting)) if context["panels"] else ""
+        measured = self.playground.dial_of(setting) if self.playground.dial else None
+        name = self.playground.name_of(setting)
+        return self._render("front", **context, setting=name, dial=measured) if context["panels"] else ""
 
-    def samples(self, prompt: str, setting: float | str, seed: float | None) -> str:
+    def samples(self, prompt: str, setting: float | str, seed: float | None, dial: float | None = None) -> str:
         """Samples of the setting and of the guided base, side by side; what is wrong, where something is."""
         try:
-            drawn, remarks = self.playground.draw(prompt.strip(), setting, int(seed or 0))
+            drawn, remarks = self.playground.draw(prompt.strip(), setting, int(seed or 0), dial)
         except ConfigError as error:
             return self._render("samples", problems=[str(problem) for problem in error.problems], drawn=[], remarks=[])
         return self._render("samples", problems=[], drawn=drawn, remarks=remarks, prompt=prompt.strip())
@@ -192,13 +194,14 @@ def _blocks(gradio: Any, pieces: Pieces) -> Any:
                 gradio.Examples(others, prompt, label="Prompts of the study", preload=False)
             with gradio.Column(scale=4, min_width=280):
                 setting = _setting(gradio, playground)
+                dials = _dial(gradio, playground)
                 seed = gradio.Number(value=0, precision=0, minimum=0, label="Seed", elem_id="seed")
                 with gradio.Row():
                     draw = gradio.Button("Draw", variant="primary", elem_id="draw")
                     again = gradio.Button("Next seed", elem_id="again")
         samples = gradio.HTML(pieces.hint(), elem_id="samples", apply_default_css=False)
         front = gradio.HTML(pieces.front(playground.start), elem_id="front", apply_default_css=False)
-        given = [prompt, setting, seed]
+        given = [prompt, setting, seed, *dials]
         gradio.on([draw.click, prompt.submit], pieces.samples, given, samples, **private)
         drawn = again.click(lambda now: (now or 0) + 1, seed, seed, **private)
         drawn.then(pieces.samples, given, samples, **private)
@@ -213,3 +216,11 @@ def _setting(gradio: Any, playground: Playground) -> Any:
     first, last = playground.ends
     info = f"0 is {first}, 1 is {last}"
     return gradio.Slider(0, 1, playground.start, step=0.05, label="Knob", info=info, elem_id="setting", buttons=[])
+
+
+def _dial(gradio: Any, playground: Playground) -> list[Any]:
+    """The dial for guidance, where a student was trained with one."""
+    if not playground.dial:
+        return []
+    start = min(playground.dial_of(playground.start), 1.0)
+    return [gradio.Slider(0, 1, start, step=0.05, label="Dial", info=playground.dial, elem_id="dial", buttons=[])]

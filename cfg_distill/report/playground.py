@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.folders import is_adapter
+from cfg_distill.folders.history import history_of
 from cfg_distill.report.clips import read_finished
 from cfg_distill.report.front_view import FrontView
 from cfg_distill.report.knob import Line, line_of
@@ -44,18 +46,19 @@ class Drawn:
 
 
 class _System(NamedTuple):
-    """A model and how it is sampled."""
+    """A model and how it is sampled: as a system of the study, but for the setting of a dial."""
 
     name: str
     path: str
-    config: Any
+    like: str
+    dial: float | None
 
 
 class Playground:
     """The students and merges of a finished study, and its guided base, ready to be sampled.
 
     One student is in memory at a time, beside the base. A setting of the knob that the study did not merge is merged into a
-    temporary folder.
+    temporary folder. A LoRA student that was trained with a dial is sampled at any setting of it.
 
     Args:
         study: the folder of the study, or its file.
@@ -94,7 +97,7 @@ class Playground:
         if problems:
             raise ConfigError(problems)
         self._merges = Path()
-        self._held: dict[str, Generator] = {}
+        self._held: dict[tuple[str, float | None], Generator] = {}
 
     # What there is to choose
 
@@ -121,29 +124,51 @@ class Playground:
         made = {round(stop["knob"], 4): stop["name"] for stop in self.front.line}
         return made.get(round(setting, 4), f"knob {setting:.2f}")
 
+    @cached_property
+    def dial(self) -> str:
+        """What the dial of the students does, in words; empty where no student was trained with one."""
+        dialled = filter(_has_dial, map(self.finished.model_of, self.students))
+        scales = {made.guidance for made in map(history_of, dialled) if made is not None}
+        if not scales:
+            return ""
+        full = scales.pop() if len(scales) == 1 else None
+        return f"0 is no guidance, 1 is {'all of it' if full is None else f'guidance {full:g}'}"
+
+    def dial_of(self, setting: float | str) -> float:
+        """The setting of the dial at which the study measured a setting of the knob, or a model."""
+        return 1.0 if (own := self._systems[self._like(setting)].dial) is None else float(own)
+
     # Sampling
 
-    def draw(self, prompt: str, setting: float | str, seed: int) -> tuple[list[Drawn], list[str]]:
-        """Samples of a setting and of the guided base, and remarks on the prompt.
+    def draw(
+        self, prompt: str, setting: float | str, seed: int, dial: float | None = None
+    ) -> tuple[list[Drawn], list[str]]:
+        """Samples of a setting and of the guided base, and remarks on prompt and dial.
 
         Args:
             prompt: what to ask for.
             setting: of the knob, or the name of a model.
             seed: of sampling, the same for both.
+            dial: its setting, for a student with one; None for that of the study. The guided base has none.
 
         Raises:
-            ConfigError: what is wrong with the prompt or the seed.
+            ConfigError: what is wrong with the prompt, the seed or the dial.
         """
         from cfg_distill.data import problem_of_text
 
         wrong = [said] if (said := problem_of_text(prompt)) else []
         if not 0 <= seed < 2**40:
             wrong.append(f"Expected a seed from 0 to 2^40, but got {seed}.")
+        if dial is not None and not 0 <= dial <= 1:
+            wrong.append(f"Expected a setting of the dial from 0 to 1, but got {dial:g}.")
         wrong += [str(problem) for problem in ([] if wrong else self.renderer.problems_of_prompts([prompt]))]
         if wrong:
             raise ConfigError(wrong)
-        both = [self._draw(system, prompt, seed) for system in (self._student(setting), self._guided())]
-        return both, self.renderer.remarks([prompt])
+        student = self._student(setting, dial)
+        both = [self._draw(system, prompt, seed) for system in (student, self._guided())]
+        no_dial = dial is not None and not _has_dial(student.path)
+        remarks = [f"{student.name} was not trained with a dial: it is sampled as it is."] if no_dial else []
+        return both, [*remarks, *self.renderer.remarks([prompt])]
 
     def load(self) -> None:
         """Load both models of the first setting, so that the first answer does not wait for them."""
@@ -162,16 +187,25 @@ class Playground:
 
         return renderer_of(self._guided().path, self.trust)[0]
 
-    def _student(self, setting: float | str) -> _System:
-        systems = self.finished.study.all_systems()
-        if isinstance(setting, str):
-            return _System(setting, self.finished.model_of(setting), systems[setting])
-        name = self.name_of(setting)
-        any_stop = systems[self.front.line[0]["name"]]  # all stops of the line are sampled alike
-        return _System(name, self._merged(setting, name), any_stop)
+    @cached_property
+    def _systems(self) -> dict[str, Any]:
+        """How each system of the study is sampled."""
+        return self.finished.study.all_systems()
+
+    def _like(self, setting: float | str) -> str:
+        """The system that a setting is sampled like: all stops of the knob's line are sampled alike."""
+        return setting if isinstance(setting, str) else self.front.line[0]["name"]
+
+    def _student(self, setting: float | str, dial: float | None = None) -> _System:
+        name, like = self.name_of(setting), self._like(setting)
+        path = self.finished.model_of(name) if isinstance(setting, str) else self._merged(setting, name)
+        own = self._systems[like].dial
+        if dial is None or not _has_dial(path):
+            return _System(name, path, like, own)
+        return _System(f"{name}, dial {dial:.2f}", path, like, dial)
 
     def _guided(self) -> _System:
-        return _System(self.guided, self.finished.model_of(self.guided), self.finished.study.all_systems()[self.guided])
+        return _System(self.guided, self.finished.model_of(self.guided), self.guided, self._systems[self.guided].dial)
 
     def _merged(self, knob: float, name: str) -> str:
         """The folder of a setting of the knob, merged where the study did not."""
@@ -192,23 +226,26 @@ class Playground:
         """The loaded model of a system; of other students none stays in memory."""
         from cfg_distill.generators import device, open_generator
 
-        base = self._guided().path
-        if system.path not in self._held:
-            self._held = {path: each for path, each in self._held.items() if path == base}
-            dtype = system.config.dtype or self.finished.study.evaluation.dtype
-            self._held[system.path] = open_generator(system.path, dtype=dtype).load().to(device())
-        return self._held[system.path]
+        base, key = self._guided(), (system.path, system.dial)
+        if key not in self._held:
+            kept = [(base.path, base.dial)] if key != (base.path, base.dial) else list(self._held)
+            self._held = {held: each for held, each in self._held.items() if held in kept}
+            dtype = self._systems[system.like].dtype or self.finished.study.evaluation.dtype
+            self._held[key] = open_generator(system.path, system.dial, dtype=dtype).load().to(device())
+        return self._held[key]
 
     def _draw(self, system: _System, prompt: str, seed: int) -> Drawn:
         from cfg_distill.data.reading import templated
+        from cfg_distill.evaluation.anneal import Anneal, annealed
+        from cfg_distill.evaluation.chosen import conditioner_of
         from cfg_distill.evaluation.measure import evaluate
         from cfg_distill.evaluation.written import Writer, remarks_on
         from cfg_distill.sampling import problems_of_lengths
         from cfg_distill.study.sampled import guidance_of, sampling_of
 
-        generator, guidance = self._generator(system), guidance_of(system.config)
-        sampling = replace(sampling_of(self.finished.study.evaluation, system.config), samples=self.samples)
-        template = system.config.prompt
+        config, anneal = self._systems[system.like], self.finished.systems[system.like].anneal
+        generator, guidance, template = self._generator(system), guidance_of(config), config.prompt
+        sampling = replace(sampling_of(self.finished.study.evaluation, config), samples=self.samples)
         if found := problems_of_lengths(generator, templated(template, [prompt]), sampling, guidance):
             raise ConfigError([problem.text for problem in found])
         with tempfile.TemporaryDirectory(prefix="cfg-distill-") as place:
@@ -219,9 +256,25 @@ class Playground:
                 writer(samples)
                 kept.extend(remarks_on(samples, self.renderer))
 
-            made = evaluate(generator, [prompt], sampling, guidance, {}, seeds=[seed], listen=listen, template=template)
+            made = evaluate(
+                annealed(generator, None if anneal is None else Anneal(**anneal), sampling.max_new_tokens),
+                [prompt],
+                sampling,
+                guidance,
+                {},
+                seeds=[seed],
+                listen=listen,
+                template=template,
+                conditioner=conditioner_of(config.conditioner, self.samples),
+            )
             writer.finish()
             samples = samples_of(folder, [prompt])
             with_whole_sound(samples)
         passes = "1 forward pass" if made.relative_cost == 1 else f"{made.relative_cost:g} forward passes"
         return Drawn(system.name, f"{passes} per token, {made.seconds:.2f} s per sample", samples, kept)
+
+
+def _has_dial(path: str) -> bool:
+    """Whether the scale of an adapter folder is a dial for guidance."""
+    made = history_of(path) if is_adapter(path) else None
+    return made is not None and made.dialled

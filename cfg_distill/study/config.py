@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser
 
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
-from cfg_distill.files import read_yaml
+from cfg_distill.files import read_versioned
 from cfg_distill.folders import find_file
 from cfg_distill.recipe.types import describe, members
 from cfg_distill.study.parts import OPEN, Claims, Evaluation, Fit, Merge, Sweep, SystemConfig
@@ -144,7 +144,7 @@ def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
     file = find_file(path)
     if not file.is_file():
         raise ConfigError(f"Expected a study file, but `{path}` does not exist. Check the path.")
-    content = read_yaml(file)
+    content = read_versioned(file)
     if not content:
         raise ConfigError(f"File `{path}`: expected keys and values, but it is empty.")
     return study_of(content)

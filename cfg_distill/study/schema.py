@@ -15,6 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from cfg_distill.files.documents import VERSION
 from cfg_distill.recipe.calibration import AUTO
 from cfg_distill.recipe.keys import keys_of, summary_of, text_of
 from cfg_distill.recipe.types import classes_of, members
@@ -39,6 +40,12 @@ _MODULES = (
     "torch.optim.lr_scheduler",
 )
 """Where recipes find classes; a class from elsewhere is accepted as any text."""
+_VERSION = {
+    "type": "integer",
+    "minimum": 1,
+    "maximum": VERSION,
+    "description": "of the keys of this file; 1 without it",
+}
 _ROOTS = ("cfg_distill.", "lightning.", "torch.optim.")
 """Packages whose classes a recipe builds; a value of any other class is not checked."""
 _PLAIN = {int: "integer", float: "number", str: "string", bool: "boolean", NoneType: "null", Path: "string"}
@@ -79,6 +86,7 @@ class _Builder:
             _named(name) for name in ("CFGDistillation", "data.PromptData", "recipe.trainer.NamedTrainer")
         )
         keys = {
+            "version": _VERSION,
             "seed_everything": {
                 "type": ["integer", "boolean", "null"],
                 "description": "seeds what is drawn before the first step",
@@ -91,7 +99,8 @@ class _Builder:
         return {"type": "object", "properties": keys, "additionalProperties": False}
 
     def study(self) -> dict[str, Any]:
-        return self.keys(Study)
+        keys = self.keys(Study)
+        return keys | {"properties": {"version": _VERSION} | keys["properties"]}
 
     def metrics(self) -> dict[str, Any]:
         return {"type": "object", "additionalProperties": self.of(_named("metrics.SampleMetric"))}

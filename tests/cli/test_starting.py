@@ -22,6 +22,7 @@ from tiny_musicgen import tiny_musicgen
 from cfg_distill.cli import COMMANDS, init, main
 from cfg_distill.cli.completion import candidates, options
 from cfg_distill.data import read_prompts
+from cfg_distill.files.documents import VERSION
 from cfg_distill.recipe import Recipe
 from cfg_distill.study import starting
 from cfg_distill.study.check import problems_of
@@ -66,6 +67,7 @@ def test_what_init_writes_passes_the_checks(
     parts = [read_prompts(mine / "prompts" / f"{name}.txt") for name in ("train", "validation", "report")]
     assert sorted(prompt for part in parts for prompt in part) == sorted(prompts) and len(parts[2]) == len(prompts) // 3
     passes(mine / "quality.yaml")
+    assert all(yaml.safe_load(each.read_text())["version"] == VERSION for each in mine.glob("*.yaml"))
     recipe = Recipe.read([mine / "quality.yaml"])
     assert recipe.at("model.guidance.scale") == 2.5 and recipe.model_path == model
     if kind == "speech":

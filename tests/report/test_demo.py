@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import socket
@@ -16,14 +17,20 @@ from typing import Any
 import pytest
 import torch
 from browser import OpenPage, browser, open_page  # noqa: F401
-from made_study import line, write_study
+from made_study import AXES, line, system, write_study
 from safetensors.torch import load_file
 from tiny import tiny_folder
+from tiny_fits import batches, every_step, student_of, trainer
 
 from cfg_distill.cli import main
+from cfg_distill.distillation.dial import Dial
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import GenerateRequest
-from cfg_distill.folders import source
+from cfg_distill.folders.card import write_card
+from cfg_distill.folders.history import History
+from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.guidance import Guidance
+from cfg_distill.losses import ReverseKL
 from cfg_distill.report import demo
 from cfg_distill.report.playground import Playground
 
@@ -53,12 +60,33 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def tunes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of tunes whose students are the base."""
+    """A study of tunes whose students are one adapter with a dial."""
     study = playable(tmp_path_factory.mktemp("tunes") / "study", "tunes:base", tokens=128)
-    base = source("tunes:base")
-    assert base is not None
+    student = CausalLM("tunes:base", lora=LoRA(rank=2)).load()
     for place in PLACES:
-        shutil.copytree(base, study / place)
+        student.save(study / place)
+        write_card(study / place, place, History("tunes:base", guidance=2.0, dialled=True))
+    return study
+
+
+@pytest.fixture(scope="module")
+def dialled(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study of tiny LoRA students that were trained with a dial up to guidance 3, and a third student without one."""
+    base, folder = Playground(texts).finished.model_of("base"), tmp_path_factory.mktemp("dialled")
+    plain = system("plain", "student", dict.fromkeys(AXES, 0.5))
+    fits = {name: {"config": "fit.yaml"} for name in ("quality", "diversity", "plain")}
+    study = playable(folder / "study", base, 8, systems=[*line(), plain], fits=fits, claims=False)
+    for place, start, dial in ((0, "", Dial()), (1, str(study / PLACES[0]), Dial()), (None, "", None)):
+        name = "students/plain" if place is None else PLACES[place]
+        module = student_of(
+            base, generator=CausalLM(base, lora=LoRA(rank=4, alpha=8.0)), guidance=Guidance(3.0), dial=dial, start=start,
+            losses={"kl": ReverseKL()}, optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.05),
+        )  # fmt: skip
+        saved = folder / "fits" / name
+        trainer([every_step(saved)], saved, max_steps=2).fit(module, batches(2))
+        assert main(["export", "--checkpoint", str(saved / "saved" / "step=2.ckpt"), "--out", str(study / name)]) == 0
+    ends = [str(study / place) for place in PLACES[:2]]
+    assert main(["merge", "--models", *ends, "--weights", "0.5", "0.5", "--out", str(study / PLACES[2])]) == 0
     return study
 
 
@@ -89,6 +117,55 @@ def test_samples_are_those_of_generate(texts: Path) -> None:
         request = GenerateRequest(model, ["w3"], 3, max_new_tokens=8, guidance=scale, seed=7)
         assert [sample.text for sample in drawn.samples] == request.draw().outputs
     assert [drawn.text for drawn in student.samples] != [drawn.text for drawn in guided.samples]
+
+
+@pytest.mark.parametrize("knob", [0.0, 0.5, 0.3])
+def test_the_dial_is_that_of_generate(dialled: Path, tmp_path: Path, knob: float) -> None:
+    """At the ends of the knob, at the merge of the study, and at one that is made for the page."""
+    playground = Playground(dialled, samples=3)
+    assert playground.dial == "0 is no guidance, 1 is guidance 3"
+    model = playground._merged(knob, playground.name_of(knob))
+    drawn = {}
+    for dial in (0.5, 1.0, None):
+        (student, guided), remarks = playground.draw("w3", knob, 7, dial)
+        drawn[dial] = [sample.text for sample in student.samples]
+        assert drawn[dial] == GenerateRequest(model, ["w3"], 3, max_new_tokens=8, dial=dial, seed=7).draw().outputs
+        assert student.name == playground.name_of(knob) + ("" if dial is None else f", dial {dial:.2f}")
+        assert guided.name == "guidance 2" and remarks == [] and len(playground._held) == 2
+    assert drawn[0.5] != drawn[1.0] == drawn[None]
+    base = GenerateRequest(playground.finished.model_of("base"), ["w3"], 3, max_new_tokens=8, seed=7).draw().outputs
+    assert [sample.text for sample in playground.draw("w3", knob, 7, 0.0)[0][0].samples] == base
+
+
+def test_a_dial_where_there_is_none(texts: Path, dialled: Path) -> None:
+    assert Playground(texts).dial == "" and "dial" not in demo.Pieces(Playground(texts)).front(0.5)
+    playground = Playground(dialled)
+    (plain, _), remarks = playground.draw("w3", "plain", 7, 0.5)
+    assert plain.name == "plain" and remarks == ["plain was not trained with a dial: it is sampled as it is."]
+    with pytest.raises(ConfigError, match="Expected a setting of the dial from 0 to 1"):
+        playground.draw("w3", 0.0, 7, 1.5)
+    assert "The ring is <b>half</b>, with the dial at 1." in demo.Pieces(playground).front(0.5)
+
+
+def test_a_system_is_sampled_at_the_dial_of_its_study(tmp_path: Path, dialled: Path) -> None:
+    """A further system of a study: the quality student at half of its guidance."""
+    less = system("less", "student", dict.fromkeys(AXES, 0.5))
+    less.model = str(dialled / PLACES[0])
+    base = Playground(dialled).finished.model_of("base")
+    systems = {"less": {"model": "quality", "dial": 0.5}}
+    changed = line()
+    for each in changed:
+        each.knob = None
+    study = playable(tmp_path / "study", base, 8, systems=[*changed, less], claims=False, merges={})
+    record = json.loads((study / "study.json").read_text())
+    record["study"]["systems"] = systems
+    (study / "study.json").write_text(json.dumps(record))
+    for place in PLACES:
+        shutil.copytree(dialled / place, study / place)
+    playground = Playground(study)
+    (drawn, _), _ = playground.draw("w3", "less", 7)
+    expected = GenerateRequest(str(study / PLACES[0]), ["w3"], 2, max_new_tokens=8, dial=0.5, seed=7).draw().outputs
+    assert [sample.text for sample in drawn.samples] == expected and playground.dial_of("less") == 0.5
 
 
 def test_without_a_line_a_model_is_chosen_by_its_name(tmp_path: Path, texts: Path) -> None:
@@ -192,7 +269,7 @@ def test_the_page_draws_plays_and_moves(open_page: OpenPage, server: str) -> Non
     players = page.locator("#samples .player button")
     players.nth(1).wait_for()
     assert time.monotonic() - began < 20  # 5 s on a machine that does nothing else
-    assert page.locator("#samples h3").all_inner_texts() == ["half", "guidance 2"]
+    assert page.locator("#samples h3").all_inner_texts() == ["half, dial 1.00", "guidance 2"]
     assert page.locator("#samples audio[controls]").count() == 0  # the page's own players stand in their place
     page.locator("#samples summary").first.click()
     assert page.locator("#samples pre").first.inner_text().startswith("X:1\nT:A lively Irish jig in G major")
@@ -209,8 +286,12 @@ def test_the_page_draws_plays_and_moves(open_page: OpenPage, server: str) -> Non
     page.locator("#front b", has_text="diversity").wait_for()
     dot = page.locator("#front svg").first.locator(".dot[data-system='diversity'] .hit")
     assert cursor() == (dot.get_attribute("cx"), dot.get_attribute("cy")) != before
+    assert "0 is no guidance, 1 is guidance 2" in page.locator("#dial").inner_text()
+    page.locator("#dial input[type=range]").focus()
+    page.keyboard.press("Home")
     page.locator("#prompt textarea").fill("a song without any sense")
     page.locator("#draw").click()
+    page.locator("#samples h3", has_text="diversity, dial 0.00").wait_for()
     page.locator("#samples .note", has_text="not understood").wait_for()
 
 
