@@ -78,5 +78,6 @@ def _replaced(samples: Samples, again: Samples, of_prompt_P: Tensor, taken_BG: T
         mixed(old.mask_BGKT, new.mask_BGKT),
         mixed(old.log_probs_BGKT, new.log_probs_BGKT),
         labels_BG,
+        old.steps_behind,
     )
     return replace(samples, outputs=outputs, rollout=drawn)
