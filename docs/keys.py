@@ -34,7 +34,7 @@ from cfg_distill.recipe.keys import Key, keys_of
 from cfg_distill.recipe.types import classes_of, describe, members
 from cfg_distill.references import Reference
 from cfg_distill.rewards import Reward
-from cfg_distill.sampling import Conditioner
+from cfg_distill.sampling import Conditioner, Sampler
 
 PAGE = Path(__file__).parent / "keys.md"
 AXES = ("quality", "diversity", "guard")
@@ -99,6 +99,12 @@ GROUPS = (
         "Conditioners",
         "`model.conditioner`, and `conditioner` of a system of a study: what a student reads beside the prompt.",
         (Conditioner,),
+        ("cfg_distill.sampling",),
+    ),
+    Group(
+        "Samplers",
+        "`model.sampler`: who draws the samples that a student learns from ([an engine](text.md#an-engine-for-rollouts)).",
+        (Sampler,),
         ("cfg_distill.sampling",),
     ),
     Group(

@@ -14,6 +14,7 @@ from cfg_distill.cli import fit
 from cfg_distill.cli.recipes import description, shipped
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import normalised
+from cfg_distill.errors import ConfigError
 from cfg_distill.folders import RECIPES
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.recipe.checks import Walk
@@ -32,7 +33,8 @@ SOUND = [
     name for name, made in GENERATORS.items() if any(kind in str(made) for kind in KINDS)
 ]  # tests/generators: test_musicgen_recipes.py, test_songs.py, test_csm.py
 OF_THE_HUB = [name for name, path in LANGUAGE.items() if "/" in path]
-METRICS = [name for name in NAMES if name not in FITS + STUDIES + OVERLAYS]
+ENGINES = ["text/vllm"]  # of any LoRA recipe; its server is asked by tests/sampling/test_vllm.py
+METRICS = [name for name in NAMES if name not in FITS + STUDIES + OVERLAYS + ENGINES]
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,18 @@ def test_an_overlay_has_no_problems_and_says_how_it_is_run(name: str, folder: Pa
 @pytest.mark.parametrize("name", STUDIES)
 def test_a_study_has_no_problems_in_any_folder(name: str, folder: Path) -> None:
     assert problems_of(read_study(f"recipes/{name}.yaml")) == []
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_overlay_of_an_engine_asks_for_its_server(name: str, folder: Path, local_model: str) -> None:
+    words = ["--config", "recipes/text/lora_7b.yaml", "--config", f"recipes/{name}.yaml"]
+    words += [f"--model.generator.init_args.path={local_model}", "--model.sampler.init_args.url=http://127.0.0.1:9"]
+    with pytest.raises(
+        ConfigError, match=r"Key `model.sampler.init_args.url`: expected a vLLM server that answers"
+    ) as found:
+        fit.run("fit", words, check_only=True)
+    assert len(found.value.problems) == 1
+    assert "--config recipes/text/lora_7b.yaml --config recipes/text/vllm.yaml" in shipped()[name].read_text()
 
 
 @pytest.mark.parametrize("name", METRICS)

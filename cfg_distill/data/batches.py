@@ -54,13 +54,20 @@ class PromptBatches(DistributedSampler):
         super().__init__(Prompts([""] * size), num_replicas=world, rank=rank, shuffle=shuffle, seed=seed)
         self.size = size
         self.accumulate = accumulate
+        self.dealing: _Deal | None = None
         self.num_batches = accumulate * -(-size // (batch_size * world * accumulate))
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[Any]:
-        return _Deal(self)
+        self.dealing = _Deal(self)
+        return self.dealing
+
+    def upcoming(self) -> list[int]:
+        """The numbers of the next batch of this epoch, which stays the next one; empty when there is none."""
+        dealing = self.dealing
+        return dealing.at(dealing.number) if dealing is not None and 0 < dealing.number < len(self) else []
 
     def order(self) -> list[int]:
         if not self.shuffle:
@@ -95,8 +102,13 @@ class _Deal:
             self.loaded = None
         if self.number == len(batches):
             raise StopIteration
-        place, total = self.number * batches.num_replicas + batches.rank, len(batches) * batches.num_replicas
         self.number += 1
+        return self.at(self.number - 1)
+
+    def at(self, number: int) -> list[int]:
+        """One batch of this epoch, by its number."""
+        batches = self.batches
+        place, total = number * batches.num_replicas + batches.rank, len(batches) * batches.num_replicas
         batch = self.order[place * batches.size // total : (place + 1) * batches.size // total]
         return batch or [self.order[place % batches.size]]
 

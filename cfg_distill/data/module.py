@@ -48,6 +48,7 @@ class PromptData(L.LightningDataModule):
         self.shuffle = shuffle
         self.seed = 0 if seed is None else seed
         self.prompts: dict[str, list[PromptLike]] = {}
+        self._batches: PromptBatches | None = None
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings and the files."""
@@ -88,6 +89,10 @@ class PromptData(L.LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches if self.trainer else 1
         return self._loader("train", self.batch_size, self.shuffle, accumulate)
 
+    def upcoming(self) -> list[PromptLike]:
+        """The prompts of the next training batch of this process; empty at the end of an epoch."""
+        return [] if self._batches is None else [self.prompts["train"][number] for number in self._batches.upcoming()]
+
     def val_dataloader(self) -> StatefulDataLoader | list:
         if "validation" not in self.prompts:
             return []
@@ -97,6 +102,8 @@ class PromptData(L.LightningDataModule):
         prompts = self.prompts[name]
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         batches = PromptBatches(len(prompts), batch_size, shuffle, self.seed, rank, world, accumulate)
+        if name == "train":
+            self._batches = batches
         # The sampler deals whole batches: batch_size=None turns the loader's own batching off.
         # A generator of its own: making an iterator draws a number, which a resumed run does at other moments.
         own = torch.Generator()

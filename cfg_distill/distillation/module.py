@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cfg_distill import checkpoints
+from cfg_distill.distillation.ahead import Ahead, problems_of_sampler_with
 from cfg_distill.distillation.asked import advantages_of
 from cfg_distill.distillation.count import Count
 from cfg_distill.distillation.dial import Dial, dialled
@@ -48,7 +49,7 @@ from cfg_distill.generators.lora import lora_layers
 from cfg_distill.losses import Loss, LossInputs
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
-from cfg_distill.sampling import Conditioner, Opening, Places, Rollout, Sampling, Seeds, rollout
+from cfg_distill.sampling import Conditioner, Opening, OwnLoop, Places, Rollout, Sampler, Sampling, Seeds
 from cfg_distill.sampling.samples import Samples, decoded
 from cfg_distill.sampling.start import StartModel
 
@@ -98,6 +99,7 @@ class CFGDistillation(L.LightningModule):
         dial: make the scale of a LoRA student's adapter the scale of guidance, up to ``guidance.scale``: one adapter for every
             gamma. Each step draws a setting (:class:`~cfg_distill.distillation.dial.Dial`); null trains one gamma.
         opening: begin each training sample as one of the start model (:class:`~cfg_distill.sampling.Opening`); null for none.
+        sampler: who draws the student's samples: an engine (:class:`~cfg_distill.sampling.VLLM`); null for our own loop.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class CFGDistillation(L.LightningModule):
         conditioner: Conditioner | None = None,
         dial: Dial | None = None,
         opening: Opening | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
         if unusable := [name for name in losses if "." in name or name in dir(nn.ModuleDict)]:
@@ -136,10 +139,8 @@ class CFGDistillation(L.LightningModule):
         self.guidance, self.sampling = self.execution.applied(generator, guidance, sampling)
         self.losses = nn.ModuleDict(losses)
         self.start, self.reduction = start, reduction
-        self.optimizer = optimizer
-        self.scheduler = scheduler
-        self.dropout = dropout
-        self.micro_batch = micro_batch
+        self.optimizer, self.scheduler = optimizer, scheduler
+        self.dropout, self.micro_batch = dropout, micro_batch
         self.measure_gradients_every = measure_gradients_every
         self.seed = 0 if seed is None else seed
         self.allow_no_teacher, self.off_policy = allow_no_teacher, off_policy
@@ -148,8 +149,9 @@ class CFGDistillation(L.LightningModule):
         self.batch: Sequence[PromptLike] = ()
         self.max_bad_steps, self.redraw = max_bad_steps, redraw
         self.conditioner, self.dial, self.opening = conditioner, dial, opening
+        self.sampler = sampler or OwnLoop()
         self._step, self._ratios = Step(max_bad_steps), RatioWatch()
-        self._places, self._validation_places = Places(), Places()
+        self._places, self._validation_places, self._ahead = Places(), Places(), Ahead()
         self.count = Count(reduction)
         self._teacher_fingerprint = ""
         # Settings of this recipe, and those recorded in the checkpoint (compared in resuming.py).
@@ -168,7 +170,9 @@ class CFGDistillation(L.LightningModule):
 
     def problems_with(self, trainer: L.Trainer) -> list[Problem]:
         """What is wrong with the settings of a trainer of this module."""
-        return problems_of_trainer(trainer) + problems_of_sharding(self, trainer)
+        return (
+            problems_of_trainer(trainer) + problems_of_sharding(self, trainer) + problems_of_sampler_with(self, trainer)
+        )
 
     def problems_of_data(self, data: Any) -> list[Problem]:
         """Why there can be no samples of the prompts of a data module that was set up."""
@@ -226,7 +230,7 @@ class CFGDistillation(L.LightningModule):
 
     def rollout(self, prompts: Sequence[PromptLike], seed: int | Seeds = 0) -> Rollout:
         """Groups of samples of the student, without guidance. Override to roll out differently."""
-        return rollout(self.student, prompts, self.sampling, seed=seed, conditioner=self.conditioner)
+        return self.sampler.rollout(self.student, prompts, self.sampling, seed, self.conditioner)
 
     def draw(self, prompts: Sequence[PromptLike], seed: int | Seeds = 0) -> Samples:
         """Decoded samples of the student as it is now."""
@@ -271,10 +275,7 @@ class CFGDistillation(L.LightningModule):
             super().optimizer_step(*args, **kwargs)
 
     def _training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        samples, degenerate_BG, num_redrawn = drawn_for_step(
-            self, batch, self._places.of(self, len(batch), self._step.begins)
-        )
-        samples = in_equal_length(self, samples)
+        samples, degenerate_BG = drawn_for_step(self, batch)
         advantages = advantages_of(self.mix, samples, self.global_step)
         rewards = {name: loss.reward_BG for name, loss in self.mix.items() if loss.reward_BG is not None}
         weights = {name: loss.weight_at(self.global_step) for name, loss in self.mix.items()}
@@ -287,7 +288,6 @@ class CFGDistillation(L.LightningModule):
         part = Batch(samples, advantages, rewards, weights, ENTROPIES if measuring else {})
         self._step.add(self, part)
         self._log_step(part)
-        self.log_dict({"train/degenerate": degenerate_BG.float().mean(), "train/redrawn": float(num_redrawn)})
         return {
             "loss": ended(self, part.loss / self.count_scale),
             "samples": samples,

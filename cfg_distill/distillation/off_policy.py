@@ -96,6 +96,11 @@ def problems_of_policy(module: CFGDistillation) -> list[Problem]:
             "expected none under `@/model.off_policy`: the teacher draws the samples from their beginning. Remove it."
         )
         found.append(Problem("opening", text))
+    if module.opening is not None and not module.sampler.is_own_loop:
+        text = (
+            "expected none where an engine is the `@/model.sampler`: its samples begin at their beginning. Remove it."
+        )
+        found.append(Problem("opening", text))
     for name, loss in module.mix.items():
         why = _wrong(loss, module.off_policy)
         if why:

@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from cfg_distill.distillation.ahead import problems_of_data_for_sampler, problems_of_sampler
 from cfg_distill.distillation.dial import problems_of_dial
 from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.distillation.rehearsal import problems_of_steps
@@ -34,7 +35,8 @@ def summary(module: CFGDistillation) -> str:
         guidance = f"1 to {guidance}, by a dial"
     if module.guidance.teacher_system is not None:
         guidance += ", under a system message of its own"
-    return f"Losses: {_listed(losses)}. Guidance of the teacher: {guidance}. Samples per prompt: {samples}."
+    drawn_by = "" if module.sampler.is_own_loop else f", drawn by {module.sampler}"
+    return f"Losses: {_listed(losses)}. Guidance of the teacher: {guidance}. Samples per prompt: {samples}{drawn_by}."
 
 
 def configured(module: CFGDistillation) -> dict[str, Any]:
@@ -83,6 +85,7 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
     if module.start:
         found += [_problem(each) for each in student.problems_of_start(module.start)]
     found += problems_of_dial(module)
+    found += problems_of_sampler(module, context, is_readable)
     found += _problems_of_precision(module)
     found += _problems_of_step(module)
     found += problems_of_steps(module.optimizer, module.scheduler)
@@ -183,6 +186,7 @@ def problems_of_prompts(module: CFGDistillation, data: Any) -> list[Problem]:
         for given in prompts_of(data)
         for each in module.student.problems_of_prompts(_asked(module, given))
     ]
+    found += problems_of_data_for_sampler(module, data)
     found += _problems_of_contexts([Prompt.of(each) for part in prompts_of(data) for each in part])
     return list(dict.fromkeys(found))
 

@@ -32,6 +32,27 @@ def token_log_probs(cells: Cells, sampling: Sampling, opening: int = 0) -> Tenso
     return torch.where(cells.position_M >= opening, picked_M, 0.0) if opening else picked_M
 
 
+def importance_ratio(log_probs_M: Tensor, then_M: Tensor, limit: float) -> Tensor:
+    r"""Truncated importance ratios of tokens that an earlier student drew.
+
+    .. math:: \rho_{ikt} = \min\Big(\frac{\text{student}(y_{ikt} \mid y_{i, <t})}
+        {\text{student before}(y_{ikt} \mid y_{i, <t})},\ c\Big)
+
+    It corrects for the token and not for the tokens before it, as PPO's ratio does (arXiv 1707.06347): exact for samples of
+    one token, and to first order in the step for longer ones. Truncation: Ionides, 2008.
+
+    Args:
+        log_probs_M: of the student as it is.
+        then_M: of the student that drew them.
+        limit: c.
+
+    Example:
+        >>> importance_ratio(torch.tensor([0.5, 0.9]).log(), torch.tensor([0.4, 0.1]).log(), 2.0)
+        tensor([1.2500, 2.0000])
+    """
+    return (log_probs_M - then_M).exp().clamp(max=limit)
+
+
 class PolicyGradient(Loss):
     r"""REINFORCE for a reward on groups.
 
@@ -42,6 +63,9 @@ class PolicyGradient(Loss):
     the baseline and the factor of its reward (for pairwise diversity 2 (r_i - b_i)); see
     :class:`~cfg_distill.rewards.base.GroupReward`. Source: Cideron et al., ICLR 2025, section 3.2.
 
+    Where an engine drew the samples while the student took a step (``max_staleness``), each token has the importance ratio of
+    the student to the student that drew it, cut off at ``ratio_limit`` and without gradient (:func:`importance_ratio`).
+
     Removed from the textbook: PPO's clip, since every sample is used once, and the KL to a reference, since the distillation
     term is the anchor. Replaced: the paper's baseline, by one that is independent of y_i.
 
@@ -51,6 +75,7 @@ class PolicyGradient(Loss):
         warmup_steps: optimiser steps over which beta rises from 0.
         scale: ``sequence`` sums log-probabilities over positions, as the derivation says; ``token`` takes their mean times
             ``max_new_tokens``, so that long samples pull no harder than short ones.
+        ratio_limit: the largest importance ratio of a token. It matters only for samples that are a step old.
     """
 
     below_0 = ""  # a negative beta asks for samples of less reward: for sameness
@@ -61,13 +86,18 @@ class PolicyGradient(Loss):
         weight: float = 1.0,
         warmup_steps: int = 0,
         scale: Literal["sequence", "token"] = "sequence",
+        ratio_limit: float = 2.0,
     ) -> None:
         super().__init__(weight, warmup_steps)
         self.reward = reward
         self.scale = scale
+        self.ratio_limit = ratio_limit
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + problems_of(self.reward, context, under="reward.init_args")
+        found = super().problems(context) + problems_of(self.reward, context, under="reward.init_args")
+        if not self.ratio_limit >= 1:
+            found.append(Problem("ratio_limit", f"expected a number of at least 1, but got {self.ratio_limit}."))
+        return found
 
     def load(self) -> Self:
         self.reward.load()
@@ -92,5 +122,15 @@ class PolicyGradient(Loss):
         advantage_N = inputs.advantage_N.to(inputs.tokens_NKT.device, torch.float32)
         if self.scale == "token":
             advantage_N = advantage_N * inputs.sampling.max_new_tokens / inputs.length_N
-        opening = inputs.samples.rollout.opening
-        return lambda cells: -advantage_N[cells.row_M] * token_log_probs(cells, inputs.sampling, opening)
+        drawn = inputs.samples.rollout
+        if not drawn.steps_behind:
+            return lambda cells: -advantage_N[cells.row_M] * token_log_probs(cells, inputs.sampling, drawn.opening)
+        then_NKT = drawn.log_probs_NKT[inputs.rows]
+
+        def corrected(cells: Cells) -> Tensor:
+            log_probs_M = token_log_probs(cells, inputs.sampling, drawn.opening)
+            then_M = then_NKT[cells.row_M, cells.codebook, cells.position_M]
+            ratio_M = importance_ratio(log_probs_M.detach(), then_M, self.ratio_limit)
+            return -advantage_N[cells.row_M] * ratio_M * log_probs_M
+
+        return corrected

@@ -81,5 +81,6 @@ def _replaced(samples: Samples, again: Samples, of_prompt_P: Tensor, taken_BG: T
         mixed(old.log_probs_BGKT, new.log_probs_BGKT),
         labels_BG,
         max(old.opening, new.opening),
+        old.steps_behind,
     )
     return replace(samples, outputs=outputs, rollout=drawn, start=start)

@@ -35,6 +35,7 @@ class Rollout:
         log_probs_BGKT: log-probability of each token under the distribution that drew it; 0 where masked.
         labels_BG: the label that each sample was drawn under; None without a conditioner.
         opening: how many of the first positions were given and not drawn: nothing is learnt of having chosen their tokens.
+        steps_behind: steps that the student has taken since it began to draw them.
     """
 
     tokens_BGKT: Tensor
@@ -42,6 +43,7 @@ class Rollout:
     log_probs_BGKT: Tensor
     labels_BG: Tensor | None = None
     opening: int = 0
+    steps_behind: int = 0
 
     @property
     def tokens_NKT(self) -> Tensor:
@@ -50,6 +52,10 @@ class Rollout:
     @property
     def mask_NKT(self) -> Tensor:
         return self.mask_BGKT.flatten(0, 1)
+
+    @property
+    def log_probs_NKT(self) -> Tensor:
+        return self.log_probs_BGKT.flatten(0, 1)
 
     @property
     def length_N(self) -> Tensor:
@@ -69,6 +75,55 @@ class Rollout:
     def beginning(self, positions: int) -> Tensor:
         """The tokens of the first positions, ``[B, G, K, t]``; 0 in cells that do not exist."""
         return self.tokens_BGKT.masked_fill(~self.mask_BGKT, 0)[..., :positions]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one rollout asks for. Under a conditioner each sample is a prompt of its own, with its label.
+
+    Attributes:
+        prompts: as the predictor reads them.
+        sampling: how many samples of each of them, and from which distribution.
+        seeds: keys of the samples.
+        shape: B and G, as the caller has them.
+        labels_BG: the labels; None without a conditioner.
+    """
+
+    prompts: Sequence[PromptLike]
+    sampling: Sampling
+    seeds: Seeds
+    shape: tuple[int, int]
+    labels_BG: Tensor | None
+
+    @classmethod
+    def of(
+        cls,
+        predictor: Predictor,
+        prompts: Sequence[PromptLike],
+        sampling: Sampling,
+        guidance: Guidance | None = None,
+        seed: int | Seeds = 0,
+        conditioner: Conditioner | None = None,
+    ) -> Asked:
+        """Arguments: see :func:`rollout`.
+
+        Raises:
+            ConfigError: see :func:`problems_of_lengths`.
+        """
+        shape, seeds, labels_BG = (len(prompts), sampling.samples), Seeds.of(seed, len(prompts)), None
+        if conditioner is not None:
+            labels_BG = conditioner.labels(sampling.samples, seeds)
+            prompts, seeds = conditioner.asked(prompts, labels_BG), seeds.apart(sampling.samples)
+            sampling = replace(sampling, samples=1)
+        found = [each for part in predictor.parts for each in problems_of_lengths(part, prompts, sampling, guidance)]
+        if found:
+            raise ConfigError(list(dict.fromkeys(found)))
+        return cls(prompts, sampling, seeds, shape, labels_BG)
+
+    def grouped(self, tokens_NKT: Tensor, mask_NKT: Tensor, log_probs_NKT: Tensor) -> Rollout:
+        """The groups that answer."""
+        drawn = (tensor.unflatten(0, self.shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT))
+        return replace(Rollout(*drawn), labels_BG=self.labels_BG)
 
 
 _all_done: ContextVar[Callable[[bool], bool]] = ContextVar("all_done", default=bool)
@@ -118,14 +173,7 @@ def rollout(
     Raises:
         ConfigError: see :func:`problems_of_lengths`; the model predicts NaN.
     """
-    shape, seeds, labels_BG = (len(prompts), sampling.samples), Seeds.of(seed, len(prompts)), None
-    if conditioner is not None:
-        labels_BG = conditioner.labels(sampling.samples, seeds)
-        prompts, seeds = conditioner.asked(prompts, labels_BG), seeds.apart(sampling.samples)
-        sampling = replace(sampling, samples=1)
-    found = [each for part in predictor.parts for each in problems_of_lengths(part, prompts, sampling, guidance)]
-    if found:
-        raise ConfigError(list(dict.fromkeys(found)))
+    asked = Asked.of(predictor, prompts, sampling, guidance, seed, conditioner)
     predictor = under(predictor, guidance)
     # The weights are laid out once per rollout: a few steps do not pay for it.
     pack = sampling.pack_weights and sampling.max_new_tokens >= MIN_PACKED
@@ -136,14 +184,13 @@ def rollout(
                 stack.enter_context(packed(part.model))
         device = predictor.parts[0].device
         given_TNK = torch.empty(0) if opening is None else opening.flatten(0, 1).to(device).movedim(-1, 0)
-        tokens_NKT, mask_NKT, log_probs_NKT = _decode(predictor, prompts, sampling, seeds, device, given_TNK)
+        tokens_NKT, mask_NKT, log_probs_NKT = _decode(predictor, asked, device, given_TNK)
     if not log_probs_NKT.isfinite().all():  # once per rollout: a look at every position would wait for the accelerator
         raise ConfigError(
             "The model diverged: its predictions are NaN or infinite. Use an earlier checkpoint of it, or train it again at a"
             " lower learning rate."
         )
-    drawn = (tensor.unflatten(0, shape) for tensor in (tokens_NKT, mask_NKT, log_probs_NKT))
-    return replace(Rollout(*drawn), labels_BG=labels_BG, opening=len(given_TNK))
+    return replace(asked.grouped(tokens_NKT, mask_NKT, log_probs_NKT), opening=len(given_TNK))
 
 
 @contextmanager
@@ -159,13 +206,9 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _decode(
-    predictor: Predictor,
-    prompts: Sequence[PromptLike],
-    sampling: Sampling,
-    seeds: Seeds,
-    device: torch.device,
-    given_TNK: Tensor,
+    predictor: Predictor, asked: Asked, device: torch.device, given_TNK: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
+    prompts, sampling, seeds = asked.prompts, asked.sampling, asked.seeds
     num_rows, num_frames = len(prompts) * sampling.samples, sampling.max_new_tokens
     shape = (num_rows, len(predictor.delays), num_frames + max(predictor.delays))
     # All numbers at once: the draws of a row do not depend on which other rows have finished.

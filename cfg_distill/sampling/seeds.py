@@ -65,13 +65,29 @@ class Seeds:
             num_codebooks: K.
             num_positions: T.
         """
-        numbers = [range(group)] * len(self.places) if self.numbers is None else [[number] for number in self.numbers]
-        rows = [(place, number) for place, own in zip(self.places, numbers, strict=True) for number in own]
-        uniform_NM = self._uniform(rows, num_positions * num_codebooks)
+        uniform_NM = self._uniform(self._rows(group), num_positions * num_codebooks)
         return uniform_NM.unflatten(1, (num_positions, num_codebooks)).transpose(1, 2)
+
+    def whole_N(self, group: int) -> list[int]:
+        """A whole number of 63 bits for each sample: the seed of a sampler that has random numbers of its own.
+
+        Example:
+            >>> Seeds((7,), range(4)).whole_N(2)[4:] == Seeds((7,), range(2, 4)).whole_N(2)
+            True
+        """
+        return [int(raw) >> 1 for (raw,) in self._raw(self._rows(group), 1).tolist()]
+
+    def _rows(self, group: int) -> list[tuple[int, int]]:
+        """The keys of the samples of all groups."""
+        numbers = [range(group)] * len(self.places) if self.numbers is None else [[number] for number in self.numbers]
+        return [(place, number) for place, own in zip(self.places, numbers, strict=True) for number in own]
 
     def _uniform(self, keys: Sequence[tuple[int, ...]], number: int) -> Tensor:
         """The first numbers of some streams, ``[len(keys), number]``."""
+        raw_NM = self._raw(keys, number)
+        return torch.from_numpy((raw_NM >> np.uint64(11)) * 2.0**-53)  # the 53 bits of a float64
+
+    def _raw(self, keys: Sequence[tuple[int, ...]], number: int) -> np.ndarray:
         words = [word % 2**64 for word in self.words]  # SeedSequence refuses negative numbers
         raw_NM = np.empty((len(keys), number), dtype=np.uint64)
         for row, key in enumerate(keys):
@@ -79,4 +95,4 @@ class Seeds:
             # np.random.Generator, the raw numbers of PCG64 are the same in all versions of numpy.
             stream = np.random.PCG64(np.random.SeedSequence(words, spawn_key=key))
             raw_NM[row] = stream.random_raw(number)
-        return torch.from_numpy((raw_NM >> np.uint64(11)) * 2.0**-53)  # the 53 bits of a float64
+        return raw_NM

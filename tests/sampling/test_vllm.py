@@ -1,0 +1,184 @@
+"""Samples of an engine: against our own loop, with a stand-in for vLLM's server (tests/vllm_stand_in.py)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import tiny_adapted, tiny_folder
+from vllm_stand_in import StandIn, serving
+
+from cfg_distill.errors import ConfigError
+from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.generators.lora import adapter_of
+from cfg_distill.sampling import VLLM, Codes, Rollout, Sampling, Seeds, rollout
+
+PROMPTS = ["w1 w2", "w3", "w4 w5 w6"]
+GREEDY = Sampling(samples=2, max_new_tokens=9, temperature=0)
+RANDOM = Sampling(samples=3, max_new_tokens=9)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory: pytest.TempPathFactory) -> CausalLM:
+    return tiny_adapted(tiny_folder(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def stand_in(student: CausalLM) -> StandIn:
+    return StandIn(student.path)
+
+
+@pytest.fixture(scope="module")
+def url(stand_in: StandIn) -> Iterator[str]:
+    with serving(stand_in) as found:
+        yield found
+
+
+def test_greedy_tokens_and_their_log_probabilities_are_those_of_our_own_loop(student: CausalLM, url: str) -> None:
+    own = rollout(student, PROMPTS, GREEDY)
+    found = VLLM(url=url, patience_seconds=30).rollout(student, PROMPTS, GREEDY)
+    same(found, own)
+    without = rollout(CausalLM(student.path).load(), PROMPTS, GREEDY)
+    assert not torch.equal(without.tokens_BGKT[..., :3], own.tokens_BGKT[..., :3]), "the adapter changes nothing here"
+
+
+def same(found: Rollout, own: Rollout) -> None:
+    assert torch.equal(found.tokens_BGKT, own.tokens_BGKT)
+    assert torch.equal(found.mask_BGKT, own.mask_BGKT)
+    torch.testing.assert_close(found.log_probs_BGKT, own.log_probs_BGKT, rtol=1e-4, atol=1e-4)
+
+
+def test_a_sample_depends_on_its_own_keys_alone_and_all_parameters_are_stated(
+    student: CausalLM, stand_in: StandIn, url: str
+) -> None:
+    sampler = VLLM(url=url, patience_seconds=30)
+    stand_in.requests.clear()
+    whole = sampler.rollout(student, PROMPTS, RANDOM, Seeds((7, 1, 0), range(3)))
+    part = sampler.rollout(student, PROMPTS[1:], RANDOM, Seeds((7, 1, 0), range(1, 3)))
+    length = part.tokens_BGKT.shape[-1]
+    assert torch.equal(whole.tokens_BGKT[1:, ..., :length] * part.mask_BGKT, part.tokens_BGKT * part.mask_BGKT)
+    first = stand_in.requests[0]
+    assert {
+        key: first[key] for key in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "ignore_eos")
+    } == {
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "ignore_eos": True,
+    }
+    assert first["stop_token_ids"] == list(student.end_tokens)
+    assert len({each["seed"] for each in stand_in.requests[:9]}) == 9
+    assert len(stand_in.adapters) == 0, "an adapter stays loaded"
+    assert len(set(stand_in.loaded)) == len(stand_in.loaded)
+
+
+def test_log_probabilities_are_the_students_under_temperature_and_labels(student: CausalLM, url: str) -> None:
+    sampling = Sampling(samples=4, max_new_tokens=6, temperature=0.7)
+    labels = Codes(values=2, template="{prompt} {label}", words=["w8", "w9"])
+    found = VLLM(url=url, patience_seconds=30).rollout(student, PROMPTS, sampling, 3, labels)
+    assert found.labels_BG is not None
+    asked = labels.asked(PROMPTS, found.labels_BG)
+    predicted = student.predictions(asked, found.tokens_NKT, found.mask_NKT).whole()
+    own_NKT = sampling.log_probs(predicted).gather(-1, found.tokens_NKT[..., None])[..., 0]
+    torch.testing.assert_close(found.log_probs_BGKT.flatten(0, 1), own_NKT * found.mask_NKT, rtol=1e-4, atol=1e-4)
+
+
+def test_a_rollout_that_was_begun_is_of_the_student_as_it_was(student: CausalLM, url: str) -> None:
+    own = rollout(student, PROMPTS, GREEDY)
+    begun = VLLM(url=url, max_staleness=1, patience_seconds=30).begin(student, PROMPTS, GREEDY)
+    kept = {name: factors.b_OR.clone() for name, factors in adapter_of(student.model).items()}
+    with torch.no_grad():
+        for factors in adapter_of(student.model).values():
+            factors.b_OR.neg_()
+    try:
+        assert not torch.equal(rollout(student, PROMPTS, GREEDY).tokens_BGKT, own.tokens_BGKT)
+        same(begun(), own)
+    finally:
+        with torch.no_grad():
+            for name, factors in adapter_of(student.model).items():
+                factors.b_OR.copy_(kept[name])
+
+
+def test_a_dead_engine_is_one_message_and_the_rollout_goes_on_when_it_is_back(
+    student: CausalLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = rollout(student, PROMPTS, GREEDY)
+    first = StandIn(student.path)
+    with serving(first) as url:
+        sampler = VLLM(url=url, patience_seconds=30)
+        first.dead_until = time.monotonic() + 0.5
+        with caplog.at_level(logging.WARNING):
+            same(sampler.rollout(student, PROMPTS, GREEDY), own)
+    assert [("waits" in each, "is back" in each) for each in caplog.messages] == [(True, False), (False, True)]
+    caplog.clear()
+    found: list[Rollout] = []
+    with caplog.at_level(logging.WARNING):
+        waiting = threading.Thread(target=lambda: found.append(sampler.rollout(student, PROMPTS, GREEDY)))
+        waiting.start()
+        time.sleep(0.3)
+        assert found == []
+        with serving(StandIn(student.path), int(url.rpartition(":")[2])):
+            waiting.join()
+    same(found[0], own)
+    assert len(caplog.messages) == 2 and url in caplog.messages[0]
+    with pytest.raises(
+        ConfigError, match=r"`model.sampler`: The vLLM server at .* did not come back within 0.1 seconds"
+    ):
+        VLLM(url=url, patience_seconds=0.1).rollout(student, PROMPTS, GREEDY)
+
+
+def test_an_engine_of_another_model_is_found_out_at_the_first_rollout(student: CausalLM, tmp_path: Path) -> None:
+    other = tiny_folder(tmp_path / Path(student.path).name, seed=5)
+    with serving(StandIn(other)) as url:
+        assert VLLM(url=url, patience_seconds=30).problems_with(student, RANDOM) == []
+        with pytest.raises(ConfigError, match=r"expected an engine whose log-probabilities are the student's"):
+            VLLM(url=url, patience_seconds=30).rollout(student, PROMPTS, RANDOM)
+
+
+def test_an_adapter_that_the_server_refuses_ends_the_fit_at_once(student: CausalLM, url: str) -> None:
+    large = CausalLM(student.path, lora=LoRA(rank=16)).load()
+    with pytest.raises(ConfigError, match=r"refuses it: .*LoRA rank 16 is greater than max_lora_rank 8"):
+        VLLM(url=url, patience_seconds=30).rollout(large, PROMPTS, GREEDY)
+
+
+def problems(sampler: VLLM, student: CausalLM, sampling: Sampling = RANDOM) -> str:
+    return " ".join(str(each) for each in [*sampler.problems(), *sampler.problems_with(student, sampling)])
+
+
+def test_what_is_wrong_is_said_before_weights_are_loaded(
+    student: CausalLM, stand_in: StandIn, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unloaded = CausalLM(student.path, lora=LoRA(rank=2))
+    assert problems(VLLM(url=url, patience_seconds=30), unloaded) == ""
+    assert "expected 0 or 1" in problems(VLLM(url=url, max_staleness=2), unloaded)
+    assert "expected the address" in str(VLLM(url="here").problems()[0])
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert 'not installed: pip install ".[vllm]"' in str(VLLM(mode="colocate").problems()[0])
+    monkeypatch.undo()
+    gone = problems(VLLM(url="http://127.0.0.1:9"), unloaded)
+    assert (
+        "does not answer" in gone
+        and f"vllm serve {Path(student.path).resolve()} --enable-lora --max-lora-rank 2" in gone
+    )
+    assert "expected a LoRA student" in problems(VLLM(url=url, patience_seconds=30), CausalLM(student.path))
+    assert "top_p" in problems(VLLM(url=url, patience_seconds=30), unloaded, Sampling(min_p=0.1, top_p=0.9))
+    assert "max-model-len" in problems(VLLM(url=url, patience_seconds=30), unloaded, Sampling(max_new_tokens=64))
+    other = CausalLM(tiny_folder(tmp_path / "other"), lora=LoRA(rank=2))
+    assert "expected a server of the student's base" in problems(VLLM(url=url, patience_seconds=30), other)
+    assert problems(VLLM(url=url, model=stand_in.served), other) == ""
+    assert "expected one of" in problems(VLLM(url=url, model="unknown"), unloaded)
+    with serving(StandIn(student.path, lora=False)) as plain:
+        assert "loads adapters while it runs" in problems(VLLM(url=plain), unloaded)
+    renamed = tmp_path / Path(student.path).name
+    tiny_folder(renamed)
+    text = (renamed / "tokenizer.json").read_text().replace('"w1"', '"v1"')
+    (renamed / "tokenizer.json").write_text(text)
+    with serving(StandIn(str(renamed))) as wrong:
+        assert "expected a server with the tokenizer" in problems(VLLM(url=wrong), unloaded)
