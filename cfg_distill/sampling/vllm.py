@@ -8,6 +8,7 @@ Shapes: N rows, K codebooks, T positions, M cells.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import shutil
 import tempfile
@@ -83,7 +84,7 @@ class VLLM(Sampler):
         self.parallel = parallel
         server = Server(url, model, parallel, patience_seconds)
         self.engine: Engine = server if mode == "server" else Colocated(options or {})
-        self._home: tempfile.TemporaryDirectory | None = None
+        self._home: Path | None = None
         self._rollouts = 0
         self._is_checked = False
 
@@ -195,12 +196,11 @@ class VLLM(Sampler):
         """A folder for the adapter of one rollout. Its name is unique on a server that several processes and runs use."""
         if self._home is None:
             parent = Path(self.folder).expanduser().resolve() if self.folder else None
-            self._home = tempfile.TemporaryDirectory(
-                prefix=f"cfg-distill-{uuid.uuid4().hex[:8]}-", dir=parent, ignore_cleanup_errors=True
-            )
-            Path(self._home.name).chmod(0o755)  # the server may run under another account
+            self._home = Path(tempfile.mkdtemp(prefix=f"cfg-distill-{uuid.uuid4().hex[:8]}-", dir=parent))
+            self._home.chmod(0o755)  # the server may run under another account
+            atexit.register(shutil.rmtree, self._home, ignore_errors=True)
         self._rollouts += 1
-        folder = Path(self._home.name) / f"rollout-{self._rollouts}"
+        folder = self._home / f"rollout-{self._rollouts}"
         folder.mkdir()
         return folder
 

@@ -53,7 +53,9 @@ def fit(tiny_model: str, folder: Path, url: str, staleness: int, steps: int = 4)
     module = student_of(
         tiny_model, generator=CausalLM(tiny_model, lora=LoRA(rank=2)), losses=losses, sampler=sampler, seed=3
     )
-    trainer([watch], max_steps=steps).fit(module, datamodule=PromptData(str(folder / "prompts.txt"), batch_size=2))
+    trainer([watch], max_steps=steps, limit_val_batches=0).fit(
+        module, datamodule=PromptData(str(folder / "prompts.txt"), batch_size=2)
+    )
     return watch, module
 
 
@@ -102,7 +104,9 @@ def test_a_fit_by_an_engine_and_our_loop_see_the_same_weights_where_samples_are_
         sampler=Replay(url=url),
         seed=3,
     )
-    trainer([], max_steps=1).fit(again, datamodule=PromptData(str(tmp_path / "prompts.txt"), batch_size=2))
+    trainer([], max_steps=1, limit_val_batches=0).fit(
+        again, datamodule=PromptData(str(tmp_path / "prompts.txt"), batch_size=2)
+    )
     for name, own in adapter_of(module.student.model).items():
         torch.testing.assert_close(own.b_OR, adapter_of(again.student.model)[name].b_OR)
 
