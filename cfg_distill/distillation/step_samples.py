@@ -43,8 +43,8 @@ def drawn_for_step(module: CFGDistillation, batch: Sequence[PromptLike]) -> tupl
         first = module._ahead.taken(module, batch, seeds(every, 0)) or draw(every, 0)
         samples, degenerate_BG, num_redrawn = redrawn(first, degenerate, draw, module.redraw, module.student.pad_token)
         module._ahead.begin(module)
-    shown = {"degenerate": degenerate_BG.float().mean(), "redrawn": float(num_redrawn)}
+    shown = {"degenerate": degenerate_BG.float().mean(), "redrawn": torch.tensor(float(num_redrawn))}
     if module.sampler.max_staleness:
-        shown["staleness"] = float(samples.rollout.steps_behind)
+        shown["staleness"] = torch.tensor(float(samples.rollout.steps_behind))
     module.log_dict({f"train/{name}": value for name, value in shown.items()})
     return in_equal_length(module, samples), degenerate_BG

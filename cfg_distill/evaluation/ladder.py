@@ -269,9 +269,10 @@ def _with_copies(rungs: Iterable[Rung]) -> Iterable[Rung]:
 def _copies(samples: Samples) -> Samples:
     """The first sample of each group in place of all of its group."""
     drawn = samples.rollout
-    first = [tensor[:, :1].expand_as(tensor) for tensor in (drawn.tokens_BGKT, drawn.mask_BGKT, drawn.log_probs_BGKT)]
+    cells = (drawn.tokens_BGKT, drawn.mask_BGKT, drawn.log_probs_BGKT)
+    tokens_BGKT, mask_BGKT, log_probs_BGKT = (each[:, :1].expand_as(each).contiguous() for each in cells)
     outputs = [output for group in samples.groups() for output in [group[0]] * samples.group]
-    return replace(samples, outputs=outputs, rollout=Rollout(*(tensor.contiguous() for tensor in first)))
+    return replace(samples, outputs=outputs, rollout=Rollout(tokens_BGKT, mask_BGKT, log_probs_BGKT))
 
 
 _Values = Mapping[tuple[str, RungKind], np.ndarray]
