@@ -33,7 +33,7 @@ from cfg_distill.losses import (
 )
 from cfg_distill.rewards import Mixed, PairwiseDiversity
 from cfg_distill.rewards.base import GroupReward, Reward
-from cfg_distill.sampling import Rollout, Sampling, rollout
+from cfg_distill.sampling import Rollout, Samples, Sampling, rollout
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7", "w8 w9", "w10"]
@@ -318,7 +318,8 @@ def test_score_term_is_the_exact_gradient_of_the_sequence_divergence():
                 student = torch.stack([first_V, second_VV[v]])[None, None]
                 teacher = torch.stack([teacher_first_V, teacher_second_VV[v]])[None, None]
                 mask = torch.ones(1, 1, 2, dtype=torch.bool)
-                inputs = LossInputs(Logits(student), Logits(teacher), tokens_NKT, mask, Sampling(), None)
+                samples = Samples(["a"], ["b"], Rollout(tokens_NKT[None], mask[None], torch.zeros(1, 1, 1, 2)))
+                inputs = LossInputs(Logits(student), Logits(teacher), tokens_NKT, mask, Sampling(), samples)
                 gradient = torch.autograd.grad(ReverseKL(score_term=score_term)(inputs), [first_V, second_VV])
                 probability = (p_first[v] * p_second[v, w]).detach()
                 total = [t + probability * g for t, g in zip(total, gradient, strict=True)]
