@@ -189,4 +189,6 @@ def dominated_share(means: Resampler, curve: Sequence[int], others: Sequence[int
         part: Floats = beaten.any(axis=0).mean(axis=0)
         return part
 
-    return means.interval(share)
+    mean, low, high = means.interval(share)
+    # The noise of few training seeds is taken for normal, and so may reach beyond what a share can be.
+    return Interval(mean, max(low, 0.0), min(high, 1.0))

@@ -167,6 +167,20 @@ def test_the_difference_of_hypervolumes_and_the_share_that_is_dominated():
     assert dominated_share(means, [0, 1], [2, 3, 4, 5]).mean == 0.5  # not an equal one, and not one of more diversity
 
 
+def test_a_share_stays_a_share_with_two_training_seeds():
+    """One training run beats the only rival, the other does not: normal noise of two values would reach beyond 0 and 1."""
+    random = np.random.default_rng(0)
+    run_R = np.array([0.9, 0.1])[:, None, None] + random.normal(0, 0.01, (2, 1, 24))
+    student, rival = (
+        system("student", run_R[0], run_R[0]),
+        system("rival", np.full((1, 24), 0.5), np.full((1, 24), 0.5)),
+    )
+    student.values = {"q": run_R.tolist(), "d": run_R.tolist()}
+    student.chain = "chain"
+    share = dominated_share(resampler([student, rival], ["q", "d"]), [0], [1])
+    assert 0 <= share.low <= share.mean <= share.high <= 1
+
+
 HEIGHTS = 200
 
 
