@@ -20,7 +20,7 @@ from fuzz.runner import prepare, run, warm
 from fuzz.world import World
 
 NUMBERS: dict[Callable[[World, int], list[Case]], int] = {
-    words.cases: 260,
+    words.cases: 340,
     recipes.of_text: 70,
     recipes.of_values: 200,
     studies.cases: 140,

@@ -177,6 +177,7 @@ def of_text(world: World, number: int) -> list[Case]:
         ("a python tag", "model: !!python/object/apply:os.system ['touch PWNED']\n"),
         ("a python name", "model: !!python/name:os.system\n"),
         ("an unknown tag", whole + "x: !thing 3\n"),
+        ("a newer version", whole + "version: 99\n"),
         ("latin-1", "model: caf\xe9\n".encode("latin-1")),
         ("utf-16", whole.encode("utf-16")),
         ("NUL", whole.replace("guidance", "guid\0ance", 1)),

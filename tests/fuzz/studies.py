@@ -62,6 +62,7 @@ def cases(world: World, number: int) -> list[Case]:
         "a python tag": "out: !!python/object/apply:os.system ['touch PWNED']\n",
         "deep": "out: " + "[" * 3000 + "]" * 3000,
         "latin-1": b"out: caf\xe9\n",
+        "a newer version": text + "version: 99\n",
     }.items():
         add(certain, name, broken, named=("study.yaml",))
     for name in NAMES:

@@ -29,7 +29,10 @@ def cases(world: World, number: int) -> list[Case]:
     for command in COMMANDS:
         add(f"{command}: no words", (command,), "legal" if command == "recipes" else "refused")
         add(f"{command}: --help", (command, "--help"), "legal")
-        add(f"{command}: an unknown option", (command, "--nonsense", "3"), named=("nonsense",))
+        named = (
+            ("nonsense", "--config") if command == "plan" else ("nonsense",)
+        )  # no recipe is named: its keys are not read
+        add(f"{command}: an unknown option", (command, "--nonsense", "3"), named=named)
         add(f"{command}: a word too many", (command, *["x"] * 9))
         add(f"{command}: a bare dash", (command, "-"))
         add(f"{command}: an empty word", (command, ""))
@@ -73,7 +76,7 @@ def cases(world: World, number: int) -> list[Case]:
         "--model.generator.path=nowhere/x/y", "--model.start=nowhere/x/y", "--model.sampling.samples=1",
         "--trainer.limit_val_batches=-1", "--trainer.callbacks.checkpoint.save_top_k=-7", "--data.batch_size=0",
         "--model.micro_batch=-1", "--trainer.max_time=soon", "--trainer.default_root_dir=/proc/x",
-        "--model.optimizer.betas=[2,3]", "--model.reduction=max",
+        "--model.optimizer.betas=[2,3]", "--model.reduction=max", "--version=1",
     ):  # fmt: skip
         key = word.split("=")[0].removeprefix("--").rpartition(".")[2]
         add(f"fit {word}", (*fit, word), named=(key, "no such", "expected", "Expected"))
@@ -82,7 +85,7 @@ def cases(world: World, number: int) -> list[Case]:
     add("fit of a folder", ("fit", "--config", model))
     add("fit --print_config", (*fit, "--print_config"), "legal")
     add("fit with a good option", (*fit, "--trainer.max_steps=1"), "legal")
-    for command in ("report", "choose", "compare", "listen"):
+    for command in ("report", "choose", "compare", "listen", "demo"):
         for place in (model, prompts, "file", "nowhere"):
             more = {"compare": (model,), "listen": ("--out", "out")}.get(command, ())
             add(f"{command} {place.rpartition('/')[2]}", (command, place, *more))
@@ -91,6 +94,29 @@ def cases(world: World, number: int) -> list[Case]:
     add("recipes onto a file", ("recipes", "tunes/quality", "--out", "file"), named=("file",))
     add("recipes into a long name", ("recipes", "tunes/quality", "--out", LONG))
     add("recipes into a file", ("recipes", "tunes/quality", "--out", "file/x.yaml"))
+    plan = ("plan", "--config", "fit.yaml")
+    for option, value in (
+        ("--devices", "0"), ("--devices", "-3"), ("--devices", "two"), ("--memory", "nan"), ("--memory", "-1"),
+        ("--memory", "0"), ("--gpu", "abacus"), ("--gpu", ""), ("--config", "nowhere.yaml"), ("--config", "file"),
+        ("--model.guidance.scal", "2"), ("--model.micro_batch", "-1"), ("--trainer.max_steps", ".nan"),
+    ):  # fmt: skip
+        key = option.removeprefix("--").rpartition(".")[2]
+        add(f"plan {option} {value!r}", (*plan, option, value), named=(key, "file"))
+    init = ("init", "--model", model, "--prompts", world.at("train.txt"), "--device", "cpu", "--out", "out")
+    add("init with four prompts", init, named=("--prompts",))
+    for option, value in (
+        ("--prompts", "nowhere.txt"), ("--prompts", "file"), ("--prompts", model), ("--model", "nowhere/x/y"),
+        ("--model", ""), ("--model", LONG), ("--device", "toaster"), ("--guidance", "nan"), ("--guidance", "1"),
+        ("--guidance", "-1"), ("--embedder", "nowhere/x/y"), ("--embedder", "os.system"), ("--embedder", LONG),
+        ("--out", "file"), ("--out", "file/inside"), ("--out", LONG), ("--out", "/proc/x"),
+    ):  # fmt: skip
+        add(f"init {option} {value[:20]!r}", (*init, option, value), named=(option, "file", "proc"))
+    for value in ("nothing", "RECIPE", "", LONG):
+        add(f"schema of {value[:20]!r}", ("schema", value))
+        add(f"completion for {value[:20]!r}", ("completion", value))
+    for value in ("file", "file/inside", LONG):
+        add(f"schema into {value[:20]!r}", ("schema", "study", "--out", value))
+    add("runs of nothing", ("runs", "nowhere"), named=("nowhere",))
     options = [
         "--samples",
         "--max-new-tokens",
