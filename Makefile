@@ -48,7 +48,7 @@ vllm-check: $(READY)  ## compare samples of vLLM with our own loop's; installs v
 torture: $(READY)  ## kill N (1000) commands at uniform moments and compare with unbroken runs; stopped, it goes on
 	PYTHONPATH=tests $(BIN)/python tests/torture.py --kills $(or $(N),1000) --folder runs/torture
 
-fuzz: $(READY)  ## run 1,100 broken inputs, and say what came of them (about five minutes)
+fuzz: $(READY)  ## run 1,180 broken inputs, and say what came of them (about five minutes)
 	cd tests && PYTHONPATH=..:. OMP_NUM_THREADS=1 ../$(BIN)/python -m fuzz --jobs 2
 
 # Its own environment, llama.cpp's server and its students; another folder: make serve-check SERVE=DIR
