@@ -11,6 +11,8 @@ from random import Random
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder
+from cfg_distill.tunes.abc import note_token
+from cfg_distill.tunes.bars import Note, read_note
 from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.embedder import Tunes
 from cfg_distill.tunes.encoder import retrieval
@@ -26,6 +28,26 @@ from cfg_distill.tunes.rewriting import (
 )
 from cfg_distill.tunes.segments import two_parts
 
+
+def each_note(change: Callable[[Note, Random], list[str]]) -> Callable[[str], str]:
+    """A tune with each note that sounds replaced by others, drawn from the same seed for every tune."""
+
+    def rewrite(tune: str) -> str:
+        draw, words = Random(0), list[str]()
+        for token in tune.split():
+            note = read_note(token)
+            words += [token] if note is None or note.pitch is None else change(note, draw)
+        return " ".join(words)
+
+    return rewrite
+
+
+def ornamented(note: Note, draw: Random) -> list[str]:
+    half = note.length / 2
+    above = [note_token(note.pitch + 2, half), note_token(note.pitch, half)]  # type: ignore[operator]
+    return above if draw.random() < 0.3 else [note_token(note.pitch, note.length)]
+
+
 REWRITTEN: dict[str, Callable[[str], str]] = {
     "the same tune": lambda tune: tune,
     **{f"transposed by {by:+}": (lambda tune, by=by: transposed(tune, by)) for by in (-5, 2, 5, 7, 12)},
@@ -39,6 +61,16 @@ REWRITTEN: dict[str, Callable[[str], str]] = {
     "every note half as long": lambda tune: in_values(tune, Fraction(1, 2)),
     "other rhythms in the same bars": dotted,
     "turned upside down, in the same rhythm": upside_down,
+    "every note of a random length": each_note(
+        lambda note, draw: [note_token(note.pitch, draw.choice([Fraction(1, 2), Fraction(1), Fraction(2)]))]
+    ),
+    "a short note above before 30% of the notes": each_note(ornamented),
+    "30% of the notes an octave up": each_note(
+        lambda note, draw: [note_token(note.pitch + 12 * (draw.random() < 0.3), note.length)]  # type: ignore[operator]
+    ),
+    "10% of the notes a step up": each_note(
+        lambda note, draw: [note_token(note.pitch + 2 * (draw.random() < 0.1), note.length)]  # type: ignore[operator]
+    ),
     "the first 64 tokens of 96": lambda tune: " ".join(tune.split()[:64]),
     "the first 32 tokens of 96": lambda tune: " ".join(tune.split()[:32]),
 }
