@@ -62,13 +62,13 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
     labels = None if module.conditioner is None else module.conditioner.values
     length, rate = module.sampling.max_new_tokens, student.frame_rate
     context = Context(
-        module.sampling.samples,
-        student.longest_sample if is_readable else None,
-        True,
-        labels,
-        length,
-        length / rate if rate else None,
-        0 if module.opening is None else module.opening.tokens,
+        samples=module.sampling.samples,
+        longest=student.longest_sample if is_readable else None,
+        training=True,
+        labels=labels,
+        length=length,
+        seconds=length / rate if rate else None,
+        opening=0 if module.opening is None else module.opening.tokens,
     )
     found += problems_of(module.conditioner, context, under="conditioner.init_args")
     found += problems_of(module.opening, context, under="opening")

@@ -178,6 +178,8 @@ class Server:
     ) -> list[Problem]:
         """Another model than the student's base, or one that is served too short."""
         served = {each["id"]: each for each in models}
+        if not served:
+            return [Problem("url", f"expected a server of a model, but `{self.url}` serves none. Start it so: {start}")]
         if self.model and self.model not in served:
             return [Problem("model", f"expected one of {', '.join(served)}, which it serves, but got `{self.model}`.")]
         if not self.model and len(served) != 1:

@@ -61,9 +61,10 @@ class Sampler(ABC):
     ) -> Callable[[], Rollout]:
         """Begin a rollout of the student as it is now; the result waits for its end.
 
-        Only a sampler with a ``max_staleness`` above 0 is asked.
+        By default the samples are drawn at once. Override it to draw them while the caller goes on.
         """
-        raise NotImplementedError(f"{type(self).__name__} has a `max_staleness` above 0 and no method `begin`.")
+        drawn = self.rollout(student, prompts, sampling, seed, conditioner)
+        return lambda: drawn
 
 
 class OwnLoop(Sampler):

@@ -150,8 +150,7 @@ class VLLM(Sampler):
         seed: int | Seeds = 0,
         conditioner: Conditioner | None = None,
     ) -> Rollout:
-        begun = self._begun(student, Asked.of(student, prompts, sampling, None, seed, conditioner))
-        return self._scored(begun, self._drawn(begun))
+        return self.begin(student, prompts, sampling, seed, conditioner)()
 
     def begin(
         self,

@@ -15,10 +15,11 @@ from tiny_fits import PROMPTS, FirstToken, student_of, trainer
 from vllm_stand_in import StandIn, serving
 
 from cfg_distill.data import PromptData
+from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.generators import CausalLM, Logits, LoRA
 from cfg_distill.generators.lora import adapter_of
 from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, mix
-from cfg_distill.sampling import VLLM, Rollout, Sampling
+from cfg_distill.sampling import VLLM, Opening, Rollout, Sampling
 from cfg_distill.sampling.samples import Samples
 
 
@@ -171,3 +172,14 @@ def test_data_know_the_next_batch_without_dealing_it(tmp_path: Path) -> None:
         seen.append(batch)
         foreseen.append(data.upcoming())
     assert foreseen == [*seen[1:], []]
+
+
+def test_an_opening_beside_an_engine_is_refused(tiny_model: str) -> None:
+    module = student_of(
+        tiny_model,
+        generator=CausalLM(tiny_model, lora=LoRA(rank=2)),
+        losses={"kl": ReverseKL()},
+        sampler=VLLM(url="http://localhost:1"),
+        opening=Opening(4),
+    )
+    assert [problem.key for problem in problems_of_policy(module)] == ["opening"]

@@ -182,3 +182,10 @@ def test_what_is_wrong_is_said_before_weights_are_loaded(
     (renamed / "tokenizer.json").write_text(text)
     with serving(StandIn(str(renamed))) as wrong:
         assert "expected a server with the tokenizer" in problems(VLLM(url=wrong), unloaded)
+
+
+def test_a_server_that_serves_nothing_is_a_problem(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = VLLM(url="http://localhost:1")
+    monkeypatch.setattr(sampler.engine, "_ask", lambda path: {"data": []})
+    (problem,) = sampler.problems_with(CausalLM(tiny_model, lora=LoRA(rank=2)), GREEDY)
+    assert "serves none. Start it so: " in str(problem)
