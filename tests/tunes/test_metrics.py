@@ -35,7 +35,6 @@ from cfg_distill.tunes.quality import (
     factors,
     known_runs,
     measured,
-    melody_runs,
     repeated_bars,
     repetition,
     training_melodies,
@@ -153,17 +152,6 @@ def test_measures_of_the_text_worked() -> None:
     known = known_runs(["C:1 D:1 E:1"], 3)
     assert copied_share("G:1 C:1 D:1 E:1 C:1 D:1 E:1 G:1", known, 3) == pytest.approx(6 / 8)
     assert copied_share("", known, 3) == copied_share("C:1 D:1", known, 3) == 0
-    assert copied_share("C:1 D:1 E:1", known_runs([]), 3) == 0
-
-
-def test_known_runs_are_a_set_of_eight_bytes_each() -> None:
-    tunes = ["C:1 D:1 E:1 F:2 G:1 C:1 D:1 E:1", "A:1 C:1 E:1 A:1"]
-    runs = {run for tune in tunes for run in melody_runs(tune, 3)}
-    others = set(melody_runs("C:1 B:3 D:1 G:2 z:1 F:1", 3))
-    known = known_runs(tunes, 3)
-    assert all(run in known for run in runs)
-    assert not any(run in known for run in others - runs) and others - runs
-    assert len(known) == len(runs) and known.hashes.nbytes == 8 * len(runs)
 
 
 @pytest.mark.parametrize(
