@@ -28,21 +28,24 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_folder(folder: Path, seed: int = 0, scale: float = 4.0) -> str:
+def tiny_folder(folder: Path, seed: int = 0, scale: float = 4.0, **sizes: int) -> str:
     """A tiny Llama in a Hugging Face folder. ``scale`` sharpens the head, so that distributions differ visibly."""
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=16,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=False,
+        **{
+            "vocab_size": 16,
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+            "tie_word_embeddings": False,
+            **sizes,
+        }
     )
     model = LlamaForCausalLM(config)
     with torch.no_grad():

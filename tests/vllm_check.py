@@ -22,8 +22,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import torch
-from tiny import tiny_tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny import tiny_folder
 
 from cfg_distill.generators import CausalLM, LoRA
 from cfg_distill.sampling import VLLM, Rollout, Sampling, rollout
@@ -32,31 +31,8 @@ PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7"]
 NUMBER = 20_000
 
 
-def small_folder(folder: Path) -> str:
-    """A Llama of 300,000 parameters, with heads as wide as vLLM's kernels take."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=16,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        head_dim=64,
-        max_position_embeddings=128,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=0,
-        tie_word_embeddings=False,
-    )
-    model = LlamaForCausalLM(config)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 2:
-                parameter.mul_(4.0)  # sharp enough that greedy tokens differ between prompts
-    model.save_pretrained(folder)
-    tiny_tokenizer().save_pretrained(folder)
-    return str(folder)
+SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "max_position_embeddings": 128}
+"""Heads as wide as vLLM's kernels take: 300,000 parameters."""
 
 
 def moved(student: CausalLM, seed: int) -> None:
@@ -155,7 +131,7 @@ def main() -> int:
     parser.add_argument("--colocate", action="store_true")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        base = words.base or small_folder(Path(folder) / "small")
+        base = words.base or tiny_folder(Path(folder) / "small", **SIZES)
         student = CausalLM(base, lora=LoRA(rank=4)).load()
         failed = 0
 
