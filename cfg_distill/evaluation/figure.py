@@ -41,6 +41,8 @@ FAMILY = {
 """The family of each kind that is drawn. Broken samples, the kind ``degenerate``, lie far from all others and are not."""
 WIDTH, DPI = 8.3, 200
 """Inches, and pixels per inch: at 830 pixels a point of type is 1.4 pixels."""
+LABEL_GAP = 5.0
+"""Between the texts of two labels, in typographic points."""
 MOST_NAMED = 5
 """The most points of one line that are all named; of a longer one, its ends are."""
 
@@ -219,8 +221,15 @@ class _Line:
             panel.errorbar(*means, **bars, fmt="none", ecolor=color, elinewidth=0.7, alpha=0.3, zorder=1)
         panel.plot(*_means(self.loud, self.quality, self.diversity), **self.dots, linestyle="", zorder=4)
         for point, a, b in zip(named, *_means(named, self.quality, self.diversity), strict=True):
-            text = panel.annotate(point["name"], (a, b), (0, 0), textcoords="offset points", fontsize=9, zorder=5)
+            text = panel.annotate(self._label(point), (a, b), (0, 0), textcoords="offset points", fontsize=9, zorder=5)
             text.set(color=color, gid="label", path_effects=[withStroke(linewidth=2.5, foreground="white")])
+
+    def _label(self, point: Point) -> str:
+        """The name, without what all points of a sweep share: "guidance 3" for "base guidance 3 T 1"."""
+        name: str = point["name"]
+        if self.family != "guidance":
+            return name
+        return name.removeprefix("base ").removesuffix(f" T {self.usual:g}")
 
 
 def _filtered(point: Point) -> bool:
@@ -260,7 +269,7 @@ def _place_labels(figure: Figure, panels: Sequence[Axes]) -> None:
         for text in texts:
             size = text.get_window_extent(renderer)
             x, y = panel.transData.transform(text.xy)  # type: ignore[attr-defined]
-            labels.append(Label(float(x), float(y), size.width, size.height))
+            labels.append(Label(float(x), float(y), size.width + LABEL_GAP * scale, size.height))
         points, lines = [], []
         for line in panel.lines:
             drawn: Any = line.get_xydata()

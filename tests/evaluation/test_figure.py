@@ -41,6 +41,12 @@ POINTS = [
 ]
 
 
+def test_a_sweep_of_guidance_is_labelled_by_what_differs_in_it():
+    sweep = [point(f"base guidance {gamma:g} T 1", "guidance", 0.69, 0.5 - gamma / 20, gamma) for gamma in (1.5, 3.0)]
+    panel = front_figure([POINTS[0], *sweep], "quality", "diversity").axes[0]
+    assert {text.get_text() for text in labels(panel)} == {"base", "guidance 1.5", "guidance 3"}
+
+
 def labels(panel):
     return [text for text in panel.texts if text.get_gid() == "label"]
 
