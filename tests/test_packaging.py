@@ -45,6 +45,8 @@ def test_the_wheel_holds_callbacks_recipes_and_weights(wheel: Path) -> None:
         assert f"cfg_distill/tunes/weights/{name}/model.safetensors" in names
         assert f"cfg_distill/tunes/weights/{name}/config.json" in names
     assert "cfg_distill/py.typed" in names
+    metadata = zipfile.ZipFile(wheel).read(next(name for name in names if name.endswith("METADATA"))).decode()
+    assert "Project-URL: Paper, https://arxiv.org/abs/2410.06084" in metadata
     templates = [path for room in ("report", "study") for path in (ROOT / f"cfg_distill/{room}/templates").iterdir()]
     assert templates and {str(path.relative_to(ROOT)) for path in templates} <= names
     # A second importable copy would make two classes of each callback.
