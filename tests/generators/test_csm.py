@@ -278,7 +278,6 @@ def test_the_export_is_transformers_own(
     assert len(list(Path("sounds").glob("*.wav"))) == 2
 
 
-@pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 def test_an_adapter_of_backbone_and_depth_decoder(folders: list[str], csm: CSM, tmp_path: Path) -> None:
     from peft import PeftModel
 

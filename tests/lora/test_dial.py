@@ -25,10 +25,7 @@ from cfg_distill.generators.lora import adapter_scaled
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft asks
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 TOKENS = torch.tensor([[[5, 6, 7, 8]], [[9, 4, 4, 5]]])
 BATCH = (["w1 w2"], TOKENS, torch.ones_like(TOKENS, dtype=torch.bool))
 

@@ -24,10 +24,7 @@ from cfg_distill.generators import CausalLM, LoRA, open_generator
 from cfg_distill.generators.lora import adapter_of
 from cfg_distill.merging import merge_adapters
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning"),  # peft asks
-    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
 
 
 def lora_student(folder: str, lora: LoRA | None = None, **settings: Any) -> CFGDistillation:

@@ -18,7 +18,6 @@ from cfg_distill.generators.lora import adapter_of, standing_in
 from cfg_distill.sampling import Sampling, rollout
 from tests.lora.conftest import Make
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 TOKENS_NKT = torch.tensor([[[5, 6, 7, 8]], [[9, 10, 4, 6]]])
 MASK_NKT = torch.ones_like(TOKENS_NKT, dtype=torch.bool)
 PROMPTS = ["w1 w2", "w3"]

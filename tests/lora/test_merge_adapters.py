@@ -38,8 +38,6 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
         )
 
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
-
 REQUESTS = [
     ("lerp", 2, [0.3, 0.7]),
     ("lerp", 2, [1.0, 0.0]),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from serving import environment
 from serving.__main__ import main
@@ -74,3 +75,50 @@ def test_the_page_names_what_is_installed() -> None:
     for package in (SOURCE, MERGEKIT, VLLM):
         name, _, version = package.partition("==")
         assert f"{name} {version}" in page
+
+
+def test_peft_on_tiny_students(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """Every check of peft holds on tiny adapters of large numbers; with two of them exchanged behind its back, none passes."""
+    from cfg_distill.generators import CausalLM, LoRA
+    from cfg_distill.merging import merge_folders
+    from serving import students as made
+    from serving import torch_engines
+
+    for module in (made, torch_engines):
+        monkeypatch.setattr(module, "TOKENS", 6)
+    monkeypatch.setattr(made, "PROMPTS", ("w1 w2", "w3"))
+    students = made.Students(tmp_path, Environment(tmp_path), gguf=False)
+    monkeypatch.setattr(made.Students, "_do", lambda self, *words: merge_by_words(merge_folders, words))
+    for seed, name in enumerate(made.ADAPTERS):
+        student = CausalLM(tiny_model, lora=LoRA(rank=2, alpha=2.0)).load()
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for parameter in student.parameters():
+                if parameter.requires_grad:
+                    parameter.normal_()
+        student.save(students.adapter(name))
+        if name == "quality":
+            student.merge_adapter().save(students.whole(name))
+    students.merge()
+    texts = students.texts()
+    checks = Checks()
+    torch_engines.check(students, texts, checks, None)
+    assert checks.number == 5 and not checks.failed, capsys.readouterr().out
+    students.adapter("quality").rename(tmp_path / "kept")
+    students.adapter("diversity").rename(students.adapter("quality"))
+    (tmp_path / "kept").rename(students.adapter("diversity"))
+    checks = Checks()
+    torch_engines.check(students, texts, checks, None)
+    assert len(checks.failed) == 3  # not the whole model, nor `linear`, which compares peft with itself
+
+
+def merge_by_words(merge: Any, words: Sequence[Any]) -> str:
+    """`cfg-distill merge` in this process."""
+    given = dict(zip(words[1::2], words[2::2], strict=False))
+    where = words.index("--models"), words.index("--weights"), words.index("--out")
+    merge(
+        words[where[0] + 1 : where[1]], [float(w) for w in words[where[1] + 1 : where[2]]], given["--method"], words[-1]
+    )
+    return ""
