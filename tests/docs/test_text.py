@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,6 @@ def test_its_numbers_of_prompts() -> None:
     counts = [len(read_prompts(f"recipes/smollm2/prompts/{name}.txt")) for name in ("train", "validation", "report")]
     counted = "The prompts are {} for training, {} for the choice of settings and {} for the report.".format(*counts)
     assert counted in page
+    report = read_prompts("recipes/smollm2/prompts/report_64.txt")
+    seen = [read_prompts(f"recipes/smollm2/prompts/{name}.txt") for name in ("train", "validation", "report")]
+    assert len(set(map(str, report))) == 64 and not {str(each) for each in chain(*seen)} & set(map(str, report))
