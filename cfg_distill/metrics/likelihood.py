@@ -19,7 +19,7 @@ from cfg_distill.generators import Generator, Guidance, Predictions, PromptLike
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.generators.guided import problems_of_drop, under
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.sampling import Sampling
+from cfg_distill.sampling.distribution import in_nucleus
 from cfg_distill.sampling.samples import Samples
 
 CHUNK = 512
@@ -78,7 +78,7 @@ def nucleus_sizes(logits: Tensor, p: float = 0.9) -> Tensor:
 
     Args:
         logits: ``[..., V]``.
-        p: above 0, at most 1.
+        p: above 0, below 1.
 
     Returns:
         ``[...]`` float32.
@@ -87,7 +87,8 @@ def nucleus_sizes(logits: Tensor, p: float = 0.9) -> Tensor:
         >>> nucleus_sizes(torch.tensor([[2.0, 1.0, 0.0, -1.0], [9.0, 0.0, 0.0, 0.0]]))
         tensor([3., 1.])
     """
-    return Sampling(top_p=p).log_probs(logits).isfinite().sum(-1).float()
+    ordered_probs = logits.float().softmax(-1).sort(descending=True).values
+    return in_nucleus(ordered_probs, p).sum(-1).float()
 
 
 def mean_of_cells(values_BGKT: Tensor, mask_BGKT: Tensor) -> Tensor:
@@ -299,8 +300,8 @@ class NucleusSize(LikelihoodMetric):
                 *problems_of(self.guidance, context, under="guidance"),
                 *(each.under("guidance.drop") for each in drop),
             ]
-        if not 0 < self.p <= 1:
-            found.append(Problem("p", f"expected a share above 0 and up to 1, but got {self.p}."))
+        if not 0 < self.p < 1:
+            found.append(Problem("p", f"expected a probability above 0 and below 1, but got {self.p}."))
         return found
 
     def score(self, samples: Samples) -> Tensor:

@@ -148,6 +148,7 @@ def test_the_oracle_of_entropy_and_nucleus_under_guidance(scale, probs, entropy,
     found_B = SampledEntropy().score(Samples(["x"] * 4, ["y"] * 4, drawn))
     assert (logits_V.softmax(-1) * found_B).sum().item() == pytest.approx(entropy, abs=1e-5)
     assert nucleus_sizes(logits_V).item() == nucleus == nucleus_sizes(logits_V[[2, 0, 3, 1]]).item()
+    assert Sampling(top_p=0.9).probs(logits_V).count_nonzero().item() == nucleus
 
 
 def test_the_sampled_entropy_has_the_expectation_of_the_entropy(base):
@@ -224,7 +225,7 @@ def test_problems_of_the_nucleus(base, tmp_path):
     def paths(metric):
         return [problem.path for problem in metric.problems()]
 
-    assert paths(NucleusSize(base, 1.0, Guidance(2.0, drop="last_token"))) == []
+    assert paths(NucleusSize(base, 0.5, Guidance(2.0, drop="last_token"))) == []
     assert paths(NucleusSize(base, 0.0, Guidance(-1.0))) == ["guidance.scale", "p"]
     dia = Dia(tiny_dia(tmp_path))
     assert paths(NucleusSize(dia, guidance=Guidance(2.0, drop="last_token"))) == ["guidance.drop"]
