@@ -23,8 +23,9 @@ from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
 from cfg_distill.sampling import Sampling, rollout
 from cfg_distill.sampling.samples import draw
+from cfg_distill.study.check import systems_by_folder
 from cfg_distill.study.config import Evaluation, Study, SystemConfig
-from cfg_distill.study.jobs import guidance_of
+from cfg_distill.study.jobs import CheckEvaluation, guidance_of
 from cfg_distill.study.steps import plan
 
 # As that of SmolLM2: a system message of its own when the user gives none.
@@ -285,3 +286,17 @@ def test_generate_and_studies_take_a_negative_system_message(chat, tiny_model, c
     study.baselines["against"] = SystemConfig(chat.path, guidance=2.0, negative_system="w7")
     (step,) = [step for step in plan(study, tmp_path) if step.kind == "evaluate"]
     assert guidance_of(step.work.system) == Guidance(2.0, negative_system="w7")
+
+
+def test_studies_take_the_branch_of_the_last_token(chat, tiny_model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("w1 w2\nw3\n")
+    study = Study("out", Evaluation(str(tmp_path / "prompts.txt"), {}, Headline("q", "d"), max_new_tokens=4))
+    study.baselines["plain"] = SystemConfig(tiny_model, guidance=2.0, drop="last_token")
+    study.baselines["chat"] = SystemConfig(chat.path, guidance=2.0, drop="last_token")
+    first, _ = [step for step in plan(study, tmp_path) if step.kind == "evaluate"]
+    assert guidance_of(first.work.system) == Guidance(2.0, drop="last_token")
+    assert first.config["point"]["drop"] == "last_token"
+    with pytest.raises(ConfigError, match="expected `prompt` as `drop`") as found:
+        CheckEvaluation(study.evaluation, [], systems_by_folder(study), "").run(print)
+    (problem,) = [each for each in found.value.problems if "drop" in each.text]
+    assert chat.path in str(problem) and tiny_model not in str(problem)
