@@ -140,6 +140,8 @@ class Guidance:
             instead of two. Off: mix the logits, the plain twin.
         power: the exponent of the schedule ``power``.
         step_at: the share of ``positions`` before the schedule ``step`` takes ``final_scale``.
+        drop: what a dropped prompt leaves: nothing of it, or its last token, with which the negative branch then begins. The
+            second is for causal language models without a chat template. Source: Sanchez et al., on zero-shot tasks.
     """
 
     scale: float = 3.0
@@ -152,6 +154,7 @@ class Guidance:
     power: float = 2.0
     step_at: float = 0.5
     teacher_system: str | None = None
+    drop: Literal["prompt", "last_token"] = "prompt"
 
     @property
     def active(self) -> bool:
@@ -159,8 +162,10 @@ class Guidance:
         return self.scale != 1.0 or (self.schedule != "constant" and self.final_scale not in (None, 1.0))
 
     def negatives(self, prompts: Sequence[PromptLike | None]) -> list[PromptLike | None]:
-        """The prompts of the negative branch: one for all rows, or one per prompt when only the system message differs."""
+        """The prompts of the negative branch: one for all rows, or one per prompt where a part of the prompt stays."""
         system, negative = self.negative_system, self.negative
+        if self.drop == "last_token":
+            return [Prompt.of(prompt or "").but(tail="1") for prompt in prompts]
         if system is None:
             return [negative]
         if negative is not None:
@@ -205,6 +210,9 @@ class Guidance:
                     f"expected a number for the {self.schedule} schedule, but got none. Set it, or `@.schedule` to constant.",
                 )
             )
+        if self.drop == "last_token" and (self.negative, self.negative_system) != (None, None):
+            text = "expected `prompt`, since the negative branch reads `@.negative` or `@.negative_system`, but got last_token."
+            found.append(Problem("drop", text))
         return found + self.moved.problems()
 
     @property

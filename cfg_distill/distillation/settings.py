@@ -17,6 +17,7 @@ from cfg_distill.distillation.rehearsal import problems_of_steps
 from cfg_distill.distillation.sharding import FSDP2
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators import Prompt, PromptLike
+from cfg_distill.generators.guided import problems_of_drop
 from cfg_distill.losses import Divergence, Loss
 from cfg_distill.sampling import problems_of_lengths
 
@@ -81,6 +82,7 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
                 f" `{student.path}` is none. {instead} instead."
             )
             found.append(Problem(f"guidance.{key}", text))
+    found += [each.under("guidance.drop") for each in problems_of_drop(student, module.guidance) if is_readable]
     found += problems_of(module.sampling, context, under="sampling")
     if module.start:
         found += [_problem(each) for each in student.problems_of_start(module.start)]

@@ -406,7 +406,8 @@ def samples_of(
         tokens_NKT[index, 0, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask_NKT[index, 0, : len(row)] = True
     shape = (len(groups), *sizes)
-    drawn = Rollout(*(part.unflatten(0, shape) for part in (tokens_NKT, mask_NKT, torch.zeros(tokens_NKT.shape))))
+    unknown_NKT = torch.full(tokens_NKT.shape, torch.nan)  # nobody drew these tokens
+    drawn = Rollout(*(part.unflatten(0, shape) for part in (tokens_NKT, mask_NKT, unknown_NKT)))
     read = outputs if generator is None else generator.decode(tokens_NKT, mask_NKT)
     return Samples([Prompt.of(prompt).text for prompt in prompts], list(read), drawn, list(prompts))
 

@@ -99,6 +99,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
         dtype: the dtype of the weights, by its name. Training takes float32, or :attr:`lora`.
         conditions: the names of the conditions that prompts may carry; None where nobody says, and then all may be.
         takes_system: whether prompts may have a system message, as the condition ``system``; known before weights are loaded.
+        takes_tail: whether prompts may have the condition ``tail``, how many of their last tokens count; known likewise.
         shortest_prompt: positions of :attr:`max_positions` that the shortest prompt takes; 0 where prompts take none.
         lora: the adapter that is trained, with everything else frozen; None when all weights are trained.
         dial: what the change of an adapter, named by :attr:`path`, is multiplied by when it is loaded. Of one that was trained
@@ -122,6 +123,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
     frame_rate: float | None = None
     conditions: tuple[str, ...] | None = None
     takes_system: bool = False
+    takes_tail: bool = False
     shortest_prompt: int = 1
 
     def __init__(self) -> None:

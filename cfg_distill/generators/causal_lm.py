@@ -209,6 +209,11 @@ class CausalLM(Generator):
         except ConfigError:
             return False
 
+    @property
+    def takes_tail(self) -> bool:  # type: ignore[override]
+        """Not under a chat template: its last token marks a role."""
+        return not self._templated
+
     def _text(self, given: PromptLike | None) -> str:
         if given is None and self.unconditional is not None:
             return self.unconditional
@@ -240,7 +245,7 @@ class CausalLM(Generator):
 
     def _rows(self, prompts: Sequence[PromptLike | None]) -> list[list[int]]:
         """The tokens of each prompt; at least one, since the first prediction reads one."""
-        rows = [self._encoded(self._text(prompt)) for prompt in prompts]
+        rows = [self._row(prompt) for prompt in prompts]
         if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row]:
             source = "chat template" if self._templated else "tokenizer"
             if empty[0] is None:
@@ -251,6 +256,10 @@ class CausalLM(Generator):
                 f"{what}: expected at least one token, but the {source} of `{self.path}` makes none of it. {remedy}"
             )
         return rows
+
+    def _row(self, prompt: PromptLike | None) -> list[int]:
+        # The tokens are cut, and not the text: the text of a token need not be read as that token again.
+        return self._encoded(self._text(prompt))[-int(Prompt.of(prompt or "").conditions.get("tail", 0)) :]
 
     def prompt_positions(self, prompts: Sequence[PromptLike | None]) -> int:
         return max(len(row) for row in self._rows(prompts))

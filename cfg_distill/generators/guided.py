@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.generators.base import Generator
 from cfg_distill.generators.predictions import Logits, Predictions
 from cfg_distill.generators.predictor import AcceptsScored, Predictor
 from cfg_distill.guidance import Guidance, guided_logits, guided_states
@@ -24,6 +26,17 @@ class _Branches:
     num_rows: int
 
 
+def problems_of_drop(generator: Generator, guidance: Guidance) -> list[Problem]:
+    """Why a generator without other problems does not drop prompts as the guidance says, found without loading weights."""
+    if guidance.drop == "prompt" or generator.takes_tail:
+        return []
+    text = (
+        "expected `prompt` as `drop` of the guidance, since only language models without a chat template can begin at the last"
+        f" token of a prompt, but `{generator.path}` is none. Leave `drop` out; a template goes by `chat_template: false`."
+    )
+    return [Problem("", text)]
+
+
 def under(predictor: Predictor, guidance: Guidance | None) -> Predictor:
     """The predictor under guidance; the predictor itself where guidance needs no second pass."""
     return predictor if guidance is None or not guidance.active else Guided(predictor, guidance)
@@ -37,6 +50,8 @@ class Guided(AcceptsScored):
     """
 
     def __init__(self, generator: Predictor, guidance: Guidance) -> None:
+        if found := [each for part in generator.parts for each in problems_of_drop(part, guidance)]:
+            raise ConfigError(found)
         self.generator = generator
         self.parts = generator.parts
         self.passes = 2 * generator.passes

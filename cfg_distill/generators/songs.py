@@ -41,6 +41,7 @@ class Songs(CausalLM):
     """
 
     takes_system = False
+    takes_tail = False
     required: tuple[str, ...] = ()
     example = ""
 
@@ -253,9 +254,6 @@ class YuE(Songs):
         if _sections(prompt.conditions["lyrics"]):
             return []
         return ["expected lyrics in sections, each under a label such as [verse], but found no label. Add one."]
-
-    def _rows(self, prompts: Sequence[PromptLike | None]) -> list[list[int]]:
-        return [self._row(prompt) for prompt in prompts]
 
     def _row(self, given: PromptLike | None) -> list[int]:
         if given is None:

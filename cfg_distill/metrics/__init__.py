@@ -28,8 +28,17 @@ from cfg_distill.metrics.lexical import (
     expectation_adjusted_distinct,
     repeated_n,
 )
-from cfg_distill.metrics.likelihood import LikelihoodMetric, LogProbability, PointwiseMutualInformation, log_likelihood
+from cfg_distill.metrics.likelihood import (
+    LikelihoodMetric,
+    LogProbability,
+    NucleusSize,
+    PointwiseMutualInformation,
+    SampledEntropy,
+    log_likelihood,
+    nucleus_sizes,
+)
 from cfg_distill.metrics.model import Entropy, KLToTeacher
+from cfg_distill.metrics.paired import Retention
 from cfg_distill.metrics.referred import CodeAccuracy, KernelDistance, PromptRetrieval, PseudoDensity
 from cfg_distill.metrics.sound_guards import Noise, SiblingCopies, flatness, is_copy
 from cfg_distill.metrics.substance import Substance, clipped_information
@@ -56,13 +65,16 @@ __all__ = [
     "LikelihoodMetric",
     "LogProbability",
     "Noise",
+    "NucleusSize",
     "PairwiseCosineDiversity",
     "PointwiseMutualInformation",
     "PromptAdherence",
     "PromptRetrieval",
     "PseudoDensity",
     "Repetition",
+    "Retention",
     "SampleMetric",
+    "SampledEntropy",
     "SelfBLEUDiversity",
     "SiblingCopies",
     "SilenceRate",
@@ -83,6 +95,7 @@ __all__ = [
     "is_empty",
     "kernel_distance",
     "log_likelihood",
+    "nucleus_sizes",
     "repeated_n",
     "repeated_share",
     "silent_share",

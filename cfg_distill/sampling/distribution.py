@@ -94,15 +94,19 @@ class Sampling:
             logits = logits.masked_fill(logits < smallest, -torch.inf)
         if self.top_p < 1:
             ordered, order = logits.sort(descending=True)
-            probs = ordered.softmax(-1)
-            # A token stays while the mass before it is below p: the likeliest one always does.
-            dropped = probs.cumsum(-1) - probs >= self.top_p
-            logits = logits.masked_fill(dropped.gather(-1, order.argsort(-1)), -torch.inf)
+            kept = in_nucleus(ordered.softmax(-1), self.top_p)
+            logits = logits.masked_fill(~kept.gather(-1, order.argsort(-1)), -torch.inf)
         if self.min_p:
             # p >= min_p * p_max, as logits. Earlier filters scale all probabilities alike, so the order does not matter.
             least = logits.max(-1, keepdim=True).values + math.log(self.min_p)
             logits = logits.masked_fill(logits < least, -torch.inf)
         return logits
+
+
+def in_nucleus(ordered_probs: Tensor, p: float) -> Tensor:
+    """Which tokens, the likeliest first, are among those that first reach probability p: ``[..., V]``."""
+    # A token stays while the mass before it is below p: the likeliest one always does.
+    return ordered_probs.cumsum(-1) - ordered_probs < p
 
 
 BLOCK = 256

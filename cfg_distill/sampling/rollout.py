@@ -15,7 +15,7 @@ from torch.nn.functional import pad
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.generators import Generator, Guidance, Predictions, Predictor, Prompt, PromptLike
 from cfg_distill.generators.delay import cells_at
-from cfg_distill.generators.guided import under
+from cfg_distill.generators.guided import problems_of_drop, under
 from cfg_distill.generators.linear import packed
 from cfg_distill.sampling.conditioning import Conditioner
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
@@ -290,6 +290,7 @@ def problems_of_lengths(
     Under guidance the negative prompts count too. The key ``max_new_tokens`` is the field of ``sampling``.
     """
     found = [*generator.problems_of_prompts(prompts), *sampling.problems_of_length(generator.longest_sample)]
+    found += [] if guidance is None else problems_of_drop(generator, guidance)
     if found:
         return ConfigError(found).problems  # a user's generator of version 0.1 returns sentences
     try:

@@ -6,6 +6,7 @@ import zlib
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike
 from cfg_distill.sampling.distribution import Sampling
@@ -24,17 +25,21 @@ class StartModel:
     generator: Generator
     sampling: Sampling
 
-    def draw(self, prompt: PromptLike, samples: int, guidance: Guidance | None = None) -> Samples:
+    def draw(
+        self, prompt: PromptLike, samples: int, guidance: Guidance | None = None, opening: Tensor | None = None
+    ) -> Samples:
         """Samples of one prompt. They are the same whenever, wherever and beside whatever they are drawn.
 
         Args:
             prompt: its text and conditions are the seed, and it is alone in its batch.
             samples: how many.
             guidance: draw under guidance; None for none.
+            opening: tokens that they begin with, as of :func:`cfg_distill.sampling.rollout`; None for none.
         """
         asked = Prompt.of(prompt)
         seed = zlib.crc32(repr((asked.text, sorted(asked.conditions.items()))).encode())
-        return draw(self.generator, [prompt], replace(self.sampling, samples=samples), guidance, seed)
+        sampling = replace(self.sampling, samples=samples)
+        return draw(self.generator, [prompt], sampling, guidance, seed, opening=opening)
 
     @torch.no_grad()
     def vocabulary(self) -> tuple[int, int]:

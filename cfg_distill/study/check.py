@@ -123,7 +123,7 @@ def systems_by_folder(study: Study) -> list[SystemConfig]:
         folder = _folder_of(study, system.model)
         anneal = system.anneal and replace(system.anneal, base=_folder_of(study, system.anneal.base))
         if folder and (anneal is None or anneal.base):
-            guidance = (system.guidance, system.negative, system.negative_system, system.prompt, anneal)
+            guidance = (system.guidance, system.negative, system.negative_system, system.drop, system.prompt, anneal)
             found.setdefault((folder, *guidance, str(system.conditioner)), replace(system, model=folder, anneal=anneal))
     return list(found.values())
 

@@ -14,6 +14,7 @@ from cfg_distill.recipe import Recipe
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Stage = Literal["report", "development"]
+Drop = Literal["prompt", "last_token"]
 OPEN = ("temperature", "dtype", "top_k", "top_p", "min_p")
 """Settings of a system that are the evaluation's where the system names none."""
 
@@ -87,6 +88,7 @@ class SystemConfig:
             see the prompts alone.
         dial: what the change of an adapter is multiplied by; of one that was trained with a dial, 0 is no guidance and 1 all of
             it. None for the adapter as it is.
+        drop: what a dropped prompt leaves under guidance; None for nothing of it.
     """
 
     model: str
@@ -102,6 +104,7 @@ class SystemConfig:
     anneal: Anneal | None = None
     conditioner: dict[str, Any] | None = None
     dial: float | None = None
+    drop: Drop | None = None
 
     @property
     def models(self) -> list[str]:

@@ -51,7 +51,7 @@ FREE = (
 )
 """Keys that may differ, since they change no result of a system. The last one is of an earlier version."""
 
-UNSET = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner", "overlays")
+UNSET = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner", "overlays", "drop")
 """Settings of a system or a fit that earlier versions did not record; where they are not given, nothing has changed."""
 
 

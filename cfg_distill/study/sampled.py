@@ -37,4 +37,5 @@ def guidance_of(system: SystemConfig) -> Any:
     """The guidance of a system."""
     from cfg_distill.generators import Guidance
 
-    return Guidance(scale=system.guidance, negative=system.negative, negative_system=system.negative_system)
+    negative, drop = system.negative, system.drop or "prompt"
+    return Guidance(system.guidance, negative, negative_system=system.negative_system, drop=drop)

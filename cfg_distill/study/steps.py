@@ -210,7 +210,7 @@ def _evaluation_step(study: Study, name: str, run: Run, models: list[Made], out:
     return Step("evaluate", run.subject(name), job, [file, heard], needs, config, effort, [heard])
 
 
-NEW_OPEN = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner", "dial")
+NEW_OPEN = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner", "dial", "drop")
 """Settings of a system that version 0.1 did not have. One that is not given must not make its results look stale."""
 
 
@@ -277,7 +277,7 @@ def _timing_step(
 
 def _without_new(system: dict[str, Any]) -> dict[str, Any]:
     """A system without new keys that are not set: measurements from before there were these keys are not stale."""
-    new = ("anneal", "conditioner", "dial")
+    new = ("anneal", "conditioner", "dial", "drop")
     return {key: value for key, value in system.items() if key not in new or value is not None}
 
 

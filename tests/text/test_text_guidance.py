@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import lightning as L
 import pytest
 import torch
 from tiny import tiny_folder
+from tiny_dia import tiny_dia
+from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from cfg_distill.cli import main
 from cfg_distill.data import PromptData
@@ -15,13 +18,14 @@ from cfg_distill.distillation import CFGDistillation
 from cfg_distill.embedders import TransformerEmbedder
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import Headline
-from cfg_distill.generators import CausalLM, Guided, Prompt
+from cfg_distill.generators import CausalLM, Dia, Guided, Prompt
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
 from cfg_distill.sampling import Sampling, rollout
 from cfg_distill.sampling.samples import draw
+from cfg_distill.study.check import systems_by_folder
 from cfg_distill.study.config import Evaluation, Study, SystemConfig
-from cfg_distill.study.jobs import guidance_of
+from cfg_distill.study.jobs import CheckEvaluation, guidance_of
 from cfg_distill.study.steps import plan
 
 # As that of SmolLM2: a system message of its own when the user gives none.
@@ -96,10 +100,37 @@ def test_guided_greedy_samples_are_those_of_transformers(chat, guidance, negativ
     assert not torch.equal(drawn.tokens_BGKT, plain.tokens_BGKT)
 
 
-def test_scoring_at_once_is_decoding_step_by_step_under_a_negative_system_message(chat):
-    guidance = Guidance(3.0, negative_system="w7 w8")
-    drawn = rollout(chat, PROMPTS, Sampling(samples=3, max_new_tokens=8), guidance, seed=4)
-    logits_NKTV = Guided(chat, guidance).predictions(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
+@pytest.mark.parametrize("prompt_once", [True, False])
+def test_the_branch_of_the_last_token_is_what_transformers_does_without_a_negative_prompt(tiny_model, prompt_once):
+    plain = CausalLM(tiny_model, prompt_once=prompt_once).load()
+    guidance, sampling = Guidance(2.0, drop="last_token"), Sampling(samples=2, max_new_tokens=10, temperature=0)
+    drawn = rollout(plain, PROMPTS, sampling, guidance)
+    logits_NKTV = Guided(plain, guidance).predictions(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
+    for row, prompt in enumerate(PROMPTS):
+        ids = plain.encode([prompt]).tensors
+        output = plain.model.generate(
+            **ids, do_sample=False, max_new_tokens=10, pad_token_id=0, guidance_scale=2.0
+        )[0].tolist()  # fmt: skip
+        length = ids["input_ids"].shape[1]
+        mask_T = drawn.mask_BGKT[row, 0, 0]
+        assert drawn.tokens_BGKT[row, 0, 0][mask_T].tolist() == output[length:]
+        # The logits, by the processor itself on the network itself.
+        theirs = UnbatchedClassifierFreeGuidanceLogitsProcessor(2.0, plain.model, ids["input_ids"][:, -1:])
+        for position in range(int(mask_T.sum())):
+            read = torch.tensor([output[: length + position]])
+            guided_V = theirs(read, plain.model(read).logits[:, -1])[0]
+            ours_V = logits_NKTV[2 * row, 0, position]
+            torch.testing.assert_close(ours_V.log_softmax(-1), guided_V.log_softmax(-1), rtol=0, atol=1e-4)
+    others = rollout(plain, PROMPTS, sampling, Guidance(2.0))
+    assert not torch.equal(drawn.beginning(10), others.beginning(10)), "the dropped prompt is another branch"
+
+
+@pytest.mark.parametrize("drop", ["prompt", "last_token"])
+def test_scoring_at_once_is_decoding_step_by_step_under_a_negative_branch_per_prompt(chat, tiny_model, drop):
+    generator = chat if drop == "prompt" else CausalLM(tiny_model).load()
+    guidance = Guidance(3.0, negative_system="w7 w8" if drop == "prompt" else None, drop=drop)
+    drawn = rollout(generator, PROMPTS, Sampling(samples=3, max_new_tokens=8), guidance, seed=4)
+    logits_NKTV = Guided(generator, guidance).predictions(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
     picked_NKT = logits_NKTV.float().log_softmax(-1).gather(-1, drawn.tokens_NKT[..., None])[..., 0]
     torch.testing.assert_close(
         picked_NKT[drawn.mask_NKT], drawn.log_probs_BGKT.flatten(0, 1)[drawn.mask_NKT], rtol=0, atol=1e-4
@@ -123,6 +154,23 @@ def test_a_system_message_needs_a_template_that_takes_it(tmp_path, template):
     (negative,) = problems(CausalLM(path), Guidance(2.0, negative_system="w1"))
     assert negative.startswith("Key `model.guidance.negative_system`: ")
     assert not problems(CausalLM(path))
+
+
+def test_only_a_language_model_without_a_template_drops_all_but_the_last_token(chat, tiny_model, tmp_path):
+    guidance, said = Guidance(2.0, drop="last_token"), "expected `prompt` as `drop` of the guidance"
+    assert not problems(CausalLM(tiny_model), guidance)
+    assert not problems(CausalLM(chat.path, chat_template=False), guidance)
+    for generator in (CausalLM(chat.path), Dia(tiny_dia(tmp_path)), CausalLM("tunes:base")):
+        (problem,) = problems(generator, guidance)
+        assert problem.startswith(f"Key `model.guidance.drop`: {said}") and f"`{generator.path}` is none" in problem
+    with pytest.raises(ConfigError, match=said):
+        rollout(chat, PROMPTS, Sampling(max_new_tokens=2), guidance)
+    with pytest.raises(ConfigError, match=said):
+        Guided(chat, guidance)
+    for given in ({"negative": "w1"}, {"negative_system": "w1"}):
+        assert [each.path for each in replace(guidance, **given).problems()] == ["drop"]
+    (unread,) = CausalLM(tiny_model).problems_of_prompts([Prompt("w1", tail="1")])
+    assert "carries the condition `tail`" in str(unread)
 
 
 def test_a_system_message_without_a_template_is_refused_where_it_is_met(tiny_model):
@@ -238,3 +286,17 @@ def test_generate_and_studies_take_a_negative_system_message(chat, tiny_model, c
     study.baselines["against"] = SystemConfig(chat.path, guidance=2.0, negative_system="w7")
     (step,) = [step for step in plan(study, tmp_path) if step.kind == "evaluate"]
     assert guidance_of(step.work.system) == Guidance(2.0, negative_system="w7")
+
+
+def test_studies_take_the_branch_of_the_last_token(chat, tiny_model, tmp_path):
+    (tmp_path / "prompts.txt").write_text("w1 w2\nw3\n")
+    study = Study("out", Evaluation(str(tmp_path / "prompts.txt"), {}, Headline("q", "d"), max_new_tokens=4))
+    study.baselines["plain"] = SystemConfig(tiny_model, guidance=2.0, drop="last_token")
+    study.baselines["chat"] = SystemConfig(chat.path, guidance=2.0, drop="last_token")
+    first, _ = [step for step in plan(study, tmp_path) if step.kind == "evaluate"]
+    assert guidance_of(first.work.system) == Guidance(2.0, drop="last_token")
+    assert first.config["point"]["drop"] == "last_token"
+    with pytest.raises(ConfigError, match="expected `prompt` as `drop`") as found:
+        CheckEvaluation(study.evaluation, [], systems_by_folder(study), "").run(print)
+    (problem,) = [each for each in found.value.problems if "drop" in each.text]
+    assert chat.path in str(problem) and tiny_model not in str(problem)
