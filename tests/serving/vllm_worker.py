@@ -21,7 +21,7 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
     from vllm.lora.request import LoRARequest
 
     engine = LLM(
-        job["base"], dtype="float32", enable_lora=True, max_lora_rank=32, max_loras=len(job["adapters"]), max_model_len=512,
+        job["base"], dtype="float32", enable_lora=True, max_lora_rank=32, max_loras=len(job["adapters"]) + 1, max_model_len=512,
         enforce_eager=True, max_num_seqs=32,
     )  # fmt: skip
     loras = {name: LoRARequest(name, number, path) for number, (name, path) in enumerate(job["adapters"].items(), 1)}
