@@ -135,6 +135,8 @@ class JudgeProbability(_JudgeMetric, _OfPrompts):
 class _FactorMetric(_JudgeMetric):
     """A metric that reads the factors of :mod:`cfg_distill.tunes.quality`. Loading reads the corpus too."""
 
+    data_bytes = 30_000_000  # by which a process grows: docs/plan.md
+
     def load(self) -> Self:
         _ = self.judge.load().bounds, training_melodies()
         return self
