@@ -22,7 +22,8 @@ class AdaptedLinear(PeftLinear):
         if args or kwargs or not adds or NAME in self.lora_variant:
             return super().forward(x, *args, **kwargs)
         result = self.base_layer(x)
-        factor_a, factor_b = self.lora_A[NAME], self.lora_B[NAME]
+        factor_a: Any = self.lora_A[NAME]
+        factor_b: Any = self.lora_B[NAME]
         rows = self._cast_input_dtype(x, factor_a.weight.dtype)
         change, scale = factor_b(factor_a(self.lora_dropout[NAME](rows))), self.scaling[NAME]
         # oneDNN's product of a large rank is a view made by a function of ours, which autograd lets nobody write into.
