@@ -97,6 +97,8 @@ class LoRA:
         """Freeze a model and put the adapter on its layers, in place."""
         from peft import LoraConfig, inject_adapter_in_model
 
+        from cfg_distill.generators.adapted import use_adapted
+
         layers = linear_layers(model)
         chosen = [name for name in layers
                   if self.targets == "all-linear" or any(_matches(target, name) for target in self.targets)]  # fmt: skip
@@ -108,6 +110,7 @@ class LoRA:
             fan_in_fan_out=any(isinstance(layers[name], Conv1D) for name in chosen),
         )
         inject_adapter_in_model(settings, model, adapter_name=NAME)
+        use_adapted(model)
         for layer in lora_layers(model).values():
             # peft takes the base's dtype; updates of half precision would be lost in rounding.
             layer.lora_A.float()

@@ -27,9 +27,11 @@ class SampleMetric(Metric):
     Attributes:
         axis: which axis of the front the metric belongs to; ``guard`` metrics show a failure and lie on neither. On the
             two axes higher is better. Null keeps the axis of the class; ``guard`` suits a metric that the ladder finds bought.
+        data_bytes: about how much :meth:`load` keeps beside the weights of encoders, as ``cfg-distill plan`` counts it.
     """
 
     axis: Literal["quality", "diversity", "guard"] = "quality"
+    data_bytes: int = 0
     higher_is_better: bool | None = True
     is_differentiable = False
     full_state_update = False

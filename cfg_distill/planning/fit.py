@@ -22,6 +22,7 @@ from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.folders import resolve
 from cfg_distill.folders.hub import in_cache
 from cfg_distill.generators import CausalLM, Dia, MusicGen, PromptLike
+from cfg_distill.metrics import SampleMetric
 from cfg_distill.planning.known import ARCHITECTURES, numbers_of_embedder, write_folder
 from cfg_distill.recipe.bounds import TRAINER
 from cfg_distill.recipe.checks import Walk, unknown_key
@@ -51,6 +52,7 @@ class Fit:
         accumulate: batches per step of the optimiser.
         averaged: whether StudentEMA keeps an average.
         embedders: numbers in each frozen encoder of rewards and metrics, by its name; None where nobody knows.
+        data: bytes of other data that metrics load.
         notes: what the plan supposes.
     """
 
@@ -63,6 +65,7 @@ class Fit:
     accumulate: int
     averaged: bool
     embedders: dict[str, int | None]
+    data: int
     notes: list[str]
 
     @property
@@ -124,6 +127,7 @@ def fit_of(recipe: Recipe, found: Sequence[Problem] = ()) -> Iterator[Fit]:
             accumulate=int(recipe.at("trainer.accumulate_grad_batches", 1)),
             averaged=any(class_name(each) == "StudentEMA" for each in _members(recipe.at("trainer.callbacks", {}))),
             embedders=embedders,
+            data=sum(kind.data_bytes for kind in _metrics(values)),
             notes=notes,
         )
 
@@ -222,6 +226,20 @@ def _embedders(values: dict[str, Any]) -> dict[str, int | None]:
                 look(value)
 
     look(values)
+    return found
+
+
+def _metrics(node: Any) -> set[type[SampleMetric]]:
+    """The classes of the metrics that a recipe names under a key ``metrics``."""
+    found: set[type[SampleMetric]] = set()
+    for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
+        if key == "metrics":
+            names = [
+                class_name(each) and (each if isinstance(each, str) else each["class_path"]) for each in _members(value)
+            ]
+            found |= {find_class(name, (SampleMetric,), "a metric") for name in names if name}
+        else:
+            found |= _metrics(value)
     return found
 
 

@@ -113,7 +113,7 @@ def plan_of(fit: Fit, device: Device, devices: int) -> Plan:
         device: the kind.
         devices: how many.
     """
-    held = {"libraries": libraries()} if device.is_cpu else {}
+    held = {"libraries": libraries(), "data of metrics": fit.data} if device.is_cpu else {}
     with dry():
         planner = Planner(fit, device, devices, held)
         own = _strategy_of(fit.strategy, devices)

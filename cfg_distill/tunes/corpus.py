@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -132,7 +133,7 @@ def fold(tokens: Sequence[str], known: set[str]) -> tuple[str, ...] | None:
         if not fitting:
             return None
         folded.extend(fitting[0])
-    return tuple(folded)
+    return tuple(map(sys.intern, folded))
 
 
 def vocabulary(tunes: Iterable[Tune]) -> list[str]:
@@ -192,7 +193,7 @@ def make_tune(score: Score, name: str, origin: str) -> Tune | None:
         rhythm=_rhythm(fields, title, metre, name),
         metre=metre if metre in METRES else "any",
         mode=mode if mode in MODES else "any",
-        tokens=tuple(tokens),
+        tokens=tuple(map(sys.intern, tokens)),  # each token once, and not 500,000 strings
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Sequence
 from itertools import groupby
 from typing import Any, Literal, Self
 
@@ -22,6 +22,7 @@ from cfg_distill.tunes.negatives import REAL
 from cfg_distill.tunes.prompts import problems_of_prompts, understand
 from cfg_distill.tunes.quality import (
     FACTORS,
+    KnownRuns,
     factors,
     measured,
     repeated_bars,
@@ -55,9 +56,9 @@ def longest_run(tune: str) -> int:
     return max((len(list(run)) for _, run in groupby(pitches)), default=0)
 
 
-def ngram_set(tunes: Iterable[Sequence[str]], n: int) -> set[tuple[str, ...]]:
-    """Every n-gram of token sequences."""
-    return {tuple(tokens[start : start + n]) for tokens in tunes for start in range(len(tokens) - n + 1)}
+def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
+    """Every n-gram of a sequence of tokens, in order."""
+    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
 class _OfPrompts(SampleMetric):
@@ -133,6 +134,8 @@ class JudgeProbability(_JudgeMetric, _OfPrompts):
 
 class _FactorMetric(_JudgeMetric):
     """A metric that reads the factors of :mod:`cfg_distill.tunes.quality`. Loading reads the corpus too."""
+
+    data_bytes = 30_000_000  # by which a process grows: docs/plan.md
 
     def load(self) -> Self:
         _ = self.judge.load().bounds, training_melodies()
@@ -290,18 +293,18 @@ class CopyRate(TextMetric):
     def __init__(self, n: int = 16, **settings: Any) -> None:
         super().__init__(**settings)
         self.n = n
-        self.known: frozenset[tuple[str, ...]] | None = None
+        self.known: Container[tuple[str, ...]] | None = None
 
     def load(self) -> Self:
         if self.known is None:
             from cfg_distill.tunes.corpus import tunes_of
 
-            self.known = frozenset(ngram_set((tune.tokens for tune in tunes_of("train")), self.n))
+            self.known = KnownRuns(gram for tune in tunes_of("train") for gram in ngrams(tune.tokens, self.n))
         return self
 
     def score_group(self, texts: list[str]) -> float:
-        known = self.load().known or frozenset()
-        return sum(not known.isdisjoint(ngram_set([text.split()], self.n)) for text in texts) / len(texts)
+        known = self.load().known or ()
+        return sum(any(gram in known for gram in ngrams(text.split(), self.n)) for text in texts) / len(texts)
 
 
 __all__ = [

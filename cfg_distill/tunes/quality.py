@@ -11,11 +11,12 @@ range of real tunes costs anything.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ training set 4 % lie in such a run: folk tunes share phrases. With 10 notes, 27 
 FILE = "bounds.json"
 
 
-def measured(tunes: Sequence[str], real_N: Tensor, known: Collection[tuple[str, ...]]) -> dict[str, Tensor]:
+def measured(tunes: Sequence[str], real_N: Tensor, known: Container[tuple[str, ...]]) -> dict[str, Tensor]:
     """The measures of N tunes by the name of their factor, ``[N]`` each.
 
     - ``real``: the judge's probability that a tune is one of the books, and not a degenerate one;
@@ -124,7 +125,7 @@ def melody_runs(tune: str, n: int = RUN) -> list[tuple[str, ...]]:
     return [tuple(steps[start : start + n - 1]) for start in range(len(steps) - n + 2)]
 
 
-def copied_share(tune: str, known: Collection[tuple[str, ...]], n: int = RUN) -> float:
+def copied_share(tune: str, known: Container[tuple[str, ...]], n: int = RUN) -> float:
     """Share of the notes of a tune that lie in a run of n notes that is ``known``; 0 for fewer than n notes."""
     runs = melody_runs(tune, n)
     inside = [False] * (len(runs) + n - 1)
@@ -134,13 +135,33 @@ def copied_share(tune: str, known: Collection[tuple[str, ...]], n: int = RUN) ->
     return sum(inside) / len(inside)
 
 
-def known_runs(tunes: Iterable[str], n: int = RUN) -> frozenset[tuple[str, ...]]:
+class KnownRuns(Container[tuple[str, ...]]):
+    """A set of runs that can be asked for one. It keeps a hash of 8 bytes per run, where the words of a run take 200 bytes and
+    more. Two runs share a hash of 64 bits so rarely that no share ever shows it.
+
+    Args:
+        runs: any number of times each.
+    """
+
+    def __init__(self, runs: Iterable[tuple[str, ...]]) -> None:
+        self.hashes = np.unique(np.fromiter(map(hash, runs), dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.hashes)
+
+    def __contains__(self, run: object) -> bool:
+        wanted = hash(run)
+        place = int(np.searchsorted(self.hashes, wanted))
+        return place < len(self.hashes) and int(self.hashes[place]) == wanted
+
+
+def known_runs(tunes: Iterable[str], n: int = RUN) -> KnownRuns:
     """Every run of n notes of some tunes."""
-    return frozenset(run for tune in tunes for run in melody_runs(tune, n))
+    return KnownRuns(run for tune in tunes for run in melody_runs(tune, n))
 
 
 @cache
-def training_melodies() -> frozenset[tuple[str, ...]]:
+def training_melodies() -> KnownRuns:
     """The runs of notes of the training tunes. Loading reads the corpus from the installed music21 package."""
     from cfg_distill.tunes.corpus import tunes_of
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from itertools import combinations, pairwise
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 SPLITS = ("train", "validation", "test")
 SHARED = 0.2  # of the rarer runs of the shorter tune
@@ -19,10 +21,14 @@ RUN = 8  # intervals
 COMMON = 12  # a run in more tunes than this is common property
 
 
-def shingles(pitches: Sequence[int]) -> set[tuple[int, ...]]:
-    """The runs of eight intervals of a melody. A repeated note is one note: bowings differ between books."""
-    moves = [after - before for before, after in pairwise(pitches) if after != before]
-    return {tuple(moves[start : start + RUN]) for start in range(len(moves) - RUN + 1)}
+def shingles(pitches: Sequence[int]) -> np.ndarray:
+    """The runs of eight intervals of a melody, each once, as numbers: a byte per interval. A repeated note is one note, since
+    bowings differ between books."""
+    moves = np.diff(np.asarray(pitches, dtype=np.int64))
+    moves = moves[moves != 0].astype(np.int8)
+    if len(moves) < RUN:
+        return np.empty(0, dtype=np.int64)
+    return np.unique(np.ascontiguousarray(sliding_window_view(moves, RUN)).view(np.int64))
 
 
 def cluster(melodies: Sequence[Sequence[int]]) -> list[int]:
@@ -31,15 +37,19 @@ def cluster(melodies: Sequence[Sequence[int]]) -> list[int]:
     The number is the index of the family's first melody.
     """
     runs = [shingles(melody) for melody in melodies]
-    owners: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
-    for index, own in enumerate(runs):
-        for run in own:
-            owners[run].append(index)
-    rare = [sum(len(owners[run]) <= COMMON for run in own) for own in runs]
-    shared: Counter[tuple[int, int]] = Counter()
-    for indices in owners.values():
-        if 1 < len(indices) <= COMMON:
-            shared.update(combinations(indices, 2))
+    owners = np.repeat(np.arange(len(runs)), [len(own) for own in runs])
+    _, kinds, counts = np.unique(np.concatenate(runs), return_inverse=True, return_counts=True)
+    is_rare = counts[kinds] <= COMMON
+    rare = np.bincount(owners[is_rare], minlength=len(runs))
+    # The owners of a run side by side, in order; a pair of owners stands at most COMMON - 1 places apart.
+    order = np.flatnonzero(is_rare)
+    order = order[np.argsort(kinds[order], kind="stable")]
+    kinds, owners = kinds[order], owners[order]
+    pairs = [
+        owners[:-apart][same] * len(runs) + owners[apart:][same]
+        for apart in range(1, COMMON)
+        for same in [kinds[:-apart] == kinds[apart:]]
+    ]
     parent = list(range(len(melodies)))
 
     def root(index: int) -> int:
@@ -48,7 +58,8 @@ def cluster(melodies: Sequence[Sequence[int]]) -> list[int]:
             index = parent[index]
         return index
 
-    for (first, second), count in shared.items():
+    for pair, count in zip(*np.unique(np.concatenate(pairs), return_counts=True), strict=True):
+        first, second = divmod(int(pair), len(runs))
         if count >= 3 and count >= SHARED * min(rare[first], rare[second]):
             low, high = sorted((root(first), root(second)))
             parent[high] = low

@@ -27,9 +27,9 @@ CASES: dict[str, list[str]] = {
     "tunes/diversity": ["--config", "recipes/tunes/diversity.yaml", "--model.start", ""],
     "tunes/lora_quality": ["--config", "recipes/tunes/lora_quality.yaml"],
     "tunes/sft": ["--config", "recipes/tunes/sft.yaml"],
-    "smollm2/quality": ["--config", "recipes/smollm2/quality.yaml"],
-    "smollm2/quality, all weights": ["--config", "recipes/smollm2/quality.yaml", "--model.generator.init_args.lora", "null",
-                                     "--model.micro_batch", "8"],
+    "smollm2/quality, 4 prompts": ["--config", "recipes/smollm2/quality.yaml", "--data.init_args.batch_size", "4"],
+    "smollm2/quality, micro-batch 4": ["--config", "recipes/smollm2/quality.yaml", "--data.init_args.batch_size", "4",
+                                       "--model.micro_batch", "4"],
 }  # fmt: skip
 """Recipes that run quickly on a CPU, with their overrides."""
 

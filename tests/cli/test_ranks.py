@@ -43,6 +43,7 @@ CASES = [
     ("SIGTERM", 1, 128 + signal.SIGTERM, "Stopped at step 3 of 8. Go on:", "SIGTERM: this step is finished and saved"),
     ("SIGINT", 0, 128 + signal.SIGINT, "Stopped at step 3 of 8. Go on:", "SIGINT: this step is finished and saved"),
     ("SIGKILL", 1, 1, "rank 0 of 2: another process has ended", ""),
+    ("SIGKILL in shards", 1, 1, "rank 0 of 2: another process has ended", ""),
 ]
 
 
@@ -60,11 +61,13 @@ def start(folder: Path, tiny_model: str, *words: str, strategy: str = "ddp") -> 
 def test_a_fault_of_one_rank_ends_both(
     folder: Path, tiny_model: str, kind: str, rank: int, code: int, said: str, also: str
 ) -> None:
+    kind, _, shards = kind.partition(" in ")
+    strategy = "fsdp2" if shards else "ddp"
     fault = f"--trainer.callbacks.fault={{class_path: fault.Fault, init_args: {{kind: {kind}, rank: {rank}}}}}"
     whole = (
         ["--model.execution.halve_micro_batch=false"] if kind == "memory" else []
     )  # else the step is repeated in halves
-    codes = wait(start(folder, tiny_model, fault, *whole), 60)
+    codes = wait(start(folder, tiny_model, fault, *whole, strategy=strategy), 60)
     ended = time.time()
     fired = float(Path(f"fired{rank}").read_text())
     logs = [Path(f"log{number}").read_text() for number in (0, 1)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import AutoPeftModelForCausalLM, PeftModel
+from peft.tuners.lora.layer import Linear as PeftLinear
 from tiny import tiny_folder, tiny_tokenizer
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
@@ -14,7 +15,10 @@ from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 from cfg_distill.distillation.module import fingerprint
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, LoRA, open_generator
+from cfg_distill.generators.adapted import AdaptedLinear
+from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import adapter_of, standing_in
+from cfg_distill.planning.dry import Ledger
 from cfg_distill.sampling import Sampling, rollout
 from tests.lora.conftest import Make
 
@@ -99,6 +103,46 @@ def test_transposed_layers_as_gpt_2_has_them(tmp_path: Path) -> None:
         torch.testing.assert_close(by_peft(ids_NS).logits, expected)
         torch.testing.assert_close(CausalLM(str(tmp_path / "adapter")).load().model(ids_NS).logits, expected)
         torch.testing.assert_close(student.merge_adapter().model(ids_NS).logits, expected)
+
+
+@pytest.mark.parametrize(
+    ("rank", "dtype", "lower"),
+    [(8, torch.float32, False), (64, torch.float32, False), (8, torch.bfloat16, False), (8, torch.float32, True)],
+    ids=["plain", "rank of oneDNN", "base in bfloat16", "autocast"],
+)
+def test_a_layer_computes_to_the_bit_what_pefts_does(rank: int, dtype: torch.dtype, lower: bool) -> None:
+    def run(layer: nn.Module) -> list[torch.Tensor]:
+        layer.zero_grad()
+        own = rows.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            made = layer(own * 1.0)
+        made.float().square().sum().backward()
+        return [made, own.grad, *(each.grad for each in layer.parameters() if each.grad is not None)]
+
+    torch.manual_seed(2)
+    model = nn.Sequential(nn.Linear(256, 512, bias=False))
+    use_products(model)
+    model.to(dtype)
+    LoRA(rank=rank).inject(model)
+    (layer,) = model
+    assert type(layer) is AdaptedLinear
+    with torch.no_grad():
+        layer.lora_B["default"].weight.normal_()
+    rows = torch.randn(4, 32, 256, dtype=dtype)
+    found = run(layer)
+    layer.__class__ = PeftLinear
+    expected = run(layer)
+    assert len(found) == 4 and all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_layer_makes_two_activations() -> None:
+    model = nn.Sequential(nn.Linear(64, 64))
+    LoRA(rank=2).inject(model)
+    rows = torch.randn(1000, 64)
+    with Ledger() as ledger:
+        ledger.begin()
+        made = model(rows)
+    assert made.nbytes * 2 <= ledger.peak < made.nbytes * 2.2
 
 
 # The teacher

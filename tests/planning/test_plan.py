@@ -20,6 +20,7 @@ from cfg_distill.planning.machines import GPUS, Device
 from cfg_distill.planning.plan import ROOM, Planner, micro_batches
 from cfg_distill.recipe.overrides import sorted_words
 from cfg_distill.recipe.resolved import Recipe
+from cfg_distill.tunes.metrics import TuneQuality
 
 RECIPE = """
 model:
@@ -103,6 +104,20 @@ def test_shards_hold_their_share_of_what_single_phases_hold_of_weights(recipe: s
     ends = sum(weight.numel() for weight in model.parameters()) - len(model.model.layers) * layer
     assert sharded["scoring"].held["gathered weights"] == 3 * 2 * layer + 3 * 4 * ends
     assert sharded["rollout"].held["gathered weights"] == len(model.model.layers) * 2 * layer + 4 * ends
+
+
+def test_data_of_metrics_count_beside_the_libraries_of_a_cpu(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    tunes = "cfg_distill.tunes.metrics"
+    metrics = {
+        "quality": f"{tunes}.TuneQuality",
+        "again": {"class_path": f"{tunes}.TuneQuality"},
+        "rests": f"{tunes}.RestShare",
+    }
+    logging = {"class_path": "cfg_distill.callbacks.DiversityLogging", "init_args": {"metrics": metrics}}
+    words = ["--trainer.callbacks.diversity", json.dumps(logging)]
+    assert planned(capsys, recipe, *words)["asked"]["always"]["data of metrics"] == TuneQuality.data_bytes > 0
+    for others in ([], [*words, "--gpu", "h100"]):
+        assert "data of metrics" not in planned(capsys, recipe, *others)["asked"]["always"]
 
 
 def test_sizes_of_published_models_are_theirs() -> None:

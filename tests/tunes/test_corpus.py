@@ -1,14 +1,16 @@
 """Reading ABC and the corpus. The ABC in here was composed for these tests."""
 
+import random
 from collections import Counter, defaultdict
 from fractions import Fraction
+from itertools import combinations, pairwise
 
 import pytest
 
 from cfg_distill.tunes.abc import NotOneVoiceError, note_token, parse_note, read
 from cfg_distill.tunes.bars import bar_validity
 from cfg_distill.tunes.corpus import finish, fold, load_corpus, make_tune, parse_tunes, pitches_of, vocabulary
-from cfg_distill.tunes.split import assign_splits, cluster, shingles
+from cfg_distill.tunes.split import COMMON, RUN, SHARED, assign_splits, cluster, shingles
 
 JIG = """1
 T:The Tester's Jig
@@ -129,7 +131,39 @@ def test_near_duplicates_are_found_whatever_key_and_lengths() -> None:
     varied = [pitch + 5 for pitch in melody]
     varied[3] += 2
     assert cluster([melody, other, varied]) == [0, 1, 0]
-    assert shingles([0, 0, 2, 2, 4, 5, 7, 9, 11, 12, 14]) == shingles([5, 7, 9, 10, 12, 14, 16, 17, 19])
+    plain, transposed = [0, 0, 2, 2, 4, 5, 7, 9, 11, 12, 14], [5, 7, 9, 10, 12, 14, 16, 17, 19]
+    assert shingles(plain).tolist() == shingles(transposed).tolist()
+
+
+def test_families_are_those_of_a_slow_count() -> None:
+    """Melodies of a few phrases in any order; some phrases stand in many melodies, some melodies are too short for a run."""
+    draw = random.Random(5)
+    phrases = [[draw.randrange(24) for _ in range(12)] for _ in range(400)]
+    common = [phrases[:4], phrases]
+    melodies = [
+        [pitch for _ in range(draw.randrange(4)) for pitch in draw.choice(common[draw.random() < 0.7])]
+        for _ in range(150)
+    ]
+    moves = [[b - a for a, b in pairwise(melody) if a != b] for melody in melodies]
+    runs = [{tuple(own[start : start + RUN]) for start in range(len(own) - RUN + 1)} for own in moves]
+    num_owners = Counter(run for own in runs for run in own)
+    rare = [{run for run in own if num_owners[run] <= COMMON} for own in runs]
+    family = list(range(len(melodies)))
+    for one, other in combinations(range(len(melodies)), 2):
+        shared = len(rare[one] & rare[other])
+        if shared >= 3 and shared >= SHARED * min(len(rare[one]), len(rare[other])):
+            old, new = max(family[one], family[other]), min(family[one], family[other])
+            family = [new if each == old else each for each in family]
+    assert any(num > COMMON for num in num_owners.values()) and any(not own for own in runs)
+    assert 1 < len(set(family)) < len(family)
+    assert cluster(melodies) == family
+
+
+def test_a_phrase_of_too_many_tunes_makes_no_family() -> None:
+    draw = random.Random(1)
+    phrase, *others = [[draw.randrange(24) for _ in range(13)] for _ in range(COMMON + 2)]
+    assert cluster([phrase + other for other in others[:COMMON]]) == [0] * COMMON
+    assert cluster([phrase + other for other in others]) == list(range(COMMON + 1))
 
 
 def test_no_family_is_parted() -> None:
@@ -151,6 +185,8 @@ def test_the_corpus() -> None:
     tunes = load_corpus()
     assert 3600 < len(tunes) < 4000
     assert len({tune.tokens for tune in tunes}) == len(tunes)
+    present = {token for tune in tunes for token in tune.tokens}
+    assert len({id(token) for tune in tunes for token in tune.tokens}) == len(present), "each token is one string"
     parted: dict[int, set[str]] = {}
     for tune in tunes:
         parted.setdefault(tune.cluster, set()).add(tune.split)
@@ -158,15 +194,15 @@ def test_the_corpus() -> None:
     validity = [bar_validity(" ".join(tune.tokens), tune.metre) for tune in tunes]
     assert sum(validity) / len(validity) > 0.985
     # Independent of the families: no held-out tune has most of its runs of nine notes in one tune of the training set.
-    owners: defaultdict[tuple[int, ...], list[int]] = defaultdict(list)
+    owners: defaultdict[int, list[int]] = defaultdict(list)
     for index, tune in enumerate(tunes):
         if tune.split == "train":
-            for run in shingles(pitches_of(tune.tokens)):
+            for run in shingles(pitches_of(tune.tokens)).tolist():
                 owners[run].append(index)
     for split in ("validation", "test"):
         chosen = [tune for tune in tunes if tune.split == split]
         assert 0.05 < len(chosen) / len(tunes) < 0.07
         for tune in chosen:
-            own = shingles(pitches_of(tune.tokens))
+            own = shingles(pitches_of(tune.tokens)).tolist()
             shared = Counter(index for run in own for index in owners[run])
             assert max(shared.values(), default=0) < 0.5 * len(own), tune.name

@@ -24,17 +24,19 @@ from cfg_distill.tunes.metrics import (
     TuneFactor,
     TuneQuality,
     longest_run,
-    ngram_set,
+    ngrams,
     rest_share,
 )
 from cfg_distill.tunes.negatives import REAL
 from cfg_distill.tunes.quality import (
     FACTORS,
+    KnownRuns,
     bounds_of,
     copied_share,
     factors,
     known_runs,
     measured,
+    melody_runs,
     repeated_bars,
     repetition,
     training_melodies,
@@ -91,12 +93,12 @@ def test_guards_worked() -> None:
     assert rest_share("| ||") == 1.0
     assert longest_run("C:1 C:2 | C:1 D:1 D:1") == 3
     assert longest_run("") == 0
-    assert ngram_set([("a", "b", "c")], 2) == {("a", "b"), ("b", "c")}
+    assert ngrams(["a", "b", "c"], 2) == [("a", "b"), ("b", "c")]
 
 
 def test_copy_rate_counts_tunes_that_hold_a_known_run() -> None:
     metric = CopyRate(n=3)
-    metric.known = frozenset(ngram_set([("C:1", "D:1", "E:1", "F:1")], 3))
+    metric.known = KnownRuns(ngrams(["C:1", "D:1", "E:1", "F:1"], 3))
     metric.update(samples(["a jig"], ["G:1 D:1 E:1 F:1", "C:1 D:1 F:1 E:1"]))
     assert metric.compute().item() == pytest.approx(0.5)
 
@@ -152,6 +154,17 @@ def test_measures_of_the_text_worked() -> None:
     known = known_runs(["C:1 D:1 E:1"], 3)
     assert copied_share("G:1 C:1 D:1 E:1 C:1 D:1 E:1 G:1", known, 3) == pytest.approx(6 / 8)
     assert copied_share("", known, 3) == copied_share("C:1 D:1", known, 3) == 0
+    assert copied_share("C:1 D:1 E:1", known_runs([]), 3) == 0
+
+
+def test_known_runs_are_a_set_of_eight_bytes_each() -> None:
+    tunes = ["C:1 D:1 E:1 F:2 G:1 C:1 D:1 E:1", "A:1 C:1 E:1 A:1"]
+    runs = {run for tune in tunes for run in melody_runs(tune, 3)}
+    others = set(melody_runs("C:1 B:3 D:1 G:2 z:1 F:1", 3))
+    known = known_runs(tunes, 3)
+    assert all(run in known for run in runs)
+    assert not any(run in known for run in others - runs) and others - runs
+    assert len(known) == len(runs) and known.hashes.nbytes == 8 * len(runs)
 
 
 @pytest.mark.parametrize(
