@@ -1,6 +1,6 @@
 """The tables, the numbers and the picture of a study on docs/evidence.md.
 
-python docs/evidence.py runs/tunes/study     # prints the tables; writes docs/evidence/study.json, docs/images/front_study.png
+`python docs/evidence.py runs/tunes/study` prints the tables, and writes docs/evidence/study.json and docs/images/front_study.png.
 """
 
 from __future__ import annotations
@@ -63,9 +63,8 @@ def main(folder: Path) -> None:
         print(f"\nheights above the front under {each['diversity']}, {each['cost']} cost")
         for point in each["curve"]:
             height = point["height"]
-            print(
-                f"    {point['system']:16} {height['mean']:+.3f} [{height['low']:+.3f}, {height['high']:+.3f}] {point['verdict']}"
-            )
+            bounds = f"{height['mean']:+.3f} [{height['low']:+.3f}, {height['high']:+.3f}]"
+            print(f"    {point['system']:16} {bounds} {point['verdict']}")
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     numbers = {
         "command": "cfg-distill study recipes/tunes/study.yaml",
