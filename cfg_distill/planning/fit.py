@@ -22,7 +22,6 @@ from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.folders import resolve
 from cfg_distill.folders.hub import in_cache
 from cfg_distill.generators import CausalLM, Dia, MusicGen, PromptLike
-from cfg_distill.metrics import SampleMetric
 from cfg_distill.planning.known import ARCHITECTURES, numbers_of_embedder, write_folder
 from cfg_distill.recipe.bounds import TRAINER
 from cfg_distill.recipe.checks import Walk, unknown_key
@@ -127,7 +126,7 @@ def fit_of(recipe: Recipe, found: Sequence[Problem] = ()) -> Iterator[Fit]:
             accumulate=int(recipe.at("trainer.accumulate_grad_batches", 1)),
             averaged=any(class_name(each) == "StudentEMA" for each in _members(recipe.at("trainer.callbacks", {}))),
             embedders=embedders,
-            data=sum(kind.data_bytes for kind in _metrics(values)),
+            data=sum(getattr(kind, "data_bytes", 0) for kind in _metrics(values)),
             notes=notes,
         )
 
@@ -229,15 +228,15 @@ def _embedders(values: dict[str, Any]) -> dict[str, int | None]:
     return found
 
 
-def _metrics(node: Any) -> set[type[SampleMetric]]:
+def _metrics(node: Any) -> set[type]:
     """The classes of the metrics that a recipe names under a key ``metrics``."""
-    found: set[type[SampleMetric]] = set()
+    found: set[type] = set()
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
         if key == "metrics":
             names = [
                 class_name(each) and (each if isinstance(each, str) else each["class_path"]) for each in _members(value)
             ]
-            found |= {find_class(name, (SampleMetric,), "a metric") for name in names if name}
+            found |= {find_class(name, (nn.Module,), "a metric") for name in names if name}
         else:
             found |= _metrics(value)
     return found
