@@ -1,6 +1,6 @@
-"""The tables, the numbers and the picture of a study on docs/evidence.md.
+"""The tables, the numbers and the picture of a study on docs/evidence.md: ``python docs/evidence.py runs/tunes/study``.
 
-`python docs/evidence.py runs/tunes/study` prints the tables, and writes docs/evidence/study.json and docs/images/front_study.png.
+It prints the tables, and writes docs/evidence/study.json and docs/images/front_study.png.
 """
 
 from __future__ import annotations
