@@ -35,7 +35,7 @@ def module(generator: Any, length: int = 20) -> CFGDistillation:
 
 
 def fit(made: CFGDistillation, prompts: list[Any], precision: str = "32-true", averaged: bool = False) -> Fit:
-    return Fit("tiny", made, prompts, 0, precision, "auto", 1, averaged, {}, [])
+    return Fit("tiny", made, prompts, 0, precision, "auto", 1, averaged, {}, data=0, notes=[])
 
 
 def saved_bytes(model: Any, run: Any) -> int:
