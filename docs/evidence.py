@@ -30,7 +30,7 @@ SYSTEMS = {
     "diversity": "diversity student",
 }
 """Name in the study -> name on the page."""
-KEPT = ("name", "relative_cost", "quality", "diversity", "guards")
+KEPT = ("name", "kind", "relative_cost", "quality", "diversity", "guards")
 
 
 def rounded(value: Any) -> Any:
@@ -51,7 +51,7 @@ def row(system: dict[str, Any]) -> str:
 
 
 def main(folder: Path) -> None:
-    front = json.loads((folder / "front.json").read_text(encoding="utf-8"))
+    front = rounded(json.loads((folder / "front.json").read_text(encoding="utf-8")))
     by_name = {system["name"]: system for system in front["systems"]}
     print(f"| system | passes per token | {' | '.join(axis.replace('_', ' ') for axis in AXES)} |")
     print("|---" * (2 + len(AXES)) + "|")
@@ -74,7 +74,7 @@ def main(folder: Path) -> None:
         "fronts": front["fronts"],
         "timing": front["timing"],
     }
-    text = json.dumps(rounded(numbers), ensure_ascii=False)
+    text = json.dumps(numbers, ensure_ascii=False)
     (DOCS / "evidence" / "study.json").write_text(text + "\n", encoding="utf-8")
     shutil.copyfile(folder / "front.png", DOCS / "images" / "front_study.png")
 

@@ -126,7 +126,7 @@ def fit_of(recipe: Recipe, found: Sequence[Problem] = ()) -> Iterator[Fit]:
             accumulate=int(recipe.at("trainer.accumulate_grad_batches", 1)),
             averaged=any(class_name(each) == "StudentEMA" for each in _members(recipe.at("trainer.callbacks", {}))),
             embedders=embedders,
-            data=sum(getattr(kind, "data_bytes", 0) for kind in _metrics(values)),
+            data=_data_of_metrics(values),
             notes=notes,
         )
 
@@ -228,17 +228,23 @@ def _embedders(values: dict[str, Any]) -> dict[str, int | None]:
     return found
 
 
+def _data_of_metrics(values: dict[str, Any]) -> int:
+    """Bytes of the data that the metrics of a recipe load. Metrics that inherit it from one class share it."""
+    holders = {holder for kind in _metrics(values) for holder in kind.__mro__ if "data_bytes" in vars(holder)}
+    return sum(vars(holder)["data_bytes"] for holder in holders)
+
+
 def _metrics(node: Any) -> set[type]:
     """The classes of the metrics that a recipe names under a key ``metrics``."""
     found: set[type] = set()
     for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-        if key == "metrics":
-            names = [
-                class_name(each) and (each if isinstance(each, str) else each["class_path"]) for each in _members(value)
-            ]
-            found |= {find_class(name, (nn.Module,), "a metric") for name in names if name}
-        else:
+        if key != "metrics":
             found |= _metrics(value)
+            continue
+        for each in _members(value):
+            name = each if isinstance(each, str) else (each or {}).get("class_path")
+            if name:
+                found.add(find_class(name, (nn.Module,), "a metric"))
     return found
 
 

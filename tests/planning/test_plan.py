@@ -111,6 +111,7 @@ def test_data_of_metrics_count_beside_the_libraries_of_a_cpu(recipe: str, capsys
     metrics = {
         "quality": f"{tunes}.TuneQuality",
         "again": {"class_path": f"{tunes}.TuneQuality"},
+        "real": {"class_path": f"{tunes}.TuneFactor", "init_args": {"factor": "real"}},  # it reads the same corpus
         "rests": f"{tunes}.RestShare",
     }
     logging = {"class_path": "cfg_distill.callbacks.DiversityLogging", "init_args": {"metrics": metrics}}

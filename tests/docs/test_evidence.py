@@ -1,0 +1,24 @@
+"""docs/evidence.md: the table of the full study is made of docs/evidence/study.json, and so are its verdicts."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_table_and_the_verdicts_are_those_of_the_numbers() -> None:
+    spec = importlib.util.spec_from_file_location("evidence", DOCS / "evidence.py")
+    assert spec is not None and spec.loader is not None
+    evidence = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(evidence)
+    page = (DOCS / "evidence.md").read_text(encoding="utf-8")
+    numbers = json.loads((DOCS / "evidence" / "study.json").read_text(encoding="utf-8"))
+    systems = {system["name"]: system for system in numbers["systems"]}
+    for name in evidence.SYSTEMS:
+        assert evidence.row(systems[name]) in page
+    for claim in numbers["claims"]:
+        (line,) = (line for line in page.splitlines() if line.startswith(f"| {claim['name']}: "))
+        assert line.endswith(f"| {claim['verdict']} |")
