@@ -374,7 +374,8 @@ class Points:
             self.problems += [replace(each, text=f"model `{model}`: {each.text}") for each in found]
 
     def _choose_metrics(self, generators: Sequence[Generator]) -> None:
-        request, context = self.request, Context(samples=self.request.samples)
+        request = self.request
+        context = Context(samples=request.samples, length=request.max_new_tokens)
         try:
             if request.metrics is not None:
                 self.metrics = read_metrics(request.metrics, context)

@@ -31,8 +31,9 @@ def problems_of_drop(generator: Generator, guidance: Guidance) -> list[Problem]:
     if guidance.drop == "prompt" or generator.takes_tail:
         return []
     text = (
-        "expected `prompt` as `drop` of the guidance, since only language models without a chat template can begin at the last"
-        f" token of a prompt, but `{generator.path}` is none. Leave `drop` out; a template goes by `chat_template: false`."
+        "expected `prompt` as `drop` of the guidance, since only language models without a chat template begin at the"
+        f" last token of a prompt, but `{generator.path}` is none. Leave `drop` out. If it has a"
+        " template, `chat_template: false` does without."
     )
     return [Problem("", text)]
 

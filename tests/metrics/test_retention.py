@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from tiny import tiny_folder
 from tiny_dia import tiny_dia
 from torch import Tensor
 
+from cfg_distill.cli import main
 from cfg_distill.embedders import Embedder, NGramCounts
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import CausalLM, Dia
@@ -130,3 +133,18 @@ def test_problems(sure: CausalLM, tmp_path) -> None:
     other.outputs[0] = "another text"
     with pytest.raises(ConfigError, match=r"expected samples of models with its vocabulary"):
         Retention(EachTextApart(), sure).load().score(other)
+
+
+def test_evaluate_refuses_an_opening_as_long_as_its_samples(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    spec = {"class_path": "cfg_distill.metrics.Retention", "init_args": {
+        "embedder": {"class_path": "cfg_distill.tunes.embedder.Tunes"}, "opening": 20,
+        "generator": {"class_path": "cfg_distill.generators.CausalLM", "init_args": {"path": "tunes:base"}}}}  # fmt: skip
+    (tmp_path / "metrics.yaml").write_text(json.dumps({"kept": spec}))
+    (tmp_path / "prompts.txt").write_text("a jig\n")
+    words = ["--metrics", str(tmp_path / "metrics.yaml"), "--prompts", str(tmp_path / "prompts.txt")]
+    words += ["--model", "tunes:base", "--max-new-tokens", "20", "--out", str(tmp_path / "out")]
+    assert main(["evaluate", *words]) == 2
+    assert (
+        "`kept.init_args.opening`: expected at least 1 token, and fewer than the 20 of a sample"
+        in capsys.readouterr().err
+    )
