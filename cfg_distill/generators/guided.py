@@ -43,6 +43,14 @@ def under(predictor: Predictor, guidance: Guidance | None) -> Predictor:
     return predictor if guidance is None or not guidance.active else Guided(predictor, guidance)
 
 
+def with_negatives(
+    predictor: Predictor, prompts: Sequence[PromptLike | None], guidance: Guidance
+) -> list[PromptLike | None]:
+    """The prompts of both branches as one batch: B of the prompts, then B of the negative branch."""
+    negatives = predictor.negatives(prompts, guidance)
+    return [*prompts, *negatives * (len(prompts) // len(negatives))]
+
+
 class Guided(AcceptsScored):
     """The guided predictions of a generator, or of another predictor: both branches see the same generated prefix.
 
@@ -74,8 +82,7 @@ class Guided(AcceptsScored):
         return self._mix(both.rows(slice(half)), both.rows(slice(half, None)), torch.tensor([position], device=device))
 
     def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[_Branches, Predictions]:
-        negatives = self.generator.negatives(prompts, self.guidance)
-        state, both = self.generator.prefill([*prompts, *negatives * (len(prompts) // len(negatives))], repeats)
+        state, both = self.generator.prefill(with_negatives(self.generator, prompts, self.guidance), repeats)
         return _Branches(state, 0, len(prompts) * repeats), self._mix_halves(both, 0, self.parts[0].device)
 
     def step(self, state: _Branches, tokens_NK: Tensor) -> tuple[_Branches, Predictions]:

@@ -19,6 +19,7 @@ from cfg_distill.generators import Prompt, PromptLike
 from cfg_distill.generators.base import DTYPES
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.generators.growing_cache import ROOM, GrowingLayer
+from cfg_distill.generators.guided import with_negatives
 from cfg_distill.generators.linear import Linear
 from cfg_distill.losses import Loss, mix
 from cfg_distill.planning.dry import Ledger, bytes_of, numbers_of
@@ -186,11 +187,9 @@ class DryStep:
         attention; both are counted in the dry run of one step.
         """
         student, sampling = self.module.student, self.module.sampling
-        guided = self.module.off_policy and self.module.guidance.active
         asked: list[PromptLike | None] = list(prompts)
-        if guided:
-            negatives = self.module.guidance.negatives(prompts)
-            asked += list(negatives) * (len(prompts) // len(negatives))
+        if self.module.off_policy and self.module.guidance.active:
+            asked = with_negatives(student, prompts, self.module.guidance)
         num_new = sampling.max_new_tokens + max(student.delays)
         with torch.no_grad(), self._precision(), Ledger() as ledger:
             before = ledger.begin()

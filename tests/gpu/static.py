@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import EncoderDecoderCache, StaticCache
 
 from cfg_distill.generators import CausalLM, MusicGen
+from cfg_distill.generators.guided import with_negatives
 from cfg_distill.generators.predictions import Head
 from cfg_distill.guidance import Guidance, guided_states
 from cfg_distill.sampling import Sampling, Seeds
@@ -80,8 +81,7 @@ class StaticDecoder:
     def _begin(self, prompts: Sequence[str], seed: int) -> None:
         asked: list[str | None] = list(prompts)
         if self.guidance is not None:
-            negatives = self.guidance.negatives(prompts)
-            asked += [*negatives] * (len(prompts) // len(negatives))
+            asked = with_negatives(self.generator, prompts, self.guidance)
         state, first = self.generator.prefill(asked, self.sampling.samples)
         device, num_rows = self.generator.device, len(prompts) * self.sampling.samples
         begun = state.cache.get_seq_length()

@@ -9,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from tiny_musicgen import tiny_musicgen
+from tiny_songs import YUE_PROMPT, tiny_yue
 from torch.utils.flop_counter import FlopCounterMode
 
 from cfg_distill import CFGDistillation
-from cfg_distill.generators import CausalLM, LoRA, MusicGen
-from cfg_distill.generators.growing_cache import GrowingLayer
+from cfg_distill.generators import CausalLM, LoRA, MusicGen, Prompt, YuE
+from cfg_distill.generators.growing_cache import ROOM, GrowingLayer
 from cfg_distill.guidance import Guidance
-from cfg_distill.losses import ReverseKL
+from cfg_distill.losses import CrossEntropy, ReverseKL
 from cfg_distill.planning.dry import Ledger, dry
 from cfg_distill.planning.fit import Fit
 from cfg_distill.planning.step import DryStep
@@ -134,6 +135,29 @@ def test_the_cache_of_a_rollout_is_that_of_the_real_one(tiny_model: str, monkeyp
         planned = DryStep(fit(module(CausalLM(tiny_model), length=40), TEXTS), on_cpu=True).rollout(TEXTS)
     assert planned.held["key-value cache"] == real
     assert len(planned.work) == 40
+
+
+def test_a_guided_rollout_has_the_negative_prompts_of_the_model(tmp_path: Path) -> None:
+    """YuE keeps the lyrics of a prompt beside the negative text: its negative branch is the longer one here."""
+    prompts, guidance = [Prompt("rock", **YUE_PROMPT)], Guidance(3.0, negative="w" * 100)
+
+    def made() -> CFGDistillation:
+        sampling = Sampling(samples=4, max_new_tokens=20)
+        losses = {"ce": CrossEntropy()}
+        return CFGDistillation(YuE(folder), losses, guidance, sampling, off_policy=True, allow_no_teacher=True)
+
+    folder = tiny_yue(tmp_path / "yue")
+    own = made()
+    own.configure_model()
+    longest = own.student.prompt_positions(own.student.negatives(prompts, guidance))
+    assert longest > own.student.prompt_positions([prompts[0], guidance.negative])
+    with dry():
+        planned = DryStep(fit(made(), prompts), on_cpu=True).rollout(prompts)
+    config = own.student.model.config
+    head_dim = config.hidden_size // config.num_attention_heads
+    per_position = 2 * config.num_hidden_layers * config.num_key_value_heads * head_dim * 4
+    rows, room = 2 * own.sampling.samples, longest + 1 + ROOM
+    assert planned.held["key-value cache"] == rows * per_position * room
 
 
 @pytest.fixture(autouse=True)
