@@ -6,10 +6,11 @@
     python tests/dial_study.py --out runs/dial_text --recipe recipes/smollm2/quality.yaml --steps 40 \
         --prompts recipes/smollm2/prompts/validation.txt --tokens 48
 
-A dialled student is fitted up to the largest gamma, and one dedicated student at each gamma: the same recipe, seed, steps
-and samples. LITI is the dedicated student of the largest gamma, its adapter scaled as the dial is. Each is sampled at
-temperature 1. KL(student || guided base) is the mean over the tokens that the student drew, in nats. The interval is 1.96
-standard errors over prompts; all columns share the prompts and the random numbers.
+A dialled student of each power is fitted up to the largest gamma, and one dedicated student at each gamma: the same recipe,
+seed, steps and samples. LITI is the dedicated student of the largest gamma, its adapter scaled as the dial is. Each is sampled
+at temperature 1. KL(student || guided base) is the mean over the tokens that the student drew, in nats. The second table has
+the dialled student's KL minus that of the others. Intervals are 1.96 standard errors over prompts; all columns share the
+prompts and the random numbers, so those of differences are paired.
 """
 
 from __future__ import annotations
@@ -73,36 +74,43 @@ def told(values_P: Tensor) -> str:
 def study() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--recipe", default="recipes/tunes/lora_quality.yaml")
+    parser.add_argument("--recipe", default="recipes/tunes/lora_dial.yaml")
     parser.add_argument("--prompts", default="recipes/tunes/prompts/development.txt")
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=120)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=80)
-    parser.add_argument("--power", type=float, default=1.0, help="of the dial")
+    parser.add_argument("--power", type=float, nargs="+", default=[1.0, 0.5], help="of the dials, a student each")
     parser.add_argument("--measure", action="store_true", help="fit nothing")
     given, overrides = parser.parse_known_args()  # further options are those of the fits
     highest = max(GAMMAS)
-    fits = {f"gamma {gamma:g}": [f"--model.guidance.scale={gamma}"] for gamma in GAMMAS}
-    fits["dial"] = [f"--model.guidance.scale={highest}", f"--model.dial={{power: {given.power}}}"]
+    dials = {f"dial {power:g}": power for power in given.power}
+    fits = {f"gamma {gamma:g}": [f"--model.guidance.scale={gamma}", "--model.dial=null"] for gamma in GAMMAS}
+    for name, power in dials.items():
+        fits[name] = [f"--model.guidance.scale={highest}", f"--model.dial={{power: {power}}}"]
     adapters = {name: given.out / name / "adapter" for name in fits}
     if not given.measure:
-        adapters = {
-            name: fit(given.recipe, given.out / name, given.steps, [*more, *overrides]) for name, more in fits.items()
-        }
+        for name, more in fits.items():
+            fit(given.recipe, given.out / name, given.steps, [*more, *overrides])
     prompts, sampling = read_prompts(given.prompts), Sampling(given.samples, given.tokens)
-    base = open_generator(base_of(adapters["dial"])).load()
-    print(f"{'gamma':>6}", *(f"{name:>16}" for name in ("base", "dialled", "dedicated", "LITI")), "dialled/dedicated")
+    base = open_generator(base_of(adapters[f"gamma {highest:g}"])).load()
+    found: dict[float, dict[str, Tensor]] = {}
+    print("gamma", *(f"{name:>16}" for name in ("base", "dedicated", "LITI", *dials)))
     for gamma in GAMMAS:
-        dial = (gamma - 1) / (highest - 1)
+        setting = (gamma - 1) / (highest - 1)
         students = {
             "base": base,
-            "dialled": open_generator(str(adapters["dial"]), dial).load(),
             "dedicated": open_generator(str(adapters[f"gamma {gamma:g}"])).load(),
-            "LITI": open_generator(str(adapters[f"gamma {highest:g}"]), dial).load(),
+            "LITI": open_generator(str(adapters[f"gamma {highest:g}"]), setting).load(),
+            **{name: open_generator(str(adapters[name]), setting).load() for name in dials},
         }
-        found = {name: kl_per_prompt(each, base, gamma, prompts, sampling) for name, each in students.items()}
-        ratio = float(found["dialled"].mean() / found["dedicated"].mean())
-        print(f"{gamma:6g}", *(f"{told(values):>16}" for values in found.values()), f"{ratio:.2f}", flush=True)
+        found[gamma] = {name: kl_per_prompt(each, base, gamma, prompts, sampling) for name, each in students.items()}
+        print(f"{gamma:5g}", *(f"{told(values):>16}" for values in found[gamma].values()), flush=True)
+    for name in dials:
+        print(f"\n{name} - dedicated, over dedicated, - LITI")
+        for gamma, kls in found.items():
+            own, dedicated = kls[name], kls["dedicated"]
+            ratio = float(own.mean() / dedicated.mean())
+            print(f"{gamma:5g} {told(own - dedicated):>16} {ratio:16.2f} {told(own - kls['LITI']):>16}")
 
 
 if __name__ == "__main__":

@@ -163,7 +163,7 @@ def test_a_generator_is_made_of_its_spec(tiny_model: str) -> None:
         ("cfg_distill.files.write_text", {"file": "ran", "text": ""}),
         ("cfg_distill.errors.ConfigError", {"problems": []}),
         ("cfg_distill.generators.Generator", {}),
-        ("cfg_distill.files.shutil.rmtree", {"path": "start"}),
+        ("cfg_distill.files.staged.shutil.rmtree", {"path": "start"}),
         ("cfg_distill.generators.nowhere.CausalLM", {"path": "start"}),
         ("cfg_distillation.CausalLM", {"path": "start"}),
         ("", {}),

@@ -13,21 +13,21 @@ import pytest
 
 from cfg_distill import files
 from cfg_distill.errors import ConfigError
-from cfg_distill.files import problems_of_out, staged_folder, strangers, write_text
+from cfg_distill.files import problems_of_out, staged, staged_folder, strangers, write_text
 
 # A child is killed at the n-th thing that python asks of the system, for n = 1, 2, ... until a child comes through. After each
 # kill the folder is looked at as a reader would, then written again as by the next run.
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from cfg_distill import files
+from cfg_distill.files import staged
 
 if sys.argv[2] == "renames":
-    files._exchanged = lambda one, other: False
+    staged._exchanged = lambda one, other: False
 out = Path(sys.argv[1], "student")
 
 def write(value):
-    with files.staged_folder(out) as folder:
+    with staged.staged_folder(out) as folder:
         for name in ("config.json", "model.safetensors"):
             (folder / name).write_text(value)
 
@@ -61,7 +61,7 @@ while True:
         assert sys.argv[2] == "renames"
         assert (out.parent / ".student.replaced").exists()
         try:
-            with files.staged_folder(out):
+            with staged.staged_folder(out):
                 raise KeyError  # the next run restores the old folder before all else
         except KeyError:
             pass
@@ -179,9 +179,9 @@ def test_what_the_system_refuses_is_a_message(tmp_path: Path, monkeypatch: pytes
 
 def test_files_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    sync, exchange = files._sync, files._exchanged
-    monkeypatch.setattr(files, "_sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
-    monkeypatch.setattr(files, "_exchanged", lambda *names: (order.append("exchange"), exchange(*names))[1])
+    sync, exchange = staged._sync, staged._exchanged
+    monkeypatch.setattr(staged, "_sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
+    monkeypatch.setattr(staged, "_exchanged", lambda *names: (order.append("exchange"), exchange(*names))[1])
     (tmp_path / "student").mkdir()
     with staged_folder(tmp_path / "student") as folder:
         (folder / "config.json").touch()
