@@ -7,8 +7,9 @@
 All print a table; costs and the study write its numbers into docs/evidence/. Costs are seconds of CPU in one process, which
 other processes hardly change: every recipe takes a step in turn, and the median of its steps counts. A step is what a fit does
 without its callbacks: samples, advantages, the divergence and the reward, backward. Differences are paired over prompts and
-training seeds, with their 95 % intervals, from the control `kl`: as many steps of the divergence alone. Codes are what samples
-of the base earn under a code at random, by the temperature of the reward.
+training seeds, with their 95 % intervals, from the control `kl`: as many steps of the divergence alone. Heights are diversity
+above mixtures of the base and the quality student that have the same quality. Codes are what samples of the base earn under a
+code at random, by the temperature of the reward.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,7 +35,7 @@ from cfg_distill.distillation.asked import advantages_of
 from cfg_distill.distillation.off_policy import to_learn_from
 from cfg_distill.embedders.similarity import unit
 from cfg_distill.evaluation import System
-from cfg_distill.evaluation.compare import difference
+from cfg_distill.evaluation.compare import difference, height_above
 from cfg_distill.generators import CausalLM
 from cfg_distill.losses import mix
 from cfg_distill.recipe import Recipe
@@ -45,10 +46,16 @@ from cfg_distill.tunes.embedder import Tunes
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = sorted(path.stem for path in (ROOT / "recipes/tunes/neighbours").glob("*.yaml"))
-COLUMNS = (
-    "quality", "diversity", "bigram_diversity", "melodic_diversity", "retrieval", "kernel_distance", "crowded", "words",
-    "rhythm", "copy_rate", "rest_share", "longest_run", "bar_validity", "empty_share",
-)  # fmt: skip
+SHOWN = (
+    ("quality", "diversity", "figures_diversity", "melodic_diversity", "bigram_diversity"),
+    ("retrieval", "kernel_distance", "bigram_distance", "crowded", "words", "rhythm"),
+    ("copy_rate", "rest_share", "longest_run", "bar_validity", "empty_share"),
+)
+"""The columns of the three tables; heights stand in the first."""
+COLUMNS = [metric for columns in SHOWN for metric in columns]
+HEIGHTS = ("diversity", "figures_diversity")
+ENDS = ("base", "quality")
+"""Heights are above mixtures of these two: what variety costs in quality without any reward, at one pass per token."""
 PARTS = ("samples", "advantages", "gradient")
 
 
@@ -111,6 +118,7 @@ def study(out: Path) -> dict[str, Any]:
     """Each system of a study that has several training seeds, and the baselines: means, and differences from the control."""
     systems = [System.read(out / "systems" / f"{point['name']}.json") for point in _points(out)]
     control = next(system for system in systems if system.name == "kl")
+    ends = [system for system in systems if system.name in ENDS]
     found: dict[str, Any] = {
         "prompts": len(control.prompts), "samples": control.samples, "seeds": control.seeds,
         "training_seeds": control.training_seeds, "systems": {},
@@ -122,6 +130,9 @@ def study(out: Path) -> dict[str, Any]:
             if metric in system.values
             and not (np.isnan(system.cells(metric)).all() or np.isnan(control.cells(metric)).all())
         }
+        if system.name not in ENDS:
+            heights = {metric: height_above(system, ends, "quality", metric)._asdict() for metric in HEIGHTS}
+            found["systems"][system.name]["heights"] = heights
     return found
 
 
@@ -131,11 +142,17 @@ def _points(out: Path) -> list[dict[str, Any]]:
 
 
 def table_of_study(found: dict[str, Any]) -> str:
-    columns = [metric for metric in COLUMNS if any(metric in values for values in found["systems"].values())]
-    heads = ["system", *(column.replace("_", " ") for column in columns)]
-    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    for name, values in found["systems"].items():
+    return "\n\n".join(
+        _table(found["systems"], columns, () if place else HEIGHTS) for place, columns in enumerate(SHOWN)
+    )
+
+
+def _table(systems: dict[str, Any], columns: Sequence[str], heights: Sequence[str]) -> str:
+    heads = ["system", *columns, *(f"height, {metric}" for metric in heights)]
+    lines = [f"| {' | '.join(heads).replace('_', ' ')} |", "|---" * len(heads) + "|"]
+    for name, values in systems.items():
         cells = [_cell(name, values[metric]) if metric in values else "-" for metric in columns]
+        cells += [_signed(values["heights"][metric]) if "heights" in values else "-" for metric in heights]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -144,7 +161,11 @@ def _cell(name: str, value: dict[str, Any]) -> str:
     """The control's own mean; of any other system the difference, bold where its interval leaves out 0."""
     if name == "kl":
         return f"{value['mean']:.3f}"
-    mean, low, high = (value["from_kl"][key] for key in ("mean", "low", "high"))
+    return _signed(value["from_kl"])
+
+
+def _signed(value: dict[str, Any]) -> str:
+    mean, low, high = (value[key] for key in ("mean", "low", "high"))
     text = f"{mean:+.3f} ({low:+.3f}, {high:+.3f})"
     return f"**{text}**" if low > 0 or high < 0 else text
 
