@@ -22,8 +22,8 @@ class Density(Compared, SampleReward):
 
     with rho the density of the sample among the reference outputs of its prompt
     (:func:`~cfg_distill.references.pseudo_density`), tau a quantile of their own densities and w ``weight_above``. Samples
-    rejected with acceptance a would have the law p a / Z. That law is the optimum of this reward at weight 1 beside the KL with
-    ``score_term: true``: the same at the cost of one sample. A w below 1 asks for variety, a w above 1 for fidelity. A
+    rejected with acceptance a would have the law p a / Z. That law is the optimum of this reward at weight 1 beside the KL of
+    sequences (``score_term: true``): the same at the cost of one sample. Without the score term it is near that. A w below 1 asks for variety, a w above 1 for fidelity. A
     degenerate sample gets the lowest value.
 
     A corpus knows no prompt, so keep a reference that matches prompts, or fame wins over the prompt. Source: arXiv 2407.08659;
