@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +136,11 @@ def test_the_column_of_each_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"prompt": "w1", "teacher_prompt": 3}\n')
     with pytest.raises(Exception, match=r"line 1: expected text in `teacher_prompt`, but got int"):
         read_prompts(tmp_path / "b.jsonl")
+    (tmp_path / "c.jsonl").write_text(
+        '{"prompt": "w1", "teacher_prompt": null}\n{"prompt": "w2", "teacher_prompt": " "}\n'
+    )
+    with pytest.raises(ConfigError, match=r"c.jsonl`, line 2: expected text in `teacher_prompt`, but it is empty"):
+        read_prompts(tmp_path / "c.jsonl")
 
 
 def test_the_context_of_the_teacher_is_no_condition(
@@ -153,19 +160,48 @@ def test_the_context_of_the_teacher_is_no_condition(
     assert f"Option `--condition`: {wrong}" in capsys.readouterr().err
 
 
-def test_what_is_wrong_with_a_context(
-    chat: str, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """No system message, a prompt that lacks the column, a context that leaves no position; before weights load."""
+def test_a_message_for_the_teacher_takes_a_template(tiny_model: str) -> None:
     (problem,) = student_of(tiny_model, guidance=Guidance(1.0, teacher_system="w9")).problems()
     assert str(problem).startswith("Key `guidance.teacher_system`: expected a model under a chat template")
-    long = " ".join(["w4"] * 60)
-    (tmp_path / "some.jsonl").write_text('{"prompt": "w1", "teacher_prompt": "w2"}\n{"prompt": "w3"}\n')
-    (tmp_path / "long.jsonl").write_text(f'{{"prompt": "w1", "teacher_prompt": "{long}"}}\n')
-    for name, expected in (
-        ("some", "Prompt `w3`: expected a `teacher_prompt`, since 1 other prompts have one"),
-        ("long", "As the teacher reads it: "),
-    ):
-        module = student_of(chat, guidance=Guidance(1.0))
-        with pytest.raises(Exception, match=expected):
-            trainer([], tmp_path, max_steps=1).fit(module, datamodule=PromptData(str(tmp_path / f"{name}.jsonl")))
+
+
+LONG = " ".join(["w4"] * 60)
+IN_TRAIN = "Key `data.init_args.train`: `.*train.jsonl`: "
+ROOM = "expected at most 56 positions for prompt"
+SYSTEM_LONG = f"Key `model.guidance.teacher_system`: {ROOM} `w1` with this system message"
+COLUMN_LONG = f"{IN_TRAIN}{ROOM} `w1` with its `teacher_prompt`, since"
+LACKS = "Prompt `w3`: expected a `teacher_prompt`, since 1 other prompt has one, but "
+ROWS = {
+    "own": '{"prompt": "w1", "teacher_prompt": "w2 {prompt}"}\n',
+    "long": f'{{"prompt": "w1", "teacher_prompt": "{LONG}"}}\n',
+    "plain": '{"prompt": "w3"}\n',
+}
+CASES: list[tuple[str, str, str | None, str, str]] = [
+    ("own plain", "", None, IN_TRAIN + LACKS + "this one has none", "write `{prompt}`"),
+    ("own plain", "plain", None, IN_TRAIN + LACKS + "this one and 1 more have none", ""),
+    ("own", "plain", None, (IN_TRAIN + LACKS).replace("train", "validation").replace("w3", "w9"), "this one has none"),
+    ("own long", "own", None, COLUMN_LONG, "but the teacher reads 62. Shorten its `teacher_prompt`, or lower"),
+    ("own", "own", LONG, f"{SYSTEM_LONG} and its `teacher_prompt`, since", "Shorten one of the two, or lower"),
+    ("plain", "plain", LONG, SYSTEM_LONG.replace("w1", "w3"), "but the teacher reads 64. Shorten it, or lower"),
+    ("plain", "plain", None, "Key `model.guidance.scale`: expected a teacher to learn from, but at 1", "the loss is 0"),
+]
+
+
+@pytest.mark.parametrize(("train", "validation", "system", "begins", "holds"), CASES)
+def test_what_is_wrong_with_a_context(
+    chat: str, tmp_path: Path, train: str, validation: str, system: str | None, begins: str, holds: str
+) -> None:
+    """A prompt that lacks the column, a context that leaves no position, none at all: one problem, before weights load."""
+    shutil.copytree(chat, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "train.jsonl").write_text("".join(ROWS[row] for row in train.split()))
+    held_out = "".join(ROWS[row] for row in validation.split()).replace("w1", "w8").replace("w3", "w9")
+    (tmp_path / "validation.jsonl").write_text(held_out)
+    module = student_of(
+        str(tmp_path / "broken"), guidance=Guidance(1.0, teacher_system=system), losses={"kl": ReverseKL()}
+    )
+    data = PromptData(str(tmp_path / "train.jsonl"), str(tmp_path / "validation.jsonl") if validation else "")
+    with pytest.raises(ConfigError) as caught:
+        trainer([], tmp_path, max_steps=1).fit(module, datamodule=data)
+    (problem,) = map(str, caught.value.problems)
+    assert re.match(begins, problem) and holds in problem, problem
