@@ -30,7 +30,8 @@ def summary(module: CFGDistillation) -> str:
     moved, samples = module.guidance.moved, module.sampling.samples
     guidance = f"{moved.first:g}" if moved.first == moved.last else f"{moved.first:g} to {moved.last:g} ({moved.kind})"
     if module.dial is not None:
-        guidance = f"1 to {guidance}, by a dial"
+        low, high = (module.guidance.at(setting).scale for setting in (module.dial.low, module.dial.high))
+        guidance = f"{low:g} to {high:g}, by a dial"
     if module.guidance.teacher_system is not None:
         guidance += ", under a system message of its own"
     drawn_by = "" if module.sampler.is_own_loop else f", drawn by {module.sampler}"
@@ -45,6 +46,7 @@ def configured(module: CFGDistillation) -> dict[str, Any]:
         "card": {
             "guidance": module.guidance.strongest,
             "dialled": module.dial is not None,
+            **({} if module.dial is None else {"dial_low": module.dial.low, "dial_high": module.dial.high}),
             "teacher_system": module.guidance.teacher_system or "",
             "losses": {name: type(loss).__name__ for name, loss in losses.items()},
             "start": module.start,
