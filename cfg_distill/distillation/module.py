@@ -24,7 +24,7 @@ from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import RatioWatch, log_measured, norms_of_step
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_start, of_teacher
-from cfg_distill.distillation.prompts import problems_of_data, problems_once_loaded
+from cfg_distill.distillation.prompts import problems_of_data, problems_once_loaded, refuse
 from cfg_distill.distillation.resuming import (
     refuse_other_tensors,
     settings_of,
@@ -169,27 +169,15 @@ class CFGDistillation(L.LightningModule):
         )
 
     def problems_of_data(self, data: Any, stage: str = "fit") -> list[Problem]:
-        """Why there can be no samples of the prompts of a data module that was set up, or nothing to learn from them.
-
-        Args:
-            data: the data module; keys are relative to it, or paths from the root of the recipe.
-            stage: of the trainer. Lengths, and what there is to learn, are of a fit.
-        """
+        """Why there can be no samples of the prompts of a data module that was set up, or, in a fit, nothing to learn."""
         return problems_of_data(self, data, stage)
 
     def setup(self, stage: str) -> None:
-        """Refuse what is wrong, before weights are loaded.
-
-        Raises:
-            ConfigError: trainer and settings do not fit, or the prompts do not.
-        """
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if problems := [*self.problems_with(self.trainer), *self._problems_before_loading()]:
+        problems = self.problems_with(self.trainer)
+        problems += [] if self.teacher is not None else [problem.under("model") for problem in self.problems()]
+        if problems:
             raise ConfigError(problems)
-        _refuse(self.problems_of_data(data, stage))
-
-    def _problems_before_loading(self) -> list[Problem]:
-        return [] if self.teacher is not None else [problem.under("model") for problem in self.problems()]
+        refuse(self.problems_of_data(self.trainer.datamodule, stage))  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Load the weights once: Lightning calls this at the start of fit, validate and test alike.
@@ -199,8 +187,8 @@ class CFGDistillation(L.LightningModule):
         """
         if self.teacher is not None:
             return
-        if problems := self._problems_before_loading():
-            raise ConfigError(problems)
+        if problems := self.problems():
+            raise ConfigError([problem.under("model") for problem in problems])
         self.student.load()
         self.teacher = self.student.frozen_copy()
         if self.start:
@@ -418,16 +406,10 @@ class CFGDistillation(L.LightningModule):
 
     def on_fit_start(self) -> None:
         assert self.teacher is not None
-        _refuse(problems_once_loaded(self, self.trainer.datamodule))  # type: ignore[attr-defined]
+        refuse(problems_once_loaded(self, self.trainer.datamodule))  # type: ignore[attr-defined]
         self._teacher_fingerprint = fingerprint(self.teacher)
 
     def on_fit_end(self) -> None:
         assert self.teacher is not None
         if fingerprint(self.teacher) != self._teacher_fingerprint:
             raise RuntimeError("The teacher's weights changed during the fit: guidance would compound. This is a bug.")
-
-
-def _refuse(found: Sequence[Problem]) -> None:
-    """Raises ConfigError: problems of a data module."""
-    if found:
-        raise ConfigError([problem.under("data.init_args") if problem.path else problem for problem in found])

@@ -48,6 +48,12 @@ def problems_once_loaded(module: CFGDistillation, data: Any) -> list[Problem]:
     return found or _problems_of_labels(module, data)
 
 
+def refuse(found: Sequence[Problem]) -> None:
+    """Raises ConfigError: problems of a data module, whose keys are those of a recipe."""
+    if found:
+        raise ConfigError([problem.under("data.init_args") if problem.path else problem for problem in found])
+
+
 def _needs_weights(student: Generator) -> bool:
     """Whether a generator may need its weights to count the positions of a prompt: by default they are those of its tensors."""
     return type(student).prompt_positions is Generator.prompt_positions

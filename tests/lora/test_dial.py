@@ -170,6 +170,13 @@ def test_what_a_dial_cannot_work_with(tiny_model: str) -> None:
     assert "Key `dial.power`: expected a number above 0" in found
     lora = CausalLM(tiny_model, lora=LoRA(rank=2))
     assert not student_of(tiny_model, generator=lora, dial=Dial()).problems()
+    for scale, expected in (
+        (-1.0, "at least 0"),
+        (float("nan"), "at least 0"),
+        (0.5, "Raise it, or leave the dial out."),
+    ):
+        (problem,) = student_of(tiny_model, generator=lora, guidance=Guidance(scale), dial=Dial()).problems()
+        assert problem.path == "guidance.scale" and expected in str(problem)
 
 
 # Folders: the card, sampling at a setting, the difference of two students
