@@ -104,7 +104,8 @@ def problems_of_dial(module: CFGDistillation) -> list[Problem]:
         )
         found.append(Problem("dial", text))
     if 0 <= guidance.scale <= 1:  # any other number is a problem of the guidance already
-        text = f"expected a number above 1, up to which the dial goes, but got {guidance.scale:g}. Raise it, or leave the dial out."
+        text = f"expected a number above 1, up to which the dial goes, but got {guidance.scale:g}."
+        text += " Raise it, or leave the dial out."
         found.append(Problem("guidance.scale", text))
     if guidance.schedule != "constant":
         text = (

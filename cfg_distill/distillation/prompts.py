@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from cfg_distill.data import PromptData
 from cfg_distill.distillation.ahead import problems_of_data_for_sampler
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.generators import Generator, Prompt, PromptLike
@@ -22,6 +21,13 @@ class WithPrompts(Protocol):
     """A data module that knows its prompts, as :class:`cfg_distill.data.PromptData` does."""
 
     prompts: Mapping[str, Sequence[PromptLike]]
+
+
+@runtime_checkable
+class FromFiles(Protocol):
+    """A data module that reads the prompts of each part from a file, which it takes as an argument of the part's name."""
+
+    files: Mapping[str, str]
 
 
 def problems_of_data(module: CFGDistillation, data: Any, stage: str) -> list[Problem]:
@@ -126,7 +132,7 @@ def _in_file(data: Any, part: str, problem: Problem) -> Problem:
     """The problem of a prompt, at the key of the file that holds it, where there is one."""
     if problem.path == "max_new_tokens":
         return replace(problem, key="/model.sampling.max_new_tokens")
-    if problem.path or not isinstance(data, PromptData):
+    if problem.path or not isinstance(data, FromFiles):
         return problem
     return Problem(part, f"`{data.files[part]}`: {problem.text}")
 
