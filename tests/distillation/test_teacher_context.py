@@ -11,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from tiny import tiny_folder
-from tiny_fits import student_of, trainer
+from tiny_fits import FirstToken, student_of, trainer
 
 from cfg_distill.cli import main
 from cfg_distill.data import PromptData, read_prompts
@@ -19,7 +19,7 @@ from cfg_distill.distillation.off_policy import to_learn_from
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Prompt
 from cfg_distill.guidance import Guidance, guided_logits
-from cfg_distill.losses import ForwardKL, ReverseKL
+from cfg_distill.losses import CrossEntropy, ForwardKL, PolicyGradient, ReverseKL
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
 
@@ -205,3 +205,30 @@ def test_what_is_wrong_with_a_context(
         trainer([], tmp_path, max_steps=1).fit(module, datamodule=data)
     (problem,) = map(str, caught.value.problems)
     assert re.match(begins, problem) and holds in problem, problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "refused"),
+    [
+        ({}, '{"prompt": "w1"}\n', True),
+        ({}, '{"prompt": "w1", "teacher_prompt": "{prompt}"}\n', True),  # the prompt itself
+        ({"losses": {"kl": ReverseKL(), "other": ForwardKL()}}, '{"prompt": "w1"}\n', True),
+        ({}, '{"prompt": "w1", "teacher_prompt": "w2 {prompt}"}\n', False),
+        ({"guidance": Guidance(1.0, schedule="linear", final_scale=2.0)}, '{"prompt": "w1"}\n', False),
+        ({"guidance": Guidance(1.0, teacher_system="w9")}, '{"prompt": "w1"}\n', False),
+        ({"start": "elsewhere"}, '{"prompt": "w1"}\n', False),
+        ({"dropout": True}, '{"prompt": "w1"}\n', False),
+        ({"losses": {"kl": ReverseKL(), "reward": PolicyGradient(FirstToken())}}, '{"prompt": "w1"}\n', False),
+        ({"losses": {"sft": CrossEntropy()}, "off_policy": True}, '{"prompt": "w1"}\n', False),
+        ({"allow_no_teacher": True}, '{"prompt": "w1"}\n', False),
+    ],
+)
+def test_a_teacher_that_is_the_student_itself_teaches_nothing(
+    chat: str, tmp_path: Path, settings: dict[str, Any], rows: str, refused: bool
+) -> None:
+    (tmp_path / "train.jsonl").write_text(rows)
+    data = PromptData(str(tmp_path / "train.jsonl"))
+    data.setup("fit")
+    module = student_of(chat, **({"guidance": Guidance(1.0), "losses": {"kl": ReverseKL()}} | settings))
+    assert ["model.guidance.scale"] * refused == [each.path for each in module.problems_of_data(data)]
+    assert not module.problems_of_data(data, "validate")  # the distance to the base can be of interest
