@@ -68,15 +68,38 @@ def _needs_weights(student: Generator) -> bool:
 def _problems_of_lengths(module: CFGDistillation, data: Any) -> list[Problem]:
     """Which prompts are too long: of all of them, since a fit must not stop in its middle for one."""
     prompts = [prompt for _, given in _parts(data) for prompt in given]
-    is_same = module.guidance.of_teacher(prompts) == prompts
-    # Where the teacher reads something else, its negative branch belongs to that.
-    guidance = module.guidance if is_same else None
+    contexts = module.guidance.of_teacher(prompts)
     found = [
         _in_file(data, part, each)
         for part, given in _parts(data)
-        for each in problems_of_lengths(module.student, _asked(module, given), module.sampling, guidance)
+        for each in problems_of_lengths(module.student, _asked(module, given), module.sampling)
     ]
-    return found if found or is_same else _problems_of_contexts(module, data)
+    if not found and contexts != prompts:
+        found = _problems_of_contexts(module, data)
+    return found or _problems_of_negatives(module, contexts)
+
+
+def _problems_of_negatives(module: CFGDistillation, contexts: Sequence[PromptLike]) -> list[Problem]:
+    """Negative prompts that are too long beside prompts that are not."""
+    guidance = module.guidance
+    if not contexts or not guidance.active:
+        return []
+    is_one = len(module.student.negatives(contexts, guidance)) == 1
+    found = problems_of_lengths(module.student, contexts[:1] if is_one else contexts, module.sampling, guidance)
+    key = (
+        "negative"
+        if guidance.negative is not None
+        else "negative_system"
+        if guidance.negative_system is not None
+        else ""
+    )
+    own = Problem(f"/model.guidance.{key}" if key else "", "")
+    return [replace(own, text=each.text) if not each.path else _at_root(each) for each in found]
+
+
+def _at_root(problem: Problem) -> Problem:
+    """The problem of a sampling, by its key in a recipe."""
+    return replace(problem, key="/model.sampling.max_new_tokens") if problem.path == "max_new_tokens" else problem
 
 
 def _problems_of_labels(module: CFGDistillation, data: Any) -> list[Problem]:
@@ -130,10 +153,8 @@ def _parts(data: Any) -> Iterator[tuple[str, Sequence[PromptLike]]]:
 
 def _in_file(data: Any, part: str, problem: Problem) -> Problem:
     """The problem of a prompt, at the key of the file that holds it, where there is one."""
-    if problem.path == "max_new_tokens":
-        return replace(problem, key="/model.sampling.max_new_tokens")
     if problem.path or not isinstance(data, FromFiles):
-        return problem
+        return _at_root(problem)
     return Problem(part, f"`{data.files[part]}`: {problem.text}")
 
 
@@ -174,9 +195,7 @@ def _problems_of_contexts(module: CFGDistillation, data: Any) -> list[Problem]:
         return [replace(each, text=f"As the teacher reads it: {each.text}") for each in error.problems]
     limit, longest = student.max_positions, max(range(len(taken)), key=taken.__getitem__)
     if limit is None or taken[longest] + student.reserved_positions + length <= limit:
-        # What is left to be too long is the negative branch, whose message names it.
-        found = problems_of_lengths(student, contexts, module.sampling, module.guidance)
-        return [_in_file(data, every[0][0], each) for each in found]
+        return []
     part, prompt = every[longest]
     own, system = prompt.teacher_prompt is not None, module.guidance.teacher_system is not None
     context = " and ".join(["this system message"] * system + ["its `teacher_prompt`"] * own)

@@ -176,20 +176,47 @@ ROWS = {
     "long": f'{{"prompt": "w1", "teacher_prompt": "{LONG}"}}\n',
     "plain": '{"prompt": "w3"}\n',
 }
-CASES: list[tuple[str, str, str | None, str, str]] = [
-    ("own plain", "", None, IN_TRAIN + LACKS + "this one has none", "write `{prompt}`"),
-    ("own plain", "plain", None, IN_TRAIN + LACKS + "this one and 1 more have none", ""),
-    ("own", "plain", None, (IN_TRAIN + LACKS).replace("train", "validation").replace("w3", "w9"), "this one has none"),
-    ("own long", "own", None, COLUMN_LONG, "but the teacher reads 62. Shorten its `teacher_prompt`, or lower"),
-    ("own", "own", LONG, f"{SYSTEM_LONG} and its `teacher_prompt`, since", "Shorten one of the two, or lower"),
-    ("plain", "plain", LONG, SYSTEM_LONG.replace("w1", "w3"), "but the teacher reads 64. Shorten it, or lower"),
-    ("plain", "plain", None, "Key `model.guidance.scale`: expected a teacher to learn from, but at 1", "the loss is 0"),
+SYSTEM = {"teacher_system": LONG}
+CASES: list[tuple[str, str, dict[str, Any], str, str]] = [
+    ("own plain", "", {}, IN_TRAIN + LACKS + "this one has none", "write `{prompt}`"),
+    ("own plain", "plain", {}, IN_TRAIN + LACKS + "this one and 1 more have none", ""),
+    ("own", "plain", {}, (IN_TRAIN + LACKS).replace("train", "validation").replace("w3", "w9"), "this one has none"),
+    ("own long", "own", {}, COLUMN_LONG, "but the teacher reads 62. Shorten its `teacher_prompt`, or lower"),
+    (
+        "own",
+        "own",
+        SYSTEM,
+        f"{SYSTEM_LONG} and its `teacher_prompt`, since",
+        "Shorten one of the two, or lower",
+    ),
+    (
+        "plain",
+        "plain",
+        SYSTEM,
+        SYSTEM_LONG.replace("w1", "w3"),
+        "but the teacher reads 64. Shorten it, or lower",
+    ),
+    ("plain", "plain", {}, "Key `model.guidance.scale`: expected a teacher to learn from, but at 1", "the loss is 0"),
+    (
+        "plain",
+        "plain",
+        {"scale": 2.0, "negative": f"{LONG} {LONG}"},
+        "Key `model.guidance.negative`: Negative prompt `w4 w4",
+        "at most 56",
+    ),
+    (
+        "own",
+        "",
+        {"scale": 2.0, "negative_system": LONG},
+        "Key `model.guidance.negative_system`: Negative prompt `w2 w1` with its system message: expected at most 56",
+        "Shorten it.",
+    ),
 ]
 
 
-@pytest.mark.parametrize(("train", "validation", "system", "begins", "holds"), CASES)
+@pytest.mark.parametrize(("train", "validation", "guidance", "begins", "holds"), CASES)
 def test_what_is_wrong_with_a_context(
-    chat: str, tmp_path: Path, train: str, validation: str, system: str | None, begins: str, holds: str
+    chat: str, tmp_path: Path, train: str, validation: str, guidance: dict[str, Any], begins: str, holds: str
 ) -> None:
     """A prompt that lacks the column, a context that leaves no position, none at all: one problem, before weights load."""
     shutil.copytree(chat, tmp_path / "broken")
@@ -198,7 +225,7 @@ def test_what_is_wrong_with_a_context(
     held_out = "".join(ROWS[row] for row in validation.split()).replace("w1", "w8").replace("w3", "w9")
     (tmp_path / "validation.jsonl").write_text(held_out)
     module = student_of(
-        str(tmp_path / "broken"), guidance=Guidance(1.0, teacher_system=system), losses={"kl": ReverseKL()}
+        str(tmp_path / "broken"), guidance=Guidance(**{"scale": 1.0} | guidance), losses={"kl": ReverseKL()}
     )
     data = PromptData(str(tmp_path / "train.jsonl"), str(tmp_path / "validation.jsonl") if validation else "")
     with pytest.raises(ConfigError) as caught:
