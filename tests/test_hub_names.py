@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from cfg_distill.cli import main
-from cfg_distill.folders import hub, problems_of_folder
+from cfg_distill.errors import ConfigError
+from cfg_distill.folders import from_hub, hub, problems_of_folder
 
 
 @pytest.fixture
@@ -85,3 +86,34 @@ def test_what_the_cache_holds_is_used(
     monkeypatch.setattr(hub, "in_cache", lambda name: True)
     assert problems_of_folder("owner/cached") == [] and closed == [10.0]
     assert "asking" not in capsys.readouterr().err
+
+
+class Refusing:
+    """A class of transformers that cannot load."""
+
+    @staticmethod
+    def from_pretrained(path: str) -> None:
+        raise ValueError(path)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "Validator 'sizes':\n    ValueError: 99 is no power of 2.\n  more",
+            "'sizes': ValueError: 99 is no power of 2.",
+        ),
+        ("No such thing.\nTry another:\nplace", "it: No such thing."),
+        ("Broken:", "it: Broken."),
+    ],
+)
+def test_a_cause_on_the_second_line_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said: str, told: str
+) -> None:
+    def refuse(path: str) -> None:
+        raise ValueError(said)
+
+    monkeypatch.setattr(Refusing, "from_pretrained", refuse)
+    with pytest.raises(ConfigError) as caught:
+        from_hub(Refusing, str(tmp_path), "a codec")
+    assert f"{told} Without a network" in str(caught.value)

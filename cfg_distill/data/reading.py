@@ -27,7 +27,7 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
     What else a prompt conditions on stands in the JSON object ``conditions`` (``{"prompt": "80s synth pop", "conditions":
     {"melody": "tune.wav"}}``) or in a column ``conditions.melody``: such prompts are :class:`~cfg_distill.prompt.Prompt`. The
     column ``teacher_prompt``, where there is one, holds what the teacher of a distillation reads instead, with the prompt at
-    ``{prompt}``.
+    ``{prompt}``. An empty cell of a table is none.
 
     Raises:
         ConfigError: the file is missing, empty, of another kind, or lacks the field; all prompts that are too long or hold
@@ -123,7 +123,7 @@ def _of_row(where: str, row: dict[str, str | None], field: str) -> PromptLike:
         for name, value in row.items()
         if name.startswith("conditions.") and value
     }
-    return _prompt(where, row[field] or "", row.get(TEACHER) or None, conditions)
+    return _prompt(where, row[field] or "", (row.get(TEACHER) or "").strip() or None, conditions)
 
 
 def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
@@ -143,6 +143,11 @@ def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
     for name, text in ((field, row), (TEACHER, of_teacher)):
         if not isinstance(text, str) and (name == field or text is not None):
             raise ConfigError(f"{where}: expected text in `{name}`, but got {type(text).__name__}. Put it in quotes.")
+    if of_teacher is not None and not of_teacher.strip():
+        raise ConfigError(
+            f"{where}: expected text in `{TEACHER}`, but it is empty. Write what the teacher reads, `{PLACE}` for the prompt"
+            " itself; or leave the field out."
+        )
     if not isinstance(conditions, dict) or not all(isinstance(value, str) for value in conditions.values()):
         raise ConfigError(
             f'{where}: expected names and texts in `conditions`, as {{"melody": "tune.wav"}}, but got {conditions}.'
@@ -154,7 +159,7 @@ def _prompt(where: str, text: str, of_teacher: str | None, conditions: Mapping[s
     """A plain text where there is nothing else."""
     if said := problem_of_conditions(conditions):
         raise ConfigError(f"{where}: {said}")
-    return Prompt(text, of_teacher or None, **conditions) if conditions or of_teacher else text
+    return Prompt(text, of_teacher, **conditions) if conditions or of_teacher else text
 
 
 def _saved_dataset(folder: Path, field: str) -> Iterable[str]:

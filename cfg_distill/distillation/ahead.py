@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from lightning.pytorch import Trainer
 
+from cfg_distill.distillation.dial import dialled_ahead
 from cfg_distill.distillation.sharding import FSDP2
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators import PromptLike
@@ -59,12 +60,13 @@ class Ahead:
         return decoded(module.student, prompts, replace(begun.finish(), steps_behind=1))
 
     def begin(self, module: CFGDistillation) -> None:
-        """Begin the rollout of the next step from the student as it is."""
+        """Begin the rollout of the next step from the student as it is, at the dial's setting of that step."""
         data = module.trainer.datamodule  # type: ignore[attr-defined]
         if module.sampler.max_staleness == 0 or not isinstance(data, Foreseeing) or not (prompts := data.upcoming()):
             return
         seeds = module._rollout_seed(module.global_step + 1, [*Places().of(module, len(prompts), begins=True)])
-        finish = module.sampler.begin(module.student, prompts, module.sampling, seeds, module.conditioner)
+        with dialled_ahead(module):
+            finish = module.sampler.begin(module.student, prompts, module.sampling, seeds, module.conditioner)
         self._begun = _Begun(prompts, seeds, finish)
 
 

@@ -81,6 +81,17 @@ def dialled(module: CFGDistillation) -> Iterator[None]:
         module.guidance = full
 
 
+@contextmanager
+def dialled_ahead(module: CFGDistillation) -> Iterator[None]:
+    """Within a step, the student at the setting of the next one, whose samples an engine begins to draw."""
+    if module.dial is None:
+        yield
+        return
+    own, following = (module.dial.at(module.seed, module.global_step + ahead) for ahead in (0, 1))
+    with adapter_scaled(module.student.model, following / own):  # which is scaled by its own setting already
+        yield
+
+
 def problems_of_dial(module: CFGDistillation) -> list[Problem]:
     """What else of a recipe a dial cannot work with; keys are relative to ``model``."""
     guidance, found = module.guidance, []
@@ -92,8 +103,9 @@ def problems_of_dial(module: CFGDistillation) -> list[Problem]:
             " `@/model.generator.init_args.lora`, or leave the dial out."
         )
         found.append(Problem("dial", text))
-    if not guidance.scale > 1:
-        text = f"expected a number above 1, up to which the dial goes, but got {guidance.scale:g}. Raise it."
+    if 0 <= guidance.scale <= 1:  # any other number is a problem of the guidance already
+        text = f"expected a number above 1, up to which the dial goes, but got {guidance.scale:g}."
+        text += " Raise it, or leave the dial out."
         found.append(Problem("guidance.scale", text))
     if guidance.schedule != "constant":
         text = (

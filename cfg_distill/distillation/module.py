@@ -24,6 +24,7 @@ from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import RatioWatch, log_measured, norms_of_step
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_start, of_teacher
+from cfg_distill.distillation.prompts import problems_of_data, problems_once_loaded, refuse
 from cfg_distill.distillation.resuming import (
     refuse_other_tensors,
     settings_of,
@@ -31,14 +32,7 @@ from cfg_distill.distillation.resuming import (
     take_settings,
     weights_after,
 )
-from cfg_distill.distillation.settings import (
-    configured,
-    problems_of_all_lengths,
-    problems_of_prompts,
-    problems_of_settings,
-    problems_of_trainer,
-    summary,
-)
+from cfg_distill.distillation.settings import configured, problems_of_settings, problems_of_trainer, summary
 from cfg_distill.distillation.sharding import at_rest, in_equal_length, problems_of_sharding, sampling_from, shard
 from cfg_distill.distillation.step import Batch, Step, ended, values_of_step, watched_sums
 from cfg_distill.distillation.step_samples import drawn_for_step
@@ -174,14 +168,16 @@ class CFGDistillation(L.LightningModule):
             problems_of_trainer(trainer) + problems_of_sharding(self, trainer) + problems_of_sampler_with(self, trainer)
         )
 
-    def problems_of_data(self, data: Any) -> list[Problem]:
-        """Why there can be no samples of the prompts of a data module that was set up."""
-        return problems_of_prompts(self, data)
+    def problems_of_data(self, data: Any, stage: str = "fit") -> list[Problem]:
+        """Why there can be no samples of the prompts of a data module that was set up, or, in a fit, nothing to learn."""
+        return problems_of_data(self, data, stage)
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule  # type: ignore[attr-defined]
-        if problems := self.problems_with(self.trainer) or self.problems_of_data(data):
+        problems = self.problems_with(self.trainer)
+        problems += [] if self.teacher is not None else [problem.under("model") for problem in self.problems()]
+        if problems:
             raise ConfigError(problems)
+        refuse(self.problems_of_data(self.trainer.datamodule, stage))  # type: ignore[attr-defined]
 
     def configure_model(self) -> None:
         """Load the weights once: Lightning calls this at the start of fit, validate and test alike.
@@ -410,8 +406,7 @@ class CFGDistillation(L.LightningModule):
 
     def on_fit_start(self) -> None:
         assert self.teacher is not None
-        if found := problems_of_all_lengths(self, self.trainer.datamodule):  # type: ignore[attr-defined]
-            raise ConfigError(found)
+        refuse(problems_once_loaded(self, self.trainer.datamodule))  # type: ignore[attr-defined]
         self._teacher_fingerprint = fingerprint(self.teacher)
 
     def on_fit_end(self) -> None:

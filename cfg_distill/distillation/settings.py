@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from cfg_distill.distillation.ahead import problems_of_data_for_sampler, problems_of_sampler
+from cfg_distill.distillation.ahead import problems_of_sampler
 from cfg_distill.distillation.dial import problems_of_dial
 from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.distillation.rehearsal import problems_of_steps
 from cfg_distill.distillation.sharding import FSDP2
 from cfg_distill.errors import Context, Problem, problems_of
-from cfg_distill.generators import Prompt, PromptLike
 from cfg_distill.generators.guided import problems_of_drop
 from cfg_distill.losses import Divergence, Loss
-from cfg_distill.sampling import problems_of_lengths
 
 if TYPE_CHECKING:
     from cfg_distill.distillation.module import CFGDistillation
@@ -33,7 +30,8 @@ def summary(module: CFGDistillation) -> str:
     moved, samples = module.guidance.moved, module.sampling.samples
     guidance = f"{moved.first:g}" if moved.first == moved.last else f"{moved.first:g} to {moved.last:g} ({moved.kind})"
     if module.dial is not None:
-        guidance = f"1 to {guidance}, by a dial"
+        low, high = (module.guidance.at(setting).scale for setting in (module.dial.low, module.dial.high))
+        guidance = f"{low:g} to {high:g}, by a dial"
     if module.guidance.teacher_system is not None:
         guidance += ", under a system message of its own"
     drawn_by = "" if module.sampler.is_own_loop else f", drawn by {module.sampler}"
@@ -48,6 +46,7 @@ def configured(module: CFGDistillation) -> dict[str, Any]:
         "card": {
             "guidance": module.guidance.strongest,
             "dialled": module.dial is not None,
+            **({} if module.dial is None else {"dial_low": module.dial.low, "dial_high": module.dial.high}),
             "teacher_system": module.guidance.teacher_system or "",
             "losses": {name: type(loss).__name__ for name, loss in losses.items()},
             "start": module.start,
@@ -160,84 +159,6 @@ def _listed(losses: Mapping[str, Loss]) -> str:
 
 def _ties_to_teacher(loss: Loss) -> bool:
     return isinstance(loss, Divergence) and not loss.weight.item() <= 0  # NaN is a problem of the loss, and told there
-
-
-@runtime_checkable
-class WithPrompts(Protocol):
-    """A data module that knows its prompts, as :class:`cfg_distill.data.PromptData` does."""
-
-    prompts: Mapping[str, Sequence[PromptLike]]
-
-
-def prompts_of(data: Any) -> list[Sequence[PromptLike]]:
-    """The prompts of each part of a data module that knows them; none of any other data."""
-    return list(data.prompts.values()) if isinstance(data, WithPrompts) else []
-
-
-def _asked(module: CFGDistillation, prompts: Sequence[PromptLike]) -> list[PromptLike]:
-    """Everything that the student may be asked for some prompts: with each label, where there are some."""
-    if module.conditioner is None or module.conditioner.problems():
-        return [*prompts]
-    return [*prompts, *module.conditioner.every(prompts)]
-
-
-def problems_of_prompts(module: CFGDistillation, data: Any) -> list[Problem]:
-    """Why there can be no samples of the prompts of a data module that was set up, or not of all of them under one teacher."""
-    found = [
-        _problem(each)
-        for given in prompts_of(data)
-        for each in module.student.problems_of_prompts(_asked(module, given))
-    ]
-    found += problems_of_data_for_sampler(module, data)
-    found += _problems_of_contexts([Prompt.of(each) for part in prompts_of(data) for each in part])
-    return list(dict.fromkeys(found))
-
-
-def _problems_of_contexts(prompts: Sequence[Prompt]) -> list[Problem]:
-    """Prompts without a context for the teacher, where others have one."""
-    lacking = [prompt for prompt in prompts if prompt.teacher_prompt is None]
-    if not lacking or len(lacking) == len(prompts):
-        return []
-    text = (
-        f"Prompt `{lacking[0].text}`: expected a `teacher_prompt`, since {len(prompts) - len(lacking)} other prompts have one,"
-        f" but this one and {len(lacking) - 1} more have none. Give one to all, or write `{{prompt}}` for the prompt itself."
-    )
-    return [Problem("", text)]
-
-
-def problems_of_all_lengths(module: CFGDistillation, data: Any) -> list[Problem]:
-    """Which prompts of a data module are too long: all of them, since a fit must not stop in its middle for one."""
-    found = [problem for given in prompts_of(data) for problem in _problems_of_part(module, given)]
-    found = [problem.under("model.sampling") if problem.path else problem for problem in found]
-    return found or _problems_of_labels(module, data)
-
-
-def _problems_of_labels(module: CFGDistillation, data: Any) -> list[Problem]:
-    """Labels that the model reads as nothing, or two of them as the same."""
-    prompts = next(iter(prompts_of(data)), ())[:1]
-    if module.conditioner is None or not prompts:
-        return []
-    tensors = module.student.encode(module.conditioner.every(prompts)).tensors
-    read = {str([tensor[label].tolist() for tensor in tensors.values()]) for label in range(module.conditioner.values)}
-    if len(read) == module.conditioner.values:
-        return []
-    text = (
-        f"expected labels that the model can tell apart, but it reads {module.conditioner.values} labels in"
-        f" {len(read)} ways. Give other `@.init_args.words`, or an `@.init_args.condition` that its template does not drop,"
-        " such as `prefix`."
-    )
-    return [Problem("", text, "model.conditioner")]
-
-
-def _problems_of_part(module: CFGDistillation, given: Sequence[PromptLike]) -> list[Problem]:
-    """Which prompts leave no positions for samples: as the student reads them, or else as the teacher does."""
-    student, sampling, of_teacher = module.student, module.sampling, module.guidance.of_teacher(given)
-    is_same = of_teacher == list(given)
-    found = problems_of_lengths(student, _asked(module, given), sampling, module.guidance if is_same else None)
-    if found or is_same:
-        return found
-    found = problems_of_lengths(student, of_teacher, sampling, module.guidance)
-    return [replace(each, text=f"As the teacher reads it: {each.text}") for each in found]
 
 
 def problems_of_trainer(trainer: Trainer) -> list[Problem]:

@@ -120,9 +120,9 @@ def _short(models: Sequence[str]) -> dict[str, str]:
 
 
 def _name(point: Point, among: Sequence[Point]) -> str:
-    """The name of a system: its model, and the settings that tell it from the others."""
+    """The name of a system: its model, its guidance and its dial, and the temperature where there are several."""
     parts = [_short([each.model for each in among])[point.model].rstrip("/")]
-    if point.guidance != 1 and len({each.guidance for each in among}) > 1:
+    if point.guidance != 1:
         parts.append(f"guidance {point.guidance:g}")
     if point.dial is not None:
         parts.append(f"dial {point.dial:g}")

@@ -49,6 +49,15 @@ def problems_of_scales(scales: Sequence[float], negative: str | None = None) -> 
     ]
 
 
+def remarks_on_scales(scales: Sequence[float]) -> list[Problem]:
+    """A remark on a scale at which the prompt counts for nothing."""
+    text = (
+        "0 samples the negative branch alone, at two forward passes per token. For samples of the prompt without guidance, set"
+        " 1."
+    )
+    return [Problem("guidance", text)] if 0 in scales else []
+
+
 def problems_of_sampling(sampling: Sampling, longest: int | None) -> list[Problem]:
     """Problems of the sampling settings, whose keys are fields of the request."""
     if math.isfinite(sampling.temperature):

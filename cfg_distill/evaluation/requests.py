@@ -6,6 +6,7 @@ values. Their problems name their own fields, which a command renders as its opt
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -23,6 +24,7 @@ from cfg_distill.evaluation.refusals import (
     problems_of_model,
     problems_of_sampling,
     problems_of_scales,
+    remarks_on_scales,
 )
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
 from cfg_distill.folders import is_adapter
@@ -30,6 +32,7 @@ from cfg_distill.folders.dials import problems_of_dial, remarks_on_dial
 from cfg_distill.folders.history import remarks_on_guiding
 from cfg_distill.generators import Generator, Guidance, Prompt, PromptLike, open_generator
 from cfg_distill.generators.length import asked_length
+from cfg_distill.generators.songs import Songs
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling import Samples, Sampling, draw, positions_left, problems_of_lengths
 
@@ -142,7 +145,7 @@ class _Samples:
         self.renderer = Renderer()
         self.generator = open_generator(request.model, request.dial, dtype=request.dtype)
         self.guidance = Guidance(request.guidance, request.negative, negative_system=request.negative_system)
-        named = {} if request.melody is None else {"melody": request.melody}
+        self.named = named = {} if request.melody is None else {"melody": request.melody}
         named |= {name: text for name, _, text in (each.partition("=") for each in request.conditions)}
         self.prompts: list[PromptLike] = [Prompt(text, **named) if named else text for text in request.prompts]
         self.problems = [Problem("conditions", f"expected NAME=TEXT, but got {each!r}.") for each in request.conditions
@@ -157,7 +160,7 @@ class _Samples:
             request.samples, 1 if length is None else length, request.temperature, request.top_k, request.top_p
         )
         self._check_numbers(self.generator.longest_sample if readable else None)
-        self.remarks += remarks_on_guiding([request.model], [request.guidance])
+        self.remarks += remarks_on_scales([request.guidance]) + remarks_on_guiding([request.model], [request.guidance])
         self.remarks += remarks_on_dial(request.model, request.dial)
         self.folder = request.out
         if readable:
@@ -186,6 +189,7 @@ class _Samples:
     def _check_model(self) -> None:
         request, generator = self.request, self.generator
         self.problems += problems_of_anneal(request.anneal, generator)
+        self.problems += _problems_of_fields(generator, self.named)
         if request.melody is not None and generator.frame_rate is None:
             text = f"is for models of sound, but `{request.model}` writes text. Leave it out."
             self.problems.append(Problem("melody", text))
@@ -210,6 +214,21 @@ class _Samples:
                 return
             self.sampling.max_new_tokens = MOST_TOKENS if left is None else max(1, min(MOST_TOKENS, left))
         self.problems += problems_of_lengths(self.generator, self.prompts, self.sampling, self.guidance)
+
+
+def _problems_of_fields(generator: Generator, given: Mapping[str, str]) -> list[Problem]:
+    """Fields that a model of songs reads beside each prompt, and that were not given."""
+    if not isinstance(generator, Songs):
+        return []
+    lacking = [name for name in generator.required if not given.get(name, "").strip()]
+    if not lacking:
+        return []
+    words = shlex.join(f"{name}={' '.join(generator.example[name].split())}" for name in lacking)
+    text = (
+        f"expected {', '.join(generator.required)}, which `{generator.path}` reads beside the prompt, but"
+        f" {', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} missing. Add `@.conditions` {words}."
+    )
+    return [Problem("conditions", text)]
 
 
 @dataclass(frozen=True)
@@ -309,6 +328,7 @@ class Points:
             self._check_lengths(generators)
         self._choose_metrics(list(generators.values()))
         self.problems = list(dict.fromkeys(self.problems))
+        self.remarks += remarks_on_scales([point.guidance for point in self.request.points])
         for point in self.request.points:
             self.remarks += remarks_on_guiding([point.model], [point.guidance]) + remarks_on_dial(
                 point.model, point.dial

@@ -136,8 +136,9 @@ def _about(folder: Path, history: History) -> str:
         return f"{kind}, trained to sample as {base} does{context}. It carries no guidance."
     if history.dialled and is_adapter(folder):
         return (
-            f"{kind}, with a dial: its scale is the scale of guidance. At scale s, from 0 to 1, the model samples, with one"
-            f" forward pass per token, as {base} does under classifier-free guidance of scale {_gamma_of_dial(history)}"
+            f"{kind}, with a dial: its scale is the scale of guidance. At scale s, from {history.dial_low:g} to"
+            f" {history.dial_high:g}, the model samples, with one forward pass per token, as {base} does under classifier-free"
+            f" guidance of scale {_gamma_of_dial(history)}"
             f"{context}."
         )
     scale = "" if history.guidance is None else f" of scale {history.guidance:g}"

@@ -28,9 +28,11 @@ def problems_of_dial(model: str, dial: float | None, adapter: bool, key: str = "
 
 def remarks_on_dial(model: str, dial: float | None) -> list[Problem]:
     """What a setting of the dial means for an adapter, under the key ``dial``."""
-    if dial is None:
-        return []
     made = history_of(model)
+    if dial is None:
+        if made is None or not made.dialled or made.dial_high == 1:
+            return []
+        dial = 1.0  # all of the adapter, which is beyond what was trained
     if made is None or not made.dialled:
         text = (
             f"`{model}` was not trained with a dial. Its change times {dial:g} is a model between it and its base, of no known"
@@ -38,5 +40,6 @@ def remarks_on_dial(model: str, dial: float | None) -> list[Problem]:
         )
         return [Problem("dial", text)]
     gamma = "" if made.guidance is None else f", which is guidance {1 + dial * (made.guidance - 1):g}"
-    beyond = ". It was trained from 0 to 1" if dial > 1 else ""
+    is_beyond = dial > made.dial_high or 0 < dial < made.dial_low  # 0 is the base, whatever was trained
+    beyond = f". It was trained from {made.dial_low:g} to {made.dial_high:g}" if is_beyond else ""
     return [Problem("dial", f"`{model}` at {dial:g}{gamma}{beyond}.")]

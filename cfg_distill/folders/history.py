@@ -60,6 +60,8 @@ class History:
         shares: of a merge: its weights.
         parents: of a merge: name -> history of each model.
         dialled: whether the scale of the adapter is a dial for guidance: none at 0, ``guidance`` at 1.
+        dial_low: the lowest setting of the dial that was trained.
+        dial_high: the highest.
         teacher_system: the system message that the teacher read, and the student did not; empty without one.
         relative_to: the student that an adapter is the difference to; empty where it is no difference.
         measured: the point of a study's front: quality and diversity, each metric -> mean, low, high; empty without.
@@ -81,6 +83,8 @@ class History:
     shares: Sequence[float] = field(default_factory=list)
     parents: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     dialled: bool = False
+    dial_low: float = 0.0
+    dial_high: float = 1.0
     teacher_system: str = ""
     relative_to: str = ""
     measured: Mapping[str, Any] = field(default_factory=dict)
@@ -143,6 +147,8 @@ def of_student(
         recipe=_recipe_of(checkpoint),
         distilled=card.get("guidance") != 1,
         dialled=bool(card.get("dialled")),
+        dial_low=float(card.get("dial_low", 0.0)),
+        dial_high=float(card.get("dial_high", 1.0)),
         teacher_system=str(card.get("teacher_system") or ""),
         relative_to=shown(relative_to) if relative_to else "",
         step=step,
@@ -160,7 +166,11 @@ def _recipe_of(checkpoint: Path) -> str:
 
 
 def of_merge(
-    models: Mapping[str, str | Path], method: str, shares: Sequence[float], base: str | None = None
+    models: Mapping[str, str | Path],
+    method: str,
+    shares: Sequence[float],
+    base: str | None = None,
+    start: str | Path | None = None,
 ) -> History:
     """The history of a merge.
 
@@ -169,23 +179,57 @@ def of_merge(
         method: of the merge.
         shares: its weights.
         base: the base of adapters; None for whole models.
+        start: the folder that all models were trained from, where the method takes one; None for the base of adapters.
     """
     known = {name: history_of(path) for name, path in models.items()}
     first = next((each for each in known.values() if each is not None), None)
     if first is None:
         first = replace(of_base(base or str(next(iter(models.values())))), distilled=False)
-    guidance = {each.guidance for each in known.values() if each is not None}
-    dialled = method in MEANS and all(each is not None and each.dialled for each in known.values())
+    made = [each or History("") for each in known.values()]
+    guidance = _guidance_of_merge(made, method, shares, None if start is None else history_of(start))
+    low, high = max(each.dial_low for each in made), min(each.dial_high for each in made)
     parents = {name: {} if each is None else asdict(replace(each, parents={})) for name, each in known.items()}
     return replace(
-        History(first.base, first.hub, first.licence, first.base_is_on_hub, first.distilled),
-        dialled=dialled and len(guidance) == 1,
-        guidance=guidance.pop() if len(guidance) == 1 else None,
+        History(first.base, first.hub, first.licence, first.base_is_on_hub, first.distilled and guidance != 1),
+        dialled=method in MEANS and all(each.dialled for each in made) and guidance is not None and low <= high,
+        dial_low=low,
+        dial_high=high,
+        guidance=guidance,
         method=method,
         shares=list(shares),
         parents=parents,
         versions=versions(),
     )
+
+
+def _guidance_of_merge(
+    models: Sequence[History], method: str, shares: Sequence[float], start: History | None
+) -> float | None:
+    r"""The gamma of a merge; None where nothing tells it.
+
+    A mean of models of one gamma has that gamma. An adapter with a dial whose change is multiplied by w has
+    :math:`1 + w\,(\gamma - 1)`. A difference to it (``relative_to``) changes the diversity, and not gamma.
+
+    Args:
+        models: that were merged; one that says nothing of itself has no known gamma.
+        method: of the merge.
+        shares: its weights.
+        start: the student that all models were trained from; None where that is a base.
+    """
+    (gamma, *others) = {each.guidance for each in models}
+    if others or gamma is None:
+        return None
+    if method in (*MEANS, "slerp"):
+        return gamma
+    if start is not None:
+        return gamma if method == "liti" and start.guidance == gamma else None
+    scaled = [(each, share) for each, share in zip(models, shares, strict=True) if not each.relative_to]
+    if len(scaled) != 1:
+        return None
+    ((model, share),) = scaled
+    if share == 1:
+        return gamma
+    return 1 + share * (gamma - 1) if model.dialled and share >= 0 else None
 
 
 def terms_of(licence: str) -> str:

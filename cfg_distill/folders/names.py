@@ -47,10 +47,12 @@ def from_hub(loader: Any, path: str, kind: str, subject: str = "Model", **settin
     except Exception as error:  # any: the files are a stranger's, and transformers calls what they say
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        # A line that ends in a colon announces the cause, which is the next one.
+        said = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
         raise ConfigError(
             f"{subject} `{path}`: expected a model folder or a reachable hub name of {kind}, but transformers could not load"
-            f" it: {first.rstrip('.')}.{similar(path)} Without a network, name a folder that holds it."
+            f" it: {said.rstrip('.:')}.{similar(path)} Without a network, name a folder that holds it."
         ) from error
 
 

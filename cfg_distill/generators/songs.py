@@ -8,12 +8,13 @@ Shapes: N rows, K = 1 codebook, T positions, V vocabulary.
 
 from __future__ import annotations
 
+import json
 import re
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import yaml
@@ -37,13 +38,13 @@ class Songs(CausalLM):
 
     Attributes:
         required: the conditions that each prompt must have.
-        example: the conditions of a prompt as JSON, for the message.
+        example: the conditions of a prompt, for messages.
     """
 
     takes_system = False
     takes_tail = False
     required: tuple[str, ...] = ()
-    example = ""
+    example: ClassVar[Mapping[str, str]] = {}
 
     @property
     @abstractmethod
@@ -62,10 +63,11 @@ class Songs(CausalLM):
             else:
                 found += [Problem("", f"Prompt {prompt.text!r}: {said}") for said in self._wrong(prompt)]
         for names, texts in lacking.items():
-            more = f" So do {len(texts) - 1} further prompts." if len(texts) > 1 else ""
+            more = f" {len(texts) - 1} more prompts lack the same." if len(texts) > 2 else ""
+            more = " So does 1 more prompt." if len(texts) == 2 else more
             text = (
                 f"Prompt {texts[0]!r}: expected the conditions {', '.join(self.required)}, but it lacks {', '.join(names)}."
-                f'{more} Add them, in JSON lines as {{"prompt": "...", "conditions": {self.example}}}.'
+                f'{more} Add them, in JSON lines as {{"prompt": "...", "conditions": {json.dumps(self.example)}}}.'
             )
             found.append(Problem("", text))
         return found
@@ -127,7 +129,13 @@ class AceStep(Songs):
 
     conditions = ("lyrics", "bpm", "duration", "keyscale", "timesignature", "language")
     required = conditions[:-1]
-    example = '{"lyrics": "[Instrumental]", "bpm": "96", "duration": "30", "keyscale": "C major", "timesignature": "4"}'
+    example: ClassVar[Mapping[str, str]] = {
+        "lyrics": "[Instrumental]",
+        "bpm": "96",
+        "duration": "30",
+        "keyscale": "C major",
+        "timesignature": "4",
+    }
 
     def __init__(
         self,
@@ -155,7 +163,8 @@ class AceStep(Songs):
 
     def _wrong(self, prompt: Prompt) -> list[str]:
         return [
-            f"expected a whole number from {least} to {most} as `{name}`, but got {value!r}."
+            f"expected a whole number from {least} to {most} as `{name}`, but got {value!r}. Write one, such as"
+            f" {self.example[name]}."
             for name, (least, most) in _RANGES.items()
             if not ((value := prompt.conditions[name].strip()).isdecimal() and least <= int(value) <= most)
         ]
@@ -215,7 +224,7 @@ class YuE(Songs):
 
     conditions = ("lyrics",)
     required = conditions
-    example = r'{"lyrics": "[verse]\nFirst line\nSecond line"}'
+    example: ClassVar[Mapping[str, str]] = {"lyrics": "[verse]\nFirst line\nSecond line"}
 
     def __init__(
         self,

@@ -171,7 +171,7 @@ def merge_adapter_folders(
         carry(sources[-len(models)].folder, folder)
         _write(folder, plan, merged)
         table = provenance(method, weights, sources, with_start, sources[0].base if needs_start else None)
-        record(folder, out.name, table, sources[-len(models) :], sources[0].base)
+        record(folder, out.name, table, sources[-len(models) :], sources[0].base, start if with_start else None)
     return out
 
 

@@ -87,7 +87,7 @@ def merge_folders(
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
         write_weights(folder, shapes, widest, merged, max_shard_bytes)
         table = provenance(method, weights, sources, with_start=start is not None)
-        record(folder, out.name, table, sources[-len(models) :])
+        record(folder, out.name, table, sources[-len(models) :], start=start)
     return out
 
 

@@ -69,7 +69,14 @@ def provenance(
     }
 
 
-def record(folder: Path, name: str, table: dict[str, Any], models: Sequence[Source], base: str | None = None) -> None:
+def record(
+    folder: Path,
+    name: str,
+    table: dict[str, Any],
+    models: Sequence[Source],
+    base: str | None = None,
+    start: str | Path | None = None,
+) -> None:
     """Write the checksums of the weights, ``merge.json`` and the model card.
 
     ``merge.json`` also names carried files of unusual names: the folder can then be replaced as a whole.
@@ -80,12 +87,13 @@ def record(folder: Path, name: str, table: dict[str, Any], models: Sequence[Sour
         table: see :func:`provenance`.
         models: the sources without the start model.
         base: of adapters.
+        start: the folder that all models were trained from, where it was read.
     """
     write_checksums(folder)
     names = [shown(each.path) for each in models]
     names = [one if names.count(one) == 1 else f"{one} ({number})" for number, one in enumerate(names, start=1)]
     paths = {one: each.path for one, each in zip(names, models, strict=True)}
-    write_card(folder, name, of_merge(paths, table["method"], table["weights"], base))
+    write_card(folder, name, of_merge(paths, table["method"], table["weights"], base, start))
     unusual = strangers(folder)
     table |= {CARRIED_KEY: unusual} if unusual else {}
     (folder / MERGE_FILE).write_text(json.dumps(table, indent=2) + "\n")

@@ -201,7 +201,7 @@ def _problems(module: CFGDistillation, data: PromptData) -> list[Problem]:
     found += problems_of(data, under="data.init_args")
     if not found:
         data.setup("fit")
-        found += [each if each.path else each.under("data.init_args") for each in module.problems_of_data(data)]
+        found += [each.under("data.init_args") for each in module.problems_of_data(data)]
     return found
 
 

@@ -61,7 +61,7 @@ class Distillation(Protocol):
 
     def problems_with(self, trainer: Trainer) -> Sequence[str | Problem]: ...
 
-    def problems_of_data(self, data: Any) -> Sequence[str | Problem]: ...
+    def problems_of_data(self, data: Any, stage: str) -> Sequence[str | Problem]: ...
 
 
 @runtime_checkable
@@ -221,7 +221,7 @@ class CommandLine(LightningCLI):
             problems += self._placed(self.model.problems_with(self.trainer), "model")
             if not problems and isinstance(self.datamodule, PromptData):
                 self.datamodule.setup("fit")  # reads the prompts
-                problems = self._placed(self.model.problems_of_data(self.datamodule), "data")
+                problems = self._placed(self.model.problems_of_data(self.datamodule, self.command), "data")
                 problems += self._problems_of_metrics(self.datamodule)
         problems += problems_of_devices(self.trainer)
         if problems:

@@ -15,9 +15,10 @@ from tiny_fits import PROMPTS, FirstToken, student_of, trainer
 from vllm_stand_in import StandIn, serving
 
 from cfg_distill.data import PromptData
+from cfg_distill.distillation.dial import Dial
 from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.generators import CausalLM, Logits, LoRA
-from cfg_distill.generators.lora import adapter_of
+from cfg_distill.generators.lora import adapter_of, adapter_scaled
 from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, mix
 from cfg_distill.sampling import VLLM, Opening, Rollout, Sampling
 from cfg_distill.sampling.samples import Samples
@@ -46,13 +47,18 @@ class Watch(Callback):
         self.staleness.append(outputs["samples"].rollout.steps_behind)
 
 
-def fit(tiny_model: str, folder: Path, url: str, staleness: int, steps: int = 4) -> tuple[Watch, Any]:
+def fit(tiny_model: str, folder: Path, url: str, staleness: int, steps: int = 4, dial: Any = None) -> tuple[Watch, Any]:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     watch = Watch()
     sampler = VLLM(url=url, max_staleness=staleness, patience_seconds=30)
     losses = {"kl": ReverseKL(), "diversity": PolicyGradient(FirstToken(), weight=0.5)}
     module = student_of(
-        tiny_model, generator=CausalLM(tiny_model, lora=LoRA(rank=2)), losses=losses, sampler=sampler, seed=3
+        tiny_model,
+        generator=CausalLM(tiny_model, lora=LoRA(rank=2)),
+        losses=losses,
+        sampler=sampler,
+        seed=3,
+        dial=dial,
     )
     trainer([watch], max_steps=steps, limit_val_batches=0).fit(
         module, datamodule=PromptData(str(folder / "prompts.txt"), batch_size=2)
@@ -60,11 +66,12 @@ def fit(tiny_model: str, folder: Path, url: str, staleness: int, steps: int = 4)
     return watch, module
 
 
-@pytest.mark.parametrize("staleness", [0, 1])
+@pytest.mark.parametrize(("staleness", "dial"), [(0, None), (1, None), (1, Dial())])
 def test_each_rollout_is_of_the_student_that_the_staleness_says(
-    tiny_model: str, tmp_path: Path, url: str, staleness: int
+    tiny_model: str, tmp_path: Path, url: str, staleness: int, dial: Dial | None
 ) -> None:
-    watch, _ = fit(tiny_model, tmp_path, url, staleness)
+    """A step behind in its weights, never in the setting of a dial: that one is of the step that learns from the samples."""
+    watch, _ = fit(tiny_model, tmp_path, url, staleness, dial=dial)
     assert watch.staleness == [0, staleness, staleness, staleness]
     student, moved = tiny_adapted(tiny_model), 0
     for step, samples in enumerate(watch.samples):
@@ -72,7 +79,8 @@ def test_each_rollout_is_of_the_student_that_the_staleness_says(
         recorded = []
         for begun in (step - samples.rollout.steps_behind, step):
             _put(student, watch.adapters[begun])
-            predicted = student.predictions(samples.asked, drawn.tokens_NKT, drawn.mask_NKT).whole()
+            with adapter_scaled(student.model, 1.0 if dial is None else dial.at(3, step)):
+                predicted = student.predictions(samples.asked, drawn.tokens_NKT, drawn.mask_NKT).whole()
             own_NKT = predicted.log_softmax(-1).gather(-1, drawn.tokens_NKT[..., None])[..., 0] * drawn.mask_NKT
             recorded.append(torch.allclose(own_NKT, drawn.log_probs_NKT, atol=1e-3))
         assert recorded[0], f"step {step}: samples of another student"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import lightning as L
 import pytest
 import torch
 from tiny import tiny_folder
-from tiny_fits import student_of, trainer
+from tiny_fits import FirstToken, student_of, trainer
 
 from cfg_distill.cli import main
 from cfg_distill.data import PromptData, read_prompts
@@ -17,7 +19,7 @@ from cfg_distill.distillation.off_policy import to_learn_from
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Prompt
 from cfg_distill.guidance import Guidance, guided_logits
-from cfg_distill.losses import ForwardKL, ReverseKL
+from cfg_distill.losses import CrossEntropy, ForwardKL, PolicyGradient, ReverseKL
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
 
@@ -134,6 +136,11 @@ def test_the_column_of_each_kind_of_file(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"prompt": "w1", "teacher_prompt": 3}\n')
     with pytest.raises(Exception, match=r"line 1: expected text in `teacher_prompt`, but got int"):
         read_prompts(tmp_path / "b.jsonl")
+    (tmp_path / "c.jsonl").write_text(
+        '{"prompt": "w1", "teacher_prompt": null}\n{"prompt": "w2", "teacher_prompt": " "}\n'
+    )
+    with pytest.raises(ConfigError, match=r"c.jsonl`, line 2: expected text in `teacher_prompt`, but it is empty"):
+        read_prompts(tmp_path / "c.jsonl")
 
 
 def test_the_context_of_the_teacher_is_no_condition(
@@ -153,19 +160,102 @@ def test_the_context_of_the_teacher_is_no_condition(
     assert f"Option `--condition`: {wrong}" in capsys.readouterr().err
 
 
-def test_what_is_wrong_with_a_context(
-    chat: str, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
-    """No system message, a prompt that lacks the column, a context that leaves no position; before weights load."""
+def test_a_message_for_the_teacher_takes_a_template(tiny_model: str) -> None:
     (problem,) = student_of(tiny_model, guidance=Guidance(1.0, teacher_system="w9")).problems()
     assert str(problem).startswith("Key `guidance.teacher_system`: expected a model under a chat template")
-    long = " ".join(["w4"] * 60)
-    (tmp_path / "some.jsonl").write_text('{"prompt": "w1", "teacher_prompt": "w2"}\n{"prompt": "w3"}\n')
-    (tmp_path / "long.jsonl").write_text(f'{{"prompt": "w1", "teacher_prompt": "{long}"}}\n')
-    for name, expected in (
-        ("some", "Prompt `w3`: expected a `teacher_prompt`, since 1 other prompts have one"),
-        ("long", "As the teacher reads it: "),
-    ):
-        module = student_of(chat, guidance=Guidance(1.0))
-        with pytest.raises(Exception, match=expected):
-            trainer([], tmp_path, max_steps=1).fit(module, datamodule=PromptData(str(tmp_path / f"{name}.jsonl")))
+
+
+LONG = " ".join(["w4"] * 60)
+IN_TRAIN = "Key `data.init_args.train`: `.*train.jsonl`: "
+ROOM = "expected at most 56 positions for prompt"
+SYSTEM_LONG = f"Key `model.guidance.teacher_system`: {ROOM} `w1` with this system message"
+COLUMN_LONG = f"{IN_TRAIN}{ROOM} `w1` with its `teacher_prompt`, since"
+LACKS = "Prompt `w3`: expected a `teacher_prompt`, since 1 other prompt has one, but "
+ROWS = {
+    "own": '{"prompt": "w1", "teacher_prompt": "w2 {prompt}"}\n',
+    "long": f'{{"prompt": "w1", "teacher_prompt": "{LONG}"}}\n',
+    "plain": '{"prompt": "w3"}\n',
+}
+SYSTEM = {"teacher_system": LONG}
+CASES: list[tuple[str, str, dict[str, Any], str, str]] = [
+    ("own plain", "", {}, IN_TRAIN + LACKS + "this one has none", "write `{prompt}`"),
+    ("own plain", "plain", {}, IN_TRAIN + LACKS + "this one and 1 more have none", ""),
+    ("own", "plain", {}, (IN_TRAIN + LACKS).replace("train", "validation").replace("w3", "w9"), "this one has none"),
+    ("own long", "own", {}, COLUMN_LONG, "but the teacher reads 62. Shorten its `teacher_prompt`, or lower"),
+    (
+        "own",
+        "own",
+        SYSTEM,
+        f"{SYSTEM_LONG} and its `teacher_prompt`, since",
+        "Shorten one of the two, or lower",
+    ),
+    (
+        "plain",
+        "plain",
+        SYSTEM,
+        SYSTEM_LONG.replace("w1", "w3"),
+        "but the teacher reads 64. Shorten it, or lower",
+    ),
+    ("plain", "plain", {}, "Key `model.guidance.scale`: expected a teacher to learn from, but at 1", "the loss is 0"),
+    (
+        "plain",
+        "plain",
+        {"scale": 2.0, "negative": f"{LONG} {LONG}"},
+        "Key `model.guidance.negative`: Negative prompt `w4 w4",
+        "at most 56",
+    ),
+    (
+        "own",
+        "",
+        {"scale": 2.0, "negative_system": LONG},
+        "Key `model.guidance.negative_system`: Negative prompt `w2 w1` with its system message: expected at most 56",
+        "Shorten it.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("train", "validation", "guidance", "begins", "holds"), CASES)
+def test_what_is_wrong_with_a_context(
+    chat: str, tmp_path: Path, train: str, validation: str, guidance: dict[str, Any], begins: str, holds: str
+) -> None:
+    """A prompt that lacks the column, a context that leaves no position, none at all: one problem, before weights load."""
+    shutil.copytree(chat, tmp_path / "broken")
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"no weights")
+    (tmp_path / "train.jsonl").write_text("".join(ROWS[row] for row in train.split()))
+    held_out = "".join(ROWS[row] for row in validation.split()).replace("w1", "w8").replace("w3", "w9")
+    (tmp_path / "validation.jsonl").write_text(held_out)
+    module = student_of(
+        str(tmp_path / "broken"), guidance=Guidance(**{"scale": 1.0} | guidance), losses={"kl": ReverseKL()}
+    )
+    data = PromptData(str(tmp_path / "train.jsonl"), str(tmp_path / "validation.jsonl") if validation else "")
+    with pytest.raises(ConfigError) as caught:
+        trainer([], tmp_path, max_steps=1).fit(module, datamodule=data)
+    (problem,) = map(str, caught.value.problems)
+    assert re.match(begins, problem) and holds in problem, problem
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "refused"),
+    [
+        ({}, '{"prompt": "w1"}\n', True),
+        ({}, '{"prompt": "w1", "teacher_prompt": "{prompt}"}\n', True),  # the prompt itself
+        ({"losses": {"kl": ReverseKL(), "other": ForwardKL()}}, '{"prompt": "w1"}\n', True),
+        ({}, '{"prompt": "w1", "teacher_prompt": "w2 {prompt}"}\n', False),
+        ({"guidance": Guidance(1.0, schedule="linear", final_scale=2.0)}, '{"prompt": "w1"}\n', False),
+        ({"guidance": Guidance(1.0, teacher_system="w9")}, '{"prompt": "w1"}\n', False),
+        ({"start": "elsewhere"}, '{"prompt": "w1"}\n', False),
+        ({"dropout": True}, '{"prompt": "w1"}\n', False),
+        ({"losses": {"kl": ReverseKL(), "reward": PolicyGradient(FirstToken())}}, '{"prompt": "w1"}\n', False),
+        ({"losses": {"sft": CrossEntropy()}, "off_policy": True}, '{"prompt": "w1"}\n', False),
+        ({"allow_no_teacher": True}, '{"prompt": "w1"}\n', False),
+    ],
+)
+def test_a_teacher_that_is_the_student_itself_teaches_nothing(
+    chat: str, tmp_path: Path, settings: dict[str, Any], rows: str, refused: bool
+) -> None:
+    (tmp_path / "train.jsonl").write_text(rows)
+    data = PromptData(str(tmp_path / "train.jsonl"))
+    data.setup("fit")
+    module = student_of(chat, **({"guidance": Guidance(1.0), "losses": {"kl": ReverseKL()}} | settings))
+    assert ["model.guidance.scale"] * refused == [each.path for each in module.problems_of_data(data)]
+    assert not module.problems_of_data(data, "validate")  # the distance to the base can be of interest

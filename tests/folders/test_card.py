@@ -15,6 +15,8 @@ from tiny_fits import FirstToken, batches, student_of, trainer
 from transformers import GenerationConfig
 
 from cfg_distill.cli import main
+from cfg_distill.evaluation import EvaluateRequest
+from cfg_distill.evaluation.models import _name
 from cfg_distill.files import make_readable, strangers
 from cfg_distill.folders.card import tell_measured, write_card
 from cfg_distill.folders.history import History, history_of, of_base, remarks_on_guiding, shown, terms_of
@@ -172,6 +174,10 @@ def test_one_model_is_guided_and_the_others_are_not(base: Path, students: Path, 
     assert [each["name"] for each in systems] == ["my-base", "my-base, guidance 2", "whole", "adapter, guidance 1.5"]
     err = capsys.readouterr().err
     assert err.count("overshoots") == 1 and f"`{students / 'adapter'}` was distilled" in err
+    for scale, named in (("0", "my-base, guidance 0"), ("2", "my-base, guidance 2"), ("1", "my-base")):
+        request = EvaluateRequest([f"{base}@{scale}"], tmp_path / "prompts.txt", metrics=tmp_path / "metrics.yaml")
+        assert _name(request.points[0], request.points) == named  # of one point alone, too
+        assert any("0 samples the negative branch alone" in each.text for each in request.remarks()) == (scale == "0")
     (tmp_path / "odd@2").mkdir()  # a folder of such a name is no guided model
     assert main(["evaluate", "--model", str(tmp_path / "odd@2"), *words]) == 2
     assert "odd@2` holds no config.json" in capsys.readouterr().err

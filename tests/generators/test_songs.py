@@ -12,13 +12,15 @@ import torch
 from tiny_songs import ACE_PROMPT, NUM_CODES, YUE_PROMPT, tiny_ace_step, tiny_yue
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
+from cfg_distill import CFGDistillation
 from cfg_distill.cli import fit, main
-from cfg_distill.data import read_prompts
+from cfg_distill.data import PromptData, read_prompts
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import RECIPES
 from cfg_distill.folders.history import of_base
 from cfg_distill.generators import AceStep, CausalLM, Guidance, Guided, LoRA, Prompt, YuE, open_generator
 from cfg_distill.generators.songs import Songs
+from cfg_distill.losses import ReverseKL
 from cfg_distill.sampling import Sampling, rollout
 
 ACE = Prompt("warm jazz", **ACE_PROMPT)
@@ -123,15 +125,46 @@ def test_prompts_without_their_fields_are_one_message(ace: AceStep, yue: YuE) ->
     first, second = AceStep(ace.path).problems_of_prompts(bare)  # before weights are loaded
     named = "lyrics, bpm, duration, keyscale, timesignature"
     assert f"Prompt 'a waltz': expected the conditions {named}, but it lacks {named}." in str(first)
-    assert "So do 1 further prompts." in str(first) and '"keyscale": "C major"' in str(first)
+    assert "So does 1 more prompt." in str(first) and '"keyscale": "C major"' in str(first)
     assert "Prompt 'a reel'" in str(second) and "lacks bpm, duration, keyscale, timesignature." in str(second)
     (problem,) = ace.problems_of_prompts([Prompt("a", **{**ACE_PROMPT, "bpm": "fast"})])
-    assert "a whole number from 30 to 300 as `bpm`, but got 'fast'" in str(problem)
+    assert "a whole number from 30 to 300 as `bpm`, but got 'fast'. Write one, such as 96." in str(problem)
     (problem,) = ace.problems_of_prompts([Prompt("a", **ACE_PROMPT, melody="a.wav")])
     assert "carries the condition `melody`" in str(problem)
     (problem,) = yue.problems_of_prompts([Prompt("a", lyrics="no label")])
     assert "found no label" in str(problem)
     assert not ace.problems_of_prompts([ACE]) and not yue.problems_of_prompts([Prompt("a", **YUE_PROMPT)])
+
+
+def test_fields_are_asked_for_where_the_prompt_came_from(
+    ace: AceStep, yue: YuE, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """On the command line by its option, which can be pasted; in a fit by the key and the file."""
+    for model, given, lacking, words in (
+        (ace, [], "lyrics, bpm, duration, keyscale, timesignature are", "'lyrics=[Instrumental]' bpm=96 duration=30"),
+        (ace, [f"{name}={text}" for name, text in ACE_PROMPT.items() if name != "bpm"], "bpm is", "bpm=96"),
+        (yue, [], "lyrics is", "'lyrics=[verse] First line Second line'"),
+    ):
+        folder = tmp_path / type(model).__name__
+        folder.mkdir(exist_ok=True)
+        model.save(folder)
+        words_given = ["--condition", *given] if given else []
+        assert main(["generate", "--model", str(folder), "--prompt", "a waltz", *words_given]) == 2
+        err = capsys.readouterr().err
+        assert (
+            "Option `--condition`: expected lyrics" in err
+            and f"but {lacking} missing. Add `--condition` {words}" in err
+        )
+        assert "JSON" not in err
+    (tmp_path / "train.jsonl").write_text('{"prompt": "a waltz"}\n')
+    module = CFGDistillation(AceStep(ace.path), {"kl": ReverseKL()})
+    data = PromptData(str(tmp_path / "train.jsonl"))
+    data.setup("fit")
+    (problem,) = module.problems_of_data(data)
+    begins = f"Key `train`: `{tmp_path / 'train.jsonl'}`: Prompt 'a waltz': expected the conditions lyrics, bpm"
+    assert str(problem).startswith(begins) and 'Add them, in JSON lines as {"prompt": "...", "conditions"' in str(
+        problem
+    )
 
 
 def test_other_models_are_refused(folders: dict[str, str], tiny_model: str) -> None:

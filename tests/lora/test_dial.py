@@ -19,7 +19,9 @@ from cfg_distill.callbacks import ExactResume
 from cfg_distill.checkpoints import student_weights
 from cfg_distill.cli import main
 from cfg_distill.distillation.dial import Dial
-from cfg_distill.folders.history import history_of
+from cfg_distill.folders.card import write_card
+from cfg_distill.folders.dials import remarks_on_dial
+from cfg_distill.folders.history import history_of, of_student
 from cfg_distill.generators import CausalLM, LoRA, open_generator
 from cfg_distill.generators.lora import adapter_scaled
 from cfg_distill.guidance import Guidance
@@ -168,6 +170,13 @@ def test_what_a_dial_cannot_work_with(tiny_model: str) -> None:
     assert "Key `dial.power`: expected a number above 0" in found
     lora = CausalLM(tiny_model, lora=LoRA(rank=2))
     assert not student_of(tiny_model, generator=lora, dial=Dial()).problems()
+    for scale, expected in (
+        (-1.0, "at least 0"),
+        (float("nan"), "at least 0"),
+        (0.5, "Raise it, or leave the dial out."),
+    ):
+        (problem,) = student_of(tiny_model, generator=lora, guidance=Guidance(scale), dial=Dial()).problems()
+        assert problem.path == "guidance.scale" and expected in str(problem)
 
 
 # Folders: the card, sampling at a setting, the difference of two students
@@ -202,6 +211,50 @@ def test_the_card_says_that_it_is_dialled(students: Path) -> None:
     assert (
         whole is not None and not whole.dialled and "with a dial" not in (students / "whole" / "README.md").read_text()
     )
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (0.3, 0.7)])
+def test_the_card_and_the_remark_say_what_was_trained(tmp_path: Path, low: float, high: float) -> None:
+    name = str(tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "gpt2"}')
+    card = {"guidance": 3.0, "dialled": True, "dial_low": low, "dial_high": high}
+    write_card(tmp_path, "a", of_student("gpt2", card, tmp_path / "a" / "b.ckpt", 1, "raw"))
+    assert f"At scale s, from {low:g} to {high:g}, the model samples" in (tmp_path / "README.md").read_text()
+    for setting in (None, 0.0, 0.2, 0.5, 0.9, 1.5):
+        remarks = remarks_on_dial(name, setting)
+        assert bool(remarks) == (setting is not None or high < 1)
+        scale = 1.0 if setting is None else setting
+        beyond = scale > high or 0 < scale < low
+        assert all((f"It was trained from {low:g} to {high:g}." in each.text) == beyond for each in remarks)
+        assert all(f"at {scale:g}, which is guidance {1 + 2 * scale:g}." in each.text for each in remarks)
+
+
+def test_the_guidance_of_a_merge(tiny_model: str, students: Path, tmp_path: Path) -> None:
+    quality, whole, difference, plain = (
+        str(students / each) for each in ("quality", "diversity", "difference", "whole")
+    )
+    for number, (method, models, weights, more, expected) in enumerate(
+        (
+            ("liti", [quality], ["0.5"], [], 2.0),
+            ("liti", [quality], ["1"], [], 3.0),
+            ("liti", [quality], ["0"], [], 1.0),
+            ("liti", [whole], ["0.5"], ["--start", quality], 3.0),  # between two students of one gamma
+            ("liti", [plain], ["0.5"], ["--start", tiny_model], None),  # no dial: of no known guidance
+            ("liti", [plain], ["1"], ["--start", tiny_model], 3.0),
+            ("lerp", [plain, tiny_model], ["0.5", "0.5"], [], None),
+            ("lerp", [quality, whole], ["0.5", "0.5"], [], 3.0),
+            ("sum", [quality, difference], ["0.5", "0.3"], [], 2.0),
+            ("sum", [quality, whole], ["0.5", "0.3"], [], None),
+        )
+    ):
+        out = tmp_path / str(number)
+        words = ["merge", "--method", method, "--models", *models, "--weights", *weights, *more, "--out", str(out)]
+        assert main(words) == 0
+        made, text = history_of(out), (out / "README.md").read_text()
+        assert made is not None and made.guidance == expected, words
+        assert made.dialled == (method == "lerp" and expected is not None)
+        assert (f"guidance of scale {expected or 0:g}" in text) == (not made.dialled and expected not in (None, 1.0))
+        assert made.distilled == (expected != 1.0)
 
 
 def test_generate_and_evaluate_turn_the_dial(

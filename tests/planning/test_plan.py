@@ -199,6 +199,10 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["--config", "recipe.yaml", "--model.sampling.max_new_tokens", "999"],
         ["model.sampling.max_new_tokens"],
     ),
+    "a prompt that is too long": (
+        ["--config", "recipe.yaml", "--data.train", "long.txt"],
+        ["Key `data.init_args.train`: `long.txt`: Prompt `w1 w1", "Shorten it."],
+    ),
 }  # fmt: skip
 
 
@@ -210,6 +214,7 @@ def test_bad_input_is_told(
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (folder / "mine.py").write_text(OWN)
+    (folder / "long.txt").write_text("w1 " * 500)
     words, told = BAD[name]
     assert main(["plan", *words]) == 2
     shown = capsys.readouterr()
