@@ -1,4 +1,4 @@
-"""A training step of a LoRA student with a dial, against the same without one; alone: `pytest tests/benchmarks -s -m bench -k dial`."""
+"""A step of a LoRA student with a dial, against one without: `python -m pytest tests/benchmarks -s -m bench -k dial`."""
 
 import statistics
 
