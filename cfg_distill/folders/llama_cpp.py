@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 import shlex
@@ -18,6 +19,8 @@ from cfg_distill.folders.names import resolve
 WHOLE, ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 FOLDER = "LLAMA_CPP"
 """The variable of the environment that names llama.cpp's folder."""
+NEAREST = 3
+"""So many of the names that the converter knows are named where it does not know one."""
 SECONDS = 120
 """The longest time for the list of architectures: the converter imports torch first."""
 
@@ -84,11 +87,10 @@ class Conversion:
         if self.file.exists() and not overwrite:
             found.append(Problem("gguf", f"`{self.file}` exists. Name another `@.out`, or pass `@.overwrite`."))
         try:
-            known = self._known()
-            if known and self.architecture not in known:
+            if known := self._unless_known():
                 text = (
                     f"expected an architecture that llama.cpp's converter knows, but `{self.base}` is a"
-                    f" {self.architecture or 'model without a named one'}. It knows {', '.join(sorted(known))}. Leave this out."
+                    f" {self.architecture or 'model without a named one'}. {known} Leave this out."
                 )
                 found.append(Problem("gguf", text))
         except ConfigError as error:
@@ -135,8 +137,8 @@ class Conversion:
         convert = [*python, str(folder / ADAPTER), str(self.out), *named, "--outfile", file, *exact]
         return first, convert, ["llama-server", "-m", of_base, "--lora", file]
 
-    def _known(self) -> set[str]:
-        """The architectures that the converter knows; none where it is not at hand, or cannot say.
+    def _unless_known(self) -> str:
+        """What the converter knows in place of this architecture; empty where it knows this one, or cannot say.
 
         Raises:
             ConfigError: it cannot run.
@@ -144,9 +146,13 @@ class Conversion:
         if self.converter is None:
             # Without the converter, what it surely does not know: models of sound.
             causal = self.architecture.endswith(("ForCausalLM", "LMHeadModel"))
-            return set() if causal else {"causal language models"}
-        said = _output([sys.executable, str(self.converter), "--print-supported-models"])
-        return set(re.findall(r"^\W*(?:\w+:)*\s*-\s+(\w+)\s*$", said, re.MULTILINE))
+            return "" if causal else "It knows causal language models."
+        lists = [sys.executable, str(self.converter), "--print-supported-models"]
+        known = re.findall(r"^\W*(?:\w+:)*\s*-\s+(\w+)\s*$", _output(lists), re.MULTILINE)
+        if not known or self.architecture in known:
+            return ""
+        near = difflib.get_close_matches(self.architecture, sorted(set(known)), NEAREST, cutoff=0)
+        return f"It knows {len(set(known))}, the nearest {', '.join(near)}; `{shlex.join(lists)}` lists all."
 
 
 def _output(words: list[str]) -> str:

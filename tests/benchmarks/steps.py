@@ -6,7 +6,9 @@ Each runs under its own trainer, whose hooks wait for the benchmark before every
 from __future__ import annotations
 
 import os
+import time
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,12 +40,12 @@ class Clock:
             self.answer = {"seconds": self.recorded.seconds(), "flops": self.recorded.flops}
         if word == "record":
             self.recorded.__enter__()
-        self.word, self.began = word, now()
+        self.word, self.began, self.worked = word, now(), time.process_time()
         return word
 
     def end(self) -> None:
         """Stop it."""
-        self.answer = {"seconds": now() - self.began, "peak": peak()}
+        self.answer = {"seconds": now() - self.began, "worked": time.process_time() - self.worked, "peak": peak()}
         if self.word == "record":
             self.recorded.__exit__(None, None, None)
 
@@ -92,6 +94,50 @@ def ours(channel: Channel) -> None:
         callbacks=[Hooks()],
     )
     trainer.fit(module, torch.utils.data.DataLoader([PROMPTS] * NEVER, batch_size=None))
+
+
+def adapter(channel: Channel) -> None:
+    """Words: ``dial``, ``plain`` (no dial). A LoRA student of the shipped tunes, in the batch of recipes/tunes/lora_dial.yaml.
+
+    Every step is the same work: the adapter stays zero, and the random numbers are those of the first step, so that all steps
+    draw and score the same samples.
+    """
+    import lightning as L
+
+    from cfg_distill import CFGDistillation
+    from cfg_distill.distillation.dial import Dial
+    from cfg_distill.generators import CausalLM, LoRA
+    from cfg_distill.guidance import Guidance
+    from cfg_distill.losses import ReverseKL
+    from cfg_distill.sampling import Rollout, Sampling
+
+    clock = Clock(channel)
+    prompts = Path("recipes/tunes/prompts/train.txt").read_text(encoding="utf-8").splitlines()[:8]
+
+    class Same(CFGDistillation):
+        def rollout(self, prompts: Any, seed: Any = 0) -> Rollout:
+            return super().rollout(prompts, 0)
+
+    class Hooks(L.Callback):
+        def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
+            module.dial = Dial() if clock.begin() == "dial" else None
+
+        def on_train_batch_end(self, *rest: Any) -> None:
+            clock.end()
+
+    module = Same(
+        CausalLM("tunes:base", lora=LoRA(rank=16, alpha=32)),
+        {"kl": ReverseKL()},
+        Guidance(SCALE),
+        Sampling(samples=SAMPLES, max_new_tokens=80),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.0),
+        measure_gradients_every=0,
+    )
+    trainer = L.Trainer(
+        accelerator="gpu" if DEVICE == "cuda" else "cpu", devices=1, max_steps=NEVER, logger=False, callbacks=[Hooks()],
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader([prompts] * NEVER, batch_size=None))
 
 
 def trl(channel: Channel) -> None:

@@ -273,6 +273,11 @@ def test_the_export_is_transformers_own(
     with torch.no_grad():
         rows = (PROMPTS, drawn.tokens_NKT, drawn.mask_NKT)
         torch.testing.assert_close(student.logits(*rows), module.student.logits(*rows))
+    sounds = (each.decode(drawn.tokens_NKT, drawn.mask_NKT) for each in (student, module.student))
+    for after, before in zip(*sounds, strict=True):  # the exported codec plays what the trained student played
+        assert (
+            after.rate == before.rate and torch.equal(after.samples, before.samples) and before.samples.abs().max() > 0
+        )
     words = ["--prompt", "Hi there.", "--seconds", "0.01", "--samples", "2", "--out", "sounds"]
     assert main(["generate", "--model", "student", *words]) == 0
     assert len(list(Path("sounds").glob("*.wav"))) == 2

@@ -27,6 +27,12 @@ def main() -> int:
     engines = given.engines.split(",")
     if unknown := [name for name in engines if name not in ENGINES]:
         parser.error(f"--engines: expected some of {', '.join(ENGINES)}, but got {', '.join(unknown)}.")
+    missing = [str(file) for name in ("quality", "diversity") if given.students is not None
+               and not (file := given.students / name / "adapter_config.json").is_file()]  # fmt: skip
+    if missing:
+        parser.error(
+            f"--students: expected adapter folders `quality` and `diversity`, but there is no {', no '.join(missing)}."
+        )
     environment = Environment(given.cache.resolve())
     if given.inside:
         from serving.checking import check

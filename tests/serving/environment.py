@@ -144,13 +144,15 @@ class Environment:
         run(["nice", "-n", "5", "cmake", "--build", built, "--target", "llama-server", "-j", "2"], **tools)
 
     def vllm(self) -> str:
-        """Install vLLM unless it is there; returns why it cannot be had, or nothing."""
+        """Install vLLM unless it is there, or was refused before; returns why it cannot be had, or nothing."""
         if self.vllm_python.is_file() and not self._stale("vllm", VLLM):
             return ""
         if "SERVE_VLLM" in os.environ:
             return (
                 "" if self.vllm_python.is_file() else f"SERVE_VLLM names no environment: there is no {self.vllm_python}"
             )
+        if not self._stale("vllm-refused", VLLM, sys.version):
+            return self._refused()
         torch = next(line for line in (ROOT / "constraints.txt").read_text().split() if line.startswith("torch=="))
         pip = [self.vllm_python, "-m", "pip"]
         try:
@@ -159,13 +161,24 @@ class Environment:
             run([*pip, "install", "-q", VLLM])
             run([*pip, "uninstall", "-q", "-y", *OF_ANOTHER_TORCH])
         except SystemExit as error:
-            return f"{VLLM} cannot be installed here ({error})"
+            self._refuse(f"{VLLM} cannot be installed here ({str(error).rstrip('.')})")
+            return self._refused()
+        (self.cache / ".vllm-refused").unlink(missing_ok=True)
         self._stamp("vllm", VLLM)
         return ""
 
+    def _refuse(self, reason: str) -> None:
+        """Remember why vLLM cannot be had, so that no later call asks the index again."""
+        self.cache.mkdir(parents=True, exist_ok=True)
+        (self.cache / ".vllm-refused").write_text(f"{_digest([VLLM, sys.version])}\n{reason}")
+
+    def _refused(self) -> str:
+        file = self.cache / ".vllm-refused"
+        return f"{file.read_text().partition(chr(10))[2]}; remove {file} to try again"
+
     def _stale(self, part: str, *made_from: str) -> bool:
         file = self.cache / f".{part}"
-        return not file.is_file() or file.read_text() != _digest(made_from)
+        return not file.is_file() or file.read_text().partition("\n")[0] != _digest(made_from)
 
     def _stamp(self, part: str, *made_from: str) -> None:
         (self.cache / f".{part}").write_text(_digest(made_from))

@@ -11,17 +11,18 @@ import time
 import urllib.request
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from serving.checks import Checks, Text, Texts, compare, difference
 from serving.environment import run
 from serving.students import ADAPTERS, ALL, PROMPTS, TOKENS, Students
+from serving.turns import in_turns, median
 
 AT_ONCE = 7
-RUNS = 5
 TIMED_TOKENS = 128
 CONTEXT = 4096
 GIB = 2**30
@@ -66,12 +67,13 @@ class Server:
 
 
 @contextmanager
-def serving(students: Students, *words: str) -> Iterator[Server]:
-    """A server until the context ends."""
+def serving(students: Students, *words: str, shown: bool = True) -> Iterator[Server]:
+    """A server until the context ends; its command is printed unless the caller prints it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    print(f"  $ llama-server {' '.join(words)}", flush=True)
+    if shown:
+        print(_command(words), flush=True)
     log = students.folder / f"server-{port}.log"
     command = [
         str(students.environment.server),
@@ -174,24 +176,25 @@ def _at_once(server: Server, students: Students, texts: Texts, checks: Checks) -
         with ThreadPoolExecutor(AT_ONCE) as pool:
             return list(pool.map(lambda each: server.tokens(prompt, each), scales)), time.monotonic() - began
 
-    got, seconds = all_of([each.scales for each in chosen.values()])
-    first = {name: texts[name][:1] for name in chosen}
-    checks(
-        *_named(
-            f"{AT_ONCE} different settings at once", compare(first, {n: [g] for n, g in zip(chosen, got, strict=True)})
-        )
-    )
-    alike, shared = all_of([settings["knob 0.5"].scales] * AT_ONCE)
+    turns = in_turns({
+        "different": lambda: all_of([each.scales for each in chosen.values()]),
+        "equal": lambda: all_of([settings["knob 0.5"].scales] * AT_ONCE),
+    })  # fmt: skip
+    different, equal = (turns.of[kind][0][0] for kind in ("different", "equal"))
+    got = {name: [tokens] for name, tokens in zip(chosen, different, strict=True)}
+    checks(*_named(f"{AT_ONCE} different settings at once", compare({name: texts[name][:1] for name in chosen}, got)))
     expected: Text = texts["knob 0.5"][0]
-    told = f"{seconds:.1f} s for {AT_ONCE} different ones, {shared:.1f} s for {AT_ONCE} alike"
-    checks(not any(difference(expected, its) for its in alike), f"{AT_ONCE} equal settings at once", told)
+    checks(not any(difference(expected, its) for its in equal), f"{AT_ONCE} equal settings at once")
+    took = {kind: median([seconds for _, seconds in runs], unit=" s") for kind, runs in turns.of.items()}
+    print(f"    {took['different']} for {AT_ONCE} different ones, {took['equal']} for {AT_ONCE} equal ones; {turns}")
 
 
 def _speed(students: Students, base: str, checks: Checks) -> None:
     """One stream of a student against the two rows of guidance, as two requests of the base in one batch.
 
-    The server has no guidance: nothing mixes the two rows' logits, and each row goes on with its own tokens. So the second
-    column is what guidance costs at least.
+    Every run starts its own server, so that the memory of each run is its own, and no other server lies beside it. The server
+    has no guidance: nothing mixes the two rows' logits, and each row goes on with its own tokens. So two rows are what guidance
+    costs at least.
     """
     prompts = students.prompt_tokens()
     adapters = [str(students.adapter(name)) + ".gguf" for name in ("quality", "diversity")]
@@ -201,7 +204,6 @@ def _speed(students: Students, base: str, checks: Checks) -> None:
         "student, base + 2 adapters": (["-m", base, "--lora", ",".join(adapters), *one], 1, [0.5, 0.5]),
         "base, 2 rows": (["-m", base, *two], 2, None),
     }
-    rates: dict[str, list[float]] = {name: [] for name in kinds}
 
     def stream(server: Server, rows: int, scales: list[float] | None) -> float:
         """Tokens per second of the slower row: a guided token needs both."""
@@ -210,17 +212,26 @@ def _speed(students: Students, base: str, checks: Checks) -> None:
             answers = list(pool.map(lambda prompt: server.greedy(prompt, scales, **more), prompts[:rows]))
         return min(float(answer["timings"]["predicted_per_second"]) for answer in answers)
 
-    with ExitStack() as stack:
-        servers = {name: stack.enter_context(serving(students, *words)) for name, (words, _, _) in kinds.items()}
-        for _ in range(RUNS):
-            for name, (_, rows, scales) in kinds.items():
-                rates[name].append(stream(servers[name], rows, scales))
-        memory = {name: server.resident for name, server in servers.items()}
-    print(f"    {'':28} {'tokens/s':>9} {'(range)':>14} {'resident':>10}")
-    for name, found in rates.items():
-        spread = f"({min(found):.0f} - {max(found):.0f})"
-        print(f"    {name:28} {statistics.median(found):9.1f} {spread:>14} {memory[name] / GIB:7.2f} GiB")
-    ratio = statistics.median(rates["student, one file"]) / statistics.median(rates["base, 2 rows"])
+    def measured(words: list[str], rows: int, scales: list[float] | None) -> tuple[float, int]:
+        """Tokens per second and resident bytes of a server that serves this alone."""
+        with serving(students, *words, shown=False) as server:
+            return stream(server, rows, scales), server.resident
+
+    for words, _, _ in kinds.values():
+        print(_command(words), flush=True)
+    turns = in_turns({name: partial(measured, *kind) for name, kind in kinds.items()})
+    rates, memory = ({name: [run[part] for run in runs] for name, runs in turns.of.items()} for part in (0, 1))
+    print(f"    {turns}; {TIMED_TOKENS} tokens per row, memory at {CONTEXT} positions per row")
+    print(f"    {'':28} {'tokens/s':>22} {'resident, GiB':>24}")
+    for name in kinds:
+        told = median(rates[name]), median([each / GIB for each in memory[name]], ".2f")
+        print(f"    {name:28} {told[0]:>22} {told[1]:>24}")
+    fast, large = ({name: statistics.median(values) for name, values in of.items()} for of in (rates, memory))
+    ratio = fast["student, one file"] / fast["base, 2 rows"]
     checks(ratio > 1, "a student's stream is faster than the two rows of guidance", f"{ratio:.2f} times")
-    saved = memory["base, 2 rows"] - memory["student, one file"]
+    saved = large["base, 2 rows"] - large["student, one file"]
     checks(saved > 0, "and its server is smaller", f"by {saved / 2**20:.0f} MiB at {CONTEXT} positions per row")
+
+
+def _command(words: Sequence[str]) -> str:
+    return f"  $ llama-server {' '.join(words)}"

@@ -15,9 +15,13 @@ from peft.utils.hotswap import hotswap_adapter
 from transformers import AutoModelForCausalLM
 from transformers import __version__ as transformers_version
 
+from cfg_distill.errors import ConfigError
 from cfg_distill.folders import base_of, resolve
 from serving.checks import Checks, Texts, compare
-from serving.students import ADAPTERS, TOKENS, Students
+from serving.students import ADAPTERS, PROMPTS, TOKENS, Students, encoded
+
+TUNES = ("a lively Irish jig in D major", "a jig in E minor", "a brisk American jig in A mixolydian")
+"""The prompts for students of the tunes, whose chat template refuses the others."""
 
 
 def weigh(model: Any, scales: dict[str, float]) -> None:
@@ -68,9 +72,9 @@ def check(students: Students, texts: Texts, checks: Checks, given: Path | None) 
     checks(*_named("set_scale: five settings of the knob and three of the dial", compare(texts, got)))
     _in_one_batch(model, students, texts, checks)
     _hotswap(students, texts, checks)
-    _linear(students.folder / "adapters", "the students above", prompts, checks)
+    _linear(students.folder / "adapters", "the students above", checks)
     if given is not None:
-        _linear(given, str(given), prompts, checks)
+        _linear(given, str(given), checks)
 
 
 def _named(what: str, found: tuple[bool, str]) -> tuple[bool, str, str]:
@@ -116,8 +120,19 @@ def _hotswap(students: Students, texts: Texts, checks: Checks) -> None:
 
 
 @torch.no_grad()
-def _linear(folder: Path, whose: str, prompts: list[list[int]], checks: Checks) -> None:
-    """How far peft's `linear` and `cat` are from the merge of the two students, in next-token logits."""
+def _linear(folder: Path, whose: str, checks: Checks) -> None:
+    """How far peft's `linear` and `cat` are from the merge of the two students, in next-token logits.
+
+    Args:
+        folder: with the adapters `quality` and `diversity` of any base, whose tokens are those of its own tokenizer.
+        whose: the folder in the line of the check.
+        checks: where the line goes.
+    """
+    quality = str(folder / "quality")
+    try:
+        prompts = encoded(quality, PROMPTS)
+    except ConfigError:
+        prompts = encoded(quality, TUNES)
     model = loaded(["quality", "diversity"], [folder / "quality", folder / "diversity"])
     both = ["quality", "diversity"]
     for kind in ("cat", "linear"):

@@ -9,6 +9,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from serving.turns import in_turns
+
 NEW = 48
 """Tokens per stream where rows and cache are counted."""
 
@@ -49,11 +51,13 @@ def main(job: dict[str, Any]) -> dict[str, Any]:
             blocks = max(blocks, round(manager.usage * (manager.block_pool.num_gpu_blocks - 1)))
         return {"rows": rows, "blocks": blocks, "seconds": time.monotonic() - began}
 
-    student = counted(job["paired"], next(iter(loras.values())))
-    paired = counted([each for prompt in job["paired"] for each in (prompt, job["dropped"])], None)
+    turns = in_turns({
+        "student": lambda: counted(job["paired"], next(iter(loras.values()))),
+        "paired": lambda: counted([each for prompt in job["paired"] for each in (prompt, job["dropped"])], None),
+    })  # fmt: skip
     block = engine.llm_engine.vllm_config.cache_config.block_size
-    return {"version": vllm.__version__, "torch": torch.__version__, "texts": texts, "student": student, "paired": paired,
-            "block": block, "new": NEW}  # fmt: skip
+    return {"version": vllm.__version__, "torch": torch.__version__, "texts": texts, "block": block, "new": NEW,
+            "told": str(turns), **turns.of}  # fmt: skip
 
 
 if __name__ == "__main__":
