@@ -57,6 +57,7 @@ def fit(module: CFGDistillation, batches: list[list[str]], **settings: Any) -> N
     trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
 
 
+@pytest.mark.slow
 def test_a_short_training_overfits_a_tiny_set(tmp_path: Path) -> None:
     """The divergence falls by ten, and the unguided student draws what the guided teacher draws."""
     num_steps, rate, guidance = 40, 0.005, Guidance(3.0)

@@ -217,6 +217,7 @@ def test_what_streams_take_in_vllm(capsys: pytest.CaptureFixture) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_command_that_the_page_gives_for_students_beside_the_guided_base(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:
