@@ -189,8 +189,19 @@ def problems_of_prompts(module: CFGDistillation, data: Any) -> list[Problem]:
         for each in module.student.problems_of_prompts(_asked(module, given))
     ]
     found += problems_of_data_for_sampler(module, data)
+    found += _problems_of_references(module, [str(each) for part in prompts_of(data) for each in part])
     found += _problems_of_contexts([Prompt.of(each) for part in prompts_of(data) for each in part])
     return list(dict.fromkeys(found))
+
+
+def _problems_of_references(module: CFGDistillation, prompts: Sequence[str]) -> list[Problem]:
+    """Prompts that a loss has nothing to compare with: else the fit would end at the batch that holds one."""
+    found = [
+        each.under(f"model.losses.{name}.init_args")
+        for name, loss in module.mix.items()
+        for each in loss.problems_of_prompts(prompts)
+    ]
+    return [Problem(f"/{each.path}", each.text) for each in found]  # no part of the data, whose problems these are
 
 
 def _problems_of_contexts(prompts: Sequence[Prompt]) -> list[Problem]:

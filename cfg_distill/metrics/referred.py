@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import counted, unit
-from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.errors import Context, Problem, blamed, problems_of
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import EmbeddingMetric
 from cfg_distill.references import (
@@ -51,13 +51,21 @@ class ReferredMetric(EmbeddingMetric):
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + problems_of(self.reference, context, under="reference.init_args")
 
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        return [each.under("reference.init_args") for each in self.problems_of_reference(prompts)]
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        """Why the reference has no outputs, or too few, for some of these prompts, by the keys of the reference."""
+        return self.reference.problems_of_prompts(prompts)
+
     def load(self) -> Self:
         self.reference.load()
         return super().load()
 
     def referred(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """The vectors of the reference, ``[R, D]``, and their weights for each prompt, ``[B, R]``, on the metric's device."""
-        vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(self.device))
+        with blamed(self.reference, "reference"):
+            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(self.device))
         return vectors_RD.to(self.device), weight_BR.to(self.device)
 
 
@@ -84,6 +92,9 @@ class PseudoDensity(ReferredMetric):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + self.banks.problems()
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.banks.problems_of_prompts(prompts)
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
@@ -158,6 +169,9 @@ class PromptRetrieval(ReferredMetric):
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + self.contrasts.problems()
 
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.contrasts.problems_of_prompts(prompts)
+
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
         own_BD, others_CD, counts_BC = self.contrasts.at(samples.asked, self._frozen.on(self.device))
@@ -190,6 +204,9 @@ class CodeAccuracy(ReferredMetric):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + self.directions.problems()
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.directions.listed.problems_of_prompts(prompts)
 
     def score(self, samples: Samples) -> Tensor:
         labels_BG = samples.rollout.labels_BG

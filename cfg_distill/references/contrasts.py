@@ -48,6 +48,10 @@ class Contrasts:
             found += [Problem("against", problem.text) for problem in error.problems]
         return found
 
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        """Which of these prompts, and of those in the file, have no outputs."""
+        return self.reference.problems_of_prompts([*prompts, *map(str, self.prompts)])
+
     def at(self, prompts: Sequence[PromptLike], embedder: Embedder) -> tuple[Tensor, Tensor, Tensor]:
         """The prototypes of the prompts ``[B, D]``, of the contrasted ones ``[C, D]``, and which of these count ``[B, C]``."""
         own_BD = prototypes(*self.reference.at(prompts, embedder))

@@ -76,6 +76,9 @@ class StartSamples(Reference):
     def size(self) -> int:
         return self.samples
 
+    def number(self, prompt: str) -> int:
+        return self.samples
+
     def parts(self) -> Iterator[Sequence[Any]]:
         text = "expected outputs of all prompts together, but start samples belong to one prompt each. Use Texts or Sounds."
         raise ConfigError(Problem("", text))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor
@@ -34,6 +35,13 @@ class Compared(UnderEmbedder):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + problems_of(self.reference, context, under="reference.init_args")
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        return [each.under("reference.init_args") for each in self.problems_of_reference(prompts)]
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        """Why the reference has no outputs, or too few, for some of these prompts, by the keys of the reference."""
+        return self.reference.problems_of_prompts(prompts)
 
     def load(self) -> Self:
         self.reference.load()

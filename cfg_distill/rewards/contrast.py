@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -69,6 +70,9 @@ class PromptContrast(Compared, SampleReward):
         if not 0 < self.temperature < math.inf:
             found.append(Problem("temperature", f"expected a number above 0, but got {self.temperature}."))
         return found
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.contrasts.problems_of_prompts(prompts)
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -62,6 +63,9 @@ class Density(Compared, SampleReward):
             text = f"expected a number above 0 other than 1, but got {self.weight_above}. Below 1 asks for variety."
             found.append(Problem("weight_above", text))
         return found
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.banks.problems_of_prompts(prompts)
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
