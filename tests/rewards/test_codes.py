@@ -350,6 +350,10 @@ def test_each_prompt_has_the_bank_of_its_own_start_samples(tiny_model):
 
 def test_start_samples_need_a_start_model_and_kernels_need_bandwidths():
     assert StartSamples().problems(Context(training=True)) == []
+    (ignored,) = StartSamples(tokens=40).problems(Context(training=True))
+    assert str(ignored).startswith(
+        "Key `tokens`: expected none in a fit, whose start samples are as long as its samples"
+    )
     assert [problem.key for problem in StartSamples(samples=0).problems()] == ["samples", "generator"]
     embedder = NGramCounts()
     training = Context(samples=4, training=True)

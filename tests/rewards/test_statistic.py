@@ -233,7 +233,7 @@ def own_prototypes(points_BGD: Tensor, kept_BG: Tensor) -> Tensor:
     ],
 )
 def test_a_statistic_across_prompts_gets_the_true_gradient(function, group, wrong_by, oracle, samples_of, all_groups):
-    """As a GroupStatistic, whose groups lose a sample all at once, the gradient is wrong by the given part of its largest entry."""
+    """As a GroupStatistic, whose groups lose a sample all at once, the gradient is wrong by a part of its largest entry."""
 
     class Across(BatchStatistic):
         smallest = 1
