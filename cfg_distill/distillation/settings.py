@@ -232,10 +232,10 @@ def _problems_of_labels(module: CFGDistillation, data: Any) -> list[Problem]:
     read = {str([tensor[label].tolist() for tensor in tensors.values()]) for label in range(module.conditioner.values)}
     if len(read) == module.conditioner.values:
         return []
+    alike = "it reads all of them alike" if len(read) == 1 else f"it reads only {len(read)} different ones"
     text = (
-        f"expected labels that the model can tell apart, but it reads {module.conditioner.values} labels in"
-        f" {len(read)} ways. Give other `@.init_args.words`, or an `@.init_args.condition` that its template does not drop,"
-        " such as `prefix`."
+        f"expected {module.conditioner.values} labels that the model can tell apart, but {alike}. Give other"
+        " `@.init_args.words`, or set `@.init_args.condition` to one that its template does not drop, such as `prefix`."
     )
     return [Problem("", text, "model.conditioner")]
 

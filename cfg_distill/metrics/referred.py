@@ -62,10 +62,10 @@ class ReferredMetric(EmbeddingMetric):
         self.reference.load()
         return super().load()
 
-    def referred(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """The vectors of the reference, ``[R, D]``, and their weights for each prompt, ``[B, R]``, on the metric's device."""
+    def referred(self, samples: Samples, width: int) -> tuple[Tensor, Tensor]:
+        """The vectors of the reference, ``[R, D]`` as wide as the samples', and their weights, ``[B, R]``, on the metric's device."""
         with blamed(self.reference, "reference"):
-            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(self.device))
+            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(self.device), width)
         return vectors_RD.to(self.device), weight_BR.to(self.device)
 
 
@@ -98,7 +98,7 @@ class PseudoDensity(ReferredMetric):
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        banks = self.banks.of(samples.asked, *self.referred(samples))
+        banks = self.banks.of(samples.asked, *self.referred(samples, embedding_BGD.shape[-1]))
         return torch.stack([self._of_prompt(row_GD, bank) for row_GD, bank in zip(embedding_BGD, banks, strict=True)])
 
     def _of_prompt(self, embedding_GD: Tensor, bank: Bank) -> Tensor:
@@ -141,9 +141,10 @@ class KernelDistance(ReferredMetric):
     def score(self, samples: Samples) -> Tensor:
         if samples.group < 2:
             return torch.full((len(samples.prompts),), torch.nan)
-        vectors_RD, weight_BR = (each.double() for each in self.referred(samples))
+        embedding_BGD = self.embedded(samples).double()
+        vectors_RD, weight_BR = (each.double() for each in self.referred(samples, embedding_BGD.shape[-1]))
         counts_BG = ~degenerate_of(self.embedder, samples).to(self.device)
-        pairs_BGG = witness_pairs(self.embedded(samples).double(), counts_BG, vectors_RD, weight_BR, self.kernel)
+        pairs_BGG = witness_pairs(embedding_BGD, counts_BG, vectors_RD, weight_BR, self.kernel)
         return within(vectors_RD, weight_BR, self.kernel.of(vectors_RD)) - mean_with_others(pairs_BGG).mean(-1)
 
 
@@ -174,7 +175,9 @@ class PromptRetrieval(ReferredMetric):
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        own_BD, others_CD, counts_BC = self.contrasts.at(samples.asked, self._frozen.on(self.device))
+        own_BD, others_CD, counts_BC = self.contrasts.at(
+            samples.asked, self._frozen.on(self.device), embedding_BGD.shape[-1]
+        )
         unit_BGD = unit(embedding_BGD)
         own_BG = (unit_BGD * unit(own_BD).to(unit_BGD).unsqueeze(1)).sum(-1)
         others_BGC = (unit_BGD @ unit(others_CD).to(unit_BGD).T).masked_fill(

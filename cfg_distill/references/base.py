@@ -91,13 +91,22 @@ class Reference(ABC):
         """The vectors of all outputs, ``[R, D]``, degenerate ones included; made the first time, on the embedder's device."""
         return self._read(embedder, ())[0]
 
-    def at(self, prompts: Sequence[PromptLike], embedder: Embedder) -> tuple[Tensor, Tensor]:
+    def at(self, prompts: Sequence[PromptLike], embedder: Embedder, width: int | None = None) -> tuple[Tensor, Tensor]:
         """The vectors, ``[R, D]``, and their weights for each prompt, ``[B, R]``, of sum 1; a degenerate output has weight 0.
 
+        Args:
+            prompts: B prompts.
+            embedder: of the samples, and so of the outputs.
+            width: D of the samples' vectors; None where they are not compared.
+
         Raises:
-            ConfigError: no output belongs to a prompt.
+            ConfigError: no output belongs to a prompt; the embedder gave the samples vectors of another width.
         """
         vectors_RD, counts_R = self._read(embedder, prompts)
+        if width is not None and len(vectors_RD) and vectors_RD.shape[-1] != width:
+            text = f"expected vectors of one width from {type(embedder).__name__}, but it gave the reference"
+            text = f"{text} {vectors_RD.shape[-1]} numbers per output, and the samples {width}."
+            raise ConfigError(Problem("", f"{text} Make the width a constant of the embedder."))
         weight_BR = self.weight([*map(str, prompts)]).to(vectors_RD) * counts_R.to(vectors_RD)
         total_B1 = weight_BR.sum(-1, keepdim=True)
         if lonely := [

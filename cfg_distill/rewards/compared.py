@@ -50,9 +50,9 @@ class Compared(UnderEmbedder):
     def attach(self, start: StartModel) -> None:
         self.reference.attach(start)
 
-    def referred(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """The vectors of the reference, ``[R, D]``, and their weights for each prompt, ``[B, R]``, on the samples' device."""
+    def referred(self, samples: Samples, width: int) -> tuple[Tensor, Tensor]:
+        """The vectors of the reference, ``[R, D]`` as wide as the samples', and their weights, ``[B, R]``, on the samples' device."""
         device = samples.rollout.tokens_BGKT.device
         with blamed(self.reference, "reference"):
-            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(device))
+            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(device), width)
         return vectors_RD.to(device), weight_BR.to(device)

@@ -77,7 +77,9 @@ class PromptContrast(Compared, SampleReward):
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
         device = embedding_BGD.device
-        own_BD, others_CD, counts_BC = self.contrasts.at(samples.asked, self._frozen.on(device))
+        own_BD, others_CD, counts_BC = self.contrasts.at(
+            samples.asked, self._frozen.on(device), embedding_BGD.shape[-1]
+        )
         with torch.autocast(device.type, enabled=False):
             value_BG = log_contrast(embedding_BGD, own_BD, others_CD, counts_BC, self.temperature)
             strangers_BCD = others_CD.expand(len(own_BD), -1, -1)

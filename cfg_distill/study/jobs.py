@@ -106,7 +106,8 @@ class CheckEvaluation:
             try:
                 conditioner_of(system.conditioner, given.samples)
             except ConfigError as error:
-                problems += said_by(f"Model `{system.model}`", error.problems)
+                keys = {"model.sampling.samples": "evaluation.samples"}
+                problems += [Problem("", f"A system of `{system.model}`: {each.told(keys)}") for each in error.problems]
             problems += said_by(f"Model `{system.model}`", ConfigError(found).under("evaluation"))
         return problems
 

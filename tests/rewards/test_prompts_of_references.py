@@ -20,10 +20,10 @@ from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.measure import evaluate
 from cfg_distill.generators import CausalLM
 from cfg_distill.losses import PolicyGradient, ReverseKL
-from cfg_distill.metrics import PromptRetrieval, PseudoDensity
+from cfg_distill.metrics import KernelDistance, PromptRetrieval, PseudoDensity
 from cfg_distill.metrics.rewarded import RewardMetric
 from cfg_distill.recipe.command_line import CommandLine
-from cfg_distill.references import Sounds, StartSamples, Texts
+from cfg_distill.references import Reference, Sounds, StartSamples, Texts
 from cfg_distill.rewards import Density, DiversityTarget, Mixed, PromptContrast, Witness
 from cfg_distill.sampling import Sampling
 from cfg_distill.study.jobs import CheckEvaluation
@@ -154,3 +154,28 @@ def test_a_metric_that_fails_while_samples_are_drawn_is_named(texts, tiny_model)
     generator = CausalLM(tiny_model).load()
     with pytest.raises(ConfigError, match=r"Key `metrics.density.init_args.k`: prompt 'w5'.*at least 3 reference"):
         evaluate(generator, ["w5"], Sampling(2, 4), None, {"density": metric.load()})
+
+
+class Widening(NGramCounts):
+    """Vectors that are as wide as the number of outputs: an embedder that counts the words of its call, say."""
+
+    def embed(self, outputs):
+        return torch.eye(len(outputs))
+
+
+def test_an_embedder_that_changes_its_width_is_named_with_both(samples_of):
+    samples = samples_of(torch.tensor([[0, 1, 2]]))
+    samples.outputs = ["a", "b", "c"]
+
+    class Four(Reference):
+        def parts(self):
+            yield ["a", "b", "c", "d"]
+
+    said = r"expected vectors of one width from Widening, but it gave the reference 4 numbers per output, and the samples 3"
+    embedder = Widening()
+    for reward in (Witness(embedder, Four(), bandwidths=[1.0]), Density(embedder, Four(), k=1)):
+        with pytest.raises(ConfigError, match=f"Key `reference`: {said}"):
+            reward(samples)
+    for metric in (KernelDistance(embedder, Four(), bandwidths=[1.0]), PseudoDensity(embedder, Four(), k=1)):
+        with pytest.raises(ConfigError, match=said):
+            metric.score(samples)
