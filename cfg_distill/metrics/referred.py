@@ -63,7 +63,7 @@ class ReferredMetric(EmbeddingMetric):
         return super().load()
 
     def referred(self, samples: Samples, width: int) -> tuple[Tensor, Tensor]:
-        """The vectors of the reference, ``[R, D]`` as wide as the samples', and their weights, ``[B, R]``, on the metric's device."""
+        """The vectors of the reference, ``[R, D]`` with D as the samples', and their weights, ``[B, R]``."""
         with blamed(self.reference, "reference"):
             vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(self.device), width)
         return vectors_RD.to(self.device), weight_BR.to(self.device)

@@ -51,7 +51,7 @@ class Compared(UnderEmbedder):
         self.reference.attach(start)
 
     def referred(self, samples: Samples, width: int) -> tuple[Tensor, Tensor]:
-        """The vectors of the reference, ``[R, D]`` as wide as the samples', and their weights, ``[B, R]``, on the samples' device."""
+        """The vectors of the reference, ``[R, D]`` with D as the samples', and their weights, ``[B, R]``."""
         device = samples.rollout.tokens_BGKT.device
         with blamed(self.reference, "reference"):
             vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(device), width)
