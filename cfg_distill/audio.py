@@ -107,6 +107,13 @@ def problems_of_file(file: str | Path) -> list[Problem]:
     return []
 
 
+def seconds_of(file: str | Path) -> float | None:
+    """How long a sound file is by its header; None where it cannot be read."""
+    if problems_of_audio_extra() or problems_of_file(file):
+        return None
+    return float(_library("soundfile").info(str(file)).duration)
+
+
 def _unreadable(file: str | Path, error: Exception) -> str:
     return f"File `{file}`: expected sound (WAV, FLAC, OGG, MP3), but it cannot be read: {error}"
 

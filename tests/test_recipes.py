@@ -34,7 +34,8 @@ SOUND = [
 ]  # tests/generators: test_musicgen_recipes.py, test_songs.py, test_csm.py
 OF_THE_HUB = [name for name, path in LANGUAGE.items() if "/" in path]
 ENGINES = ["text/vllm"]  # of any LoRA recipe; its server is asked by tests/sampling/test_vllm.py
-METRICS = [name for name in NAMES if name not in FITS + STUDIES + OVERLAYS + ENGINES]
+TEACHERS = {"smollm2/negative": "negative", "smollm2/last_token": "drop"}  # overlays of recipes/smollm2/quality.yaml
+METRICS = [name for name in NAMES if name not in [*FITS, *STUDIES, *OVERLAYS, *ENGINES, *TEACHERS]]
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +73,19 @@ def test_an_overlay_has_no_problems_and_says_how_it_is_run(name: str, folder: Pa
         assert CONTENT[name]["model"]["guidance"]["schedule"] != "constant"
     else:  # another loss, or another reward
         assert "class_path" in loss or loss["reward"]["class_path"] != "cfg_distill.rewards.PairwiseDiversity"
+
+
+@pytest.mark.parametrize("name", TEACHERS)
+def test_an_overlay_of_guided_text_has_no_problems_and_changes_the_teacher_alone(name: str, folder: Path) -> None:
+    words = ["--config", "recipes/smollm2/quality.yaml", "--config", f"recipes/{name}.yaml"]
+    fit.run("fit", words, check_only=True)
+    assert f"cfg-distill fit {' '.join(words)}" in shipped()[name].read_text()
+    of_text = {"generator": {"init_args": {"chat_template": False}}} if TEACHERS[name] == "drop" else {}
+    (changed,) = CONTENT[name].values()
+    assert changed == {**of_text, "guidance": {TEACHERS[name]: changed["guidance"][TEACHERS[name]]}}
+    if of_text:  # under a chat template it would be refused
+        with pytest.raises(ConfigError, match=r"expected `prompt` as `drop`"):
+            fit.run("fit", [*words, "--model.generator.init_args.chat_template=true"], check_only=True)
 
 
 @pytest.mark.parametrize("name", STUDIES)

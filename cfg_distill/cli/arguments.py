@@ -109,19 +109,26 @@ def add_common(parser: argparse.ArgumentParser, audio: str) -> None:
     parser.add_argument("--audio", choices=("wav", "flac", "ogg"), default=audio, help=text)
     text = "begin each sample by this start model of --model, and end it by --model; it takes the passes of both"
     parser.add_argument("--anneal", metavar="BASE", help=text)
-    text = "of --anneal: at position n of N, --model has the share (n / N)^P"
-    parser.add_argument("--anneal-power", type=float, default=2.0, metavar="P", help=text)
+    text = "of --anneal: at position n of N, --model has the share (n / N)^P; default: 2"
+    parser.add_argument("--anneal-power", type=float, metavar="P", help=text)
     dtypes = ("float32", "bfloat16", "float16")
     parser.add_argument("--dtype", choices=dtypes, default="float32", help="of the model's weights")
     add_trust(parser)
 
 
 def take_anneal(given: argparse.Namespace) -> None:
-    """Put the start model and the exponent into one value."""
+    """Put the start model and the exponent into one value.
+
+    Raises:
+        ConfigError: an exponent, and no start model.
+    """
     from cfg_distill.evaluation.anneal import Anneal
 
     power = vars(given).pop("anneal_power")
-    given.anneal = None if given.anneal is None else Anneal(given.anneal, power=power)
+    if given.anneal is None and power is not None:
+        raise ConfigError("Option `--anneal-power`: has no effect without a start model. Name one by --anneal.")
+    if given.anneal is not None:
+        given.anneal = Anneal(given.anneal) if power is None else Anneal(given.anneal, power=power)
 
 
 def refuse_existing(out: Path, overwrite: bool) -> list[str]:

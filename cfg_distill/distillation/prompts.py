@@ -41,6 +41,7 @@ def problems_of_data(module: CFGDistillation, data: Any, stage: str) -> list[Pro
         for each in ConfigError(module.student.problems_of_prompts(_asked(module, given))).problems
     ]
     found += problems_of_data_for_sampler(module, data)
+    found += _problems_of_references(module, [str(each) for _, given in _parts(data) for each in given])
     found += _problems_of_lacking(data)
     if stage == "fit" and not found:
         found = _problems_of_teaching(module, data)
@@ -111,12 +112,23 @@ def _problems_of_labels(module: CFGDistillation, data: Any) -> list[Problem]:
     read = {str([tensor[label].tolist() for tensor in tensors.values()]) for label in range(module.conditioner.values)}
     if len(read) == module.conditioner.values:
         return []
+    alike = "it reads all of them alike" if len(read) == 1 else f"it reads only {len(read)} different ones"
     text = (
-        f"expected labels that the model can tell apart, but it reads {module.conditioner.values} labels in"
-        f" {len(read)} ways. Give other `@/model.conditioner.init_args.words`, or an `@/model.conditioner.init_args.condition`"
-        " that its template does not drop, such as `prefix`."
+        f"expected {module.conditioner.values} labels that the model can tell apart, but {alike}. Give other"
+        " `@/model.conditioner.init_args.words`, or set `@/model.conditioner.init_args.condition` to one that its template"
+        " does not drop, such as `prefix`."
     )
     return [Problem("/model.conditioner", text)]
+
+
+def _problems_of_references(module: CFGDistillation, prompts: Sequence[str]) -> list[Problem]:
+    """Prompts that a loss has nothing to compare with: else the fit would end at the batch that holds one."""
+    found = [
+        each.under(f"model.losses.{name}.init_args")
+        for name, loss in module.mix.items()
+        for each in loss.problems_of_prompts(prompts)
+    ]
+    return [replace(each, key=f"/{each.path}") for each in found]  # no part of the data, whose problems these are
 
 
 def _problems_of_teaching(module: CFGDistillation, data: Any) -> list[Problem]:

@@ -78,6 +78,20 @@ def metrics_of(specs: Mapping[str, Any], context: Context = Context()) -> dict[s
     return parts_of(SampleMetric, specs, context)
 
 
+def problems_of_metrics_on(metrics: Mapping[str, SampleMetric], prompts: Sequence[str]) -> list[Problem]:
+    """Why metrics have no values for some prompts, each problem once.
+
+    Returns:
+        Problems of the prompts themselves, without a key; and of settings, by the keys ``NAME.init_args...``.
+    """
+    found = [
+        problem.under(f"{name}.init_args") if problem.path else problem
+        for name, metric in metrics.items()
+        for problem in metric.problems_of_prompts(prompts)
+    ]
+    return list(dict.fromkeys(found))
+
+
 def conditioner_of(spec: dict[str, Any] | None, samples: int) -> Conditioner | None:
     """The conditioner of a system, from class_path and init_args; None for none. Errors: see :func:`parts_of`.
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 
 from cfg_distill.data.reading import templated
+from cfg_distill.errors import blamed
 from cfg_distill.evaluation.system import Kind, System
 from cfg_distill.generators import Generator, Guidance, Predictor, Prompt, PromptLike
 from cfg_distill.generators.guided import under
@@ -83,8 +84,9 @@ def evaluate(
             samples = draw(predictor, templated(template, batch), sampling, guidance, own, conditioner)
             samples = replace(samples, prompts=[Prompt.of(prompt).text for prompt in batch], asked=batch)
             seconds += now(generator) - began
-            for measure in metrics.values():
-                measure.update(samples)
+            for metric, measure in metrics.items():
+                with blamed(measure, f"metrics.{metric}"):
+                    measure.update(samples)
             if listen is not None and seed == seeds[0]:
                 listen(samples)
             done += 1

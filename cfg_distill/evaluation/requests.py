@@ -16,7 +16,13 @@ from cfg_distill.audio import AudioForm, problems_of_audio_extra
 from cfg_distill.data import problem_of_conditions, problem_of_text, read_prompts
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
-from cfg_distill.evaluation.chosen import default_metrics, metrics_of, problems_of_group, read_metrics
+from cfg_distill.evaluation.chosen import (
+    default_metrics,
+    metrics_of,
+    problems_of_group,
+    problems_of_metrics_on,
+    read_metrics,
+)
 from cfg_distill.evaluation.points import Point, points_of
 from cfg_distill.evaluation.refusals import (
     at_key,
@@ -407,8 +413,8 @@ class Points:
             self.problems += at_key("metrics", error.problems)
         self.problems += problems_of_group(self.metrics, context)
         texts = [str(prompt) for prompt in self.prompts]
-        for metric in self.metrics.values():
-            self.problems += at_key("prompts", metric.problems_of_prompts(texts))
+        for problem in problems_of_metrics_on(self.metrics, texts):
+            self.problems += at_key("metrics" if problem.path else "prompts", [problem])
 
     def sampling(self, model: str, temperature: float = 1.0) -> Sampling:
         """How a model is sampled."""

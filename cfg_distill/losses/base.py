@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -127,6 +127,10 @@ class Loss(nn.Module, ABC):
         if not self.warmup_steps >= 0:
             found.append(Problem("warmup_steps", f"expected 0 or more steps, but got {self.warmup_steps}."))
         return found
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        """Why the loss cannot learn from samples of these prompts; asked before weights are loaded."""
+        return []
 
     def load(self) -> Self:
         """Load what the loss needs; does nothing the second time."""

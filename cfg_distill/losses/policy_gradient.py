@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, Self
 
 import torch
@@ -98,6 +99,9 @@ class PolicyGradient(Loss):
         if not self.ratio_limit >= 1:
             found.append(Problem("ratio_limit", f"expected a number of at least 1, but got {self.ratio_limit}."))
         return found
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        return [each.under("reward.init_args") for each in self.reward.problems_of_prompts(prompts)]
 
     def load(self) -> Self:
         self.reward.load()

@@ -52,7 +52,10 @@ class SampleMetric(Metric):
         return []
 
     def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
-        """Why there can be no values for these prompts; asked before anything is sampled."""
+        """Why there can be no values for these prompts; asked before anything is sampled.
+
+        A problem of a setting names its key; a problem of the prompts has none.
+        """
         return []
 
     def load(self) -> Self:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import counted, unit
-from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.errors import Context, Problem, blamed, problems_of
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import EmbeddingMetric
 from cfg_distill.references import (
@@ -51,13 +51,21 @@ class ReferredMetric(EmbeddingMetric):
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + problems_of(self.reference, context, under="reference.init_args")
 
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        return [each.under("reference.init_args") for each in self.problems_of_reference(prompts)]
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        """Why the reference has no outputs, or too few, for some of these prompts, by the keys of the reference."""
+        return self.reference.problems_of_prompts(prompts)
+
     def load(self) -> Self:
         self.reference.load()
         return super().load()
 
-    def referred(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """The vectors of the reference, ``[R, D]``, and their weights for each prompt, ``[B, R]``, on the metric's device."""
-        vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(self.device))
+    def referred(self, samples: Samples, width: int) -> tuple[Tensor, Tensor]:
+        """The vectors of the reference, ``[R, D]`` with D as the samples', and their weights, ``[B, R]``."""
+        with blamed(self.reference, "reference"):
+            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(self.device), width)
         return vectors_RD.to(self.device), weight_BR.to(self.device)
 
 
@@ -85,9 +93,12 @@ class PseudoDensity(ReferredMetric):
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + self.banks.problems()
 
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.banks.problems_of_prompts(prompts)
+
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        banks = self.banks.of(samples.asked, *self.referred(samples))
+        banks = self.banks.of(samples.asked, *self.referred(samples, embedding_BGD.shape[-1]))
         return torch.stack([self._of_prompt(row_GD, bank) for row_GD, bank in zip(embedding_BGD, banks, strict=True)])
 
     def _of_prompt(self, embedding_GD: Tensor, bank: Bank) -> Tensor:
@@ -130,9 +141,10 @@ class KernelDistance(ReferredMetric):
     def score(self, samples: Samples) -> Tensor:
         if samples.group < 2:
             return torch.full((len(samples.prompts),), torch.nan)
-        vectors_RD, weight_BR = (each.double() for each in self.referred(samples))
+        embedding_BGD = self.embedded(samples).double()
+        vectors_RD, weight_BR = (each.double() for each in self.referred(samples, embedding_BGD.shape[-1]))
         counts_BG = ~degenerate_of(self.embedder, samples).to(self.device)
-        pairs_BGG = witness_pairs(self.embedded(samples).double(), counts_BG, vectors_RD, weight_BR, self.kernel)
+        pairs_BGG = witness_pairs(embedding_BGD, counts_BG, vectors_RD, weight_BR, self.kernel)
         return within(vectors_RD, weight_BR, self.kernel.of(vectors_RD)) - mean_with_others(pairs_BGG).mean(-1)
 
 
@@ -158,9 +170,14 @@ class PromptRetrieval(ReferredMetric):
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + self.contrasts.problems()
 
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.contrasts.problems_of_prompts(prompts)
+
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        own_BD, others_CD, counts_BC = self.contrasts.at(samples.asked, self._frozen.on(self.device))
+        own_BD, others_CD, counts_BC = self.contrasts.at(
+            samples.asked, self._frozen.on(self.device), embedding_BGD.shape[-1]
+        )
         unit_BGD = unit(embedding_BGD)
         own_BG = (unit_BGD * unit(own_BD).to(unit_BGD).unsqueeze(1)).sum(-1)
         others_BGC = (unit_BGD @ unit(others_CD).to(unit_BGD).T).masked_fill(
@@ -190,6 +207,9 @@ class CodeAccuracy(ReferredMetric):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + self.directions.problems()
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.directions.listed.problems_of_prompts(prompts)
 
     def score(self, samples: Samples) -> Tensor:
         labels_BG = samples.rollout.labels_BG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor
@@ -27,6 +28,9 @@ class RewardMetric(SampleMetric):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         return problems_of(self._frozen.model, context, under="reward.init_args")
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        return [each.under("reward.init_args") for each in self._frozen.model.problems_of_prompts(prompts)]
 
     def load(self) -> Self:
         self._frozen.model.load()

@@ -230,10 +230,13 @@ class CommandLine(LightningCLI):
     def _problems_of_metrics(self, data: PromptData) -> list[Problem]:
         """Validation prompts that a metric of a callback does not understand: else the first validation would end the fit."""
         prompts = [str(each) for each in data.prompts.get("validation", ())]
-        scoring = [each for each in self.callbacks.values() if isinstance(each, Scoring)]
-        metrics = [metric for each in scoring for metric in each.metrics.values() if isinstance(metric, ReadsPrompts)]
-        found = [problem for metric in metrics for problem in metric.problems_of_prompts(prompts)]
-        return [problem.under("data.validation") for problem in dict.fromkeys(found)]
+        found = []
+        for key, callback in self.callbacks.items():
+            for name, metric in callback.metrics.items() if isinstance(callback, Scoring) else ():
+                place = f"{key}.metrics.{name}.init_args"
+                given = metric.problems_of_prompts(prompts) if isinstance(metric, ReadsPrompts) else ()
+                found += [each.under(place if each.path else "data.validation") for each in given]
+        return list(dict.fromkeys(found))
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.check_only:

@@ -34,6 +34,10 @@ class Reference(ABC):
     """
 
     shared = True
+    chosen_by = ""
+    """The setting that says which outputs belong to a prompt."""
+    if_none = "Add some, or leave the prompts out."
+    """What to do for prompts that have too few outputs."""
     _known: tuple[Embedder, Tensor, Tensor] | None = None
 
     @abstractmethod
@@ -48,9 +52,33 @@ class Reference(ABC):
         """R, where it is known without reading the outputs."""
         return None
 
+    def number(self, prompt: str) -> int | None:
+        """How many outputs belong to a prompt, degenerate ones included; None where only loading can say."""
+        weight_R = self.weight([prompt])[0]
+        alike = len(weight_R) == 1 and self.size() != 1
+        return self.size() if alike and weight_R.item() > 0 else int((weight_R > 0).sum())
+
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings, found without loading weights."""
         return []
+
+    def problems_of_prompts(self, prompts: Sequence[str], at_least: int = 1) -> list[Problem]:
+        """One problem for all prompts that have fewer outputs than needed, found without loading weights.
+
+        Args:
+            prompts: all that will be asked.
+            at_least: outputs that each of them needs.
+        """
+        numbers = {prompt: self.number(prompt) for prompt in prompts}
+        few = [
+            f"{prompt!r} ({number})" for prompt, number in numbers.items() if number is not None and number < at_least
+        ]
+        if not few:
+            return []
+        outputs = "1 output" if at_least == 1 else f"{at_least} outputs"
+        more = f" and {len(few) - 3} more" if len(few) > 3 else ""
+        text = f"expected at least {outputs} for every prompt, but {len(few)} of {len(numbers)} have fewer: "
+        return [Problem(self.chosen_by, f"{text}{', '.join(few[:3])}{more}. {self.if_none}")]
 
     def load(self) -> Self:
         """Load what the reference needs; does nothing the second time."""
@@ -63,13 +91,22 @@ class Reference(ABC):
         """The vectors of all outputs, ``[R, D]``, degenerate ones included; made the first time, on the embedder's device."""
         return self._read(embedder, ())[0]
 
-    def at(self, prompts: Sequence[PromptLike], embedder: Embedder) -> tuple[Tensor, Tensor]:
+    def at(self, prompts: Sequence[PromptLike], embedder: Embedder, width: int | None = None) -> tuple[Tensor, Tensor]:
         """The vectors, ``[R, D]``, and their weights for each prompt, ``[B, R]``, of sum 1; a degenerate output has weight 0.
 
+        Args:
+            prompts: B prompts.
+            embedder: of the samples, and so of the outputs.
+            width: D of the samples' vectors; None where they are not compared.
+
         Raises:
-            ConfigError: no output belongs to a prompt.
+            ConfigError: no output belongs to a prompt; the embedder gave the samples vectors of another width.
         """
         vectors_RD, counts_R = self._read(embedder, prompts)
+        if width is not None and len(vectors_RD) and vectors_RD.shape[-1] != width:
+            text = f"expected vectors of one width from {type(embedder).__name__}, but it gave the reference"
+            text = f"{text} {vectors_RD.shape[-1]} numbers per output, and the samples {width}."
+            raise ConfigError(Problem("", f"{text} Make the width a constant of the embedder."))
         weight_BR = self.weight([*map(str, prompts)]).to(vectors_RD) * counts_R.to(vectors_RD)
         total_B1 = weight_BR.sum(-1, keepdim=True)
         if lonely := [
@@ -77,9 +114,7 @@ class Reference(ABC):
         ]:
             text = f"expected reference outputs for every prompt, but none belongs to {lonely[0]!r}"
             more = f" and {len(lonely) - 1} more" if len(lonely) > 1 else ""
-            raise ConfigError(
-                Problem("", f"{text}{more}. Add some, leave the prompt out, or compare with all outputs.")
-            )
+            raise ConfigError(Problem("", f"{text}{more}. {self.if_none}"))
         return vectors_RD, weight_BR / total_B1
 
     def _read(self, embedder: Embedder, prompts: Sequence[PromptLike]) -> tuple[Tensor, Tensor]:

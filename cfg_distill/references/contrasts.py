@@ -48,9 +48,15 @@ class Contrasts:
             found += [Problem("against", problem.text) for problem in error.problems]
         return found
 
-    def at(self, prompts: Sequence[PromptLike], embedder: Embedder) -> tuple[Tensor, Tensor, Tensor]:
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        """Which of these prompts, and of those in the file, have no outputs."""
+        return self.reference.problems_of_prompts([*prompts, *map(str, self.prompts)])
+
+    def at(
+        self, prompts: Sequence[PromptLike], embedder: Embedder, width: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The prototypes of the prompts ``[B, D]``, of the contrasted ones ``[C, D]``, and which of these count ``[B, C]``."""
-        own_BD = prototypes(*self.reference.at(prompts, embedder))
+        own_BD = prototypes(*self.reference.at(prompts, embedder, width))
         if self._known is None or self._known[0] is not embedder:
             self._known = embedder, prototypes(*self.reference.at(self.prompts, embedder))
         others_CD = self._known[1].to(own_BD)

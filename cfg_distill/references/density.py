@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -119,6 +119,11 @@ class Banks:
             text = f"expected at least {self.k + 1} reference outputs for {self.k} neighbours, but there are {size}."
             found.append(Problem("k", f"{text} Lower `@.k`, or add outputs."))
         return found
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        """Which prompts have fewer than k + 1 outputs."""
+        found = self.reference.problems_of_prompts(prompts, self.k + 1)
+        return [replace(each, text=f"{each.text} Or lower `k`, which needs {self.k} + 1.") for each in found]
 
     def of(self, prompts: Sequence[PromptLike], vectors: Tensor, weight: Tensor) -> list[Bank]:
         """The bank of each prompt, from all vectors, ``[R, D]``, and their weights, ``[B, R]``.

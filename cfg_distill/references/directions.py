@@ -106,7 +106,7 @@ class Directions:
                 text = f"{str(error)[0].lower()}{str(error)[1:]} Lower `@.values`, or add prompts or samples."
                 raise ConfigError(Problem("values", text)) from error
             self._known = embedder, (simplex(self.values) @ components).float()
-        own_BD = prototypes(*reference.at(prompts, embedder)).to(embeddings)
+        own_BD = prototypes(*reference.at(prompts, embedder, embeddings.shape[-1])).to(embeddings)
         residual_BGD = torch.where(embeddings.any(-1, keepdim=True), unit(embeddings) - own_BD.unsqueeze(1), 0.0)
         return code_log_probs(residual_BGD, self._known[1].to(embeddings), temperature)
 

@@ -6,10 +6,12 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
-from cfg_distill.audio import Waveform, read_audio
+from cfg_distill.audio import Waveform, read_audio, seconds_of
 from cfg_distill.errors import Context, Problem
 from cfg_distill.references.base import Reference
 
+NEARLY = 0.9
+"""The part of a clip's length that a file may have and still count as long enough: encoders of sound pad their frames."""
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
 
 
@@ -36,7 +38,20 @@ class Sounds(Reference):
         if not self._files():
             text = f"expected a folder with sound files ({', '.join(SOUNDS)}), but `{self.folder}` holds none."
             found.append(Problem("folder", f"{text} Name a folder of real clips."))
-        return found
+        return found or self._problems_of_clips()
+
+    def _problems_of_clips(self) -> list[Problem]:
+        """Files that are all too short for one clip."""
+        longest = 0.0
+        for file in self._files():
+            seconds = seconds_of(file)
+            if seconds is None or seconds >= NEARLY * self.seconds:
+                return []  # most folders: one header is read
+            longest = max(longest, seconds)
+        text = f"expected sound files of at least {self.seconds:g} s, but the longest in `{self.folder}` lasts {longest:g} s."
+        return [
+            Problem("seconds", f"{text} Lower it, which asks for samples as short, or name a folder of longer files.")
+        ]
 
     def parts(self) -> Iterator[list[Waveform]]:
         for file in self._files():

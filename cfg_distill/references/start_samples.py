@@ -28,7 +28,7 @@ class StartSamples(Reference):
         samples: S, of each prompt.
         guidance: draw them under guidance; null for none.
         generator: the start model, outside of a fit.
-        tokens: the longest sample of ``generator``, in tokens or frames.
+        tokens: the longest sample of ``generator``, in tokens or frames; null for 80. In a fit they are as long as the fit's.
     """
 
     shared = False
@@ -38,11 +38,12 @@ class StartSamples(Reference):
         samples: int = 16,
         guidance: Guidance | None = None,
         generator: Generator | None = None,
-        tokens: int = 80,
+        tokens: int | None = None,
     ) -> None:
         self.samples = samples
         self.guidance = guidance
-        self.tokens = tokens
+        self.tokens = 80 if tokens is None else tokens
+        self._has_length = tokens is not None
         self._generator = Frozen(generator)
         self._start: StartModel | None = None
         self._drawn: tuple[Embedder | None, dict[PromptLike, tuple[Tensor, Tensor]]] = None, {}
@@ -59,6 +60,9 @@ class StartSamples(Reference):
                 "expected the start model, since there is none outside of a fit, but got none. Name it: CausalLM, say."
             )
             found.append(Problem("generator", text))
+        elif self._has_length:
+            text = f"expected none in a fit, whose start samples are as long as its samples, but got {self.tokens}."
+            found.append(Problem("tokens", f"{text} Leave it out, or set `@/model.sampling.max_new_tokens`."))
         return found
 
     def load(self) -> Self:
@@ -74,6 +78,9 @@ class StartSamples(Reference):
             self._start = start
 
     def size(self) -> int:
+        return self.samples
+
+    def number(self, prompt: str) -> int:
         return self.samples
 
     def parts(self) -> Iterator[Sequence[Any]]:

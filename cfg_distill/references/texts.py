@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
@@ -16,12 +17,17 @@ from cfg_distill.references.base import Reference
 class Texts(Reference):
     """Texts of a file, for all prompts alike or each for its own prompt.
 
+    They are taken as long as they are: texts about as long as the samples compare best.
+
     Args:
         path: text (one per line), JSON lines, CSV or TSV, or a Hugging Face dataset on disk.
         field: of JSON lines and tables, where the text stands.
         prompt_field: where the prompt stands to which the text belongs; empty: every text serves every prompt.
         batch_size: texts that are embedded at once.
     """
+
+    chosen_by = "prompt_field"
+    if_none = "Add texts for them, or leave `prompt_field` empty: then every text serves every prompt."
 
     def __init__(self, path: str, field: str = "text", prompt_field: str = "", batch_size: int = 64) -> None:
         self.path = path
@@ -56,6 +62,14 @@ class Texts(Reference):
     def size(self) -> int:
         return len(self.texts)
 
+    def number(self, prompt: str) -> int:
+        return self._numbers[normalised(prompt)] if self.prompt_field else len(self.texts)
+
+    @cached_property
+    def _numbers(self) -> Counter[str]:
+        """How many texts each prompt has."""
+        return Counter(self.prompts)
+
     def parts(self) -> Iterator[list[str]]:
         for start in range(0, len(self.texts), self.batch_size):
             yield self.texts[start : start + self.batch_size]
@@ -63,4 +77,5 @@ class Texts(Reference):
     def weight(self, prompts: Sequence[str]) -> Tensor:
         if not self.prompt_field:
             return super().weight(prompts)
-        return torch.tensor([[float(normalised(asked) == own) for own in self.prompts] for asked in prompts])
+        asked_B = [normalised(prompt) for prompt in prompts]
+        return torch.tensor([[float(asked == own) for own in self.prompts] for asked in asked_B])

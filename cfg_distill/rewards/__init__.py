@@ -13,12 +13,13 @@ from cfg_distill.rewards.paired import PairedContrast, SimilarityMatch
 from cfg_distill.rewards.pairwise import PairwiseDiversity, PairwiseReward, pairwise_baseline, pairwise_diversity
 from cfg_distill.rewards.sample import PromptAdherence, SampleReward, leave_one_out
 from cfg_distill.rewards.sets import LogDeterminant, VendiScore, log_determinant, vendi_score
-from cfg_distill.rewards.statistic import GroupStatistic
+from cfg_distill.rewards.statistic import BatchStatistic, GroupStatistic
 from cfg_distill.rewards.target import DiversityTarget
 from cfg_distill.rewards.witness import Witness
 
 __all__ = [
     "AvgOutScore",
+    "BatchStatistic",
     "CodeInformation",
     "Compared",
     "Density",

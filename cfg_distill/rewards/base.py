@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
@@ -43,6 +44,10 @@ class Reward(nn.Module, ABC):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings for the group size of the context, found without loading weights."""
+        return []
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        """Why there can be no rewards for samples of these prompts; asked before weights are loaded."""
         return []
 
     def load(self) -> Self:

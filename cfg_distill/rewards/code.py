@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,6 +54,9 @@ class CodeInformation(Compared, SampleReward):
             text = f"expected {self.values} labels, one per code, but got {context.labels or 'none'}. Set it to"
             found.append(Problem("/model.conditioner", f"{text} cfg_distill.sampling.Codes with as many `values`."))
         return found
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.directions.listed.problems_of_prompts(prompts)
 
     def score(self, samples: Samples) -> Tensor:
         labels_BG = samples.rollout.labels_BG

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self
 
 from torch import Tensor
@@ -35,6 +36,13 @@ class Compared(UnderEmbedder):
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + problems_of(self.reference, context, under="reference.init_args")
 
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        return [each.under("reference.init_args") for each in self.problems_of_reference(prompts)]
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        """Why the reference has no outputs, or too few, for some of these prompts, by the keys of the reference."""
+        return self.reference.problems_of_prompts(prompts)
+
     def load(self) -> Self:
         self.reference.load()
         return super().load()
@@ -42,9 +50,9 @@ class Compared(UnderEmbedder):
     def attach(self, start: StartModel) -> None:
         self.reference.attach(start)
 
-    def referred(self, samples: Samples) -> tuple[Tensor, Tensor]:
-        """The vectors of the reference, ``[R, D]``, and their weights for each prompt, ``[B, R]``, on the samples' device."""
+    def referred(self, samples: Samples, width: int) -> tuple[Tensor, Tensor]:
+        """The vectors of the reference, ``[R, D]`` with D as the samples', and their weights, ``[B, R]``."""
         device = samples.rollout.tokens_BGKT.device
         with blamed(self.reference, "reference"):
-            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(device))
+            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(device), width)
         return vectors_RD.to(device), weight_BR.to(device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -70,10 +71,15 @@ class PromptContrast(Compared, SampleReward):
             found.append(Problem("temperature", f"expected a number above 0, but got {self.temperature}."))
         return found
 
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.contrasts.problems_of_prompts(prompts)
+
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
         device = embedding_BGD.device
-        own_BD, others_CD, counts_BC = self.contrasts.at(samples.asked, self._frozen.on(device))
+        own_BD, others_CD, counts_BC = self.contrasts.at(
+            samples.asked, self._frozen.on(device), embedding_BGD.shape[-1]
+        )
         with torch.autocast(device.type, enabled=False):
             value_BG = log_contrast(embedding_BGD, own_BD, others_CD, counts_BC, self.temperature)
             strangers_BCD = others_CD.expand(len(own_BD), -1, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -23,8 +24,8 @@ class Density(Compared, SampleReward):
     with rho the density of the sample among the reference outputs of its prompt
     (:func:`~cfg_distill.references.pseudo_density`), tau a quantile of their own densities and w ``weight_above``. Samples
     rejected with acceptance a would have the law p a / Z. That law is the optimum of this reward at weight 1 beside the KL of
-    sequences (``score_term: true``): the same at the cost of one sample. Without the score term it is near that. A w below 1 asks for variety, a w above 1 for fidelity. A
-    degenerate sample gets the lowest value.
+    sequences (``score_term: true``): the same at the cost of one sample. Without the score term it is near that. A w below 1
+    asks for variety, a w above 1 for fidelity. A degenerate sample gets the lowest value.
 
     A corpus knows no prompt, so keep a reference that matches prompts, or fame wins over the prompt. Source: arXiv 2407.08659;
     there it selects training data and samples.
@@ -63,9 +64,12 @@ class Density(Compared, SampleReward):
             found.append(Problem("weight_above", text))
         return found
 
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        return self.banks.problems_of_prompts(prompts)
+
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        banks = self.banks.of(samples.asked, *self.referred(samples))
+        banks = self.banks.of(samples.asked, *self.referred(samples, embedding_BGD.shape[-1]))
         with torch.autocast(embedding_BGD.device.type, enabled=False):
             rows = [self._of_prompt(row_GD, bank) for row_GD, bank in zip(embedding_BGD, banks, strict=True)]
         value_BG = torch.stack([value_G for value_G, _ in rows])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, Self, cast
 
 import torch
@@ -121,6 +122,13 @@ class Mixed(Reward):
                 )
             )
         return found
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        return [
+            problem.under(f"rewards.{name}.init_args")
+            for name, reward in self._parts().items()
+            for problem in reward.problems_of_prompts(prompts)
+        ]
 
     def load(self) -> Self:
         for reward in self._parts().values():

@@ -65,6 +65,11 @@ class DiversityTarget(UnderEmbedder):
             found.append(Problem("momentum", f"expected a number in [0, 1), but got {self.past.momentum}."))
         return found
 
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        target = self.target.model
+        found = target.problems_of_prompts(prompts) if isinstance(target, Reference) else []
+        return [each.under("target.init_args") for each in found]
+
     def attach(self, start: StartModel) -> None:
         if isinstance(self.target.model, Reference):
             self.target.model.attach(start)

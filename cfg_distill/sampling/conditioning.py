@@ -47,12 +47,14 @@ class Conditioner(ABC):
         """What is wrong with the settings."""
         found = []
         if not self.values >= 2:
-            found.append(Problem("values", f"expected at least 2, but got {self.values}."))
+            found.append(
+                Problem("values", f"expected at least 2, but got {self.values}. Take 4, say, or no conditioner.")
+            )
         if not len(set(self.words)) == len(self.words) == self.values:
             text = f"expected {self.values} different words, one per label, but got {list(self.words)}."
-            found.append(Problem("words", text))
+            found.append(Problem("words", f"{text} Give as many, or none for numbers."))
         if not self.condition and not all(place in self.template for place in _PLACES):
-            text = f"expected a text with `{'` and `'.join(_PLACES)}`, but got `{self.template}`."
+            text = f"expected a text with `{'` and `'.join(_PLACES)}`, but got `{self.template}`. Add them."
             found.append(Problem("template", text))
         return found
 
@@ -98,10 +100,12 @@ class Codes(Conditioner):
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = super().problems(context)
         if not found and context.samples and context.samples % self.values:
+            fitting = [each for each in range(2, context.samples + 1) if context.samples % each == 0]
             text = (
                 f"expected a divisor of `@/model.sampling.samples`, {context.samples}, but got {self.values}: each code"
             )
-            found.append(Problem("values", f"{text} is as frequent as any other in a group."))
+            todo = f"Take {' or '.join(map(str, fitting))}." if fitting else "Raise the samples."
+            found.append(Problem("values", f"{text} is as frequent as any other in a group. {todo}"))
         return found
 
     def labels(self, group: int, seeds: Seeds) -> Tensor:

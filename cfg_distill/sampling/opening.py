@@ -25,7 +25,7 @@ class Opening:
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings."""
         if not self.tokens >= 1:
-            return [Problem("tokens", f"expected at least 1, but got {self.tokens}.")]
+            return [Problem("tokens", f"expected at least 1, but got {self.tokens}. Take 16, say, or no opening.")]
         if context.length is None or self.tokens < context.length:
             return []
         text = f"expected fewer than the {context.length} of `@/model.sampling.max_new_tokens`, but got {self.tokens}"

@@ -86,7 +86,7 @@ class CheckEvaluation:
 
     def _problems_of_prompts(self) -> list[Problem]:
         from cfg_distill.data.reading import read_prompts, templated
-        from cfg_distill.evaluation.chosen import conditioner_of
+        from cfg_distill.evaluation.chosen import conditioner_of, problems_of_metrics_on
         from cfg_distill.evaluation.models import metrics_of
         from cfg_distill.generators import open_generator
         from cfg_distill.sampling import problems_of_lengths
@@ -94,8 +94,8 @@ class CheckEvaluation:
         given = self.evaluation
         prompts = read_prompts(given.sampled, given.field) if self.systems else []
         problems = []
-        for metric in metrics_of(given.metrics).values():
-            problems += ConfigError(metric.problems_of_prompts([*map(str, prompts)])).under("evaluation.prompts")
+        for problem in problems_of_metrics_on(metrics_of(given.metrics), [*map(str, prompts)]):
+            problems.append(problem.under("evaluation.metrics" if problem.path else "evaluation.prompts"))
         for system in self.systems:
             generator = open_generator(system.model)
             if problems_of(generator):
@@ -106,7 +106,8 @@ class CheckEvaluation:
             try:
                 conditioner_of(system.conditioner, given.samples)
             except ConfigError as error:
-                problems += said_by(f"Model `{system.model}`", error.problems)
+                keys = {"model.sampling.samples": "evaluation.samples"}
+                problems += [Problem("", f"A system of `{system.model}`: {each.told(keys)}") for each in error.problems]
             problems += said_by(f"Model `{system.model}`", ConfigError(found).under("evaluation"))
         return problems
 

@@ -33,6 +33,9 @@ class TuneReference(Reference):
             neither the mode, the metre and the rhythm. 0 looks at all of them, and refuses a prompt that no tune fits.
     """
 
+    chosen_by = "at_least"
+    if_none = "Raise `at_least` to as many, so that it takes tunes that have most of what a prompt asks for."
+
     def __init__(
         self, split: str = "train", tokens: int = 80, match: Literal["slots", "none"] = "slots", at_least: int = 0
     ) -> None:
@@ -54,6 +57,13 @@ class TuneReference(Reference):
         if not self.at_least >= 0:
             found.append(Problem("at_least", f"expected at least 0, but got {self.at_least}."))
         return found
+
+    def problems_of_prompts(self, prompts: Sequence[str], at_least: int = 1) -> list[Problem]:
+        # Reading the tunes takes seconds, and cannot find any prompt that has fewer.
+        return [] if self.at_least >= at_least else super().problems_of_prompts(prompts, at_least)
+
+    def number(self, prompt: str) -> int | None:
+        return None if self.match == "none" else int(sum(self._fitting(understand(prompt).slots)))
 
     @cached_property
     def tunes(self) -> list[Tune]:

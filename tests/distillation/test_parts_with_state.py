@@ -185,7 +185,7 @@ def test_labels_that_mean_nothing_are_refused(root: Path, tmp_path: Path) -> Non
     data = PromptData(str(root / "train.txt"), batch_size=2)
     conditioner = Codes(values=2, words=["strange", "stranger"])  # both unknown to the tokenizer
     with pytest.raises(
-        ConfigError, match=r"`model.conditioner`: expected labels that the model can tell apart, .* in 1 ways"
+        ConfigError, match=r"`model.conditioner`: expected 2 labels that .* tell apart, but it reads all of them alike"
     ):
         trainer([], tmp_path, max_steps=1).fit(
             student(str(root / "model"), root, conditioner=conditioner), datamodule=data

@@ -139,6 +139,8 @@ def test_models_that_do_not_fit_are_refused_before_they_are_loaded(
         said = capsys.readouterr().err
         assert "Option `--anneal`: expected a model with the vocabulary" in said
         assert "Option `--anneal-power`: expected a number above 0, but got -1.0." in said
+        assert main([*words, "--model", base.path, "--anneal-power", "2"]) == 2
+        assert "Option `--anneal-power`: has no effect without a start model" in capsys.readouterr().err
     assert main(["generate", "--prompt", "w1", "--model", base.path, "--anneal", "none/such"]) == 2
     assert "Option `--anneal`: " in capsys.readouterr().err
 

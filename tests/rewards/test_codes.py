@@ -19,7 +19,7 @@ from cfg_distill.metrics import CodeAccuracy
 from cfg_distill.references import StartSamples, code_log_probs
 from cfg_distill.references.directions import Directions, principal_components, simplex
 from cfg_distill.rewards import CodeInformation, Density, DiversityTarget, SampleReward, Witness, leave_one_out
-from cfg_distill.sampling import Codes, Labels, Rollout, Sampling, Seeds, StartModel, rollout
+from cfg_distill.sampling import Codes, Labels, Opening, Rollout, Sampling, Seeds, StartModel, rollout
 from cfg_distill.sampling.redraw import redrawn
 from cfg_distill.sampling.samples import Samples, draw
 
@@ -297,6 +297,24 @@ def test_rewards_that_need_labels_say_so(prompt_file):
         assert "but got 2" in str(reward.problems(Context(samples=4, training=True, labels=2))[0])
 
 
+def test_wrong_labels_and_openings_say_what_to_do():
+    def said(part: Any, samples: int = 8) -> list[str]:
+        return [
+            problem.told({"model.sampling.samples": "evaluation.samples"})
+            for problem in part.problems(Context(samples))
+        ]
+
+    assert said(Codes(values=1)) == ["Key `values`: expected at least 2, but got 1. Take 4, say, or no conditioner."]
+    assert said(Codes(values=3)) == [
+        "Key `values`: expected a divisor of `evaluation.samples`, 8, but got 3: each code is as frequent as any other in a"
+        " group. Take 2 or 4 or 8."
+    ]
+    assert said(Codes(values=2), samples=1)[0].endswith("Raise the samples.")
+    wrong = said(Labels(values=2, words=["a"], template="{prompt}"))
+    assert [each.split(". ")[-1] for each in wrong] == ["Give as many, or none for numbers.", "Add them."]
+    assert said(Opening(0)) == ["Key `tokens`: expected at least 1, but got 0. Take 16, say, or no opening."]
+
+
 # Start samples
 
 
@@ -350,6 +368,10 @@ def test_each_prompt_has_the_bank_of_its_own_start_samples(tiny_model):
 
 def test_start_samples_need_a_start_model_and_kernels_need_bandwidths():
     assert StartSamples().problems(Context(training=True)) == []
+    (ignored,) = StartSamples(tokens=40).problems(Context(training=True))
+    assert str(ignored).startswith(
+        "Key `tokens`: expected none in a fit, whose start samples are as long as its samples"
+    )
     assert [problem.key for problem in StartSamples(samples=0).problems()] == ["samples", "generator"]
     embedder = NGramCounts()
     training = Context(samples=4, training=True)

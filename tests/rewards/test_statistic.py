@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError, Context, PartError
 from cfg_distill.rewards import (
+    BatchStatistic,
     GroupStatistic,
     LogDeterminant,
     Mixed,
@@ -190,6 +191,110 @@ def test_a_statistic_adds_to_a_mix_and_no_factor_of_a_product(lookup, samples_of
     torch.testing.assert_close(mixed(samples).advantage_BG, expected_BG)
     (problem,) = Mixed({"set": VendiScore(NGramCounts())}, mode="multiplicative").problems(Context(4))
     assert problem.path == "rewards.set"
+
+
+# Statistics of the batch
+
+POINT_VD = torch.tensor([[1.0, 0.0], [0.6, 0.8], [-0.8, 0.6]])
+BATCH_BV = torch.tensor([[0.3, 0.0, -0.2], [-0.1, 0.4, 0.0]])
+"""Logits of the policy under each of two prompts."""
+
+
+def mean_of(points_BGD: Tensor, kept_BG: Tensor) -> Tensor:
+    return (points_BGD * kept_BG[..., None]).sum(1) / kept_BG.sum(1, keepdim=True)
+
+
+def distance_of_means(points_BGD: Tensor, kept_BG: Tensor) -> Tensor:
+    """Minus the distance between the mean points of two prompts: defined for one sample of each."""
+    one_D, other_D = mean_of(points_BGD, kept_BG)
+    return -(one_D - other_D).square().sum()
+
+
+def own_prototypes(points_BGD: Tensor, kept_BG: Tensor) -> Tensor:
+    """The mean log-probability of the own prompt at temperature 0.5, by prototypes of the batch: the own one leaves the sample
+    out, the other prompt's does not."""
+    terms = []
+    for b in (0, 1):
+        other_D = nn.functional.normalize(points_BGD[1 - b][kept_BG[1 - b]].mean(0), dim=-1)
+        for i in kept_BG[b].nonzero().flatten().tolist():
+            siblings_G = kept_BG[b].clone()
+            siblings_G[i] = False
+            own_D = nn.functional.normalize(points_BGD[b][siblings_G].mean(0), dim=-1)
+            terms.append((torch.stack([own_D, other_D]) @ points_BGD[b, i] / 0.5).log_softmax(-1)[0])
+    return torch.stack(terms).mean()
+
+
+@pytest.mark.parametrize(
+    ("function", "group", "wrong_by", "oracle"),
+    [
+        (distance_of_means, 2, 0.73, None),
+        (distance_of_means, 3, 0.81, None),
+        (own_prototypes, 3, 0.49, (0.037961, 0.030549, -0.068510)),
+    ],
+)
+def test_a_statistic_across_prompts_gets_the_true_gradient(function, group, wrong_by, oracle, samples_of, all_groups):
+    """As a GroupStatistic, whose groups lose a sample all at once, the gradient is wrong by a part of its largest entry."""
+
+    class Across(BatchStatistic):
+        smallest = 1
+
+        def features(self, samples: Samples) -> Tensor:
+            return POINT_VD[torch.tensor(samples.outputs)].view(len(samples.prompts), samples.group, 2)
+
+        def value(self, features: Tensor, kept: Tensor) -> Tensor:
+            return function(features, kept)
+
+    class AtOnce(GroupStatistic):
+        features = Across.features
+
+        def value(self, features: Tensor) -> Tensor:
+            return function(features, torch.ones(features.shape[:2], dtype=torch.bool)).expand(2)
+
+    logits_BV = BATCH_BV.double().requires_grad_()
+    p_BV = logits_BV.softmax(-1)
+    score_BVV = torch.eye(3) - p_BV.detach()[:, None]
+    expected, found, at_once = 0.0, torch.zeros(2, 3).double(), torch.zeros(2, 3).double()
+    # The functions do not see the order of siblings, so each order of a group stands for all.
+    ordered, orders_X = all_groups(3, group).sort(-1).values.unique(dim=0, return_counts=True)
+    for one_G, of_one in zip(ordered, orders_X, strict=True):
+        for other_G, of_other in zip(ordered, orders_X, strict=True):
+            outcomes_BG = torch.stack([one_G, other_G])
+            samples = samples_of(outcomes_BG)
+            probability = p_BV.gather(1, outcomes_BG).prod() * of_one * of_other
+            outcome, naive = Across()(samples), AtOnce()(samples)
+            expected = expected + probability * outcome.reward_BG[0, 0].double()
+            score_BGV = score_BVV[torch.tensor([[0], [1]]), outcomes_BG]
+            found += probability.detach() * (outcome.advantage_BG.double()[..., None] * score_BGV).sum(1) / (2 * group)
+            # A group's own number is F / B of the mean over prompts, which the step takes.
+            at_once += probability.detach() * (naive.advantage_BG.double()[..., None] * score_BGV).sum(1) / (2 * group)
+    expected_BV = torch.autograd.grad(expected, logits_BV)[0]
+    close(found, expected_BV)
+    wrong = ((at_once - expected_BV).abs().max() / expected_BV.abs().max()).item()
+    assert wrong == pytest.approx(wrong_by, abs=0.01)
+    if oracle is not None:
+        torch.testing.assert_close(expected_BV[0], torch.tensor(oracle).double(), rtol=0, atol=1e-6)
+
+
+def test_a_mean_over_prompts_is_a_statistic_of_the_batch_too(samples_of):
+    class MeanOverPrompts(BatchStatistic):
+        features = MeanScore.features
+
+        def value(self, features: Tensor, kept: Tensor) -> Tensor:
+            return mean_of(THETA_V[features].square()[..., None], kept).mean()
+
+    samples = samples_of(torch.tensor([[0, 1, 2], [1, 3, 0]]))
+    found, expected = MeanOverPrompts()(samples), MeanScore()(samples)
+    torch.testing.assert_close(found.advantage_BG, expected.advantage_BG)
+    assert found.reward_BG.shape == (2, 3)
+    (problem,) = MeanOverPrompts().problems(Context(1))
+    assert problem.path == "model.sampling.samples"
+
+    class PerPrompt(MeanOverPrompts):
+        def value(self, features: Tensor, kept: Tensor) -> Tensor:
+            return features.float().mean(1)
+
+    with pytest.raises(ConfigError, match=r"`value` of PerPrompt to be \[\] = \[\], float32"):
+        PerPrompt()(samples)
 
 
 def test_wrong_settings_and_values_are_refused(samples_of):
