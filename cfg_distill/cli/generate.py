@@ -48,7 +48,7 @@ def run(argv: Sequence[str]) -> None:
     if given.model is None:
         raise ConfigError(_NO_MODEL)
 
-    from cfg_distill.evaluation.requests import GenerateRequest
+    from cfg_distill.evaluation.generating import GenerateRequest
     from cfg_distill.evaluation.written import remarks_on, show, write
     from cfg_distill.recipe.quiet import without_bars
 

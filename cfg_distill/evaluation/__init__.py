@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from cfg_distill.evaluation.compare import difference, height_above
     from cfg_distill.evaluation.figure import draw_front, front_figure
     from cfg_distill.evaluation.front import bootstrap_interval, hypervolume, hypervolumes, pareto
+    from cfg_distill.evaluation.generating import GenerateRequest
     from cfg_distill.evaluation.intervals import Interval
     from cfg_distill.evaluation.ladder import Ladder, Rung, Validation, rungs_as_systems, samples_of, validate
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.models import evaluate_models
     from cfg_distill.evaluation.renderers import Renderer
-    from cfg_distill.evaluation.requests import EvaluateRequest, GenerateRequest
+    from cfg_distill.evaluation.requests import EvaluateRequest
     from cfg_distill.evaluation.system import System
     from cfg_distill.evaluation.table import front_table
     from cfg_distill.evaluation.validating import ValidateRequest
@@ -52,12 +53,13 @@ _HOMES = {
     "compare": ("difference", "height_above"),
     "figure": ("draw_front", "front_figure"),
     "front": ("bootstrap_interval", "hypervolume", "hypervolumes", "pareto"),
+    "generating": ("GenerateRequest",),
     "intervals": ("Interval",),
     "ladder": ("Ladder", "Rung", "Validation", "rungs_as_systems", "samples_of", "validate"),
     "measure": ("evaluate",),
     "models": ("evaluate_models",),
     "renderers": ("Renderer",),
-    "requests": ("EvaluateRequest", "GenerateRequest"),
+    "requests": ("EvaluateRequest",),
     "system": ("System",),
     "table": ("front_table",),
     "validating": ("ValidateRequest",),

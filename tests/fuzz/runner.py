@@ -30,6 +30,7 @@ OURS = ("out", "runs", "samples", "__pycache__", "lightning_logs")
 def warm() -> None:
     """Import what the cases need."""
     import cfg_distill.callbacks
+    import cfg_distill.evaluation.generating
     import cfg_distill.evaluation.models
     import cfg_distill.evaluation.requests
     import cfg_distill.evaluation.validating
