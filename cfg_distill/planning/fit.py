@@ -29,7 +29,7 @@ from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.files import class_name
 from cfg_distill.recipe.overrides import Override, put
 from cfg_distill.recipe.resolved import Recipe
-from cfg_distill.recipe.trainer import NamedTrainer
+from cfg_distill.recipe.trainer import NamedTrainer, problems_of_strategy
 
 _PATH = ("model", "generator", "path")
 _KEYS = ("model", "data", "trainer", "seed_everything", "ckpt_path")
@@ -110,6 +110,8 @@ def fit_of(recipe: Recipe, found: Sequence[Problem] = ()) -> Iterator[Fit]:
         if precision not in PRECISIONS:
             text = f"expected one of {', '.join(PRECISIONS)}, but got {given}. Write one of these."
             problems.append(Problem("trainer.precision", text))
+        strategy = recipe.at("trainer.strategy", "auto")
+        problems += problems_of_strategy(strategy)
         if problems := [*problems, *_problems(module, data)]:
             raise ConfigError(problems)
         data.setup("fit")
@@ -122,7 +124,7 @@ def fit_of(recipe: Recipe, found: Sequence[Problem] = ()) -> Iterator[Fit]:
             prompts=_longest(module, data.prompts["train"], data.batch_size),
             validation=(data.validation_batch_size or data.batch_size) if _validates(recipe, data) else 0,
             precision=precision,
-            strategy=class_name(recipe.at("trainer.strategy", "auto")) or "auto",
+            strategy=class_name(strategy) or "auto",
             accumulate=int(recipe.at("trainer.accumulate_grad_batches", 1)),
             averaged=any(class_name(each) == "StudentEMA" for each in _members(recipe.at("trainer.callbacks", {}))),
             embedders=embedders,

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem, nearest
+from cfg_distill.recipe.ranks import most_processes
 
 GB = 1e9
 
@@ -95,10 +96,10 @@ def problems_of_device(gpu: str | None, memory: float | None, devices: int) -> l
     if devices < 1:
         found.append(Problem("devices", f"expected at least 1, but got {devices}."))
     elif gpu is None and memory is None and devices > (there := _num_here()):
-        kind = "GPUs" if torch.cuda.is_available() else "cores"
+        kind = "the GPUs" if torch.cuda.is_available() else "the processes that a fit starts on the cores"
         text = (
-            f"expected at most {there}, the {kind} of this machine, but got {devices}. For another machine say what a device of"
-            " it has: `@.memory` or `@.gpu`."
+            f"expected at most {there}, {kind} of this machine, but got {devices}. Set it to {there} or less. For another"
+            " machine say what a device of it has: `@.memory` or `@.gpu`."
         )
         found.append(Problem("devices", text))
     return found
@@ -122,7 +123,7 @@ def device_of(gpu: str | None, memory: float | None, devices: int) -> Device:
 
 
 def _num_here() -> int:
-    return torch.cuda.device_count() if torch.cuda.is_available() else os.cpu_count() or 1
+    return torch.cuda.device_count() if torch.cuda.is_available() else most_processes()
 
 
 def _here(devices: int) -> Device:

@@ -139,7 +139,7 @@ def plan_of(fit: Fit, device: Device, devices: int) -> Plan:
 
 def _strategy_of(name: str, devices: int) -> str:
     """auto and all kinds of ddp: a whole student on each device."""
-    if name.startswith("fsdp") or name in ("FSDP2", "ModelParallelStrategy"):
+    if name in ("fsdp2", "FSDP2", "ModelParallelStrategy"):
         return "fsdp2"
     return "ddp" if devices > 1 else "auto"
 

@@ -32,7 +32,7 @@ from cfg_distill.recipe.overrides import Words, put, sorted_words
 from cfg_distill.recipe.processes import is_first, is_started_by_first, others_know_this_process
 from cfg_distill.recipe.progress import StepLines, StepProgress
 from cfg_distill.recipe.quiet import quieten
-from cfg_distill.recipe.ranks import EndTogether, problems_of_devices
+from cfg_distill.recipe.ranks import EndTogether, problems_of_devices, problems_of_gpus
 from cfg_distill.recipe.resolved import Recipe
 from cfg_distill.recipe.runs import (
     RunMark,
@@ -44,7 +44,14 @@ from cfg_distill.recipe.runs import (
     unfinished,
 )
 from cfg_distill.recipe.stopping import Signals, StopAtStepEnd, requeue
-from cfg_distill.recipe.trainer import NamedTrainer, named_callbacks, paths_of, problems_of_states
+from cfg_distill.recipe.trainer import (
+    STRATEGIES,
+    NamedTrainer,
+    named_callbacks,
+    paths_of,
+    problems_of_states,
+    problems_of_strategy,
+)
 
 _BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
 _PARSING = (ArgumentError, MisconfigurationException, OverflowError)
@@ -305,12 +312,14 @@ class CommandLine(LightningCLI):
             config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
         root = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
         config["default_root_dir"] = root
-        if found := problems_of_place(root):
-            raise ConfigError([Problem("/trainer.default_root_dir", each.text) for each in found])
+        problems = [Problem("/trainer.default_root_dir", each.text) for each in problems_of_place(root)]
+        problems += problems_of_gpus(config.get("accelerator"), config.get("devices"))
+        if isinstance(self.model, Distillation):
+            problems += problems_of_strategy(config.get("strategy"))
         self._logs = config.get("logger") in (None, True) and not config.get("fast_dev_run")
         if self._logs:
             config["logger"] = False  # until the run has its folder
-        if not config.get("plugins") and config.get("strategy") in (None, "auto", "ddp", "fsdp2"):
+        if not config.get("plugins") and config.get("strategy") in (None, *STRATEGIES):
             config["plugins"] = [_default("callbacks.AtomicCheckpointIO", CheckpointIO)()]
         given = config.get("callbacks")
         own = list(named_callbacks(given).values())
@@ -318,7 +327,7 @@ class CommandLine(LightningCLI):
         for path, callback in self.callbacks.items():
             if isinstance(callback, Placed):
                 callback.recipe_path = path
-        if problems := problems_of_states(self.callbacks):
+        if problems := [*problems, *problems_of_states(self.callbacks)]:
             raise ConfigError(problems)
         config["callbacks"] = [EndTogether(), *own]
         if config.get("enable_model_summary") is None:

@@ -129,14 +129,45 @@ def _end_with(parent: str | None, every: float = 1.0) -> None:
     threading.Thread(target=watch, name="parent", daemon=True).start()
 
 
+def most_processes() -> int:
+    """How many processes without a GPU may share this machine."""
+    return max(_MOST_PER_CORE * (os.cpu_count() or 1), 8)
+
+
+def problems_of_gpus(accelerator: Any, devices: Any) -> list[Problem]:
+    """Why this machine lacks the GPUs that a trainer asks for.
+
+    Args:
+        accelerator: of the trainer, as the recipe gives it.
+        devices: of the trainer, as the recipe gives them: a number, or a list of places.
+    """
+    if accelerator not in ("gpu", "cuda"):
+        return []
+    there = torch.cuda.device_count()
+    if not there:
+        text = (
+            f"expected cpu or auto, since torch finds no CUDA GPU on this machine, but got {accelerator}. Set it to cpu, or"
+            " check the driver (`nvidia-smi`) and that torch is built for CUDA."
+        )
+        return [Problem("/trainer.accelerator", text)]
+    asked = max((int(each) + 1 for each in devices), default=0) if isinstance(devices, list) else devices
+    if not str(asked).isdigit() or int(asked) <= there:
+        return []
+    text = (
+        f"expected at most {there}, the GPUs of this machine, but got {devices}. Set it to {there}, or to -1 for all."
+    )
+    if isinstance(devices, list):
+        text = f"expected places from 0 to {there - 1}, the GPUs of this machine, but got {devices}. Name others."
+    return [Problem("/trainer.devices", text)]
+
+
 def problems_of_devices(trainer: Any) -> list[Problem]:
     """Why there are too many processes for this machine."""
-    cores = os.cpu_count() or 1
-    most = max(_MOST_PER_CORE * cores, 8)
+    most = most_processes()
     if trainer.strategy.root_device.type != "cpu" or trainer.num_devices <= most:
         return []
     text = (
-        f"expected at most {most} processes on the {cores} cores of this machine, but got {trainer.num_devices}. Each holds a"
-        " copy of student and teacher."
+        f"expected at most {most} processes on the {os.cpu_count() or 1} cores of this machine, but got {trainer.num_devices}."
+        f" Each holds a copy of student and teacher. Set it to {most} or less."
     )
     return [Problem("/trainer.devices", text)]

@@ -10,6 +10,9 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from cfg_distill.errors import Problem
 from cfg_distill.recipe.runs import RunMark
 
+STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp2")
+"""The names of ``trainer.strategy`` under which a distillation runs."""
+
 
 class NamedTrainer(Trainer):
     """A Trainer whose callbacks may have names, so that a file or an option can change one of them.
@@ -48,6 +51,20 @@ def paths_of(callbacks: Any) -> list[str]:
     """The path in the recipe of the arguments of each callback."""
     names = [f".{name}" if isinstance(callbacks, dict) else f"[{name}]" for name in named_callbacks(callbacks)]
     return [f"trainer.callbacks{name}.init_args" for name in names]
+
+
+def problems_of_strategy(given: Any) -> list[Problem]:
+    """Why no distillation runs under a strategy that is given by its name. One that is given as a class is judged once built.
+
+    Lightning's names of processes that are forked or spawned are among the refused: each would be a run of its own.
+    """
+    if not isinstance(given, str) or given in STRATEGIES:
+        return []
+    text = (
+        f"expected one of {', '.join(STRATEGIES)}, but got {given}. Set it to ddp, or to fsdp2 where no single device holds"
+        " student and teacher."
+    )
+    return [Problem("/trainer.strategy", text)]
 
 
 def problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:

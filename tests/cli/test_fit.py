@@ -23,6 +23,7 @@ from cfg_distill.folders import names
 from cfg_distill.generators import device
 from cfg_distill.recipe.command_line import start
 from cfg_distill.recipe.progress import StepLines
+from cfg_distill.recipe.ranks import problems_of_gpus
 
 LOSS = """
 from cfg_distill.losses import ReverseKL
@@ -324,8 +325,10 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
         (["--model.losses.kl.wieght=2"], "`model.losses.kl.init_args.wieght`: no such key. Did you mean `weight`?"),
         (["--data.train=nowhere.txt"], "`nowhere.txt` does not exist"),
         (["--data.report=train.txt"], "4 are in both"),
-        (["--trainer.accelerator=gpu", "--trainer.devices=64"], "In `trainer`:"),
-        (["--trainer.strategy=magic"], "In `trainer`:"),
+        (["--trainer.accelerator=tpux"], "In `trainer`:"),
+        (["--trainer.strategy=magic"], "Key `trainer.strategy`: expected one of auto, ddp, ddp_find"),
+        (["--trainer.strategy=deepspeed"], "fsdp2, but got deepspeed. Set it to ddp, or to fsdp2"),
+        (["--trainer.strategy=ddp_spawn", "--trainer.devices=2"], "Key `trainer.strategy`: expected one of auto"),
         (["--trainer.precision=bf16-true"], "must be float32, but got bf16-true. Use bf16-mixed, or"),
         (["--trainer.precision=16-true"], "`trainer.precision`: expected one of 32-true, 16-mixed, bf16-mixed"),
         (["--trainer.strategy.class_path=lightning.pytorch.strategies.ModelParallelStrategy"], "got ModelParallel"),
@@ -347,6 +350,37 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
 def test_refusals(recipe: Path, capsys: pytest.CaptureFixture, words: list[str], said: str) -> None:
     problems = refused(capsys, "--config", "tiny.yaml", *words)
     assert len(problems) == 1 and said in problems[0], problems
+
+
+def test_strategies_and_gpus_that_are_not_there_are_told_with_the_other_problems(
+    recipe: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    words = ["--trainer.strategy=fsdp", "--trainer.accelerator=gpu", "--model.guidance.scale=-1"]
+    said = refused(capsys, "--config", "tiny.yaml", *words)
+    assert len(said) == 3, said
+    assert any("Key `trainer.strategy`" in each for each in said)
+    assert any("Key `trainer.accelerator`: expected cpu or auto" in each and "Set it to cpu" in each for each in said)
+    assert any("Key `model.guidance.scale`" in each for each in said)
+
+
+@pytest.mark.parametrize(
+    ("devices", "told"),
+    [
+        (2, ""),
+        ("-1", ""),
+        ([1], ""),
+        ("auto", ""),
+        (3, "at most 2, the GPUs"),
+        ("3", "Set it to 2"),
+        ([0, 2], "from 0 to 1"),
+    ],
+)
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, devices: int | str | list[int], told: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    found = problems_of_gpus("gpu", devices)
+    assert len(found) == bool(told)
+    assert all(told in str(each) and "Key `trainer.devices`" in str(each) for each in found)
 
 
 def test_a_student_without_a_teacher(recipe: Path, capsys: pytest.CaptureFixture) -> None:

@@ -25,6 +25,7 @@ from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError, Stopped
 from cfg_distill.recipe import runs, stopping
 from cfg_distill.recipe.command_line import start
+from cfg_distill.recipe.ranks import most_processes
 
 FIT = ["fit", "--config", "tiny.yaml"]
 AGAIN = [*FIT, "--ckpt_path", "last"]
@@ -249,7 +250,8 @@ def test_a_folder_that_vanishes_is_said_and_the_curve_goes_on(recipe: Path, caps
 
 def test_a_thousand_processes_are_refused(recipe: Path, capsys: pytest.CaptureFixture) -> None:
     assert main([*FIT, "--trainer.devices=1000"]) == 2
-    assert "Key `trainer.devices`: expected at most" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Key `trainer.devices`: expected at most" in said and f"Set it to {most_processes()} or less." in said
     assert not Path("runs").exists()
 
 

@@ -19,6 +19,7 @@ from cfg_distill.planning.known import ARCHITECTURES, musicgen
 from cfg_distill.planning.machines import GPUS, Device
 from cfg_distill.planning.plan import ROOM, Planner, micro_batches
 from cfg_distill.recipe.overrides import sorted_words
+from cfg_distill.recipe.ranks import most_processes
 from cfg_distill.recipe.resolved import Recipe
 from cfg_distill.tunes.metrics import TuneQuality
 
@@ -182,6 +183,13 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "no device": (["--config", "recipe.yaml", "--devices", "0"], ["Option `--devices`", "at least 1"]),
     "not a number": (["--config", "recipe.yaml", "--devices", "two"], ["--devices"]),
     "more devices than there are": (["--config", "recipe.yaml", "--devices", "4096"], ["Option `--devices`", "`--memory`"]),
+    "shards that are not ours": (
+        ["--config", "recipe.yaml", "--trainer.strategy", "fsdp"], ["Key `trainer.strategy`", "fsdp2, but got fsdp."],
+    ),
+    "no strategy": (["--config", "recipe.yaml", "--trainer.strategy", "magic"], ["Key `trainer.strategy`", "magic"]),
+    "one process too many": (
+        ["--config", "recipe.yaml", "--devices", str(most_processes() + 1)], ["Option `--devices`", "or less"],
+    ),
     "several at once": (
         ["--config", "recipe.yaml", "--gpu", "x", "--model.sampling.samples", "0", "--model.guidanc.scale", "2"],
         ["Option `--gpu`", "model.guidanc", "2 problems"],
