@@ -128,7 +128,7 @@ def _problems_of_references(module: CFGDistillation, prompts: Sequence[str]) -> 
         for name, loss in module.mix.items()
         for each in loss.problems_of_prompts(prompts)
     ]
-    return [replace(each, key=f"/{each.path}") for each in found]  # no part of the data, whose problems these are
+    return [Problem(f"/{each.path}", each.text) for each in found]  # no part of the data, whose problems these are
 
 
 def _problems_of_teaching(module: CFGDistillation, data: Any) -> list[Problem]:
