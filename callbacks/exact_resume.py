@@ -2,12 +2,19 @@
 
 import random
 import sys
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+
+@runtime_checkable
+class _Dealt(Protocol):
+    """Data whose place in the epoch is the same for any number of processes: :class:`cfg_distill.data.PromptData`."""
+
+    def upcoming(self) -> Any: ...
 
 
 class ExactResume(Callback):
@@ -26,7 +33,8 @@ class ExactResume(Callback):
     A run may go on with another number of processes, prompts per batch, or accumulated batches. With as many prompts per step
     as before it takes the steps that it would have taken, up to rounding and these states: they belong to processes, and are
     left as they are when the number of processes has changed. With more or fewer prompts per step it goes on at the same
-    place of the epoch, rounded down to a whole step. The callback says what is kept.
+    place of the epoch, rounded down to a whole step. All this needs :class:`cfg_distill.data.PromptData`: a loader of your own
+    carries no place over. The callback says what is kept.
 
     A loader that has no generator of its own draws a number from torch whenever an iterator of it is made, between
     epochs: give it one (``DataLoader(..., generator=torch.Generator())``), as :class:`cfg_distill.data.PromptData`
@@ -154,11 +162,15 @@ def _said(processes: int, epoch_then: tuple[float, int], trainer: Trainer) -> st
     steps_now, steps_then = (batches / accumulate for batches, accumulate in (_epoch_of(trainer), epoch_then))
     if now == then and steps_now == steps_then:
         return ""
-    kept = ["weights, averages, optimiser and schedule", "the step and the place in the epoch"]
-    lost = []
-    if steps_now == steps_then:
-        kept.append("the prompts and the samples of every step")
+    kept, lost = ["weights, averages, optimiser and schedule", "the step"], []
+    data: Any = trainer.datamodule  # type: ignore[attr-defined]
+    if not isinstance(data, _Dealt):  # Lightning gives every process the state that the loader of the first one had
+        kind = f"`{type(data).__name__}`" if data is not None else "the loader"
+        lost.append(f"the place in the epoch and the prompts of a step, which {kind} does not carry over")
+    elif steps_now == steps_then:
+        kept += ["the place in the epoch", "the prompts and the samples of every step"]
     else:
+        kept.append("the place in the epoch")
         lost.append(f"the prompts per step: an epoch has {steps_now:g} steps, where it had {steps_then:g}")
     if now != then:
         lost.append("the random states of dropout, and of rewards that draw")

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib import error, request
@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 
 INSTALL = 'pip install ".[vllm]"'
 START = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {base} --enable-lora --max-lora-rank {rank}"
+OWN_OPTIONS = ("model", "tokenizer", "skip_tokenizer_init", "enable_lora", "generation_config", "logits_processors")
+"""Options of ``vllm.LLM`` that would make it another model, or draw from another distribution than the loss knows."""
 ANSWER_SECONDS = 20
 """In which a server says who it is."""
 PAUSE_SECONDS = 0.5
@@ -165,7 +167,7 @@ class Server:
         except EngineGoneError as gone:
             return [Problem("url", f"expected a vLLM server that answers. {gone} Start one: {start}")]
         except ConfigError as refused:
-            return refused.problems
+            return [Problem("url", f"{each.text} Start one so: {start}") for each in refused.problems]
         except (ValueError, LookupError, TypeError, AttributeError):  # an answer of another shape
             return [
                 Problem(
@@ -206,7 +208,10 @@ class Server:
         body = {"model": self.model or served, "prompt": text, "add_special_tokens": False}
         if self._ask("/tokenize", body).get("tokens") == wanted:
             return []
-        text = f"expected a server with the tokenizer of `{student.path}`, but `{self.url}` has another one."
+        text = (
+            f"expected a server with the tokenizer of `{student.path}`, but `{self.url}` has another one. Start it from the"
+            " student's base, without `--tokenizer`."
+        )
         return [Problem("url", text)]
 
     def draw(self, student: CausalLM, adapter: Path, orders: Sequence[Order], sampling: Sampling) -> list[Drawn]:
@@ -214,7 +219,10 @@ class Server:
         status, said = self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapter)})
         # It is there already where an attempt before this one was broken off.
         if status != 200 and "already been loaded" not in said:
-            raise self._refusal(f"the adapter `{adapter}`", said)
+            refused = self._refusal(f"the adapter `{adapter}`", status, said).problems[0]
+            rank = 16 if student.lora is None else student.lora.rank
+            start = START.format(base=whole_path(student.path), rank=rank)
+            raise ConfigError(replace(refused, text=f"{refused.text} Start it so: {start}"))
         common = {"model": name, **asked_of(student, sampling)}
         try:
             with ThreadPoolExecutor(min(self.parallel, len(orders))) as pool:
@@ -234,11 +242,13 @@ class Server:
     def _ask(self, path: str, body: dict[str, Any] | None = None, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
         status, said = self._post(path, body, seconds)
         if status != 200:
-            raise self._refusal(f"a request to {path}", said)
+            raise self._refusal(f"a request to {path}", status, said)
         return json.loads(said)
 
-    def _refusal(self, what: str, said: str) -> ConfigError:
-        text = f"expected a server that takes {what}, but `{self.url}` refuses it: {said[:300].rstrip('.')}."
+    def _refusal(self, what: str, status: int, said: str) -> ConfigError:
+        reason = " ".join(said[:300].split()).rstrip(".")
+        text = f"expected a vLLM server that takes {what}, but `{self.url}` refuses it with status {status}"
+        text += f": {reason}." if reason else "."
         return ConfigError(Problem("/model.sampler", text))
 
     def _post(self, path: str, body: dict[str, Any] | None, seconds: float = 60.0) -> tuple[int, str]:
@@ -305,7 +315,9 @@ class Colocated:
         if importlib.util.find_spec("vllm") is None:
             text = f"expected vLLM in this Python, since it runs in this process, but it is not installed: {INSTALL}"
             return [Problem("mode", text)]
-        return []
+        own = [name for name in OWN_OPTIONS if name in self.options]
+        text = "expected no value, since the student and its sampling decide it. Leave it out."
+        return [Problem(f"options.{name}", text) for name in own]
 
     def problems_with(self, student: CausalLM, sampling: Sampling) -> list[Problem]:
         return []
@@ -349,7 +361,13 @@ class Colocated:
                 "generation_config": "vllm",  # no defaults of the model's own
                 "skip_tokenizer_init": True,
             }
-            self.llm = LLM(**(settings | self.options))
+            try:
+                self.llm = LLM(**(settings | self.options))
+            except TypeError as unknown:  # of its EngineArgs: a misspelled option
+                if "unexpected keyword argument" not in str(unknown):
+                    raise
+                text = f"expected options of vllm.LLM, but {unknown}."
+                raise ConfigError(Problem("/model.sampler.init_args.options", text)) from unknown
         return self.llm
 
     def __str__(self) -> str:

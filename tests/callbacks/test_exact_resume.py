@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest.mock import patch
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -14,7 +17,8 @@ from tiny import tiny_folder
 from tiny_fits import batches, every_step, noisy_run, noisy_student, same, seed_everything, snapshot, trainer
 
 from cfg_distill.callbacks import BetaCalibration, ExactResume, StudentEMA
-from cfg_distill.callbacks.exact_resume import random_states, set_random_states
+from cfg_distill.callbacks.exact_resume import _said, random_states, set_random_states
+from cfg_distill.data import PromptData
 from cfg_distill.files.logs import scalars_of
 
 # A resumed fit here does without the ModelCheckpoint of the first.
@@ -60,12 +64,31 @@ def test_states_go_round_and_load_with_weights_only(tmp_path: Path) -> None:
     assert draw() == expected
 
 
+class OwnData(L.LightningDataModule):
+    """A user's own data, whose loader deals anew."""
+
+
 def test_another_number_of_processes_is_said(tmp_path: Path) -> None:
     callback = ExactResume()
     callback.load_state_dict({"processes": [random_states(), random_states()]})
     with patch("cfg_distill.callbacks.exact_resume.rank_zero_info") as said:
         callback.on_train_start(trainer([callback]), noisy_student(tiny_folder(tmp_path / "model"))[0])
     assert said.call_args.args[0].startswith("Going on with 1 process, where 2 began. Kept: weights,")
+
+
+@pytest.mark.parametrize(
+    ("data", "kept", "lost"),
+    [
+        (PromptData("prompts.txt"), ["the place in the epoch", "the prompts and the samples of every step"], []),
+        (OwnData(), [], ["the place in the epoch and the prompts of a step, which `OwnData` does not carry over"]),
+    ],
+)
+def test_what_data_do_not_carry_over_is_not_called_kept(data: Any, kept: list[str], lost: list[str]) -> None:
+    with patch("cfg_distill.callbacks.exact_resume._epoch_of", return_value=(3, 1)):
+        said = _said(2, (3, 1), SimpleNamespace(world_size=1, datamodule=data, train_dataloader=None))
+    first, _, second = said.partition("Not kept: ")
+    assert all(each in first for each in kept) and all(each in second for each in lost)
+    assert ("place in the epoch" in first) == bool(kept) and ("place in the epoch" in second) == bool(lost)
 
 
 def test_validation_leaves_the_generators_as_it_found_them(tmp_path: Path) -> None:

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -144,7 +150,10 @@ def test_an_engine_of_another_model_is_found_out_at_the_first_rollout(student: C
 
 def test_an_adapter_that_the_server_refuses_ends_the_fit_at_once(student: CausalLM, url: str) -> None:
     large = CausalLM(student.path, lora=LoRA(rank=16)).load()
-    with pytest.raises(ConfigError, match=r"refuses it: .*LoRA rank 16 is greater than max_lora_rank 8"):
+    with pytest.raises(
+        ConfigError,
+        match=r"with status 500: .*rank 16 is greater than max_lora_rank 8.* Start it so: .*--max-lora-rank 16",
+    ):
         VLLM(url=url, patience_seconds=30).rollout(large, PROMPTS, GREEDY)
 
 
@@ -182,6 +191,44 @@ def test_what_is_wrong_is_said_before_weights_are_loaded(
     (renamed / "tokenizer.json").write_text(text)
     with serving(StandIn(str(renamed))) as wrong:
         assert "expected a server with the tokenizer" in problems(VLLM(url=wrong), unloaded)
+
+
+def test_a_server_of_something_else_is_told_with_the_start_of_the_right_one(student: CausalLM, tmp_path: Path) -> None:
+    class Files(SimpleHTTPRequestHandler):
+        def log_message(self, *words: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Files, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        (problem,) = VLLM(url=url).problems_with(CausalLM(student.path, lora=LoRA(rank=2)), GREEDY)
+        server.shutdown()
+    said = str(problem.under("model.sampler"))
+    assert said.startswith("Key `model.sampler.url`: expected a vLLM server") and said.count("model.sampler") == 1
+    assert "refuses it with status 404" in said and "Start one so: VLLM_ALLOW" in said
+
+
+def test_options_that_the_student_decides_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    sampler = VLLM(mode="colocate", options={"model": "other", "logits_processors": [], "max_model_len": 128})
+    assert [each.key for each in sampler.engine.problems()] == ["options.model", "options.logits_processors"]
+
+
+def test_an_unknown_option_is_a_message(student: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def engine(model: str, **settings: Any) -> None:
+        EngineArgs(**{name: value for name, value in settings.items() if name == "enforce_eagre"})
+
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(LLM=engine))
+    with pytest.raises(
+        ConfigError, match=r"`model.sampler.init_args.options`: expected options of vllm.LLM, but .*eagre"
+    ):
+        VLLM(mode="colocate", options={"enforce_eagre": True}).engine._engine(student)
+
+
+@dataclass
+class EngineArgs:
+    """As vLLM's: unknown words are a TypeError of its constructor."""
+
+    enforce_eager: bool = False
 
 
 def test_a_server_that_serves_nothing_is_a_problem(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
