@@ -69,6 +69,13 @@ def close(found: Tensor, expected: Tensor) -> None:
 def test_the_oracle_of_information(samples_of, all_groups):
     value_VK = Q_VK.double().log() + math.log(2)
     assert float(bound(THETA_KV.double(), value_VK)) == pytest.approx(0.067313, abs=1e-6)
+    p_KV = THETA_KV.double().softmax(-1)
+    marginal_V = p_KV.mean(0)
+    information = float((p_KV * (p_KV / marginal_V).log()).sum() / 2)
+    posterior_KV = p_KV / p_KV.sum(0)
+    gap = float((marginal_V * posterior_KV * (posterior_KV / Q_VK.double().T).log()).sum())
+    assert information == pytest.approx(0.074322, abs=1e-6) and gap == pytest.approx(0.007009, abs=1e-6)
+    assert information - gap == pytest.approx(float(bound(THETA_KV.double(), value_VK)), abs=1e-7)
     expected = torch.tensor([[0.089445, -0.002226, -0.087219], [-0.068606, -0.017255, 0.085860]])
     torch.testing.assert_close(true_gradient(THETA_KV, value_VK).float(), expected, rtol=0, atol=1e-5)
     outcomes_BG = all_groups(3, 2)

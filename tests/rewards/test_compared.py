@@ -101,6 +101,32 @@ def test_the_tilt_has_its_optimum_at_the_rejected_law(samples_of):
     assert theta_V.grad.abs().max() < 1e-12
 
 
+def test_the_tilt_of_two_positions_needs_the_score_term():
+    """Teacher (.6, .4), then (.7, .3) | 0 and (.4, .6) | 1, a = .25 on (0, 0). The gradient of the KL of sequences is 0 at
+    p a / Z. The sum of the KLs of positions, whose prefixes are given, has another fixed point."""
+    teacher_VV = torch.tensor([[0.42, 0.18], [0.16, 0.24]]).double()
+    a_VV = torch.tensor([[0.25, 1.0], [1.0, 1.0]]).double()
+
+    def gradient(p_VV: Tensor, score_term: bool) -> Tensor:
+        first_V, second_VV = (
+            p_VV.sum(1).log().requires_grad_(),
+            (p_VV / p_VV.sum(1, keepdim=True)).log().requires_grad_(),
+        )
+        student_V, then_VV = first_V.softmax(-1), second_VV.softmax(-1)
+        teacher_V = teacher_VV.sum(1)
+        position = (student_V * (student_V / teacher_V).log()).sum()
+        then_V = (then_VV * (then_VV / (teacher_VV / teacher_V[:, None])).log()).sum(-1)
+        prefix_V = student_V if score_term else student_V.detach()
+        value = (student_V[:, None] * then_VV * a_VV.log()).sum() - position - prefix_V @ then_V
+        return torch.cat([each.flatten() for each in torch.autograd.grad(value, (first_V, second_VV))])
+
+    exact = torch.tensor([[0.153285, 0.262774], [0.233577, 0.350365]]).double()
+    truncated = torch.tensor([[0.174523, 0.299182], [0.210518, 0.315777]]).double()
+    torch.testing.assert_close(teacher_VV * a_VV / (teacher_VV * a_VV).sum(), exact, rtol=0, atol=1e-6)
+    assert gradient(exact, True).abs().max() < 1e-5 and gradient(truncated, False).abs().max() < 1e-5
+    assert gradient(exact, False).abs().max() > 1e-2 and gradient(truncated, True).abs().max() > 1e-2
+
+
 @pytest.mark.parametrize(("weight", "smooth"), [(0.25, False), (4.0, False), (0.25, True), (4.0, True)])
 def test_a_degenerate_sample_has_the_lowest_density_reward(weight, smooth, lookup, samples_of):
     table_VD, rows = with_bank(torch.cat([TABLE_VD, torch.tensor([[9.0, 9.0]])]), BANK_RD)
@@ -238,6 +264,18 @@ def test_the_oracle_of_the_target(lookup, samples_of):
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     own = mean_distance(torch.linalg.cholesky(cosines), torch.full((1, 3), 1 / 3))
     torch.testing.assert_close(own, torch.tensor([0.566667]), rtol=0, atol=1e-5)
+
+
+def test_the_target_pulls_as_its_population_and_not_as_a_plug_in(lookup, samples_of, expected_gradient, all_groups):
+    """Distances .8, .3 and .5 of three outcomes, target .4, G = 3. A plug-in -(D - .4)^2 of each group has the variance of D in
+    its mean: it gives (-.011187, .014141, -.002954), which tests/rewards/test_statistic.py holds."""
+    theta_V, outcomes_BG = torch.tensor([0.2, -0.4, 0.1]), all_groups(3, 3)
+    cosine_VV = torch.tensor([[1.0, 0.2, 0.7], [0.2, 1.0, 0.5], [0.7, 0.5, 1.0]])
+    p_V = theta_V.softmax(-1)
+    reward = DiversityTarget(lookup(torch.linalg.cholesky(cosine_VV)), target=0.4).eval()
+    reward.past.update(p_V @ (1 - cosine_VV) @ p_V - 0.4, torch.tensor(1.0))
+    found = expected_gradient(theta_V, outcomes_BG, reward(samples_of(outcomes_BG)).advantage_BG)
+    torch.testing.assert_close(found.float(), torch.tensor([-0.003845, 0.013991, -0.010146]), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("empty", [(), (2,)])
