@@ -1,6 +1,6 @@
 """One adapter for every gamma, beside dedicated adapters and LITI: the table of docs/lora.md.
 
-    python tests/dial_study.py --out runs/dial                   # the tunes, about 15 minutes on two cores
+    python tests/dial_study.py --out runs/dial                   # the tunes, about half an hour on two cores
     python tests/dial_study.py --out runs/dial --steps 40 --data.batch_size=4 --model.sampling.max_new_tokens=48   # smaller
     python tests/dial_study.py --out runs/dial --measure         # the table of fits that are there already
     python tests/dial_study.py --out runs/dial_text --recipe recipes/smollm2/quality.yaml --steps 40 \
