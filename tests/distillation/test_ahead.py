@@ -17,9 +17,9 @@ from vllm_stand_in import StandIn, serving
 from cfg_distill.data import PromptData
 from cfg_distill.distillation.dial import Dial
 from cfg_distill.distillation.off_policy import problems_of_policy
-from cfg_distill.generators import CausalLM, Logits, LoRA
+from cfg_distill.generators import CausalLM, Guidance, Guided, Logits, LoRA
 from cfg_distill.generators.lora import adapter_of, adapter_scaled
-from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, mix
+from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, mix, reverse_kl
 from cfg_distill.sampling import VLLM, Opening, Rollout, Sampling
 from cfg_distill.sampling.samples import Samples
 
@@ -37,6 +37,7 @@ class Watch(Callback):
         self.adapters: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
         self.samples: list[Samples] = []
         self.staleness: list[float] = []
+        self.divergence: list[float] = []
 
     def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
         adapter = adapter_of(module.student.model)
@@ -45,6 +46,7 @@ class Watch(Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *rest: Any) -> None:
         self.samples.append(outputs["samples"])
         self.staleness.append(outputs["samples"].rollout.steps_behind)
+        self.divergence.append(float(trainer.callback_metrics["train/kl"]))
 
 
 def fit(tiny_model: str, folder: Path, url: str, staleness: int, steps: int = 4, dial: Any = None) -> tuple[Watch, Any]:
@@ -86,6 +88,22 @@ def test_each_rollout_is_of_the_student_that_the_staleness_says(
         assert recorded[0], f"step {step}: samples of another student"
         moved += not recorded[1]
     assert moved == (3 if staleness else 0)
+
+
+def test_the_divergence_is_under_the_student_that_trains(tiny_model: str, tmp_path: Path, url: str) -> None:
+    """And not under the one that drew the samples, a step before: the two differ on the same samples."""
+    watch, _ = fit(tiny_model, tmp_path, url, 1)
+    student, teacher = tiny_adapted(tiny_model), Guided(CausalLM(tiny_model).load(), Guidance(2.0))
+    for step in (1, 2, 3):
+        asked, drawn = watch.samples[step].asked, watch.samples[step].rollout
+        found = []
+        for begun in (step, step - 1):
+            _put(student, watch.adapters[begun])
+            both = (each.predictions(asked, drawn.tokens_NKT, drawn.mask_NKT).whole() for each in (student, teacher))
+            total, count = reverse_kl(*both, drawn.mask_NKT)
+            found.append(float(total.detach() / count))
+        assert watch.divergence[step] == pytest.approx(found[0], rel=1e-4)
+        assert watch.divergence[step] != pytest.approx(found[1], rel=1e-2)
 
 
 def _put(student: CausalLM, adapter: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
