@@ -37,7 +37,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_wheel_holds_callbacks_recipes_and_weights(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    for folder, suffixes in (("callbacks", (".py",)), ("recipes", (".yaml", ".txt"))):
+    for folder, suffixes in (("callbacks", (".py",)), ("recipes", (".yaml", ".txt", ".jsonl"))):
         expected = [path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
         assert expected
         assert {f"cfg_distill/{path.relative_to(ROOT)}" for path in expected} <= names
