@@ -87,15 +87,11 @@ def _problems_of_negatives(module: CFGDistillation, contexts: Sequence[PromptLik
         return []
     is_one = len(module.student.negatives(contexts, guidance)) == 1
     found = problems_of_lengths(module.student, contexts[:1] if is_one else contexts, module.sampling, guidance)
-    key = (
-        "negative"
-        if guidance.negative is not None
-        else "negative_system"
-        if guidance.negative_system is not None
-        else ""
-    )
-    own = Problem(f"/model.guidance.{key}" if key else "", "")
-    return [replace(own, text=each.text) if not each.path else _at_root(each) for each in found]
+    if guidance.negative is not None:
+        key = "/model.guidance.negative"
+    else:
+        key = "" if guidance.negative_system is None else "/model.guidance.negative_system"
+    return [_at_root(each) if each.path else Problem(key, each.text) for each in found]
 
 
 def _at_root(problem: Problem) -> Problem:

@@ -32,7 +32,7 @@ class Divergence(Loss):
         temperature: divides both models' logits before they are compared, whatever the sampling temperature is.
         score_term: add the gradient through the sampling, which the default truncates as GKD does (arXiv 2306.13649):
             ``sum_n (sum_{m>n} KL_m) grad log student(y_n)``. With it the gradient is that of the sequence divergence, exact
-            and noisier: for samples of some tokens, since dozens of samples of 80 tokens lead a student away (docs/method.md).
+            and noisier. Use it for samples of a few tokens: those of 80 drove a student from its teacher (docs/method.md).
         codebook_weights: a factor for each codebook; empty for 1 each.
     """
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 from urllib import error, request
@@ -99,6 +99,11 @@ class Engine(Protocol):
         ...
 
 
+def _start_of(student: CausalLM) -> str:
+    """The command that starts a server for a student."""
+    return START.format(base=whole_path(student.path), rank=16 if student.lora is None else student.lora.rank)
+
+
 def patiently(attempt: Callable[[], T], seconds: float) -> T:
     """Make an attempt until the engine answers, with one message when it does not and one when it does again.
 
@@ -151,8 +156,7 @@ class Server:
         return [Problem("url", text)]
 
     def problems_with(self, student: CausalLM, sampling: Sampling) -> list[Problem]:
-        rank = 16 if student.lora is None else student.lora.rank
-        start = START.format(base=whole_path(student.path), rank=rank)
+        start = _start_of(student)
         try:
             models = [each for each in self._ask("/v1/models")["data"] if not each.get("parent")]
             problems = self._problems_of_model(models, student, sampling, start)
@@ -219,10 +223,8 @@ class Server:
         status, said = self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapter)})
         # It is there already where an attempt before this one was broken off.
         if status != 200 and "already been loaded" not in said:
-            refused = self._refusal(f"the adapter `{adapter}`", status, said).problems[0]
-            rank = 16 if student.lora is None else student.lora.rank
-            start = START.format(base=whole_path(student.path), rank=rank)
-            raise ConfigError(replace(refused, text=f"{refused.text} Start it so: {start}"))
+            text = f"{self._refused(f'the adapter `{adapter}`', status, said)} Start it so: {_start_of(student)}"
+            raise ConfigError(Problem("/model.sampler", text))
         common = {"model": name, **asked_of(student, sampling)}
         try:
             with ThreadPoolExecutor(min(self.parallel, len(orders))) as pool:
@@ -242,14 +244,13 @@ class Server:
     def _ask(self, path: str, body: dict[str, Any] | None = None, seconds: float = ANSWER_SECONDS) -> dict[str, Any]:
         status, said = self._post(path, body, seconds)
         if status != 200:
-            raise self._refusal(f"a request to {path}", status, said)
+            raise ConfigError(Problem("/model.sampler", self._refused(f"a request to {path}", status, said)))
         return json.loads(said)
 
-    def _refusal(self, what: str, status: int, said: str) -> ConfigError:
+    def _refused(self, what: str, status: int, said: str) -> str:
         reason = " ".join(said[:300].split()).rstrip(".")
         text = f"expected a vLLM server that takes {what}, but `{self.url}` refuses it with status {status}"
-        text += f": {reason}." if reason else "."
-        return ConfigError(Problem("/model.sampler", text))
+        return f"{text}: {reason}." if reason else f"{text}."
 
     def _post(self, path: str, body: dict[str, Any] | None, seconds: float = 60.0) -> tuple[int, str]:
         """Status and text of an answer; without a body, of a question."""
