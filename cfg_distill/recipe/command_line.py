@@ -211,11 +211,12 @@ class CommandLine(LightningCLI):
         try:
             super().instantiate_classes()
         except (ConfigError, MisconfigurationException, ValueError, TypeError) as error:
-            if not isinstance(error, ConfigError) and not _from_lightning(error):
-                raise
-            own = [Problem("", f"In `trainer`: {_shortened(str(error))}")]
             if isinstance(error, ConfigError):
                 own = self._placed(error.problems, "model")
+            elif raised := _from_lightning(error):
+                own = [Problem("", f"In `trainer`: {_shortened(str(raised))}")]
+            else:
+                raise
             self._dump_config()
             raise ConfigError(without_echoes(own, self._problems_inside(self.config_dump))) from error
         problems = [
@@ -395,13 +396,14 @@ def _default(name: str, base: type) -> Any:
     return find_class(f"cfg_distill.{name}", (base,), f"a {base.__name__}")
 
 
-def _from_lightning(error: BaseException) -> bool:
-    """Whether Lightning itself raised it: then a setting of the trainer is wrong, not our code."""
+def _from_lightning(error: BaseException) -> BaseException | None:
+    """The error that Lightning itself raised: then a setting of the trainer is wrong, not our code. None for any other."""
     place = traceback.extract_tb(error.__traceback__)[-1].filename
     if isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in place:
-        return True
-    # Of a callback that may stand in a dict or in a list, jsonargparse raises an error of its own for both.
-    return error.__context__ is not None and _from_lightning(error.__context__)
+        return error
+    # Of a part that may be given in several ways, jsonargparse raises an error of its own.
+    before = error.__cause__ or error.__context__
+    return None if before is None else _from_lightning(before)
 
 
 def _shortened(message: str) -> str:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
+from lightning_utilities.core.imports import RequirementCache
 
 from cfg_distill.cli import main
 from cfg_distill.distillation.settings import problems_of_trainer
@@ -350,6 +351,14 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
 def test_refusals(recipe: Path, capsys: pytest.CaptureFixture, words: list[str], said: str) -> None:
     problems = refused(capsys, "--config", "tiny.yaml", *words)
     assert len(problems) == 1 and said in problems[0], problems
+
+
+def test_a_logger_whose_library_is_missing_is_told(
+    recipe: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", RequirementCache("not-there>=1"))
+    (said,) = refused(capsys, "--config", "tiny.yaml", "--trainer.logger=WandbLogger")
+    assert "In `trainer`: Requirement 'not-there>=1' not met" in said and "pip install" in said
 
 
 def test_strategies_and_gpus_that_are_not_there_are_told_with_the_other_problems(
