@@ -69,7 +69,10 @@ KINDS = {
     "tunes": Kind("tunes", 2.0, (80, 80), 6e-4, _TUNES, "cfg_distill.embedders.TransformerEmbedder"),
     "music": Kind("music", 3.0, (150, 500), 1e-5, _CLAP, "cfg_distill.embedders.AudioEmbedder"),
     "speech": Kind("speech", 3.0, (150, 500), 1e-5, None, "cfg_distill.embedders.AudioEmbedder"),
+    "songs": Kind("codes of songs", 2.0, (250, 500), 1e-5, None, "cfg_distill.embedders.TransformerEmbedder"),
 }
+OF_GENERATOR = {"MusicGen": "music", "Dia": "speech", "CSM": "speech", "AceStep": "songs", "YuE": "songs"}
+"""Class of a generator -> its kind; any other writes text."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class InitRequest:
     @cached_property
     def kind(self) -> Kind:
         """What the model writes or plays."""
-        name = {"MusicGen": "music", "Dia": "speech"}.get(type(self.generator).__name__, "text")
+        name = OF_GENERATOR.get(type(self.generator).__name__, "text")
         specs, _ = metrics_of_profiles([self.model]) if name == "text" else ({}, [])
         return KINDS["tunes" if "cfg_distill.tunes." in json.dumps(specs) else name]
 

@@ -18,11 +18,15 @@ from tiny import tiny_folder
 from tiny_audio import tiny_clap
 from tiny_dia import tiny_dia
 from tiny_musicgen import tiny_musicgen
+from tiny_songs import YUE_PROMPT, tiny_yue
 
+from cfg_distill import generators
 from cfg_distill.cli import COMMANDS, init, main
 from cfg_distill.cli.completion import candidates, options
 from cfg_distill.data import read_prompts
 from cfg_distill.files.documents import VERSION
+from cfg_distill.generators import Prompt
+from cfg_distill.generators.base import Generator
 from cfg_distill.recipe import Recipe
 from cfg_distill.study import starting
 from cfg_distill.study.check import problems_of
@@ -43,17 +47,32 @@ def passes(recipe: Path) -> None:
 # init
 
 
-@pytest.mark.parametrize("kind", ["text", "tunes", "music", "speech"])
+def test_every_model_that_writes_no_text_has_a_kind_of_its_own() -> None:
+    classes = [each for each in vars(generators).values() if isinstance(each, type) and issubclass(each, Generator)]
+    assert {each.__name__ for each in classes} - {"Generator", "CausalLM"} == set(starting.OF_GENERATOR)
+    assert "text" not in starting.OF_GENERATOR.values()
+
+
+@pytest.mark.parametrize("kind", ["text", "tunes", "music", "speech", "songs"])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_init_writes_passes_the_checks(
     kind: str, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # the command line sets it; this test shall not leave it behind
-    make = {"text": tiny_folder, "tunes": lambda _: "tunes:base", "music": tiny_musicgen, "speech": tiny_dia}[kind]
+    make = {"text": tiny_folder, "tunes": lambda _: "tunes:base", "music": tiny_musicgen, "speech": tiny_dia}.get(
+        kind, tiny_yue
+    )
     model = str(make(folder / "model"))
-    prompts = {"tunes": [f"a jig in {key}" for key in "ABCDEFG"], "speech": SPEECH}.get(kind, PROMPTS)
-    (folder / "prompts.txt").write_text("\n".join(prompts) + "\n\n")
-    words = ["init", "--model", model, "--prompts", "prompts.txt", "--device", "cpu", "--guidance", "2.5"]
+    prompts: Any = {"tunes": [f"a jig in {key}" for key in "ABCDEFG"], "speech": SPEECH}.get(kind, PROMPTS)
+    suffix = "txt"
+    if kind == "songs":
+        suffix, prompts = "jsonl", [Prompt(each, **YUE_PROMPT) for each in PROMPTS]
+        lines = [json.dumps({"prompt": each, "conditions": YUE_PROMPT}) for each in PROMPTS]
+        Path(model, "cfg_distill.json").write_text('{"generator": "YuE"}')
+    else:
+        lines = prompts
+    (folder / f"prompts.{suffix}").write_text("\n".join(lines) + "\n\n")
+    words = ["init", "--model", model, "--prompts", f"prompts.{suffix}", "--device", "cpu", "--guidance", "2.5"]
     if kind == "music":
         words += ["--embedder", tiny_clap(folder / "clap")]
         monkeypatch.setitem(
@@ -64,14 +83,18 @@ def test_what_init_writes_passes_the_checks(
     assert main(words) == 0
     out, err = capsys.readouterr()
     mine = folder / "my-study"
-    parts = [read_prompts(mine / "prompts" / f"{name}.txt") for name in ("train", "validation", "report")]
-    assert sorted(prompt for part in parts for prompt in part) == sorted(prompts) and len(parts[2]) == len(prompts) // 3
+    parts = [read_prompts(mine / "prompts" / f"{name}.{suffix}") for name in ("train", "validation", "report")]
+    assert (
+        sorted((prompt for part in parts for prompt in part), key=str) == sorted(prompts, key=str)
+        and len(parts[2]) == len(prompts) // 3
+    )
     passes(mine / "quality.yaml")
     assert all(yaml.safe_load(each.read_text())["version"] == VERSION for each in mine.glob("*.yaml"))
     recipe = Recipe.read([mine / "quality.yaml"])
     assert recipe.at("model.guidance.scale") == 2.5 and recipe.model_path == model
-    if kind == "speech":
-        assert "This package has none for speech." in err and "--embedder" in err and "docs/extending.md" in err
+    if kind in ("speech", "songs"):
+        what = {"speech": "speech", "songs": "codes of songs"}[kind]
+        assert f"This package has none for {what}." in err and "--embedder" in err and "docs/extending.md" in err
         assert out.endswith("Then: cfg-distill fit --config my-study/quality.yaml\n")
         assert not (mine / "study.yaml").exists() and not (mine / "diversity.yaml").exists()
         return
