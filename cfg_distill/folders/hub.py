@@ -28,6 +28,8 @@ def ask_hub(name: str) -> None:
 
     if constants.HF_HUB_OFFLINE or Path(name).expanduser().exists() or not _may_be_hub_name(name):
         return
+    if not in_cache(name):
+        _say_what_is_asked(constants.ENDPOINT, name)
     if problem := silence(constants.ENDPOINT, name, SECONDS):
         print(
             f"{constants.ENDPOINT} does not answer ({problem}). Only models that it sent before can be used.",
@@ -84,14 +86,15 @@ def _may_be_hub_name(name: str) -> bool:
 
 
 @cache
+def _say_what_is_asked(endpoint: str, name: str) -> None:
+    """Once in a process for a name."""
+    text = f"There is no folder `{name}`: asking {endpoint} for it ({SECONDS:g} s at most)."
+    print(text, file=sys.stderr, flush=True)
+
+
+@cache
 def silence(endpoint: str, name: str, seconds: float) -> str:
     """Why the hub does not answer; empty when it does, whatever it answers."""
-    if not in_cache(name):
-        print(
-            f"There is no folder `{name}`: asking {endpoint} for it ({seconds:g} s at most).",
-            file=sys.stderr,
-            flush=True,
-        )
     answers: list[str] = []
 
     def ask() -> None:
