@@ -73,4 +73,11 @@ def _ask(given: argparse.Namespace) -> None:
 
 def _answer(key: str, default: str = "") -> str:
     shown = f" [{default}]" if default else ""
-    return input(f"{_QUESTIONS[key]}{shown}: ").strip() or default
+    try:
+        while not (given := input(f"{_QUESTIONS[key]}{shown}: ").strip() or default):
+            pass  # ask again
+    except EOFError:
+        raise ConfigError(
+            Problem(key, "expected an answer, but the input ended. Pass it on the command line.")
+        ) from None
+    return given

@@ -103,7 +103,15 @@ def read_finished(path: str | Path) -> Finished:
         file = find_file(path)
         if not file.is_file():
             raise ConfigError(f"Expected the folder of a study, but `{path}` does not exist. Check the path.")
-        folder = Path(read_yaml(file).get("out", ""))
+        if not (out := read_yaml(file).get("out")):
+            raise ConfigError(
+                f"Expected a study file, but `{path}` has no key `out`. Name a study, or the folder of its results."
+            )
+        folder = Path(out)
+        if not folder.is_dir():
+            raise ConfigError(
+                f"Study `{path}` has not been run: there is no `{folder}`. Run `cfg-distill study {path}` first."
+            )
     record, again = begun_with(folder), f"Run `cfg-distill study` with `--out {folder}`: it goes on."
     if record is None:
         raise ConfigError(f"Expected a study in `{folder}`, but it holds no study.json. Check the path.")
@@ -111,16 +119,22 @@ def read_finished(path: str | Path) -> Finished:
     if problems:
         written = f"which version {record.get('version', 'unknown')} wrote"
         raise ConfigError([f"Study `{folder}`, {written}: {problem} Run the study anew." for problem in problems])
-    systems = {}
-    for name in study.all_systems():
+    systems, missing, names = {}, [], study.all_systems()
+    for name in names:
         file = folder / "systems" / f"{name}.json"
         try:
             systems[name] = System.read(file)
         except FileNotFoundError:
-            problems.append(Problem("", f"Study `{folder}`: `{file.name}` of a system is missing. {again}"))
+            missing.append(file.name)
         except (ValueError, TypeError) as error:
             text = f"Study `{folder}`: `{file.name}` cannot be read: {' '.join(str(error).split())}. Remove it. {again}"
             problems.append(Problem("", text))
+    if missing:
+        first = f"`{missing[0]}`" + " and others" * (len(missing) > 1)
+        text = (
+            f"Study `{folder}` is not finished: {len(missing)} of {len(names)} systems are missing ({first}). {again}"
+        )
+        problems.insert(0, Problem("", text))
     if problems:
         raise ConfigError(problems)
     return Finished(folder, study, systems)

@@ -152,6 +152,22 @@ def test_on_a_terminal_init_asks(folder: Path, monkeypatch: pytest.MonkeyPatch, 
     assert "Option `--device`: expected cpu or gpu, but got `tpu`." in capsys.readouterr().err
 
 
+def test_an_empty_answer_is_asked_again_and_an_ended_input_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    answers = iter(["", "  ", "tunes:base"])
+
+    def answer(question: str) -> str:
+        if (found := next(answers, None)) is None:
+            raise EOFError
+        return found
+
+    monkeypatch.setattr(init.sys.stdin, "isatty", lambda: True)
+    monkeypatch.setattr("builtins.input", answer)
+    assert main(["init"]) == 2
+    assert "Option `--prompts`: expected an answer, but the input ended." in capsys.readouterr().err
+
+
 # weight: auto
 
 

@@ -207,6 +207,10 @@ def test_all_problems_at_once(texts: Path, tmp_path: Path, capsys, monkeypatch) 
     assert "holds the input" in said("out", "--out=.", "--prompts=2") or "is the input" in said("out", "--out=.")
     assert "does not exist" in said("none", "--out=x")
     assert "holds no study.json" in said(str(tmp_path), "--out=x")
+    Path("new.yaml").write_text("out: runs/new\n")
+    assert "has not been run" in said("new.yaml", "--out=x") and "study new.yaml" in said("new.yaml", "--out=x")
+    Path("recipe.yaml").write_text("model: {}\n")
+    assert "has no key `out`" in said("recipe.yaml", "--out=x")
     assert not (tmp_path / "new").exists()
 
 
@@ -217,7 +221,7 @@ def test_a_study_that_is_not_finished_or_of_another_version(texts: Path, tmp_pat
     (copy / "out/systems/guidance 2.json").write_text("{")
     assert main(["listen", str(copy / "out"), f"--out={tmp_path / 'x'}", "--prompts=2"]) == 2
     message = capsys.readouterr().err
-    assert "2 problems" in message and "`base.json` of a system is missing" in message
+    assert "2 problems" in message and "is not finished: 1 of" in message and "(`base.json`)" in message
     assert "`guidance 2.json` cannot be read" in message and "it goes on" in message
     record = json.loads((copy / "out/study.json").read_text())
     record["study"]["colour"], record["version"] = "blue", "9.9"
