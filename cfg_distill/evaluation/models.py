@@ -178,7 +178,7 @@ def write_front(
         f" {', '.join(map(str, first.seeds))}{_trained(systems)}; bars: 95 % bootstrap intervals over prompts and seeds"
     )
     volumes = hypervolumes(points, headline)
-    table = f"{front_table(points)}\n\n{note.replace('bars', '±')}.\n"
+    table = f"{front_table(points)}\n\n{note.replace('bars', '±')}; *: the best mean of its column.\n"
     table += "".join(f"{hypervolume_line(volume)}\n" for volume in volumes)
     for claim in claims:
         table += f"\n{claim['verdict'].upper():9}  {claim['name']} {claim['claim']}\n           {claim['evidence']}\n"
