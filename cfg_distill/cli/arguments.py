@@ -128,7 +128,7 @@ def take_anneal(given: argparse.Namespace) -> None:
     if given.anneal is None and power is not None:
         raise ConfigError("Option `--anneal-power`: has no effect without a start model. Name one by --anneal.")
     if given.anneal is not None:
-        given.anneal = Anneal(given.anneal) if power is None else Anneal(given.anneal, power=power)
+        given.anneal = Anneal(base=given.anneal) if power is None else Anneal(base=given.anneal, power=power)
 
 
 def refuse_existing(out: Path, overwrite: bool) -> list[str]:

@@ -28,7 +28,7 @@ def swept(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         points: entries of front.json; the model of the first baseline is the base.
     """
     baselines = [p for p in points if p["kind"] in KINDS["baselines"]]
-    plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "prompt": None, "anneal": None}
+    plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "prompt": None, "anneal": None, "schedule": None}
     return [
         p
         for p in baselines

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 
@@ -58,7 +58,7 @@ def evaluate(
         kind=kind,
         model=str(generator.path),
         temperature=sampling.temperature,
-        guidance=guidance.scale if guidance is not None else 1.0,
+        guidance=guidance.strongest if guidance is not None else 1.0,
         samples=sampling.samples,
         seeds=list(seeds),
         prompts=[Prompt.of(prompt).text for prompt in prompts],
@@ -70,6 +70,7 @@ def evaluate(
         min_p=sampling.min_p,
         prompt=template,
         dial=generator.dial if generator.dial != 1 else None,
+        schedule=asdict(guidance.moved) if guidance is not None and guidance.schedule != "constant" else None,
     )
     seconds = 0.0
     starts = range(0, len(prompts), batch_size)

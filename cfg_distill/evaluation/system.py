@@ -27,7 +27,7 @@ class System:
             ``degenerate`` are rows of a ladder: samples that no system drew, which show where a metric's scale ends.
         model: the folder or hub name.
         temperature: of sampling.
-        guidance: the scale of guidance; 1 is none.
+        guidance: the scale of guidance, the largest where it moved; 1 is none.
         samples: samples per prompt and seed.
         seeds: of sampling.
         prompts: the prompts, in the order of the values.
@@ -47,6 +47,8 @@ class System:
         anneal: the fields of :class:`~cfg_distill.evaluation.anneal.Anneal` where samples began by a start model; else None.
         conditioner: class_path and init_args of what gave each sample a label; None for none.
         dial: what the change of an adapter was multiplied by; None for all of it, and for a whole model.
+        schedule: the fields of :class:`cfg_distill.guidance.Schedule` where gamma moved over the positions; else None, and
+            ``guidance`` held at all of them.
     """
 
     name: str
@@ -71,6 +73,7 @@ class System:
     anneal: dict[str, Any] | None = None
     conditioner: dict[str, Any] | None = None
     dial: float | None = None
+    schedule: dict[str, Any] | None = None
 
     def runs(self, metric: str) -> np.ndarray:
         """The values by training seed, prompt and sampling seed, ``[R, P, S]``; R is 1 for a system that was not trained."""
@@ -127,6 +130,7 @@ class System:
             "anneal": self.anneal,
             "conditioner": self.conditioner,
             "dial": self.dial,
+            "schedule": self.schedule,
             "model": self.model,
             "knob": self.knob,
         }

@@ -218,11 +218,10 @@ def drawn_clips(
         system = replace(configs[name], model=finished.model_of(name))
         generator = generator_of(given, system)
         sampling = replace(sampling_of(given, system), samples=group)
-        found = problems_of(generator) or problems_of_lengths(
-            generator, templated(system.prompt, prompts), sampling, guidance_of(system)
-        )
+        guidance, asked = guidance_of(system, sampling.max_new_tokens), templated(system.prompt, prompts)
+        found = problems_of(generator) or problems_of_lengths(generator, asked, sampling, guidance)
         problems += said_by(f"System `{name}`", found)
-        generators[name] = (generator, sampling, guidance_of(system))
+        generators[name] = (generator, sampling, guidance)
     if problems:
         raise ConfigError(problems)
     clips: Clips = {}

@@ -244,8 +244,9 @@ class Playground:
         from cfg_distill.study.sampled import guidance_of, sampling_of
 
         config, anneal = self._systems[system.like], self.finished.systems[system.like].anneal
-        generator, guidance, template = self._generator(system), guidance_of(config), config.prompt
+        generator, template = self._generator(system), config.prompt
         sampling = replace(sampling_of(self.finished.study.evaluation, config), samples=self.samples)
+        guidance = guidance_of(config, sampling.max_new_tokens)
         if found := problems_of_lengths(generator, templated(template, [prompt]), sampling, guidance):
             raise ConfigError([problem.text for problem in found])
         with tempfile.TemporaryDirectory(prefix="cfg-distill-") as place:

@@ -101,7 +101,7 @@ class Results:
         if len(guided) > 1:
             recipes = self.record.get("recipes", {}).values()
             scales = {(each.get("model", {}).get("guidance") or {}).get("scale") for each in recipes}
-            guided = [each for each in guided if scales == {each.guidance}]
+            guided = [each for each in guided if scales == {each.guidance} and each.schedule is None]
         return guided[0].name if len(guided) == 1 else None
 
     def rule(self) -> Rule:

@@ -123,8 +123,9 @@ def systems_by_folder(study: Study) -> list[SystemConfig]:
         folder = _folder_of(study, system.model)
         anneal = system.anneal and replace(system.anneal, base=_folder_of(study, system.anneal.base))
         if folder and (anneal is None or anneal.base):
-            guidance = (system.guidance, system.negative, system.negative_system, system.drop, system.prompt, anneal)
-            found.setdefault((folder, *guidance, str(system.conditioner)), replace(system, model=folder, anneal=anneal))
+            guidance = (system.guidance, system.schedule, system.negative, system.negative_system, system.drop)
+            others = (system.prompt, anneal, str(system.conditioner))
+            found.setdefault((folder, *guidance, *others), replace(system, model=folder, anneal=anneal))
     return list(found.values())
 
 
@@ -238,6 +239,9 @@ def _problems_of_system(key: str, system: SystemConfig, models: list[str]) -> li
     if system.prompt is not None and PLACE not in system.prompt:
         text = f"expected a template with `{PLACE}`, where each prompt is put in, but got `{system.prompt}`."
         problems.append(Problem(f"{key}.prompt", text))
+    if system.schedule is not None and system.guidance == 1:
+        text = "expected a scale that the schedule moves to, but got 1, which is no guidance. Set it, or leave `schedule` out."
+        problems.append(Problem(f"{key}.guidance", text))
     given = {name: vars(system)[name] for name in ("top_k", "top_p", "min_p") if vars(system)[name] is not None}
     problems += _problems_of_filters(key, **given)
     return problems + _not_a_number_from_0(f"{key}.guidance", system.guidance, " (1 is no guidance)")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
-from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
+from cfg_distill.evaluation.anneal import Anneal, GuidanceCourse, annealed, problems_of_anneal, problems_of_course
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.study.climbing import ClimbLadder, problems_of_ladder
 from cfg_distill.study.parts import Claims, Evaluation, SystemConfig
@@ -101,7 +101,9 @@ class CheckEvaluation:
             if problems_of(generator):
                 continue  # a student's start: the check of its fit reports it
             asked = templated(system.prompt, prompts)
-            found = problems_of_lengths(generator, asked, sampling_of(given, system), guidance_of(system))
+            sampling, guidance = sampling_of(given, system), guidance_of(system, given.max_new_tokens)
+            found = problems_of_lengths(generator, asked, sampling, guidance)
+            problems += said_by(f"Model `{system.model}`", problems_of_course(system.schedule))
             problems += said_by(f"Model `{system.model}`", problems_of_anneal(system.anneal, generator))
             try:
                 conditioner_of(system.conditioner, given.samples)
@@ -236,7 +238,7 @@ class Evaluate:
             annealed(generator, self.system.anneal, sampling.max_new_tokens),
             read_prompts(given.sampled, given.field),
             sampling,
-            guidance_of(self.system),
+            guidance_of(self.system, given.max_new_tokens),
             metrics,
             seeds=given.seeds,
             batch_size=given.batch_size,
@@ -280,7 +282,7 @@ class TimeSampling:
         prompts = read_prompts(given.sampled, given.field)
         for name, system in self.systems.items():
             generator = generator_of(given, system).load().to(device())
-            guidance, sampling = guidance_of(system), sampling_of(given, system)
+            guidance, sampling = guidance_of(system, given.max_new_tokens), sampling_of(given, system)
             predictor = annealed(generator, system.anneal, sampling.max_new_tokens)
             measured = seconds_per_sample(predictor, prompts, sampling, guidance, given.timing)
             passes = float(under(predictor, guidance).passes)
@@ -388,7 +390,7 @@ _JOBS = (
     TimeSampling,
     DrawFront,
 )
-_PARTS = (Anneal, Evaluation, Headline, Claims, SystemConfig)
+_PARTS = (Anneal, GuidanceCourse, Evaluation, Headline, Claims, SystemConfig)
 _CLASSES: dict[str, Any] = {kind.__name__: kind for kind in (*_JOBS, *_PARTS)}
 
 

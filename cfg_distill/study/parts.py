@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any, Literal
 
-from cfg_distill.evaluation.anneal import Anneal
+from cfg_distill.evaluation.anneal import Anneal, GuidanceCourse
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.recipe import Recipe
 
@@ -17,6 +17,9 @@ Stage = Literal["report", "development"]
 Drop = Literal["prompt", "last_token"]
 OPEN = ("temperature", "dtype", "top_k", "top_p", "min_p")
 """Settings of a system that are the evaluation's where the system names none."""
+LATER = ("anneal", "conditioner", "dial", "drop", "schedule")
+NOT_IN_0_1 = ("top_k", "top_p", "min_p", "prompt", *LATER)
+"""Settings of a system that version 0.1 did not have. One that is not given must not make its results look stale."""
 
 
 @dataclass
@@ -89,6 +92,7 @@ class SystemConfig:
         dial: what the change of an adapter is multiplied by; of one that was trained with a dial, 0 is no guidance and 1 all of
             it. None for the adapter as it is.
         drop: what a dropped prompt leaves under guidance; None for nothing of it.
+        schedule: how guidance moves over the positions, up or down to its scale; None for one scale at all positions.
     """
 
     model: str
@@ -105,6 +109,7 @@ class SystemConfig:
     conditioner: dict[str, Any] | None = None
     dial: float | None = None
     drop: Drop | None = None
+    schedule: GuidanceCourse | None = None
 
     @property
     def models(self) -> list[str]:

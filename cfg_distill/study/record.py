@@ -13,6 +13,7 @@ import cfg_distill
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import base_of, find_file, is_adapter, resolve, source
 from cfg_distill.study.config import Study
+from cfg_distill.study.parts import NOT_IN_0_1
 
 RECORD = "study.json"
 
@@ -51,7 +52,7 @@ FREE = (
 )
 """Keys that may differ, since they change no result of a system. The last one is of an earlier version."""
 
-UNSET = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner", "overlays", "drop")
+UNSET = (*NOT_IN_0_1, "overlays")
 """Settings of a system or a fit that earlier versions did not record; where they are not given, nothing has changed."""
 
 

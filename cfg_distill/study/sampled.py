@@ -33,9 +33,15 @@ def generator_of(evaluation: Evaluation, system: SystemConfig) -> Any:
     return open_generator(system.model, dial=system.dial, dtype=system.dtype or evaluation.dtype)
 
 
-def guidance_of(system: SystemConfig) -> Any:
-    """The guidance of a system."""
+def guidance_of(system: SystemConfig, longest: int) -> Any:
+    """The guidance of a system.
+
+    Args:
+        system: its scale, and how the scale moves.
+        longest: tokens or frames of the longest sample.
+    """
     from cfg_distill.generators import Guidance
 
     negative, drop = system.negative, system.drop or "prompt"
-    return Guidance(system.guidance, negative, negative_system=system.negative_system, drop=drop)
+    guidance = Guidance(system.guidance, negative, negative_system=system.negative_system, drop=drop)
+    return guidance if system.schedule is None else system.schedule.on(guidance, longest)

@@ -11,7 +11,7 @@ from cfg_distill.study.check import command_of, generator_modules
 from cfg_distill.study.climbing import ClimbLadder, ladder_of
 from cfg_distill.study.config import Study
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders, TimeSampling
-from cfg_distill.study.parts import Fit, SystemConfig
+from cfg_distill.study.parts import LATER, NOT_IN_0_1, Fit, SystemConfig
 from cfg_distill.study.record import digest, digests
 
 StepKind = Literal["fit", "export", "merge", "evaluate", "ladder", "time", "front"]
@@ -201,17 +201,13 @@ def _evaluation_step(study: Study, name: str, run: Run, models: list[Made], out:
     sampled = replace(_sampled(system, models), temperature=settled.temperature, dtype=settled.dtype)
     job = Evaluate(name, study.kind(name), sampled, given, str(file), str(heard), _seeds(study, chain, run), chain)
     settings = _deciding(study) | {"temperature": settled.temperature, "dtype": settled.dtype}
-    point = {key: value for key, value in asdict(system).items() if key not in NEW_OPEN or value is not None}
+    point = {key: value for key, value in asdict(system).items() if key not in NOT_IN_0_1 or value is not None}
     given_models = [each.folder for each in models if not each.needs]
     config = settings | {"point": point, "files": digests([settings, given_models])}
     cost = (2 if system.guidance != 1 else 1) * len(models)
     effort = 2e-4 * cost * given.samples * len(given.seeds) * given.max_new_tokens * 24 + 3
     needs = [need for each in models for need in each.needs]
     return Step("evaluate", run.subject(name), job, [file, heard], needs, config, effort, [heard])
-
-
-NEW_OPEN = ("top_k", "top_p", "min_p", "prompt", "anneal", "conditioner", "dial", "drop")
-"""Settings of a system that version 0.1 did not have. One that is not given must not make its results look stale."""
 
 
 def _deciding(study: Study) -> dict[str, Any]:
@@ -277,8 +273,7 @@ def _timing_step(
 
 def _without_new(system: dict[str, Any]) -> dict[str, Any]:
     """A system without new keys that are not set: measurements from before there were these keys are not stale."""
-    new = ("anneal", "conditioner", "dial", "drop")
-    return {key: value for key, value in system.items() if key not in new or value is not None}
+    return {key: value for key, value in system.items() if key not in LATER or value is not None}
 
 
 def _front_step(

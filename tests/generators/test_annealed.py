@@ -131,7 +131,7 @@ def test_models_that_do_not_fit_are_refused_before_they_are_loaded(
     layered = CausalLM(base.path)
     layered.delays = (0, 1)
     assert "the codebooks of" in str(problems_of_mixing(layered, base)[0])
-    wrong = Anneal(strange, power=0.0, step_at=1.5, positions=-1).problems_on(base)
+    wrong = Anneal(base=strange, power=0.0, step_at=1.5, positions=-1).problems_on(base)
     assert [problem.key for problem in wrong] == ["base", "positions", "power", "step_at"]
     Path("prompts.txt").write_text("w1\n")
     for words in (["generate", "--prompt", "w1"], ["evaluate", "--prompts", "prompts.txt"]):

@@ -15,12 +15,16 @@ import torch
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation import Headline, evaluate_models
-from cfg_distill.generators import CausalLM
+from cfg_distill.evaluation import Headline, System, evaluate_models
+from cfg_distill.evaluation.front import swept
+from cfg_distill.generators import CausalLM, Guidance
 from cfg_distill.metrics import SampleMetric
-from cfg_distill.study.check import systems_by_folder
+from cfg_distill.sampling import Sampling, Seeds, draw
+from cfg_distill.study.check import problems_of, systems_by_folder
 from cfg_distill.study.config import Evaluation, SystemConfig, read_study
-from cfg_distill.study.jobs import CheckEvaluation, Evaluate
+from cfg_distill.study.jobs import CheckEvaluation, Evaluate, decoded, encoded
+from cfg_distill.study.sampled import guidance_of
+from cfg_distill.study.steps import plan
 
 SETTINGS = {"samples": 3, "max_new_tokens": 5, "batch_size": 2}
 
@@ -194,3 +198,47 @@ def test_metrics_load_on_the_device_that_they_run_on(real, monkeypatch):
     with pytest.raises(InterruptedError):
         Evaluate("base", "model", SystemConfig("base"), given, "system.json", "samples").run(print)
     assert devices == [torch.device("meta")] * 2
+
+
+def test_guidance_may_move_over_the_positions(real, change, monkeypatch):
+    """Sampled as the schedule of a recipe says, at the cost of guidance; and no sweep of scales, no ``guided base``."""
+    monkeypatch.syspath_prepend(str(real))
+    moved = {"model": "base", "guidance": 3.0, "schedule": {"kind": "step", "step_at": 0.5}}
+    study = read_study(change({"baselines/moved": moved, "baselines/there": moved | {"schedule": {"positions": 4}}}))
+    steps = {step.label: step for step in plan(study, real / "out")}
+    job = decoded(encoded(steps["evaluate moved"].work))
+    assert job == steps["evaluate moved"].work and job.kind == "guidance"
+    assert guidance_of(job.system, 6) == Guidance(1, schedule="step", final_scale=3, positions=6)
+    assert guidance_of(study.baselines["there"], 6).positions == 4
+    job.run(lambda done, of: None)
+    system = System.read(Path(job.file))
+    assert (system.guidance, system.relative_cost, system.schedule["kind"]) == (3.0, 2.0, "step")
+    prompts, sampling = ["w5", "w6 w7", "w8 w9"], Sampling(3, 6)
+    base, expected = CausalLM("base").load(), {}
+    for name, guidance in {"moved": guidance_of(job.system, 6), "still": Guidance(3.0)}.items():
+        drawn = [draw(base, prompts, sampling, guidance, Seeds((seed,), range(3))) for seed in job.evaluation.seeds]
+        expected[name] = [[len(" ".join(texts).split()) / 3 / 6 for texts in grouped(each)] for each in drawn]
+    assert system.values["words"] == [pytest.approx(row) for row in expected["moved"]] != expected["still"]
+    points = [each | {"kind": "guidance", "model": "base"} for each in ({"schedule": None}, {"schedule": {}})]
+    assert swept(points) == points[:1]
+
+
+def grouped(samples):
+    """The texts of each prompt."""
+    size = len(samples.outputs) // len(samples.prompts)
+    return [samples.outputs[start : start + size] for start in range(0, len(samples.outputs), size)]
+
+
+def test_a_schedule_that_cannot_be_is_told_before_the_fits(real, change):
+    wrong = {"kind": "power", "power": -1, "first": -2}
+    study = read_study(change({"baselines/moved": {"model": "base", "guidance": 3.0, "schedule": wrong}}))
+    check = CheckEvaluation(replace(study.evaluation, metrics={}), [], systems_by_folder(study))
+    with pytest.raises(ConfigError) as found:
+        check.run(print)
+    assert [str(each).partition(":")[2][:50] for each in found.value.problems] == [
+        " Key `schedule.first`: expected a number of at lea",
+        " Key `schedule.power`: expected a number above 0, ",
+    ]
+    study = read_study(change({"baselines/moved": {"model": "base", "schedule": {}}}))
+    (problem,) = problems_of(study)
+    assert "baselines.moved.guidance" in str(problem) and "expected a scale that the schedule moves to" in str(problem)

@@ -75,8 +75,8 @@ def test_a_system_may_begin_by_a_start_model(place, change):
     assert step.needs == ["export diversity seed 7", "export quality seed 7"]
     job = decoded(encoded(step.work))
     assert job == step.work and job.kind == "model"
-    assert job.system.anneal == Anneal(str(out / "students" / "quality" / "seed 7"), "step", step_at=0.3)
-    assert steps["evaluate from base"].work.system.anneal == Anneal("base")
+    assert job.system.anneal == Anneal("step", step_at=0.3, base=str(out / "students" / "quality" / "seed 7"))
+    assert steps["evaluate from base"].work.system.anneal == Anneal(base="base")
     before = {each.label: each for each in plan(read_study(change({"systems": None})), out)}
     assert steps["evaluate base"].config == before["evaluate base"].config  # and is not evaluated anew
     wrong = {"systems/annealed": {"model": "diversity", "anneal": {"base": "qualty", "pwer": 2}}}

@@ -285,7 +285,7 @@ def test_generate_and_studies_take_a_negative_system_message(chat, tiny_model, c
     study = Study("out", Evaluation("prompts.txt", {}, Headline("q", "d")))
     study.baselines["against"] = SystemConfig(chat.path, guidance=2.0, negative_system="w7")
     (step,) = [step for step in plan(study, tmp_path) if step.kind == "evaluate"]
-    assert guidance_of(step.work.system) == Guidance(2.0, negative_system="w7")
+    assert guidance_of(step.work.system, 8) == Guidance(2.0, negative_system="w7")
 
 
 def test_studies_take_the_branch_of_the_last_token(chat, tiny_model, tmp_path):
@@ -294,7 +294,7 @@ def test_studies_take_the_branch_of_the_last_token(chat, tiny_model, tmp_path):
     study.baselines["plain"] = SystemConfig(tiny_model, guidance=2.0, drop="last_token")
     study.baselines["chat"] = SystemConfig(chat.path, guidance=2.0, drop="last_token")
     first, _ = [step for step in plan(study, tmp_path) if step.kind == "evaluate"]
-    assert guidance_of(first.work.system) == Guidance(2.0, drop="last_token")
+    assert guidance_of(first.work.system, 8) == Guidance(2.0, drop="last_token")
     assert first.config["point"]["drop"] == "last_token"
     with pytest.raises(ConfigError, match="expected `prompt` as `drop`") as found:
         CheckEvaluation(study.evaluation, [], systems_by_folder(study), "").run(print)
