@@ -1,15 +1,18 @@
 """The numbers of docs/neighbours.md: what a step of each reward costs, and what its study found.
 
-    python tests/neighbours.py costs                # minutes, on one thread
-    python tests/neighbours.py codes                # a minute
-    python tests/neighbours.py table runs/neighbours
+    python tests/neighbours.py costs                  # minutes, on one thread
+    python tests/neighbours.py codes                  # a minute
+    python tests/neighbours.py keep runs/neighbours   # the values of every training seed that is finished
+    python tests/neighbours.py table                  # of all values that were kept
 
-All print a table; costs and the study write its numbers into docs/evidence/. Costs are seconds of CPU in one process, which
-other processes hardly change: every recipe takes a step in turn, and the median of its steps counts. A step is what a fit does
-without its callbacks: samples, advantages, the divergence and the reward, backward. Differences are paired over prompts and
-training seeds, with their 95 % intervals, from the control `kl`: as many steps of the divergence alone. Heights are diversity
-above mixtures of the base and the quality student that have the same quality. Codes are what samples of the base earn under a
-code at random, by the temperature of the reward.
+All but `keep` print tables; costs, values and tables go into docs/evidence/. Training seeds may come from several studies, run
+on several days: `training_seeds: [1]` in a copy of recipes/neighbours.yaml.
+
+Costs are seconds of CPU in one process, which others hardly change: every recipe takes a step in turn, and the median of its
+steps counts. A step is what a fit does without its callbacks: samples, advantages, the divergence and the reward, backward.
+Differences are paired over prompts and training seeds, with their 95 % intervals, from the control `kl`: as many steps of the
+divergence alone. Heights are diversity above mixtures of the base and the quality student that have the same quality. Codes
+are what samples of the base earn under a code at random, by the temperature of the reward.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -34,14 +37,15 @@ from cfg_distill.distillation import CFGDistillation
 from cfg_distill.distillation.asked import advantages_of
 from cfg_distill.distillation.off_policy import to_learn_from
 from cfg_distill.embedders.similarity import unit
-from cfg_distill.evaluation import System
 from cfg_distill.evaluation.compare import difference, height_above
+from cfg_distill.evaluation.system import System, pooled
 from cfg_distill.generators import CausalLM
 from cfg_distill.losses import mix
 from cfg_distill.recipe import Recipe
 from cfg_distill.references import code_log_probs
 from cfg_distill.references.directions import principal_components, simplex
 from cfg_distill.sampling import Sampling, Seeds, StartModel, draw
+from cfg_distill.study.config import read_study
 from cfg_distill.tunes.embedder import Tunes
 
 ROOT = Path(__file__).parents[1]
@@ -52,10 +56,25 @@ SHOWN = (
     ("copy_rate", "rest_share", "longest_run", "bar_validity", "empty_share"),
 )
 """The columns of the three tables; heights stand in the first."""
-COLUMNS = [metric for columns in SHOWN for metric in columns]
+DIFFERENCES = [metric for columns in SHOWN for metric in columns]
+COLUMNS = [*DIFFERENCES, "code_accuracy"]
 HEIGHTS = ("diversity", "figures_diversity")
 ENDS = ("base", "quality")
 """Heights are above mixtures of these two: what variety costs in quality without any reward, at one pass per token."""
+KEPT = ROOT / "docs/evidence/neighbours"
+ANNEALED = ("0.5", "1", "2", "4", "step 0.3", "step 0.6")
+COMPARED: list[tuple[str, str, tuple[str, ...]]] = [
+    *((f"annealed {each}", f"rising {each}", ("quality", "diversity", "bigram_diversity")) for each in ANNEALED),
+    ("aig", "rising 2", ("quality", "diversity", "bigram_diversity")),
+    ("vendi", "diversity", ("quality", "diversity", "figures_diversity")),
+    ("coinseg", "diversity", ("retrieval", "rhythm", "diversity")),
+    ("few-shot", "diversity", ("quality", "diversity", "figures_diversity")),
+    ("one-shot", "base", ("diversity",)),
+    ("one-shot x 4", "base", ("diversity",)),
+    ("one-shot x 4", "one-shot", ("quality", "diversity")),
+    ("one-shot", "diversity", ("quality", "diversity")),
+]
+"""Left minus right: what the claims of the parts' authors need beside the differences from the control."""
 PARTS = ("samples", "advantages", "gradient")
 
 
@@ -114,54 +133,102 @@ def table_of_costs(found: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def study(out: Path) -> dict[str, Any]:
-    """Each system of a study that has several training seeds, and the baselines: means, and differences from the control."""
-    systems = [System.read(out / "systems" / f"{point['name']}.json") for point in _points(out)]
-    control = next(system for system in systems if system.name == "kl")
-    ends = [system for system in systems if system.name in ENDS]
+def keep(out: Path) -> list[Path]:
+    """Write the values of each training seed that a study has finished, four digits of each.
+
+    Returns:
+        The files, one per training seed.
+    """
+    runs: dict[str, list[System]] = {}
+    for name in read_study(ROOT / "recipes/neighbours.yaml").all_systems():
+        files = sorted((out / "systems" / name).glob("seed *.json")) or [out / "systems" / f"{name}.json"]
+        runs[name] = [System.read(file) for file in files]
+    trained = [{each.training_seeds[0] for each in found} for found in runs.values() if found[0].chain]
+    rows = json.loads((out / "ladder.json").read_text(encoding="utf-8"))
+    real = [_short(row) for row in rows if row["kind"] == "real"]
+    KEPT.mkdir(parents=True, exist_ok=True)
+    written = []
+    for seed in sorted(set.intersection(*trained)):
+        systems = [
+            _short(asdict(each)) for found in runs.values() for each in found if each.training_seeds in ([], [seed])
+        ]
+        written.append(KEPT / f"seed_{seed}.json")
+        written[-1].write_text(json.dumps({"systems": systems, "real": real}) + "\n", encoding="utf-8")
+    return written
+
+
+def _short(system: dict[str, Any]) -> dict[str, Any]:
+    values = {
+        metric: [[float(f"{value:.4g}") for value in row] for row in system["values"][metric]] for metric in COLUMNS
+    }
+    return system | {"model": "", "values": values}
+
+
+def kept() -> tuple[list[System], list[System]]:
+    """The systems, each with all training seeds that were kept, and rows of real tunes.
+
+    Systems without training have the values of the first file: all studies draw the same samples of them.
+    """
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(KEPT.glob("seed_*.json"))]
+    runs: dict[str, list[System]] = {}
+    for content in contents:
+        for fields in content["systems"]:
+            runs.setdefault(fields["name"], []).append(System(**fields))
+    systems = [pooled(name, each) if each[0].chain else each[0] for name, each in runs.items()]
+    return systems, [System(**row) for row in contents[0]["real"]]
+
+
+def study() -> dict[str, Any]:
+    """Each system: means, differences from the control, heights; and the differences that its authors' claims are about."""
+    systems, real = kept()
+    named = {system.name: system for system in systems}
+    control, ends = named["kl"], [named[name] for name in ENDS]
     found: dict[str, Any] = {
         "prompts": len(control.prompts), "samples": control.samples, "seeds": control.seeds,
-        "training_seeds": control.training_seeds, "systems": {},
+        "training_seeds": control.training_seeds, "systems": {}, "claims": {},
     }  # fmt: skip
-    for system in systems:
-        found["systems"][system.name] = {
-            metric: system.interval(metric)._asdict() | {"from_kl": difference(system, control, metric)._asdict()}
-            for metric in COLUMNS
-            if metric in system.values
-            and not (np.isnan(system.cells(metric)).all() or np.isnan(control.cells(metric)).all())
-        }
-        if system.name not in ENDS:
+    for system in [*systems, *real]:
+        has = [metric for metric in COLUMNS if not np.isnan(system.cells(metric)).all()]
+        found["systems"][system.name] = {metric: system.interval(metric)._asdict() for metric in has}
+        for metric in () if system is control or system in real else set(has) & set(DIFFERENCES):
+            found["systems"][system.name][metric]["from_kl"] = difference(system, control, metric)._asdict()
+        if system.name not in ENDS and system not in real:
             heights = {metric: height_above(system, ends, "quality", metric)._asdict() for metric in HEIGHTS}
             found["systems"][system.name]["heights"] = heights
+    for left, right, metrics in COMPARED:
+        found["claims"][f"{left} - {right}"] = {
+            metric: difference(named[left], named[right], metric)._asdict() for metric in metrics
+        }
     return found
 
 
-def _points(out: Path) -> list[dict[str, Any]]:
-    content = json.loads((out / "front.json").read_text(encoding="utf-8"))
-    return [point for point in content["systems"] if point["kind"] not in ("real", "degenerate")]
-
-
 def table_of_study(found: dict[str, Any]) -> str:
-    return "\n\n".join(
-        _table(found["systems"], columns, () if place else HEIGHTS) for place, columns in enumerate(SHOWN)
+    tables = [_table(found["systems"], columns, () if place else HEIGHTS) for place, columns in enumerate(SHOWN)]
+    lines = ["| difference | metric | mean, interval |", "|---|---|---|"]
+    lines += [
+        f"| {pair} | {metric.replace('_', ' ')} | {_signed(value)} |"
+        for pair, values in found["claims"].items()
+        for metric, value in values.items()
+    ]
+    accuracy = "code accuracy of volta: {mean:.3f} ({low:.3f}, {high:.3f})".format(
+        **found["systems"]["volta"]["code_accuracy"]
     )
+    return "\n\n".join([*tables, "\n".join(lines), accuracy])
 
 
 def _table(systems: dict[str, Any], columns: Sequence[str], heights: Sequence[str]) -> str:
     heads = ["system", *columns, *(f"height, {metric}" for metric in heights)]
     lines = [f"| {' | '.join(heads).replace('_', ' ')} |", "|---" * len(heads) + "|"]
     for name, values in systems.items():
-        cells = [_cell(name, values[metric]) if metric in values else "-" for metric in columns]
+        cells = [_cell(values[metric]) if metric in values else "-" for metric in columns]
         cells += [_signed(values["heights"][metric]) if "heights" in values else "-" for metric in heights]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _cell(name: str, value: dict[str, Any]) -> str:
-    """The control's own mean; of any other system the difference, bold where its interval leaves out 0."""
-    if name == "kl":
-        return f"{value['mean']:.3f}"
-    return _signed(value["from_kl"])
+def _cell(value: dict[str, Any]) -> str:
+    """The difference from the control, bold where its interval leaves out 0; of the control and of real tunes the mean."""
+    return _signed(value["from_kl"]) if "from_kl" in value else f"{value['mean']:.3f}"
 
 
 def _signed(value: dict[str, Any]) -> str:
@@ -196,17 +263,18 @@ def main() -> None:
     kinds = parser.add_subparsers(dest="kind", required=True)
     kinds.add_parser("costs").add_argument("--repeats", type=int, default=5)
     kinds.add_parser("codes")
-    kinds.add_parser("table").add_argument("study", type=Path)
+    kinds.add_parser("keep").add_argument("study", type=Path)
+    kinds.add_parser("table")
     given = parser.parse_args()
-    if given.kind == "codes":
-        print(codes())
+    if given.kind in ("codes", "keep"):
+        print(codes() if given.kind == "codes" else "\n".join(map(str, keep(given.study))))
         return
     found: Any
     show: Callable[[Any], str]
     if given.kind == "costs":
         found, show, file = costs(given.repeats), table_of_costs, "neighbours_costs.json"
     else:
-        found, show, file = study(given.study), table_of_study, "neighbours.json"
+        found, show, file = study(), table_of_study, "neighbours.json"
     (ROOT / "docs/evidence" / file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(show(found))
 

@@ -190,7 +190,8 @@ class PromptRetrieval(ReferredMetric):
 class CodeAccuracy(ReferredMetric):
     """The share of samples from which their own code can be read, as :class:`cfg_distill.rewards.CodeInformation` reads it.
 
-    1 / K by chance. A degenerate sample counts as not read. NaN for samples without codes.
+    1 / K by chance. A degenerate sample counts as not read. NaN for samples without codes, and where all samples of a prompt
+    have one label: that is a setting, and tells none from another.
 
     Args:
         against: a file of prompts, as in the reward.
@@ -218,4 +219,6 @@ class CodeAccuracy(ReferredMetric):
         embedding_BGD = self.embedded(samples)
         embedder = self._frozen.on(self.device)
         read_BG = self.directions.log_probs(embedding_BGD, samples.asked, embedder, temperature=1.0).argmax(-1)
-        return ((read_BG == labels_BG.to(read_BG)) & counted(embedding_BGD)).float().mean(-1)
+        accuracy_B = ((read_BG == labels_BG.to(read_BG)) & counted(embedding_BGD)).float().mean(-1)
+        is_told_B = (labels_BG != labels_BG[:, :1]).any(-1).to(read_BG.device)
+        return accuracy_B.where(is_told_B, torch.nan)

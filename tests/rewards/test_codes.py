@@ -160,8 +160,10 @@ def test_information_gives_the_true_gradient(codes, empty, prompt_file, lookup, 
     read_V[list(empty)] = -1
     hits_BG = read_V[outcomes_BG] == torch.tensor(codes)
     torch.testing.assert_close(accuracy.score(samples), hits_BG.float().mean(-1))
+    for labels_BG in (None, torch.ones_like(outcomes_BG)):  # no labels, or one of all siblings: a setting, and no code
+        samples.rollout.labels_BG = labels_BG
+        assert accuracy.score(samples).isnan().all()
     samples.rollout.labels_BG = None
-    assert accuracy.score(samples).isnan().all()
     with pytest.raises(ConfigError, match=r"expected samples with codes, but they have none. Set `model.conditioner`"):
         reward(samples)
 
