@@ -210,6 +210,22 @@ def joined(prefix: str, key: str) -> str:
     return f"{prefix}{key}" if not prefix or not key or key.startswith("[") else f"{prefix}.{key}"
 
 
+def listed(names: Sequence[str], limit: int = 20) -> str:
+    """The names, and how many more there are.
+
+    Example:
+        >>> listed(["2", "4", "5", "7"], 3), listed(["2", "4"], 3)
+        ('2, 4, 5 and 1 more', '2, 4')
+    """
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """`` Did you mean `x`?`` with a space in front, of the known word nearest to a misspelled one; empty when none is near."""
     found = closest(word, known)

@@ -31,7 +31,7 @@ from cfg_distill.generators.lora import (
 from cfg_distill.generators.predictions import Predictions
 from cfg_distill.generators.predictor import AcceptsScored
 from cfg_distill.guidance import Guidance
-from cfg_distill.prompt import Prompt, PromptLike
+from cfg_distill.prompt import Prompt, PromptLike, PromptProblem
 
 DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -367,16 +367,11 @@ def problems_of_conditions(prompts: Sequence[PromptLike], known: Sequence[str] |
         prompts: the prompts.
         known: the conditions that the model reads; None for any.
     """
-    found: dict[str, str] = {}
-    for prompt in map(Prompt.of, prompts):
-        for name in prompt.conditions.keys() - set(known if known is not None else prompt.conditions):
-            found.setdefault(name, prompt.text)
     reads = f"It reads {', '.join(known)}." if known else "It reads none."
     return [
-        Problem(
-            "", f"Prompt {text!r}: carries the condition `{name}`, which the model does not read. {reads} Remove it."
-        )
-        for name, text in sorted(found.items())
+        PromptProblem.of(prompt, f"carries the condition `{name}`, which the model does not read. {reads} Remove it.")
+        for prompt in map(Prompt.of, prompts)
+        for name in sorted(prompt.conditions.keys() - set(known if known is not None else prompt.conditions))
     ]
 
 

@@ -31,7 +31,7 @@ from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.networks import network_of
 from cfg_distill.generators.predictions import NEVER, Head, HiddenStates, Predictions
-from cfg_distill.prompt import Prompt, PromptLike
+from cfg_distill.prompt import Prompt, PromptLike, PromptProblem
 
 _KIND = "a Dia"
 
@@ -134,7 +134,7 @@ class Dia(Generator):
         texts = [Prompt.of(prompt or "").text for prompt in prompts]
         rows = [self.text_tokenizer(text)["input_ids"] if text else [0] for text in texts]
         if wrong := [
-            f"Prompt {text!r}: takes {len(row)} bytes, but `{self.path}` reads {limit}. Shorten it."
+            PromptProblem.of(text, f"takes more bytes than the {limit} that `{self.path}` reads. Shorten it.")
             for text, row in zip(texts, rows, strict=True)
             if len(row) > limit
         ]:

@@ -19,8 +19,9 @@ from cfg_distill.evaluation import Headline, evaluate_models
 from cfg_distill.generators import CausalLM
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.study.check import systems_by_folder
+from cfg_distill.study.checking import CheckEvaluation
 from cfg_distill.study.config import Evaluation, SystemConfig, read_study
-from cfg_distill.study.jobs import CheckEvaluation, Evaluate
+from cfg_distill.study.jobs import Evaluate
 
 SETTINGS = {"samples": 3, "max_new_tokens": 5, "batch_size": 2}
 
