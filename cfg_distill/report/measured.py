@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.system import System
@@ -41,10 +43,9 @@ def tell_study(folder: Path, name: str, near: Iterable[str | Path]) -> str:
 def tell_point(folder: Path, name: str, results: Results, system: System) -> None:
     """Write the point of a system, and that of the guided base, into the card of a folder with its weights."""
     points = {point["name"]: point for point in results.points}
-    try:
+    against: dict[str, Any] | None = None
+    with suppress(ConfigError):  # no guided system, or several
         against = points[results.guided().name]
-    except ConfigError:  # none, or several
-        against = None
     tell_measured(folder, name, points[system.name], against)
 
 
