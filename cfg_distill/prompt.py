@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self, TypeAlias
-
-from cfg_distill.errors import Problem, listed, shortened
+from typing import Any, TypeAlias
 
 MOST_CHARACTERS = 100_000
 """The longest prompt. A tokenizer may take minutes for a line of ten million characters, and no model here can read them."""
@@ -84,38 +82,6 @@ class Prompt:
 
 
 PromptLike: TypeAlias = str | Prompt
-
-
-@dataclass(frozen=True)
-class PromptProblem(Problem):
-    """What is wrong with one prompt, so that prompts with the same problem can be reported together.
-
-    Attributes:
-        prompt: the prompt, with its conditions; or its text.
-        reason: what is wrong with it, and what to do; it may name the prompt as ``{prompt}``.
-
-    Example:
-        >>> print(PromptProblem.of("hm", "expected an Irish tune. Write one."))
-        Prompt 'hm': expected an Irish tune. Write one.
-        >>> print(PromptProblem.of("hm", "Nothing is understood in {prompt}. Write of tunes."))
-        Nothing is understood in 'hm'. Write of tunes.
-    """
-
-    prompt: PromptLike = ""
-    reason: str = ""
-
-    @classmethod
-    def of(cls, prompt: PromptLike, reason: str) -> Self:
-        """The problem of a prompt."""
-        return cls("", said_of([str(prompt)], reason), "", prompt, reason)
-
-
-def said_of(prompts: Sequence[str], reason: str) -> str:
-    """What is wrong with some prompts: the first three of them, and the reason, which may name them as ``{prompt}``."""
-    named = listed([repr(shortened(each, 60)) for each in prompts], 3)
-    if PLACE in reason:
-        return reason.replace(PLACE, named)
-    return f"Prompt{'s' * (len(prompts) > 1)} {named}: {reason}"
 
 
 def problem_of_conditions(names: Iterable[str]) -> str:

@@ -9,17 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.errors import ConfigError, Problem, listed, nearest
+from cfg_distill.errors import ConfigError, Problem, PromptProblem, listed, nearest, said_of
 from cfg_distill.folders import find_file
 from cfg_distill.prompt import PLACE as PLACE
 from cfg_distill.prompt import (
     TEACHER,
     Prompt,
     PromptLike,
-    PromptProblem,
     problem_of_conditions,
     problem_of_text,
-    said_of,
 )
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
@@ -85,7 +83,7 @@ def together(
     """Problems of prompts, those with one cause as one, by their lines in a file. Other problems stay as they are.
 
     Args:
-        found: the problems; a :class:`~cfg_distill.prompt.PromptProblem` is one of a prompt.
+        found: the problems; a :class:`~cfg_distill.errors.PromptProblem` is one of a prompt.
         path: the file of the prompts, which can be read; empty where they are in none.
         field: see :func:`read_prompts`.
         asked: what a model is asked for a prompt of the file, where that is not the prompt itself.

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from cfg_distill.data import PromptData
-from cfg_distill.data.reading import together
 from cfg_distill.distillation.ahead import problems_of_data_for_sampler
-from cfg_distill.errors import ConfigError, Problem, shortened
+from cfg_distill.errors import ConfigError, Problem, PromptProblem, shortened
 from cfg_distill.generators import Generator, Prompt, PromptLike
 from cfg_distill.losses import Divergence
-from cfg_distill.prompt import PromptProblem
 from cfg_distill.sampling import problems_of_lengths, problems_of_reading
 
 if TYPE_CHECKING:
@@ -31,6 +28,17 @@ class FromFiles(Protocol):
     """A data module that reads the prompts of each part from a file, which it takes as an argument of the part's name."""
 
     files: Mapping[str, str]
+
+
+@runtime_checkable
+class WithLines(Protocol):
+    """A data module that knows where each prompt stands in its file."""
+
+    def located(
+        self, part: str, found: Sequence[Problem], asked: Callable[[PromptLike], Sequence[PromptLike]]
+    ) -> list[Problem]:
+        """Problems of the prompts of a part, with their lines, those with one cause as one."""
+        ...
 
 
 def problems_of_data(module: CFGDistillation, data: Any, stage: str) -> list[Problem]:
@@ -178,15 +186,13 @@ def _in_file(
     """Problems of prompts, at the key of the file that holds them, where there is one, and with their lines."""
     found = ConfigError(problems).problems  # a user's generator of version 0.1 returns sentences
     if not isinstance(data, FromFiles):
-        return [*map(_at_root, together(found))]
+        return [*map(_at_root, found)]
 
     def asked(prompt: PromptLike) -> Sequence[PromptLike]:
         return module.guidance.of_teacher([prompt]) if by_teacher else _asked(module, [prompt])
 
     told = []
-    for each in (
-        together(found, data.files[part], data.field, asked) if isinstance(data, PromptData) else together(found)
-    ):
+    for each in data.located(part, found, asked) if isinstance(data, WithLines) else found:
         text = each.text if each.text.startswith("File `") else f"`{data.files[part]}`: {each.text}"
         told.append(_at_root(each) if each.path else Problem(part, text))
     return told

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of
 from cfg_distill.files import problems_of_place
 from cfg_distill.generators import Generator
-from cfg_distill.prompt import PromptProblem
 from cfg_distill.sampling import Sampling
 
 

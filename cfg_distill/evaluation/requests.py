@@ -13,7 +13,7 @@ from pathlib import Path
 from cfg_distill.audio import AudioForm
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import together
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem
 from cfg_distill.evaluation.anneal import Anneal, problems_of_anneal
 from cfg_distill.evaluation.chosen import (
     default_metrics,
@@ -37,7 +37,6 @@ from cfg_distill.folders.history import remarks_on_guiding
 from cfg_distill.generators import Generator, Guidance, PromptLike, open_generator
 from cfg_distill.generators.length import asked_length
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.prompt import PromptProblem
 from cfg_distill.sampling import Sampling, problems_of_lengths
 
 TOKENS = 128

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of
 from cfg_distill.folders import problems_of_folder
 from cfg_distill.folders.adapters import Adapter
 from cfg_distill.generators.growing_cache import cache_argument
@@ -31,7 +31,7 @@ from cfg_distill.generators.lora import (
 from cfg_distill.generators.predictions import Predictions
 from cfg_distill.generators.predictor import AcceptsScored
 from cfg_distill.guidance import Guidance
-from cfg_distill.prompt import Prompt, PromptLike, PromptProblem
+from cfg_distill.prompt import Prompt, PromptLike
 
 DTypeName: TypeAlias = Literal["float32", "bfloat16", "float16"]
 DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

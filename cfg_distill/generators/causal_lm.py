@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ITS_PROMPT, ConfigError, Context, Problem, PromptProblem
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder, resolve
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
@@ -22,7 +22,7 @@ from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, s
 from cfg_distill.generators.networks import network_of
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 from cfg_distill.generators.templates import rendered
-from cfg_distill.prompt import PLACE, Prompt, PromptLike, PromptProblem
+from cfg_distill.prompt import Prompt, PromptLike
 
 log = logging.getLogger(__name__)
 _KIND = "a causal language model"
@@ -267,10 +267,10 @@ class CausalLM(Generator):
         """Why a prompt cannot be read, by a reason that is the same for all prompts that cannot be read for it."""
         reason, general = _reason(prompt.text, error), ""
         try:  # what is said of another prompt shows which words of the reason are the prompt itself
-            self._row(prompt.but(PLACE))
+            self._row(prompt.but(ITS_PROMPT))
         except ConfigError as other:
-            general = _reason(PLACE, other)
-        return PromptProblem.of(prompt, general if general.replace(PLACE, prompt.text) == reason else reason)
+            general = _reason(ITS_PROMPT, other)
+        return PromptProblem.of(prompt, general if general.replace(ITS_PROMPT, prompt.text) == reason else reason)
 
     def _row(self, prompt: PromptLike | None) -> list[int]:
         # The tokens are cut, and not the text: the text of a token need not be read as that token again.

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, DiaFeatureExtractor, DiaForC
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem
 from cfg_distill.folders import base_of, from_hub, is_adapter
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
@@ -31,7 +31,7 @@ from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.networks import network_of
 from cfg_distill.generators.predictions import NEVER, Head, HiddenStates, Predictions
-from cfg_distill.prompt import Prompt, PromptLike, PromptProblem
+from cfg_distill.prompt import Prompt, PromptLike
 
 _KIND = "a Dia"
 

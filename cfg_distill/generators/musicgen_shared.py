@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from transformers import FeatureExtractionMixin
 
 from cfg_distill.audio import Waveform, problems_of_file, read_audio
-from cfg_distill.errors import Problem
+from cfg_distill.errors import ITS_PROMPT, Problem, PromptProblem
 from cfg_distill.generators.chroma import Chroma
 from cfg_distill.generators.frozen import Frozen
-from cfg_distill.prompt import PLACE, Prompt, PromptProblem
+from cfg_distill.prompt import Prompt
 
 TRAINED_SECONDS = 30
 """The longest clip of MusicGen's training."""
@@ -219,7 +219,7 @@ def problems_of_prompt(prompt: Prompt, reads_melody: bool, melody: Melody) -> li
             f" {NO_MELODY} in place of a file, or set `@/model.generator.init_args.melody` to optional."
         )
     if reads_melody and (file := conditions.get("melody", NO_MELODY) or NO_MELODY) != NO_MELODY:
-        found += [f"Prompt {PLACE}, melody: {problem}" for problem in problems_of_file(file)]
+        found += [f"Prompt {ITS_PROMPT}, melody: {problem}" for problem in problems_of_file(file)]
     return [PromptProblem.of(prompt, reason) for reason in found]
 
 

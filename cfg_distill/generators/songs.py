@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from cfg_distill.errors import Problem
+from cfg_distill.errors import Problem, PromptProblem
 from cfg_distill.folders.profile import add_setting
 from cfg_distill.generators.base import DTypeName
 from cfg_distill.generators.causal_lm import CausalLM
@@ -28,7 +28,7 @@ from cfg_distill.generators.lora import LoRA
 from cfg_distill.generators.predictions import NEVER, Head, HiddenStates, Logits, Predictions
 from cfg_distill.generators.templates import rendered
 from cfg_distill.guidance import Guidance
-from cfg_distill.prompt import Prompt, PromptLike, PromptProblem
+from cfg_distill.prompt import Prompt, PromptLike
 
 
 class Songs(CausalLM):

@@ -8,9 +8,8 @@ from functools import partial
 from typing import Any
 
 from cfg_distill.data.reading import read_prompts, templated, together
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of
 from cfg_distill.evaluation.anneal import problems_of_anneal
-from cfg_distill.prompt import PromptLike, PromptProblem
 from cfg_distill.study.climbing import problems_of_ladder
 from cfg_distill.study.parts import Evaluation, SystemConfig
 from cfg_distill.study.sampled import guidance_of, sampling_of
@@ -132,7 +131,7 @@ class CheckFit:
         return {}
 
 
-def _asked(template: str | None, prompt: PromptLike) -> list[PromptLike]:
+def _asked(template: str | None, prompt: Any) -> list[Any]:
     return templated(template, [prompt])
 
 

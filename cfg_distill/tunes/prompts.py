@@ -15,8 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.prompt import PLACE, PromptProblem
+from cfg_distill.errors import ITS_PROMPT, ConfigError, Problem, PromptProblem
 
 SLOTS = ("origin", "rhythm", "metre", "mode")
 NULL = "any"
@@ -168,7 +167,7 @@ def problems_of_prompts(prompts: Iterable[str]) -> list[Problem]:
         try:
             understand(prompt)
         except ConfigError:
-            found.append(PromptProblem.of(prompt, nothing_understood(PLACE)))
+            found.append(PromptProblem.of(prompt, nothing_understood(ITS_PROMPT)))
     return found
 
 

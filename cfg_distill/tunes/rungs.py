@@ -8,10 +8,9 @@ from random import Random
 from typing import Any
 
 from cfg_distill.data import read_prompts
-from cfg_distill.errors import Problem
+from cfg_distill.errors import Problem, PromptProblem
 from cfg_distill.evaluation.ladder import Ladder, Rung, RungKind, enough, samples_of
 from cfg_distill.generators import CausalLM, Guidance, Prompt, PromptLike, device
-from cfg_distill.prompt import PromptProblem
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
 from cfg_distill.tunes import ladder as makers

@@ -8,10 +8,10 @@ import pytest
 
 from cfg_distill.cli import main
 from cfg_distill.data.reading import together
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, PromptProblem
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.generators import open_generator
-from cfg_distill.prompt import Prompt, PromptProblem
+from cfg_distill.prompt import Prompt
 from cfg_distill.study.checking import CheckEvaluation
 from cfg_distill.study.parts import Evaluation, SystemConfig
 from cfg_distill.study.run import _each_once
