@@ -15,6 +15,8 @@ from cfg_distill.prompt import Prompt
 from cfg_distill.study.checking import CheckEvaluation
 from cfg_distill.study.parts import Evaluation, SystemConfig
 from cfg_distill.study.run import _each_once
+from cfg_distill.tunes.prompts import understand
+from cfg_distill.tunes.rungs import TuneLadder
 
 FINE = ["an Irish jig", "a reel", "a slow air", "a march", "a Scottish reel", "a waltz"]
 WRONG = ["blorb of zink", "tune", "xyzzy", "hello there"]
@@ -64,7 +66,11 @@ def test_prompts_of_no_file_are_one_message(capsys: pytest.CaptureFixture) -> No
     assert err.count("understood nothing in: 'blorb of zink', 'tune' - say") == err.count("say one or more") == 1
 
 
-def test_a_study_says_it_once_for_all_systems_fits_and_the_ladder(unread: Path) -> None:
+def test_a_study_says_it_once_for_all_systems_fits_and_the_ladder(
+    unread: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without reading the tunes, which takes seconds; a prompt that says nothing is still refused there.
+    monkeypatch.setattr(TuneLadder, "tunes", lambda self, prompt, splits: [understand(str(prompt))] * 99)
     metrics = {"valid": {"class_path": "cfg_distill.tunes.metrics.BarValidity"}}
     evaluation = Evaluation(str(unread), metrics, Headline("valid", "d"))
     template = SystemConfig("tunes:base", prompt="{prompt}, please")
