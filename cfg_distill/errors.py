@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Self
 
 _REFERENCE = re.compile(r"`@([./])([\w.\[\]+-]+)`")
 
@@ -74,6 +74,42 @@ class Problem:
 
     def __str__(self) -> str:
         return self.told()
+
+
+@dataclass(frozen=True)
+class PromptProblem(Problem):
+    """What is wrong with one prompt, so that prompts with the same problem can be reported together.
+
+    Attributes:
+        prompt: a :class:`cfg_distill.prompt.Prompt`, or its text.
+        reason: what is wrong with it, and what to do; it may name the prompt as ``{prompt}``.
+
+    Example:
+        >>> print(PromptProblem.of("hm", "expected an Irish tune. Write one."))
+        Prompt 'hm': expected an Irish tune. Write one.
+        >>> print(PromptProblem.of("hm", "Nothing is understood in {prompt}. Write of tunes."))
+        Nothing is understood in 'hm'. Write of tunes.
+    """
+
+    prompt: Any = ""
+    reason: str = ""
+
+    @classmethod
+    def of(cls, prompt: Any, reason: str) -> Self:
+        """The problem of a prompt."""
+        return cls("", said_of([str(prompt)], reason), "", prompt, reason)
+
+
+ITS_PROMPT = "{prompt}"
+"""The prompt in the reason of a :class:`PromptProblem`."""
+
+
+def said_of(prompts: Sequence[str], reason: str) -> str:
+    """What is wrong with some prompts: the first three of them, and the reason, which may name them as ``{prompt}``."""
+    named = listed([repr(shortened(each, 60)) for each in prompts], 3)
+    if ITS_PROMPT in reason:
+        return reason.replace(ITS_PROMPT, named)
+    return f"Prompt{'s' * (len(prompts) > 1)} {named}: {reason}"
 
 
 @dataclass(frozen=True)
@@ -208,6 +244,22 @@ def problems_of_counts(**settings: int) -> list[Problem]:
 def joined(prefix: str, key: str) -> str:
     """A path: ``joined("trainer.callbacks", "[3].window")`` is ``trainer.callbacks[3].window``."""
     return f"{prefix}{key}" if not prefix or not key or key.startswith("[") else f"{prefix}.{key}"
+
+
+def listed(names: Sequence[str], limit: int = 20) -> str:
+    """The names, and how many more there are.
+
+    Example:
+        >>> listed(["2", "4", "5", "7"], 3), listed(["2", "4"], 3)
+        ('2, 4, 5 and 1 more', '2, 4')
+    """
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def shortened(text: str, most: int = 40) -> str:
+    """The beginning of a long text."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

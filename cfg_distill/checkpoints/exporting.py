@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -52,6 +52,8 @@ class ExportRequest:
         push: the name of a repository on the hub that receives the folder; empty for none.
         relative_to: an adapter folder of the same base: write the difference to it, as one adapter; empty for none.
         gguf: also convert the folder for llama.cpp, by its own converter.
+        finish: a function of the written folder and the model's name that may change its card, before the folder is pushed; its
+            answer is a sentence, or empty.
     """
 
     checkpoint: str | Path
@@ -63,6 +65,7 @@ class ExportRequest:
     push: str = ""
     relative_to: str = ""
     gguf: bool = False
+    finish: Callable[[Path, str], str] | None = None
 
     def run(self) -> str:
         """Write the folder; returns sentences that say which weights it took, and what it did.
@@ -100,7 +103,9 @@ class ExportRequest:
             write_checksums(folder)
             copy_notices(generator.path, folder)
             write_card(folder, out.name, history)
+            finished = "" if self.finish is None else self.finish(folder, out.name)
         said = [self._said(out, content, took, adapter, history), f"Licence: {terms_of(history.licence)}"]
+        said += [finished] if finished else []
         said += [] if conversion is None else [conversion.run()]
         return "\n".join([*said, pushed(out, self.push)] if self.push else said)
 

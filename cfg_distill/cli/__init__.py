@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from cfg_distill import __version__
-from cfg_distill.errors import ConfigError, Problem, Stopped, nearest
+from cfg_distill.errors import ConfigError, Problem, Stopped, nearest, shortened
 
 __all__ = ["COMMANDS", "main"]
 
@@ -35,6 +35,8 @@ COMMANDS = {
     "schema": "what an editor needs to check recipes and studies: schema recipe|study",
     "completion": "completion for your shell: completion bash|zsh|fish",
 }
+_MEANT = {"list": "`runs` or `recipes`", "ls": "`runs` or `recipes`", "train": "`fit`", "sample": "`generate`"}
+"""Words of other tools, which are no misspelt commands."""
 _LIGHTNING = ("fit", "validate")
 _REFUSALS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT}
 """What the system refuses for reasons of its own, whatever the code does. Other errors of the system are bugs of ours."""
@@ -91,8 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in _REFUSALS or error.filename is None:
             raise
-        name = str(error.filename)
-        name = name if len(name) <= 120 else f"{name[:117]}..."
+        name = shortened(str(error.filename), 120)
         advice = "Make room, change the permissions, or name another file or folder."
         _print_problems(command, [Problem("", f"`{name}` cannot be read or written: {error.strerror}. {advice}")])
         return 2
@@ -100,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unknown(command: str) -> str:
-    return f"Expected a command, one of {', '.join(COMMANDS)}, but got `{command}`.{nearest(command, COMMANDS)}"
+    hint = f" Did you mean {_MEANT[command]}?" if command in _MEANT else nearest(command, COMMANDS)
+    return f"Expected a command, one of {', '.join(COMMANDS)}, but got `{command}`.{hint}"
 
 
 def _print_problems(command: str, problems: list[Problem]) -> None:

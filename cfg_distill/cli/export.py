@@ -32,6 +32,8 @@ def run(argv: Sequence[str]) -> None:
     with parser.naming_options():
         from cfg_distill.checkpoints import export
         from cfg_distill.recipe.quiet import without_bars
+        from cfg_distill.report.measured import tell_study
 
         without_bars()
-        print(export(**vars(given)))
+        near = [given.checkpoint]
+        print(export(**vars(given), finish=lambda folder, name: tell_study(folder, name, near)))

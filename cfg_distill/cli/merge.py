@@ -47,7 +47,10 @@ def run(argv: Sequence[str]) -> None:
     if is_adapter(given.out):
         config = adapter_config(given.out)
         what = f", an adapter of rank {config['r']} on {config['base_model_name_or_path']}; ranks add up"
-    print(f"Wrote {given.out}: {given.method} of {', '.join(map(str, given.models))}{what}.")
+    from cfg_distill.report.measured import tell_study
+
+    said = [f"Wrote {given.out}: {given.method} of {', '.join(map(str, given.models))}{what}."]
+    print("\n".join(filter(None, [*said, tell_study(given.out, given.out.name, given.models)])))
 
 
 def _resolve_study(given: argparse.Namespace) -> None:

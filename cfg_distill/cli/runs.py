@@ -1,4 +1,4 @@
-"""``cfg-distill runs``: the runs of fits, with their state, last values and size."""
+"""``cfg-distill runs``: the runs of fits, with their state, time, last values and size."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from cfg_distill.cli.arguments import Arguments
 
 
 def run(argv: Sequence[str]) -> None:
-    parser = Arguments("runs", "List the runs in folders, those of studies included: state, step, last values, size.")
+    parser = Arguments(
+        "runs", "List the runs in folders, those of studies included: state, step, time, last values, size."
+    )
     where = "folders of runs; default: runs"
     parser.add_argument("folders", nargs="*", type=Path, default=[], metavar="DIR", help=where)
     given = parser.read(argv)

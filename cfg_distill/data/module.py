@@ -1,11 +1,13 @@
 """PromptData: the prompts of a fit."""
 
+from collections.abc import Callable, Sequence
+
 import lightning as L
 import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill.data.batches import PromptBatches, Prompts
-from cfg_distill.data.reading import normalised, read_prompts
+from cfg_distill.data.reading import normalised, read_prompts, together
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.prompt import Prompt, PromptLike
 
@@ -70,6 +72,12 @@ class PromptData(L.LightningDataModule):
         for kept_apart, others in (("validation", ("train",)), ("report", ("train", "validation"))):
             found += [_shared(kept_apart, other, prompts) for other in others if _overlap(kept_apart, other, prompts)]
         return found
+
+    def located(
+        self, part: str, found: Sequence[Problem], asked: Callable[[PromptLike], Sequence[PromptLike]]
+    ) -> list[Problem]:
+        """Problems of the prompts of a part, by their lines in its file: see :func:`cfg_distill.data.reading.together`."""
+        return together(found, self.files[part], self.field, asked)
 
     def setup(self, stage: str) -> None:
         """Read the files.

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.errors import ConfigError, nearest
+from cfg_distill.errors import ConfigError, Problem, PromptProblem, listed, nearest, said_of
 from cfg_distill.folders import find_file
 from cfg_distill.prompt import PLACE as PLACE
-from cfg_distill.prompt import TEACHER, Prompt, PromptLike, problem_of_conditions, problem_of_text
+from cfg_distill.prompt import (
+    TEACHER,
+    Prompt,
+    PromptLike,
+    problem_of_conditions,
+    problem_of_text,
+)
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
 _LISTED = 5
@@ -38,6 +45,11 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
         Traceback (most recent call last):
         cfg_distill.errors.ConfigError: Expected a file of prompts, but `recipes/no-such-file.txt` does not exist. ...
     """
+    return [prompt for _, prompt in numbered_prompts(path, field)]
+
+
+def numbered_prompts(path: str | Path, field: str = "prompt") -> list[tuple[int, PromptLike]]:
+    """The prompts of a file with their lines; of a dataset, with their rows. Arguments and errors: :func:`read_prompts`."""
     file = find_file(path)
     if not str(path) or not file.exists():
         raise ConfigError(f"Expected a file of prompts, but `{path}` does not exist. Check the path.")
@@ -56,10 +68,50 @@ def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
         more = f" So it is in {len(wrong) - _LISTED} further lines." if len(wrong) > _LISTED else ""
         found = [f"File `{path}`, line {number}: {said}" for number, said in wrong[:_LISTED]]
         raise ConfigError([*found[:-1], found[-1] + more])
-    prompts = [prompt for prompt in (_stripped(row) for _, row in rows) if Prompt.of(prompt).text]
+    prompts = [(number, prompt) for number, row in rows if Prompt.of(prompt := _stripped(row)).text]
     if not prompts:
         raise ConfigError(f"Expected at least one prompt, but `{path}` holds none. Write one per line.")
     return prompts
+
+
+def together(
+    found: Iterable[Problem],
+    path: str | Path = "",
+    field: str = "prompt",
+    asked: Callable[[PromptLike], Sequence[PromptLike]] = lambda prompt: [prompt],
+) -> list[Problem]:
+    """Problems of prompts, those with one cause as one, by their lines in a file. Other problems stay as they are.
+
+    Args:
+        found: the problems; a :class:`~cfg_distill.errors.PromptProblem` is one of a prompt.
+        path: the file of the prompts, which can be read; empty where they are in none.
+        field: see :func:`read_prompts`.
+        asked: what a model is asked for a prompt of the file, where that is not the prompt itself.
+    """
+    causes: dict[Problem, list[PromptLike]] = {}
+    for problem in found:
+        if isinstance(problem, PromptProblem):
+            causes.setdefault(replace(problem, text="", prompt=""), []).append(problem.prompt)
+        else:
+            causes[problem] = []
+    rows = numbered_prompts(path, field) if path and any(causes.values()) else []
+    told = []
+    for cause, wrong in causes.items():
+        if not isinstance(cause, PromptProblem):
+            told.append(cause)
+            continue
+        alike = {*map(Prompt.of, wrong)}
+        lines = {
+            number: str(row)
+            for number, row in rows
+            if any(alike & {Prompt.of(each), Prompt(str(each))} for each in asked(row))  # a metric knows texts alone
+        }
+        said = said_of(list(dict.fromkeys(lines.values() if lines else map(str, wrong))), cause.reason)
+        if lines:
+            where = f"line{'s' * (len(lines) > 1)} {listed([*map(str, lines)], 3)}"
+            said = f"File `{path}`, {where}: {said}"
+        told.append(Problem(cause.key, said, cause.prefix))
+    return told
 
 
 def _problem_of(prompt: Prompt) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import PartError, blamed
+from cfg_distill.errors import PartError, blamed, shortened
 from cfg_distill.losses import Loss
 from cfg_distill.rewards.base import empty
 from cfg_distill.sampling.samples import Samples
@@ -60,12 +60,8 @@ def _on(samples: Samples, step: int) -> Iterator[None]:
 def _named(samples: Samples, outputs: Any) -> str:
     if len(outputs) == 1:
         b, g = divmod(outputs[0], samples.group)
-        return f"sample {g + 1} of prompt `{samples.prompts[b]}`: {_shortened(repr(samples.outputs[outputs[0]]))}."
+        return f"sample {g + 1} of prompt `{samples.prompts[b]}`: {shortened(repr(samples.outputs[outputs[0]]), 120)}."
     if outputs:
         return f"the samples of prompt `{samples.prompts[outputs[0] // samples.group]}`."
-    shown = ", ".join(f"`{_shortened(prompt)}`" for prompt in samples.prompts[:3])
+    shown = ", ".join(f"`{shortened(prompt, 120)}`" for prompt in samples.prompts[:3])
     return f"{samples.group} samples each of {len(samples.prompts)} prompts: {shown}{', ...' * (len(samples.prompts) > 3)}."
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 120 else f"{text[:117]}..."

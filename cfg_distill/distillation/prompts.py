@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from cfg_distill.distillation.ahead import problems_of_data_for_sampler
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, PromptProblem, shortened
 from cfg_distill.generators import Generator, Prompt, PromptLike
 from cfg_distill.losses import Divergence
-from cfg_distill.sampling import problems_of_lengths
+from cfg_distill.sampling import problems_of_lengths, problems_of_reading
 
 if TYPE_CHECKING:
     from cfg_distill.distillation.module import CFGDistillation
@@ -30,22 +30,33 @@ class FromFiles(Protocol):
     files: Mapping[str, str]
 
 
+@runtime_checkable
+class WithLines(Protocol):
+    """A data module that knows where each prompt stands in its file."""
+
+    def located(
+        self, part: str, found: Sequence[Problem], asked: Callable[[PromptLike], Sequence[PromptLike]]
+    ) -> list[Problem]:
+        """Problems of the prompts of a part, with their lines, those with one cause as one."""
+        ...
+
+
 def problems_of_data(module: CFGDistillation, data: Any, stage: str) -> list[Problem]:
     """Why there can be no samples of the prompts of a data module that was set up, or nothing to learn from them.
 
     Keys are relative to the data module, or paths from the root of the recipe.
     """
     found = [
-        _in_file(data, part, each)
+        each
         for part, given in _parts(data)
-        for each in ConfigError(module.student.problems_of_prompts(_asked(module, given))).problems
+        for each in _in_file(module, data, part, module.student.problems_of_prompts(_asked(module, given)))
     ]
     found += problems_of_data_for_sampler(module, data)
-    found += _problems_of_references(module, [str(each) for _, given in _parts(data) for each in given])
-    found += _problems_of_lacking(data)
+    found += _problems_of_lacking(module, data)
     if stage == "fit" and not found:
         found = _problems_of_teaching(module, data)
         found += [] if _needs_weights(module.student) else _problems_of_lengths(module, data)
+    found += _problems_of_references(module, data)
     return list(dict.fromkeys(found))
 
 
@@ -71,9 +82,11 @@ def _problems_of_lengths(module: CFGDistillation, data: Any) -> list[Problem]:
     prompts = [prompt for _, given in _parts(data) for prompt in given]
     contexts = module.guidance.of_teacher(prompts)
     found = [
-        _in_file(data, part, each)
+        each
         for part, given in _parts(data)
-        for each in problems_of_lengths(module.student, _asked(module, given), module.sampling)
+        for each in _in_file(
+            module, data, part, problems_of_lengths(module.student, _asked(module, given), module.sampling)
+        )
     ]
     if not found and contexts != prompts:
         found = _problems_of_contexts(module, data)
@@ -117,14 +130,22 @@ def _problems_of_labels(module: CFGDistillation, data: Any) -> list[Problem]:
     return [Problem("/model.conditioner", text)]
 
 
-def _problems_of_references(module: CFGDistillation, prompts: Sequence[str]) -> list[Problem]:
-    """Prompts that a loss has nothing to compare with: else the fit would end at the batch that holds one."""
+def _problems_of_references(module: CFGDistillation, data: Any) -> list[Problem]:
+    """Prompts that a loss has nothing to compare with, or cannot read: else the fit would end at the batch that holds one."""
+    prompts = [str(each) for _, given in _parts(data) for each in given]
     found = [
         each.under(f"model.losses.{name}.init_args")
         for name, loss in module.mix.items()
         for each in loss.problems_of_prompts(prompts)
     ]
-    return [Problem(f"/{each.path}", each.text) for each in found]  # no part of the data, whose problems these are
+    unread = {str(each.prompt): replace(each, prefix="") for each in found if isinstance(each, PromptProblem)}
+    # The others are of no part of the data: their keys are those of losses.
+    others = [Problem(f"/{each.path}", each.text) for each in found if not isinstance(each, PromptProblem)]
+    return others + [
+        each
+        for part, given in _parts(data)
+        for each in _in_file(module, data, part, [unread[str(one)] for one in given if str(one) in unread])
+    ]
 
 
 def _problems_of_teaching(module: CFGDistillation, data: Any) -> list[Problem]:
@@ -159,11 +180,22 @@ def _parts(data: Any) -> Iterator[tuple[str, Sequence[PromptLike]]]:
     yield from data.prompts.items() if isinstance(data, WithPrompts) else ()
 
 
-def _in_file(data: Any, part: str, problem: Problem) -> Problem:
-    """The problem of a prompt, at the key of the file that holds it, where there is one."""
-    if problem.path or not isinstance(data, FromFiles):
-        return _at_root(problem)
-    return Problem(part, f"`{data.files[part]}`: {problem.text}")
+def _in_file(
+    module: CFGDistillation, data: Any, part: str, problems: Sequence[str | Problem], by_teacher: bool = False
+) -> list[Problem]:
+    """Problems of prompts, at the key of the file that holds them, where there is one, and with their lines."""
+    found = ConfigError(problems).problems  # a user's generator of version 0.1 returns sentences
+    if not isinstance(data, FromFiles):
+        return [*map(_at_root, found)]
+
+    def asked(prompt: PromptLike) -> Sequence[PromptLike]:
+        return module.guidance.of_teacher([prompt]) if by_teacher else _asked(module, [prompt])
+
+    told = []
+    for each in data.located(part, found, asked) if isinstance(data, WithLines) else found:
+        text = each.text if each.text.startswith("File `") else f"`{data.files[part]}`: {each.text}"
+        told.append(_at_root(each) if each.path else Problem(part, text))
+    return told
 
 
 def _asked(module: CFGDistillation, prompts: Sequence[PromptLike]) -> list[PromptLike]:
@@ -173,7 +205,7 @@ def _asked(module: CFGDistillation, prompts: Sequence[PromptLike]) -> list[Promp
     return [*prompts, *module.conditioner.every(prompts)]
 
 
-def _problems_of_lacking(data: Any) -> list[Problem]:
+def _problems_of_lacking(module: CFGDistillation, data: Any) -> list[Problem]:
     """Prompts without a context for the teacher, where others have one."""
     every = [(part, Prompt.of(each)) for part, given in _parts(data) for each in given]
     lacking = [(part, prompt) for part, prompt in every if prompt.teacher_prompt is None]
@@ -187,7 +219,7 @@ def _problems_of_lacking(data: Any) -> list[Problem]:
         f"Prompt `{first.text}`: expected a `teacher_prompt`, since {others} one, but {none} none. Give one to all, or write"
         " `{prompt}` for the prompt itself."
     )
-    return [_in_file(data, part, Problem("", text))]
+    return _in_file(module, data, part, [text])
 
 
 def _problems_of_contexts(module: CFGDistillation, data: Any) -> list[Problem]:
@@ -195,12 +227,14 @@ def _problems_of_contexts(module: CFGDistillation, data: Any) -> list[Problem]:
     student, length = module.student, module.sampling.max_new_tokens
     every = [(part, Prompt.of(each)) for part, given in _parts(data) for each in given]
     contexts = module.guidance.of_teacher([prompt for _, prompt in every])
-    try:
-        if found := student.problems_of_prompts(contexts):
-            raise ConfigError(found)
-        taken = [student.prompt_positions([context]) for context in contexts]
-    except ConfigError as error:
-        return [replace(each, text=f"As the teacher reads it: {each.text}") for each in error.problems]
+    found = []
+    for part, given in _parts(data):
+        unread = problems_of_reading(student, module.guidance.of_teacher(given))
+        told = _in_file(module, data, part, unread, by_teacher=True)
+        found += [replace(each, text=f"As the teacher reads it: {each.text}") for each in told]
+    if found:
+        return found
+    taken = [student.prompt_positions([context]) for context in contexts]
     limit, longest = student.max_positions, max(range(len(taken)), key=taken.__getitem__)
     if limit is None or taken[longest] + student.reserved_positions + length <= limit:
         return []
@@ -209,12 +243,8 @@ def _problems_of_contexts(module: CFGDistillation, data: Any) -> list[Problem]:
     context = " and ".join(["this system message"] * system + ["its `teacher_prompt`"] * own)
     shorten = "one of the two" if own and system else "its `teacher_prompt`" if own else "it"
     text = (
-        f"expected at most {limit - student.reserved_positions - length} positions for prompt `{_shortened(prompt.text)}` with"
+        f"expected at most {limit - student.reserved_positions - length} positions for prompt `{shortened(prompt.text)}` with"
         f" {context}, since the model has {limit} and `@/model.sampling.max_new_tokens` is {length}, but the teacher reads"
         f" {taken[longest]}. Shorten {shorten}, or lower `@/model.sampling.max_new_tokens`."
     )
-    return [Problem("/model.guidance.teacher_system", text) if system else _in_file(data, part, Problem("", text))]
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return [Problem("/model.guidance.teacher_system", text)] if system else _in_file(module, data, part, [text])

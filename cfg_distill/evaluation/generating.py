@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cfg_distill.audio import AudioForm, problems_of_audio_extra
 from cfg_distill.data import problem_of_conditions, problem_of_text
+from cfg_distill.data.reading import together
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
 from cfg_distill.evaluation.refusals import (
@@ -165,6 +166,7 @@ class _Samples:
             self.problems += at_key("audio", problems_of_audio_extra())
         if not self.problems:
             self._check_lengths(length)
+        self.problems = together(self.problems)
 
     def _length(self) -> int | None:
         length, found = asked_length(self.generator, self.request.max_new_tokens, self.request.seconds)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of
 from cfg_distill.files import problems_of_place
 from cfg_distill.generators import Generator
 from cfg_distill.sampling import Sampling
@@ -15,7 +15,10 @@ from cfg_distill.sampling import Sampling
 
 def at_key(key: str, found: Iterable[Problem]) -> list[Problem]:
     """Problems of one field, whatever part of it they name."""
-    return [Problem(key, str(problem)) for problem in found]
+    return [
+        replace(each, key=key, prefix="") if isinstance(each, PromptProblem) else Problem(key, str(each))
+        for each in found
+    ]
 
 
 def problems_of_model(generator: Generator, key: str) -> list[Problem]:

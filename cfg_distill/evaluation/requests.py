@@ -12,7 +12,8 @@ from pathlib import Path
 
 from cfg_distill.audio import AudioForm
 from cfg_distill.data import read_prompts
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.data.reading import together
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem
 from cfg_distill.evaluation.anneal import Anneal, problems_of_anneal
 from cfg_distill.evaluation.chosen import (
     default_metrics,
@@ -138,6 +139,8 @@ class Points:
         if generators:
             self._check_lengths(generators)
         self._choose_metrics(list(generators.values()))
+        if self.prompts:
+            self.problems = together(self.problems, self.request.prompts)
         self.problems = list(dict.fromkeys(self.problems))
         self.remarks += remarks_on_scales([point.guidance for point in self.request.points])
         for point in self.request.points:
@@ -202,7 +205,9 @@ class Points:
         guided = dict.fromkeys((point.model, point.guidance) for point in request.points)
         for model, scale in guided if not self.problems else ():
             found = problems_of_lengths(generators[model], self.prompts, self.sampling(model), Guidance(scale))
-            self.problems += [replace(each, text=f"model `{model}`: {each.text}") for each in found]
+            for each in found:  # what a prompt lacks is said once for all models
+                other = replace(each, text=f"model `{model}`: {each.text}")
+                self.problems += at_key("prompts", [each]) if isinstance(each, PromptProblem) else [other]
 
     def _choose_metrics(self, generators: Sequence[Generator]) -> None:
         request = self.request

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.data import read_prompts
+from cfg_distill.data.reading import together
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.evaluation.chosen import metrics_of
 from cfg_distill.evaluation.ladder import SHARE, Ladder, Validation, validate
@@ -127,7 +128,8 @@ class Climb:
             given = self.request.prompts
             self.prompts = list(self.ladder.prompts() if given is None else read_prompts(given))
             self.problems += [
-                Problem("prompts" if given else "ladder", str(each)) for each in self.ladder.problems(self.prompts)
+                Problem("prompts" if given else "ladder", str(each))
+                for each in together(self.ladder.problems(self.prompts), given or "")
             ]
         except ConfigError as error:
             self.problems += [Problem("prompts", str(problem)) for problem in error.problems]

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
-from cfg_distill.errors import Problem
+from cfg_distill.errors import Problem, listed, shortened
 
 MOST_BYTES_OF_NAME = 240
 """File systems take 255 bytes, and a staged folder needs some for itself."""
@@ -120,12 +120,12 @@ def problems_of_place(out: str | Path) -> list[Problem]:
             _length_of_name(place)
             place = place.parent
         if not place.is_dir():  # of `out` itself the caller says whether it may be a file
-            text = f"`{place}` is a file, so `{_shortened(out.name)}` cannot lie in it. Name another folder."
+            text = f"`{place}` is a file, so `{shortened(out.name, 120)}` cannot lie in it. Name another folder."
             return [] if place == out.resolve() else [Problem("out", text)]
         with tempfile.TemporaryFile(dir=place) as file:
             file.write(b"0")
     except OSError as error:
-        reason = f"`{_shortened(str(out))}` cannot be written: {error.strerror}."
+        reason = f"`{shortened(str(out), 120)}` cannot be written: {error.strerror}."
         return [Problem("out", f"{reason} Make room or change the permissions, or name another folder.")]
     return []
 
@@ -134,10 +134,6 @@ def _length_of_name(place: Path) -> None:
     """A folder is written beside its place first, under a name that is some letters longer."""
     if len(os.fsencode(place.name)) > MOST_BYTES_OF_NAME:
         raise OSError(errno.ENAMETOOLONG, f"the name is longer than {MOST_BYTES_OF_NAME} bytes")
-
-
-def _shortened(name: str) -> str:
-    return name if len(name) <= 120 else f"{name[:117]}..."
 
 
 def problems_of_out(
@@ -177,11 +173,10 @@ def problems_of_out(
     if not out.is_dir():
         return [Problem("out", f"expected a folder to replace, but `{out}` is a file. Name another.")]
     if foreign := strangers(out, known):
-        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         return [
             Problem(
                 "out",
-                f"`{out}` is not replaced, since this package does not write {', '.join(foreign[:3])}{more} there. Move that"
+                f"`{out}` is not replaced, since this package does not write {listed(foreign, 3)} there. Move that"
                 " away, or name another folder.",
             )
         ]

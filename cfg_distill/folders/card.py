@@ -48,20 +48,28 @@ def write_card(folder: Path, name: str, history: History) -> None:
     profile.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def tell_measured(folder: Path, name: str, point: Mapping[str, Any]) -> None:
+MEASURED = {"quality": "quality", "diversity": "diversity", "guards": "guard"}
+"""Key in front.json -> axis of its metrics."""
+_CONDITIONS = ("prompts", "samples", "temperature")
+
+
+def tell_measured(folder: Path, name: str, point: Mapping[str, Any], against: Mapping[str, Any] | None = None) -> None:
     """Write the card anew, with a point of a study's front. A folder whose making is not known, and an edited card, stay.
 
     Args:
         folder: an export or a merge.
         name: of the model.
         point: an entry of ``systems`` in front.json.
+        against: the entry of the guided base; None without one.
     """
     history = history_of(folder)
     if history is None or ((folder / CARD).exists() and CARD in strangers(folder)):
         return
-    write_card(
-        folder, name, replace(history, measured={axis: point.get(axis) or {} for axis in ("quality", "diversity")})
-    )
+    measured: dict[str, Any] = {key: point.get(key) or {} for key in MEASURED}
+    measured |= {key: point[key] for key in _CONDITIONS if point.get(key) is not None}
+    if against is not None:
+        measured["against"] = {"name": against["name"]} | {key: against.get(key) or {} for key in MEASURED}
+    write_card(folder, name, replace(history, measured=measured))
 
 
 def copy_notices(base: str, folder: Path) -> None:
@@ -207,11 +215,24 @@ def _cell(text: str) -> str:
 
 
 def _measured(measured: Mapping[str, Any]) -> str:
-    lines = ["| axis | metric | mean | 95 % interval |", "|---|---|---|---|"]
-    for axis in ("quality", "diversity"):
-        for metric, value in (measured.get(axis) or {}).items():
-            lines.append(f"| {axis} | {metric} | {value['mean']:.3f} | {value['low']:.3f} to {value['high']:.3f} |")
-    return "\n".join(lines)
+    """The point of a front as a table, beside the guided base where it is known."""
+    against = measured.get("against") or {}
+    rows = [["axis", "metric", "mean", "95 % interval", *([against["name"]] if against else [])]]
+    rows.append(["---"] * len(rows[0]))
+    for key, axis in MEASURED.items():
+        for metric, value in (measured.get(key) or {}).items():
+            other = (against.get(key) or {}).get(metric)
+            beside = ["-" if other is None else f"{other['mean']:.3f} ({_range(other)})"] if against else []
+            rows.append([axis, metric, f"{value['mean']:.3f}", _range(value), *beside])
+    table = "\n".join(f"| {' | '.join(map(_cell, row))} |" for row in rows)
+    if not all(key in measured for key in _CONDITIONS):  # of version 0.1
+        return table
+    prompts, samples, temperature = (measured[key] for key in _CONDITIONS)
+    return f"On {prompts} held-out prompts, {samples} samples of each per seed, temperature {temperature:g}.\n\n{table}"
+
+
+def _range(value: Mapping[str, float]) -> str:
+    return f"{value['low']:.3f} to {value['high']:.3f}"
 
 
 def _loading(folder: Path, history: History) -> str:

@@ -64,7 +64,8 @@ class History:
         dial_high: the highest.
         teacher_system: the system message that the teacher read, and the student did not; empty without one.
         relative_to: the student that an adapter is the difference to; empty where it is no difference.
-        measured: the point of a study's front: quality and diversity, each metric -> mean, low, high; empty without.
+        measured: the point of a study's front: quality, diversity and guards, each metric -> mean, low, high; how it was
+            sampled; and the same of the guided base (``against``). Empty without.
         versions: of the packages that wrote the folder.
     """
 

@@ -42,7 +42,8 @@ def pushed(folder: Path, name: str) -> str:
     from huggingface_hub.errors import HfHubHTTPError
 
     # Its bases are the errors of the library's HTTP client, whichever that is, and of the system: no network, no answer.
-    refusals: tuple[type[BaseException], ...] = (HfHubHTTPError, *HfHubHTTPError.__bases__)
+    # A card that the hub takes for wrong, as one of a licence that it does not know, is a ValueError.
+    refusals: tuple[type[BaseException], ...] = (HfHubHTTPError, *HfHubHTTPError.__bases__, ValueError)
     api = HfApi()
     try:
         made = api.create_repo(name, repo_type="model", exist_ok=True)

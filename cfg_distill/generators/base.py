@@ -15,7 +15,7 @@ from typing import Any, Literal, Self, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of
 from cfg_distill.folders import problems_of_folder
 from cfg_distill.folders.adapters import Adapter
 from cfg_distill.generators.growing_cache import cache_argument
@@ -367,16 +367,11 @@ def problems_of_conditions(prompts: Sequence[PromptLike], known: Sequence[str] |
         prompts: the prompts.
         known: the conditions that the model reads; None for any.
     """
-    found: dict[str, str] = {}
-    for prompt in map(Prompt.of, prompts):
-        for name in prompt.conditions.keys() - set(known if known is not None else prompt.conditions):
-            found.setdefault(name, prompt.text)
     reads = f"It reads {', '.join(known)}." if known else "It reads none."
     return [
-        Problem(
-            "", f"Prompt {text!r}: carries the condition `{name}`, which the model does not read. {reads} Remove it."
-        )
-        for name, text in sorted(found.items())
+        PromptProblem.of(prompt, f"carries the condition `{name}`, which the model does not read. {reads} Remove it.")
+        for prompt in map(Prompt.of, prompts)
+        for name in sorted(prompt.conditions.keys() - set(known if known is not None else prompt.conditions))
     ]
 
 

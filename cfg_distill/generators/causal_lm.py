@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ITS_PROMPT, ConfigError, Context, Problem, PromptProblem
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder, resolve
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
@@ -245,17 +245,32 @@ class CausalLM(Generator):
 
     def _rows(self, prompts: Sequence[PromptLike | None]) -> list[list[int]]:
         """The tokens of each prompt; at least one, since the first prediction reads one."""
-        rows = [self._row(prompt) for prompt in prompts]
-        if empty := [prompt for prompt, row in zip(prompts, rows, strict=True) if not row]:
-            source = "chat template" if self._templated else "tokenizer"
-            if empty[0] is None:
-                what, remedy = "The dropped prompt", "Set `@/model.generator.init_args.unconditional` to a text."
-            else:
-                what, remedy = f"Prompt {Prompt.of(empty[0]).text!r}", "Give it words."
-            raise ConfigError(
-                f"{what}: expected at least one token, but the {source} of `{self.path}` makes none of it. {remedy}"
-            )
+        source = "chat template" if self._templated else "tokenizer"
+        none = f"expected at least one token, but the {source} of `{self.path}` makes none of it."
+        rows, found = list[list[int]](), dict[Problem, None]()
+        for prompt in prompts:
+            try:
+                rows.append(self._row(prompt))
+            except ConfigError as error:
+                found[self._refusal(Prompt.of(prompt or ""), error)] = None
+                continue
+            if rows[-1]:
+                continue
+            text = f"The dropped prompt: {none} Set `@/model.generator.init_args.unconditional` to a text."
+            dropped = Problem("", text)
+            found[dropped if prompt is None else PromptProblem.of(prompt, f"{none} Give it words.")] = None
+        if found:
+            raise ConfigError([*found])
         return rows
+
+    def _refusal(self, prompt: Prompt, error: ConfigError) -> Problem:
+        """Why a prompt cannot be read, by a reason that is the same for all prompts that cannot be read for it."""
+        reason, general = _reason(prompt.text, error), ""
+        try:  # what is said of another prompt shows which words of the reason are the prompt itself
+            self._row(prompt.but(ITS_PROMPT))
+        except ConfigError as other:
+            general = _reason(ITS_PROMPT, other)
+        return PromptProblem.of(prompt, general if general.replace(ITS_PROMPT, prompt.text) == reason else reason)
 
     def _row(self, prompt: PromptLike | None) -> list[int]:
         # The tokens are cut, and not the text: the text of a token need not be read as that token again.
@@ -334,3 +349,8 @@ class CausalLM(Generator):
     def decode(self, tokens_NKT: Tensor, mask_NKT: Tensor) -> list[str]:
         rows = [tokens_T[mask_T].tolist() for tokens_T, mask_T in zip(tokens_NKT[:, 0], mask_NKT[:, 0], strict=True)]
         return self.tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def _reason(text: str, error: ConfigError) -> str:
+    """What is wrong with a prompt, without its name."""
+    return str(error.problems[0]).removeprefix(f"Prompt {text!r}: ")

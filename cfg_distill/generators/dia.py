@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoTokenizer, DiaFeatureExtractor, DiaForC
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem
 from cfg_distill.folders import base_of, from_hub, is_adapter
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
@@ -134,7 +134,7 @@ class Dia(Generator):
         texts = [Prompt.of(prompt or "").text for prompt in prompts]
         rows = [self.text_tokenizer(text)["input_ids"] if text else [0] for text in texts]
         if wrong := [
-            f"Prompt {text!r}: takes {len(row)} bytes, but `{self.path}` reads {limit}. Shorten it."
+            PromptProblem.of(text, f"takes more bytes than the {limit} that `{self.path}` reads. Shorten it.")
             for text, row in zip(texts, rows, strict=True)
             if len(row) > limit
         ]:

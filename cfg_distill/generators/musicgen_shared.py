@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import FeatureExtractionMixin
 
 from cfg_distill.audio import Waveform, problems_of_file, read_audio
-from cfg_distill.errors import Problem
+from cfg_distill.errors import ITS_PROMPT, Problem, PromptProblem
 from cfg_distill.generators.chroma import Chroma
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.prompt import Prompt
@@ -205,33 +205,30 @@ Melody = Literal["required", "optional"]
 
 def problems_of_prompt(prompt: Prompt, reads_melody: bool, melody: Melody) -> list[Problem]:
     """Conditions of a prompt that a model does not read, needs, or cannot read."""
-    conditions, named = prompt.conditions, f"Prompt {prompt.text!r}"
+    conditions = prompt.conditions
     known = {"melody"} if reads_melody else set()
     remedy = "It knows melody." if reads_melody else "Use a melody model (model_type musicgen_melody)."
     found = [
-        f"{named}: carries the condition `{name}`, which the model does not read. {remedy}"
+        f"carries the condition `{name}`, which the model does not read. {remedy}"
         for name in sorted(conditions.keys() - known)
     ]
     if reads_melody and melody == "required" and not conditions.get("melody"):
         found.append(
-            f"{named}: expected a melody, which this model reads, but it has none. Give each prompt a `@/melody` (in a file of"
+            "expected a melody, which this model reads, but it has none. Give each prompt a `@/melody` (in a file of"
             ' prompts: {"prompt": ..., "conditions": {"melody": "tune.wav"}}), or'
             f" {NO_MELODY} in place of a file, or set `@/model.generator.init_args.melody` to optional."
         )
     if reads_melody and (file := conditions.get("melody", NO_MELODY) or NO_MELODY) != NO_MELODY:
-        found += [f"{named}, melody: {problem}" for problem in problems_of_file(file)]
-    return [Problem("", text) for text in found]
+        found += [f"Prompt {ITS_PROMPT}, melody: {problem}" for problem in problems_of_file(file)]
+    return [PromptProblem.of(prompt, reason) for reason in found]
 
 
 def problems_of_text(text: str, tokenizer: Any, positions: int) -> list[Problem]:
     """A problem where a text takes more positions than there are."""
-    taken = len(tokenizer(text)["input_ids"])
-    if taken <= positions:
+    if len(tokenizer(text)["input_ids"]) <= positions:
         return []
-    return [
-        Problem(
-            "",
-            f"Prompt {text!r}: its text takes {taken} positions, but `@/model.generator.init_args.text_positions` is"
-            f" {positions}. Raise it, or shorten the prompt.",
-        )
-    ]
+    reason = (
+        f"its text takes more positions than the {positions} of `@/model.generator.init_args.text_positions`. Raise it, or"
+        " shorten the prompt."
+    )
+    return [PromptProblem.of(text, reason)]

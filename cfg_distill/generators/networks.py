@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig
 from transformers.utils import logging
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, listed
 from cfg_distill.folders import from_hub, refuse_damaged, resolve
 
 _LISTED = 6
@@ -61,8 +61,8 @@ def network_of(loader: Any, path: str, kind: str, **settings: Any) -> Any:
         )
     if broken := not_numbers(network.named_parameters()):
         raise ConfigError(
-            f"Model `{path}`: expected numbers, but these weights hold NaN or infinity: {_listed(broken)}. The model diverged,"
-            " or its file is damaged. Take an earlier checkpoint of it, or copy it again."
+            f"Model `{path}`: expected numbers, but these weights hold NaN or infinity: {listed(broken, _LISTED)}. The"
+            " model diverged, or its file is damaged. Take an earlier checkpoint of it, or copy it again."
         )
     return network
 
@@ -86,12 +86,12 @@ def _differences(report: Mapping[str, Iterable[Any]]) -> list[str]:
     """What transformers' report says of tensors, in words."""
     found = []
     if missing := sorted(report["missing_keys"]):
-        found.append(f"the files lack {_listed(missing)}")
+        found.append(f"the files lack {listed(missing, _LISTED)}")
     if unexpected := sorted(report["unexpected_keys"]):
-        found.append(f"the files hold {_listed(unexpected)}, which no part of the model takes")
+        found.append(f"the files hold {listed(unexpected, _LISTED)}, which no part of the model takes")
     if shapes := [f"{name} has the shape {list(own)} in place of {list(wanted)}"
                   for name, own, wanted in sorted(report["mismatched_keys"])]:  # fmt: skip
-        found.append(_listed(shapes))
+        found.append(listed(shapes, _LISTED))
     return found
 
 
@@ -121,12 +121,7 @@ def _of_integers(dtypes: Mapping[str, str], network: Any) -> list[str]:
         return []
     real = {name for name, weight in network.named_parameters(remove_duplicate=False) if weight.is_floating_point()}
     found = [name for name in sorted(real & dtypes.keys()) if not dtypes[name].startswith(("F", "BF"))]
-    return [f"the files hold integers as {_listed(found)}"] if found else []
-
-
-def _listed(names: list[str]) -> str:
-    more = len(names) - _LISTED
-    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return [f"the files hold integers as {listed(found, _LISTED)}"] if found else []
 
 
 @contextmanager

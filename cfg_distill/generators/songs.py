@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from cfg_distill.errors import Problem
+from cfg_distill.errors import Problem, PromptProblem
 from cfg_distill.folders.profile import add_setting
 from cfg_distill.generators.base import DTypeName
 from cfg_distill.generators.causal_lm import CausalLM
@@ -54,22 +54,17 @@ class Songs(CausalLM):
     # Prompts
 
     def problems_of_prompts(self, prompts: Sequence[PromptLike]) -> list[Problem]:
-        """See :meth:`Generator.problems_of_prompts`: one problem for all prompts that lack the same fields."""
-        found, lacking = super().problems_of_prompts(prompts), dict[tuple[str, ...], list[str]]()
+        """See :meth:`Generator.problems_of_prompts`: a prompt may lack fields, or their values may be wrong."""
+        found = super().problems_of_prompts(prompts)
         for prompt in map(Prompt.of, prompts):
-            names = tuple(name for name in self.required if not prompt.conditions.get(name, "").strip())
-            if names:
-                lacking.setdefault(names, []).append(prompt.text)
+            if names := [name for name in self.required if not prompt.conditions.get(name, "").strip()]:
+                reason = (
+                    f"expected the conditions {', '.join(self.required)}, but {', '.join(names)} are not there. Add them, in"
+                    f' JSON lines as {{"prompt": "...", "conditions": {json.dumps(self.example)}}}.'
+                )
+                found.append(PromptProblem.of(prompt, reason))
             else:
-                found += [Problem("", f"Prompt {prompt.text!r}: {said}") for said in self._wrong(prompt)]
-        for names, texts in lacking.items():
-            more = f" {len(texts) - 1} more prompts lack the same." if len(texts) > 2 else ""
-            more = " So does 1 more prompt." if len(texts) == 2 else more
-            text = (
-                f"Prompt {texts[0]!r}: expected the conditions {', '.join(self.required)}, but it lacks {', '.join(names)}."
-                f'{more} Add them, in JSON lines as {{"prompt": "...", "conditions": {json.dumps(self.example)}}}.'
-            )
-            found.append(Problem("", text))
+                found += [PromptProblem.of(prompt, said) for said in self._wrong(prompt)]
         return found
 
     def _wrong(self, prompt: Prompt) -> list[str]:

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, listed
 from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.folders import ADAPTER_WEIGHTS, is_adapter, sha256, whole_path
 from cfg_distill.folders.adapters import (
@@ -29,7 +29,7 @@ from cfg_distill.folders.adapters import (
     tensors_of,
     write_config,
 )
-from cfg_distill.merging.arithmetic import finite, listed
+from cfg_distill.merging.arithmetic import finite
 from cfg_distill.merging.coefficients import InnerProducts, coefficients
 from cfg_distill.merging.methods import METHODS, problems_of_merge
 from cfg_distill.merging.outputs import carry, inputs_of, named, provenance, record

@@ -12,7 +12,7 @@ from functools import partial, reduce
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, listed
 from cfg_distill.merging.coefficients import InnerProducts, coefficients
 from cfg_distill.merging.methods import problems_of_merge
 
@@ -264,12 +264,6 @@ def mismatches(models: Sequence[Mapping[str, tuple[tuple[int, ...], bool]]], lab
     if wrong:
         wrong.append("Only models of one architecture, trained from one start model, can be merged. Name others.")
     return [Problem("", text) for text in wrong]
-
-
-def listed(names: Sequence[str], limit: int = 20) -> str:
-    """The names, and how many more there are."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _all_equal(states: Sequence[State], name: str) -> bool:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, listed
 from cfg_distill.files import problems_of_out, read_json, staged_folder
 from cfg_distill.folders import is_adapter
 from cfg_distill.merging.adapters import merge_adapter_folders
-from cfg_distill.merging.arithmetic import finite, listed, merge_tensors, mismatches, not_averaged, tensor_function
+from cfg_distill.merging.arithmetic import finite, merge_tensors, mismatches, not_averaged, tensor_function
 from cfg_distill.merging.methods import problems_of_merge
 from cfg_distill.merging.outputs import carry, inputs_of, named, provenance, record
 from cfg_distill.merging.safetensors_io import FolderWeights, write_weights

@@ -144,7 +144,7 @@ class Walk:
         try:
             meant = parser.parse_object({"value": value}).value  # of an option `.nan`: a number, where it was text
         except (ArgumentError, OverflowError):  # the second: a whole number of 400 digits, as a float
-            self._say(path, f"expected {describe(expected)}, but got {value!r}.{_nearest_choice(expected, value)}")
+            self._say(path, f"expected {describe(expected)}, but got {value!r}.{_meant(path, expected, value)}")
             return False
         return self._is_within(bounds, meant, path)
 
@@ -216,6 +216,15 @@ def without_echoes(found: Sequence[Problem], inside: Iterable[Problem]) -> list[
     ]
 
 
+LOGGERS = {
+    "tensorboard": "leave it out: a run writes for TensorBoard into its own folder",
+    "csv": "write `--trainer.logger=CSVLogger --trainer.logger.save_dir=runs`",
+    "wandb": "write `--trainer.logger=WandbLogger`",
+    "mlflow": "write `--trainer.logger=MLFlowLogger`",
+    "comet": "write `--trainer.logger=CometLogger`",
+    "none": "write `--trainer.logger=false`",
+}
+"""What to do in place of a short name of a logger, as other tools have them."""
 NOT_IN_TRAINING = {
     "anneal": (
         "samples that begin by a start model are not the student's own, so that nothing can be learnt from them. Use it in a"
@@ -248,7 +257,11 @@ def _spec_of(expected: Any, value: Any) -> dict[str, Any] | None:
     return None
 
 
-def _nearest_choice(expected: Any, value: Any) -> str:
+def _meant(path: str, expected: Any, value: Any) -> str:
+    """What to write in place of a value that is none, with a space in front; empty where that is not known."""
+    if path == "trainer.logger" and isinstance(value, str):
+        named = value.lower() if value.lower() in LOGGERS else closest(value.lower(), LOGGERS)
+        return f" For {named}, {LOGGERS[named]}." if named else " For one of Lightning's, write the name of its class."
     choices = [
         str(choice) for option in members(expected) if get_origin(option) is Literal for choice in get_args(option)
     ]

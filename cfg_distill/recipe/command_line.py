@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -43,6 +43,7 @@ from cfg_distill.recipe.runs import (
     resumable,
     unfinished,
 )
+from cfg_distill.recipe.scoring import problems_of_scoring
 from cfg_distill.recipe.stopping import Signals, StopAtStepEnd, requeue
 from cfg_distill.recipe.trainer import (
     STRATEGIES,
@@ -69,20 +70,6 @@ class Distillation(Protocol):
     def problems_with(self, trainer: Trainer) -> Sequence[str | Problem]: ...
 
     def problems_of_data(self, data: Any, stage: str) -> Sequence[str | Problem]: ...
-
-
-@runtime_checkable
-class Scoring(Protocol):
-    """A callback that scores the validation prompts: metrics by name, which may say why they cannot."""
-
-    metrics: Mapping[str, Any]
-
-
-@runtime_checkable
-class ReadsPrompts(Protocol):
-    """A metric that reads the prompts of what it scores."""
-
-    def problems_of_prompts(self, prompts: Sequence[str]) -> Sequence[Problem]: ...
 
 
 @runtime_checkable
@@ -230,21 +217,11 @@ class CommandLine(LightningCLI):
             if not problems and isinstance(self.datamodule, PromptData):
                 self.datamodule.setup("fit")  # reads the prompts
                 problems = self._placed(self.model.problems_of_data(self.datamodule, self.command), "data")
-                problems += self._problems_of_metrics(self.datamodule)
+                problems += self._placed(problems_of_scoring(self.callbacks, self.datamodule), "data")
+                problems = list(dict.fromkeys(problems))
         problems += problems_of_devices(self.trainer)
         if problems:
             raise ConfigError(problems)
-
-    def _problems_of_metrics(self, data: PromptData) -> list[Problem]:
-        """Validation prompts that a metric of a callback does not understand: else the first validation would end the fit."""
-        prompts = [str(each) for each in data.prompts.get("validation", ())]
-        found = []
-        for key, callback in self.callbacks.items():
-            for name, metric in callback.metrics.items() if isinstance(callback, Scoring) else ():
-                place = f"{key}.metrics.{name}.init_args"
-                given = metric.problems_of_prompts(prompts) if isinstance(metric, ReadsPrompts) else ()
-                found += [each.under(place if each.path else "data.validation") for each in given]
-        return list(dict.fromkeys(found))
 
     def _run_subcommand(self, subcommand: str) -> None:
         if self.check_only:

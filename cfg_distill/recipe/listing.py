@@ -1,4 +1,4 @@
-"""The folders of runs in a table: recipe, state, step, last values, size. No torch, and no checkpoint is read."""
+"""The folders of runs in a table: recipe, state, step, time, last values, size. No torch, and no checkpoint is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import read_yaml
-from cfg_distill.files.logs import scalars_of
+from cfg_distill.files.logs import clock, scalars_of, seconds_of
 
 SHOWN = ("val/kl_per_token", "train/kl_per_token", "train/diversity_reward", "gradient_ratio/diversity")
 """The values that come first, where a run has logged them; then those of validation."""
@@ -33,6 +33,7 @@ class Run:
         values: tag -> last value.
         size: in bytes.
         modified: when a file was last written, in seconds.
+        seconds: that it has worked so far, as its log says; None where the log has no times.
     """
 
     folder: Path
@@ -43,6 +44,7 @@ class Run:
     values: dict[str, float]
     size: int
     modified: float
+    seconds: float | None = None
 
 
 def runs_in(folders: Sequence[Path]) -> list[Run]:
@@ -64,11 +66,12 @@ def runs_in(folders: Sequence[Path]) -> list[Run]:
 
 def table_of(runs: Sequence[Run]) -> str:
     """The runs, one per line."""
-    rows = [["run", "state", "step", "size", "recipe", "last values"]]
+    rows = [["run", "state", "step", "time", "size", "recipe", "last values"]]
     for run in runs:
         step = f"{run.step}/{run.steps}" if run.steps else str(run.step)
         values = "  ".join(f"{tag} {value:.3g}" for tag, value in run.values.items())
-        rows.append([str(run.folder), run.state, step, _bytes(run.size), run.recipe or "-", values or "-"])
+        took = "-" if run.seconds is None else clock(run.seconds)
+        rows.append([str(run.folder), run.state, step, took, _bytes(run.size), run.recipe or "-", values or "-"])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
@@ -103,6 +106,7 @@ def _run(folder: Path) -> Run:
         {tag: newest[tag] for tag in tags},
         sum(path.stat().st_size for path in files),
         max((path.stat().st_mtime for path in files), default=folder.stat().st_mtime),
+        seconds_of(folder),
     )
 
 

@@ -10,6 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from cfg_distill.files.logs import clock
+
 
 class StepProgress(ProgressBar):
     """Steps done of ``max_steps``, time gone and left, and the logged values of the progress bar.
@@ -146,10 +148,3 @@ def _is(key: str, start: str, end: str) -> bool:
 
 def _middle(key: str, start: str = "train/", end: str = "_per_token") -> str:
     return key.removeprefix(start).removesuffix(end)
-
-
-def clock(seconds: float) -> str:
-    """``4:05``, ``1:02:03``."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, listed
 from cfg_distill.generators import PromptLike
 from cfg_distill.sampling.start import StartModel
 
@@ -76,9 +76,8 @@ class Reference(ABC):
         if not few:
             return []
         outputs = "1 output" if at_least == 1 else f"{at_least} outputs"
-        more = f" and {len(few) - 3} more" if len(few) > 3 else ""
         text = f"expected at least {outputs} for every prompt, but {len(few)} of {len(numbers)} have fewer: "
-        return [Problem(self.chosen_by, f"{text}{', '.join(few[:3])}{more}. {self.if_none}")]
+        return [Problem(self.chosen_by, f"{text}{listed(few, 3)}. {self.if_none}")]
 
     def load(self) -> Self:
         """Load what the reference needs; does nothing the second time."""

@@ -6,13 +6,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.choice import Choice, Rule, guard_of, problems_of_rule
 from cfg_distill.evaluation.front import Interval
 from cfg_distill.files import problems_of_out, staged_folder
-from cfg_distill.folders.card import tell_measured
+from cfg_distill.report.measured import tell_point
 from cfg_distill.report.page import PAGE, write_report
 from cfg_distill.report.results import Results, read_results
 
@@ -65,7 +64,7 @@ def choose_study(
         source = results.model_folder(choice.chosen.system)
         with staged_folder(out) as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
-            tell_measured(folder, out.name, _point(results, choice.chosen.system.name))
+            tell_point(folder, out.name, results, choice.chosen.system)
         lines.append(f"Copied {source} to {out}.")
     elif out is not None:
         lines.append(f"Nothing was copied to {out}, since no point keeps the rule.")
@@ -76,11 +75,6 @@ def choose_study(
         written += f" and {PAGE}"
     lines.append(f"Wrote the choice into {written} of {results.folder}.")
     return "\n".join(lines)
-
-
-def _point(results: Results, name: str) -> dict[str, Any]:
-    """The entry of a system in front.json."""
-    return next(point for point in results.points if point["name"] == name)
 
 
 def decide(study: str | Path) -> str:

@@ -209,7 +209,7 @@ def drawn_clips(
     from cfg_distill.evaluation.renderers import renderer_of
     from cfg_distill.generators import device
     from cfg_distill.sampling import problems_of_lengths
-    from cfg_distill.study.jobs import said_by
+    from cfg_distill.study.checking import said_by
     from cfg_distill.study.sampled import generator_of, guidance_of, sampling_of
 
     given, configs = finished.study.evaluation, finished.study.all_systems()

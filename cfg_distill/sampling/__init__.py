@@ -4,7 +4,14 @@ from cfg_distill.sampling.conditioning import Codes, Conditioner, Labels
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.opening import Opening
 from cfg_distill.sampling.places import Places
-from cfg_distill.sampling.rollout import Rollout, in_step, positions_left, problems_of_lengths, rollout
+from cfg_distill.sampling.rollout import (
+    Rollout,
+    in_step,
+    positions_left,
+    problems_of_lengths,
+    problems_of_reading,
+    rollout,
+)
 from cfg_distill.sampling.sampler import OwnLoop, Sampler
 from cfg_distill.sampling.samples import Samples, decoded, draw
 from cfg_distill.sampling.seeds import Seeds
@@ -30,5 +37,6 @@ __all__ = [
     "in_step",
     "positions_left",
     "problems_of_lengths",
+    "problems_of_reading",
     "rollout",
 ]

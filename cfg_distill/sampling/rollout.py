@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, shortened
 from cfg_distill.generators import Generator, Guidance, Predictions, Predictor, Prompt, PromptLike
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.generators.guided import problems_of_drop, under
@@ -314,6 +314,17 @@ def problems_of_lengths(
     return [Problem("max_new_tokens", text)]
 
 
+def problems_of_reading(generator: Generator, prompts: Sequence[PromptLike]) -> list[Problem]:
+    """Why a model cannot read some prompts, however long they may be."""
+    if found := generator.problems_of_prompts(prompts):
+        return ConfigError(found).problems  # a user's generator of version 0.1 returns sentences
+    try:
+        positions_left(generator, prompts)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
 def positions_left(generator: Generator, prompts: Sequence[PromptLike], guidance: Guidance | None = None) -> int | None:
     """Positions for samples beside the longest of the prompts, negative prompts among them; None without a limit.
 
@@ -344,8 +355,4 @@ def _longest(generator: Generator, prompts: Sequence[PromptLike], guidance: Guid
     )
     prompt = Prompt.of(longest or "")
     system = " with its system message" if "system" in prompt.conditions else ""
-    return f"{kind} `{_shortened(prompt.text)}`{system}"
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return f"{kind} `{shortened(prompt.text)}`{system}"

@@ -16,9 +16,10 @@ from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.folders.dials import problems_of_dial
 from cfg_distill.merging.methods import problems_of_merge
+from cfg_distill.study.checking import CheckEvaluation, CheckFit, said_by
 from cfg_distill.study.climbing import ladder_of
 from cfg_distill.study.config import Study, unknown_name
-from cfg_distill.study.jobs import CheckEvaluation, CheckFit, Job, said_by
+from cfg_distill.study.jobs import Job
 from cfg_distill.study.parts import Fit, SystemConfig
 
 LARGEST_TRAINING_SEED = 2**32 - 1
@@ -70,11 +71,6 @@ def without_echoes(first: Iterable[Problem], then: Iterable[Problem]) -> list[Pr
         return problem in first or any(path == key or path.startswith((f"{key}.", f"{key}[")) for key in known)
 
     return first + [problem for problem in then if not echoes(problem)]
-
-
-def generator_modules(fit: Fit) -> list[str]:
-    """The module of the generator that the recipe of a fit names: code that the user trusts."""
-    return [fit.recipe.generator_class.rpartition(".")[0]]
 
 
 def command_of(fit: Fit) -> list[str]:

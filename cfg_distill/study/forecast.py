@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cfg_distill.files.logs import clock
 from cfg_distill.study.steps import Step, StepKind
 
 UNSURE = 3.0
@@ -160,8 +161,3 @@ class Forecast:
         if not part:
             return name
         return f"{name}, {part} {progress.done}/{progress.total}" if progress.total else f"{name}, loading"
-
-
-def clock(seconds: float) -> str:
-    """``4:05``."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"

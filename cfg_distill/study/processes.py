@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.study.jobs import Job, Report, encoded
+from cfg_distill.study.checking import Report
+from cfg_distill.study.jobs import Job, encoded
 
 GRACE_SECONDS = 20.0
 """A stopped fit may take this long to write its checkpoint."""

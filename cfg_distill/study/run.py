@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import IO, Any
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import problems_of_place, write_text
+from cfg_distill.files.logs import clock
 from cfg_distill.study.check import jobs_of_checks, problems_of, without_echoes
+from cfg_distill.study.checking import said_by
 from cfg_distill.study.config import Study, load_study
 from cfg_distill.study.display import Display
-from cfg_distill.study.forecast import Forecast, clock
-from cfg_distill.study.jobs import FindAccelerator, said_by
+from cfg_distill.study.forecast import Forecast
+from cfg_distill.study.jobs import FindAccelerator
 from cfg_distill.study.ledger import Ledger
 from cfg_distill.study.processes import Processes
 from cfg_distill.study.record import RECORD, begun_with, changes, inputs_of, prepare, record_of
@@ -139,7 +141,7 @@ def problems_in_workers(
         known: problems that are known already; the parts that have one are not checked.
         wait_for: waits for all futures.
     """
-    problems: list[Problem] = []
+    found: dict[Problem, list[str]] = {}
     with processes.threads() as pool:
         asked = [
             (name, pool.submit(processes.do, f"check {name}", job, lambda done, total: None))
@@ -150,7 +152,24 @@ def problems_in_workers(
             try:
                 future.result()
             except ConfigError as error:
-                problems += error.problems if name == "evaluation" else said_by(name, error.problems)
+                for problem in error.problems:
+                    found.setdefault(problem, []).append(name)
+    return _each_once(found)
+
+
+def _each_once(found: Mapping[Problem, Sequence[str]]) -> list[Problem]:
+    """Problems by who has them, without those of a file that is named by another problem: the file has them once.
+
+    Args:
+        found: each problem with the names of its checks.
+    """
+    problems, files = [], set()
+    for problem, names in found.items():
+        if problem.text in files:
+            continue
+        if problem.text.startswith("File `"):
+            files.add(problem.text)
+        problems += [problem] if "evaluation" in names else said_by(", ".join(names), [problem])
     return problems
 
 

@@ -15,6 +15,7 @@ import jinja2
 import yaml
 
 from cfg_distill.data import read_prompts
+from cfg_distill.data.reading import together
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.evaluation.renderers import metrics_of_profiles
 from cfg_distill.files import problems_of_out, staged_folder
@@ -22,7 +23,7 @@ from cfg_distill.folders import PACKAGED, find_file
 from cfg_distill.generators import Generator, device, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.recipe.classes import find_class
-from cfg_distill.sampling import positions_left
+from cfg_distill.sampling import positions_left, problems_of_reading
 
 Device = Literal["cpu", "gpu"]
 FILES = ("quality.yaml", "diversity.yaml", "study.yaml", "prompts/*.txt", "prompts/*.jsonl")
@@ -117,7 +118,7 @@ class InitRequest:
     def problems(self) -> list[Problem]:
         """Everything that is wrong with the request; no weights are loaded."""
         found = [Problem("model", problem.text) for problem in problems_of(self.generator)]
-        found += self._problems_of_prompts()
+        found += self._problems_of_prompts(not found)
         if self.scale is not None and not 1 < self.scale < 100:
             found.append(Problem("scale", f"expected a number above 1, which is no guidance, but got {self.scale:g}."))
         if self.embedder:
@@ -128,7 +129,8 @@ class InitRequest:
         inputs = [self.file, *([Path(self.model)] if Path(self.model).exists() else [])]
         return found + problems_of_out(self.out, inputs, self.overwrite, FILES)
 
-    def _problems_of_prompts(self) -> list[Problem]:
+    def _problems_of_prompts(self, asked: bool) -> list[Problem]:
+        """Why the file is no file of prompts for the model; whether the model reads them is asked if it is a model."""
         if self.file.suffix not in _LINES:
             text = f"expected a file with one prompt per line, {' or '.join(_LINES)}, but got `{self.prompts}`."
             return [Problem("prompts", text)]
@@ -136,10 +138,14 @@ class InitRequest:
             prompts = read_prompts(self.file)
         except ConfigError as error:
             return [Problem("prompts", problem.text) for problem in error.problems]
-        if len(prompts) >= LEAST:
-            return []
-        text = f"expected at least {LEAST} prompts, some to train on and some to report on, but `{self.prompts}` has"
-        return [Problem("prompts", f"{text} {len(prompts)}. Write more.")]
+        found = [] if not asked else together(problems_of_reading(self.generator, prompts), self.prompts)
+        found = [Problem("prompts", each.text) for each in found]
+        if len(prompts) < LEAST:
+            text = (
+                f"expected at least {LEAST} prompts, some to train on and some to report on, but `{self.prompts}` has"
+            )
+            found.append(Problem("prompts", f"{text} {len(prompts)}. Write more."))
+        return found
 
     def _embedder_spec(self) -> dict[str, Any]:
         if _CLASS_PATH.fullmatch(self.embedder) and not Path(self.embedder).exists():

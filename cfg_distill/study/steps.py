@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.study.check import command_of, generator_modules
+from cfg_distill.recipe import Recipe
+from cfg_distill.study.check import command_of
 from cfg_distill.study.climbing import ClimbLadder, ladder_of
 from cfg_distill.study.config import Study
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders, TimeSampling
@@ -138,7 +139,8 @@ def _training_steps(study: Study, run: Run, out: Path, made: dict[tuple[str, str
     for name, fit in study.fits.items():
         folder = run.within(out / "students" / name)
         steps.append(_fit_step(name, fit, run, use(fit.start), out))
-        export = Export(str(run.within(out / "fits" / name)), str(folder), generator_modules(fit))
+        trusted = [fit.recipe.generator_class.rpartition(".")[0]]  # the module that the user's recipe names
+        export = Export(str(run.within(out / "fits" / name)), str(folder), trusted)
         steps.append(Step("export", run.subject(name), export, [folder], [steps[-1].label], None, 2.0))
         made[name, run.word] = Made(str(folder), steps[-1].label)
     for name, merge in study.merges.items():
@@ -175,8 +177,10 @@ def _fit_step(name: str, fit: Fit, run: Run, start: Made, out: Path) -> Step:
     recipe, folder = fit.recipe, run.within(out / "fits" / name)
     words = command_of(fit) + ([f"--model.start={start.folder}"] if start.folder else [])
     seed = [] if run.seed is None else [f"--seed_everything={run.seed}"]
-    # The study's own additions: the folder of the run, and to go on from its last checkpoint when there is one.
-    words += [*seed, f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
+    # The study's own additions: no baselines, since it measures its own, the folder of the run, and to go on from its last
+    # checkpoint when there is one.
+    words += [*seed, *(f"--{key}=false" for key in _measured_baselines(recipe))]
+    words += [f"--trainer.default_root_dir={folder}", "--ckpt_path=last"]
     config: dict[str, Any] = {
         "recipe": recipe.values,
         "start": fit.start,
@@ -187,6 +191,13 @@ def _fit_step(name: str, fit: Fit, run: Run, start: Made, out: Path) -> Step:
     steps = min(max(recipe.max_steps, 1), 10**9)
     effort = steps * recipe.rows * recipe.max_new_tokens * 3e-4 + 15
     return Step("fit", run.subject(name), words, [folder / "done.json"], start.needs, config, effort, [folder])
+
+
+def _measured_baselines(recipe: Recipe) -> list[str]:
+    """The keys by which callbacks with a name measure base and guided base, as DiversityLogging does."""
+    callbacks = recipe.at("trainer.callbacks")
+    keys = [f"trainer.callbacks.{name}" for name in callbacks] if isinstance(callbacks, dict) else []
+    return [f"{key}.init_args.baselines" for key in keys if recipe.at(f"{key}.baselines") is True]
 
 
 def _evaluation_step(study: Study, name: str, run: Run, models: list[Made], out: Path) -> Step:

@@ -11,12 +11,12 @@ import json
 import os
 import sys
 import traceback
-from dataclasses import asdict
 from typing import Any
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.files import resident_peak
-from cfg_distill.study.jobs import Job, Report, decoded
+from cfg_distill.study.checking import Report
+from cfg_distill.study.jobs import Job, decoded
 
 
 def main() -> None:
@@ -35,7 +35,7 @@ def main() -> None:
         try:
             answer = do(decoded(line), lambda done, total: say({"done": done, "total": total}))
         except ConfigError as error:
-            say({"problems": [asdict(problem) for problem in error.problems]})
+            say({"problems": [{"key": each.key, "text": each.text, "prefix": each.prefix} for each in error.problems]})
         except Exception as error:
             traceback.print_exc()
             say({"failed": f"{type(error).__name__}: {error}"})

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ITS_PROMPT, ConfigError, Problem, PromptProblem
 
 SLOTS = ("origin", "rhythm", "metre", "mode")
 NULL = "any"
@@ -166,8 +166,8 @@ def problems_of_prompts(prompts: Iterable[str]) -> list[Problem]:
     for prompt in prompts:
         try:
             understand(prompt)
-        except ConfigError as error:
-            found += error.problems
+        except ConfigError:
+            found.append(PromptProblem.of(prompt, nothing_understood(ITS_PROMPT)))
     return found
 
 

@@ -13,7 +13,7 @@ from cfg_distill.errors import Context, Problem
 from cfg_distill.references import Reference, problems_of_length
 from cfg_distill.tunes.corpus import Tune, tunes_of
 from cfg_distill.tunes.ladder import matches
-from cfg_distill.tunes.prompts import understand
+from cfg_distill.tunes.prompts import problems_of_prompts, understand
 from cfg_distill.tunes.split import SPLITS
 
 DROPPED = ("origin", "mode", "metre", "rhythm")
@@ -60,7 +60,9 @@ class TuneReference(Reference):
 
     def problems_of_prompts(self, prompts: Sequence[str], at_least: int = 1) -> list[Problem]:
         # Reading the tunes takes seconds, and cannot find any prompt that has fewer.
-        return [] if self.at_least >= at_least else super().problems_of_prompts(prompts, at_least)
+        if self.match == "none" or self.at_least >= at_least:
+            return []
+        return problems_of_prompts(prompts) or super().problems_of_prompts(prompts, at_least)
 
     def number(self, prompt: str) -> int | None:
         return None if self.match == "none" else int(sum(self._fitting(understand(prompt).slots)))

@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from cfg_distill.data import read_prompts
-from cfg_distill.errors import Problem
+from cfg_distill.errors import Problem, PromptProblem
 from cfg_distill.evaluation.ladder import Ladder, Rung, RungKind, enough, samples_of
 from cfg_distill.generators import CausalLM, Guidance, Prompt, PromptLike, device
 from cfg_distill.sampling import Sampling
@@ -17,7 +17,7 @@ from cfg_distill.tunes import ladder as makers
 from cfg_distill.tunes import rewriting
 from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.metrics import TuneQuality
-from cfg_distill.tunes.prompts import NULL, understand
+from cfg_distill.tunes.prompts import NULL, problems_of_prompts, understand
 
 HELD_OUT = ("validation", "test")
 STYLES: tuple[rewriting.Style, ...] = ("plain", "double", "none", "everywhere")
@@ -51,14 +51,17 @@ class TuneLadder(Ladder):
 
     def prompts_among(self, prompts: Sequence[PromptLike]) -> Sequence[PromptLike]:
         """The prompts of a study for which there are enough held-out tunes."""
-        return enough([p for p in prompts if len(self.tunes(p, HELD_OUT)) >= self.samples]) or self.prompts()
+        read = [p for p in prompts if not problems_of_prompts([str(p)])]  # of the others the study itself has problems
+        return enough([p for p in read if len(self.tunes(p, HELD_OUT)) >= self.samples]) or self.prompts()
 
     def problems(self, prompts: Sequence[PromptLike]) -> list[Problem]:
+        if unread := problems_of_prompts(map(str, prompts)):
+            return unread
         found = [] if len(prompts) >= 2 else [Problem("", f"Expected at least 2 prompts, but got {len(prompts)}.")]
         for prompt in prompts:
             if (count := len(self.tunes(prompt, HELD_OUT))) < self.samples:
-                text = f"Prompt {Prompt.of(prompt).text!r}: expected {self.samples} held-out tunes of its kind, but there are"
-                found.append(Problem("", f"{text} {count}. Leave it out."))
+                text = f"expected {self.samples} held-out tunes of its kind, but there are {count}. Leave it out."
+                found.append(PromptProblem.of(prompt, text))
         return found
 
     def tunes(self, prompt: PromptLike, splits: Sequence[str]) -> list[str]:

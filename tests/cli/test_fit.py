@@ -16,6 +16,7 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.imports import RequirementCache
 
 from cfg_distill.cli import main
@@ -342,6 +343,12 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
             "`model.generator.init_args.dtype`: expected float32 where all weights are trained",
         ),
         (["--trainer.max_steps"], "max_steps"),
+        (["--trainer.logger=csv"], "For csv, write `--trainer.logger=CSVLogger --trainer.logger.save_dir=runs`."),
+        (["--trainer.logger", "WandB"], "For wandb, write `--trainer.logger=WandbLogger`."),
+        (
+            ["--trainer.logger=tensorbord"],
+            "For tensorboard, leave it out: a run writes for TensorBoard into its own folder.",
+        ),
         (["--model.execution.logits_chunk=-1"], "Key `model.execution.logits_chunk`: expected 0 (all at once) or more"),
         (["--model.execution.onedn=false"], "Did you mean `onednn`?"),
         (["--ckpt_path=nowhere.ckpt"], "Key `ckpt_path`: expected a checkpoint or `last`"),
@@ -351,6 +358,12 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
 def test_refusals(recipe: Path, capsys: pytest.CaptureFixture, words: list[str], said: str) -> None:
     problems = refused(capsys, "--config", "tiny.yaml", *words)
     assert len(problems) == 1 and said in problems[0], problems
+
+
+def test_the_logger_that_a_message_names_is_taken(recipe: Path) -> None:
+    words = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=runs"]
+    command = start("fit", ["--config", "tiny.yaml", *words], check_only=True)
+    assert isinstance(command.trainer.logger, CSVLogger) and command.trainer.logger.save_dir == "runs"
 
 
 def test_a_logger_whose_library_is_missing_is_told(

@@ -141,7 +141,7 @@ def test_tunes_are_written_as_abc_midi_and_wav(folder: Path, capsys: pytest.Capt
 def test_a_tune_prompt_of_which_nothing_is_understood(capsys: pytest.CaptureFixture) -> None:
     message = said(capsys, "generate", "--model", "tunes:base", "--prompt", "quantum chromodynamics", "dodecaphony")
     assert "2 problems" in message
-    assert "understood nothing in: quantum chromodynamics" in message and "rhythm (reel, jig" in message
+    assert "understood nothing in: 'quantum chromodynamics'" in message and "rhythm (reel, jig" in message
 
 
 # export

@@ -31,9 +31,27 @@ def test_light_commands_import_nothing_heavy() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
-    subprocess.run([sys.executable, "-c", "from cfg_distill.cli import main; main(['--help'])"], check=True)
-    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 0.2
+    """Within 0.1 s of CPU, in one of ten tries: other programs on the machine may slow a process down, never speed it up."""
+    taken = []
+    for _ in range(10):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+        subprocess.run([sys.executable, "-c", "from cfg_distill.cli import main; main(['--help'])"], check=True)
+        taken.append(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before)
+        if taken[-1] < 0.1:
+            return
+    pytest.fail(f"{taken} seconds of CPU")
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [("list", "`runs` or `recipes`"), ("ls", "`runs` or `recipes`"), ("train", "`fit`"), ("fitt", "`fit`")],
+)
+def test_an_unknown_command_is_told_with_all_and_the_one_that_is_meant(
+    word: str, meant: str, capsys: pytest.CaptureFixture
+) -> None:
+    assert main([word]) == 2
+    said = capsys.readouterr().err
+    assert all(name in said for name in COMMANDS) and said.endswith(f"but got `{word}`. Did you mean {meant}?\n")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:

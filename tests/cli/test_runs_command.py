@@ -37,8 +37,8 @@ def test_runs_are_listed(runs: Path, capsys: pytest.CaptureFixture) -> None:
     os.utime("runs/one/version_0/metrics.csv", (4e9, 4e9))
     assert main(["runs"]) == 0
     head, first, *rest = capsys.readouterr().out.splitlines()
-    assert head.split() == ["run", "state", "step", "size", "recipe", "last", "values"]
-    assert first.split()[:4] == ["runs/one/version_0", "finished", "9/9", first.split()[3]]
+    assert head.split() == ["run", "state", "step", "time", "size", "recipe", "last", "values"]
+    assert first.split()[:4] == ["runs/one/version_0", "finished", "9/9", "-"]  # a CSV file has no times
     assert "recipes/mine.yaml  train/kl_per_token 0.111  val/distinct 0.5" in first
     (stopped,) = (line for line in rest if "two words" in line)
     assert " stopped   4/9 " in stopped
@@ -53,6 +53,23 @@ def test_events_of_tensorboard_are_read(runs: Path) -> None:
     writer.close()
     (run,) = runs_in([runs / "begun"])
     assert (run.step, run.steps, run.values) == (6, 9, {"val/kl_per_token": 0.25})
+
+
+def test_the_time_of_a_run_is_that_of_its_log_without_pauses(runs: Path, capsys: pytest.CaptureFixture) -> None:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    # Two processes with a day between them, then a file that the second one opened again; the last entry is cut short.
+    for number, times in enumerate([(100, 160, 200), (86400, 90000), (87000, 90023)]):
+        file = runs / "begun" / "version_0" / f"events.out.tfevents.{number}"
+        with file.open("wb") as stream:
+            for each in times:
+                RecordWriter(stream).write(Event(wall_time=each).SerializeToString())
+        if number == 0:
+            file.write_bytes(file.read_bytes()[:-5])
+    (run,) = runs_in([runs / "begun"])
+    assert run.seconds == (160 - 100) + (90023 - 86400)
+    assert main(["runs", str(runs / "begun")]) == 0 and "  1:01:23  " in capsys.readouterr().out
 
 
 def test_a_run_whose_lock_is_held_is_running(runs: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 from lightning.pytorch.callbacks import ModelCheckpoint
+from made_study import write_study
+from safetensors.torch import load_file, save_file
 from tiny_fits import FirstToken, batches, student_of, trainer
 from transformers import GenerationConfig
 
@@ -19,10 +21,12 @@ from cfg_distill.evaluation import EvaluateRequest
 from cfg_distill.evaluation.models import _name
 from cfg_distill.files import make_readable, strangers
 from cfg_distill.folders.card import tell_measured, write_card
+from cfg_distill.folders.checksums import write_checksums
 from cfg_distill.folders.history import History, history_of, of_base, remarks_on_guiding, shown, terms_of
 from cfg_distill.folders.profile import profile_of
 from cfg_distill.generators import CausalLM, LoRA
 from cfg_distill.losses import PolicyGradient, ReverseKL
+from cfg_distill.merging import merge_folders
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +252,42 @@ def test_the_card_says_what_the_licence_means_for_a_student(licence: str, said: 
 def test_an_export_says_the_licence(checkpoints: dict[str, Path], tmp_path: Path, capsys: Any) -> None:
     assert main(["export", "--checkpoint", str(checkpoints["whole"]), "--out", str(tmp_path / "student")]) == 0
     assert "\nLicence: mit, that of the base. Keep the licence" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["whole", "adapter"])
+def test_a_card_has_what_a_study_measured_of_exactly_these_weights(
+    students: Path, checkpoints: dict[str, Path], name: str, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    study = write_study(tmp_path / "study", kind="")
+    for part in ("students/quality", "students/diversity", "merges/half"):
+        shutil.copytree(students / name, study / part)
+    for weights in (study / "students/diversity").glob("*.safetensors"):
+        save_file({key: 1.5 * value for key, value in load_file(weights).items()}, weights, {"format": "pt"})
+    write_checksums(study / "students/diversity")
+    merge_folders([study / "students/quality", study / "students/diversity"], [0.5, 0.5], "lerp", study / "merges/half",
+                  overwrite=True)  # fmt: skip
+    file = study / "fits" / "quality" / "version_0" / "checkpoints" / "last.ckpt"
+    file.parent.mkdir(parents=True)
+    shutil.copyfile(checkpoints[name], file)
+    models = ["--models", str(study / "students/quality"), str(study / "students/diversity"), "--weights"]
+    cases = {
+        "fit": (["export", "--checkpoint", str(file)], "0.700"),
+        "elsewhere": (["export", "--checkpoint", str(checkpoints[name])], ""),
+        "half": (["merge", "--study", str(study), "--knob", "0.5"], "0.690"),
+        "named": (["merge", *models, "0.5", "0.5"], "0.690"),
+        "third": (["merge", "--study", str(study), "--knob", "0.3"], ""),
+    }
+    capsys.readouterr()
+    for case, (words, quality) in cases.items():
+        assert main([*words, "--out", str(tmp_path / case)]) == 0
+        said, card = capsys.readouterr().out, (tmp_path / case / "README.md").read_text()
+        assert (f"Its card has what {study} measured" in said) == ("## Measured" in card) == bool(quality), case
+        assert strangers(tmp_path / case) == []
+        if quality:
+            assert "On 12 held-out prompts, 4 samples of each per seed, temperature 0.8." in card
+            assert "| axis | metric | mean | 95 % interval | guidance 2 |" in card and "| guard | rests | " in card
+            assert f"| quality | quality | {quality} | 0." in card and " | 0.700 (0." in card
+    (study / "front.json").unlink()
+    assert main(["merge", "--study", str(study), "--knob", "0.5", "--out", str(tmp_path / "none")]) == 2
+    assert main(["merge", *models, "0.5", "0.5", "--out", str(tmp_path / "unfinished")]) == 0
+    assert "## Measured" not in (tmp_path / "unfinished" / "README.md").read_text()

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorL
 from cfg_distill import CFGDistillation
 from cfg_distill.cli import fit, main
 from cfg_distill.data import PromptData, read_prompts
+from cfg_distill.data.reading import together
 from cfg_distill.errors import ConfigError
 from cfg_distill.folders import RECIPES
 from cfg_distill.folders.history import of_base
@@ -122,11 +123,13 @@ def test_nothing_but_codes_and_the_end_is_drawn(ace: AceStep) -> None:
 
 def test_prompts_without_their_fields_are_one_message(ace: AceStep, yue: YuE) -> None:
     bare = ["a waltz", "a jig", Prompt("a reel", lyrics="[Instrumental]")]
-    first, second = AceStep(ace.path).problems_of_prompts(bare)  # before weights are loaded
+    first, second = together(AceStep(ace.path).problems_of_prompts(bare))  # before weights are loaded
     named = "lyrics, bpm, duration, keyscale, timesignature"
-    assert f"Prompt 'a waltz': expected the conditions {named}, but it lacks {named}." in str(first)
-    assert "So does 1 more prompt." in str(first) and '"keyscale": "C major"' in str(first)
-    assert "Prompt 'a reel'" in str(second) and "lacks bpm, duration, keyscale, timesignature." in str(second)
+    assert f"Prompts 'a waltz', 'a jig': expected the conditions {named}, but {named} are not there." in str(first)
+    assert '"keyscale": "C major"' in str(first)
+    assert "Prompt 'a reel'" in str(second) and "but bpm, duration, keyscale, timesignature are not there." in str(
+        second
+    )
     (problem,) = ace.problems_of_prompts([Prompt("a", **{**ACE_PROMPT, "bpm": "fast"})])
     assert "a whole number from 30 to 300 as `bpm`, but got 'fast'. Write one, such as 96." in str(problem)
     (problem,) = ace.problems_of_prompts([Prompt("a", **ACE_PROMPT, melody="a.wav")])
@@ -161,7 +164,9 @@ def test_fields_are_asked_for_where_the_prompt_came_from(
     data = PromptData(str(tmp_path / "train.jsonl"))
     data.setup("fit")
     (problem,) = module.problems_of_data(data)
-    begins = f"Key `train`: `{tmp_path / 'train.jsonl'}`: Prompt 'a waltz': expected the conditions lyrics, bpm"
+    begins = (
+        f"Key `train`: File `{tmp_path / 'train.jsonl'}`, line 1: Prompt 'a waltz': expected the conditions lyrics, bpm"
+    )
     assert str(problem).startswith(begins) and 'Add them, in JSON lines as {"prompt": "...", "conditions"' in str(
         problem
     )

@@ -22,11 +22,11 @@ from cfg_distill.generators import CausalLM
 from cfg_distill.losses import PolicyGradient, ReverseKL
 from cfg_distill.metrics import KernelDistance, PromptRetrieval, PseudoDensity
 from cfg_distill.metrics.rewarded import RewardMetric
-from cfg_distill.recipe.command_line import CommandLine
+from cfg_distill.recipe.scoring import problems_of_scoring
 from cfg_distill.references import Reference, Sounds, StartSamples, Texts
 from cfg_distill.rewards import Density, DiversityTarget, Mixed, PromptContrast, Witness
 from cfg_distill.sampling import Sampling
-from cfg_distill.study.jobs import CheckEvaluation
+from cfg_distill.study.checking import CheckEvaluation
 from cfg_distill.study.parts import Evaluation, SystemConfig
 from cfg_distill.tunes.corpus import Tune
 from cfg_distill.tunes.reference import TuneReference
@@ -134,8 +134,7 @@ def test_an_evaluation_a_study_and_a_callback_name_the_metric(texts, tiny_model)
     data = PromptData("train.txt", "validation.txt")
     data.setup("fit")
     scoring = SimpleNamespace(metrics={"density": PseudoDensity(NGramCounts(), texts, k=1)})
-    command = SimpleNamespace(callbacks={"trainer.callbacks[0].init_args": scoring})
-    (problem,) = CommandLine._problems_of_metrics(command, data)
+    (problem,) = problems_of_scoring({"trainer.callbacks[0].init_args": scoring}, data)
     assert problem.path == f"trainer.callbacks[0].init_args.metrics.{inner}"
 
 

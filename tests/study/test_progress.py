@@ -12,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from cfg_distill.cli import main
+from cfg_distill.files.logs import clock
 from cfg_distill.study import run
 from cfg_distill.study.display import Display
-from cfg_distill.study.forecast import Forecast, clock
+from cfg_distill.study.forecast import Forecast
 from cfg_distill.study.steps import Step
 
 

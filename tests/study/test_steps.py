@@ -10,6 +10,7 @@ import yaml
 from cfg_distill import generators
 from cfg_distill.evaluation.anneal import Anneal
 from cfg_distill.files import write_text
+from cfg_distill.recipe.command_line import start
 from cfg_distill.study.check import problems_of
 from cfg_distill.study.config import load_study, read_study
 from cfg_distill.study.jobs import decoded, encoded
@@ -139,6 +140,18 @@ def test_a_fit_is_the_command_of_a_user_and_goes_on(steps, place):
     assert f"--model.start={place / 'out' / 'students' / 'quality'}" in words
     assert f"--trainer.default_root_dir={place / 'out' / 'fits' / 'diversity'}" in words
     assert "--ckpt_path=last" in words
+
+
+def test_a_fit_of_a_study_measures_no_baselines(place, change):
+    key = "--trainer.callbacks.diversity.init_args.baselines=false"
+    study = read_study(
+        change({"fits/diversity/config": "recipes/tunes/diversity.yaml", "fits/diversity/overrides": {}})
+    )
+    steps = {step.label: step.work for step in plan(study, place / "out")}
+    assert key in steps["fit diversity"] and not any("baselines" in word for word in steps["fit quality"])
+    words = [word for word in steps["fit diversity"][1:] if not word.startswith("--model.start")]
+    command = start("fit", words, check_only=True)
+    assert command.callbacks["trainer.callbacks.diversity.init_args"].baselines is False
 
 
 def test_every_system_is_evaluated_in_its_dtype_and_at_its_dial(place, change, monkeypatch):

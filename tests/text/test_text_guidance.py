@@ -24,8 +24,9 @@ from cfg_distill.losses import ReverseKL
 from cfg_distill.sampling import Sampling, rollout
 from cfg_distill.sampling.samples import draw
 from cfg_distill.study.check import systems_by_folder
+from cfg_distill.study.checking import CheckEvaluation
 from cfg_distill.study.config import Evaluation, Study, SystemConfig
-from cfg_distill.study.jobs import CheckEvaluation, guidance_of
+from cfg_distill.study.jobs import guidance_of
 from cfg_distill.study.steps import plan
 
 # As that of SmolLM2: a system message of its own when the user gives none.
