@@ -30,7 +30,8 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the order, and of clips that are drawn anew")
     parser.add_argument("--overwrite", action="store_true", help="replace a listening test in --out")
     given = parser.read(argv)
-    from cfg_distill.report.listening import ListenRequest, make_test
+    from cfg_distill.report.listening import make_test
+    from cfg_distill.report.listening_request import ListenRequest
 
     with parser.naming_options():
         print(make_test(ListenRequest(**vars(given))))

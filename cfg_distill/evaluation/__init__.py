@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cfg_distill.evaluation.front import bootstrap_interval, hypervolume, hypervolumes, pareto
     from cfg_distill.evaluation.generating import GenerateRequest
     from cfg_distill.evaluation.intervals import Interval
-    from cfg_distill.evaluation.ladder import Ladder, Rung, Validation, rungs_as_systems, samples_of, validate
+    from cfg_distill.evaluation.ladder import Ladder, Rung, samples_of
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.models import evaluate_models
     from cfg_distill.evaluation.renderers import Renderer
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cfg_distill.evaluation.system import System
     from cfg_distill.evaluation.table import front_table
     from cfg_distill.evaluation.validating import ValidateRequest
+    from cfg_distill.evaluation.verdicts import Validation, rungs_as_systems, validate
 
 __all__ = [
     "EvaluateRequest",
@@ -55,7 +56,7 @@ _HOMES = {
     "front": ("bootstrap_interval", "hypervolume", "hypervolumes", "pareto"),
     "generating": ("GenerateRequest",),
     "intervals": ("Interval",),
-    "ladder": ("Ladder", "Rung", "Validation", "rungs_as_systems", "samples_of", "validate"),
+    "ladder": ("Ladder", "Rung", "samples_of"),
     "measure": ("evaluate",),
     "models": ("evaluate_models",),
     "renderers": ("Renderer",),
@@ -63,6 +64,7 @@ _HOMES = {
     "system": ("System",),
     "table": ("front_table",),
     "validating": ("ValidateRequest",),
+    "verdicts": ("Validation", "rungs_as_systems", "validate"),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from cfg_distill.evaluation.front import Interval
-from cfg_distill.evaluation.ladder import Row, Validation
+from cfg_distill.evaluation.verdicts import Row, Validation
 
 _KINDS = {
     "quality": ("real", "guided", "base", "degenerate"),

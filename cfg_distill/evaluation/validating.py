@@ -12,8 +12,9 @@ from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import together
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.evaluation.chosen import metrics_of
-from cfg_distill.evaluation.ladder import SHARE, Ladder, Validation, validate
+from cfg_distill.evaluation.ladder import Ladder
 from cfg_distill.evaluation.renderers import class_paths, is_trusted, metrics_of_profiles, model_profile
+from cfg_distill.evaluation.verdicts import SHARE, Validation, validate
 from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file, source
 from cfg_distill.generators import PromptLike

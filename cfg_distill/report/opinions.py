@@ -14,7 +14,7 @@ import numpy as np
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.front import Interval
 from cfg_distill.files import write_text
-from cfg_distill.report.listening import KEY
+from cfg_distill.report.listening_request import KEY
 from cfg_distill.report.rating_statistics import (
     FEWEST_PROMPTS,
     More,

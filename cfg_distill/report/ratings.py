@@ -10,7 +10,7 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.report import listening
-from cfg_distill.report.listening import KEPT, KEY
+from cfg_distill.report.listening_request import KEPT, KEY
 
 FORMAT, VERSION = "cfg-distill ratings", 1
 """The format of a rater's file; the page writes it too."""

@@ -86,8 +86,8 @@ class ClimbLadder:
     file: str
 
     def run(self, report: Callable[[int, int], None]) -> dict[str, Any]:
-        from cfg_distill.evaluation.ladder import rungs_as_systems
         from cfg_distill.evaluation.validating import ladder_named
+        from cfg_distill.evaluation.verdicts import rungs_as_systems
         from cfg_distill.files import write_text
         from cfg_distill.study.jobs import loaded_metrics
 

@@ -12,9 +12,10 @@ from scipy.stats import bootstrap
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation.ladder import COPIES, Ladder, Rung, rungs_as_systems, samples_of, validate
+from cfg_distill.evaluation.ladder import Ladder, Rung, samples_of
 from cfg_distill.evaluation.ladder_table import ladder_table
 from cfg_distill.evaluation.validating import LADDERS, ValidateRequest, domain_of, named_in
+from cfg_distill.evaluation.verdicts import COPIES, rungs_as_systems, validate
 from cfg_distill.metrics import DistinctN, Repetition, TextMetric
 
 PROMPTS = [f"prompt {n}" for n in range(8)]

@@ -20,7 +20,7 @@ from cfg_distill.generators import CausalLM, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.report import clips
 from cfg_distill.report.clips import common_gain, encoded
-from cfg_distill.report.listening import PRESETS, evenly
+from cfg_distill.report.listening_request import PRESETS, evenly
 from cfg_distill.sampling import Sampling, draw
 from cfg_distill.study.record import digest
 
