@@ -4,7 +4,7 @@ A checkpoint is Lightning's (state dict, optimiser, loops, callbacks) with these
 
     cfg_distill   {"format": 1, "version": "0.1.0"}    the layout of these keys, and the version that wrote them
     generator     {"class_path": ..., "init_args": ...}    how to make the start model again (spec_of, generator_of)
-    configured    the settings that a run may have moved since (distillation/resuming.py)
+    configured    the settings that a run may have moved since, and its number of processes (distillation/resuming.py)
     state_dict    student.NAME: the weights that training moves (trained_names); losses.NAME.weight and so on: losses
     callbacks     StudentEMA: {"weights": {student.NAME: average}}
 
@@ -41,6 +41,8 @@ STAMP = "cfg_distill"
 STUDENT = "student."
 AVERAGES = "StudentEMA"
 """The state key of the callback whose ``weights`` are the averages of the student."""
+RANDOM_STATES = "ExactResume"
+"""The state key of the callback that keeps random states and the place in the epoch."""
 TRUSTED = "cfg_distill.generators"
 """The package whose classes a checkpoint may name."""
 
