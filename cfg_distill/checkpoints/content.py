@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill import __version__
-from cfg_distill.checkpoints.shards import problem_of_folder, read_folder
+from cfg_distill.checkpoints.shards import problem_of_folder, read_folder, sharded_like
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
 from cfg_distill.files.documents import UPDATE
@@ -105,11 +105,11 @@ def student_weights(module: Any) -> dict[str, Tensor]:
 
 
 def write_student(module: Any, values: Mapping[str, Tensor]) -> None:
-    """Copy values, under their names in a checkpoint, into the student. An unknown name is a bug of ours."""
+    """Copy values, whole or sharded, under their names in a checkpoint, into the student. An unknown name is a bug of ours."""
     weights = student_weights(module)
     with torch.no_grad():
         for name, value in values.items():
-            weights[name].copy_(value)
+            weights[name].copy_(sharded_like(value, weights[name]))
 
 
 def adapter_in(weights: Mapping[str, Tensor], scale_of: Callable[[str], float]) -> Adapter:
