@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import ModelParallelStrategy
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from cfg_distill import checkpoints
 from cfg_distill.callbacks.mergeable import Mergeable, mergeable
 from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.checkpoints import Which
+from cfg_distill.checkpoints.shards import is_folder
+from cfg_distill.distillation.sharding import sampling_from
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder
 from cfg_distill.folders import problems_of_folder, resolve, write_checksums
@@ -38,8 +39,8 @@ class CheckpointMerging(Callback):
     ``merge/<weight>/<metric>``. The folder appears whole, at the end.
 
     The start model of ``slerp`` and ``liti`` is the teacher. The adapters of LoRA students are merged exactly, and written as
-    adapter folders whose rank is the sum of the two. Sharded students (FSDP2) are refused: merge their exported folders with
-    ``cfg-distill merge``.
+    adapter folders whose rank is the sum of the two. Of a sharded student (FSDP2) every process holds the models whole, on the
+    CPU, while they are merged.
 
     Args:
         partner: a checkpoint of a fit from the same start model, or a Hugging Face folder; empty for ``liti``, which
@@ -96,8 +97,6 @@ class CheckpointMerging(Callback):
         found = self.problems()
         if self.use == "ema" and self._ema(trainer) is None:
             found.append(Problem("use", "ema needs the callback StudentEMA. Add it, or use raw."))
-        if isinstance(trainer.strategy, ModelParallelStrategy):
-            found.append(Problem("", "cannot merge a sharded student. Take it out, and use `cfg-distill merge`."))
         self._out = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "merged").expanduser()
         if not self.out:
             found += self._problems_of_out(self._out)
@@ -123,7 +122,7 @@ class CheckpointMerging(Callback):
                     scores = self._score(trainer, pl_module)
                     rows.append({"weight": weight, "folder": f"{weight:g}", "metrics": scores})
                     if folder is not None:
-                        self._save(pl_module, folder, rows[-1])
+                        self._save(pl_module, merged, folder, rows[-1])
                 for logger in trainer.loggers:
                     shown = {f"merge/{weight:g}/{name}": value for name, value in scores.items()}
                     logger.log_metrics(shown, step=trainer.global_step)
@@ -144,7 +143,8 @@ class CheckpointMerging(Callback):
             return [own]
         path = Path(resolve(self.partner)).expanduser()
         try:
-            return [source.of_folder(str(path)) if path.is_dir() else self._of_checkpoint(source, path), own]
+            is_model = path.is_dir() and not is_folder(path)
+            return [source.of_folder(str(path)) if is_model else self._of_checkpoint(source, path), own]
         except ConfigError as error:
             raise ConfigError(self._placed(error.problems)) from error
 
@@ -176,15 +176,15 @@ class CheckpointMerging(Callback):
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             for number, prompts in enumerate(islice(loaders, None if limit == float("inf") else int(limit))):
                 seeds = Seeds((0,), places.of(module, len(prompts), number == 0))
-                samples = drawing.draw(prompts, seeds)
+                with sampling_from(drawing, drawing.student):
+                    samples = drawing.draw(prompts, seeds)
                 for metric in self.metrics.values():
                     metric.update(samples)
         return {name: float(metric.compute()) for name, metric in self.metrics.items()}
 
-    def _save(self, module: LightningModule, folder: Path, row: dict[str, Any]) -> None:
-        student: Any = module.student
+    def _save(self, module: LightningModule, merged: Any, folder: Path, row: dict[str, Any]) -> None:
         place = folder / row["folder"]
-        student.save(place)
+        mergeable(module).save(merged, place)
         write_checksums(place)
         (place / MERGE_FILE).write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
         write_card(place, f"{self._out.name}-{row['folder']}", self._history(module, row["weight"]))
@@ -225,7 +225,7 @@ class CheckpointMerging(Callback):
         path = Path(self.partner).expanduser()
         if not self.partner:
             return [Problem("partner", "expected a checkpoint or a model folder, but got none. Name one.")]
-        if path.is_file():
+        if path.is_file() or is_folder(path):
             return []
         if path.suffix == ".ckpt":
             return [Problem("partner", f"expected a checkpoint, but `{path}` does not exist. Check the path.")]

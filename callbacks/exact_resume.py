@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from cfg_distill.checkpoints import RANDOM_STATES
+
 
 @runtime_checkable
 class _Dealt(Protocol):
@@ -67,6 +69,11 @@ class ExactResume(Callback):
         self._is_logged = True
         self._values: dict[str, float] = {}
         self._values_step = 0
+
+    @property
+    def state_key(self) -> str:
+        """The same for a subclass, so that a resumed run knows that its states are kept."""
+        return RANDOM_STATES
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer

@@ -5,19 +5,34 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
 
-from cfg_distill.checkpoints import STUDENT, Checkpoint, Which, adapter_in, student_weights, write_student
+from cfg_distill.checkpoints import (
+    STUDENT,
+    Checkpoint,
+    Which,
+    adapter_in,
+    generator_of,
+    student_weights,
+    write_student,
+)
+from cfg_distill.checkpoints.shards import whole
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import whole_path
 from cfg_distill.folders.adapters import Adapter, Factors
+from cfg_distill.generators import Generator
 from cfg_distill.merging import merge_adapters, merge_states
 
 
 class Mergeable(ABC):
-    """A student as something to merge. Values are on the CPU and are copies. Problems name the key ``partner``."""
+    """A student as something to merge. Values are whole, on the CPU, and are copies. Problems name the key ``partner``.
+
+    Every process of a sharded student (FSDP2) must make each call at the same time, but for :meth:`save`.
+    """
 
     def __init__(self, module: Any) -> None:
         self.module = module
@@ -43,6 +58,10 @@ class Mergeable(ABC):
     def swapped_in(self, merged: Any) -> AbstractContextManager[None]:
         """A merge in the student's place for a while; the student's own weights are restored, to the bit."""
 
+    @abstractmethod
+    def save(self, merged: Any, folder: Path) -> None:
+        """Write a merge, which stands in the student's place, as a folder. One process does."""
+
 
 def mergeable(module: Any) -> Mergeable:
     """The student of a module as something to merge."""
@@ -51,17 +70,18 @@ def mergeable(module: Any) -> Mergeable:
 
 class _Whole(Mergeable):
     def own(self, averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        own = {name: tensor.cpu().clone() for name, tensor in student_weights(self.module).items()}
-        return own | {name: average.to("cpu", own[name].dtype) for name, average in averages.items()}
+        own = {name: whole(tensor).cpu().clone() for name, tensor in student_weights(self.module).items()}
+        return own | {name: whole(average).to("cpu", own[name].dtype) for name, average in averages.items()}
 
     def of_folder(self, path: str) -> dict[str, Tensor]:
-        # Load into the student, so that its own loader maps names; its weights are restored below.
-        live = {name: tensor.clone() for name, tensor in self.student.state_dict().items()}
-        try:
-            self.student.load_weights(path)
-            return {name: tensor.cpu().clone() for name, tensor in student_weights(self.module).items()}
-        finally:
-            self.student.load_state_dict(live)
+        other = self._start()  # whose own loader maps names
+        other.load_weights(path)
+        return student_weights(SimpleNamespace(student=other))
+
+    def _start(self) -> Generator:
+        """The start model once more, whole, on the CPU."""
+        spec = self.module.generator_spec
+        return generator_of(spec, [spec["class_path"].rpartition(".")[0]]).load()
 
     def of_checkpoint(self, checkpoint: Checkpoint, weights: Which) -> dict[str, Tensor]:
         if checkpoint.lora_scale is not None:
@@ -77,7 +97,7 @@ class _Whole(Mergeable):
         if not with_start:
             return merge_states(method, models, weights)
         teacher = self.module.teacher.state_dict()
-        start = {name: teacher[name.removeprefix(STUDENT)].detach().cpu() for name in models[-1]}
+        start = {name: whole(teacher[name.removeprefix(STUDENT)].detach()).cpu() for name in models[-1]}
         return merge_states(method, models, weights, start)
 
     @contextmanager
@@ -89,13 +109,20 @@ class _Whole(Mergeable):
         finally:
             write_student(self.module, live)
 
+    def save(self, merged: dict[str, Tensor], folder: Path) -> None:
+        other = self._start()
+        write_student(SimpleNamespace(student=other), merged)
+        other.save(folder)
+
 
 class _Adapter(Mergeable):
     def own(self, averages: Mapping[str, Tensor]) -> Adapter:
         live = self.student.own_adapter()
         if averages:
-            return adapter_in(averages, lambda layer: live[layer].scale)
-        return {name: Factors(a.cpu().clone(), b.cpu().clone(), scale) for name, (a, b, scale) in live.items()}
+            gathered = {name: whole(average) for name, average in averages.items()}
+            return adapter_in(gathered, lambda layer: live[layer].scale)
+        return {name: Factors(whole(a).cpu().clone(), whole(b).cpu().clone(), scale)
+                for name, (a, b, scale) in live.items()}  # fmt: skip
 
     def of_folder(self, path: str) -> Adapter:
         try:
@@ -116,3 +143,6 @@ class _Adapter(Mergeable):
 
     def swapped_in(self, merged: Adapter) -> AbstractContextManager[None]:
         return self.student.with_adapter(merged)
+
+    def save(self, merged: Adapter, folder: Path) -> None:
+        self.student.save(folder)

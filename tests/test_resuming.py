@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 import torch
 from tiny_fits import FirstToken, batches, every_step, student_of, trainer
 
-from cfg_distill.callbacks import BetaCalibration
+from cfg_distill.callbacks import BetaCalibration, ExactResume
+from cfg_distill.callbacks.exact_resume import random_states
 from cfg_distill.errors import ConfigError
 from cfg_distill.losses import PolicyGradient, ReverseKL
 
@@ -85,6 +87,29 @@ def test_a_changed_schedule_is_said_to_change_nothing(tiny_model: str, saved: Pa
     with pytest.warns(UserWarning, match=r"Key `model.scheduler`: changed since the checkpoint"):
         _, group, _ = resumed(tiny_model, saved, steps=1, length=100)
     assert group["lr"] == pytest.approx(0.1 * 3 / 8)
+
+
+@pytest.mark.parametrize("had_it", [False, True])
+@pytest.mark.parametrize("has_it", [False, True])
+def test_another_number_of_processes_is_told_where_no_callback_tells_it(
+    tiny_model: str, saved: Path, tmp_path: Path, had_it: bool, has_it: bool
+) -> None:
+    content = torch.load(saved, weights_only=True)
+    assert content["configured"]["processes"] == 1
+    content["configured"]["processes"] = 2
+    if had_it:
+        content["callbacks"]["ExactResume"] = {"processes": [random_states()] * 2}
+    torch.save(content, tmp_path / "two.ckpt")
+    again = trainer([ExactResume()] if has_it else [], max_steps=5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        again.fit(student(tiny_model), batches(9), ckpt_path=tmp_path / "two.ckpt")
+        again.validate(student(tiny_model), batches(1), ckpt_path=tmp_path / "two.ckpt", verbose=False)
+    said = [str(each.message) for each in caught if "where 2 began" in str(each.message)]
+    assert len(said) == (0 if had_it and has_it else 1)
+    assert all(
+        each.startswith("Going on with 1 process, ") and "`cfg_distill.callbacks.ExactResume`" in each for each in said
+    )
 
 
 def test_another_optimiser_cannot_go_on(tiny_model: str, saved: Path) -> None:

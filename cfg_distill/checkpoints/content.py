@@ -4,7 +4,7 @@ A checkpoint is Lightning's (state dict, optimiser, loops, callbacks) with these
 
     cfg_distill   {"format": 1, "version": "0.1.0"}    the layout of these keys, and the version that wrote them
     generator     {"class_path": ..., "init_args": ...}    how to make the start model again (spec_of, generator_of)
-    configured    the settings that a run may have moved since (distillation/resuming.py)
+    configured    the settings that a run may have moved since, and its number of processes (distillation/resuming.py)
     state_dict    student.NAME: the weights that training moves (trained_names); losses.NAME.weight and so on: losses
     callbacks     StudentEMA: {"weights": {student.NAME: average}}
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from cfg_distill import __version__
-from cfg_distill.checkpoints.shards import problem_of_folder, read_folder
+from cfg_distill.checkpoints.shards import problem_of_folder, read_folder, sharded_like
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
 from cfg_distill.files.documents import UPDATE
@@ -41,6 +41,8 @@ STAMP = "cfg_distill"
 STUDENT = "student."
 AVERAGES = "StudentEMA"
 """The state key of the callback whose ``weights`` are the averages of the student."""
+RANDOM_STATES = "ExactResume"
+"""The state key of the callback that keeps random states and the place in the epoch."""
 TRUSTED = "cfg_distill.generators"
 """The package whose classes a checkpoint may name."""
 
@@ -103,11 +105,11 @@ def student_weights(module: Any) -> dict[str, Tensor]:
 
 
 def write_student(module: Any, values: Mapping[str, Tensor]) -> None:
-    """Copy values, under their names in a checkpoint, into the student. An unknown name is a bug of ours."""
+    """Copy values, whole or sharded, under their names in a checkpoint, into the student. An unknown name is a bug of ours."""
     weights = student_weights(module)
     with torch.no_grad():
         for name, value in values.items():
-            weights[name].copy_(value)
+            weights[name].copy_(sharded_like(value, weights[name]))
 
 
 def adapter_in(weights: Mapping[str, Tensor], scale_of: Callable[[str], float]) -> Adapter:

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from cfg_distill import checkpoints
+from cfg_distill.distillation import resuming
 from cfg_distill.distillation.ahead import Ahead, problems_of_sampler_with
 from cfg_distill.distillation.asked import advantages_of
 from cfg_distill.distillation.count import Count
@@ -25,13 +26,6 @@ from cfg_distill.distillation.gradients import RatioWatch, log_measured, norms_o
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_start, of_teacher
 from cfg_distill.distillation.prompts import problems_of_data, problems_once_loaded, refuse
-from cfg_distill.distillation.resuming import (
-    refuse_other_tensors,
-    settings_of,
-    settings_of_scheduler,
-    take_settings,
-    weights_after,
-)
 from cfg_distill.distillation.settings import configured, problems_of_settings, problems_of_trainer, summary
 from cfg_distill.distillation.sharding import at_rest, in_equal_length, problems_of_sharding, sampling_from, shard
 from cfg_distill.distillation.step import Batch, Step, ended, values_of_step, watched_sums
@@ -217,9 +211,9 @@ class CFGDistillation(L.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.optimizer([p for p in self.student.parameters() if p.requires_grad])
-        self._configured["optimizer"] = settings_of(optimizer)
+        self._configured["optimizer"] = resuming.settings_of(optimizer)
         scheduler = self.scheduler(optimizer)
-        self._configured["scheduler"] = settings_of_scheduler(scheduler)
+        self._configured["scheduler"] = resuming.settings_of_scheduler(scheduler)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # One step
@@ -376,16 +370,19 @@ class CFGDistillation(L.LightningModule):
                 exception already, that exception.
         """
         refuse_spoilt(self)
-        state = checkpoint["state_dict"]
-        for name in self._frozen_of(list(state)):
-            del state[name]
-        checkpoint.update(checkpoints.keys_of_ours(self.generator_spec, self._configured, self._step.bad.total))
+        for name in self._frozen_of(list(checkpoint["state_dict"])):
+            del checkpoint["state_dict"][name]
+        configured = self._configured | {"processes": self.trainer.world_size}
+        checkpoint.update(checkpoints.keys_of_ours(self.generator_spec, configured, self._step.bad.total))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint.update(checkpoints.upgraded(checkpoint))
         self._configured_then = checkpoint["configured"]
+        resuming.warn_of_other_processes(checkpoint, self.trainer)
         self._step.bad.total = checkpoint["bad_steps"]
-        for name, weight in weights_after(self._configured_then.get("losses", {}), self._configured["losses"]).items():
+        for name, weight in resuming.weights_after(
+            self._configured_then.get("losses", {}), self._configured["losses"]
+        ).items():
             checkpoint["state_dict"][checkpoints.loss_weight(name)] = torch.tensor(weight)
         # Version 0.1 saved no mean length: such a run goes on as one without a past.
         checkpoint["state_dict"] = self.count.state_dict(prefix="count.") | checkpoint["state_dict"]
@@ -393,13 +390,13 @@ class CFGDistillation(L.LightningModule):
     def on_train_start(self) -> None:
         if self._configured_then.get("optimizer"):
             optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
-            take_settings(optimizer, self.lr_schedulers(), self._configured_then, self._configured)
+            resuming.take_settings(optimizer, self.lr_schedulers(), self._configured_then, self._configured)
             self._configured_then = {}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint of the student; refuse one of another run. What is frozen may be missing, and nothing else."""
         own = self.state_dict()
-        refuse_other_tensors(own.keys() - set(self._frozen_of(own)), own, state_dict)
+        resuming.refuse_other_tensors(own.keys() - set(self._frozen_of(own)), own, state_dict)
         return super().load_state_dict(state_dict, strict=False, assign=assign)
 
     # The teacher never moves, and here is the proof

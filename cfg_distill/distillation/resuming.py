@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from cfg_distill.checkpoints import RANDOM_STATES
 from cfg_distill.errors import ConfigError, Problem
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
@@ -73,6 +75,28 @@ def refuse_other_tensors(
             " config.yaml), or export the student and begin a new run with it as `@/model.start`."
         )
         raise ConfigError(Problem("/ckpt_path", text))
+
+
+def warn_of_other_processes(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:
+    """Say what a fit loses that goes on with another number of processes, where the callback ExactResume cannot keep it.
+
+    The callback keeps it, and says so, if the run before had it too.
+
+    Args:
+        checkpoint: as it was loaded; those of earlier versions do not say how many processes wrote them.
+        trainer: of this run.
+    """
+    then, now = checkpoint["configured"].get("processes"), trainer.world_size
+    callbacks = [callback.state_key for callback in trainer.callbacks]  # type: ignore[attr-defined]
+    is_kept = RANDOM_STATES in checkpoint.get("callbacks", {}) and RANDOM_STATES in callbacks
+    if not trainer.training or is_kept or then in (None, now):
+        return
+    rank_zero_warn(
+        f"Going on with {now} process{'es' * (now > 1)}, where {then} began. Kept: weights, averages, optimiser and schedule,"
+        " the step. Not kept: the place in the epoch, if a process now has other batches per epoch; the random states of"
+        " dropout, and of rewards that draw. To keep the place, a run needs the callback `cfg_distill.callbacks.ExactResume`"
+        " from its first step on: add it to `trainer.callbacks`."
+    )
 
 
 def weights_after(then: Mapping[str, float], now: Mapping[str, float]) -> dict[str, float]:

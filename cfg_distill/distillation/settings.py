@@ -60,7 +60,7 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
     found = problems_of(student, under="generator.init_args")
     is_readable = not found
     labels = None if module.conditioner is None else module.conditioner.values
-    length, rate = module.sampling.max_new_tokens, student.frame_rate
+    length, rate = module.sampling.max_new_tokens, student.frame_rate if is_readable else None
     context = Context(
         samples=module.sampling.samples,
         longest=student.longest_sample if is_readable else None,

@@ -28,6 +28,7 @@ from cfg_distill.generators.lora import (
     standing_in,
     without_adapter,
 )
+from cfg_distill.generators.networks import problems_of_type, wrong_type
 from cfg_distill.generators.predictions import Predictions
 from cfg_distill.generators.predictor import AcceptsScored
 from cfg_distill.guidance import Guidance
@@ -180,7 +181,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
             types: the ``model_type`` of such models.
             read: reads the rest, where the type is right.
         """
-        if found := problems_of_folder(self.path):
+        if found := problems_of_folder(self.path) or problems_of_type(self.path, kind, types):
             return [problem.under("path") for problem in found]
         try:
             if (own := self.config.model_type) in types:
@@ -188,10 +189,7 @@ class Generator(AcceptsScored, nn.Module, ABC):
                 return []
         except ConfigError as error:
             return error.under("path")
-        text = (
-            f"expected {kind} (model_type {' or '.join(types)}), but `{self.path}` is of model_type {own}. Name {kind},"
-        )
-        return [Problem("path", f"{text} or use another generator.")]
+        return [wrong_type(self.path, kind, types, own).under("path")]
 
     @abstractmethod
     def load(self) -> Self:

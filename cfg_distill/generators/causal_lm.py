@@ -19,7 +19,7 @@ from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encode
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import is_linear, use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
-from cfg_distill.generators.networks import network_of
+from cfg_distill.generators.networks import causal_types, network_of, problems_of_type
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 from cfg_distill.generators.templates import rendered
 from cfg_distill.prompt import Prompt, PromptLike
@@ -69,7 +69,8 @@ class CausalLM(Generator):
     # Settings, known before weights are loaded
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        found = [problem.under("path") for problem in problems_of_folder(self.path)] or self._problems_of_tokenizer()
+        wrong = problems_of_folder(self.path) or problems_of_type(self.path, _KIND, causal_types())
+        found = [problem.under("path") for problem in wrong] or self._problems_of_tokenizer()
         return found + self.problems_of_lora(context, None if found else self._without_weights)
 
     def _problems_of_tokenizer(self) -> list[Problem]:

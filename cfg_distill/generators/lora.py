@@ -290,10 +290,13 @@ def standing_in(model: nn.Module, adapter: Mapping[str, Factors]) -> Iterator[No
     kept = {name: (layer.lora_A[NAME], layer.lora_B[NAME], layer.scaling[NAME]) for name, layer in layers.items()}
     try:
         for name, layer in layers.items():
-            like = kept[name][0].weight
-            empty = Factors(like[:0], kept[name][1].weight[:, :0], 1.0)
+            own_a, own_b = (part.weight for part in kept[name][:2])
+            empty = Factors(torch.empty(0, own_a.shape[1]), torch.empty(own_b.shape[0], 0), 1.0)
             a_RI, b_OR, scale = adapter.get(name, empty)
-            layer.lora_A[NAME], layer.lora_B[NAME] = (_linear(tensor.to(like)) for tensor in (a_RI, b_OR))
+            # Not like the own tensors, which may be shards: what stands in is whole on every process.
+            layer.lora_A[NAME], layer.lora_B[NAME] = (
+                _linear(tensor.to(own_a.device, own_a.dtype)) for tensor in (a_RI, b_OR)
+            )
             layer.scaling[NAME] = scale
         yield
     finally:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import transformers
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
-from cfg_distill.errors import ConfigError, listed
-from cfg_distill.folders import from_hub, refuse_damaged, resolve
+from cfg_distill.errors import ConfigError, Problem, listed, nearest
+from cfg_distill.files import read_json
+from cfg_distill.folders import base_of, from_hub, refuse_damaged, resolve, source
 
 _LISTED = 6
+_KNOWN = "gpt2, llama, mistral, qwen2, qwen3"
+"""Examples of a ``model_type`` where there are too many to list."""
 _weightless = ContextVar("weightless", default=False)
 
 
@@ -28,6 +34,36 @@ def without_weights() -> Iterator[None]:
         yield
     finally:
         _weightless.reset(token)
+
+
+def causal_types() -> Collection[str]:
+    """Every ``model_type`` of which transformers makes a causal language model, and those that a program has registered."""
+    return MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys() | (CONFIG_MAPPING.keys() - CONFIG_MAPPING_NAMES.keys())
+
+
+def problems_of_type(path: str, kind: str, types: Collection[str]) -> list[Problem]:
+    """Why the config of a model folder, or of an adapter's base, is of another kind; a hub name passes.
+
+    Args:
+        path: a folder in which :func:`cfg_distill.folders.problems_of_folder` finds nothing.
+        kind: in words, such as ``a Dia``.
+        types: each ``model_type`` of that kind.
+    """
+    base = base_of(path)
+    file = (source(base) or Path(base).expanduser()) / "config.json"
+    if not file.is_file() or str(own := read_json(file).get("model_type", "")) in types:
+        return []
+    return [wrong_type(base, kind, types, own)]
+
+
+def wrong_type(path: str, kind: str, types: Collection[str], own: Any) -> Problem:
+    """The problem of a model of another ``model_type``, or without one. Arguments: see :func:`problems_of_type`."""
+    known = " or ".join(types)
+    if len(types) > _LISTED:
+        known = f"{_KNOWN} or another of the {len(types)} that transformers {transformers.__version__} knows"
+    is_of = f"is of model_type {own} by" if own else "has no model_type in"
+    text = f"expected {kind} (model_type {known}), but `{path}` {is_of} its config.json.{nearest(str(own), types)}"
+    return Problem("", f"{text} Correct it, name {kind}, or use another generator.")
 
 
 def network_of(loader: Any, path: str, kind: str, **settings: Any) -> Any:

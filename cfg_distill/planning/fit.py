@@ -195,7 +195,8 @@ def _problems(module: CFGDistillation, data: PromptData) -> list[Problem]:
         )
         return [Problem("model.generator", text)]
     found = problems_of(student, under="model.generator.init_args")
-    if unknown := [each for each in found if each.path.endswith("generator.init_args.path")]:
+    unknown = [each for each in found if each.path.endswith("generator.init_args.path")]
+    if unknown and not Path(student.path).expanduser().exists():
         advice = f" A plan needs a config.json, or one of the names that it knows: {', '.join(ARCHITECTURES)}."
         return [Problem(each.path, each.text + advice) for each in unknown]
     # An encoder that is not on this machine stops a fit, and not a plan.

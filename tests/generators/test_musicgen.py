@@ -256,7 +256,7 @@ def test_a_checkpoint_that_is_no_musicgen_is_named(tmp_path):
     assert "does not exist" in str(missing)
     (tmp_path / "config.json").write_text('{"model_type": "unheard"}')
     (unknown,) = MusicGen(str(tmp_path)).problems()
-    assert unknown.path == "path" and "name a folder that holds it" in str(unknown)
+    assert unknown.path == "path" and "is of model_type unheard by its config.json" in str(unknown)
 
 
 def test_a_sharded_decoder_gives_the_same(pair):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,30 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from phases import Skip, Wrong, device_of_trainer
 from tiny import tiny_folder
+from tiny_csm import tiny_csm
 from tiny_dia import tiny_dia
 from tiny_fits import FirstToken
 from tiny_musicgen import tiny_musicgen
+from tiny_songs import ACE_PROMPT, YUE_PROMPT, tiny_ace_step, tiny_yue
 from torch import Tensor
 
 from cfg_distill import CFGDistillation
 from cfg_distill.distillation.fingerprint import fingerprint
-from cfg_distill.generators import CausalLM, Dia, Generator, Guided, HiddenStates, LoRA, MusicGen
-from cfg_distill.generators.predictions import Head
+from cfg_distill.generators import (
+    CSM,
+    AceStep,
+    CausalLM,
+    Dia,
+    Generator,
+    Guided,
+    HiddenStates,
+    LoRA,
+    MusicGen,
+    Prompt,
+    PromptLike,
+    YuE,
+)
+from cfg_distill.generators.predictions import NEVER, Head
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import PolicyGradient, ReverseKL
 from cfg_distill.losses.chunked import sum_over_cells
@@ -34,6 +49,7 @@ from cfg_distill.sampling import Sampling, rollout
 TEXTS = ["w1 w2", "w3", "w4 w5 w6", "w7"]
 WORDS = ["rock", "calm jazz piano", "80s synth pop", "loud song"]
 LINES = ["[S1] Hi there.", "[S2] No", "[S1] what?", "[S2] Well."]
+SPEAKERS = ["Hi there.", "[1]A longer text of the other speaker", "Well?", "Yes"]
 
 
 class Kinds:
@@ -50,19 +66,23 @@ class Kinds:
         root = Path(self._root.name)
         lora: Any = {"lora": LoRA(rank=2)}
         melody: Any = {"melody": "optional", "text_positions": 6}
-        self.makers: dict[str, tuple[Callable[..., Generator], str, dict[str, Any], list[str]]] = {
+        ace, yue = ([Prompt(text, **given) for text in WORDS] for given in (ACE_PROMPT, YUE_PROMPT))
+        self.makers: dict[str, tuple[Callable[..., Generator], str, dict[str, Any], Sequence[PromptLike]]] = {
             "causal": (CausalLM, tiny_folder(root / "causal"), {}, TEXTS),
             "causal, LoRA": (CausalLM, tiny_folder(root / "adapted"), lora, TEXTS),
             "MusicGen": (MusicGen, tiny_musicgen(root / "mono"), {}, WORDS),
             "MusicGen stereo": (MusicGen, tiny_musicgen(root / "stereo", "stereo"), {}, WORDS),
             "MusicGen melody": (MusicGen, tiny_musicgen(root / "melody", "melody"), melody, WORDS),
             "Dia": (Dia, tiny_dia(root / "dia", end_bias=-4.0), {}, LINES),
+            "CSM": (CSM, tiny_csm(root / "csm", codes=4, books=2, end=6, sharpness=2.0), {}, SPEAKERS),
+            "ACE-Step": (AceStep, tiny_ace_step(root / "ace"), {}, ace),
+            "YuE": (YuE, tiny_yue(root / "yue"), {}, yue),
         }  # fmt: skip
 
         if few:
             self.makers = {name: self.makers[name] for name in ("causal", "causal, LoRA", "MusicGen")}
 
-    def make(self, name: str) -> tuple[Generator, list[str]]:
+    def make(self, name: str) -> tuple[Generator, list[PromptLike]]:
         """An unloaded generator, and its prompts."""
         if "LoRA" in name:
             try:
@@ -70,9 +90,9 @@ class Kinds:
             except ImportError as error:
                 raise Skip("needs peft") from error
         kind, folder, settings, prompts = self.makers[name]
-        return kind(folder, **settings), prompts
+        return kind(folder, **settings), list(prompts)
 
-    def each(self) -> Iterator[tuple[str, Generator, list[str]]]:
+    def each(self) -> Iterator[tuple[str, Generator, list[PromptLike]]]:
         """All that the libraries of this machine can make."""
         for name in self.makers:
             try:
@@ -151,7 +171,7 @@ def guided_logits(device: str, kinds: Kinds) -> dict[str, Any]:
                 with torch.no_grad():
                     guided = Guided(own, Guidance(3.0, mix_states=mixes))
                     made = guided.predictions(prompts[:2], tokens_NKT, mask_NKT).whole()
-                logits[place, mixes] = made.masked_fill(~mask_NKT[..., None] | made.isinf() | (made < -1e20), 0.0)
+                logits[place, mixes] = made.masked_fill(~mask_NKT[..., None] | (made < NEVER / 2), 0.0)
         for mixes in (True, False):
             key = f"{name}, {'states' if mixes else 'logits'} mixed"
             found[key] = expect(key, difference(logits["cpu", False], logits[device, mixes]), 1e-4)
@@ -218,7 +238,7 @@ class _Curve(L.Callback):
 
 
 def _fit(
-    generator: Generator, prompts: list[str], device: str, precision: Any, steps: int, **settings: Any
+    generator: Generator, prompts: list[PromptLike], device: str, precision: Any, steps: int, **settings: Any
 ) -> tuple[CFGDistillation, list[float]]:
     """Train for some steps; the optimiser takes large ones, so that a wrong gradient shows."""
     L.seed_everything(0, verbose=False)
@@ -260,12 +280,12 @@ def training(device: str, kinds: Kinds) -> dict[str, Any]:
 
 
 def resume(device: str, kinds: Kinds) -> dict[str, Any]:
-    """Four steps, and two steps that go on for two more from a checkpoint, end in the same weights."""
+    """Of every kind: four steps, and two steps that go on for two more from a checkpoint, end in the same weights."""
     found = {}
-    for name in kinds.two:
+    for name, generator, prompts in kinds.each():
         with tempfile.TemporaryDirectory() as folder:
             saved = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-            whole, _ = _fit(*kinds.make(name), device, "bf16-mixed", 4, callbacks=[saved])
+            whole, _ = _fit(generator, prompts, device, "bf16-mixed", 4, callbacks=[saved])
             (file,) = Path(folder).glob("step=2*.ckpt")
             later, _ = _fit(*kinds.make(name), device, "bf16-mixed", 4, ckpt_path=str(file), weights_only=False)
         pairs = zip(whole.student.parameters(), later.student.parameters(), strict=True)

@@ -43,6 +43,29 @@ def test_the_script_runs_through_and_writes_each_phase(gpu, folder: Path, capsys
     assert all(name in shown for name in by_name)
 
 
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # the folders of the models
+def test_there_is_a_kind_for_every_generator(gpu) -> None:
+    import correctness
+
+    from cfg_distill.generators import CausalLM
+    from cfg_distill.generators.loading import GENERATORS, NAMED
+
+    kinds = correctness.Kinds()
+    assert {kind for kind, *_ in kinds.makers.values()} == {CausalLM, *GENERATORS.values(), *NAMED.values()}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["MusicGen stereo", "MusicGen melody", "Dia", "CSM", "ACE-Step", "YuE"])
+def test_a_kind_that_the_script_leaves_out_on_tiny_models_passes_on_a_cpu(gpu, name: str) -> None:
+    import correctness
+
+    kinds = correctness.Kinds()
+    kinds.makers, kinds.two = {name: kinds.makers[name]}, (name,)
+    for phase in (correctness.guided_logits, correctness.greedy_tokens, correctness.training, correctness.resume):
+        assert phase("cpu", kinds)
+
+
 def test_what_breaks_is_written_and_the_rest_runs(gpu, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from phases import Report, Skip, Wrong
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,25 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["--config", "recipe.yaml", "--model.generator.init_args.path", "nobody/nothing"],
         ["model.generator.init_args.path", "facebook/musicgen-small"],
     ),
+    "a model of an unknown type": (
+        ["--config", "recipe.yaml", "--model.generator.init_args.path", "lama"],
+        [
+            "Key `model.generator.init_args.path`: expected a causal language model (model_type gpt2, llama, ",
+            " that transformers ",
+            "), but `lama` is of model_type lama by its config.json. Did you mean `llama`? Correct it, name a causal",
+        ],
+    ),
+    "a model without a type": (
+        ["--config", "recipe.yaml", "--model.generator.init_args.path", "none", "--model.sampling.samples", "0"],
+        ["2 problems", "model.sampling.samples", "init_args.path`: expected", "`none` has no model_type in its config.json."],
+    ),
+    "a model of another kind": (
+        [
+            "--config", "recipe.yaml", "--model.generator",
+            "{class_path: cfg_distill.generators.MusicGen, init_args: {path: lama}}",
+        ],
+        ["(model_type musicgen or musicgen_melody), but `lama` is of model_type lama by its config.json. Correct it"],
+    ),
     "a generator of one's own": (
         ["--config", "recipe.yaml", "--model.generator", "mine.Mine"],
         ["Key `model.generator`", "known architecture", "Mine"],
@@ -216,13 +236,24 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_input_is_told(
-    name: str, recipe: str, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    recipe: str,
+    folder: Path,
+    tiny_model: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (folder / "mine.py").write_text(OWN)
     (folder / "long.txt").write_text("w1 " * 500)
+    for kind, own in (("lama", {"model_type": "lama"}), ("none", {"model_type": None})):
+        shutil.copytree(tiny_model, folder / kind)
+        config = json.loads((folder / kind / "config.json").read_text()) | own
+        (folder / kind / "config.json").write_text(
+            json.dumps({key: config[key] for key in config if config[key] is not None})
+        )
     words, told = BAD[name]
     assert main(["plan", *words]) == 2
     shown = capsys.readouterr()

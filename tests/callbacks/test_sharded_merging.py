@@ -1,0 +1,104 @@
+"""CheckpointMerging under fsdp2: two processes with half of every weight write the merges and scores of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from forked import ranks
+from safetensors.torch import load_file
+from tiny import tiny_folder
+from tiny_fits import PROMPTS, DistinctFirst, MeanLength, same, snapshot, student_of, trainer
+
+from cfg_distill.callbacks import AtomicCheckpointIO, CheckpointMerging, StudentEMA
+from cfg_distill.checkpoints.shards import is_folder, whole
+from cfg_distill.data import PromptData
+from cfg_distill.distillation import FSDP2
+from cfg_distill.distillation.execution import Execution
+from cfg_distill.generators import CausalLM, LoRA
+
+CASES: dict[str, tuple[bool, dict[str, Any]]] = {
+    "averages with a folder": (False, {"partner": "other", "method": "slerp", "use": "ema"}),
+    "with a checkpoint": (False, {"partner": "partner/False", "method": "lerp"}),
+    "with the start model": (False, {"method": "liti"}),
+    "adapters": (True, {"partner": "partner/True", "method": "lerp"}),
+    "averaged adapters with the base": (True, {"method": "liti", "use": "ema"}),
+}
+"""Whether the student is an adapter, and the settings of the callback."""
+
+
+def fit(root: Path, world: int, lora: bool, merging: list[Any], seed: int = 0, **settings: Any) -> Any:
+    torch.manual_seed(seed)  # of a new adapter
+    module = student_of(
+        "",
+        generator=CausalLM(str(root / "model"), lora=LoRA(rank=2) if lora else None),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.3),
+        execution=Execution(gather="layer" if lora else "rollout"),
+        seed=seed,
+    )
+    data = PromptData(str(root / "train.txt"), str(root / "val.txt"), batch_size=4 // world)
+    settings = {"max_steps": 2, "max_epochs": -1, "devices": world, "plugins": [AtomicCheckpointIO()]} | settings
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run = trainer([StudentEMA(decay=0.5), *merging], root, **settings)
+        run.fit(module, datamodule=data)
+        if not merging:
+            run.save_checkpoint(root / "partner" / str(lora))
+    return module
+
+
+def merged(root: Path, world: int) -> None:
+    """All cases; the student's weights behind each, which must be those before it."""
+    for name, (lora, settings) in CASES.items():
+        partner = str(root / settings["partner"]) if "partner" in settings else ""
+        metrics = {"distinct": DistinctFirst(), "length": MeanLength()}
+        out = str(root / str(world) / name)
+        merging = CheckpointMerging(weights=[0.0, 0.25], metrics=metrics, out=out, **(settings | {"partner": partner}))
+        strategy = {"strategy": "fsdp2"} if world > 1 else {}
+        after = snapshot(fit(root, world, lora, [merging], **strategy))
+        if os.environ.get("RANK", "0") == "0":
+            torch.save({name: whole(tensor) for name, tensor in after.items()}, Path(out) / "after.pt")
+
+
+def work(rank: int, environments: list[dict[str, str]], root: Path) -> None:
+    os.environ |= environments[rank]
+    torch.set_num_threads(1)
+    for lora in (False, True):
+        fit(root, 2, lora, [], seed=7, strategy=FSDP2(save_distributed_checkpoint=True))
+    merged(root, 2)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("merging")
+    for number, name in enumerate(("model", "other")):
+        tiny_folder(root / name, seed=number)
+    (root / "train.txt").write_text("\n".join(PROMPTS[:4]))
+    (root / "val.txt").write_text("\n".join(PROMPTS[4:]))
+    torch.multiprocessing.start_processes(work, (ranks(2), root), nprocs=2, start_method="fork")
+    assert is_folder(root / "partner" / "False")
+    merged(root, 1)
+    return root
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_two_processes_write_and_score_the_merges_of_one(root: Path, name: str) -> None:
+    one, two = root / "1" / name, root / "2" / name
+    expected, found = (json.loads((place / "merges.json").read_text())["rows"] for place in (one, two))
+    assert [row["metrics"] for row in found] == [pytest.approx(row["metrics"]) for row in expected]
+    for weight in ("0", "0.25"):
+        (file,) = (path.name for path in (one / weight).glob("*.safetensors"))
+        close(load_file(two / weight / file), load_file(one / weight / file))
+    assert not same(load_file(two / "0" / file), load_file(two / "0.25" / file))
+    close(torch.load(two / "after.pt"), torch.load(one / "after.pt"))
+
+
+def close(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
