@@ -16,7 +16,6 @@ from cfg_distill.callbacks.mergeable import Mergeable, mergeable
 from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.checkpoints import Which
 from cfg_distill.checkpoints.shards import is_folder
-from cfg_distill.distillation.sharding import sampling_from
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder
 from cfg_distill.folders import problems_of_folder, resolve, write_checksums
@@ -176,7 +175,7 @@ class CheckpointMerging(Callback):
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             for number, prompts in enumerate(islice(loaders, None if limit == float("inf") else int(limit))):
                 seeds = Seeds((0,), places.of(module, len(prompts), number == 0))
-                with sampling_from(drawing, drawing.student):
+                with drawing.gathered():
                     samples = drawing.draw(prompts, seeds)
                 for metric in self.metrics.values():
                     metric.update(samples)

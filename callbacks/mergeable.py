@@ -24,7 +24,6 @@ from cfg_distill.checkpoints.shards import whole
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import whole_path
 from cfg_distill.folders.adapters import Adapter, Factors
-from cfg_distill.generators import Generator
 from cfg_distill.merging import merge_adapters, merge_states
 
 
@@ -78,7 +77,7 @@ class _Whole(Mergeable):
         other.load_weights(path)
         return student_weights(SimpleNamespace(student=other))
 
-    def _start(self) -> Generator:
+    def _start(self) -> Any:
         """The start model once more, whole, on the CPU."""
         spec = self.module.generator_spec
         return generator_of(spec, [spec["class_path"].rpartition(".")[0]]).load()

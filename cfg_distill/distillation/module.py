@@ -4,6 +4,7 @@ Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -226,6 +227,10 @@ class CFGDistillation(L.LightningModule):
         """Decoded samples of the student as it is now."""
         return decoded(self.student, prompts, self.rollout(prompts, seed))
 
+    def gathered(self) -> AbstractContextManager[None]:
+        """The student's weights, whole on every process where they are sharded, for as long as it draws."""
+        return sampling_from(self, self.student)
+
     def draw_of_start(self, prompts: Sequence[PromptLike], seed: int | Seeds = 0, guided: bool = False) -> Samples:
         """Decoded samples of the start model, as it is or as the guided teacher."""
         with sampling_from(self, self.teacher):
@@ -313,7 +318,7 @@ class CFGDistillation(L.LightningModule):
 
     def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
         seeds = self._rollout_seed(-1, self._validation_places.of(self, len(batch), batch_idx == 0))
-        with sampling_from(self, self.student):
+        with self.gathered():
             samples = in_equal_length(self, self.draw(batch, seeds))
         sums = with_less_memory(self, len(samples.outputs), partial(watched_sums, self, samples, DISTANCE | ENTROPIES))
         # Means weighted by their cells. Lightning averages weights over ranks, and drops the fraction: here there is none.

@@ -17,8 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from cfg_distill.errors import ConfigError, Problem, listed, nearest
-from cfg_distill.files import read_json
-from cfg_distill.folders import base_of, from_hub, refuse_damaged, resolve, source
+from cfg_distill.folders import base_of, from_hub, model_type_of, refuse_damaged, resolve
 
 _LISTED = 6
 _KNOWN = "gpt2, llama, mistral, qwen2, qwen3"
@@ -49,11 +48,8 @@ def problems_of_type(path: str, kind: str, types: Collection[str]) -> list[Probl
         kind: in words, such as ``a Dia``.
         types: each ``model_type`` of that kind.
     """
-    base = base_of(path)
-    file = (source(base) or Path(base).expanduser()) / "config.json"
-    if not file.is_file() or str(own := read_json(file).get("model_type", "")) in types:
-        return []
-    return [wrong_type(base, kind, types, own)]
+    own = model_type_of(path)
+    return [] if own is None or own in types else [wrong_type(base_of(path), kind, types, own)]
 
 
 def wrong_type(path: str, kind: str, types: Collection[str], own: Any) -> Problem:
