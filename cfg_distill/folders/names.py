@@ -139,7 +139,7 @@ def model_type_of(path: str | Path) -> str | None:
     """The ``model_type`` of a model folder, or of an adapter's base; empty where its config has none, None for a hub name."""
     base = base_of(path)
     file = (source(base) or Path(base).expanduser()) / "config.json"
-    return str(read_json(file).get("model_type", "")) if file.is_file() else None
+    return str(read_json(file).get("model_type") or "") if file.is_file() else None
 
 
 def base_of(path: str | Path) -> str:

@@ -19,10 +19,10 @@ from cfg_distill.tunes.prompts import understand
 from cfg_distill.tunes.rungs import TuneLadder
 
 FINE = ["an Irish jig", "a reel", "a slow air", "a march", "a Scottish reel", "a waltz"]
-WRONG = ["blorb of zink", "tune", "xyzzy", "hello there"]
+WRONG = ["blorb of zonk", "tune", "xyzzy", "hello there"]
 SAID = (
     "lines 2, 4, 6 and 1 more: Expected a prompt that says something about a tune, but understood nothing in:"
-    " 'blorb of zink', 'tune', 'xyzzy' and 1 more - say one or more of: origin ("
+    " 'blorb of zonk', 'tune', 'xyzzy' and 1 more - say one or more of: origin ("
 )
 
 
@@ -63,7 +63,7 @@ def test_one_message_per_file(
 def test_prompts_of_no_file_are_one_message(capsys: pytest.CaptureFixture) -> None:
     assert main(["generate", "--model", "tunes:base", "--prompt", "an Irish jig", *WRONG[:2]]) == 2
     err = capsys.readouterr().err
-    assert err.count("understood nothing in: 'blorb of zink', 'tune' - say") == err.count("say one or more") == 1
+    assert err.count("understood nothing in: 'blorb of zonk', 'tune' - say") == err.count("say one or more") == 1
 
 
 def test_a_study_says_it_once_for_all_systems_fits_and_the_ladder(

@@ -201,11 +201,11 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["model.generator.init_args.path", "facebook/musicgen-small"],
     ),
     "a model of an unknown type": (
-        ["--config", "recipe.yaml", "--model.generator.init_args.path", "lama"],
+        ["--config", "recipe.yaml", "--model.generator.init_args.path", "llamma"],
         [
             "Key `model.generator.init_args.path`: expected a causal language model (model_type gpt2, llama, ",
             " that transformers ",
-            "), but `lama` is of model_type lama by its config.json. Did you mean `llama`? Correct it, name a causal",
+            "), but `llamma` is of model_type llamma by its config.json. Did you mean `llama`? Correct it, name a causal",
         ],
     ),
     "a model without a type": (
@@ -215,9 +215,9 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "a model of another kind": (
         [
             "--config", "recipe.yaml", "--model.generator",
-            "{class_path: cfg_distill.generators.MusicGen, init_args: {path: lama}}",
+            "{class_path: cfg_distill.generators.MusicGen, init_args: {path: llamma}}",
         ],
-        ["(model_type musicgen or musicgen_melody), but `lama` is of model_type lama by its config.json. Correct it"],
+        ["(model_type musicgen or musicgen_melody), but `llamma` is of model_type llamma by its config.json. Correct it"],
     ),
     "a generator of one's own": (
         ["--config", "recipe.yaml", "--model.generator", "mine.Mine"],
@@ -248,7 +248,7 @@ def test_bad_input_is_told(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     (folder / "mine.py").write_text(OWN)
     (folder / "long.txt").write_text("w1 " * 500)
-    for kind, own in (("lama", {"model_type": "lama"}), ("none", {"model_type": None})):
+    for kind, own in (("llamma", {"model_type": "llamma"}), ("none", {"model_type": None})):
         shutil.copytree(tiny_model, folder / kind)
         config = json.loads((folder / kind / "config.json").read_text()) | own
         (folder / kind / "config.json").write_text(
