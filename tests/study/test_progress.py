@@ -120,7 +120,7 @@ def test_the_time_left_is_a_range_until_every_kind_was_measured(now):
     forecast.begin("fit quality")
     now[0] = 40.0
     forecast.finish("fit quality")  # twice the guess: the other fit takes 60 s
-    assert forecast.time_left() == "1:16 to 3:30"
+    assert forecast.time_left() == "1:17 to 3:30"
     forecast.begin("evaluate system 0")
     now[0] = 50.0
     forecast.finish("evaluate system 0")

@@ -13,8 +13,9 @@ from cfg_distill.data.reading import normalised
 from cfg_distill.embedders import NGramCounts, WordCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import ladder_text
-from cfg_distill.evaluation.ladder import Rung, samples_of, validate
+from cfg_distill.evaluation.ladder import Rung, samples_of
 from cfg_distill.evaluation.ladder_text import TextLadder, degenerate_texts, read_answers, rewritten_texts
+from cfg_distill.evaluation.verdicts import validate
 from cfg_distill.folders import RECIPES
 from cfg_distill.generators import CausalLM
 from cfg_distill.metrics import Degeneration, PairwiseCosineDiversity, Substance
