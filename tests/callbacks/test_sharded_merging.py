@@ -87,7 +87,9 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # One run of all tests had other weights of the adapters in two processes, and no later run: unexplained, so not in `make test`.
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow if CASES[name][0] else ()) for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if CASES[name][0] else ()) for name in CASES]
+)
 def test_two_processes_write_and_score_the_merges_of_one(root: Path, name: str) -> None:
     one, two = root / "1" / name, root / "2" / name
     expected, found = (json.loads((place / "merges.json").read_text())["rows"] for place in (one, two))

@@ -141,7 +141,9 @@ def test_tunes_are_written_as_abc_midi_and_wav(folder: Path, capsys: pytest.Capt
 def test_a_tune_prompt_of_which_nothing_is_understood(capsys: pytest.CaptureFixture) -> None:
     message = said(capsys, "generate", "--model", "tunes:base", "--prompt", "quantum chromodynamics", "dodecaphony")
     assert "problems" not in message  # one, of both prompts
-    assert "understood nothing in: 'quantum chromodynamics', 'dodecaphony'" in message and "rhythm (reel, jig" in message
+    assert (
+        "understood nothing in: 'quantum chromodynamics', 'dodecaphony'" in message and "rhythm (reel, jig" in message
+    )
 
 
 # export

@@ -105,7 +105,9 @@ def test_what_cannot_be_read_is_known_before_the_weights(folder, tmp_path):
     prompts += ["rock", Prompt("rock jazz calm loud piano pop", melody="none")]
     found = unloaded.problems_of_prompts(prompts)
     for problem, part in zip(
-        found, ("none.wav` does not exist", "cannot be read", "expected a melody", "more positions than the 6"), strict=True
+        found,
+        ("none.wav` does not exist", "cannot be read", "expected a melody", "more positions than the 6"),
+        strict=True,
     ):
         assert part in str(problem)
     assert str(found[0]).startswith("Prompt 'missing', melody: ")
@@ -145,7 +147,9 @@ def test_a_fit_is_refused_before_the_weights(folder, tmp_path, monkeypatch):
 def test_what_cannot_be_read_is_named(generator, folder, tmp_path):
     with pytest.raises(ConfigError, match="does not exist"):
         generator.encode([Prompt("rock", melody=str(tmp_path / "none.wav"))])
-    with pytest.raises(ConfigError, match=r"takes more positions than the 6 of `model.generator.init_args.text_positions`"):
+    with pytest.raises(
+        ConfigError, match=r"takes more positions than the 6 of `model.generator.init_args.text_positions`"
+    ):
         generator.encode(["rock jazz calm loud piano pop"])
     with pytest.raises(ConfigError, match=r"`chords`, which the model does not read. It knows melody"):
         generator.encode([Prompt("rock", chords="A B")])
