@@ -37,6 +37,13 @@ def modules_end_with_their_test(tmp_path_factory: pytest.TempPathFactory) -> Ite
             del sys.modules[name]
 
 
+@pytest.fixture(autouse=True)
+def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning's ``seed_everything`` leaves its seed in the environment, for processes of all later tests."""
+    monkeypatch.setenv("PL_GLOBAL_SEED", "")
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+
+
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Llama in a Hugging Face folder; shared, so do not write into it."""

@@ -40,6 +40,7 @@ from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
 from cfg_distill.sampling import Conditioner, Opening, OwnLoop, Places, Rollout, Sampler, Sampling, Seeds
 from cfg_distill.sampling.samples import Samples, decoded
+from cfg_distill.sampling.seeds import torch_seed
 from cfg_distill.sampling.start import StartModel
 
 
@@ -76,7 +77,8 @@ class CFGDistillation(L.LightningModule):
             each loss's gradient over the batch of all devices, weight included; ``gradient_ratio/NAME``, that norm divided by
             the norm of the first divergence of the mix; and entropies. It costs one more backward pass per loss.
         onednn: the key of version 0.1 for ``execution.onednn``.
-        seed: of the rollouts, beside step, prompt and number of each sample; null takes ``seed_everything``, or 0 in a script.
+        seed: of a new adapter, and of the rollouts, beside step, prompt and number of each sample; null takes
+            ``seed_everything``, or 0 in a script.
         allow_no_teacher: train without any divergence from the guided teacher; such a recipe is refused otherwise.
         execution: how the arithmetic is carried out: speed and memory, and nothing else but rounding.
         off_policy: learn from samples of the guided teacher, not from the student's own: a baseline (``losses.CrossEntropy``).
@@ -184,7 +186,10 @@ class CFGDistillation(L.LightningModule):
             return
         if problems := self.problems():
             raise ConfigError([problem.under("model") for problem in problems])
-        self.student.load()
+        with torch_seed(
+            self.seed
+        ):  # a new adapter, whatever was drawn before: Lightning seeds anew where processes are many
+            self.student.load()
         self.teacher = self.student.frozen_copy()
         if self.start:
             self.student.load_weights(self.start)

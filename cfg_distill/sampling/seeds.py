@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -96,3 +97,18 @@ class Seeds:
             stream = np.random.PCG64(np.random.SeedSequence(words, spawn_key=key))
             raw_NM[row] = stream.random_raw(number)
         return raw_NM
+
+
+@contextmanager
+def torch_seed(seed: int) -> Iterator[None]:
+    """torch's own random numbers on the CPU begin at a seed inside, and go on afterwards as if nothing had been drawn.
+
+    Example:
+        >>> with torch_seed(3):
+        ...     inside = torch.rand(2)
+        >>> torch.equal(inside, torch.rand(2, generator=torch.Generator().manual_seed(3)))
+        True
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

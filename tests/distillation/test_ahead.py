@@ -116,7 +116,6 @@ def test_a_fit_by_an_engine_and_our_loop_see_the_same_weights_where_samples_are_
     tiny_model: str, tmp_path: Path, url: str
 ) -> None:
     """The engine's samples, replayed through our own path, give the same first step: nothing else of the engine enters."""
-    torch.manual_seed(0)  # of the adapter's first factors
     watch, module = fit(tiny_model, tmp_path, url, 0, steps=1)
     replayed = watch.samples[0].rollout
 
@@ -124,7 +123,6 @@ def test_a_fit_by_an_engine_and_our_loop_see_the_same_weights_where_samples_are_
         def rollout(self, *arguments: Any, **settings: Any) -> Rollout:
             return replace(replayed, log_probs_BGKT=torch.zeros_like(replayed.log_probs_BGKT))
 
-    torch.manual_seed(0)
     again = student_of(
         tiny_model,
         generator=CausalLM(tiny_model, lora=LoRA(rank=2)),

@@ -117,7 +117,6 @@ class Seen(StudentEMA):
 
 def fit(case: str, models: Path, root: Path, world: int, **more: Any) -> dict[str, Any]:
     """Three steps and a validation after each; ``more`` are ``ckpt_path`` and settings of the trainer."""
-    torch.manual_seed(0)  # of a new adapter
     lengths = {"sampling": Sampling(samples=3, max_new_tokens=5), "measure_gradients_every": 1, "seed": 3}
     module = student_of(str(models / "text"), **(lengths | settings(case, models)))
     kind = "sound" if "MusicGen" in case or "Dia" in case else "text"

@@ -53,6 +53,20 @@ def read(root: Path, step: int = 6) -> dict[str, Any]:
     return torch.load(root / "saved" / f"step={step}.ckpt", weights_only=True)
 
 
+def test_a_new_adapter_depends_on_the_seed_alone(tiny_model: str) -> None:
+    """Not on what was drawn before: Lightning seeds anew in many processes, so one would begin elsewhere than two."""
+
+    def new(seed: int, drawn: int) -> dict[str, torch.Tensor]:
+        torch.manual_seed(drawn)
+        module = lora_student(tiny_model, seed=seed)
+        before = torch.get_rng_state()
+        module.configure_model()
+        assert torch.equal(torch.get_rng_state(), before)
+        return {name: own.a_RI.detach().clone() for name, own in adapter_of(module.student.model).items()}
+
+    assert same(new(0, 1), new(0, 2)) and not same(new(0, 1), new(1, 1))
+
+
 def test_only_the_adapter_moves(tiny_model: str, run: tuple[Path, Any, Recorder]) -> None:
     _, module, recorder = run
     first, last = recorder.steps[0], recorder.steps[-1]
