@@ -5,7 +5,8 @@
     python tests/neighbours.py keep runs/neighbours   # the values of every training seed that is finished
     python tests/neighbours.py table                  # of all values that were kept
 
-All but `keep` print tables; costs, values and tables go into docs/evidence/. Training seeds may come from several studies, run
+All but `keep` print tables; costs, values and tables go into docs/evidence/, and `table` writes the first table of
+docs/neighbours.md anew. Training seeds may come from several studies, run
 on several days: `training_seeds: [1]` in a copy of recipes/neighbours.yaml.
 
 Costs are seconds of CPU in one process, which others hardly change: every recipe takes a step in turn, and the median of its
@@ -62,6 +63,7 @@ HEIGHTS = ("diversity", "figures_diversity")
 ENDS = ("base", "quality")
 """Heights are above mixtures of these two: what variety costs in quality without any reward, at one pass per token."""
 KEPT = ROOT / "docs/evidence/neighbours"
+PAGE = ROOT / "docs/neighbours.md"
 ANNEALED = ("0.5", "1", "2", "4", "step 0.3", "step 0.6")
 COMPARED: list[tuple[str, str, tuple[str, ...]]] = [
     *((f"annealed {each}", f"rising {each}", ("quality", "diversity", "bigram_diversity")) for each in ANNEALED),
@@ -75,6 +77,13 @@ COMPARED: list[tuple[str, str, tuple[str, ...]]] = [
     ("one-shot", "diversity", ("quality", "diversity")),
 ]
 """Left minus right: what the claims of the parts' authors need beside the differences from the control."""
+ON_PAGE = {
+    "quality": "quality",
+    "diversity": "diversity",
+    "figures_diversity": "figures",
+    "bigram_diversity": "bigrams",
+}
+"""The columns of the table on the page, heights beside them; of guidance that moves it has one setting."""
 PARTS = ("samples", "advantages", "gradient")
 
 
@@ -216,6 +225,33 @@ def table_of_study(found: dict[str, Any]) -> str:
     return "\n\n".join([*tables, "\n".join(lines), accuracy])
 
 
+def table_on_page(found: dict[str, Any]) -> str:
+    """Differences from the control, ± half of their intervals, for docs/neighbours.md."""
+
+    def short(value: dict[str, Any]) -> str:
+        text = f"{value['mean']:+.3f} ±{(value['high'] - value['low']) / 2:.3f}"
+        return f"**{text}**" if value["low"] > 0 or value["high"] < 0 else text
+
+    heads = ["system", *ON_PAGE.values(), *(f"height, {ON_PAGE[metric]}" for metric in HEIGHTS)]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    left_out = {f"{kind} {each}" for kind in ("annealed", "rising") for each in ANNEALED if each != "2"} | {
+        "guidance 1.5"
+    }
+    for name in [name for name in found["systems"] if name not in left_out]:
+        values = found["systems"][name]
+        cells = [short(values[metric]["from_kl"]) if "from_kl" in values[metric] else f"{values[metric]['mean']:.3f}"
+                 for metric in ON_PAGE]  # fmt: skip
+        cells += [short(values["heights"][metric]) if "heights" in values else "-" for metric in HEIGHTS]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def on_page(text: str) -> str:
+    """The table that the page has: from its head to the empty line behind it."""
+    begin = text.index("| system | quality |")
+    return text[begin : text.index("\n\n", begin)]
+
+
 def _table(systems: dict[str, Any], columns: Sequence[str], heights: Sequence[str]) -> str:
     heads = ["system", *columns, *(f"height, {metric}" for metric in heights)]
     lines = [f"| {' | '.join(heads).replace('_', ' ')} |", "|---" * len(heads) + "|"]
@@ -275,6 +311,8 @@ def main() -> None:
         found, show, file = costs(given.repeats), table_of_costs, "neighbours_costs.json"
     else:
         found, show, file = study(), table_of_study, "neighbours.json"
+        page = PAGE.read_text(encoding="utf-8")
+        PAGE.write_text(page.replace(on_page(page), table_on_page(found)), encoding="utf-8")
     (ROOT / "docs/evidence" / file).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(show(found))
 

@@ -1,10 +1,12 @@
-"""docs/evidence.md: the table of the full study is made of docs/evidence/study.json, and so are its verdicts."""
+"""Tables of pages are made of the numbers in docs/evidence/, and so are the verdicts of the full study."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 from pathlib import Path
+
+import neighbours
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -22,3 +24,12 @@ def test_the_table_and_the_verdicts_are_those_of_the_numbers() -> None:
     for claim in numbers["claims"]:
         (line,) = (line for line in page.splitlines() if line.startswith(f"| {claim['name']}: "))
         assert line.endswith(f"| {claim['verdict']} |")
+
+
+def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
+    numbers = json.loads((DOCS / "evidence" / "neighbours.json").read_text(encoding="utf-8"))
+    page = (DOCS / "neighbours.md").read_text(encoding="utf-8")
+    assert neighbours.on_page(page) == neighbours.table_on_page(numbers)
+    assert {int(name.stem[5:]) for name in (DOCS / "evidence" / "neighbours").iterdir()} == set(
+        numbers["training_seeds"]
+    )
