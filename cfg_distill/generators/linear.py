@@ -20,8 +20,13 @@ from torch.nn.functional import linear
 
 from cfg_distill.generators.lora import NAME, lora_layers
 
-LEAST_ROWS, LEAST_SIDE, LEAST_WORK = 4, 64, 2**21
-"""oneDNN pays for its call from this many rows, this shorter side of the weight, and this product of rows and weight."""
+_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+LEAST_ROWS, LEAST_SIDE, LEAST_WORK = 4, 64, 2**21 if _AVX512 else 2**27
+"""oneDNN pays for its call from this many rows, this shorter side of the weight, and this product of rows and weight. Without
+AVX-512 torch's own products are as fast, but for the largest.
+"""
+LEAST_PACKED = 1 if _AVX512 else 2**18
+"""Weights with fewer elements are not laid out anew for a rollout."""
 
 
 _switch = ContextVar("onednn", default=True)
@@ -183,9 +188,9 @@ def packed(model: nn.Module) -> Iterator[None]:
 
 
 def _laid_out(weight: Tensor) -> Tensor | None:
-    """A copy of the weight in the form that multiplies few rows fastest; None where the weight has that form already."""
+    """The weight in the form that multiplies few rows fastest; None where only :func:`product` can tell."""
     if can_use_onednn(weight):
-        return torch.ops.mkldnn._reorder_linear_weight(weight, None)
+        return torch.ops.mkldnn._reorder_linear_weight(weight, None) if weight.numel() >= LEAST_PACKED else weight
     device = weight.device.type
     if weight.dtype == torch.float32 and type(weight) in (Tensor, nn.Parameter) and torch.is_autocast_enabled(device):
         return weight.to(torch.get_autocast_dtype(device))

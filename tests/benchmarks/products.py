@@ -1,12 +1,14 @@
-"""The products of SmolLM2-135M's linear layers and head, by number of rows: torch's own against oneDNN's.
+"""The products of a model's linear layers and head, by number of rows: torch's own against oneDNN's.
 
-    python tests/benchmarks/products.py       prints the table of docs/performance.md, in milliseconds; about 2 minutes
+    python tests/benchmarks/products.py           SmolLM2-135M: the table of docs/performance.md, in milliseconds; 2 minutes
+    python tests/benchmarks/products.py tunes     the shipped model, whose weights are small
 
 Every weight is another one, read from memory, as in a forward pass.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import partial
 
@@ -14,8 +16,8 @@ import torch
 from measure import interleaved, machine, use_threads
 from torch import Tensor
 
-LAYERS, WIDTH, INNER, KEYS, VOCABULARY = 30, 576, 1536, 192, 49_152
-SHAPES = [(WIDTH, WIDTH), (KEYS, WIDTH), (KEYS, WIDTH), (WIDTH, WIDTH), (INNER, WIDTH), (INNER, WIDTH), (WIDTH, INNER)]
+MODELS = {"smollm2": (30, 576, 192, 1536, 49_152), "tunes": (4, 224, 224, 512, 301)}
+"""Layers, width, width of keys, inner width, vocabulary."""
 ROWS = (1, 4, 8, 16, 32, 64, 256, 1024)
 
 
@@ -25,8 +27,8 @@ def onednn(rows: Tensor, weight: Tensor) -> Tensor:
 
 def seconds_of(num_rows: int, weights: list[Tensor], packed: list[Tensor]) -> dict[str, float]:
     """All products of that many rows, by column of the table."""
-    x = {width: torch.randn(num_rows, width) for width in (WIDTH, INNER)}
-    g = {width: torch.randn(num_rows, width) for width in (KEYS, WIDTH, INNER)}
+    x = {width: torch.randn(num_rows, width) for width in {weight.shape[1] for weight in weights}}
+    g = {width: torch.randn(num_rows, width) for width in {len(weight) for weight in weights}}
     of_layers = weights[:-1]  # the head's gradient is summed chunk by chunk elsewhere
     sides: dict[str, Callable[[], list[Tensor]]] = {
         "torch": lambda: [torch.nn.functional.linear(x[w.shape[1]], w) for w in weights],
@@ -47,19 +49,29 @@ def _forget(side: Callable[[], list[Tensor]]) -> None:
 @torch.no_grad()
 def main() -> None:
     use_threads()
-    weights = [torch.randn(*shape) for shape in [*SHAPES * LAYERS, (VOCABULARY, WIDTH)]]
+    layers, width, keys, inner, vocabulary = MODELS[sys.argv[1] if len(sys.argv) > 1 else "smollm2"]
+    shapes = [
+        (width, width),
+        (keys, width),
+        (keys, width),
+        (width, width),
+        (inner, width),
+        (inner, width),
+        (width, inner),
+    ]
+    weights = [torch.randn(*shape) for shape in [*shapes * layers, (vocabulary, width)]]
     packed: list[Tensor] = []
 
     def pack() -> None:
         packed[:] = [torch.ops.mkldnn._reorder_linear_weight(weight, None) for weight in weights]
 
     print(machine())
-    print(f"Packing takes {interleaved({'pack': pack})['pack'] * 1e3:.0f} ms.")
+    print(f"Packing takes {interleaved({'pack': pack})['pack'] * 1e3:.3g} ms.")
     for number, num_rows in enumerate(ROWS):
         seconds = seconds_of(num_rows, weights, packed)
         if not number:
             print(f"| rows | {' | '.join(seconds)} |\n|{'---|' * (len(seconds) + 1)}")
-        print(f"| {num_rows} | {' | '.join(f'{value * 1e3:.0f}' for value in seconds.values())} |", flush=True)
+        print(f"| {num_rows} | {' | '.join(f'{value * 1e3:.3g}' for value in seconds.values())} |", flush=True)
 
 
 if __name__ == "__main__":

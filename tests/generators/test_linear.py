@@ -12,8 +12,10 @@ from cfg_distill.generators import CausalLM, linear
 from cfg_distill.generators.linear import Linear, can_use_onednn, onednn, packed, product, times_weight, use_products
 
 
+@pytest.mark.parametrize("least", [1, 2**40], ids=["laid out anew", "as it lies"])
 @pytest.mark.parametrize("adapted", [False, True])
-def test_packed_products_are_those_of_the_model(tmp_path, adapted):
+def test_packed_products_are_those_of_the_model(tmp_path, adapted, least, monkeypatch):
+    monkeypatch.setattr(linear, "LEAST_PACKED", least)
     generator = (tiny_adapted if adapted else lambda folder: CausalLM(folder).load())(tiny_folder(tmp_path))
     ids = torch.randint(16, (3, 7), generator=torch.Generator().manual_seed(0))
     before = {name: tensor.clone() for name, tensor in generator.model.state_dict().items()}
@@ -27,6 +29,7 @@ def test_packed_products_are_those_of_the_model(tmp_path, adapted):
         expected = generator.model(ids).logits
         with packed(generator.model):
             assert {name for name, layer in own.items() if layer.packed_weight is not None} == set(used)
+            assert all(layer.packed_weight.is_mkldnn == (least == 1) for layer in used.values())
             assert all(layer.merged_adapters for layer in rests)
             assert list(generator.model.state_dict()) == list(before)
             assert [sorted(vars(parameter)) for parameter in generator.parameters()] == hung
@@ -45,7 +48,8 @@ def packed_copy_of(weight):
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_rollout_multiplies_by_the_packed_head(tmp_path, tied):
+def test_a_rollout_multiplies_by_the_packed_head(tmp_path, tied, monkeypatch):
+    monkeypatch.setattr(linear, "LEAST_PACKED", 1)
     generator = CausalLM(tiny_folder(tmp_path)).load()
     if tied:
         generator.model.lm_head.weight = generator.model.model.embed_tokens.weight
@@ -129,7 +133,8 @@ def test_a_model_trains_as_with_the_products_of_torch(any_size, asked, tmp_path)
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
 
 
-def test_small_products_and_other_types_are_left_to_torch(asked):
+def test_small_products_and_other_types_are_left_to_torch(asked, monkeypatch):
+    monkeypatch.setattr(linear, "LEAST_WORK", 2**21)  # as on a processor with AVX-512
     weight = torch.randn(64, 64)
     with torch.no_grad():
         product(torch.randn(8, 64), weight, None)
