@@ -82,6 +82,15 @@ def checkpoint(version: int) -> dict[str, Any]:
     return torch.load(f"runs/tiny/version_{version}/checkpoints/last.ckpt", weights_only=True)
 
 
+def test_a_finished_run_says_what_to_do_with_it(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=1"]) == 0
+    *_, line = capsys.readouterr().out.splitlines()
+    assert line.startswith("Finished. Curves: tensorboard --logdir runs/tiny; ")
+    words = shlex.split(line)
+    assert main(words[words.index("cfg-distill") + 1 :]) == 0
+    assert Path("students/tiny/model.safetensors").is_file()
+
+
 def test_a_run_has_a_folder_of_its_own(recipe: Path) -> None:
     assert main(["fit", "--config", "tiny.yaml"]) == 0
     assert checkpoint(0)["global_step"] == 3
