@@ -27,6 +27,7 @@ SHORT = {
 # What TensorBoard shows of each part once it has run.
 SEEN = {
     "A reward": "train/diversity_reward",
+    "An embedder": "train/diversity_reward",
     "A loss": "train/entropy_per_token",
     "A callback": "weight/diversity",
     "A metric": "val/openings",
@@ -135,6 +136,16 @@ def test_rewards(desk: Path) -> None:
     kinds = samples_of(["a b c", "d e f", "a b c", "a b c", "", "", "", ""], prompts=2)
     share_2 = module.Kinds().value(module.Kinds().features(kinds))
     assert share_2.tolist() == pytest.approx([4**0.25 * (4 / 3) ** 0.75 / 4, 0.25])  # three of a kind and one; nothing
+
+
+def test_embedder(desk: Path) -> None:
+    from cfg_distill.embedders import cosine_distances, embedded
+
+    letters = module_of("An embedder", desk).Letters(power=1.0).load()
+    distance_NN = cosine_distances(embedded(letters, ["aab", "BAA", "zz", " "])[None])[0]
+    assert distance_NN[0].tolist() == pytest.approx([0, 0, 1, 0])  # the empty text has no distance from any other
+    (problem,) = type(letters)(power=0).problems()
+    assert str(problem) == "Key `power`: expected a number above 0, but got 0."
 
 
 def test_loss(desk: Path) -> None:
