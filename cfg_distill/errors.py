@@ -121,6 +121,7 @@ class Context:
         longest: the longest sample of the model in tokens or frames; None without a limit.
         training: whether the samples are learnt from.
         labels: K, how many labels the conditioner has; None without one.
+        siblings_differ: whether they are codes, so that the samples of a prompt have different ones.
         length: the samples' longest, in tokens or frames, as they are drawn; None where nobody has said.
         seconds: the same in seconds, for sound.
         opening: how many positions of each sample are the start model's; 0 for none.
@@ -130,6 +131,7 @@ class Context:
     longest: int | None = None
     training: bool = False
     labels: int | None = None
+    siblings_differ: bool = False
     length: int | None = None
     seconds: float | None = None
     opening: int = 0

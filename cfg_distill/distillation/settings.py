@@ -59,13 +59,13 @@ def problems_of_settings(module: CFGDistillation) -> list[Problem]:
     student = module.student
     found = problems_of(student, under="generator.init_args")
     is_readable = not found
-    labels = None if module.conditioner is None else module.conditioner.values
     length, rate = module.sampling.max_new_tokens, student.frame_rate if is_readable else None
     context = Context(
         samples=module.sampling.samples,
         longest=student.longest_sample if is_readable else None,
         training=True,
-        labels=labels,
+        labels=None if module.conditioner is None else module.conditioner.values,
+        siblings_differ=module.conditioner is not None and module.conditioner.siblings_differ,
         length=length,
         seconds=length / rate if rate else None,
         opening=0 if module.opening is None else module.opening.tokens,

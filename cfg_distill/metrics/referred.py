@@ -207,7 +207,7 @@ class CodeAccuracy(ReferredMetric):
         self.directions = Directions(reference, against, values)
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + self.directions.problems()
+        return super().problems(context) + self.directions.problems(context)
 
     def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
         return self.directions.listed.problems_of_prompts(prompts)

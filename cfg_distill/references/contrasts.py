@@ -10,10 +10,13 @@ from torch import Tensor
 from cfg_distill.data.reading import read_prompts
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import unit
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, blamed
 from cfg_distill.generators import PromptLike
 from cfg_distill.references.base import Reference
 from cfg_distill.references.functions import prototypes
+
+ROUNDING = 1e-5
+"""Of a cosine distance in float32."""
 
 
 class Contrasts:
@@ -56,8 +59,14 @@ class Contrasts:
         self, prompts: Sequence[PromptLike], embedder: Embedder, width: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The prototypes of the prompts ``[B, D]``, of the contrasted ones ``[C, D]``, and which of these count ``[B, C]``."""
-        own_BD = prototypes(*self.reference.at(prompts, embedder, width))
-        if self._known is None or self._known[0] is not embedder:
-            self._known = embedder, prototypes(*self.reference.at(self.prompts, embedder))
+        with blamed(self.reference, "reference"):
+            own_BD = prototypes(*self.reference.at(prompts, embedder, width))
+            if self._known is None or self._known[0] is not embedder:
+                self._known = embedder, prototypes(*self.reference.at(self.prompts, embedder))
         others_CD = self._known[1].to(own_BD)
-        return own_BD, others_CD, 1 - unit(own_BD) @ unit(others_CD).T > self.apart
+        distance_BC = 1 - unit(own_BD) @ unit(others_CD).T
+        return (
+            own_BD,
+            others_CD,
+            distance_BC > max(self.apart, ROUNDING),
+        )  # a prompt of the list is none of its own others

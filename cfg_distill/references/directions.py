@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import unit
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, blamed
 from cfg_distill.generators import PromptLike
 from cfg_distill.references.base import Reference
 from cfg_distill.references.contrasts import Contrasts
@@ -86,10 +86,17 @@ class Directions:
         self.values = values
         self._known: tuple[Embedder, Tensor] | None = None
 
-    def problems(self) -> list[Problem]:
+    def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the file and the number, by the keys ``against`` and ``values``."""
-        few = [] if self.values >= 2 else [Problem("values", f"expected at least 2, but got {self.values}.")]
-        return self.listed.problems() + few
+        found = self.listed.problems()
+        if self.values < 2:
+            found.append(Problem("values", f"expected at least 2, but got {self.values}."))
+        elif context.siblings_differ and not context.training and context.labels != self.values:
+            text = (
+                f"expected {context.labels}, as many codes as the samples have, but got {self.values}. Set it to that."
+            )
+            found.append(Problem("values", text))
+        return found
 
     def log_probs(
         self, embeddings: Tensor, prompts: Sequence[PromptLike], embedder: Embedder, temperature: float
@@ -97,7 +104,8 @@ class Directions:
         """log q of each code for each sample, ``[B, G, D]`` to ``[B, G, K]``; uniform for a zero vector."""
         reference = self.listed.reference
         if self._known is None or self._known[0] is not embedder:
-            vectors_RD, weight_BR = (each.cpu() for each in reference.at(self.listed.prompts, embedder))
+            with blamed(reference, "reference"):
+                vectors_RD, weight_BR = (each.cpu() for each in reference.at(self.listed.prompts, embedder))
             own_BD = prototypes(vectors_RD, weight_BR)
             kept = [unit(vectors_RD[weight_R > 0]) - own_D for weight_R, own_D in zip(weight_BR, own_BD, strict=True)]
             try:
@@ -106,7 +114,8 @@ class Directions:
                 text = f"{str(error)[0].lower()}{str(error)[1:]} Lower `@.values`, or add prompts or samples."
                 raise ConfigError(Problem("values", text)) from error
             self._known = embedder, (simplex(self.values) @ components).float()
-        own_BD = prototypes(*reference.at(prompts, embedder, embeddings.shape[-1])).to(embeddings)
+        with blamed(reference, "reference"):
+            own_BD = prototypes(*reference.at(prompts, embedder, embeddings.shape[-1])).to(embeddings)
         residual_BGD = torch.where(embeddings.any(-1, keepdim=True), unit(embeddings) - own_BD.unsqueeze(1), 0.0)
         return code_log_probs(residual_BGD, self._known[1].to(embeddings), temperature)
 

@@ -47,7 +47,7 @@ class CodeInformation(Compared, SampleReward):
         self.temperature = temperature
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        found = super().problems(context) + self.directions.problems()
+        found = super().problems(context) + self.directions.problems(context)
         if not 0 < self.temperature < math.inf:
             found.append(Problem("temperature", f"expected a number above 0, but got {self.temperature}."))
         if context.training and context.labels != self.values:

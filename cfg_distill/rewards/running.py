@@ -55,11 +55,13 @@ class RunningMean(nn.Module):
     def update(self, total: Tensor, count: Tensor) -> None:
         """Take in a batch: the sum and the number of its values, already summed over ranks.
 
-        A batch with NaN or infinity leaves the mean as it is: the run that it stops can be resumed.
+        An entry without values keeps its mean. A batch without any leaves all as it is, and so does one with NaN or infinity:
+        the run that it stops can be resumed.
         """
-        if not total.isfinite().all():
+        if not (total.isfinite().all() and count.any()):
             return
-        self.value.lerp_((total / count).to(self.value), share_of_newest(self.momentum, int(self.updates)))
+        mean = torch.where(count > 0, total / count, self.value.to(total))
+        self.value.lerp_(mean.to(self.value), share_of_newest(self.momentum, int(self.updates)))
         self.updates += 1
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:

@@ -58,8 +58,9 @@ class DiversityTarget(UnderEmbedder):
         elif wrong := [each for each in self._numbers(target) if not 0 <= each <= 2]:
             text = f"expected a mean cosine distance, in [0, 2], but got {wrong[0]}."
             found.append(Problem("target", f"{text} `cfg-distill evaluate` prints the base model's."))
-        if isinstance(target, Sequence) and context.training and context.labels != len(target):
-            text = f"expected {len(target)} labels, one per target, but got {context.labels or 'none'}. Set it to"
+        given = "codes, which differ within a prompt" if context.siblings_differ else context.labels or "none"
+        if isinstance(target, Sequence) and context.training and given != len(target):
+            text = f"expected {len(target)} labels, one per target, but got {given}. Set it to"
             found.append(Problem("/model.conditioner", f"{text} cfg_distill.sampling.Labels with as many `values`."))
         if not 0 <= self.past.momentum < 1:
             found.append(Problem("momentum", f"expected a number in [0, 1), but got {self.past.momentum}."))
@@ -100,10 +101,7 @@ class DiversityTarget(UnderEmbedder):
         sums_2K = past_K.new_zeros(2, len(past_K))
         given_2B = torch.stack([gap_B[known_B], torch.ones_like(gap_B[known_B])]).to(past_K)
         total_K, count_K = all_reduced(sums_2K.index_add_(1, label_B[known_B.to(label_B.device)], given_2B))
-        if count_K.any():
-            total_K = torch.where(count_K > 0, total_K, past_K)
-            shape = self.past.value.shape
-            self.past.update(total_K.view(shape), count_K.clamp(min=1).view(shape))
+        self.past.update(total_K.view_as(self.past.value), count_K.view_as(self.past.value))
 
     @staticmethod
     def _numbers(target: float | Sequence[float]) -> Sequence[float]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Prompt, PromptLike
 from cfg_distill.sampling.seeds import Seeds
 
@@ -29,7 +29,12 @@ class Conditioner(ABC):
         words: of the labels; empty takes their numbers, from 1 on.
         condition: the name of a condition of prompts that carries the word in the place of the template: ``prefix`` for a model
             whose own template drops words that it does not know, as tunes do.
+
+    Attributes:
+        siblings_differ: whether the samples of a prompt have different labels.
     """
+
+    siblings_differ = False
 
     def __init__(
         self,
@@ -73,10 +78,11 @@ class Conditioner(ABC):
             N prompts.
 
         Raises:
-            ValueError: a label is none of the K.
+            ConfigError: a label is none of the K.
         """
-        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < self.values:
-            raise ValueError(f"Expected argument `labels` of numbers from 0 to {self.values - 1} but got {labels}.")
+        if wrong := [label for label in labels.flatten().tolist() if not 0 <= label < self.values]:
+            text = f"expected labels from 0 to {self.values - 1} from {type(self).__name__}, but got {wrong[0]}."
+            raise ConfigError(Problem("/model.conditioner", text))
         pairs = zip(prompts, labels.tolist(), strict=True)
         return [self._with(prompt, label) for prompt, labels_G in pairs for label in labels_G]
 
@@ -96,6 +102,8 @@ class Codes(Conditioner):
 
     Source: InfoGAN's discrete codes, as in arXiv 2307.00852. Arguments: :class:`Conditioner`.
     """
+
+    siblings_differ = True
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = super().problems(context)

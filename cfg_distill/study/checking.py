@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cfg_distill.data.reading import read_prompts, templated, together
 from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of
@@ -13,6 +13,10 @@ from cfg_distill.evaluation.anneal import problems_of_anneal, problems_of_course
 from cfg_distill.study.climbing import problems_of_ladder
 from cfg_distill.study.parts import Evaluation, SystemConfig
 from cfg_distill.study.sampled import guidance_of, sampling_of
+
+if TYPE_CHECKING:
+    from cfg_distill.metrics.base import SampleMetric
+    from cfg_distill.sampling import Conditioner
 
 Report = Callable[[int, int], None]
 """Takes the parts that are done and the number of all parts: batches, say."""
@@ -57,10 +61,7 @@ class CheckEvaluation:
             metrics = metrics_of(given.metrics)
         except ConfigError as error:
             return error.under("evaluation.metrics")
-        problems = []
-        context = Context(samples=given.samples, length=given.max_new_tokens)
-        for name, metric in metrics.items():
-            problems += problems_of(metric, context, f"evaluation.metrics.{name}.init_args")
+        problems = self._problems_of_metrics_under(None, metrics)
         for key, headline in vars(given.headline).items():
             wanted = "quality" if key == "quality" else "diversity"
             axis = metrics[headline].axis if headline in metrics else wanted
@@ -68,6 +69,20 @@ class CheckEvaluation:
                 text = f"expected a metric of {wanted}, but `{headline}` is one of {axis}."
                 problems.append(Problem(f"evaluation.headline.{key}", text))
         return problems
+
+    def _problems_of_metrics_under(
+        self, conditioner: Conditioner | None, metrics: Mapping[str, SampleMetric]
+    ) -> list[Problem]:
+        given = self.evaluation
+        told: dict[str, Any] = {}
+        if conditioner is not None:
+            told = {"labels": conditioner.values, "siblings_differ": conditioner.siblings_differ}
+        context = Context(samples=given.samples, length=given.max_new_tokens, **told)
+        return [
+            problem
+            for name, metric in metrics.items()
+            for problem in problems_of(metric, context, f"evaluation.metrics.{name}.init_args")
+        ]
 
     def _problems_of_prompts(self) -> list[Problem]:
         from cfg_distill.evaluation.chosen import conditioner_of, problems_of_metrics_on
@@ -78,7 +93,8 @@ class CheckEvaluation:
         given = self.evaluation
         prompts = read_prompts(given.sampled, given.field) if self.systems else []
         key = "evaluation.development" if given.stage == "development" else "evaluation.prompts"
-        found = problems_of_metrics_on(metrics_of(given.metrics), [*map(str, prompts)])
+        metrics = metrics_of(given.metrics)
+        found = problems_of_metrics_on(metrics, [*map(str, prompts)])
         problems = [
             each.under("evaluation.metrics" if each.path else key)
             for each in together(found, given.sampled, given.field)
@@ -97,10 +113,12 @@ class CheckEvaluation:
             problems += said_by(f"Model `{system.model}`", problems_of_course(system.schedule))
             problems += said_by(f"Model `{system.model}`", problems_of_anneal(system.anneal, generator))
             try:
-                conditioner_of(system.conditioner, given.samples)
+                conditioner = conditioner_of(system.conditioner, given.samples)
             except ConfigError as error:
                 keys = {"model.sampling.samples": "evaluation.samples"}
                 problems += [Problem("", f"A system of `{system.model}`: {each.told(keys)}") for each in error.problems]
+            else:
+                problems += self._problems_of_metrics_under(conditioner, metrics)
             problems += said_by(f"Model `{system.model}`", ConfigError(found).under("evaluation"))
         return problems
 

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import WORDS, tiny_folder
+from tiny_csm import tiny_csm
 
 from cfg_distill.cli import fit, main
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation.anneal import Anneal
-from cfg_distill.generators import Annealed, CausalLM, Guidance, Guided, Logits, Schedule
+from cfg_distill.evaluation.anneal import Anneal, GuidanceCourse
+from cfg_distill.generators import CSM, Annealed, CausalLM, Guidance, Guided, Logits, Schedule
 from cfg_distill.generators.annealed import problems_of_mixing
 from cfg_distill.guidance import guided_logits
 from cfg_distill.metrics.likelihood import log_likelihoods
@@ -106,6 +107,28 @@ def test_it_begins_by_the_start_model_and_ends_by_the_other(base: CausalLM, othe
     torch.testing.assert_close(found_NKT[..., :4], first[..., :4], rtol=0, atol=1e-4)
     torch.testing.assert_close(found_NKT[..., 4:], last[..., 4:], rtol=0, atol=1e-4)
     assert (first - last).abs().max() > 0.1
+
+
+def test_the_codebooks_of_a_depth_decoder_are_mixed_at_the_position_of_their_frame(tmp_path: Path) -> None:
+    start, tuned = (CSM(tiny_csm(tmp_path / str(seed), seed=seed)).load() for seed in range(2))
+    annealed = Annealed(start, tuned, Schedule("power", positions=6, power=1.5))
+    drawn = rollout(annealed, ["Hi there.", "Well?"], Sampling(samples=3, max_new_tokens=8), seed=1)
+    with torch.no_grad():
+        scored = annealed.predictions(["Hi there.", "Well?"], drawn.tokens_NKT, drawn.mask_NKT)
+        found_NKT = log_likelihoods(scored, drawn.tokens_NKT, drawn.mask_NKT)
+    assert drawn.tokens_NKT.shape[1] > 2, "codebooks that are drawn one behind the other"
+    torch.testing.assert_close(found_NKT, drawn.log_probs_NKT, rtol=0, atol=1e-4)
+
+
+def test_a_moving_scale_ends_at_that_of_the_system() -> None:
+    course = GuidanceCourse("step", step_at=0.25, first=1.5)
+    expected = Guidance(1.5, "bad", schedule="step", final_scale=3.0, positions=20, step_at=0.25)
+    assert course.on(Guidance(3.0, "bad"), longest=20) == expected
+    assert GuidanceCourse(positions=7).on(Guidance(2.0), longest=20).scale_at(torch.tensor([0, 7, 9])).tolist() == [
+        1,
+        2,
+        2,
+    ]
 
 
 def other_vocabulary(source: str, folder: Path) -> str:

@@ -178,3 +178,33 @@ def test_wrong_settings_are_named():
     assert keys(AvgOutScore(momentum=-0.1)) == ["momentum"]
     with pytest.raises(ConfigError, match=r"Key `ignored_tokens`: expected numbers below 3, .* but got 7"):
         AvgOutScore(ignored_tokens=[7]).attach(start())
+
+
+def test_each_codebook_has_its_own_average_and_its_own_cells():
+    """Tokens 0, 0, 1 of the first codebook and 2, 2 of the second, which has no cell in the last frame."""
+    tokens_BGKT = torch.tensor([[[[0, 0, 1], [2, 2, 0]]]]).expand(1, 2, -1, -1)
+    mask_BGKT = torch.tensor([[[[True, True, True], [True, True, False]]]]).expand(1, 2, -1, -1)
+
+    def read(mask_BGKT: Tensor) -> Samples:
+        return Samples(["a"], ["x", "y"], Rollout(tokens_BGKT, mask_BGKT, torch.zeros(tokens_BGKT.shape)))
+
+    samples, average_KV = read(mask_BGKT), torch.tensor([[2 / 3, 1 / 3, 0.0], [0.0, 0.0, 1.0]])
+    score, loss = AvgOutScore(momentum=0.5), MinAvgOut(momentum=0.5)
+    for part, reads in ((score, score), (loss, loss.advantage)):
+        part.attach(start((2, 3)))
+        reads(samples)
+        torch.testing.assert_close(part.past.value, average_KV)
+    # (2/3 + 2/3 + 1/3 + 1 + 1) / 5 of the five tokens.
+    torch.testing.assert_close(score.eval()(samples).reward_BG, torch.full((1, 2), 1 - 11 / 15))
+    probs_NKTV = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3]])[None, :, None].expand(2, 2, 3, 3)
+    value = loss.eval()(inputs_of(samples, probs_NKTV.log()))
+    assert value.item() == pytest.approx(2 * (3 * (1.4 + 0.2) / 3 + 2 * 0.3), abs=1e-5)
+    siblings = MinAvgOut(scope="siblings")
+    siblings.attach(start((2, 3)))
+    torch.testing.assert_close(siblings.advantage(samples), average_KV.expand(2, -1, -1))
+    # Where every sample ends at once, the second codebook has no cell at all: it keeps its mean.
+    first_alone = torch.tensor([[[[True, False, False], [False] * 3]]]).expand(1, 2, -1, -1)
+    for part, reads in ((score, score), (loss, loss.advantage)):
+        part.train()
+        reads(read(first_alone))
+        torch.testing.assert_close(part.past.value, torch.tensor([[5 / 6, 1 / 6, 0.0], [0.0, 0.0, 1.0]]))

@@ -208,8 +208,11 @@ def test_the_student_is_asked_in_words():
     prefixed = Labels(values=2, words=["z:1", "z:2"], condition="prefix")
     assert prefixed.asked(["a"], torch.tensor([[1]])) == [Prompt("a", prefix="z:2")]
     assert codes.every(["a"]) == [Prompt("a, version 1"), Prompt("a, version 2")]
-    with pytest.raises(ValueError, match="numbers from 0 to 1"):
-        codes.asked(["a"], torch.tensor([[2]]))
+    for wrong in (2, -1):
+        with pytest.raises(
+            ConfigError, match=f"Key `model.conditioner`: expected labels from 0 to 1 from Codes, but got {wrong}"
+        ):
+            codes.asked(["a"], torch.tensor([[0, wrong]]))
 
     def keys(part: Any, **context: Any) -> list[str]:
         return [problem.path for problem in part.problems(Context(**context))]
@@ -304,6 +307,15 @@ def test_rewards_that_need_labels_say_so(prompt_file):
         assert f"cfg_distill.sampling.{name}" in str(problem)
         assert reward.problems(Context(samples=4, training=True, labels=4)) == []
         assert "but got 2" in str(reward.problems(Context(samples=4, training=True, labels=2))[0])
+    # The label of a prompt's first sample would be taken for that of its siblings.
+    (problem,) = rewards[1].problems(Context(samples=4, training=True, labels=4, siblings_differ=True))
+    assert problem.path == "model.conditioner" and "but got codes, which differ within a prompt" in str(problem)
+    start = StartSamples(generator=CausalLM("tunes:base"))
+    for part in (CodeAccuracy(embedder, start, prompt_file), CodeInformation(embedder, start, prompt_file)):
+        assert part.problems(Context(samples=4, labels=4, siblings_differ=True)) == []
+        assert part.problems(Context(samples=4, labels=3)) == []  # of another system of the study: one label per prompt
+        (problem,) = part.problems(Context(samples=4, labels=3, siblings_differ=True))
+        assert problem.path == "values" and "expected 3, as many codes as the samples have, but got 4" in str(problem)
 
 
 def test_wrong_labels_and_openings_say_what_to_do():

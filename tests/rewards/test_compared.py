@@ -25,6 +25,7 @@ from cfg_distill.references import (
     witness,
 )
 from cfg_distill.rewards import (
+    CodeInformation,
     Density,
     DiversityTarget,
     Mixed,
@@ -418,11 +419,12 @@ def test_logarithms_are_no_factors_of_a_product(prompt_file):
         "density": Density(embedder, texts, k=1),
         "witness": Witness(embedder, texts),
         "contrast": PromptContrast(embedder, texts, prompt_file),
+        "code": CodeInformation(embedder, texts, prompt_file),
         "diversity": PairwiseDiversity(embedder),
     }
     assert Mixed(rewards).problems(Context(4)) == []
     found = Mixed(rewards, mode="multiplicative").problems(Context(4))
-    assert [problem.path for problem in found] == ["rewards.density", "rewards.witness", "rewards.contrast"]
+    assert [problem.path for problem in found] == [f"rewards.{name}" for name in rewards if name != "diversity"]
     assert "values below, which count as 0. Use `mode: additive`" in str(found[0])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,15 +17,16 @@ from cfg_distill.data import PromptData
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError, Context
 from cfg_distill.evaluation import EvaluateRequest
+from cfg_distill.evaluation.anneal import Anneal
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.measure import evaluate
 from cfg_distill.generators import CausalLM
 from cfg_distill.losses import PolicyGradient, ReverseKL
-from cfg_distill.metrics import KernelDistance, PromptRetrieval, PseudoDensity
+from cfg_distill.metrics import CodeAccuracy, KernelDistance, PromptRetrieval, PseudoDensity
 from cfg_distill.metrics.rewarded import RewardMetric
 from cfg_distill.recipe.scoring import problems_of_scoring
 from cfg_distill.references import Reference, Sounds, StartSamples, Texts
-from cfg_distill.rewards import Density, DiversityTarget, Mixed, PromptContrast, Witness
+from cfg_distill.rewards import CodeInformation, Density, DiversityTarget, Mixed, PromptContrast, Witness
 from cfg_distill.sampling import Sampling
 from cfg_distill.study.checking import CheckEvaluation
 from cfg_distill.study.parts import Evaluation, SystemConfig
@@ -138,6 +140,39 @@ def test_an_evaluation_a_study_and_a_callback_name_the_metric(texts, tiny_model)
     assert problem.path == f"trainer.callbacks[0].init_args.metrics.{inner}"
 
 
+def test_a_study_compares_the_codes_of_its_systems_with_its_metrics(texts, tiny_model):
+    words = {"values": 2, "template": "{label} {prompt}", "words": ["w10", "w11"]}
+    init_args = {
+        "embedder": {"class_path": "cfg_distill.embedders.NGramCounts"}, "against": "validation.txt", "values": 3,
+        "reference": {"class_path": "cfg_distill.references.Texts", "init_args": {"path": texts.path}},
+    }  # fmt: skip
+    metrics = {"read": {"class_path": "cfg_distill.metrics.CodeAccuracy", "init_args": init_args}}
+    evaluation = Evaluation("validation.txt", metrics, Headline("q", "d"), samples=2, max_new_tokens=4)
+    labels, codes = (
+        SystemConfig(tiny_model, conditioner={"class_path": f"cfg_distill.sampling.{kind}", "init_args": words})
+        for kind in ("Labels", "Codes")
+    )
+    CheckEvaluation(evaluation, [], [SystemConfig(tiny_model), labels]).run(print)
+    with pytest.raises(ConfigError) as found:
+        CheckEvaluation(evaluation, [], [labels, codes]).run(print)
+    assert [each.path for each in found.value.problems] == ["evaluation.metrics.read.init_args.values"]
+    assert "expected 2, as many codes as the samples have, but got 3" in str(found.value)
+
+
+def test_a_study_refuses_a_start_model_of_another_vocabulary(texts, tiny_model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    content = json.loads((other / "tokenizer.json").read_text())
+    words = content["model"]["vocab"]
+    words["w0"], words["w1"] = words["w1"], words["w0"]
+    (other / "tokenizer.json").write_text(json.dumps(content))
+    evaluation = Evaluation("validation.txt", {}, Headline("q", "d"), samples=2, max_new_tokens=4)
+    with pytest.raises(ConfigError) as found:
+        CheckEvaluation(evaluation, [], [SystemConfig(tiny_model, anneal=Anneal(base=str(other)))]).run(print)
+    (problem,) = found.value.problems
+    assert "Key `anneal.base`: expected a model with the vocabulary of" in str(problem)
+
+
 def test_sound_files_shorter_than_a_clip_are_refused_for_that(tmp_path):
     for number, seconds in enumerate((1.0, 2.0)):
         write_audio(tmp_path / f"{number}.wav", Waveform(torch.full((1, int(8000 * seconds)), 0.1), 8000))
@@ -162,8 +197,9 @@ class Widening(NGramCounts):
         return torch.eye(len(outputs))
 
 
-def test_an_embedder_that_changes_its_width_is_named_with_both(samples_of):
+def test_an_embedder_that_changes_its_width_is_named_with_both(texts, samples_of):
     samples = samples_of(torch.tensor([[0, 1, 2]]))
+    samples.rollout.labels_BG = torch.tensor([[0, 1, 0]])
     samples.outputs = ["a", "b", "c"]
 
     class Four(Reference):
@@ -172,9 +208,19 @@ def test_an_embedder_that_changes_its_width_is_named_with_both(samples_of):
 
     said = r"expected vectors of one width from Widening, but it gave the reference 4 numbers per output, and the samples 3"
     embedder = Widening()
-    for reward in (Witness(embedder, Four(), bandwidths=[1.0]), Density(embedder, Four(), k=1)):
+    for reward in (
+        Witness(embedder, Four(), bandwidths=[1.0]),
+        Density(embedder, Four(), k=1),
+        PromptContrast(embedder, Four(), "two.txt"),
+        CodeInformation(embedder, Four(), "two.txt", values=2),
+    ):
         with pytest.raises(ConfigError, match=f"Key `reference`: {said}"):
             reward(samples)
-    for metric in (KernelDistance(embedder, Four(), bandwidths=[1.0]), PseudoDensity(embedder, Four(), k=1)):
+    for metric in (
+        KernelDistance(embedder, Four(), bandwidths=[1.0]),
+        PseudoDensity(embedder, Four(), k=1),
+        PromptRetrieval(embedder, Four(), "two.txt"),
+        CodeAccuracy(embedder, Four(), "two.txt", values=2),
+    ):
         with pytest.raises(ConfigError, match=said):
             metric.score(samples)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_fits import PROMPTS
+from tiny_fits import PROMPTS, FirstToken
 
-from cfg_distill.generators import CausalLM
-from cfg_distill.losses import token_log_probs
+from cfg_distill.generators import CausalLM, Logits
+from cfg_distill.losses import Loss, LossInputs, PolicyGradient, ReverseKL, mix, token_log_probs
 from cfg_distill.losses.chunked import Cells
-from cfg_distill.sampling import Codes, Opening, Sampling, rollout
+from cfg_distill.sampling import Codes, Opening, Rollout, Sampling, rollout
 from cfg_distill.sampling.opening import Opening as Same
+from cfg_distill.sampling.samples import Samples
 
 
 @pytest.mark.parametrize("drop_finished", [True, False])
@@ -53,3 +54,30 @@ def test_nobody_chose_a_given_token():
 def test_an_opening_needs_a_position():
     assert Opening is Same and Opening().problems() == []
     assert [problem.key for problem in Opening(0).problems()] == ["tokens"]
+
+
+@pytest.mark.parametrize("steps_behind", [0, 1])
+def test_a_reward_and_a_score_term_teach_nothing_of_given_positions(steps_behind):
+    """The divergence itself is learnt at all positions."""
+    student_NKTV, teacher_NKTV = torch.randn(2, 2, 1, 4, 5, generator=torch.Generator().manual_seed(0))
+    student_NKTV.requires_grad_()
+    tokens_BGKT = torch.tensor([[[[0, 1, 2, 3]], [[4, 3, 2, 1]]]])
+    mask_BGKT = torch.ones_like(tokens_BGKT).bool()
+    drawn = Rollout(tokens_BGKT, mask_BGKT, torch.full(tokens_BGKT.shape, -1.6), opening=2, steps_behind=steps_behind)
+    samples = Samples(["a"], ["x", "y"], drawn)
+    inputs = LossInputs(
+        Logits(student_NKTV), Logits(teacher_NKTV), drawn.tokens_NKT, drawn.mask_NKT, Sampling(), samples
+    )
+
+    def gradient(loss: Loss) -> torch.Tensor:
+        value, _ = mix({"": loss}, inputs, {"": 1.0}, {"": torch.tensor([1.0, -2.0])})
+        return torch.autograd.grad(value, student_NKTV)[0].abs().sum((0, 1, 3))
+
+    assert (gradient(PolicyGradient(FirstToken())) > 0).tolist() == [False, False, True, True]
+    plain_T, exact_T = gradient(ReverseKL()), gradient(ReverseKL(score_term=True))
+    assert (plain_T > 0).all() and (exact_T != plain_T).tolist() == [
+        False,
+        False,
+        True,
+        False,
+    ]  # nothing is behind the last
