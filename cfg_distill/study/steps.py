@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.recipe import Recipe
-from cfg_distill.study.check import command_of
 from cfg_distill.study.climbing import ClimbLadder, ladder_of
 from cfg_distill.study.config import Study
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders, TimeSampling
@@ -175,7 +174,7 @@ def last_checkpoint(folder: Path) -> dict[str, str]:
 
 def _fit_step(name: str, fit: Fit, run: Run, start: Made, out: Path) -> Step:
     recipe, folder = fit.recipe, run.within(out / "fits" / name)
-    words = command_of(fit) + ([f"--model.start={start.folder}"] if start.folder else [])
+    words = fit.words + ([f"--model.start={start.folder}"] if start.folder else [])
     seed = [] if run.seed is None else [f"--seed_everything={run.seed}"]
     # The study's own additions: no baselines, since it measures its own, the folder of the run, and to go on from its last
     # checkpoint when there is one.
