@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -239,6 +240,24 @@ def problems_of(part: Any, context: Context = Context(), under: str = "") -> lis
 def problems_of_counts(**settings: int) -> list[Problem]:
     """Which of some settings, by their keys, is no number of at least 1."""
     return [Problem(key, f"expected at least 1, but got {value}.") for key, value in settings.items() if not value >= 1]
+
+
+def problems_of_positive(**settings: float) -> list[Problem]:
+    """Which of some settings, by their keys, is no finite number above 0."""
+    return [
+        Problem(key, f"expected a number above 0, but got {value}.")
+        for key, value in settings.items()
+        if not 0 < value < math.inf
+    ]
+
+
+def problems_of_shares(**settings: float) -> list[Problem]:
+    """Which of some settings, by their keys, is no number in [0, 1)."""
+    return [
+        Problem(key, f"expected a number in [0, 1), but got {value}.")
+        for key, value in settings.items()
+        if not 0 <= value < 1
+    ]
 
 
 def joined(prefix: str, key: str) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import PLACE, normalised
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, problems_of_positive
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.folders.dials import problems_of_dial
@@ -303,8 +303,7 @@ def _problems_of_claims(study: Study) -> list[Problem]:
             Guard.parse(metric, bound)
         except ConfigError as error:
             problems += error.under(f"guards.{metric}")
-    if not 0 < study.claims.margin < math.inf:
-        problems.append(Problem("margin", f"expected a number above 0, but got {study.claims.margin}."))
+    problems += problems_of_positive(margin=study.claims.margin)
     return _under("claims", problems)
 
 
