@@ -64,13 +64,11 @@ class Arguments(argparse.ArgumentParser):
         raise ConfigError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
-def add_sampling(
-    parser: argparse.ArgumentParser, samples: int, max_new_tokens: int | None, temperatures: bool = False
-) -> None:
+def add_sampling(parser: argparse.ArgumentParser, samples: int, temperatures: bool = False) -> None:
     """The sampling options that ``generate`` and ``evaluate`` share."""
-    longest = "the longest sample" + ("; default: as long as the model sees" if max_new_tokens is None else "")
+    longest = "the longest sample; default: as long as the model sees"
     parser.add_argument("--samples", type=int, default=samples, metavar="N", help="samples per prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help=longest)
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help=longest)
     if temperatures:
         parser.add_argument(
             "--temperature", nargs="+", type=float, default=[1.0], metavar="T", help="1 is the model's own"

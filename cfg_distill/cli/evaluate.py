@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"
     )
-    add_sampling(parser, samples=8, max_new_tokens=None, temperatures=True)
+    add_sampling(parser, samples=8, temperatures=True)
     add_common(parser, "flac")
     given = parser.read(argv)
     take_anneal(given)

@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--melody", metavar="FILE", help="a sound file that a melody model follows")
     conditions = "what else the prompts condition on, for models that read it: bpm=96"
     parser.add_argument("--condition", dest="conditions", nargs="+", default=[], metavar="NAME=TEXT", help=conditions)
-    add_sampling(parser, samples=4, max_new_tokens=None)
+    add_sampling(parser, samples=4)
     add_common(parser, "wav")
     given = parser.read(argv)
     take_anneal(given)

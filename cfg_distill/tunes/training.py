@@ -15,12 +15,12 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.tunes.network import NetworkConfig, TuneNetwork
 
 
-def warmup_cosine(step: int, warmup: int, total: int, floor: float = 0.0) -> float:
-    """Factor on the learning rate: linear to 1 in ``warmup`` steps, then half a cosine down to ``floor``."""
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor on the learning rate: linear to 1 in ``warmup`` steps, then half a cosine down to 0."""
     if step < warmup:
         return (step + 1) / warmup
     done = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 class FolderTraining(lightning.LightningModule, ABC):
