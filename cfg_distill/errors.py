@@ -265,6 +265,16 @@ def joined(prefix: str, key: str) -> str:
     return f"{prefix}{key}" if not prefix or not key or key.startswith("[") else f"{prefix}.{key}"
 
 
+def is_beneath(path: str, key: str) -> bool:
+    """Whether a path is that of a key, or of something under it.
+
+    Example:
+        >>> [is_beneath(path, "fits.a") for path in ("fits.a", "fits.a.start", "fits.a[0]", "fits.ab", "fits")]
+        [True, True, True, False, False]
+    """
+    return path == key or path.startswith((f"{key}.", f"{key}["))
+
+
 def listed(names: Sequence[str], limit: int = 20) -> str:
     """The names, and how many more there are.
 

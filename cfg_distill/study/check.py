@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import PLACE, normalised
-from cfg_distill.errors import ConfigError, Problem, problems_of_positive
+from cfg_distill.errors import ConfigError, Problem, is_beneath, problems_of_positive
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.folders.dials import problems_of_dial
@@ -63,8 +63,7 @@ def without_echoes(first: Iterable[Problem], then: Iterable[Problem]) -> list[Pr
     known = [problem.path for problem in first if problem.path]
 
     def echoes(problem: Problem) -> bool:
-        path = problem.path
-        return problem in first or any(path == key or path.startswith((f"{key}.", f"{key}[")) for key in known)
+        return problem in first or any(is_beneath(problem.path, key) for key in known)
 
     return first + [problem for problem in then if not echoes(problem)]
 

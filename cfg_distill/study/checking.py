@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from cfg_distill.data.reading import read_prompts, templated, together
-from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, is_beneath, problems_of
 from cfg_distill.evaluation.anneal import problems_of_anneal, problems_of_course
 from cfg_distill.study.climbing import ladder_of, problems_of_ladder
 from cfg_distill.study.config import Study
@@ -142,7 +142,7 @@ def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, Che
     """
 
     def is_fine(key: str) -> bool:
-        return not any(problem.path == key or problem.path.startswith(f"{key}.") for problem in known)
+        return not any(is_beneath(problem.path, key) for problem in known)
 
     made = {*study.fits, *study.merges}
     groups = {"baselines": study.baselines, "systems": study.systems}
