@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.anneal import annealed
-from cfg_distill.evaluation.chosen import default_metrics, metrics_of
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System
 from cfg_distill.files import write_text
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from cfg_distill.evaluation.requests import EvaluateRequest
     from cfg_distill.generators import Predictor
     from cfg_distill.metrics.base import SampleMetric
-
-__all__ = ["default_metrics", "evaluate_models", "evaluate_request", "metrics_of", "write_front"]
 
 
 def evaluate_models(models: Sequence[str], prompts: str | Path, **settings: Any) -> None:

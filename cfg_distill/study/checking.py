@@ -51,7 +51,7 @@ class CheckEvaluation:
         return {}
 
     def _problems_of_metrics(self) -> list[Problem]:
-        from cfg_distill.evaluation.models import metrics_of
+        from cfg_distill.evaluation.chosen import metrics_of
 
         given = self.evaluation
         try:
@@ -71,8 +71,7 @@ class CheckEvaluation:
         return problems
 
     def _problems_of_prompts(self) -> list[Problem]:
-        from cfg_distill.evaluation.chosen import conditioner_of, problems_of_metrics_on
-        from cfg_distill.evaluation.models import metrics_of
+        from cfg_distill.evaluation.chosen import conditioner_of, metrics_of, problems_of_metrics_on
         from cfg_distill.generators import open_generator
         from cfg_distill.sampling import problems_of_lengths
 
