@@ -35,6 +35,17 @@ class FirstToken(Reward):
         return GroupReward(reward_BG, reward_BG - siblings_BG)
 
 
+class Even(Reward):
+    """Samples that begin with an odd token are degenerate, and may be drawn again. The reward itself is 0."""
+
+    def forward(self, samples: Samples) -> GroupReward:
+        zeros_BG = torch.zeros(len(samples.prompts), samples.group)
+        return GroupReward(zeros_BG, zeros_BG)
+
+    def degenerate(self, samples: Samples) -> torch.Tensor:
+        return samples.rollout.tokens_BGKT[:, :, 0, 0] % 2 == 1
+
+
 class DistinctFirst(SampleMetric):
     """The share of different first tokens in a group."""
 
