@@ -12,6 +12,7 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import read_yaml
+from cfg_distill.files.columns import aligned
 from cfg_distill.files.logs import clock, scalars_of, seconds_of
 
 SHOWN = ("val/kl_per_token", "train/kl_per_token", "train/diversity_reward", "gradient_ratio/diversity")
@@ -75,10 +76,7 @@ def table_of(runs: Sequence[Run]) -> str:
         values = "  ".join(f"{tag} {value:.3g}" for tag, value in run.values.items())
         took = "-" if run.seconds is None else clock(run.seconds)
         rows.append([str(run.folder), run.state, step, took, _bytes(run.size), run.recipe or "-", values or "-"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(aligned(rows, ruled=()))
 
 
 def _folders_of_runs(folder: Path) -> Iterator[Path]:
