@@ -162,7 +162,7 @@ def write_front(
         more: further entries of front.json.
         lines: what they say, for table.txt.
     """
-    from cfg_distill.evaluation.figure import front_figure
+    from cfg_distill.evaluation.figure import front_figure, save_front
     from cfg_distill.evaluation.front import ROWS, hypervolumes
     from cfg_distill.evaluation.table import front_table, hypervolume_line, note_of_rows, notes_of
 
@@ -188,8 +188,6 @@ def write_front(
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
         figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
-        staged = out / ".front.png"
-        figure.savefig(staged, format="png")
-        staged.replace(out / "front.png")
+        save_front(figure, out)
     write_text(out / "table.txt", table)
     return table
