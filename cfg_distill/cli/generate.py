@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import ANNEAL, Arguments, add_common, add_sampling, take_anneal
+from cfg_distill.cli.arguments import Arguments, add_common, add_sampling, check, take_anneal
 from cfg_distill.errors import ConfigError
 
 _NO_MODEL = (
@@ -53,11 +53,8 @@ def run(argv: Sequence[str]) -> None:
     from cfg_distill.recipe.quiet import without_bars
 
     without_bars()
-    request, options = GenerateRequest(**vars(given)), parser.options() | ANNEAL
-    if problems := request.problems():
-        raise ConfigError([problem.told(options) for problem in problems])
-    for remark in request.remarks():
-        print(remark.told(options), file=sys.stderr)
+    request = GenerateRequest(**vars(given))
+    check(parser, request)
     samples = request.draw()
     show(samples, request.renderer)
     if request.folder is not None:
