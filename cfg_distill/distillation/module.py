@@ -184,9 +184,8 @@ class CFGDistillation(L.LightningModule):
             return
         if problems := self.problems():
             raise ConfigError([problem.under("model") for problem in problems])
-        with torch_seed(
-            self.seed
-        ):  # of a new adapter, whatever was drawn before: Lightning seeds anew for many processes
+        # A new adapter depends on the seed alone, whatever was drawn before: Lightning seeds anew where processes are many.
+        with torch_seed(self.seed):
             self.student.load()
         self.teacher = self.student.frozen_copy()
         if self.start:
