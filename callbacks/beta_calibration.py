@@ -1,12 +1,11 @@
 """BetaCalibration: choose beta by the ratio of gradient norms instead of by trial."""
 
-import math
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from cfg_distill.errors import ConfigError, Context, Problem, nearest
+from cfg_distill.errors import ConfigError, Context, Problem, nearest, problems_of_positive, problems_of_shares
 from cfg_distill.rewards.running import share_of_newest
 
 
@@ -61,13 +60,11 @@ class BetaCalibration(Callback):
         found = []
         if self.loss == self.reference:
             found.append(Problem("reference", f"expected another loss than `@.loss`, but both are {self.loss}."))
-        if not 0 < self.ratio < math.inf:
-            found.append(Problem("ratio", f"expected a number above 0, but got {self.ratio}."))
+        found += problems_of_positive(ratio=self.ratio)
         for key, steps in (("start_step", self.start_step), ("num_steps", self.num_steps)):
             if not steps >= 0:
                 found.append(Problem(key, f"expected 0 or more steps, but got {steps}."))
-        if not 0 <= self.momentum < 1:
-            found.append(Problem("momentum", f"expected a number in [0, 1), but got {self.momentum}."))
+        found += problems_of_shares(momentum=self.momentum)
         return found
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

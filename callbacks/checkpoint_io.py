@@ -17,6 +17,7 @@ from cfg_distill.checkpoints import HIDES_CODE, problem_of_file
 from cfg_distill.checkpoints.shards import read_folder, remove
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
+from cfg_distill.files.staged import sync
 
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
 
@@ -76,7 +77,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                     raise OSError(f"Checkpoint {target} was written, but reads back damaged: {problem}.")
                 _keep(target)
                 os.replace(partial, target)
-            _sync_folder(target.parent)
+            sync(target.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -160,11 +161,3 @@ def _remove_leftovers(target: Path) -> None:
                 leftover.unlink(missing_ok=True)
         except OSError:
             pass  # its run is alive, or has just renamed it
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

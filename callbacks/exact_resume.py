@@ -88,7 +88,7 @@ class ExactResume(Callback):
         then = self._epoch_then or _epoch_of(trainer)
         if said := _said(len(self._loaded), then, trainer):
             rank_zero_info(said)
-        _go_on_in_epoch(trainer, *then)
+        _go_on_in_epoch(trainer, then[0])
         if len(self._loaded) == trainer.world_size:
             self._batch_end = self._loaded[trainer.global_rank]
         else:
@@ -185,7 +185,7 @@ def _said(processes: int, epoch_then: tuple[float, int], trainer: Trainer) -> st
     return f"Going on with {processes_now}, where {then} began. Kept: {', '.join(kept)}. Not kept: {'; '.join(lost)}."
 
 
-def _go_on_in_epoch(trainer: Trainer, batches_then: float, accumulate_then: int) -> None:
+def _go_on_in_epoch(trainer: Trainer, batches_then: float) -> None:
     """Count the batches of this epoch as a run would that had been split like this from the beginning.
 
     Lightning goes on from the number of batches of the run before; the loader from the place in the epoch

@@ -1,6 +1,5 @@
 """SampleLogging: what the student says or plays, in any logger."""
 
-import re
 import textwrap
 from collections.abc import Callable
 from typing import Any, Protocol, cast, runtime_checkable
@@ -14,6 +13,7 @@ from cfg_distill.audio import Waveform, within_full_scale
 from cfg_distill.callbacks.media import Sink, sinks
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
+from cfg_distill.evaluation.written import words_of
 from cfg_distill.sampling.samples import Samples
 
 AudioOf = Callable[[str, str], tuple[np.ndarray, int]]
@@ -88,7 +88,7 @@ class SampleLogging(Callback):
             return
         for sink in sinks(trainer):
             for number, (prompt, group) in enumerate(self._shown):
-                self._log(sink, f"samples/{number}-{_words(prompt)}", prompt, group, trainer.global_step)
+                self._log(sink, f"samples/{number}-{words_of(prompt, 40)}", prompt, group, trainer.global_step)
 
     def _log(self, sink: Sink, tag: str, prompt: str, group: list[Any], step: int) -> None:
         texts = [self._text(output, prompt) for output in group if isinstance(output, str)]
@@ -120,8 +120,3 @@ class SampleLogging(Callback):
         except Exception as error:  # a student in training may write what no renderer can play
             rank_zero_warn(f"A sample could not be turned into sound: {type(error).__name__}: {error}")
             return None
-
-
-def _words(prompt: str) -> str:
-    """The first words of a prompt, for a tag."""
-    return "-".join(re.findall(r"\w+", str(prompt).lower()))[:40].strip("-") or "unconditional"

@@ -11,7 +11,7 @@ from torch import Tensor
 from cfg_distill.callbacks.weights import aliases
 from cfg_distill.checkpoints import AVERAGES, student_weights, write_student
 from cfg_distill.checkpoints.shards import sharded_like
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_shares
 
 
 class StudentEMA(Callback):
@@ -62,9 +62,7 @@ class StudentEMA(Callback):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings."""
-        found = []
-        if not 0 <= self.decay < 1:
-            found.append(Problem("decay", f"expected a number in [0, 1), but got {self.decay}."))
+        found = problems_of_shares(decay=self.decay)
         if self.update_every < 1:
             found.append(Problem("update_every", f"expected at least 1 step, but got {self.update_every}."))
         if self.start_step < 0:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -243,9 +244,37 @@ def problems_of_counts(**settings: int) -> list[Problem]:
     return [Problem(key, f"expected at least 1, but got {value}.") for key, value in settings.items() if not value >= 1]
 
 
+def problems_of_positive(**settings: float) -> list[Problem]:
+    """Which of some settings, by their keys, is no finite number above 0."""
+    return [
+        Problem(key, f"expected a number above 0, but got {value}.")
+        for key, value in settings.items()
+        if not 0 < value < math.inf
+    ]
+
+
+def problems_of_shares(**settings: float) -> list[Problem]:
+    """Which of some settings, by their keys, is no number in [0, 1)."""
+    return [
+        Problem(key, f"expected a number in [0, 1), but got {value}.")
+        for key, value in settings.items()
+        if not 0 <= value < 1
+    ]
+
+
 def joined(prefix: str, key: str) -> str:
     """A path: ``joined("trainer.callbacks", "[3].window")`` is ``trainer.callbacks[3].window``."""
     return f"{prefix}{key}" if not prefix or not key or key.startswith("[") else f"{prefix}.{key}"
+
+
+def is_beneath(path: str, key: str) -> bool:
+    """Whether a path is that of a key, or of something under it.
+
+    Example:
+        >>> [is_beneath(path, "fits.a") for path in ("fits.a", "fits.a.start", "fits.a[0]", "fits.ab", "fits")]
+        [True, True, True, False, False]
+    """
+    return path == key or path.startswith((f"{key}.", f"{key}["))
 
 
 def listed(names: Sequence[str], limit: int = 20) -> str:

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import Context, Problem, problems_of_counts, problems_of_positive
 from cfg_distill.prompt import Prompt, PromptLike
 
 
@@ -97,11 +97,8 @@ class Schedule:
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings."""
-        found = []
-        if not self.positions >= 1:
-            found.append(Problem("positions", f"expected at least 1, but got {self.positions}."))
-        if not 0 < self.power < torch.inf:
-            found.append(Problem("power", f"expected a number above 0, but got {self.power}."))
+        found = problems_of_counts(positions=self.positions)
+        found += problems_of_positive(power=self.power)
         if not 0 < self.step_at <= 1:
             found.append(Problem("step_at", f"expected a share above 0 and up to 1, but got {self.step_at}."))
         return found

@@ -179,8 +179,8 @@ def test_what_the_system_refuses_is_a_message(tmp_path: Path, monkeypatch: pytes
 
 def test_files_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    sync, exchange = staged._sync, staged._exchanged
-    monkeypatch.setattr(staged, "_sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
+    sync, exchange = staged.sync, staged._exchanged
+    monkeypatch.setattr(staged, "sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
     monkeypatch.setattr(staged, "_exchanged", lambda *names: (order.append("exchange"), exchange(*names))[1])
     (tmp_path / "student").mkdir()
     with staged_folder(tmp_path / "student") as folder:

@@ -35,6 +35,17 @@ class FirstToken(Reward):
         return GroupReward(reward_BG, reward_BG - siblings_BG)
 
 
+class Even(Reward):
+    """Samples that begin with an odd token are degenerate, and may be drawn again. The reward itself is 0."""
+
+    def forward(self, samples: Samples) -> GroupReward:
+        zeros_BG = torch.zeros(len(samples.prompts), samples.group)
+        return GroupReward(zeros_BG, zeros_BG)
+
+    def degenerate(self, samples: Samples) -> torch.Tensor:
+        return samples.rollout.tokens_BGKT[:, :, 0, 0] % 2 == 1
+
+
 class DistinctFirst(SampleMetric):
     """The share of different first tokens in a group."""
 
@@ -72,7 +83,7 @@ def batches(number: int) -> StatefulDataLoader:
     return StatefulDataLoader(EverySoMany(number), batch_size=None)
 
 
-def student_of(folder: str, kind: type[CFGDistillation] = CFGDistillation, **settings: Any) -> CFGDistillation:
+def student_of(folder: str, **settings: Any) -> CFGDistillation:
     """A module whose weights move visibly in a step."""
     defaults: dict[str, Any] = {
         "generator": CausalLM(folder),
@@ -82,7 +93,7 @@ def student_of(folder: str, kind: type[CFGDistillation] = CFGDistillation, **set
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         "measure_gradients_every": 0,
     }
-    return kind(**(defaults | settings))
+    return CFGDistillation(**(defaults | settings))
 
 
 def trainer(callbacks: list[Any], root: Path | None = None, **settings: Any) -> L.Trainer:
@@ -92,6 +103,20 @@ def trainer(callbacks: list[Any], root: Path | None = None, **settings: Any) -> 
         "enable_checkpointing": any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
     }  # fmt: skip
     return L.Trainer(callbacks=callbacks, **(defaults | settings))
+
+
+def fitted(module: CFGDistillation, prompts: list[str], place: Path) -> list[float]:
+    """Fit a module by forty steps of the same prompts, and write ``last.ckpt`` into a folder. Returns the KL of each step."""
+    kls: list[float] = []
+
+    class Note(L.Callback):
+        def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
+            kls.append(float(trainer.callback_metrics["train/kl"]))
+
+    fit = trainer([Note()], place)
+    fit.fit(module, torch.utils.data.DataLoader([prompts] * 40, batch_size=None))  # type: ignore[arg-type]
+    fit.save_checkpoint(place / "last.ckpt")
+    return kls
 
 
 def snapshot(module: CFGDistillation) -> dict[str, torch.Tensor]:

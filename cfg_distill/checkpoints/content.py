@@ -31,6 +31,7 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import before_of, damage
 from cfg_distill.files.documents import UPDATE
 from cfg_distill.folders.adapters import Adapter, Factors
+from cfg_distill.folders.profile import is_trusted
 from cfg_distill.generators import Generator
 from cfg_distill.generators.loading import arguments_of
 from cfg_distill.generators.lora import NAME
@@ -305,7 +306,7 @@ def generator_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Generato
 
 def _class_of(class_path: Any, trust: Sequence[str]) -> type[Generator]:
     module, _, name = str(class_path).rpartition(".")
-    if not any(f"{module}.".startswith(f"{known}.") for known in (TRUSTED, *trust) if known):
+    if not is_trusted(str(class_path), trust, TRUSTED):
         raise ConfigError(
             f"its generator is `{class_path}`, and making it runs code of the module `{module}`. If you wrote that module, or"
             f" trust it, allow it with `@/trust` {module}"

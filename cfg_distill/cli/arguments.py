@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from cfg_distill.errors import ConfigError, nearest
+
+if TYPE_CHECKING:
+    from cfg_distill.evaluation import EvaluateRequest, GenerateRequest
 
 
 class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -64,13 +68,11 @@ class Arguments(argparse.ArgumentParser):
         raise ConfigError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
 
 
-def add_sampling(
-    parser: argparse.ArgumentParser, samples: int, max_new_tokens: int | None, temperatures: bool = False
-) -> None:
+def add_sampling(parser: argparse.ArgumentParser, samples: int, temperatures: bool = False) -> None:
     """The sampling options that ``generate`` and ``evaluate`` share."""
-    longest = "the longest sample" + ("; default: as long as the model sees" if max_new_tokens is None else "")
+    longest = "the longest sample; default: as long as the model sees"
     parser.add_argument("--samples", type=int, default=samples, metavar="N", help="samples per prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=max_new_tokens, metavar="N", help=longest)
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help=longest)
     if temperatures:
         parser.add_argument(
             "--temperature", nargs="+", type=float, default=[1.0], metavar="T", help="1 is the model's own"
@@ -92,7 +94,7 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-ANNEAL = {"anneal.base": "--anneal", "anneal.power": "--anneal-power"}
+_ANNEAL = {"anneal.base": "--anneal", "anneal.power": "--anneal-power"}
 """The options of the fields of :class:`cfg_distill.evaluation.anneal.Anneal`."""
 
 
@@ -129,6 +131,19 @@ def take_anneal(given: argparse.Namespace) -> None:
         raise ConfigError("Option `--anneal-power`: has no effect without a start model. Name one by --anneal.")
     if given.anneal is not None:
         given.anneal = Anneal(base=given.anneal) if power is None else Anneal(base=given.anneal, power=power)
+
+
+def check(parser: Arguments, request: GenerateRequest | EvaluateRequest) -> None:
+    """Print the remarks on a request of ``generate`` or ``evaluate``, which name the options of the command.
+
+    Raises:
+        ConfigError: everything that is wrong with the request, by its options.
+    """
+    options = parser.options() | _ANNEAL
+    if problems := request.problems():
+        raise ConfigError([problem.told(options) for problem in problems])
+    for remark in request.remarks():
+        print(remark.told(options), file=sys.stderr)
 
 
 def refuse_existing(out: Path, overwrite: bool) -> list[str]:

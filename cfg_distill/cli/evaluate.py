@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import ANNEAL, Arguments, add_common, add_sampling, take_anneal
-from cfg_distill.errors import ConfigError
+from cfg_distill.cli.arguments import Arguments, add_common, add_sampling, check, take_anneal
 
 
 def run(argv: Sequence[str]) -> None:
@@ -33,7 +31,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"
     )
-    add_sampling(parser, samples=8, max_new_tokens=None, temperatures=True)
+    add_sampling(parser, samples=8, temperatures=True)
     add_common(parser, "flac")
     given = parser.read(argv)
     take_anneal(given)
@@ -44,11 +42,8 @@ def run(argv: Sequence[str]) -> None:
 
     inline = vars(given).pop("inline")
     without_bars()
-    request, options = EvaluateRequest(**vars(given)), parser.options() | ANNEAL
-    if problems := request.problems():
-        raise ConfigError([problem.told(options) for problem in problems])
-    for remark in request.remarks():
-        print(remark.told(options), file=sys.stderr)
+    request = EvaluateRequest(**vars(given))
+    check(parser, request)
     print(evaluate_request(request))
     if given.out is not None:
         from cfg_distill.report import write_report

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import ANNEAL, Arguments, add_common, add_sampling, take_anneal
+from cfg_distill.cli.arguments import Arguments, add_common, add_sampling, check, take_anneal
 from cfg_distill.errors import ConfigError
 
 _NO_MODEL = (
@@ -41,7 +41,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--melody", metavar="FILE", help="a sound file that a melody model follows")
     conditions = "what else the prompts condition on, for models that read it: bpm=96"
     parser.add_argument("--condition", dest="conditions", nargs="+", default=[], metavar="NAME=TEXT", help=conditions)
-    add_sampling(parser, samples=4, max_new_tokens=None)
+    add_sampling(parser, samples=4)
     add_common(parser, "wav")
     given = parser.read(argv)
     take_anneal(given)
@@ -53,11 +53,8 @@ def run(argv: Sequence[str]) -> None:
     from cfg_distill.recipe.quiet import without_bars
 
     without_bars()
-    request, options = GenerateRequest(**vars(given)), parser.options() | ANNEAL
-    if problems := request.problems():
-        raise ConfigError([problem.told(options) for problem in problems])
-    for remark in request.remarks():
-        print(remark.told(options), file=sys.stderr)
+    request = GenerateRequest(**vars(given))
+    check(parser, request)
     samples = request.draw()
     show(samples, request.renderer)
     if request.folder is not None:

@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--memory", type=float, metavar="GB", help="memory of a device; default: that of --gpu")
     parser.add_argument("--gpu", metavar="NAME", help="a kind of GPU (h100, a100, l4, ...); default: this machine")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes, FLOPs and seconds")
-    own, words = _apart(parser, argv)
+    own, words = _apart(argv)
     given = parser.parse_args(own)
     sorted_out = sorted_words(words)  # a missing file is found before torch is imported
     recipe = Recipe.read(sorted_out.files, sorted_out.overrides)
@@ -37,7 +37,7 @@ def run(argv: Sequence[str]) -> int:
     return 0 if plan.fits else 1
 
 
-def _apart(parser: Arguments, argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def _apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """The words of this command, and those about the recipe: its files and dotted keys."""
     options = {"--devices": 1, "--memory": 1, "--gpu": 1, "--json": 0, "--help": 0, "-h": 0}
     own: list[str] = []

@@ -8,7 +8,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill.data.batches import PromptBatches, Prompts
 from cfg_distill.data.reading import normalised, read_prompts, together
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.prompt import Prompt, PromptLike
 
 
@@ -54,9 +54,7 @@ class PromptData(L.LightningDataModule):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings and the files."""
-        found = []
-        if self.batch_size < 1:
-            found.append(Problem("batch_size", f"expected at least 1, but got {self.batch_size}."))
+        found = problems_of_counts(batch_size=self.batch_size)
         if self.validation_batch_size < 0:
             text = f"expected at least 1, or 0 for `@.batch_size`, but got {self.validation_batch_size}."
             found.append(Problem("validation_batch_size", text))

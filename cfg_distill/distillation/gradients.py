@@ -15,8 +15,8 @@ from torch.distributed.tensor import DTensor
 from cfg_distill.checkpoints.shards import whole
 from cfg_distill.distillation.memory import with_less_memory
 from cfg_distill.distillation.sharding import in_equal_number
-from cfg_distill.distillation.step import micro_batches, overview, reference_of
-from cfg_distill.losses import Loss, mix
+from cfg_distill.distillation.step import count_scale, micro_batches, overview, reference_of
+from cfg_distill.losses import mix
 from cfg_distill.sampling.samples import Samples
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def norms_of_step(
         for (prompts, rows), counts in in_equal_number(module, parts):
             inputs = module.score(samples, prompts, rows)
             total, _ = mix({name: losses[name]}, inputs, {name: 1.0}, advantages, chunk=module.execution.logits_chunk)
-            (total * counts / module.count_scale).backward()
+            (total * counts / count_scale(module)).backward()
 
     def of(name: str) -> Callable[[], None]:
         # Memory may run out on one rank: it repeats its own part, and the others wait where they add up.
@@ -89,7 +89,7 @@ def norms_of_step(
     counts_2 = torch.stack(
         [module.count.of_rows(mask_NKT), torch.tensor(len(mask_NKT), device=mask_NKT.device)]
     ).float()
-    scale = module.count_scale / module.count.of_step(*cast(Tensor, everywhere(counts_2)))
+    scale = count_scale(module) / module.count.of_step(*cast(Tensor, everywhere(counts_2)))
     found = norms(parameters, {name: of(name) for name in losses}, added_up)
     return {name: norm * scale for name, norm in found.items()}
 
@@ -122,27 +122,32 @@ def log_measured(module: CFGDistillation, values: Mapping[str, Tensor]) -> None:
 
 
 class RatioWatch:
-    """What is logged of measured gradients; and a warning, once per loss, when one has outweighed the divergence for long."""
+    """Measures gradients; and warns, once per loss, when one has outweighed the divergence for long."""
 
     def __init__(self) -> None:
         self._weights: dict[str, list[float]] = {}
 
-    def logged(
-        self, losses: Mapping[str, Loss], norms: Mapping[str, Tensor], weights: Mapping[str, Tensor], watch: bool
-    ) -> dict[str, Tensor]:
-        """The values of a measurement, by the names they have in a log.
+    def measure(
+        self,
+        module: CFGDistillation,
+        samples: Samples,
+        advantages: Mapping[str, Tensor | None],
+        weights: Mapping[str, Tensor],
+    ) -> None:
+        """Measure the gradients of a batch, for callbacks and for the log, and warn.
 
         Args:
-            losses: the mix.
-            norms: of the unweighted losses.
+            module: the one that takes the step. No warning where a callback has it measure, which sets the weight itself.
+            samples: the batch.
+            advantages: of the samples, by loss.
             weights: of this step.
-            watch: whether to warn; not where a callback measures, which sets the weight itself.
         """
-        reference = reference_of(losses)
-        found = as_logged(norms, weights, reference)
-        for said in self.remarks(found, weights, reference) if watch else ():
+        module.gradient_norms = norms_of_step(module, samples, advantages)
+        reference = reference_of(module.mix)
+        found = as_logged(module.gradient_norms, weights, reference)
+        for said in () if module.measure_gradients else self.remarks(found, weights, reference):
             rank_zero_warn(said)
-        return found | overview(losses, found)
+        log_measured(module, found | overview(module.mix, found))
 
     def remarks(self, logged: Mapping[str, Tensor], weights: Mapping[str, Tensor], reference: str) -> list[str]:
         """What to tell the user after a measurement, and the weight to set.

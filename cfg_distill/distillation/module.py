@@ -3,8 +3,8 @@
 Shapes: N rows (B prompts x G samples), K codebooks, T generated positions.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -16,20 +16,20 @@ from torch import Tensor, nn
 
 from cfg_distill import checkpoints
 from cfg_distill.distillation import resuming
-from cfg_distill.distillation.ahead import Ahead, problems_of_sampler_with
+from cfg_distill.distillation.ahead import Ahead
 from cfg_distill.distillation.asked import advantages_of
 from cfg_distill.distillation.count import Count
 from cfg_distill.distillation.dial import Dial, dialled
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.fingerprint import fingerprint
 from cfg_distill.distillation.finite import refuse_spoilt
-from cfg_distill.distillation.gradients import RatioWatch, log_measured, norms_of_step
+from cfg_distill.distillation.gradients import RatioWatch, log_measured
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_start, of_teacher
 from cfg_distill.distillation.prompts import problems_of_data, problems_once_loaded, refuse
-from cfg_distill.distillation.settings import configured, problems_of_settings, problems_of_trainer, summary
-from cfg_distill.distillation.sharding import at_rest, in_equal_length, problems_of_sharding, sampling_from, shard
-from cfg_distill.distillation.step import Batch, Step, ended, values_of_step, watched_sums
+from cfg_distill.distillation.settings import configured, problems_of_settings, problems_with_trainer, summary
+from cfg_distill.distillation.sharding import at_rest, in_equal_length, sampling_from, shard
+from cfg_distill.distillation.step import Batch, Step, count_scale, ended, values_of_step, watched_sums
 from cfg_distill.distillation.step_samples import drawn_for_step
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guidance, PromptLike
@@ -161,9 +161,7 @@ class CFGDistillation(L.LightningModule):
 
     def problems_with(self, trainer: L.Trainer) -> list[Problem]:
         """What is wrong with the settings of a trainer of this module."""
-        return (
-            problems_of_trainer(trainer) + problems_of_sharding(self, trainer) + problems_of_sampler_with(self, trainer)
-        )
+        return problems_with_trainer(self, trainer)
 
     def problems_of_data(self, data: Any, stage: str = "fit") -> list[Problem]:
         """Why there can be no samples of the prompts of a data module that was set up, or, in a fit, nothing to learn."""
@@ -186,9 +184,8 @@ class CFGDistillation(L.LightningModule):
             return
         if problems := self.problems():
             raise ConfigError([problem.under("model") for problem in problems])
-        with torch_seed(
-            self.seed
-        ):  # a new adapter, whatever was drawn before: Lightning seeds anew where processes are many
+        # A new adapter depends on the seed alone, whatever was drawn before: Lightning seeds anew where processes are many.
+        with torch_seed(self.seed):
             self.student.load()
         self.teacher = self.student.frozen_copy()
         if self.start:
@@ -266,66 +263,45 @@ class CFGDistillation(L.LightningModule):
             ``loss``; ``samples``, the decoded groups; ``rewards`` and ``advantages``, ``[B, G]`` by the name of each loss that
             has them; ``degenerate``, which samples are, ``[B, G]``.
         """
-        self.batch = batch
-        with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self), dialled(self):
-            return self._training_step(batch, batch_idx)
+        with self._computing(batch), dialled(self):
+            samples, degenerate_BG = drawn_for_step(self, batch)
+            advantages = advantages_of(self.mix, samples, self.global_step)
+            rewards = {name: loss.reward_BG for name, loss in self.mix.items() if loss.reward_BG is not None}
+            weights = {name: loss.weight_at(self.global_step) for name, loss in self.mix.items()}
+            every = self.measure_gradients_every
+            measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._step.begins)
+            if measuring:
+                self._ratios.measure(self, samples, advantages, weights)
+            part = Batch(samples, advantages, rewards, weights, ENTROPIES if measuring else {})
+            self._step.add(self, part)
+            self._log_step(part)
+            return {
+                "loss": ended(self, part.loss / count_scale(self)),
+                "samples": samples,
+                "rewards": rewards,
+                "advantages": {name: each.view(len(batch), -1) for name, each in part.weights_of_samples().items()},
+                "degenerate": degenerate_BG,
+            }
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         with advice_on_memory(self):  # the optimiser's state is made at its first step
             super().optimizer_step(*args, **kwargs)
 
-    def _training_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        samples, degenerate_BG = drawn_for_step(self, batch)
-        advantages = advantages_of(self.mix, samples, self.global_step)
-        rewards = {name: loss.reward_BG for name, loss in self.mix.items() if loss.reward_BG is not None}
-        weights = {name: loss.weight_at(self.global_step) for name, loss in self.mix.items()}
-        every = self.measure_gradients_every
-        measuring = self.measure_gradients or (every and self.global_step % every == 0 and self._step.begins)
-        if measuring:
-            self._measure_gradients(samples, advantages)
-            watch = not self.measure_gradients
-            log_measured(self, self._ratios.logged(self.mix, self.gradient_norms, weights, watch))
-        part = Batch(samples, advantages, rewards, weights, ENTROPIES if measuring else {})
-        self._step.add(self, part)
-        self._log_step(part)
-        return {
-            "loss": ended(self, part.loss / self.count_scale),
-            "samples": samples,
-            "rewards": rewards,
-            "advantages": {name: each.view(len(batch), -1) for name, each in part.weights_of_samples().items()},
-            "degenerate": degenerate_BG,
-        }
-
     def optimizer_zero_grad(self, epoch: int, batch_idx: int, optimizer: torch.optim.Optimizer) -> None:
         """Nothing: Lightning calls this after training_step, and the gradients are there already."""
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Turn Lightning's mean of means over micro-batches and ranks into all-reduced sum over all-reduced count.
-
-        A step whose loss, reward or gradient is NaN or infinite is skipped, on all ranks alike: an optimiser moves no parameter
-        without a gradient, nor its own state.
-
-        Raises:
-            ConfigError: it is one too many of such steps.
-        """
-        if (closed := self._step.close(self, optimizer)) is None:
-            self.student.zero_grad(set_to_none=True)
-        else:
-            factor = self.count_scale * self.trainer.accumulate_grad_batches / float(self.count.close(*closed))
-            for gradient in [p.grad for p in self.student.parameters() if p.grad is not None]:
-                gradient.mul_(factor)
+        """Divide the gradient by the count of the step, or skip the step: see :meth:`Step.close`."""
+        self._step.close(self, optimizer)
         self.log("train/bad_steps", float(self._step.bad.total))
 
     def validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        self.batch = batch
-        with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self):
-            return self._validation_step(batch, batch_idx)
-
-    def _validation_step(self, batch: list[PromptLike], batch_idx: int) -> dict[str, Any]:
-        seeds = self._rollout_seed(-1, self._validation_places.of(self, len(batch), batch_idx == 0))
-        with self.gathered():
-            samples = in_equal_length(self, self.draw(batch, seeds))
-        sums = with_less_memory(self, len(samples.outputs), partial(watched_sums, self, samples, DISTANCE | ENTROPIES))
+        with self._computing(batch):
+            seeds = self._rollout_seed(-1, self._validation_places.of(self, len(batch), batch_idx == 0))
+            with self.gathered():
+                samples = in_equal_length(self, self.draw(batch, seeds))
+            watched = partial(watched_sums, self, samples, DISTANCE | ENTROPIES)
+            sums = with_less_memory(self, len(samples.outputs), watched)
         # Means weighted by their cells. Lightning averages weights over ranks, and drops the fraction: here there is none.
         world, cells = self.trainer.world_size, int(samples.rollout.mask_NKT.sum())
         values = {f"val/{name}": value / cells for name, value in sums.items()}
@@ -335,6 +311,13 @@ class CFGDistillation(L.LightningModule):
 
     # Its parts
 
+    @contextmanager
+    def _computing(self, batch: list[PromptLike]) -> Iterator[None]:
+        """How a batch is computed, be it trained on or validated."""
+        self.batch = batch
+        with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self):
+            yield
+
     @property
     def mix(self) -> dict[str, Loss]:
         """The losses by name."""
@@ -343,14 +326,6 @@ class CFGDistillation(L.LightningModule):
     def _rollout_seed(self, step: int, places: Sequence[int], attempt: int = 0) -> Seeds:
         # Distinct streams for training (step >= 0) and validation (-1: the same draws at every validation).
         return Seeds((self.seed, step + 1, attempt), places)
-
-    @property
-    def count_scale(self) -> int:
-        """A constant of the order of one prompt's count: it keeps the gradients of half precision in range."""
-        return self.sampling.samples * (self.sampling.max_new_tokens if self.reduction == "mean" else 1)
-
-    def _measure_gradients(self, *step: Any) -> None:
-        self.gradient_norms |= norms_of_step(self, *step)
 
     def _log_step(self, batch: Batch) -> None:
         count = self.count.of_rows(batch.samples.rollout.mask_NKT)

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from cfg_distill.checkpoints import RANDOM_STATES
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, listed
 
 _PLAIN = (bool, int, float, str, tuple, type(None))
 # A new scheduler copies these from its optimiser: they are no settings of its own.
@@ -45,16 +45,13 @@ def settings_of_scheduler(scheduler: Any) -> str:
     return f"{type(scheduler).__name__} {own(scheduler.state_dict())}"
 
 
-def refuse_other_tensors(
-    needed: AbstractSet[str], own: Mapping[str, Tensor], saved: Mapping[str, Tensor], most: int = 3
-) -> None:
+def refuse_other_tensors(needed: AbstractSet[str], own: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
     """Refuse a checkpoint of another run.
 
     Args:
         needed: the names that it must have.
         own: the state dict of this run.
         saved: that of the checkpoint.
-        most: names to list of each kind.
 
     Raises:
         ConfigError: names are missing or unexpected, or shapes differ; the first ones are named.
@@ -64,11 +61,7 @@ def refuse_other_tensors(
         "this run does not have": saved.keys() - own.keys(),
         "of other shapes are": {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape},
     }
-    said = [
-        f"{what} {', '.join(sorted(names)[:most])}" + (f" and {len(names) - most} more" if len(names) > most else "")
-        for what, names in found.items()
-        if names
-    ]
+    said = [f"{what} {listed(sorted(names), 3)}" for what, names in found.items() if names]
     if said:
         text = (
             f"the checkpoint is of another run: {'; '.join(said)}. Resume with the recipe of that run (its folder holds it as"

@@ -9,11 +9,11 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from cfg_distill.distillation.ahead import problems_of_sampler
+from cfg_distill.distillation.ahead import problems_of_sampler, problems_of_sampler_with
 from cfg_distill.distillation.dial import problems_of_dial
 from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.distillation.rehearsal import problems_of_steps
-from cfg_distill.distillation.sharding import FSDP2
+from cfg_distill.distillation.sharding import FSDP2, problems_of_sharding
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.guided import problems_of_drop
 from cfg_distill.losses import Divergence, Loss
@@ -159,6 +159,13 @@ def _listed(losses: Mapping[str, Loss]) -> str:
 
 def _ties_to_teacher(loss: Loss) -> bool:
     return isinstance(loss, Divergence) and not loss.weight.item() <= 0  # NaN is a problem of the loss, and told there
+
+
+def problems_with_trainer(module: CFGDistillation, trainer: Trainer) -> list[Problem]:
+    """What is wrong with the settings of a trainer of a module; keys are relative to ``model``."""
+    return (
+        problems_of_trainer(trainer) + problems_of_sharding(module, trainer) + problems_of_sampler_with(module, trainer)
+    )
 
 
 def problems_of_trainer(trainer: Trainer) -> list[Problem]:

@@ -116,11 +116,16 @@ class Batch:
             )
             sums = {name: sums.get(name, 0.0) + value * counts for name, value in part.items()}
             # Divided by a constant here, by the true count of all batches and ranks before the optimiser steps.
-            share = total * counts / module.count_scale / module.trainer.accumulate_grad_batches
+            share = total * counts / count_scale(module) / module.trainer.accumulate_grad_batches
             # The graph of a micro-batch is gone before the next one's is made; autocast is for forward passes.
             with torch.autocast(share.device.type, enabled=False):
                 module.trainer.strategy.backward(share, None)
         self.sums = sums
+
+
+def count_scale(module: CFGDistillation) -> int:
+    """A constant of the order of one prompt's count: it keeps the gradients of half precision in range."""
+    return module.sampling.samples * (module.sampling.max_new_tokens if module.reduction == "mean" else 1)
 
 
 def watched_sums(
@@ -222,8 +227,11 @@ class Step:
 
         with_less_memory(module, max(each.num_samples for each in self.batches), attempt)
 
-    def close(self, module: CFGDistillation, optimizer: torch.optim.Optimizer) -> tuple[Tensor, Tensor] | None:
-        """The mean count and the mean number of samples of the ranks; None for a step to skip. The next step begins.
+    def close(self, module: CFGDistillation, optimizer: torch.optim.Optimizer) -> None:
+        """Turn Lightning's mean of means over micro-batches and ranks into all-reduced sum over all-reduced count.
+
+        A step whose loss, reward or gradient is NaN or infinite is skipped, on all ranks alike: an optimiser moves no parameter
+        without a gradient, nor its own state. The next step begins.
 
         Raises:
             ConfigError: too many bad steps in a row, or a number of the optimiser is not finite; on all ranks alike.
@@ -240,10 +248,14 @@ class Step:
             self.overflows, self.bad.in_a_row = 0, 0
         elif not self._is_overflow(module, batches):
             self.bad.meet(module, batches)
-            return None
+            module.student.zero_grad(set_to_none=True)
+            return
         if found := problems_of_optimizer(optimizer):
             raise ConfigError([problem.under("model") for problem in found])
-        return every_R3[:, 0].mean(), every_R3[:, 1].mean()
+        divisor = float(module.count.close(every_R3[:, 0].mean(), every_R3[:, 1].mean()))
+        factor = count_scale(module) * module.trainer.accumulate_grad_batches / divisor
+        for gradient in [p.grad for p in module.student.parameters() if p.grad is not None]:
+            gradient.mul_(factor)
 
     def _is_overflow(self, module: CFGDistillation, batches: Sequence[Batch]) -> bool:
         """Whether a gradient scaler is to blame, which skips the step itself.

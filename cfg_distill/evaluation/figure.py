@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -93,6 +94,13 @@ def front_figure(
     figure.legend(list(legend.values()), list(legend), **handles)
     _place_labels(figure, panels)
     return figure
+
+
+def save_front(figure: Figure, folder: Path) -> None:
+    """Write ``front.png`` into a folder: a reader sees the old picture or the new one."""
+    staged = folder / ".front.png"
+    figure.savefig(staged, format="png")
+    staged.replace(folder / "front.png")
 
 
 def draw_front(

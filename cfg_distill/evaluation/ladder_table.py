@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from cfg_distill.evaluation.front import Interval
 from cfg_distill.evaluation.verdicts import Row, Validation
+from cfg_distill.files.columns import aligned
 
 _KINDS = {
     "quality": ("real", "guided", "base", "degenerate"),
@@ -37,15 +38,7 @@ def _block(found: Validation, axis: str) -> str:
     for row in found.rows:
         if row.kind in _KINDS[axis]:
             cells.append([row.name, row.kind, *(_cell(row.values[metric], mark(row, metric)) for metric in metrics)])
-    return aligned(cells)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows as columns of one width, with a line under the first."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    return "\n".join(aligned(cells))
 
 
 def _cell(value: Interval | None, mark: str) -> str:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.anneal import annealed
-from cfg_distill.evaluation.chosen import default_metrics, metrics_of
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System
 from cfg_distill.files import write_text
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from cfg_distill.evaluation.requests import EvaluateRequest
     from cfg_distill.generators import Predictor
     from cfg_distill.metrics.base import SampleMetric
-
-__all__ = ["default_metrics", "evaluate_models", "evaluate_request", "metrics_of", "write_front"]
 
 
 def evaluate_models(models: Sequence[str], prompts: str | Path, **settings: Any) -> None:
@@ -165,7 +162,7 @@ def write_front(
         more: further entries of front.json.
         lines: what they say, for table.txt.
     """
-    from cfg_distill.evaluation.figure import front_figure
+    from cfg_distill.evaluation.figure import front_figure, save_front
     from cfg_distill.evaluation.front import ROWS, hypervolumes
     from cfg_distill.evaluation.table import front_table, hypervolume_line, note_of_rows, notes_of
 
@@ -191,8 +188,6 @@ def write_front(
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
         figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
-        staged = out / ".front.png"
-        figure.savefig(staged, format="png")
-        staged.replace(out / "front.png")
+        save_front(figure, out)
     write_text(out / "table.txt", table)
     return table

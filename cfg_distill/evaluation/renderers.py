@@ -13,10 +13,8 @@ from cfg_distill.audio import Waveform, write_audio
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file
-from cfg_distill.folders.profile import Profile, profile_of
+from cfg_distill.folders.profile import Profile, is_trusted, profile_of
 
-PACKAGE = "cfg_distill"
-"""The one package whose classes any model folder may name."""
 _OLDER = "cfg_distill.tunes.renderer.profile_of_older_folder"
 """Finds the profile of a folder that version 0.1 wrote, which holds none. To go after the next release."""
 _CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
@@ -124,11 +122,6 @@ def class_paths(specs: Any) -> list[str]:
     if isinstance(specs, list):
         return [name for value in specs for name in class_paths(value)]
     return [specs] if isinstance(specs, str) and _CLASS_PATH.fullmatch(specs) else []
-
-
-def is_trusted(name: str, trust: Sequence[str] = ()) -> bool:
-    """Whether a class path lies in this package, or in a module of ``trust``."""
-    return any(name.startswith(f"{module}.") for module in (PACKAGE, *trust) if module)
 
 
 def model_profile(path: str) -> Profile:

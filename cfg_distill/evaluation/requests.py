@@ -13,7 +13,7 @@ from pathlib import Path
 from cfg_distill.audio import AudioForm
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import together
-from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of_counts
 from cfg_distill.evaluation.anneal import Anneal, problems_of_anneal
 from cfg_distill.evaluation.chosen import (
     default_metrics,
@@ -162,8 +162,7 @@ class Points:
             self.problems.append(
                 Problem("seeds", f"expected one or more different numbers, but got {list(request.seeds)}.")
             )
-        if request.batch_size < 1:
-            self.problems.append(Problem("batch_size", f"expected at least 1, but got {request.batch_size}."))
+        self.problems += problems_of_counts(batch_size=request.batch_size)
         self.problems += problems_of_scales(request.guidance)
         for point in request.points:
             self.problems += problems_of_dial(point.model, point.dial, adapter=True)

@@ -8,6 +8,7 @@ from typing import Any
 from cfg_distill.evaluation.front import ROWS
 from cfg_distill.evaluation.intervals import LEAST_PROMPTS, LEAST_TRAINING_SEEDS
 from cfg_distill.evaluation.system import System
+from cfg_distill.files.columns import aligned
 
 Point = Mapping[str, Any]
 NAMED = 3
@@ -46,13 +47,7 @@ def _block(points: Sequence[Point], axis: str, has_best: bool) -> str:
             star = "*" if value and has_best and is_system and value["mean"] == best[metric] else " "
             cells.append(f"{value['mean']:.3f} ±{(value['high'] - value['low']) / 2:.3f}{star}" if value else "-")
         rows.append(cells)
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    line = "  ".join("-" * width for width in widths)
-    lines.insert(1, line)
-    if ladder:
-        lines.insert(2 + len(systems), line)
-    return "\n".join(lines)
+    return "\n".join(aligned(rows, ruled=(1, 1 + len(systems)) if ladder else (1,)))
 
 
 def hypervolume_line(entry: Mapping[str, Any]) -> str:

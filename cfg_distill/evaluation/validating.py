@@ -13,10 +13,11 @@ from cfg_distill.data.reading import together
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.evaluation.chosen import metrics_of
 from cfg_distill.evaluation.ladder import Ladder
-from cfg_distill.evaluation.renderers import class_paths, is_trusted, metrics_of_profiles, model_profile
+from cfg_distill.evaluation.renderers import class_paths, metrics_of_profiles, model_profile
 from cfg_distill.evaluation.verdicts import SHARE, Validation, validate
 from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file, source
+from cfg_distill.folders.profile import is_trusted
 from cfg_distill.generators import PromptLike
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.recipe.classes import find_class

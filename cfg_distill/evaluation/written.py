@@ -23,8 +23,12 @@ def stem_of(place: int, prompt: str, number: int) -> str:
         >>> stem_of(1, "A lively jig, in G!", 2)
         '01-a-lively-jig-in-g-2'
     """
-    words = "-".join(re.findall(r"\w+", prompt.lower()))[:60].strip("-") or "unconditional"
-    return f"{place:02d}-{words}-{number}"
+    return f"{place:02d}-{words_of(prompt, 60)}-{number}"
+
+
+def words_of(prompt: str, most: int) -> str:
+    """The first words of a prompt, for a name of at most so many letters."""
+    return "-".join(re.findall(r"\w+", prompt.lower()))[:most].strip("-") or "unconditional"
 
 
 class Writer:

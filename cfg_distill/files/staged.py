@@ -56,9 +56,9 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
         with _refusals(out):
             make_readable(staged)
             for path in [*staged.rglob("*"), staged]:
-                _sync(path)
+                sync(path)
             _put(staged, place, replaced)
-            _sync(place.parent)
+            sync(place.parent)
     finally:
         _restore(replaced, place)
         _remove(staged, replaced)
@@ -146,7 +146,8 @@ def _remove(*folders: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows opens no folders
     descriptor = os.open(path, os.O_RDONLY)

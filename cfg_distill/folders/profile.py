@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,17 @@ class Profile:
     metrics: str | Mapping[str, Any] = field(default_factory=dict)
     ladder: str = ""
     generator: str = ""
+
+
+def is_trusted(name: str, trust: Sequence[str] = (), package: str = "cfg_distill") -> bool:
+    """Whether data, such as a model folder or a checkpoint, may name a class: what it names is imported, and so run.
+
+    Args:
+        name: the class path.
+        trust: modules, or packages, that the user trusts.
+        package: of ours, whose classes any data may name.
+    """
+    return any(name.startswith(f"{module}.") for module in (package, *trust) if module)
 
 
 def profile_file(path: str | Path) -> Path | None:

@@ -8,7 +8,8 @@ import torch
 from peft.tuners.lora.layer import Linear as PeftLinear
 from torch import Tensor, nn
 
-from cfg_distill.generators.lora import NAME, lora_layers
+from cfg_distill.generators.linear import replace_layers
+from cfg_distill.generators.lora import NAME
 
 
 class AdaptedLinear(PeftLinear):
@@ -16,6 +17,13 @@ class AdaptedLinear(PeftLinear):
 
     .. math:: y = W x + b + s\\, B A x, \\qquad s = \\alpha / R
     """
+
+    @classmethod
+    def of(cls, layer: PeftLinear) -> AdaptedLinear:
+        """A layer with the state of peft's: the very parameters, mode and hooks."""
+        own = cls.__new__(cls)
+        own.__setstate__(vars(layer))
+        return own
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         adds = not self.disable_adapters and not self.merged and self.active_adapters == [NAME]
@@ -33,7 +41,5 @@ class AdaptedLinear(PeftLinear):
 
 
 def use_adapted(model: nn.Module) -> None:
-    """Let peft's linear layers inside a model compute as :class:`AdaptedLinear` does. All else about them stays."""
-    for layer in lora_layers(model).values():
-        if type(layer) is PeftLinear:
-            layer.__class__ = AdaptedLinear
+    """Put an :class:`AdaptedLinear` in place of each of peft's linear layers inside a model. All else about them stays."""
+    replace_layers(model, PeftLinear, AdaptedLinear.of)

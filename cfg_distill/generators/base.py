@@ -22,13 +22,14 @@ from cfg_distill.generators.growing_cache import cache_argument
 from cfg_distill.generators.lora import (
     LoRA,
     adapter_of,
+    fill,
     merge_adapter,
     problems_of_base,
     read_adapter,
     standing_in,
     without_adapter,
 )
-from cfg_distill.generators.networks import problems_of_type, wrong_type
+from cfg_distill.generators.networks import check_fit, problems_of_type, wrong_type
 from cfg_distill.generators.predictions import Predictions
 from cfg_distill.generators.predictor import AcceptsScored
 from cfg_distill.guidance import Guidance
@@ -207,6 +208,15 @@ class Generator(AcceptsScored, nn.Module, ABC):
             ConfigError: names or shapes differ.
         """
 
+    def take_weights(self, folder: str, read: Callable[[], Mapping[str, Tensor]]) -> None:
+        """:meth:`load_weights`, where ``read`` reads all weights of the folder by the names of :attr:`model`."""
+        if self.lora is not None:
+            fill(self.model, read_adapter(folder, self.adapter_prefix), folder)
+            return
+        state = read()
+        check_fit(self.model, state, folder, self.path)
+        self.model.load_state_dict(state)
+
     def problems_of_start(self, folder: str) -> list[Problem]:
         """Why :meth:`load_weights` could not load the folder of ``model.start``, found without loading weights."""
         found = problems_of_folder(folder)
@@ -371,23 +381,3 @@ def problems_of_conditions(prompts: Sequence[PromptLike], known: Sequence[str] |
         for prompt in map(Prompt.of, prompts)
         for name in sorted(prompt.conditions.keys() - set(known if known is not None else prompt.conditions))
     ]
-
-
-def check_fit(model: nn.Module, state: Mapping[str, Tensor], folder: str, path: str) -> None:
-    """Refuse a state dict whose names or shapes are not a model's.
-
-    Args:
-        model: the network.
-        state: the state dict.
-        folder: where the state dict comes from, for the message.
-        path: where the network comes from, for the message.
-
-    Raises:
-        ConfigError: names or shapes differ.
-    """
-    own = model.state_dict()
-    wrong = sorted(own.keys() ^ state.keys())
-    wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
-              if state[name].shape != own[name].shape]  # fmt: skip
-    if wrong:
-        raise ConfigError(f"Weights of `{folder}` do not fit the model `{path}`: {'; '.join(wrong[:8])}.")

@@ -15,11 +15,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from cfg_distill.errors import ITS_PROMPT, ConfigError, Context, Problem, PromptProblem
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder, resolve
 from cfg_distill.folders.profile import copy_profile
-from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
+from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import is_linear, use_products
-from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
-from cfg_distill.generators.networks import causal_types, network_of, problems_of_type
+from cfg_distill.generators.lora import LoRA, save_adapter
+from cfg_distill.generators.networks import adapted_network, causal_types, problems_of_type
 from cfg_distill.generators.predictions import Head, HiddenStates, Logits, Predictions
 from cfg_distill.generators.templates import rendered
 from cfg_distill.prompt import Prompt, PromptLike
@@ -163,18 +163,10 @@ class CausalLM(Generator):
         return self
 
     def load_weights(self, folder: str) -> None:
-        if self.lora is not None:
-            fill(self.model, read_adapter(folder), folder)
-            return
-        state = self._load_model(folder).state_dict()
-        check_fit(self.model, state, folder, self.path)
-        self.model.load_state_dict(state)
+        self.take_weights(folder, lambda: self._load_model(folder).state_dict())
 
     def _load_model(self, path: str) -> Any:
-        model = network_of(AutoModelForCausalLM, base_of(path), _KIND, dtype=DTYPES[self.dtype])
-        if is_adapter(path):
-            add_adapter(model, read_adapter(path, dial=self.dial), path)
-        return model
+        return adapted_network(AutoModelForCausalLM, path, _KIND, DTYPES[self.dtype], self.dial)
 
     def save(self, folder: str | Path) -> None:
         self.tokenizer.save_pretrained(folder)

@@ -24,14 +24,14 @@ from transformers import AutoConfig, CsmForConditionalGeneration, CsmProcessor, 
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import Context, Problem
-from cfg_distill.folders import base_of, from_hub, is_adapter
+from cfg_distill.folders import base_of, from_hub
 from cfg_distill.folders.profile import copy_profile
-from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
+from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator
 from cfg_distill.generators.codec import Codec
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
-from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
-from cfg_distill.generators.networks import network_of
+from cfg_distill.generators.lora import LoRA, save_adapter
+from cfg_distill.generators.networks import adapted_network
 from cfg_distill.generators.predictions import DepthStates, Head, HiddenStates, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
@@ -162,20 +162,15 @@ class CSM(Generator):
         return self
 
     def _load_whole(self, path: str) -> Any:
-        whole = network_of(CsmForConditionalGeneration, base_of(path), _KIND, dtype=torch.float32)
-        if is_adapter(path):
-            add_adapter(whole, read_adapter(path, dial=self.dial), path)
-        return whole
+        return adapted_network(CsmForConditionalGeneration, path, _KIND, torch.float32, self.dial)
 
     def load_weights(self, folder: str) -> None:
-        if self.lora is not None:
-            fill(self.model, read_adapter(folder), folder)
-            return
-        whole = self._load_whole(folder)
-        del whole.codec_model
-        state = whole.state_dict()
-        check_fit(self.model, state, folder, self.path)
-        self.model.load_state_dict(state)
+        def read() -> dict[str, Tensor]:
+            whole = self._load_whole(folder)
+            del whole.codec_model
+            return whole.state_dict()
+
+        self.take_weights(folder, read)
 
     def save(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)

@@ -21,15 +21,15 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem
-from cfg_distill.folders import base_of, from_hub, is_adapter
+from cfg_distill.folders import base_of, from_hub
 from cfg_distill.folders.profile import copy_profile
-from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
+from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator
 from cfg_distill.generators.codec import Codec
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
-from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
-from cfg_distill.generators.networks import network_of
+from cfg_distill.generators.lora import LoRA, save_adapter
+from cfg_distill.generators.networks import adapted_network
 from cfg_distill.generators.predictions import NEVER, Head, HiddenStates, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 
@@ -158,18 +158,10 @@ class Dia(Generator):
         return self
 
     def _load_model(self, path: str) -> Any:
-        model = network_of(DiaForConditionalGeneration, base_of(path), _KIND, dtype=DTYPES[self.dtype])
-        if is_adapter(path):
-            add_adapter(model, read_adapter(path, dial=self.dial), path)
-        return model
+        return adapted_network(DiaForConditionalGeneration, path, _KIND, DTYPES[self.dtype], self.dial)
 
     def load_weights(self, folder: str) -> None:
-        if self.lora is not None:
-            fill(self.model, read_adapter(folder), folder)
-            return
-        state = self._load_model(folder).state_dict()
-        check_fit(self.model, state, folder, self.path)
-        self.model.load_state_dict(state)
+        self.take_weights(folder, lambda: self._load_model(folder).state_dict())
 
     def save(self, folder: str | Path) -> None:
         Path(folder).mkdir(parents=True, exist_ok=True)

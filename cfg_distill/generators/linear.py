@@ -8,10 +8,10 @@ oneDNN's own blocked layout. The products are the same up to rounding. Measured 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +28,7 @@ AVX-512 torch's own products are as fast, but for the largest.
 LEAST_PACKED = 1 if _AVX512 else 2**18
 """Weights with fewer elements are not laid out anew for a rollout."""
 
-
+_Layer = TypeVar("_Layer", bound=nn.Module)
 _switch = ContextVar("onednn", default=True)
 
 
@@ -73,15 +73,20 @@ class Linear(nn.Linear):
 
 
 def use_products(model: nn.Module) -> None:
-    """Put a :class:`Linear` in place of each plain linear layer inside a model. Parameters, names and modes stay.
+    """Put a :class:`Linear` in place of each plain linear layer inside a model. Parameters, names and modes stay."""
+    replace_layers(model, nn.Linear, Linear.of)
+
+
+def replace_layers(model: nn.Module, kind: type[_Layer], of: Callable[[_Layer], nn.Module]) -> None:
+    """Put another layer in place of each layer of exactly this class inside a model, under the same name.
 
     A layer that stands in two places stays one layer.
     """
-    own: dict[nn.Module, Linear] = {}
+    own: dict[nn.Module, nn.Module] = {}
     for parent in list(model.modules()):
         for name, layer in parent._modules.items():
-            if type(layer) is nn.Linear:
-                parent._modules[name] = own.setdefault(layer, Linear.of(layer))
+            if type(layer) is kind:
+                parent._modules[name] = own.setdefault(layer, of(layer))
 
 
 def is_linear(layer: Any) -> TypeGuard[nn.Linear]:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from cfg_distill.errors import ConfigError, Context, Problem, nearest
+from cfg_distill.errors import ConfigError, Context, Problem, nearest, problems_of_counts, problems_of_shares
 from cfg_distill.folders import ADAPTER_WEIGHTS, base_of, is_adapter, whole_path
 from cfg_distill.folders.adapters import Adapter, AdapterFolder, Factors, config_of, tensors_of, write_config
 
@@ -55,12 +55,10 @@ class LoRA:
         found = []
         if importlib.util.find_spec("peft") is None:
             found.append(Problem("", 'LoRA needs the library peft. Install it: pip install ".[lora]"'))
-        if self.rank < 1:
-            found.append(Problem("rank", f"expected at least 1, but got {self.rank}."))
+        found += problems_of_counts(rank=self.rank)
         if not self.alpha > 0:
             found.append(Problem("alpha", f"expected a number above 0, but got {self.alpha}."))
-        if not 0 <= self.dropout < 1:
-            found.append(Problem("dropout", f"expected a number in [0, 1), but got {self.dropout}."))
+        found += problems_of_shares(dropout=self.dropout)
         if self.targets != "all-linear" and (not self.targets or isinstance(self.targets, str)):
             text = f"expected names of layers or all-linear, but got {self.targets!r}."
             found.append(Problem("targets", text))

@@ -28,13 +28,13 @@ from cfg_distill.audio import Waveform
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.folders import base_of, from_hub, is_adapter, lacks_words, resolve
 from cfg_distill.folders.profile import copy_profile
-from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator, check_fit
+from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator
 from cfg_distill.generators.delay import undelayed
 from cfg_distill.generators.growing_cache import growing_cache
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.lora import LoRA, add_adapter, fill, read_adapter, save_adapter
 from cfg_distill.generators.musicgen_shared import TRAINED_SECONDS, Melody, Shared, problems_of_prompt, problems_of_text
-from cfg_distill.generators.networks import network_of
+from cfg_distill.generators.networks import check_fit, network_of
 from cfg_distill.generators.predictions import Head, HiddenStates, Predictions
 from cfg_distill.prompt import Prompt, PromptLike
 

@@ -8,16 +8,18 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils import logging
 
 from cfg_distill.errors import ConfigError, Problem, listed, nearest
-from cfg_distill.folders import base_of, from_hub, model_type_of, refuse_damaged, resolve
+from cfg_distill.folders import base_of, from_hub, is_adapter, model_type_of, refuse_damaged, resolve
+from cfg_distill.generators.lora import add_adapter, read_adapter
 
 _LISTED = 6
 _KNOWN = "gpt2, llama, mistral, qwen2, qwen3"
@@ -97,6 +99,34 @@ def network_of(loader: Any, path: str, kind: str, **settings: Any) -> Any:
             " model diverged, or its file is damaged. Take an earlier checkpoint of it, or copy it again."
         )
     return network
+
+
+def adapted_network(loader: Any, path: str, kind: str, dtype: torch.dtype, dial: float) -> Any:
+    """:func:`network_of` a folder; of an adapter folder its base, with ``dial`` times the change of the adapter added."""
+    network = network_of(loader, base_of(path), kind, dtype=dtype)
+    if is_adapter(path):
+        add_adapter(network, read_adapter(path, dial=dial), path)
+    return network
+
+
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], folder: str, path: str) -> None:
+    """Refuse a state dict whose names or shapes are not a model's.
+
+    Args:
+        model: the network.
+        state: the state dict.
+        folder: where the state dict comes from, for the message.
+        path: where the network comes from, for the message.
+
+    Raises:
+        ConfigError: names or shapes differ.
+    """
+    own = model.state_dict()
+    wrong = sorted(own.keys() ^ state.keys())
+    wrong += [f"{name} {list(state[name].shape)} vs {list(own[name].shape)}" for name in own.keys() & state.keys()
+              if state[name].shape != own[name].shape]  # fmt: skip
+    if wrong:
+        raise ConfigError(f"Weights of `{folder}` do not fit the model `{path}`: {'; '.join(wrong[:8])}.")
 
 
 def not_numbers(weights: Iterable[tuple[str, Tensor]]) -> list[str]:

@@ -5,7 +5,6 @@ Shapes: B prompts, G samples per prompt, C channels, L samples of sound, M windo
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from cfg_distill.audio import Waveform, silent_share
 from cfg_distill.embedders import CLAP
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_positive
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.metrics.embedding import PromptAdherence
 from cfg_distill.sampling.samples import Samples
@@ -70,6 +69,15 @@ def repeated_share(
     return int((alike_MM.any(-1) & audible_M).sum()) / heard if heard else 0.0
 
 
+def refuse_other_than_sound(metric: SampleMetric, samples: Samples) -> None:
+    """Raises ConfigError: a sample is no sound, which the metric needs."""
+    if wrong := [output for output in samples.outputs if not isinstance(output, Waveform)]:
+        raise ConfigError(
+            f"Metric `{type(metric).__name__}`: expected sound, but the model writes a {type(wrong[0]).__name__}. Take it out"
+            " of the metrics, or use an audio model."
+        )
+
+
 class WaveformMetric(SampleMetric):
     """A guard that scores one clip at a time: override :meth:`score_clip`. The value of a prompt is the mean."""
 
@@ -81,11 +89,7 @@ class WaveformMetric(SampleMetric):
         """The value of one clip."""
 
     def score(self, samples: Samples) -> Tensor:
-        if wrong := [output for output in samples.outputs if not isinstance(output, Waveform)]:
-            raise ConfigError(
-                f"Metric `{type(self).__name__}`: expected sound, but the model writes a {type(wrong[0]).__name__}."
-                " Take it out of the metrics, or use an audio model."
-            )
+        refuse_other_than_sound(self, samples)
         return torch.tensor([[self.score_clip(clip) for clip in group] for group in samples.groups()]).mean(-1)
 
 
@@ -103,7 +107,8 @@ class SilenceRate(WaveformMetric):
         self.frame = frame
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return _below_zero(level=self.level) + _above_zero(frame=self.frame)
+        found = [] if self.level < 0 else [Problem("level", f"expected decibels below 0, but got {self.level}.")]
+        return found + problems_of_positive(frame=self.frame)
 
     def score_clip(self, clip: Waveform) -> float:
         return silent_share(clip, self.level, self.frame)
@@ -121,7 +126,7 @@ class ClippingRate(WaveformMetric):
         self.level = level
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return _above_zero(level=self.level)
+        return problems_of_positive(level=self.level)
 
     def score_clip(self, clip: Waveform) -> float:
         return clipped_share(clip, self.level)
@@ -143,7 +148,7 @@ class AudioRepetition(WaveformMetric):
         self.similarity = similarity
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        found = _above_zero(window=self.window, hop=self.hop)
+        found = problems_of_positive(window=self.window, hop=self.hop)
         if not found and self.hop > self.window:
             found.append(Problem("hop", f"expected at most `@.window`, {self.window}, but got {self.hop}."))
         if not 0 < self.similarity <= 1:
@@ -163,15 +168,3 @@ class CLAPAdherence(PromptAdherence):
 
     def __init__(self, embedder: CLAP, **settings: Any) -> None:
         super().__init__(embedder, **settings)
-
-
-def _above_zero(**settings: float) -> list[Problem]:
-    return _wrong("a number above 0", {k: v for k, v in settings.items() if not 0 < v < math.inf})
-
-
-def _below_zero(**settings: float) -> list[Problem]:
-    return _wrong("decibels below 0", {k: v for k, v in settings.items() if not v < 0})
-
-
-def _wrong(expected: str, settings: dict[str, float]) -> list[Problem]:
-    return [Problem(key, f"expected {expected}, but got {value}.") for key, value in settings.items()]

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.audio import Waveform
-from cfg_distill.errors import ConfigError
-from cfg_distill.metrics.audio import WaveformMetric
+from cfg_distill.metrics.audio import WaveformMetric, refuse_other_than_sound
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling.samples import Samples
 
@@ -70,11 +69,7 @@ class SiblingCopies(SampleMetric):
     higher_is_better = False
 
     def score(self, samples: Samples) -> Tensor:
-        if wrong := [output for output in samples.outputs if not isinstance(output, Waveform)]:
-            raise ConfigError(
-                f"Metric `SiblingCopies`: expected sound, but the model writes a {type(wrong[0]).__name__}. Take it out of the"
-                " metrics, or use an audio model."
-            )
+        refuse_other_than_sound(self, samples)
         pairs = [[float(is_copy(*pair)) for pair in combinations(group, 2)] for group in samples.groups()]
         return torch.tensor([sum(found) / len(found) if found else torch.nan for found in pairs])
 

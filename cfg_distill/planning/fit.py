@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -272,8 +273,5 @@ def _numbers_in(path: str) -> int | None:
     for file in files:
         with safe_open(str(file), framework="pt") as opened:
             for name in opened.keys():  # noqa: SIM118 - no mapping
-                size = 1
-                for length in opened.get_slice(name).get_shape():
-                    size *= length
-                total += size
+                total += math.prod(opened.get_slice(name).get_shape())
     return total

@@ -71,11 +71,10 @@ def _time(seconds: float) -> str:
 
 def _verdict(plan: Plan) -> list[str]:
     asked, fitting, memory = plan.asked, plan.fitting, plan.device.memory
-    limit = f"{memory / GB:.3g} GB, of which {ROOM:.0%} are planned"
-    if plan.fits:
-        lines = [f"It fits: {asked.peak / GB:.2f} GB of {limit}. The peak is in the phase `{asked.largest}`."]
-    else:
-        lines = [f"It does not fit: {asked.peak / GB:.2f} GB of {limit}. The peak is in the phase `{asked.largest}`."]
+    lines = [
+        f"It {'fits' if plan.fits else 'does not fit'}: {asked.peak / GB:.2f} GB of {memory / GB:.3g} GB, of which {ROOM:.0%}"
+        f" are planned. The peak is in the phase `{asked.largest}`."
+    ]
     if fitting is None:
         lines.append(
             "Nothing fits, not even a micro-batch of 1. Train a `model.generator.lora` (its base may have `dtype: bfloat16`),"

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from cfg_distill.errors import ConfigError, Problem, closest, nearest
+from cfg_distill.errors import ConfigError, Problem, closest, is_beneath, nearest
 from cfg_distill.recipe.bounds import Bounds, bounds_of, wrong_number
 from cfg_distill.recipe.classes import find_class
 from cfg_distill.recipe.files import SPEC_KEYS
@@ -211,7 +211,7 @@ def without_echoes(found: Sequence[Problem], inside: Iterable[Problem]) -> list[
         *(
             problem
             for problem in inside
-            if str(problem) not in told and not any(_is_beneath(path, problem.path) for path in wrong)
+            if str(problem) not in told and not (problem.path and any(is_beneath(path, problem.path) for path in wrong))
         ),
     ]
 
@@ -240,10 +240,6 @@ def unknown_key(path: str, key: str, known: Sequence[str]) -> Problem:
         return Problem(path, f"no such key, since {NOT_IN_TRAINING[key]}")
     hint = nearest(key, known) or (f" Known: {', '.join(known)}." if known else " Nothing can be set here.")
     return Problem(path, f"no such key.{hint}")
-
-
-def _is_beneath(path: str, parent: str) -> bool:
-    return bool(parent) and (path == parent or path.startswith((f"{parent}.", f"{parent}[")))
 
 
 def _spec_of(expected: Any, value: Any) -> dict[str, Any] | None:

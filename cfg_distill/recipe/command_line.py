@@ -281,7 +281,14 @@ class CommandLine(LightningCLI):
             return
         made = f"last checkpoint: {checkpoint}"
         if isinstance(self.model, Distillation):
-            export = ["cfg-distill", "export", "--checkpoint", str(checkpoint), "--out", f"students/{folder.parent.name}"]
+            export = [
+                "cfg-distill",
+                "export",
+                "--checkpoint",
+                str(checkpoint),
+                "--out",
+                f"students/{folder.parent.name}",
+            ]
             made = f"the student as a model folder: {shlex.join(export)}"
         print(f"Finished. Curves: {shlex.join(['tensorboard', '--logdir', str(folder.parent)])}; {made}", flush=True)
 

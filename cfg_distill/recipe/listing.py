@@ -12,12 +12,16 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import read_yaml
+from cfg_distill.files.columns import aligned
 from cfg_distill.files.logs import clock, scalars_of, seconds_of
 
 SHOWN = ("val/kl_per_token", "train/kl_per_token", "train/diversity_reward", "gradient_ratio/diversity")
 """The values that come first, where a run has logged them; then those of validation."""
 MOST_VALUES = 4
-_MARK, _LOCK = ".unfinished", ".lock"
+MARK = ".unfinished"
+"""The file of a run that has begun and not ended. It holds the steps of the whole run."""
+LOCK = ".lock"
+"""Locked while a run writes into its folder. It holds what is known of that run, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +76,18 @@ def table_of(runs: Sequence[Run]) -> str:
         values = "  ".join(f"{tag} {value:.3g}" for tag, value in run.values.items())
         took = "-" if run.seconds is None else clock(run.seconds)
         rows.append([str(run.folder), run.state, step, took, _bytes(run.size), run.recipe or "-", values or "-"])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+    return "\n".join(aligned(rows, ruled=()))
 
 
 def _folders_of_runs(folder: Path) -> Iterator[Path]:
     inside = [folder, *folder.rglob("version_*")]
     for each in inside:
-        if each.is_dir() and ((each / _LOCK).is_file() or (each / "config.yaml").is_file()) and each.name[-1].isdigit():
+        if each.is_dir() and ((each / LOCK).is_file() or (each / "config.yaml").is_file()) and each.name[-1].isdigit():
             yield each
 
 
 def _run(folder: Path) -> Run:
-    about, config = _json(folder / _LOCK), _config(folder)
+    config = _config(folder)
     files = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
     last: dict[str, list[tuple[int, float]]] = {}
     for tag, step, value in scalars_of(folder):
@@ -94,12 +95,12 @@ def _run(folder: Path) -> Run:
     newest = {tag: max(points)[1] for tag, points in last.items()}
     others = sorted(tag for tag in newest if tag.startswith("val/"))
     tags = [tag for tag in dict.fromkeys([*SHOWN, *others]) if tag in newest][:MOST_VALUES]
-    marked, trainer = _text(folder / _MARK).strip(), config.get("trainer")
+    marked, trainer = _text(folder / MARK).strip(), config.get("trainer")
     steps = marked or str(trainer.get("max_steps") if isinstance(trainer, dict) else 0)
-    state = "running" if _is_locked(folder / _LOCK) else "stopped" if (folder / _MARK).is_file() else "finished"
+    state = "running" if _is_locked(folder / LOCK) else "stopped" if (folder / MARK).is_file() else "finished"
     return Run(
         folder,
-        str(about.get("recipe") or ""),
+        str(about(folder).get("recipe") or ""),
         state,
         1 + max((step for points in last.values() for step, _ in points), default=-1),
         int(steps) if steps.isdigit() else 0,
@@ -134,9 +135,10 @@ def _config(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _json(file: Path) -> dict[str, Any]:
+def about(folder: Path) -> dict[str, Any]:
+    """What the lock file of a run says of it; nothing where it cannot be read."""
     try:
-        found = json.loads(_text(file))
+        found = json.loads(_text(folder / LOCK))
     except ValueError:
         return {}
     return found if isinstance(found, dict) else {}

@@ -20,13 +20,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import MAIN_FILE
+from cfg_distill.recipe.listing import LOCK, MARK, about
 from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
 
 _VERSION = "CFG_DISTILL_RUN_VERSION"
-_MARK = ".unfinished"
-_LOCK = ".lock"
-"""Locked while a run writes into its folder. It holds what is known of that run, as JSON."""
 
 
 @contextmanager
@@ -53,20 +51,20 @@ def claimed(root: Path, resume: bool, recipe: str = "") -> Iterator[int]:
         return
     try:
         folder = _new(root) if found is None else found
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         text = f"`{root}` cannot be written: {error.strerror}. Make room or change the permissions, or name another folder."
         raise ConfigError(Problem("/trainer.default_root_dir", text)) from error
     try:
         _lock(descriptor, folder)
         os.ftruncate(descriptor, 0)
-        about = {"process": os.getpid(), "host": os.uname().nodename, "job": slurm_job(), "recipe": recipe}
-        os.write(descriptor, json.dumps(about).encode() + b"\n")
+        known = {"process": os.getpid(), "host": os.uname().nodename, "job": slurm_job(), "recipe": recipe}
+        os.write(descriptor, json.dumps(known).encode() + b"\n")
         os.environ[_VERSION] = folder.name[8:]
         yield int(folder.name[8:])
     finally:
         os.close(descriptor)
-        if not any(path.name != _LOCK for path in folder.iterdir()):
+        if not any(path.name != LOCK for path in folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)  # refused before it wrote anything
 
 
@@ -85,7 +83,7 @@ def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        other = _about(folder)
+        other = about(folder)
         text = (
             f"expected a run that nobody goes on with, but process {other.get('process', '?')} on {other.get('host', '?')}"
             f" trains in `{folder}`. Wait for it or stop it, or begin a new run without `--ckpt_path last`."
@@ -93,15 +91,6 @@ def _lock(descriptor: int, folder: Path) -> None:
         raise ConfigError(Problem("ckpt_path", text)) from error
     except OSError:
         pass  # a file system without locks
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    """What the lock file of a run says of it."""
-    try:
-        found = json.loads((folder / _LOCK).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def resumable(root: Path) -> Path | None:
@@ -114,7 +103,7 @@ def requeued(root: Path) -> bool:
     """Whether SLURM has started this job before, and that run can be resumed."""
     folder = resumable(root)
     again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    return again and folder is not None and _about(folder).get("job") == slurm_job() != ""
+    return again and folder is not None and about(folder).get("job") == slurm_job() != ""
 
 
 def unfinished(root: Path) -> str:
@@ -122,9 +111,9 @@ def unfinished(root: Path) -> str:
     versions = _versions(root)
     folder = versions[max(versions)] if versions else root
     checkpoint = last_checkpoint(folder)
-    if checkpoint is None or not (folder / _MARK).is_file():
+    if checkpoint is None or not (folder / MARK).is_file():
         return ""
-    total = (folder / _MARK).read_text(encoding="utf-8").strip()
+    total = (folder / MARK).read_text(encoding="utf-8").strip()
     content = _peek(checkpoint)
     if not _of_fit(content):
         return ""  # `--ckpt_path last` says what is wrong with it
@@ -163,7 +152,7 @@ def problems_of_start(generator: Any, checkpoint: Path, recipe: str) -> list[Pro
     own, its = (_name(each) for each in (generator, other))
     if own == its:
         return []
-    whose = _about(checkpoint.parent.parent).get("recipe")
+    whose = about(checkpoint.parent.parent).get("recipe")
     text = (
         f"`{checkpoint}` is of a run that distils `{its}`{f' by `{whose}`' if whose else ''}, but this one distils"
         f" `{own}`{f' by `{recipe}`' if recipe else ''}. Name a folder for each with `@/trainer.default_root_dir`, or begin a"
@@ -192,7 +181,7 @@ class RunMark(Callback):
     @property
     def ended_early(self) -> bool:
         """Whether this run took its last step in an earlier process, which was stopped before its end."""
-        return not self.began and self.folder is not None and (self.folder / _MARK).is_file()
+        return not self.began and self.folder is not None and (self.folder / MARK).is_file()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = True
@@ -207,7 +196,7 @@ class RunMark(Callback):
             self._say_if_full(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if self.folder is None or not trainer.is_global_zero or self._gone or (self.folder / _MARK).exists():
+        if self.folder is None or not trainer.is_global_zero or self._gone or (self.folder / MARK).exists():
             return
         self._gone = True
         print(
@@ -222,12 +211,12 @@ class RunMark(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not reached by a run that fails or is stopped.
         if trainer.is_global_zero and self.folder is not None:
-            (self.folder / _MARK).unlink(missing_ok=True)
+            (self.folder / MARK).unlink(missing_ok=True)
 
     def _write(self, trainer: Trainer) -> None:
         assert self.folder is not None
         total = str(trainer.max_steps) if trainer.max_steps > 0 else ""
-        (self.folder / _MARK).write_text(f"{total}\n", encoding="utf-8")
+        (self.folder / MARK).write_text(f"{total}\n", encoding="utf-8")
 
     def _say_if_full(self, trainer: Trainer) -> None:
         """Warn before the work when the disk has no room for two checkpoints: weights, and two states of an optimiser."""

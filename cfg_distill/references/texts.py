@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.data.reading import normalised, read_prompts
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.references.base import Reference
 
 
@@ -55,9 +55,7 @@ class Texts(Reference):
                 f"expected a prompt for each text, but there are {prompts} prompts and {texts} texts in `{self.path}`."
             )
             return [Problem("prompt_field", text)]
-        return (
-            [] if self.batch_size >= 1 else [Problem("batch_size", f"expected at least 1, but got {self.batch_size}.")]
-        )
+        return problems_of_counts(batch_size=self.batch_size)
 
     def size(self) -> int:
         return len(self.texts)

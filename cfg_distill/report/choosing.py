@@ -11,6 +11,7 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.choice import Choice, Rule, guard_of, problems_of_rule
 from cfg_distill.evaluation.front import Interval
 from cfg_distill.files import problems_of_out, staged_folder
+from cfg_distill.files.columns import aligned
 from cfg_distill.report.measured import tell_point
 from cfg_distill.report.page import PAGE, write_report
 from cfg_distill.report.results import Results, read_results
@@ -155,8 +156,7 @@ def _table(choice: Choice, metrics: Sequence[str]) -> list[str]:
         mark = "*" if each is choice.chosen else ""
         cells = [shown(each.differences[metric]) if metric in each.differences else "-" for metric in metrics]
         rows.append([each.system.name + mark, *cells])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return [f"  {line}" for line in aligned(rows, ruled=())]
 
 
 def shown(interval: Interval) -> str:

@@ -5,8 +5,6 @@ All clips are played with one gain. A gain per clip would change loudness, which
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import io
 import json
 import wave
@@ -20,7 +18,7 @@ from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.system import System
 from cfg_distill.files import read_yaml
 from cfg_distill.folders import find_file
-from cfg_distill.report.sounds import SUFFIXES
+from cfg_distill.report.sounds import SUFFIXES, soundfile_library
 from cfg_distill.study.config import Study, study_of
 from cfg_distill.study.record import begun_with, digest
 
@@ -175,7 +173,7 @@ def _written(stem: Path, prompt: str) -> Clip | None:
 
 
 def _was_turned_down(file: Path) -> bool:
-    soundfile = _soundfile()
+    soundfile = soundfile_library()
     if soundfile is None:
         return False
     samples_LC, _ = soundfile.read(str(file), dtype="float32", always_2d=True)
@@ -295,7 +293,7 @@ def _bar(systems: Sequence[str]) -> Iterator[Any]:
 
 def common_gain(files: Sequence[Path]) -> float:
     """The one gain for all sounds: 1, or less where the loudest would clip."""
-    soundfile = _soundfile()
+    soundfile = soundfile_library()
     if soundfile is None:
         return 1.0
     loudest = 0.0
@@ -311,7 +309,7 @@ def encoded(file: Path, gain: float) -> tuple[bytes, str, float]:
     Returns:
         The file's content, its suffix, and its seconds.
     """
-    soundfile = _soundfile()
+    soundfile = soundfile_library()
     if soundfile is None:
         with wave.open(str(file), "rb") as sound:
             return file.read_bytes(), ".wav", sound.getnframes() / sound.getframerate()
@@ -320,8 +318,3 @@ def encoded(file: Path, gain: float) -> tuple[bytes, str, float]:
     content = io.BytesIO()
     soundfile.write(content, samples_LC if exact else samples_LC * gain, rate, format="FLAC", subtype="PCM_16")
     return content.getvalue(), ".flac", len(samples_LC) / rate
-
-
-def _soundfile() -> Any:
-    """The library, or None where the audio extra is missing."""
-    return importlib.import_module("soundfile") if importlib.util.find_spec("soundfile") else None

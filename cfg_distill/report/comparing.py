@@ -12,6 +12,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.compare import difference
 from cfg_distill.evaluation.front import ROWS, Interval
 from cfg_distill.evaluation.system import System
+from cfg_distill.files.columns import aligned
 from cfg_distill.report.choosing import shown
 from cfg_distill.report.results import Results, problems_of_prompts, read_results
 
@@ -44,12 +45,9 @@ def compare_studies(first: str | Path, second: str | Path) -> str:
         pair = one.systems[name], other.systems[name]
         shared = [metric if all(metric in each.values for each in pair) else None for metric in metrics]
         rows.append([name, *(_cell(paired_difference(*pair, metric)) if metric else "-" for metric in shared)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
     prompts = len(one.systems[names[0]].prompts)
     about = f"{other.folder} minus {one.folder}: paired by prompt on {prompts} prompts, with 95 % bootstrap intervals."
-    return "\n".join([about, "", *lines, "", *_notes(one, other)])
+    return "\n".join([about, "", *aligned(rows), "", *_notes(one, other)])
 
 
 def headline_metrics(results: Results) -> list[str]:

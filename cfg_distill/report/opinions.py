@@ -14,6 +14,7 @@ import numpy as np
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.front import Interval
 from cfg_distill.files import write_text
+from cfg_distill.files.columns import aligned
 from cfg_distill.report.listening_request import KEY
 from cfg_distill.report.rating_statistics import (
     FEWEST_PROMPTS,
@@ -268,7 +269,7 @@ def opinion_table(opinions: Mapping[str, Any]) -> str:
     if any(systems.values()):
         lines += ["Mean opinion from 1 to 5, with 95 % intervals over raters and prompts", ""]
         rows = [[name, *(_shown(found.get(scale), "{:.2f}") for scale in SCALES)] for name, found in systems.items()]
-        lines += [*_columns([["system", *SCALES], *rows]), ""]
+        lines += [*aligned([["system", *SCALES], *rows]), ""]
     for question, title in (
         *((scale, f"Difference in {scale} from {against}, paired by prompt and rater") for scale in SCALES),
         ("variety", f"More varied than {against}: share of comparisons, an equal one counts half"),
@@ -277,7 +278,7 @@ def opinion_table(opinions: Mapping[str, Any]) -> str:
         if found:
             form = "{:.2f}" if question == "variety" else "{:+.2f}"
             rows = [[name, _shown(each, form), each["verdict"], _needed(each)] for name, each in found.items()]
-            lines += [title, "", *_columns([["system", "mean", "verdict", "to decide"], *rows]), ""]
+            lines += [title, "", *aligned([["system", "mean", "verdict", "to decide"], *rows]), ""]
     agreement = {name: alpha for name, alpha in opinions["agreement"].items() if alpha is not None}
     if agreement:
         listed = ", ".join(f"{name} {alpha:.2f}" for name, alpha in agreement.items())
@@ -305,13 +306,6 @@ def _shown(interval: Mapping[str, float] | None, form: str) -> str:
         return "-"
     mean, low, high = (form.format(interval[part]) for part in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
-
-
-def _columns(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return lines
 
 
 # front.json

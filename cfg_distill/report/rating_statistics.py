@@ -240,35 +240,21 @@ def more_to_decide(
 # Agreement
 
 
-def ordinal_distance(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+def ordinal_distance(counts: np.ndarray) -> np.ndarray:
     r"""Krippendorff's squared distance of ordered values, ``[V, V]``: the ratings between two values, half of both ends.
 
     .. math:: \delta_{ck}^2 = \Big( \sum_{g=c}^{k} n_g - \frac{n_c + n_k}{2} \Big)^2
 
     Args:
-        values: V values in order.
-        counts: how often each was given.
+        counts: how often each of V values was given, in their order.
     """
     middle_V = np.cumsum(counts) - counts / 2
     distance_VV: np.ndarray = (middle_V[:, None] - middle_V[None]) ** 2
     return distance_VV
 
 
-def nominal_distance(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """0 for equal values and 1 for different ones, ``[V, V]``."""
-    return 1.0 - np.eye(len(values))
-
-
-def interval_distance(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The squared difference, ``[V, V]``."""
-    distance_VV: np.ndarray = (values[:, None] - values[None]) ** 2
-    return distance_VV
-
-
-def krippendorff_alpha(
-    ratings: ArrayLike, distance: Callable[[np.ndarray, np.ndarray], np.ndarray] = ordinal_distance
-) -> float:
-    r"""Krippendorff's alpha: 1 is perfect agreement of raters, 0 what chance would give.
+def krippendorff_alpha(ratings: ArrayLike) -> float:
+    r"""Krippendorff's alpha of ordered ratings: 1 is perfect agreement of raters, 0 what chance would give.
 
     .. math:: \alpha = 1 - \frac{D_o}{D_e} = 1 - (n - 1) \frac{\sum_{ck} o_{ck} \delta_{ck}^2}{\sum_{ck} n_c n_k \delta_{ck}^2}
 
@@ -277,7 +263,6 @@ def krippendorff_alpha(
 
     Args:
         ratings: ``[R, U]``; NaN for a missing rating. Units with one rating are left out.
-        distance: of two values.
 
     Returns:
         Alpha; NaN where no unit has two ratings, or all ratings are equal, which leaves nothing to agree upon.
@@ -297,7 +282,7 @@ def krippendorff_alpha(
     coincidences_VV = (weights_U1 * counts_UV).T @ counts_UV
     coincidences_VV -= np.diag((weights_U1 * counts_UV).sum(0))  # a rating is no pair with itself
     counts_V = coincidences_VV.sum(1)
-    distance_VV = distance(values_V, counts_V)
+    distance_VV = ordinal_distance(counts_V)
     observed = float((coincidences_VV * distance_VV).sum())
     expected = float((np.outer(counts_V, counts_V) * distance_VV).sum())
     return float(1 - (counts_V.sum() - 1) * observed / expected)

@@ -46,10 +46,6 @@ class Key:
     kind: str
     items: dict[str, dict[str, Any]]
 
-    def of_kind(self, kind: str) -> list[str]:
-        """The items of one kind."""
-        return [item for item, meaning in self.items.items() if meaning["kind"] == kind]
-
 
 @dataclass
 class Rater:

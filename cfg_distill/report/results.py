@@ -132,7 +132,7 @@ class Results:
         """The picture again, with the recommended point in its title."""
         if self.headline is None:
             return
-        from cfg_distill.evaluation.figure import front_figure
+        from cfg_distill.evaluation.figure import front_figure, save_front
 
         bases = [each.name for each in self.systems.values() if each.kind == "base"]
         start = self.claims.get("start") or (bases[0] if bases else "")
@@ -145,9 +145,7 @@ class Results:
         figure = front_figure(
             self.points, *metrics, self._title(shown, guided), note, [shown.system.name, guided.name, start]
         )
-        staged = self.folder / ".front.png"
-        figure.savefig(staged, format="png")
-        staged.replace(self.folder / "front.png")
+        save_front(figure, self.folder)
 
     def _title(self, shown: Candidate, guided: System) -> str:
         """One neutral line: the point against the guided base."""

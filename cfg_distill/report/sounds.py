@@ -92,7 +92,7 @@ def with_sound(samples: dict[str, list[Sample]], folder: Path, inline: bool) -> 
         The samples whose sound cannot be read, as sentences.
     """
     jobs = [(name, sample) for name, group in samples.items() for sample in group if sample.sound is not None]
-    suffix = ".wav" if _soundfile() is None else ".ogg"
+    suffix = ".wav" if soundfile_library() is None else ".ogg"
 
     def encode(job: tuple[str, Sample]) -> tuple[bytes, float] | None:
         name, sample = job
@@ -131,7 +131,7 @@ def with_whole_sound(samples: Sequence[Sample]) -> None:
     for sample in samples:
         if sample.sound is not None:
             content, sample.seconds = clip(sample.sound, longest=math.inf)
-            sample.source = data_url(content, ".wav" if _soundfile() is None else ".ogg")
+            sample.source = data_url(content, ".wav" if soundfile_library() is None else ".ogg")
 
 
 def data_url(content: bytes, suffix: str) -> str:
@@ -149,7 +149,7 @@ def clip(file: Path, longest: float = SECONDS) -> tuple[bytes, float]:
     Raises:
         OSError, RuntimeError, ValueError: it cannot be read.
     """
-    soundfile = _soundfile()
+    soundfile = soundfile_library()
     if soundfile is None:
         return file.read_bytes(), _length(file)
     samples_LC, rate = soundfile.read(str(file), dtype="float32", always_2d=True)
@@ -176,7 +176,7 @@ def _compression(soundfile: Any) -> dict[str, float]:
 
 def _length(file: Path) -> float:
     """The seconds of a sound file."""
-    soundfile = _soundfile()
+    soundfile = soundfile_library()
     if soundfile is not None:
         return float(soundfile.info(str(file)).duration)
     import wave
@@ -185,7 +185,7 @@ def _length(file: Path) -> float:
         return stream.getnframes() / stream.getframerate()
 
 
-def _soundfile() -> Any:
+def soundfile_library() -> Any:
     """The library of the audio extra; None where it is not installed."""
     try:
         import soundfile
@@ -196,8 +196,3 @@ def _soundfile() -> Any:
 
 def _file_name(system: str, sample: Sample, suffix: str) -> str:
     return f"{system}-{sample.prompt + 1:02d}-{sample.number}{suffix}"
-
-
-def prompts_of(samples: dict[str, list[Sample]]) -> Sequence[int]:
-    """The places of the prompts that have samples."""
-    return sorted({sample.prompt for group in samples.values() for sample in group})

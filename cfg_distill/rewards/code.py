@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_positive
 from cfg_distill.references import Directions, Reference
 from cfg_distill.rewards.compared import Compared
 from cfg_distill.rewards.sample import SampleReward
@@ -48,8 +48,7 @@ class CodeInformation(Compared, SampleReward):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = super().problems(context) + self.directions.problems(context)
-        if not 0 < self.temperature < math.inf:
-            found.append(Problem("temperature", f"expected a number above 0, but got {self.temperature}."))
+        found += problems_of_positive(temperature=self.temperature)
         if context.training and context.labels != self.values:
             text = f"expected {self.values} labels, one per code, but got {context.labels or 'none'}. Set it to"
             found.append(Problem("/model.conditioner", f"{text} cfg_distill.sampling.Codes with as many `values`."))

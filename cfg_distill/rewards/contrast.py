@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import unit
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import Context, Problem, problems_of_positive
 from cfg_distill.references import Contrasts, Reference
 from cfg_distill.rewards.compared import Compared
 from cfg_distill.rewards.sample import SampleReward
@@ -66,10 +65,9 @@ class PromptContrast(Compared, SampleReward):
         self.temperature = temperature
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        found = super().problems(context) + self.contrasts.problems()
-        if not 0 < self.temperature < math.inf:
-            found.append(Problem("temperature", f"expected a number above 0, but got {self.temperature}."))
-        return found
+        return (
+            super().problems(context) + self.contrasts.problems() + problems_of_positive(temperature=self.temperature)
+        )
 
     def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
         return self.contrasts.problems_of_prompts(prompts)

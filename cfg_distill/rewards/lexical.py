@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_shares
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.rewards.sample import SampleReward
 from cfg_distill.sampling import Rollout
@@ -38,9 +38,7 @@ class AverageOutput(RunningMean):
 
     def problems(self) -> list[Problem]:
         """What is wrong with the settings."""
-        found = []
-        if not 0 <= self.momentum < 1:
-            found.append(Problem("momentum", f"expected a number in [0, 1), but got {self.momentum}."))
+        found = problems_of_shares(momentum=self.momentum)
         if wrong := [token for token in self.ignored_tokens if token < 0]:
             found.append(Problem("ignored_tokens", f"expected numbers of at least 0, but got {wrong[0]}."))
         return found

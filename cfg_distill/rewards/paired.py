@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import both_count, counted, unit
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_positive
 from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.rewards.pairwise import PairwiseReward
 from cfg_distill.rewards.sample import SampleReward
@@ -60,10 +60,7 @@ class PairedContrast(Paired, SampleReward):
         self.temperature = temperature
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        found = super().problems(context)
-        if not 0 < self.temperature < math.inf:
-            found.append(Problem("temperature", f"expected a number above 0, but got {self.temperature}."))
-        return found
+        return super().problems(context) + problems_of_positive(temperature=self.temperature)
 
     def score(self, samples: Samples) -> Tensor:
         drawn_BGD, start_BGD = self.pair(samples)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder, cosine_distances
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import Context, Problem, problems_of_shares
 from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.rewards.checked import values_of
 from cfg_distill.rewards.embedded import UnderEmbedder
@@ -140,8 +140,7 @@ class PairwiseReward(Reward):
             )
         if self.baseline not in ("pairwise", "running_mean"):
             found.append(Problem("baseline", f"expected `pairwise` or `running_mean`, but got `{self.baseline}`."))
-        if not 0 <= self.past.momentum < 1:
-            found.append(Problem("momentum", f"expected a number in [0, 1), but got {self.past.momentum}."))
+        found += problems_of_shares(momentum=self.past.momentum)
         return found
 
     @torch.no_grad()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder, cosine_distances
 from cfg_distill.embedders.similarity import both_count, counted
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import Context, Problem, problems_of_positive
 from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.rewards.statistic import GroupStatistic
 from cfg_distill.sampling.samples import Samples
@@ -110,10 +108,7 @@ class LogDeterminant(_SetDiversity):
         self.noise = noise
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        found = super().problems(context)
-        if not 0 < self.noise < math.inf:
-            found.append(Problem("noise", f"expected a number above 0, but got {self.noise}."))
-        return found
+        return super().problems(context) + problems_of_positive(noise=self.noise)
 
     def value(self, features: Tensor) -> Tensor:
         return log_determinant(features, self.noise)

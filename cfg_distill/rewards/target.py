@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import Embedder, Frozen, cosine_distances
 from cfg_distill.embedders.similarity import both_count
-from cfg_distill.errors import ConfigError, Context, Problem, blamed, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, blamed, problems_of, problems_of_shares
 from cfg_distill.references import Reference, mean_distance
 from cfg_distill.rewards.base import GroupReward
 from cfg_distill.rewards.embedded import UnderEmbedder
@@ -62,8 +62,7 @@ class DiversityTarget(UnderEmbedder):
         if isinstance(target, Sequence) and context.training and given != len(target):
             text = f"expected {len(target)} labels, one per target, but got {given}. Set it to"
             found.append(Problem("/model.conditioner", f"{text} cfg_distill.sampling.Labels with as many `values`."))
-        if not 0 <= self.past.momentum < 1:
-            found.append(Problem("momentum", f"expected a number in [0, 1), but got {self.past.momentum}."))
+        found += problems_of_shares(momentum=self.past.momentum)
         return found
 
     def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:

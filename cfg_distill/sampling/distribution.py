@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import Context, Problem, problems_of_counts
 
 
 @dataclass
@@ -45,9 +45,7 @@ class Sampling:
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with these settings. It depends on the model's longest sample, and on training or not."""
-        found = []
-        if self.samples < 1:
-            found.append(Problem("samples", f"expected at least 1, but got {self.samples}."))
+        found = problems_of_counts(samples=self.samples)
         found += self.problems_of_length(context.longest)
         if not self.temperature >= 0 or (context.training and self.temperature == 0):
             random = "a number above 0 (on-policy samples must be random)"
@@ -64,8 +62,8 @@ class Sampling:
 
     def problems_of_length(self, longest: int | None) -> list[Problem]:
         """What is wrong with the length, whatever the prompts are: at most one problem."""
-        if self.max_new_tokens < 1:
-            return [Problem("max_new_tokens", f"expected at least 1, but got {self.max_new_tokens}.")]
+        if found := problems_of_counts(max_new_tokens=self.max_new_tokens):
+            return found
         if longest is not None and self.max_new_tokens > longest:
             text = (
                 f"expected at most {longest}, since the model has no positions for a longer sample, but got"

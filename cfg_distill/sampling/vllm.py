@@ -23,7 +23,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.generators import CausalLM, Generator, PromptLike
 from cfg_distill.generators.lora import adapter_of, save_adapter, standing_in
 from cfg_distill.sampling.conditioning import Conditioner
@@ -97,8 +97,7 @@ class VLLM(Sampler):
             found.append(Problem("max_staleness", text))
         if not self.patience_seconds > 0:
             found.append(Problem("patience_seconds", f"expected a number above 0, but got {self.patience_seconds}."))
-        if self.parallel < 1:
-            found.append(Problem("parallel", f"expected at least 1, but got {self.parallel}."))
+        found += problems_of_counts(parallel=self.parallel)
         if self.folder and not Path(self.folder).expanduser().is_dir():
             text = (
                 f"expected a folder that the engine sees, but `{self.folder}` does not exist. Make it, or leave it out."

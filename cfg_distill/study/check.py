@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import PLACE, normalised
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, is_beneath, problems_of_positive
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder
 from cfg_distill.folders.dials import problems_of_dial
 from cfg_distill.merging.methods import problems_of_merge
-from cfg_distill.study.checking import CheckEvaluation, CheckFit, said_by
+from cfg_distill.study.checking import each_once
 from cfg_distill.study.climbing import ladder_of
 from cfg_distill.study.config import Study, unknown_name
-from cfg_distill.study.jobs import Job
 from cfg_distill.study.parts import Fit, SystemConfig
 
 LARGEST_TRAINING_SEED = 2**32 - 1
@@ -67,69 +63,9 @@ def without_echoes(first: Iterable[Problem], then: Iterable[Problem]) -> list[Pr
     known = [problem.path for problem in first if problem.path]
 
     def echoes(problem: Problem) -> bool:
-        path = problem.path
-        return problem in first or any(path == key or path.startswith((f"{key}.", f"{key}[")) for key in known)
+        return problem in first or any(is_beneath(problem.path, key) for key in known)
 
     return first + [problem for problem in then if not echoes(problem)]
-
-
-def command_of(fit: Fit) -> list[str]:
-    """The words a user would type after ``cfg-distill``."""
-    words = ["fit", *(word for file in fit.files for word in ("--config", file))]
-    for key, value in fit.overrides.items():
-        words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
-    return words
-
-
-def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, Job]:
-    """The checks that workers do before anything runs: the evaluation, and each fit under the name ``fits.NAME``.
-
-    Args:
-        study: the study.
-        known: problems that are known already; the parts that have one are left out.
-    """
-
-    def is_fine(key: str) -> bool:
-        return not any(problem.path == key or problem.path.startswith(f"{key}.") for problem in known)
-
-    made = {*study.fits, *study.merges}
-    groups = {"baselines": study.baselines, "systems": study.systems}
-    fine = [system for key, group in groups.items() for name, system in group.items() if is_fine(f"{key}.{name}")]
-    fine += [SystemConfig(sweep.model) for name, sweep in study.sweeps.items() if is_fine(f"sweeps.{name}")]
-    models = sorted({model for system in fine for model in system.models} - made)
-    evaluation, parts = study.evaluation, ("evaluation", "fits", "merges", "baselines", "sweeps", "systems")
-    jobs: dict[str, Job] = {}
-    if is_fine("evaluation.metrics"):
-        sampled = systems_by_folder(study) if all(map(is_fine, parts)) else []
-        ladder = ladder_of(study).name if sampled and is_fine("evaluation.ladder") else ""
-        jobs["evaluation"] = CheckEvaluation(evaluation, models, sampled, ladder)
-    for name, fit in study.fits.items():
-        if fit.config and is_fine(f"fits.{name}.config") and is_fine(f"fits.{name}.overlays"):
-            jobs[f"fits.{name}"] = CheckFit(command_of(fit))
-    return jobs
-
-
-def systems_by_folder(study: Study) -> list[SystemConfig]:
-    """Every system with the folder of its model, each folder once per guidance.
-
-    A student or a merge stands for the folder that its fit begins with: that one is there before the fits.
-    """
-    found: dict[tuple[Any, ...], SystemConfig] = {}
-    for system in study.all_systems().values():
-        folder = _folder_of(study, system.model)
-        anneal = system.anneal and replace(system.anneal, base=_folder_of(study, system.anneal.base))
-        if folder and (anneal is None or anneal.base):
-            guidance = (system.guidance, system.schedule, system.negative, system.negative_system, system.drop)
-            others = (system.prompt, anneal, str(system.conditioner))
-            found.setdefault((folder, *guidance, *others), replace(system, model=folder, anneal=anneal))
-    return list(found.values())
-
-
-def _folder_of(study: Study, model: str) -> str:
-    """The folder behind a model; empty for a generator that has none."""
-    if model in study.merges:
-        return _folder_of(study, study.merges[model].models[0])
-    return study.fits[model].recipe.model_path if model in study.fits else model
 
 
 def _under(key: str, found: Iterable[Problem | str]) -> list[Problem]:
@@ -366,8 +302,7 @@ def _problems_of_claims(study: Study) -> list[Problem]:
             Guard.parse(metric, bound)
         except ConfigError as error:
             problems += error.under(f"guards.{metric}")
-    if not 0 < study.claims.margin < math.inf:
-        problems.append(Problem("margin", f"expected a number above 0, but got {study.claims.margin}."))
+    problems += problems_of_positive(margin=study.claims.margin)
     return _under("claims", problems)
 
 
@@ -379,6 +314,7 @@ def _trained_on(fits: dict[str, Fit], held_out: dict[str, list[str]]) -> list[Pr
         held_out: ``prompts`` and ``development``, as far as they can be read.
     """
     problems = []
+    unread: dict[Problem, list[str]] = {}
     for name, fit in fits.items():
         for part, file in fit.recipe.prompt_files.items():
             if part == "report":
@@ -387,7 +323,8 @@ def _trained_on(fits: dict[str, Fit], held_out: dict[str, list[str]]) -> list[Pr
                 seen = read_prompts(file, fit.recipe.prompt_field)
             except ConfigError as error:
                 if fit.recipe.at("data.class_path") is None:  # a class of the user may mean anything by `train`
-                    problems += said_by(f"fits.{name}", error.under(f"data.{part}"))
+                    for problem in error.under(f"data.{part}"):
+                        unread.setdefault(problem, []).append(f"fits.{name}")
                 continue
             for key, prompts in held_out.items():
                 both = [] if (key, part) == ("development", "validation") else _shared(prompts, map(str, seen))
@@ -400,4 +337,4 @@ def _trained_on(fits: dict[str, Fit], held_out: dict[str, list[str]]) -> list[Pr
                         f" {both[0]!r}, for one. Take them out of one of the files.",
                     )
                 )
-    return problems
+    return problems + each_once(unread)

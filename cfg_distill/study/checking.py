@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from cfg_distill.data.reading import read_prompts, templated, together
-from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, is_beneath, problems_of
 from cfg_distill.evaluation.anneal import problems_of_anneal, problems_of_course
-from cfg_distill.study.climbing import problems_of_ladder
+from cfg_distill.study.climbing import ladder_of, problems_of_ladder
+from cfg_distill.study.config import Study
 from cfg_distill.study.parts import Evaluation, SystemConfig
 from cfg_distill.study.sampled import guidance_of, sampling_of
 
@@ -54,7 +55,7 @@ class CheckEvaluation:
         return {}
 
     def _problems_of_metrics(self) -> list[Problem]:
-        from cfg_distill.evaluation.models import metrics_of
+        from cfg_distill.evaluation.chosen import metrics_of
 
         given = self.evaluation
         try:
@@ -85,8 +86,7 @@ class CheckEvaluation:
         ]
 
     def _problems_of_prompts(self) -> list[Problem]:
-        from cfg_distill.evaluation.chosen import conditioner_of, problems_of_metrics_on
-        from cfg_distill.evaluation.models import metrics_of
+        from cfg_distill.evaluation.chosen import conditioner_of, metrics_of, problems_of_metrics_on
         from cfg_distill.generators import open_generator
         from cfg_distill.sampling import problems_of_lengths
 
@@ -150,6 +150,57 @@ class CheckFit:
         return {}
 
 
+def jobs_of_checks(study: Study, known: Sequence[Problem] = ()) -> dict[str, CheckEvaluation | CheckFit]:
+    """The checks that workers do before anything runs: the evaluation, and each fit under the name ``fits.NAME``.
+
+    Args:
+        study: the study.
+        known: problems that are known already; the parts that have one are left out.
+    """
+
+    def is_fine(key: str) -> bool:
+        return not any(is_beneath(problem.path, key) for problem in known)
+
+    made = {*study.fits, *study.merges}
+    groups = {"baselines": study.baselines, "systems": study.systems}
+    fine = [system for key, group in groups.items() for name, system in group.items() if is_fine(f"{key}.{name}")]
+    fine += [SystemConfig(sweep.model) for name, sweep in study.sweeps.items() if is_fine(f"sweeps.{name}")]
+    models = sorted({model for system in fine for model in system.models} - made)
+    evaluation, parts = study.evaluation, ("evaluation", "fits", "merges", "baselines", "sweeps", "systems")
+    jobs: dict[str, CheckEvaluation | CheckFit] = {}
+    if is_fine("evaluation.metrics"):
+        sampled = systems_by_folder(study) if all(map(is_fine, parts)) else []
+        ladder = ladder_of(study).name if sampled and is_fine("evaluation.ladder") else ""
+        jobs["evaluation"] = CheckEvaluation(evaluation, models, sampled, ladder)
+    for name, fit in study.fits.items():
+        if fit.config and is_fine(f"fits.{name}.config") and is_fine(f"fits.{name}.overlays"):
+            jobs[f"fits.{name}"] = CheckFit(fit.words)
+    return jobs
+
+
+def systems_by_folder(study: Study) -> list[SystemConfig]:
+    """Every system with the folder of its model, each folder once per guidance.
+
+    A student or a merge stands for the folder that its fit begins with: that one is there before the fits.
+    """
+    found: dict[tuple[Any, ...], SystemConfig] = {}
+    for system in study.all_systems().values():
+        folder = _folder_of(study, system.model)
+        anneal = system.anneal and replace(system.anneal, base=_folder_of(study, system.anneal.base))
+        if folder and (anneal is None or anneal.base):
+            guidance = (system.guidance, system.schedule, system.negative, system.negative_system, system.drop)
+            others = (system.prompt, anneal, str(system.conditioner))
+            found.setdefault((folder, *guidance, *others), replace(system, model=folder, anneal=anneal))
+    return list(found.values())
+
+
+def _folder_of(study: Study, model: str) -> str:
+    """The folder behind a model; empty for a generator that has none."""
+    if model in study.merges:
+        return _folder_of(study, study.merges[model].models[0])
+    return study.fits[model].recipe.model_path if model in study.fits else model
+
+
 def _asked(template: str | None, prompt: Any) -> list[Any]:
     return templated(template, [prompt])
 
@@ -162,3 +213,19 @@ def said_by(who: str, problems: Iterable[Problem]) -> list[Problem]:
         fits.quality: Key `model.seed`: expected a whole number, but got 1.5.
     """
     return [Problem("", f"{who}: {problem}") for problem in problems]
+
+
+def each_once(found: Mapping[Problem, Sequence[str]]) -> list[Problem]:
+    """Problems by who has them, without those of a file that is named by another problem: the file has them once.
+
+    Args:
+        found: each problem with the names of its checks.
+    """
+    problems, files = [], set()
+    for problem, names in found.items():
+        if problem.text in files:
+            continue
+        if problem.text.startswith("File `"):
+            files.add(problem.text)
+        problems += [problem] if "evaluation" in names else said_by(", ".join(names), [problem])
+    return problems

@@ -11,13 +11,12 @@ from typing import Any, NamedTuple
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import source
-from cfg_distill.folders.profile import profile_of
+from cfg_distill.folders.profile import is_trusted, profile_of
 from cfg_distill.study.config import Study
 from cfg_distill.study.parts import Evaluation
 
 MODEL, NONE = "model", "none"
 """Values of ``evaluation.ladder`` beside names of ladders."""
-PACKAGE = "cfg_distill."
 
 
 class Named(NamedTuple):
@@ -49,7 +48,7 @@ def ladder_of(study: Study) -> Named:
         return Named("")  # nothing, or a hub name, which is not asked before the study begins
     profile = profile_of(start)
     named = "" if profile is None else profile.ladder
-    if not named or named.startswith(PACKAGE):
+    if not named or is_trusted(named):
         return Named(named)
     text = (
         f"Note: `{start}` names the ladder `{named}`, and a model folder is data: it may not decide what is imported. Set"

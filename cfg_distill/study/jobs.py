@@ -244,7 +244,7 @@ _kept: dict[str, Any] = {}
 
 def loaded_metrics(specs: dict[str, Any]) -> dict[str, Any]:
     """Metrics, kept for the next job."""
-    from cfg_distill.evaluation.models import metrics_of
+    from cfg_distill.evaluation.chosen import metrics_of
     from cfg_distill.generators import device
 
     text = json.dumps(specs, sort_keys=True)

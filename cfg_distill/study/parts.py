@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -42,6 +43,14 @@ class Fit:
     def files(self) -> list[str]:
         """The recipe and what is laid over it."""
         return [self.config, *self.overlays]
+
+    @property
+    def words(self) -> list[str]:
+        """The words a user would type after ``cfg-distill``."""
+        words = ["fit", *(word for file in self.files for word in ("--config", file))]
+        for key, value in self.overrides.items():
+            words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
+        return words
 
     @cached_property
     def recipe(self) -> Recipe:

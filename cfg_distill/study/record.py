@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cfg_distill
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, shortened
 from cfg_distill.folders import base_of, find_file, is_adapter, resolve, source
 from cfg_distill.study.config import Study
 from cfg_distill.study.parts import NOT_IN_0_1
@@ -134,8 +134,7 @@ def _is_addition(old: Mapping[str, Any], new: Mapping[str, Any], key: str, name:
 def _said(record: Mapping[str, Any], name: str) -> str:
     if name not in record:
         return "nothing"
-    text = json.dumps(record[name])
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return shortened(json.dumps(record[name]), 60)
 
 
 def digests(content: Any) -> dict[str, str]:

@@ -9,7 +9,7 @@ import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import IO, Any
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import problems_of_place, write_text
 from cfg_distill.files.logs import clock
-from cfg_distill.study.check import jobs_of_checks, problems_of, without_echoes
-from cfg_distill.study.checking import said_by
+from cfg_distill.study.check import problems_of, without_echoes
+from cfg_distill.study.checking import each_once, jobs_of_checks, said_by
 from cfg_distill.study.config import Study, load_study
 from cfg_distill.study.display import Display
 from cfg_distill.study.forecast import Forecast
@@ -154,23 +154,7 @@ def problems_in_workers(
             except ConfigError as error:
                 for problem in error.problems:
                     found.setdefault(problem, []).append(name)
-    return _each_once(found)
-
-
-def _each_once(found: Mapping[Problem, Sequence[str]]) -> list[Problem]:
-    """Problems by who has them, without those of a file that is named by another problem: the file has them once.
-
-    Args:
-        found: each problem with the names of its checks.
-    """
-    problems, files = [], set()
-    for problem, names in found.items():
-        if problem.text in files:
-            continue
-        if problem.text.startswith("File `"):
-            files.add(problem.text)
-        problems += [problem] if "evaluation" in names else said_by(", ".join(names), [problem])
-    return problems
+    return each_once(found)
 
 
 def _cores() -> int:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.recipe import Recipe
-from cfg_distill.study.check import command_of
 from cfg_distill.study.climbing import ClimbLadder, ladder_of
 from cfg_distill.study.config import Study
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders, TimeSampling
@@ -175,7 +175,7 @@ def last_checkpoint(folder: Path) -> dict[str, str]:
 
 def _fit_step(name: str, fit: Fit, run: Run, start: Made, out: Path) -> Step:
     recipe, folder = fit.recipe, run.within(out / "fits" / name)
-    words = command_of(fit) + ([f"--model.start={start.folder}"] if start.folder else [])
+    words = fit.words + ([f"--model.start={start.folder}"] if start.folder else [])
     seed = [] if run.seed is None else [f"--seed_everything={run.seed}"]
     # The study's own additions: no baselines, since it measures its own, the folder of the run, and to go on from its last
     # checkpoint when there is one.
@@ -212,7 +212,7 @@ def _evaluation_step(study: Study, name: str, run: Run, models: list[Made], out:
     sampled = replace(_sampled(system, models), temperature=settled.temperature, dtype=settled.dtype)
     job = Evaluate(name, study.kind(name), sampled, given, str(file), str(heard), _seeds(study, chain, run), chain)
     settings = _deciding(study) | {"temperature": settled.temperature, "dtype": settled.dtype}
-    point = {key: value for key, value in asdict(system).items() if key not in NOT_IN_0_1 or value is not None}
+    point = _without_unset(system, NOT_IN_0_1)
     given_models = [each.folder for each in models if not each.needs]
     config = settings | {"point": point, "files": digests([settings, given_models])}
     cost = (2 if system.guidance != 1 else 1) * len(models)
@@ -274,7 +274,7 @@ def _timing_step(
     file = out / "speed.json"
     config = _deciding(study) | {
         "timing": given.timing,
-        "systems": {name: _without_new(asdict(each)) for name, each in timed.items()},
+        "systems": {name: _without_unset(each, LATER) for name, each in timed.items()},
     }
     for key in ("metrics", "samples", "seeds", "batch_size", "written", "written_samples"):
         config.pop(key)
@@ -282,9 +282,9 @@ def _timing_step(
     return [Step("time", "", job, [file], sorted(needs), config, 6.0 * len(timed), after=evaluations)]
 
 
-def _without_new(system: dict[str, Any]) -> dict[str, Any]:
-    """A system without new keys that are not set: measurements from before there were these keys are not stale."""
-    return {key: value for key, value in system.items() if key not in LATER or value is not None}
+def _without_unset(system: SystemConfig, new: Collection[str]) -> dict[str, Any]:
+    """A system without new keys that are not set: results from before there were these keys are not stale."""
+    return {key: value for key, value in asdict(system).items() if key not in new or value is not None}
 
 
 def _front_step(

@@ -189,8 +189,8 @@ def make_tune(score: Score, name: str, origin: str) -> Tune | None:
     title = (fields.get("T") or [""])[0]
     return Tune(
         name=f"{name} {title}".strip(),
-        origin=_origin(fields, origin, title, name),
-        rhythm=_rhythm(fields, title, metre, name),
+        origin=_origin(fields, origin, name),
+        rhythm=_rhythm(fields, metre, name),
         metre=metre if metre in METRES else "any",
         mode=mode if mode in MODES else "any",
         tokens=tuple(map(sys.intern, tokens)),  # each token once, and not 500,000 strings
@@ -224,7 +224,7 @@ def pitches_of(tokens: Iterable[str]) -> list[int]:
     return [note[0] for note in notes if note is not None and note[0] is not None]
 
 
-def _origin(fields: dict[str, list[str]], origin: str, title: str, name: str) -> str:
+def _origin(fields: dict[str, list[str]], origin: str, name: str) -> str:
     said = " ".join(fields.get("O", [])).lower()
     if "scotch" in said:
         return "scottish"
@@ -233,7 +233,7 @@ def _origin(fields: dict[str, list[str]], origin: str, title: str, name: str) ->
     return "american" if name.startswith("miscFolk") and "Minstrelsy" not in " ".join(fields.get("S", [])) else origin
 
 
-def _rhythm(fields: dict[str, list[str]], title: str, metre: str, name: str) -> str:
+def _rhythm(fields: dict[str, list[str]], metre: str, name: str) -> str:
     said = " ".join(fields.get("R", [])).lower()
     compound = {"6/8": "jig", "9/8": "slip jig"}
     for text in (said, " ".join(fields.get("T", [])).lower()):

@@ -20,12 +20,12 @@ from cfg_distill.errors import Problem
 from cfg_distill.folders import problems_of_folder, resolve
 from cfg_distill.tunes.bars import read_note
 from cfg_distill.tunes.negatives import REAL
-from cfg_distill.tunes.network import TuneNetwork, load_network
+from cfg_distill.tunes.network import NetworkConfig, TuneNetwork, load_network
 from cfg_distill.tunes.quality import FILE as BOUNDS
 from cfg_distill.tunes.quality import bounds_of, known_runs, load_bounds, measured, save_bounds
 from cfg_distill.tunes.segments import ATTRIBUTES, UNLABELLED, SegmentsData
 from cfg_distill.tunes.tokenizer import VALUES
-from cfg_distill.tunes.training import NetworkTraining
+from cfg_distill.tunes.training import FolderTraining
 
 DRAWS = 8
 """Segments of each validation tune on which the temperatures are fitted."""
@@ -53,7 +53,7 @@ def best_temperature(logits_NC: Tensor, labels_N: Tensor) -> float:
     return float(min(candidates, key=lambda temperature: balanced_nll(logits_NC / temperature, labels_N).item()))
 
 
-class JudgeTraining(NetworkTraining):
+class JudgeTraining(FolderTraining):
     """Trains the judge with logit adjustment (Menon et al. 2021, Eq. 10): the loss adds the log frequency of each value
     to its logit, so that the logits themselves stand for values equally likely beforehand. Without it a judge of modes
     would call everything major.
@@ -67,7 +67,11 @@ class JudgeTraining(NetworkTraining):
         optimizer: of all parameters.
         out: the folder to write: config.json and model.safetensors.
         smoothing: label smoothing.
-        common: the further arguments of :class:`NetworkTraining`.
+        width: of the convolutions.
+        blocks: the number of convolutions; block b looks at every 2^b-th token.
+        kernel: of the convolutions.
+        dropout: while training.
+        common: the further arguments of :class:`FolderTraining`.
     """
 
     def __init__(
@@ -75,13 +79,21 @@ class JudgeTraining(NetworkTraining):
         optimizer: OptimizerCallable = torch.optim.AdamW,
         out: str = "runs/tunes/judge",
         smoothing: float = 0.05,
+        width: int = 96,
+        blocks: int = 5,
+        kernel: int = 5,
+        dropout: float = 0.15,
         **common: Any,
     ) -> None:
         super().__init__(optimizer, out, **common)
         self.smoothing = smoothing
+        self.width, self.blocks, self.kernel, self.dropout = width, blocks, kernel, dropout
 
-    def heads(self) -> dict[str, int]:
-        return {attribute: len(VALUES[attribute]) for attribute in ATTRIBUTES} | {REAL: 2}
+    def configure_model(self) -> None:
+        if not list(self.children()):  # Lightning asks again for each stage
+            music = self.trainer.datamodule.music  # type: ignore[attr-defined]
+            heads = {attribute: len(VALUES[attribute]) for attribute in ATTRIBUTES} | {REAL: 2}
+            self.network = TuneNetwork(NetworkConfig(music, heads, self.width, self.blocks, self.kernel, self.dropout))
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         outputs = self.network(batch["tokens"])
@@ -105,23 +117,25 @@ class JudgeTraining(NetworkTraining):
     def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
         self._log("test", batch)
 
-    def finish(self) -> None:
-        """Fits the temperatures on several segments of each validation tune."""
+    def write(self, folder: str) -> None:
         data: SegmentsData = self.trainer.datamodule  # type: ignore[attr-defined]
+        self.network.eval()
+        self._fit_temperatures(data)
+        self.network.save(folder)
+        tunes = [" ".join(tune.tokens[: data.longest]) for tune in data.tunes["validation"]]
+        real_N = Judge(folder).probabilities(tunes)[REAL][:, 1]
+        known = known_runs(" ".join(tune.tokens) for tune in data.tunes["train"])
+        save_bounds(bounds_of(measured(tunes, real_N, known)), folder)
+
+    @torch.no_grad()
+    def _fit_temperatures(self, data: SegmentsData) -> None:
+        """On several segments of each validation tune."""
         batches = [data.collate(data.tunes["validation"], random.Random(data.seed + draw)) for draw in range(DRAWS)]
         outputs = [self.network(batch["tokens"].to(self.device)) for batch in batches]
         for head in self.network.config.heads:
             logits_NC = torch.cat([output[head].cpu() for output in outputs])
             labels_N = torch.cat([batch[head] for batch in batches])
             self.network.config.temperatures[head] = best_temperature(logits_NC, labels_N)
-
-    def write(self, folder: str) -> None:
-        super().write(folder)
-        data: SegmentsData = self.trainer.datamodule  # type: ignore[attr-defined]
-        tunes = [" ".join(tune.tokens[: data.longest]) for tune in data.tunes["validation"]]
-        real_N = Judge(folder).probabilities(tunes)[REAL][:, 1]
-        known = known_runs(" ".join(tune.tokens) for tune in data.tunes["train"])
-        save_bounds(bounds_of(measured(tunes, real_N, known)), folder)
 
     def _prior(self, head: str) -> Tensor:
         """Log frequency of the values of a head in training, ``[values]``."""

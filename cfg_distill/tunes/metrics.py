@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.embedders.base import texts_of
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import Context, Problem, problems_of_counts
 from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, read_note
@@ -259,7 +259,7 @@ class Repetition(TextMetric):
         self.n = n
 
     def problems(self, context: Context = Context()) -> list[Problem]:
-        return [] if self.n >= 1 else [Problem("n", f"expected at least 1, but got {self.n}.")]
+        return problems_of_counts(n=self.n)
 
     def score_group(self, texts: list[str]) -> float:
         return sum(repetition(text, self.n) for text in texts) / len(texts)

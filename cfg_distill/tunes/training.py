@@ -12,15 +12,14 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import OptimizerCallable
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.tunes.network import NetworkConfig, TuneNetwork
 
 
-def warmup_cosine(step: int, warmup: int, total: int, floor: float = 0.0) -> float:
-    """Factor on the learning rate: linear to 1 in ``warmup`` steps, then half a cosine down to ``floor``."""
+def warmup_cosine(step: int, warmup: int, total: int) -> float:
+    """Factor on the learning rate: linear to 1 in ``warmup`` steps, then half a cosine down to 0."""
     if step < warmup:
         return (step + 1) / warmup
     done = min((step - warmup) / max(total - warmup, 1), 1.0)
-    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+    return 0.5 * (1 + math.cos(math.pi * done))
 
 
 class FolderTraining(lightning.LightningModule, ABC):
@@ -81,50 +80,3 @@ class FolderTraining(lightning.LightningModule, ABC):
         if best:
             self.load_state_dict(torch.load(best, map_location=self.device, weights_only=True)["state_dict"])
         self.write(self.out)
-
-
-class NetworkTraining(FolderTraining):
-    """Trains a :class:`TuneNetwork`: the encoder and the judge.
-
-    Args:
-        optimizer: of all parameters.
-        out: the folder to write: config.json and model.safetensors.
-        width: of the convolutions.
-        blocks: the number of convolutions; block b looks at every 2^b-th token.
-        kernel: of the convolutions.
-        dropout: while training.
-        common: the further arguments of :class:`FolderTraining`.
-    """
-
-    def __init__(
-        self,
-        optimizer: OptimizerCallable = torch.optim.AdamW,
-        out: str = "runs/tunes/network",
-        width: int = 96,
-        blocks: int = 5,
-        kernel: int = 5,
-        dropout: float = 0.15,
-        **common: Any,
-    ) -> None:
-        super().__init__(optimizer, out, **common)
-        self.width, self.blocks, self.kernel, self.dropout = width, blocks, kernel, dropout
-
-    @abstractmethod
-    def heads(self) -> dict[str, int]:
-        """Outputs of the network by name, with their widths."""
-
-    def finish(self) -> None:
-        """Called with the best weights in place, just before they are written."""
-
-    def configure_model(self) -> None:
-        if not list(self.children()):  # Lightning asks again for each stage
-            music = self.trainer.datamodule.music  # type: ignore[attr-defined]
-            self.network = TuneNetwork(
-                NetworkConfig(music, self.heads(), self.width, self.blocks, self.kernel, self.dropout)
-            )
-
-    def write(self, folder: str) -> None:
-        self.network.eval()
-        with torch.no_grad():
-            self.finish()
-        self.network.save(folder)

@@ -81,7 +81,7 @@ def one_step(generator: MusicGen, given: argparse.Namespace, device: str) -> dic
     model.configure_model()
     phases = Phases()
     watched = [("rollout", model, "rollout"), ("decode", generator, "decode"), ("student forward", generator, "predictions"),
-               ("loss and backward", model, "_training_step"), ("loss and backward", model, "backward")]  # fmt: skip
+               ("loss and backward", model, "training_step"), ("loss and backward", model, "backward")]  # fmt: skip
     for name, owner, method in watched:
         phases.watch(name, owner, method)
     phases.watch("teacher", model.teacher, "predictions")

@@ -12,9 +12,8 @@ from cfg_distill.errors import ConfigError, Problem, PromptProblem
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.generators import open_generator
 from cfg_distill.prompt import Prompt
-from cfg_distill.study.checking import CheckEvaluation
+from cfg_distill.study.checking import CheckEvaluation, each_once
 from cfg_distill.study.parts import Evaluation, SystemConfig
-from cfg_distill.study.run import _each_once
 from cfg_distill.tunes.prompts import understand
 from cfg_distill.tunes.rungs import TuneLadder
 
@@ -81,7 +80,7 @@ def test_a_study_says_it_once_for_all_systems_fits_and_the_ladder(
     assert str(problem).startswith(f"Key `evaluation.prompts`: File `{unread}`, {SAID}")
     of_fit = Problem("data.init_args.train", problem.text)
     other = Problem("data.init_args.train", "File `b.txt`, line 1: Mend it.")
-    told = _each_once({problem: ["evaluation"], of_fit: ["fits.a"], other: ["fits.a", "fits.b"]})
+    told = each_once({problem: ["evaluation"], of_fit: ["fits.a"], other: ["fits.a", "fits.b"]})
     assert told == [problem, Problem("", f"fits.a, fits.b: {other}")]
 
 

@@ -15,14 +15,13 @@ import pytest
 import torch
 from forked import ranks
 from tiny import tiny_folder
-from tiny_fits import every_step, snapshot, student_of, trainer
+from tiny_fits import Even, every_step, snapshot, student_of, trainer
 
 from cfg_distill.callbacks import ExactResume
 from cfg_distill.data import PromptData
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.losses import PolicyGradient, ReverseKL
-from cfg_distill.rewards import GroupReward, PairwiseDiversity, Reward
-from cfg_distill.sampling.samples import Samples
+from cfg_distill.rewards import PairwiseDiversity
 
 SPLITS = {  # processes, prompts per batch, batches per step: always 8 prompts per step
     "1 x 8": (1, 8, 1),
@@ -68,17 +67,6 @@ class Drawn(L.Callback):
 
     def on_validation_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
         self._take(f"validation {trainer.global_step}", outputs)
-
-
-class Even(Reward):
-    """Samples that begin with an odd token are degenerate: they are drawn again."""
-
-    def forward(self, samples: Samples) -> GroupReward:
-        zeros_BG = torch.zeros(len(samples.prompts), samples.group)
-        return GroupReward(zeros_BG, zeros_BG)
-
-    def degenerate(self, samples: Samples) -> torch.Tensor:
-        return samples.rollout.tokens_BGKT[:, :, 0, 0] % 2 == 1
 
 
 def fit(split: str, folder: str, root: Path, after: int = 0) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import yaml
 from fenced import ROOT, SHORT_FIT, blocks
 
 from cfg_distill.cli import COMMANDS, fit, main
-from cfg_distill.study.check import command_of, problems_of
+from cfg_distill.study.check import problems_of
 from cfg_distill.study.config import read_study
 
 SHORT = {
@@ -48,7 +48,7 @@ def run_own(command: str, *words: str) -> None:
         study = read_study(words[0])
         assert problems_of(study) == []
         for each in study.fits.values():
-            fit.run("fit", command_of(each)[1:], check_only=True)
+            fit.run("fit", each.words[1:], check_only=True)
     elif command == "fit" and "--trainer.devices" in words:
         # Two processes start below, once; here it is parsed, built and asked for its problems.
         fit.run("fit", [*words, "--trainer.accelerator=cpu"], check_only=True)

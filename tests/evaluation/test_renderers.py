@@ -15,9 +15,9 @@ from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import Renderer
 from cfg_distill.evaluation.chosen import SOUND_METRICS, TEXT_METRICS, default_metrics
-from cfg_distill.evaluation.renderers import class_paths, is_trusted, renderer_of
+from cfg_distill.evaluation.renderers import class_paths, renderer_of
 from cfg_distill.folders import find_file, resolve
-from cfg_distill.folders.profile import PROFILE, Profile, copy_profile, profile_of
+from cfg_distill.folders.profile import PROFILE, Profile, copy_profile, is_trusted, profile_of
 from cfg_distill.generators import CausalLM
 from cfg_distill.generators.lora import LoRA
 from cfg_distill.merging import merge_folders

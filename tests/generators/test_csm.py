@@ -7,10 +7,10 @@ from itertools import product as all_of
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from tiny_csm import BOOKS, CODES, PAD, tiny_csm
+from tiny_fits import FirstToken, fitted
 from transformers import CsmForConditionalGeneration, CsmProcessor, GenerationConfig
 
 from cfg_distill import CFGDistillation
@@ -205,19 +205,9 @@ def test_the_score_term_makes_the_gradient_of_the_sequence(tmp_path: Path) -> No
         torch.testing.assert_close(parameter.grad, expected[name], atol=1e-5, rtol=1e-3)
 
 
-class Prompts(torch.utils.data.Dataset):
-    def __len__(self) -> int:
-        return 40
-
-    def __getitem__(self, index: int) -> list[str]:
-        return PROMPTS
-
-
 @pytest.fixture(scope="module")
 def trained(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[CFGDistillation, list[float], Path]:
     """A student of divergence and reward, its KL per step, and its checkpoint."""
-    from tiny_fits import FirstToken
-
     place = tmp_path_factory.mktemp("trained")
     torch.manual_seed(0)
     module = CFGDistillation(
@@ -229,19 +219,7 @@ def trained(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
         measure_gradients_every=0,
         micro_batch=4,
     )
-    kls: list[float] = []
-
-    class Note(L.Callback):
-        def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
-            kls.append(float(trainer.callback_metrics["train/kl"]))
-
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, callbacks=[Note()], max_epochs=1, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=place, log_every_n_steps=1,
-    )  # fmt: skip
-    trainer.fit(module, torch.utils.data.DataLoader(Prompts(), batch_size=None))
-    trainer.save_checkpoint(place / "last.ckpt")
-    return module, kls, place
+    return module, fitted(module, PROMPTS, place), place
 
 
 def test_a_student_learns_the_guidance(trained: tuple[CFGDistillation, list[float], Path]) -> None:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from tiny_dia import BEGIN, CODES, DELAYS, END, PAD, tiny_dia
+from tiny_fits import fitted
 from torch import Tensor
 from transformers import (
     DacConfig,
@@ -243,14 +242,6 @@ def test_gamma_one_has_no_distance(dia: Dia) -> None:
     assert math.isfinite(kl) and kl / count > 1e-3
 
 
-class Prompts(torch.utils.data.Dataset):
-    def __len__(self) -> int:
-        return 40
-
-    def __getitem__(self, index: int) -> list[str]:
-        return PROMPTS
-
-
 @pytest.fixture(scope="module")
 def trained(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[CFGDistillation, list[float], Path]:
     """A student of the whole method, CLAP reward included, its KL a step, and its checkpoint."""
@@ -267,19 +258,7 @@ def trained(folders: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         measure_gradients_every=0,
     )
-    kls: list[float] = []
-
-    class Note(L.Callback):
-        def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
-            kls.append(float(trainer.callback_metrics["train/kl"]))
-
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, callbacks=[Note()], max_epochs=1, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, default_root_dir=place, log_every_n_steps=1,
-    )  # fmt: skip
-    trainer.fit(module, torch.utils.data.DataLoader(Prompts(), batch_size=None))
-    trainer.save_checkpoint(place / "last.ckpt")
-    return module, kls, place
+    return module, fitted(module, PROMPTS, place), place
 
 
 def test_a_student_learns_the_guidance(trained: tuple[CFGDistillation, list[float], Path]) -> None:

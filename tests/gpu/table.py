@@ -326,7 +326,7 @@ def step(case: Case, device: str) -> dict[str, Any]:
 
     for name, owner, method in (
         ("rollout", module, "rollout"), ("codec", generator, "decode"), ("student forward", generator, "predictions"),
-        ("teacher", module.teacher, "predictions"), ("loss and backward", module, "_training_step"),
+        ("teacher", module.teacher, "predictions"), ("loss and backward", module, "training_step"),
     ):  # fmt: skip
         watch(name, owner, method)
     timer = _Timed(clock, seconds)

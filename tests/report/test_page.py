@@ -119,7 +119,7 @@ def test_sound_inside_the_page(study: Path) -> None:
 
 
 def test_without_the_audio_extra_the_sound_is_the_wav_file(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sounds_module, "_soundfile", lambda: None)
+    monkeypatch.setattr(sounds_module, "soundfile_library", lambda: None)
     page = page_of(study)
     assert 'src="report_files/half-01-1.wav"' in page and 'data-seconds="1.0"' in page
     assert (study / "report_files" / "half-01-1.wav").read_bytes()[:4] == b"RIFF"

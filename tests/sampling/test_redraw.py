@@ -9,10 +9,9 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from tiny_fits import batches, student_of, trainer
+from tiny_fits import Even, batches, student_of, trainer
 
 from cfg_distill.losses import PolicyGradient, ReverseKL
-from cfg_distill.rewards import GroupReward, Reward
 from cfg_distill.rewards.pairwise import mean_among_others, mean_with_others
 from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.redraw import redrawn
@@ -119,17 +118,6 @@ def test_the_policy_gradient_is_that_of_the_conditional_objective_up_to_what_is_
 
 
 # In a fit
-
-
-class Even(Reward):
-    """Samples that begin with an odd token are degenerate."""
-
-    def forward(self, samples: Samples) -> GroupReward:
-        zeros_BG = torch.zeros(len(samples.prompts), samples.group)
-        return GroupReward(zeros_BG, zeros_BG)
-
-    def degenerate(self, samples: Samples) -> torch.Tensor:
-        return samples.rollout.tokens_BGKT[:, :, 0, 0] % 2 == 1
 
 
 @pytest.mark.parametrize("redraw", [0, 20])

@@ -10,7 +10,8 @@ import yaml
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.study import run, run_steps
-from cfg_distill.study.check import command_of, jobs_of_checks, problems_of
+from cfg_distill.study.check import problems_of
+from cfg_distill.study.checking import jobs_of_checks
 from cfg_distill.study.config import Merge, load_study, read_study
 
 
@@ -220,7 +221,7 @@ def test_overrides_reach_recipe_and_command(change):
     overrides = {"trainer.max_steps": 3, "data.shuffle": False, "model.start": "x"}
     fit = read_study(change({"fits/quality/overrides": overrides})).fits["quality"]
     assert (fit.recipe.at("trainer.max_steps"), fit.recipe.at("trainer.devices")) == (3, 1)
-    assert command_of(fit) == [
+    assert fit.words == [
         *("fit", "--config", "fit.yaml", "--trainer.max_steps=3", "--data.shuffle=false", "--model.start=x")
     ]
 
@@ -273,6 +274,12 @@ def test_a_recipe_that_cannot_be_read_is_told_once(place, change):
     assert str(second).startswith(
         "fits.diversity: Key `data.train`: Expected a file of prompts, but `none.txt` does not"
     )
+
+
+def test_a_file_of_prompts_that_cannot_be_read_is_told_once_for_all_fits(place):
+    (place / "train.txt").write_text("")
+    (problem,) = problems_of(read_study("study.yaml"))
+    assert str(problem).startswith("fits.quality, fits.diversity: Key `data.train`: Expected at least one prompt")
 
 
 def test_a_misspelled_key_does_not_hide_what_stands_under_it(place, change):

@@ -9,7 +9,7 @@ import pytest
 
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.study import jobs
-from cfg_distill.study.check import jobs_of_checks
+from cfg_distill.study.checking import jobs_of_checks
 from cfg_distill.study.config import Claims, read_study
 from cfg_distill.study.jobs import DrawFront, Evaluate, FindAccelerator, decoded, encoded
 from cfg_distill.study.steps import plan

@@ -20,8 +20,8 @@ from cfg_distill.evaluation.front import swept
 from cfg_distill.generators import CausalLM, Guidance
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.sampling import Sampling, Seeds, draw
-from cfg_distill.study.check import problems_of, systems_by_folder
-from cfg_distill.study.checking import CheckEvaluation
+from cfg_distill.study.check import problems_of
+from cfg_distill.study.checking import CheckEvaluation, systems_by_folder
 from cfg_distill.study.config import Evaluation, SystemConfig, read_study
 from cfg_distill.study.jobs import Evaluate, decoded, encoded
 from cfg_distill.study.sampled import guidance_of

@@ -14,7 +14,8 @@ from cfg_distill.generators import CausalLM, Prompt
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.report.drawing import front_panel
 from cfg_distill.sampling import Sampling, draw
-from cfg_distill.study.check import problems_of, systems_by_folder
+from cfg_distill.study.check import problems_of
+from cfg_distill.study.checking import systems_by_folder
 from cfg_distill.study.config import load_study
 from cfg_distill.study.record import changes, record_of
 from cfg_distill.study.steps import plan

@@ -11,7 +11,6 @@ from cfg_distill.folders.adapters import AdapterFolder
 from cfg_distill.generators import open_generator
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
-from cfg_distill.study.check import command_of
 from cfg_distill.study.config import read_study
 
 SHORT = [
@@ -31,7 +30,7 @@ def test_one_step_of_each_fit_and_one_merge(name: str, folder: Path) -> None:
     study = read_study(f"recipes/smollm2/{name}.yaml")
     for fit, said in study.fits.items():
         begins = [f"--model.start={said.start}"] if said.start else []  # the folder that was exported below
-        assert main([*command_of(said), *SHORT, f"--trainer.default_root_dir=runs/{fit}", *begins]) == 0
+        assert main([*said.words, *SHORT, f"--trainer.default_root_dir=runs/{fit}", *begins]) == 0
         (checkpoint,) = Path("runs", fit).rglob("last.ckpt")
         assert main(["export", "--checkpoint", str(checkpoint), "--out", fit, "--weights", "raw"]) == 0
         assert all(factors.b_OR.any() for factors in AdapterFolder(fit).adapter().values())  # begins as zeros: it moved

@@ -23,8 +23,7 @@ from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
 from cfg_distill.sampling import Sampling, rollout
 from cfg_distill.sampling.samples import draw
-from cfg_distill.study.check import systems_by_folder
-from cfg_distill.study.checking import CheckEvaluation
+from cfg_distill.study.checking import CheckEvaluation, systems_by_folder
 from cfg_distill.study.config import Evaluation, Study, SystemConfig
 from cfg_distill.study.jobs import guidance_of
 from cfg_distill.study.steps import plan
