@@ -83,7 +83,7 @@ def batches(number: int) -> StatefulDataLoader:
     return StatefulDataLoader(EverySoMany(number), batch_size=None)
 
 
-def student_of(folder: str, **settings: Any) -> CFGDistillation:
+def student_of(folder: str, kind: type[CFGDistillation] = CFGDistillation, **settings: Any) -> CFGDistillation:
     """A module whose weights move visibly in a step."""
     defaults: dict[str, Any] = {
         "generator": CausalLM(folder),
@@ -93,7 +93,7 @@ def student_of(folder: str, **settings: Any) -> CFGDistillation:
         "optimizer": lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
         "measure_gradients_every": 0,
     }
-    return CFGDistillation(**(defaults | settings))
+    return kind(**(defaults | settings))
 
 
 def trainer(callbacks: list[Any], root: Path | None = None, **settings: Any) -> L.Trainer:

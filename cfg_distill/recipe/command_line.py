@@ -233,7 +233,7 @@ class CommandLine(LightningCLI):
                 with others_know_this_process():
                     super()._run_subcommand(subcommand)
                 if subcommand == "fit" and self.trainer.is_global_zero:
-                    self._say_what_is_next()
+                    self.mark.say_what_is_next(isinstance(self.model, Distillation))
             except Stopped as stopped:
                 if subcommand == "fit" and is_first():
                     self._say_how_to_go_on(requeue(stopped.number))
@@ -275,22 +275,6 @@ class CommandLine(LightningCLI):
             print(f"Note: {note}", file=sys.stderr, flush=True)
         if isinstance(self.model, Distillation):
             print(self.model.summary(), flush=True)
-
-    def _say_what_is_next(self) -> None:
-        if (folder := self.mark.folder) is None or (checkpoint := last_checkpoint(folder)) is None:
-            return
-        made = f"last checkpoint: {checkpoint}"
-        if isinstance(self.model, Distillation):
-            export = [
-                "cfg-distill",
-                "export",
-                "--checkpoint",
-                str(checkpoint),
-                "--out",
-                f"students/{folder.parent.name}",
-            ]
-            made = f"the student as a model folder: {shlex.join(export)}"
-        print(f"Finished. Curves: {shlex.join(['tensorboard', '--logdir', str(folder.parent)])}; {made}", flush=True)
 
     def _say_how_to_go_on(self, asked: str) -> None:
         step, total = self.trainer.global_step, self.trainer.max_steps

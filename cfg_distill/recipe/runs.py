@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 import sys
 import zipfile
@@ -212,6 +213,24 @@ class RunMark(Callback):
         # Not reached by a run that fails or is stopped.
         if trainer.is_global_zero and self.folder is not None:
             (self.folder / MARK).unlink(missing_ok=True)
+
+    def say_what_is_next(self, distilled: bool) -> None:
+        """Print the commands for the curves of a finished fit, and for a folder of its student if it has one."""
+        if self.folder is None or (checkpoint := last_checkpoint(self.folder)) is None:
+            return
+        made = f"last checkpoint: {checkpoint}"
+        if distilled:
+            export = [
+                "cfg-distill",
+                "export",
+                "--checkpoint",
+                str(checkpoint),
+                "--out",
+                f"students/{self.folder.parent.name}",
+            ]
+            made = f"the student as a model folder: {shlex.join(export)}"
+        curves = shlex.join(["tensorboard", "--logdir", str(self.folder.parent)])
+        print(f"Finished. Curves: {curves}; {made}", flush=True)
 
     def _write(self, trainer: Trainer) -> None:
         assert self.folder is not None

@@ -16,7 +16,6 @@ from cfg_distill.study.parts import Evaluation, SystemConfig
 from cfg_distill.study.sampled import guidance_of, sampling_of
 
 if TYPE_CHECKING:
-    from cfg_distill.metrics.base import SampleMetric
     from cfg_distill.sampling import Conditioner
 
 Report = Callable[[int, int], None]
@@ -71,9 +70,7 @@ class CheckEvaluation:
                 problems.append(Problem(f"evaluation.headline.{key}", text))
         return problems
 
-    def _problems_of_metrics_under(
-        self, conditioner: Conditioner | None, metrics: Mapping[str, SampleMetric]
-    ) -> list[Problem]:
+    def _problems_of_metrics_under(self, conditioner: Conditioner | None, metrics: Mapping[str, Any]) -> list[Problem]:
         given = self.evaluation
         told: dict[str, Any] = {}
         if conditioner is not None:
