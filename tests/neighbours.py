@@ -75,8 +75,12 @@ COMPARED: list[tuple[str, str, tuple[str, ...]]] = [
     ("one-shot x 4", "base", ("diversity",)),
     ("one-shot x 4", "one-shot", ("quality", "diversity")),
     ("one-shot", "diversity", ("quality", "diversity")),
+    ("pseudo density", "kl", ("crowded", "bigram_diversity")),
+    ("mmd", "kl", ("kernel_distance", "bigram_distance", "diversity")),
+    ("few-shot", "kl", ("diversity",)),
+    ("avgout", "kl", ("quality", "bigram_diversity", "words", "bar_validity", "diversity", "figures_diversity")),
 ]
-"""Left minus right: what the claims of the parts' authors need beside the differences from the control."""
+"""Left minus right: what the claims of the parts' authors need, over all training seeds and in each of them."""
 ON_PAGE = {
     "quality": "quality",
     "diversity": "diversity",
@@ -178,13 +182,22 @@ def kept() -> tuple[list[System], list[System]]:
 
     Systems without training have the values of the first file: all studies draw the same samples of them.
     """
-    contents = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(KEPT.glob("seed_*.json"))]
-    runs: dict[str, list[System]] = {}
-    for content in contents:
-        for fields in content["systems"]:
-            runs.setdefault(fields["name"], []).append(System(**fields))
+    contents = _contents()
+    runs = {name: [systems[name] for systems, _ in contents] for name in contents[0][0]}
     systems = [pooled(name, each) if each[0].chain else each[0] for name, each in runs.items()]
-    return systems, [System(**row) for row in contents[0]["real"]]
+    return systems, contents[0][1]
+
+
+def _contents() -> list[tuple[dict[str, System], list[System]]]:
+    """Of each training seed that was kept: the systems by name, and rows of real tunes."""
+    read = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(KEPT.glob("seed_*.json"))]
+    return [
+        (
+            {fields["name"]: System(**fields) for fields in content["systems"]},
+            [System(**row) for row in content["real"]],
+        )
+        for content in read
+    ]
 
 
 def study() -> dict[str, Any]:
@@ -192,6 +205,7 @@ def study() -> dict[str, Any]:
     systems, real = kept()
     named = {system.name: system for system in systems}
     control, ends = named["kl"], [named[name] for name in ENDS]
+    by_seed = [of_seed for of_seed, _ in _contents()]
     found: dict[str, Any] = {
         "prompts": len(control.prompts), "samples": control.samples, "seeds": control.seeds,
         "training_seeds": control.training_seeds, "systems": {}, "claims": {},
@@ -200,24 +214,42 @@ def study() -> dict[str, Any]:
         has = [metric for metric in COLUMNS if not np.isnan(system.cells(metric)).all()]
         found["systems"][system.name] = {metric: system.interval(metric)._asdict() for metric in has}
         for metric in () if system is control or system in real else set(has) & set(DIFFERENCES):
-            found["systems"][system.name][metric]["from_kl"] = difference(system, control, metric)._asdict()
+            found["systems"][system.name][metric]["from_kl"] = difference(system, control, metric)._asdict() | {
+                "by_seed": [difference(each[system.name], each["kl"], metric)._asdict() for each in by_seed]
+            }
         if system.name not in ENDS and system not in real:
-            heights = {metric: height_above(system, ends, "quality", metric)._asdict() for metric in HEIGHTS}
+            heights = {
+                metric: height_above(system, ends, "quality", metric)._asdict()
+                | {"by_seed": [_height(each, system.name, metric) for each in by_seed]}
+                for metric in HEIGHTS
+            }
             found["systems"][system.name]["heights"] = heights
     for left, right, metrics in COMPARED:
         found["claims"][f"{left} - {right}"] = {
-            metric: difference(named[left], named[right], metric)._asdict() for metric in metrics
+            metric: difference(named[left], named[right], metric)._asdict()
+            | {"by_seed": [difference(each[left], each[right], metric)._asdict() for each in by_seed]}
+            for metric in metrics
         }
     return found
 
 
+def _height(systems: dict[str, System], name: str, metric: str) -> dict[str, Any]:
+    return height_above(systems[name], [systems[end] for end in ENDS], "quality", metric)._asdict()
+
+
 def table_of_study(found: dict[str, Any]) -> str:
     tables = [_table(found["systems"], columns, () if place else HEIGHTS) for place, columns in enumerate(SHOWN)]
-    lines = ["| difference | metric | mean, interval |", "|---|---|---|"]
+    seeds = [f"seed {seed}" for seed in found["training_seeds"]]
+    lines = [f"| difference | metric | {' | '.join(['all seeds', *seeds])} |", "|---" * (3 + len(seeds)) + "|"]
     lines += [
-        f"| {pair} | {metric.replace('_', ' ')} | {_signed(value)} |"
+        f"| {pair} | {metric.replace('_', ' ')} | {' | '.join(map(_signed, [value, *value['by_seed']]))} |"
         for pair, values in found["claims"].items()
         for metric, value in values.items()
+    ]
+    lines += [
+        f"| {name}, height | {metric.replace('_', ' ')} | {' | '.join(map(_signed, [value, *value['by_seed']]))} |"
+        for name, values in found["systems"].items()
+        for metric, value in values.get("heights", {}).items()
     ]
     accuracy = "code accuracy of volta: {mean:.3f} ({low:.3f}, {high:.3f})".format(
         **found["systems"]["volta"]["code_accuracy"]
@@ -226,11 +258,16 @@ def table_of_study(found: dict[str, Any]) -> str:
 
 
 def table_on_page(found: dict[str, Any]) -> str:
-    """Differences from the control, ± half of their intervals, for docs/neighbours.md."""
+    """Differences from the control for docs/neighbours.md: ± half of their intervals, or of fewer than three seeds each."""
 
     def short(value: dict[str, Any]) -> str:
-        text = f"{value['mean']:+.3f} ±{(value['high'] - value['low']) / 2:.3f}"
-        return f"**{text}**" if value["low"] > 0 or value["high"] < 0 else text
+        few = len(value["by_seed"]) < 3
+        seeds = value["by_seed"] if few else [value]
+        text = f"({', '.join('{mean:+.3f}'.format(**each) for each in seeds)})"
+        if not few:
+            text = f"±{(value['high'] - value['low']) / 2:.3f}"
+        decided = min(each["low"] for each in seeds) > 0 or max(each["high"] for each in seeds) < 0
+        return f"**{value['mean']:+.3f} {text}**" if decided else f"{value['mean']:+.3f} {text}"
 
     heads = ["system", *ON_PAGE.values(), *(f"height, {ON_PAGE[metric]}" for metric in HEIGHTS)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
