@@ -22,7 +22,8 @@ def groups(prompts: Sequence[Any], outputs: list[list[int]], length: int) -> Sam
     """Samples whose tokens repeat the output ``length`` times."""
     tokens_BGKT = torch.tensor(outputs)[..., None, None].expand(-1, -1, 2, length).clone()
     drawn = Rollout(tokens_BGKT, torch.ones_like(tokens_BGKT).bool(), -tokens_BGKT.float())
-    return Samples(list(prompts), [output for group in outputs for output in group], drawn)
+    flat = [output for group in outputs for output in group]
+    return Samples(list(prompts), flat, drawn, start=[f"start of {output}" for output in flat])
 
 
 def odd(samples: Samples) -> torch.Tensor:
@@ -43,6 +44,7 @@ def test_a_sample_takes_the_draw_of_its_own_place() -> None:
     before = groups(["a", "b", "c"], [[1, 2, 3], [4, 6, 8], [5, 10, 12]], length=2)
     found, degenerate_BG, number = redrawn(before, odd, draw, attempts=3, pad_token=99)
     assert found.outputs == [20, 2, 44, 4, 6, 8, 30, 10, 12]
+    assert found.start == [f"start of {output}" for output in found.outputs]
     assert asked == [([0, 2], 1), ([0], 2)]
     assert number == 3 and not degenerate_BG.any()
     drawn = found.rollout
