@@ -2,6 +2,7 @@
 
     python tests/benchmarks/products.py           SmolLM2-135M: the table of docs/performance.md, in milliseconds; 2 minutes
     python tests/benchmarks/products.py tunes     the shipped model, whose weights are small
+    python tests/benchmarks/products.py rollouts  its rollouts, by the sizes from which oneDNN multiplies and packs; 1 minute
 
 Every weight is another one, read from memory, as in a forward pass.
 """
@@ -15,6 +16,9 @@ from functools import partial
 import torch
 from measure import interleaved, machine, use_threads
 from torch import Tensor
+
+from cfg_distill.generators import CausalLM, Guidance, linear
+from cfg_distill.sampling import Sampling, draw
 
 MODELS = {"smollm2": (30, 576, 192, 1536, 49_152), "tunes": (4, 224, 224, 512, 301)}
 """Layers, width, width of keys, inner width, vocabulary."""
@@ -46,9 +50,29 @@ def _forget(side: Callable[[], list[Tensor]]) -> None:
     side()
 
 
+def rollouts() -> None:
+    """Seconds of the shipped model for 16 samples of 64 positions under the sizes of each kind of processor."""
+    print(machine())
+    model, sampling = CausalLM("tunes:base").load(), Sampling(samples=4, max_new_tokens=64)
+    prompts = ["a lively Irish jig in D major", "a waltz in G", "a slow air in D", "a reel in E minor"]
+
+    def draws(work: int, packed: int, guidance: Guidance | None) -> None:
+        linear.LEAST_WORK, linear.LEAST_PACKED = work, packed
+        draw(model, prompts, sampling, guidance)
+
+    sizes = {"of AVX-512": (2**21, 1), "of others": (2**27, 2**18)}
+    for guidance in (None, Guidance(2.0)):
+        seconds = interleaved({name: partial(draws, *each, guidance) for name, each in sizes.items()})
+        ratio = seconds["of others"] / seconds["of AVX-512"]
+        print(f"Guidance {guidance.scale if guidance else 1:g}: sizes of others / of AVX-512: {ratio:.2f}", flush=True)
+
+
 @torch.no_grad()
 def main() -> None:
     use_threads()
+    if sys.argv[1:] == ["rollouts"]:
+        rollouts()
+        return
     layers, width, keys, inner, vocabulary = MODELS[sys.argv[1] if len(sys.argv) > 1 else "smollm2"]
     shapes = [
         (width, width),
