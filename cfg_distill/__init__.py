@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -37,11 +36,14 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-class _Moved(MetaPathFinder, Loader):
-    """Imports a moved module under its old name, with a warning that names the new one."""
+class _Moved:
+    """Imports a moved module under its old name, with a warning that names the new one.
+
+    A finder and a loader without their base classes: importing those takes as long as all else here.
+    """
 
     def find_spec(self, fullname: str, path: Any = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        return ModuleSpec(fullname, self) if fullname in _MOVED else None
+        return ModuleSpec(fullname, self) if fullname in _MOVED else None  # type: ignore[arg-type]
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         new = _MOVED[spec.name]

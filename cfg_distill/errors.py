@@ -5,7 +5,6 @@ Also the end by a signal, which is no mistake.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import math
 import re
@@ -301,5 +300,7 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str | None:
     """The known word nearest to a misspelled one; None when none is near."""
+    import difflib  # takes as long to import as the rest of this module
+
     found = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return found[0] if found else None

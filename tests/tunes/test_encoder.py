@@ -6,7 +6,6 @@ The network of the judge (network.py), which was the encoder's too, is tested he
 import json
 import math
 import random
-import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -319,11 +318,3 @@ def test_which_tunes_are_degenerate() -> None:
         True,
         True,
     ]
-
-
-def test_hundreds_of_samples_take_a_moment(halves: tuple[list[str], list[str]]) -> None:
-    tunes = (halves[0] * 2)[:256]
-    embedder = Tunes().load()
-    start = time.process_time()
-    assert embedder.embed(tunes).shape[0] == len(tunes)
-    assert time.process_time() - start < 5.0  # about 0.3 s on one core; wide, for busy machines
