@@ -18,6 +18,7 @@ from cfg_distill.folders.names import (
     model_type_of,
     problems_of_folder,
     resolve,
+    similar_file,
     source,
     whole_path,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "resolve",
     "sha256",
     "shards_of",
+    "similar_file",
     "source",
     "whole_path",
     "write_checksums",

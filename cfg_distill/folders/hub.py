@@ -6,10 +6,11 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from cfg_distill.errors import Problem, nearest
+from cfg_distill.errors import Problem, closest
 
 SECONDS = 10.0
 """The longest wait for the hub's first answer."""
@@ -72,7 +73,13 @@ def similar(path: str) -> str:
         beside = [each.name for each in wanted.parent.expanduser().iterdir() if each.is_dir()]
     except OSError:
         return ""
-    return nearest(str(path), [str(wanted.with_name(name)) for name in beside if not name.startswith(".")])
+    return beside_it(wanted, [name for name in beside if not name.startswith(".")])
+
+
+def beside_it(missing: Path, names: Iterable[str]) -> str:
+    """`` Did you mean `x`?`` of the name beside a missing path that is nearest to its own; empty when none is near."""
+    found = closest(missing.name, names)  # names alone: the folder that they share would make any two alike
+    return f" Did you mean `{missing.with_name(found)}`?" if found else ""
 
 
 def _may_be_hub_name(name: str) -> bool:

@@ -7,10 +7,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, nearest
 from cfg_distill.files import read_json
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
-from cfg_distill.folders.hub import ask_hub, problems_of_hub_name, similar
+from cfg_distill.folders.hub import ask_hub, beside_it, problems_of_hub_name, similar
 from cfg_distill.folders.packages import PACKAGED
 from cfg_distill.folders.shards import problems_of_index
 
@@ -72,9 +72,8 @@ def source(path: str) -> Path | None:
         file = Path(path).expanduser()
         return file if file.suffix == ".gguf" and file.is_file() else _converted_elsewhere(file)
     if name not in KNOWN[prefix]:
-        raise ConfigError(
-            f"Model `{path}`: expected one of {[f'{prefix}:{known}' for known in KNOWN[prefix]]}, but got `{path}`."
-        )
+        known = [f"{prefix}:{each}" for each in KNOWN[prefix]]
+        raise ConfigError(f"Model `{path}`: expected one of {known}, but got `{path}`.{nearest(str(path), known)}")
     if prefix == "tunes":
         return SHIPPED[name]
     try:
@@ -112,6 +111,13 @@ def find_file(path: str | Path) -> Path:
         shipped = RECIPES.joinpath(*path.parts[1:])
         return shipped if shipped.exists() else path
     return path
+
+
+def similar_file(path: str | Path) -> str:
+    """`` Did you mean `x`?`` of the YAML file that lies where a missing one should, or is shipped there; empty without one."""
+    wanted = Path(path)
+    places = [wanted.parent.expanduser(), find_file(wanted.parent)]
+    return beside_it(wanted, dict.fromkeys(file.name for place in places for file in sorted(place.glob("*.yaml"))))
 
 
 def is_adapter(path: str | Path) -> bool:

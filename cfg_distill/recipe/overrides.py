@@ -11,7 +11,7 @@ import yaml
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import parse_yaml
-from cfg_distill.folders import find_file
+from cfg_distill.folders import find_file, similar_file
 from cfg_distill.recipe.files import CALLBACKS, SPEC_KEYS, appended, merge, named
 
 _FILES = ("-c", "--config")
@@ -109,7 +109,8 @@ def sorted_words(argv: Sequence[str]) -> Words:
         elif name in _FILES:
             files.append(find_file(value))
             if not files[-1].is_file():
-                text = f"expected a YAML file, but `{value}` does not exist. See cfg-distill recipes."
+                hint = similar_file(value) or " See cfg-distill recipes."
+                text = f"expected a YAML file, but `{value}` does not exist.{hint}"
                 problems.append(Problem("", f"Option `--config`: {text}"))
         else:
             try:

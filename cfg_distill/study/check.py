@@ -10,7 +10,7 @@ from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import PLACE, normalised
 from cfg_distill.errors import ConfigError, Problem, is_beneath, problems_of_positive
 from cfg_distill.evaluation.guards import Guard
-from cfg_distill.folders import find_file, is_adapter, problems_of_folder
+from cfg_distill.folders import find_file, is_adapter, problems_of_folder, similar_file
 from cfg_distill.folders.dials import problems_of_dial
 from cfg_distill.merging.methods import problems_of_merge
 from cfg_distill.study.checking import each_once
@@ -78,7 +78,8 @@ def _readable(study: Study) -> tuple[dict[str, Fit], list[Problem]]:
     for name, fit in study.fits.items():
         key = f"fits.{name}.config"
         if missing := [file for file in fit.files if not find_file(file).is_file()]:
-            text = f"expected a recipe, but `{missing[0]}` does not exist. See cfg-distill recipes."
+            hint = similar_file(missing[0]) or " See cfg-distill recipes."
+            text = f"expected a recipe, but `{missing[0]}` does not exist.{hint}"
             problems.append(Problem(key if missing[0] == fit.config else f"fits.{name}.overlays", text))
             continue
         try:

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
 from cfg_distill.files import read_versioned
-from cfg_distill.folders import find_file
+from cfg_distill.folders import find_file, similar_file
 from cfg_distill.recipe.types import describe, members
 from cfg_distill.study.parts import OPEN, Claims, Evaluation, Fit, Merge, Sweep, SystemConfig
 
@@ -143,7 +143,9 @@ def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
     """
     file = find_file(path)
     if not file.is_file():
-        raise ConfigError(f"Expected a study file, but `{path}` does not exist. Check the path.")
+        raise ConfigError(
+            f"Expected a study file, but `{path}` does not exist.{similar_file(path) or ' Check the path.'}"
+        )
     content = read_versioned(file)
     if not content:
         raise ConfigError(f"File `{path}`: expected keys and values, but it is empty.")

@@ -1,0 +1,35 @@
+"""Misspelt names of models, recipes and study files: the message names the one that is meant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cfg_distill.cli import main
+from cfg_distill.folders import similar_file
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        ("generate --model tunes:bose --prompt x", "tunes:base"),
+        ("study recipes/quickstrat.yaml", "recipes/quickstart.yaml"),
+        ("study my_studdy.yaml", "my_study.yaml"),
+        ("study my_study.yaml", "recipes/tunes/quality.yaml"),
+        ("fit --config recipes/tunes/qualty.yaml", "recipes/tunes/quality.yaml"),
+    ],
+)
+def test_the_one_that_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: str, meant: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("my_study.yaml").write_text("fits: {quality: {config: recipes/tunes/qualty.yaml}}\n")
+    assert main(words.split()) == 2
+    assert f"Did you mean `{meant}`?" in capsys.readouterr().err
+
+
+def test_nothing_is_guessed_where_nothing_is_near(tmp_path: Path) -> None:
+    assert similar_file(tmp_path / "study.yaml") == similar_file("nowhere/study.yaml") == ""
+    (tmp_path / "other_words_alone.yaml").touch()
+    assert similar_file(str(tmp_path / "x.yaml")) == ""
