@@ -258,16 +258,11 @@ def table_of_study(found: dict[str, Any]) -> str:
 
 
 def table_on_page(found: dict[str, Any]) -> str:
-    """Differences from the control for docs/neighbours.md: ± half of their intervals, or of fewer than three seeds each."""
+    """Differences from the control for docs/neighbours.md, ± half of their intervals; heights are skewed."""
 
     def short(value: dict[str, Any]) -> str:
-        few = len(value["by_seed"]) < 3
-        seeds = value["by_seed"] if few else [value]
-        text = f"({', '.join('{mean:+.3f}'.format(**each) for each in seeds)})"
-        if not few:
-            text = f"±{(value['high'] - value['low']) / 2:.3f}"
-        decided = min(each["low"] for each in seeds) > 0 or max(each["high"] for each in seeds) < 0
-        return f"**{value['mean']:+.3f} {text}**" if decided else f"{value['mean']:+.3f} {text}"
+        text = f"{value['mean']:+.3f} ±{(value['high'] - value['low']) / 2:.3f}"
+        return f"**{text}**" if value["low"] > 0 or value["high"] < 0 else text
 
     heads = ["system", *ON_PAGE.values(), *(f"height, {ON_PAGE[metric]}" for metric in HEIGHTS)]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
@@ -278,7 +273,7 @@ def table_on_page(found: dict[str, Any]) -> str:
         values = found["systems"][name]
         cells = [short(values[metric]["from_kl"]) if "from_kl" in values[metric] else f"{values[metric]['mean']:.3f}"
                  for metric in ON_PAGE]  # fmt: skip
-        cells += [short(values["heights"][metric]) if "heights" in values else "-" for metric in HEIGHTS]
+        cells += [_signed(values["heights"][metric]) if "heights" in values else "-" for metric in HEIGHTS]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
