@@ -67,7 +67,9 @@ def _kind(module: nn.Module) -> Hashable:
     """Class, settings and weights of a module and its parts, without its number."""
     plain = {name: value for name, value in vars(module).items() if isinstance(value, bool | int | float | str | None)}
     settings = frozenset((name, value) for name, value in plain.items() if name != "layer_idx")
-    weights = [(name, each.shape, each.dtype, each.requires_grad) for name, each in module.named_parameters(recurse=False)]
+    weights = [
+        (name, each.shape, each.dtype, each.requires_grad) for name, each in module.named_parameters(recurse=False)
+    ]
     return type(module), settings, tuple(weights), tuple((name, _kind(part)) for name, part in module.named_children())
 
 

@@ -202,7 +202,8 @@ class DryStep:
             "key-value cache": positions * room + fixed,
             "packed weights": self.packed,
             # A layer's cache is copied into its new room; and the widest tensors of a step.
-            "one position": max(highest(counts, "step") - int(counts["live"]), 0) + positions * room // int(counts["layers"]),
+            "one position": max(highest(counts, "step") - int(counts["live"]), 0)
+            + positions * room // int(counts["layers"]),
         }
         weights = self.layers * self.work_dtype.itemsize
         work = [(texts + counts["reading"], float(weights))]

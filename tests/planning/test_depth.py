@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from tiny import tiny_folder
 from tiny_dia import tiny_dia
 from tiny_musicgen import tiny_musicgen
@@ -19,7 +20,7 @@ from cfg_distill.generators import CausalLM, Dia, Generator, LoRA, MusicGen
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import CrossEntropy, ReverseKL
 from cfg_distill.planning import depth
-from cfg_distill.planning.depth import counted
+from cfg_distill.planning.depth import counted, highest, peaks_of
 from cfg_distill.planning.dry import Ledger, dry
 from cfg_distill.planning.fit import Fit
 from cfg_distill.planning.step import DryStep, Phase
@@ -45,17 +46,10 @@ def causal(folder: Path, **settings: Any) -> Generator:
     return CausalLM(deep(tiny_folder(folder)), **settings)
 
 
-def wide(folder: Path) -> Generator:
-    """Its logits are more than its activations while it is shallow, and less when it is deep."""
-    return CausalLM(deep(tiny_folder(folder, vocab_size=128)))
-
-
 KINDS: dict[str, Callable[[Path], Generator]] = {
     "causal": causal,
-    "head": wide,
     "lora": lambda folder: causal(folder, dtype="bfloat16", lora=LoRA(rank=2)),
     "musicgen": lambda folder: MusicGen(deep(tiny_musicgen(folder), "decoder")),
-    "melody": lambda folder: MusicGen(deep(tiny_musicgen(folder, "melody"), "decoder"), lora=LoRA(rank=2)),
     "dia": lambda folder: Dia(deep(tiny_dia(folder), "decoder_config")),
 }
 
@@ -101,6 +95,28 @@ def test_few_blocks_and_chunks_say_what_all_would(
     monkeypatch.setattr(depth, "DEPTHS", (DEEP, DEEP))
     monkeypatch.setattr(Ledger, "_turn", lambda self, starts: iter(starts))
     assert few == phases(KINDS[kind](tmp_path), micro_batch, precision, off_policy)
+
+
+class Made(nn.Module):
+    def forward(self, numbers: int) -> torch.Tensor:
+        return torch.empty(numbers)
+
+
+def test_the_peak_stands_elsewhere_in_a_deeper_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three or four blocks it stands behind the second pass, of eight at its end: what the first made goes then."""
+    network = nn.Sequential(nn.ModuleList([Made() for _ in range(DEEP)]))
+
+    def walk(ledger: Ledger) -> Any:
+        ledger.begin()
+        for numbers in (30, 10):
+            made = [block(numbers) for block in network[0]]
+        made.append(torch.empty(200))
+        return peaks_of("peak", ledger)
+
+    with dry():
+        few = highest(counted([network], walk), "peak")
+        monkeypatch.setattr(depth, "DEPTHS", (DEEP, DEEP))
+        assert few == highest(counted([network], walk), "peak") == 4 * (30 * DEEP + 10 * DEEP)
 
 
 def test_blocks_that_differ_all_run() -> None:
