@@ -10,7 +10,9 @@ the guided teacher share that pass.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -59,6 +61,18 @@ LOGITS_CHUNK = 3 * 2**20
 
 PARTS = 8
 """Parts of a chunk on which a CPU evaluates terms one by one: a product is fastest on many cells, intermediates on few."""
+
+_turns: ContextVar[Callable[[Sequence[int]], Iterable[int]]] = ContextVar("turns", default=iter)
+
+
+@contextmanager
+def turns_by(choose: Callable[[Sequence[int]], Iterable[int]]) -> Iterator[None]:
+    """Until the context ends, sums take the chunks that ``choose`` gives of the starts of all: a plan needs no equal ones."""
+    token = _turns.set(choose)
+    try:
+        yield
+    finally:
+        _turns.reset(token)
 
 
 def sum_over_cells(
@@ -183,11 +197,12 @@ class _ChunkedSum(torch.autograd.Function):
         needs_gradient = needs_states or needs_weight or needs_bias
         # An accelerator would rather have few large kernels.
         num_together = -(-num_cells // PARTS) if states_MD.device.type == "cpu" else num_cells
-        for start in range(0, len(states_MD), num_cells):
+        turns = _turns.get()
+        for start in turns(range(0, len(states_MD), num_cells)):
             chunk = slice(start, min(start + num_cells, len(states_MD)))
             # The logits' memory holds log-probabilities next, and then the gradient.
             grad_MV = product(states_MD[chunk], weight_VD, bias_V)
-            for first in range(chunk.start, chunk.stop, num_together):
+            for first in turns(range(chunk.start, chunk.stop, num_together)):
                 part = slice(first, min(first + num_together, chunk.stop))
                 part_MV = grad_MV[part.start - start : part.stop - start]
                 log_probs_MV = _normalized_(part_MV).detach()

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 from weakref import finalize
 
 import torch
@@ -24,6 +24,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 from torch.utils.weak import WeakIdKeyDictionary
 
 from cfg_distill.generators.networks import without_weights
+from cfg_distill.losses.chunked import turns_by
 
 _aten = torch.ops.aten
 
@@ -67,6 +68,7 @@ class _Answers(TorchFunctionMode):
 
     - A condition is false: a mask hides something, and is made.
     - A number is 1.
+    - A weight stays as it is made: no initialiser runs.
     - A mask has every cell: all samples have their full length.
     - A recurrent layer makes its output and no intermediates, as a library's kernel does; torch would take a step per frame.
     - Attention is the kernel that keeps no scores: queries, keys, values, the result and a logarithm per query and head (Dao et
@@ -81,6 +83,8 @@ class _Answers(TorchFunctionMode):
             return True
         if func in (Tensor.item, Tensor.__float__):
             return 1.0
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"]
         if func is Tensor.cpu:
             return args[0]
         if func is Tensor.__deepcopy__:
@@ -145,25 +149,57 @@ class Ledger(TorchDispatchMode):
     A multiplication and an addition are two FLOPs. Matrix products, convolutions and attention count; all else is small beside
     them. Memory is that of the tensors which the code makes; what a kernel takes for itself does not show.
 
+    Of the chunks of a sum over cells three run: the first, the second, which counts for all like it, and the last.
+
     Attributes:
         live: bytes of the tensors that were made inside and still exist.
-        peak: the most that ``live`` has been since :meth:`begin`.
+        peaks: the most that ``live`` has been since :meth:`begin`, at each place of the code.
         flops: of all but attention, since :meth:`begin`.
         attention: FLOPs of attention, by the number of keys.
+        place: where the code is; whoever watches it sets this.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = 0
+        self.live = 0
+        self.place: Hashable = None
+        self.peaks: dict[Hashable, int] = {}
         self.flops = 0.0
         self.attention: Counter[int] = Counter()
+        self._times = 1
         self._seen = WeakIdKeyDictionary()
 
+    def __enter__(self) -> Self:
+        self._turns = turns_by(self._turn)
+        self._turns.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._turns.__exit__(*error)
+
+    def _turn(self, starts: Sequence[int]) -> Iterator[int]:
+        """In the second turn the one before it has left its memory, as in all later ones."""
+        middle = len(starts) - 2
+        if middle < 1:
+            yield from starts
+            return
+        yield starts[0]
+        self._times *= middle
+        yield starts[1]
+        self._times //= middle
+        yield starts[-1]
+
     def begin(self) -> int:
-        """Forget the peak and the FLOPs; returns the bytes that live."""
-        self.peak, self.flops = self.live, 0.0
+        """Forget the peaks and the FLOPs; returns the bytes that live."""
+        self.place, self.peaks, self.flops = None, {None: self.live}, 0.0
         self.attention.clear()
         return self.live
+
+    @property
+    def peak(self) -> int:
+        """The most that ``live`` has been since :meth:`begin`."""
+        return max(self.peaks.values(), default=0)
 
     @property
     def all_flops(self) -> float:
@@ -171,6 +207,8 @@ class Ledger(TorchDispatchMode):
         return self.flops + sum(self.attention.values())
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # asked all the time
+            return args[0].device
         kwargs = kwargs or {}
         made = func(*args, **kwargs)
         self._compute(func._overloadpacket, args, kwargs, made)
@@ -183,9 +221,9 @@ class Ledger(TorchDispatchMode):
         if kernel in _ATTENTION:
             first, times = _ATTENTION[kernel]
             shapes = [each.shape for each in args[first : first + 3]]
-            self.attention[shapes[1][-2]] += int(times * sdpa_flop_count(*shapes))
+            self.attention[shapes[1][-2]] += self._times * int(times * sdpa_flop_count(*shapes))
         elif kernel in flop_registry:
-            self.flops += flop_registry[kernel](*args, **kwargs, out_val=made)
+            self.flops += self._times * flop_registry[kernel](*args, **kwargs, out_val=made)
 
     def _meet(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -194,7 +232,7 @@ class Ledger(TorchDispatchMode):
         size = storage.nbytes()
         self._seen[storage] = size
         self.live += size
-        self.peak = max(self.peak, self.live)
+        self.peaks[self.place] = max(self.peaks.get(self.place, 0), self.live)
         finalize(storage, self._free, size)
 
     def _free(self, size: int) -> None:

@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from torch import nn
-
+from cfg_distill.planning.depth import blocks_of
 from cfg_distill.planning.dry import bytes_of, dry, numbers_of
 from cfg_distill.planning.fit import Fit
 from cfg_distill.planning.machines import Device, libraries
@@ -190,11 +189,7 @@ class Planner:
         always = {name: each // self.devices if name in SHARDED else each for name, each in always.items()}
         left = ROOM * self.device.memory - sum(always.values())
         model, width = self.step.module.student.model, self.step.work_dtype.itemsize
-        blocks = max(
-            (each for each in model.modules() if isinstance(each, nn.ModuleList)),
-            key=lambda each: numbers_of(each.parameters()),
-            default=nn.ModuleList(),
-        )
+        blocks = blocks_of(model)
         block = max((numbers_of(each.parameters()) for each in blocks), default=0) * width
         inside = set(blocks.parameters())
         outside = [weight for weight in model.parameters() if weight not in inside]

@@ -22,6 +22,7 @@ from cfg_distill.generators.growing_cache import ROOM, GrowingLayer
 from cfg_distill.generators.guided import with_negatives
 from cfg_distill.generators.linear import Linear
 from cfg_distill.losses import Loss, mix
+from cfg_distill.planning.depth import Counts, counted, highest, peaks_of, shallow
 from cfg_distill.planning.dry import Ledger, bytes_of, numbers_of
 from cfg_distill.planning.fit import Fit
 from cfg_distill.sampling import Rollout
@@ -71,9 +72,11 @@ class DryStep:
         self.fit, self.on_cpu = fit, on_cpu
         self.module = module = fit.module
         module.student.load()
-        with torch.no_grad(), self._precision():
-            module.student.prefill(fit.prompts[:1], 1)  # looks at the head, which is done once
+        with torch.no_grad(), self._precision(), shallow([module.student.model], 1):
+            tokens_NKT = self._tokens(1)  # what is done once: the head is looked at, tables of positions grow
+            module.student.predictions(fit.prompts[:1], tokens_NKT, torch.ones_like(tokens_NKT, dtype=torch.bool))
         module.teacher = module.student.frozen_copy()
+        self._networks: list[nn.Module] = [module.student.model, module.teacher.model]
         self.trained = [p for p in module.student.parameters() if p.requires_grad]
         self._scorings: dict[int, Phase] = {}
 
@@ -191,8 +194,35 @@ class DryStep:
         if self.module.off_policy and self.module.guidance.active:
             asked = with_negatives(student, prompts, self.module.guidance)
         num_new = sampling.max_new_tokens + max(student.delays)
+        texts = self._read(asked)
+        counts = counted(self._networks, lambda ledger: self._drawn(ledger, asked))
+        positions, fixed, begun = (int(counts[name]) for name in ("positions", "fixed", "begun"))
+        room = _room(begun, num_new)
+        held = {
+            "key-value cache": positions * room + fixed,
+            "packed weights": self.packed,
+            # A layer's cache is copied into its new room; and the widest tensors of a step.
+            "one position": max(highest(counts, "step") - int(counts["live"]), 0)
+            + positions * room // int(counts["layers"]),
+        }
+        weights = self.layers * self.work_dtype.itemsize
+        work = [(texts + counts["reading"], float(weights))]
+        for length in range(begun + 1, begun + num_new):
+            flops = counts["products"] + counts["attention"] * length / (begun + 1)
+            work.append((flops, float(weights + positions * length + fixed)))
+        return Phase(held, work)
+
+    def _read(self, asked: Sequence[PromptLike | None]) -> float:
+        """FLOPs of encoding prompts; a text encoder is asked once for each, before any walk."""
         with torch.no_grad(), self._precision(), Ledger() as ledger:
-            before = ledger.begin()
+            self.module.student.encode(asked)
+        return ledger.all_flops
+
+    def _drawn(self, ledger: Ledger, asked: Sequence[PromptLike | None]) -> Counts:
+        """Of reading prompts, and of drawing one position."""
+        student, sampling = self.module.student, self.module.sampling
+        with torch.no_grad(), self._precision():
+            ledger.begin()
             state, first = student.prefill(asked, sampling.samples)
             reading = ledger.all_flops
             positions, fixed, begun = _cache(state.cache)
@@ -200,20 +230,13 @@ class DryStep:
             ledger.begin()
             _, following = student.step(state, tokens_NK)
             sampling.probs(following.whole()[:, :, 0])
-            attention, products = ledger.attention[begun + 1], ledger.all_flops - ledger.attention[begun + 1]
-            room = _room(begun, num_new)
-            held = {
-                "key-value cache": positions * room + fixed,
-                "packed weights": self.packed,
-                # A layer's cache is copied into its new room; and the widest tensors of a step.
-                "one position": max(ledger.peak - ledger.live, 0) + positions * room // _num_layers(state.cache),
-            }
-            del state, first, following, before
-        weights = self.layers * self.work_dtype.itemsize
-        work = [(reading, float(weights))]
-        for length in range(begun + 1, begun + num_new):
-            work.append((products + attention * length / (begun + 1), float(weights + positions * length + fixed)))
-        return Phase(held, work)
+            attention = ledger.attention[begun + 1]
+            products, live = ledger.all_flops - attention, ledger.live
+            del first
+        return {
+            "reading": reading, "positions": positions, "fixed": fixed, "begun": begun, "layers": _num_layers(state.cache),
+            "attention": attention, "products": products, "live": live, **peaks_of("step", ledger),
+        }  # fmt: skip
 
     def sound(self) -> Phase:
         """Turning the samples into sound, for the reward; text takes nothing worth naming."""
@@ -267,31 +290,13 @@ class DryStep:
 
     def _scoring(self, micro_batch: int) -> Phase:
         module = self.module
-        group = min(micro_batch, module.sampling.samples)
-        prompts = self.fit.prompts[: max(1, micro_batch // module.sampling.samples)]
-        samples = self._samples(prompts, group)
-        losses = module.mix
-        advantages = {
-            name: torch.zeros(len(samples.outputs)) if type(loss).advantage is not Loss.advantage else None
-            for name, loss in losses.items()
-        }
         several = micro_batch < self.fit.rows or self.fit.accumulate > 1
-        with Ledger() as ledger:
-            for parameter in self.trained:  # of the micro-batches before
-                parameter.grad = torch.empty_like(parameter) if several else None
-            before = ledger.begin()
-            with self._precision():
-                inputs = module.score(samples, prompts)
-                kept = ledger.live - before
-                weights = dict.fromkeys(losses, 1.0)
-                total, _ = mix(losses, inputs, weights, advantages, {}, module.execution.logits_chunk)
-            chunk = ledger.peak - before
-            total.backward()
-            peak = ledger.peak - before
-            work = ledger.all_flops
-            for parameter in self.trained:
-                parameter.grad = None
-            del inputs, total
+        prompts = self.fit.prompts[: max(1, micro_batch // module.sampling.samples)]
+        samples = self._samples(prompts, min(micro_batch, module.sampling.samples))
+        asked = module.guidance.of_teacher(prompts)
+        self._read(with_negatives(module.student, asked, module.guidance) if module.guidance.active else asked)
+        counts = counted(self._networks, lambda ledger: self._scored(ledger, samples, several))
+        kept, chunk, peak = int(counts["kept"]), highest(counts, "chunk"), highest(counts, "peak")
         if not several:  # the gradient is made while activations go, and counts among what every phase holds
             peak = max(peak - bytes_of(self.trained), chunk)
         times = -(-self.fit.rows // micro_batch)
@@ -302,7 +307,30 @@ class DryStep:
             "logits chunk": max(chunk - kept, 0),
             "backward pass": max(peak - max(chunk, kept), 0),
         }
-        return Phase(held, [(work, moved)] * times)
+        return Phase(held, [(counts["flops"], moved)] * times)
+
+    def _scored(self, ledger: Ledger, samples: Samples, several: bool) -> Counts:
+        """Of scoring and differentiating a micro-batch; ``several``: others came before it, and left gradients."""
+        module = self.module
+        losses = module.mix
+        advantages = {
+            name: torch.zeros(len(samples.outputs)) if type(loss).advantage is not Loss.advantage else None
+            for name, loss in losses.items()
+        }
+        for parameter in self.trained:
+            parameter.grad = torch.empty_like(parameter) if several else None
+        before = ledger.begin()
+        with self._precision():
+            inputs = module.score(samples)
+            kept = ledger.live - before
+            weights = dict.fromkeys(losses, 1.0)
+            total, _ = mix(losses, inputs, weights, advantages, {}, module.execution.logits_chunk)
+        found: Counts = {"kept": kept} | peaks_of("chunk", ledger)
+        total.backward()
+        found |= {"flops": ledger.all_flops} | peaks_of("peak", ledger)
+        for parameter in self.trained:
+            parameter.grad = None
+        return {key: size - before if isinstance(key, tuple) else size for key, size in found.items()}
 
     def update(self) -> Phase:
         """The optimiser's step: it reads and writes weights and state, reads the gradient, and computes next to nothing."""
