@@ -100,11 +100,11 @@ def _walked(networks: Sequence[nn.Module], depth: int, walk: Callable[[Ledger], 
     found: Counts = {}
     for key, size in counts.items():
         match key:
-            case (name, (turn, way, number)):
-                if number < 2:
-                    found[name, turn, way, number] = size
-                if number >= depth - 2:
-                    found[name, turn, way, number - depth] = size
+            case (name, (turn, way, int(at))):
+                if at < 2:
+                    found[name, turn, way, at] = size
+                if at >= depth - 2:
+                    found[name, turn, way, at - depth] = size
             case _:
                 found[key] = size
     return found
