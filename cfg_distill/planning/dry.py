@@ -210,6 +210,9 @@ class Ledger(TorchDispatchMode):
         if func is torch.ops.prim.device.default:  # asked all the time
             return args[0].device
         kwargs = kwargs or {}
+        for tensor in tree_leaves((args, kwargs)):
+            if isinstance(tensor, Tensor):  # not made inside if it is met here first: a view of it takes no memory
+                self._seen.setdefault(tensor.untyped_storage(), 0)
         made = func(*args, **kwargs)
         self._compute(func._overloadpacket, args, kwargs, made)
         for tensor in tree_leaves(made):

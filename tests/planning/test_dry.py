@@ -82,6 +82,17 @@ def cells(generator: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
     return tokens_NKT, torch.ones_like(tokens_NKT, dtype=torch.bool)
 
 
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_view_of_a_weight_takes_no_memory(trained: bool) -> None:
+    """A layer multiplies by a view of its weight, which was there before."""
+    with dry():
+        layer, rows = torch.nn.Linear(1000, 1000, bias=False).requires_grad_(trained), torch.empty(3, 1000, requires_grad=True)
+        with Ledger() as ledger:
+            before = ledger.begin()
+            made = [layer(rows), layer.weight.T, layer.weight[3:]]
+            assert ledger.live - before == ledger.peak - before == made[0].nbytes == 12_000
+
+
 def test_flops_are_those_of_the_step_with_values(tiny_model: str) -> None:
     own = module(CausalLM(tiny_model))
     own.configure_model()
