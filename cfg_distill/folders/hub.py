@@ -78,8 +78,10 @@ def similar(path: str) -> str:
 
 def beside_it(missing: Path, names: Iterable[str]) -> str:
     """`` Did you mean `x`?`` of the name beside a missing path that is nearest to its own; empty when none is near."""
-    found = closest(missing.name, names)  # names alone: the folder that they share would make any two alike
-    return f" Did you mean `{missing.with_name(found)}`?" if found else ""
+    # Neither the folder nor the suffix, which they share: these would make any two alike.
+    known = {name.removesuffix(".yaml"): name for name in names}
+    found = closest(missing.name.removesuffix(".yaml"), known)
+    return f" Did you mean `{missing.with_name(known[found])}`?" if found else ""
 
 
 def _may_be_hub_name(name: str) -> bool:

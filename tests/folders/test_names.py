@@ -31,5 +31,5 @@ def test_the_one_that_is_meant(
 
 def test_nothing_is_guessed_where_nothing_is_near(tmp_path: Path) -> None:
     assert similar_file(tmp_path / "study.yaml") == similar_file("nowhere/study.yaml") == ""
-    (tmp_path / "other_words_alone.yaml").touch()
-    assert similar_file(str(tmp_path / "x.yaml")) == ""
+    (tmp_path / "tiny.yaml").touch()
+    assert similar_file(str(tmp_path / "nowhere.yaml")) == ""
