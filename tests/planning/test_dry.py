@@ -86,7 +86,10 @@ def cells(generator: Any, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_a_view_of_a_weight_takes_no_memory(trained: bool) -> None:
     """A layer multiplies by a view of its weight, which was there before."""
     with dry():
-        layer, rows = torch.nn.Linear(1000, 1000, bias=False).requires_grad_(trained), torch.empty(3, 1000, requires_grad=True)
+        layer, rows = (
+            torch.nn.Linear(1000, 1000, bias=False).requires_grad_(trained),
+            torch.empty(3, 1000, requires_grad=True),
+        )
         with Ledger() as ledger:
             before = ledger.begin()
             made = [layer(rows), layer.weight.T, layer.weight[3:]]
