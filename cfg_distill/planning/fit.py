@@ -101,11 +101,13 @@ def fit_of(recipe: Recipe, found: Sequence[Problem] = ()) -> Iterator[Fit]:
         problems.append(Problem("config", "expected a recipe, but it is missing. See cfg-distill recipes."))
         raise ConfigError(problems)
     with tempfile.TemporaryDirectory() as folder:
-        values, notes = _with_architecture(recipe, Path(folder))
+        values, notes, tokenizer = _with_architecture(recipe, Path(folder))
         try:
             module, data = _built(values)
         except ConfigError as error:
             raise ConfigError([*problems, *error.problems]) from error
+        if tokenizer is not None:
+            module.student.tokenizer = tokenizer
         given = str(recipe.at("trainer.precision", "32-true"))
         precision = _PRECISIONS.get(given, given)
         if precision not in PRECISIONS:
@@ -144,14 +146,14 @@ def _validates(recipe: Recipe, data: PromptData) -> bool:
     return bool(data.prompts.get("validation")) and float(recipe.at("trainer.limit_val_batches", 1.0)) > 0
 
 
-def _with_architecture(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """The values of a recipe, with a folder for the config of a published model that is not on this machine."""
+def _with_architecture(recipe: Recipe, folder: Path) -> tuple[dict[str, Any], list[str], Any]:
+    """The values of a recipe, with a folder and a tokenizer in place of a published model that is not on this machine."""
     name = recipe.model_path
     if name not in ARCHITECTURES or Path(name).exists() or in_cache(name):
-        return recipe.values, []
-    write_folder(name, folder)
+        return recipe.values, [], None
+    tokenizer = write_folder(name, folder)
     note = f"`{name}` is not on this machine: its published sizes are used, and four characters count as a token."
-    return put(recipe.values, Override(_PATH, str(folder))), [note]
+    return put(recipe.values, Override(_PATH, str(folder))), [note], tokenizer
 
 
 def _built(values: dict[str, Any]) -> tuple[CFGDistillation, PromptData]:

@@ -116,7 +116,7 @@ def numbers_of_embedder(name: str) -> int | None:
         return sum(weight.numel() for weight in _EMBEDDERS[name]().parameters())
 
 
-def write_folder(name: str, folder: Path) -> None:
+def write_folder(name: str, folder: Path) -> PreTrainedTokenizerFast:
     """Write a model folder of a published size: its config, and a tokenizer that counts tokens as English has them.
 
     Four characters make a token, which is near what the tokenizers of language models make of English. The weights file is
@@ -125,6 +125,10 @@ def write_folder(name: str, folder: Path) -> None:
     Args:
         name: one of :data:`ARCHITECTURES`.
         folder: an empty folder.
+
+    Returns:
+        The tokenizer. ``AutoTokenizer`` reads that of a Qwen2 as Qwen2's own, whatever the folder says, and finds no token in a
+        text.
     """
     config = ARCHITECTURES[name]()
     config.save_pretrained(folder)
@@ -133,9 +137,13 @@ def write_folder(name: str, folder: Path) -> None:
     words = special + [f"word{number}" for number in range(_T5_WORDS - len(special) if is_sound else 0)]
     made = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Split(Regex(f"[\\s\\S]{{1,{_LETTERS_PER_TOKEN}}}"), behavior="isolated")
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
+        padding_side="right" if is_sound else "left",
+    )  # fmt: skip
     if not is_sound and ("nstruct" in name or "Qwen3" in name):
         tokenizer.chat_template = _CHAT
     tokenizer.save_pretrained(folder)
     nothing: dict[str, Tensor] = {"nothing": torch.zeros(0)}
     save_file(nothing, folder / "model.safetensors")
+    return tokenizer

@@ -19,7 +19,7 @@ from cfg_distill.planning.fit import fit_of
 from cfg_distill.planning.known import ARCHITECTURES, musicgen
 from cfg_distill.planning.machines import GPUS, Device
 from cfg_distill.planning.plan import ROOM, Planner, micro_batches
-from cfg_distill.recipe.overrides import sorted_words
+from cfg_distill.recipe.overrides import Override, sorted_words
 from cfg_distill.recipe.ranks import most_processes
 from cfg_distill.recipe.resolved import Recipe
 from cfg_distill.tunes.metrics import TuneQuality
@@ -138,6 +138,19 @@ def test_sizes_of_published_models_are_theirs() -> None:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(ARCHITECTURES[name]())
         assert sum(p.numel() for p in model.parameters()) == number, name
+
+
+@pytest.mark.parametrize("name", ["Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen3-8B", "meta-llama/Llama-3.2-1B-Instruct"])
+def test_four_characters_are_a_token_of_a_published_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    recipe = Recipe.read(["recipes/text/full_1b.yaml"], [Override.of("model.generator.init_args.path", name)])
+    with fit_of(recipe) as fit:
+        longest = fit.prompts[0]
+        chat = f"<|im_start|>user\n{longest}<|im_end|>\n<|im_start|>assistant\n"
+        tokens = fit.module.student.prompt_positions([longest])
+        assert tokens == pytest.approx(len(chat) / 4, rel=0.35) and tokens > 20  # names of turns are one token each
 
 
 def test_a_shipped_recipe_is_planned_without_a_network(
