@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser
 
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
-from cfg_distill.files import read_versioned
+from cfg_distill.files import read_versioned, read_yaml
 from cfg_distill.folders import find_file, similar_file
 from cfg_distill.recipe.types import describe, members
 from cfg_distill.study.parts import OPEN, Claims, Evaluation, Fit, Merge, Sweep, SystemConfig
@@ -141,21 +141,24 @@ def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
     Raises:
         ConfigError: the file is missing, or holds no keys and values.
     """
-    file = find_file(path)
-    if not file.is_file():
-        raise ConfigError(
-            f"Expected a study file, but `{path}` does not exist.{similar_file(path) or ' Check the path.'}"
-        )
-    content = read_versioned(file)
+    content = read_versioned(_existing(path, "a study file"))
     if not content:
         raise ConfigError(f"File `{path}`: expected keys and values, but it is empty.")
     return study_of(content)
 
 
+def _existing(path: str | Path, what: str) -> Path:
+    file = find_file(path)
+    if not file.is_file():
+        raise ConfigError(f"Expected {what}, but `{path}` does not exist.{similar_file(path) or ' Check the path.'}")
+    return file
+
+
 def study_of(content: Mapping[str, Any]) -> tuple[Study, list[Problem]]:
     """The study in the keys and values of a file or of a record; and what is wrong with these."""
     reader = _Reader()
-    return reader.dataclass_of(Study, "", content), reader.problems
+    study = reader.dataclass_of(Study, "", reader.with_metrics(content))
+    return study, reader.problems
 
 
 def read_study(path: str | Path) -> Study:
@@ -185,6 +188,18 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
+
+    def with_metrics(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The content of a study file, with the metrics in it when it names a file of metrics."""
+        evaluation = content.get("evaluation")
+        if not isinstance(evaluation, Mapping) or not isinstance(path := evaluation.get("metrics"), str):
+            return content
+        try:
+            metrics = read_yaml(_existing(path, "a file of metrics, or the metrics themselves"))
+        except ConfigError as error:
+            self.problems += error.under("evaluation.metrics")
+            metrics = {}
+        return {**content, "evaluation": {**evaluation, "metrics": metrics}}
 
     def dataclass_of(self, kind: type[Any], key: str, content: Any) -> Any:
         """A dataclass from a mapping. A wrong value is replaced by the default, or by an empty one where there is none."""

@@ -185,7 +185,7 @@ class Evaluation:
 
     Args:
         prompts: a file of held-out prompts, for the report: no fit, and no choice, may have seen them.
-        metrics: name -> class_path and init_args of a SampleMetric.
+        metrics: name -> class_path and init_args of a SampleMetric; or a YAML file of these.
         headline: the metrics that the picture and the claims are about.
         field: the JSON field or CSV column that holds the prompt.
         samples: samples per prompt and seed.

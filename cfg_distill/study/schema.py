@@ -148,7 +148,7 @@ class _Builder:
                 continue  # inside a dataclass, which has a definition of its own
             value = self.of(hints.get(key.path, key.expected))
             if (cls.__name__, key.path) == ("Evaluation", "metrics"):  # a worker reads them, with torch at hand
-                value = self.metrics()
+                value = {"anyOf": [self.metrics(), {"type": "string"}]}
             if key.path == "weight" and issubclass(cls, _named("losses.Loss")):
                 value = {"anyOf": [value, {"const": AUTO}]}
             properties[key.path] = _described(value, text_of(cls, key.path))

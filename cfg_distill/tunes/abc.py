@@ -90,6 +90,7 @@ def metre_of(text: str) -> str:
     return "4/4" if text in ("C", "C|", "2/2", "4/4") else text
 
 
+@cache
 def _factor(text: str) -> Fraction:
     if not text:
         return Fraction(1)
@@ -139,6 +140,7 @@ class _Body:
 
     def __init__(self, unit: Fraction, score: Score, signature: dict[str, int]) -> None:
         self.unit, self.score, self.signature = unit, score, signature
+        self.lengths: dict[str, Fraction] = {}  # in eighths, by what is written: a product of fractions takes its time
         self.events: list[Note | str] = []
         self.in_bar: dict[str, int] = {}  # accidentals written in this bar, by letter and octave
         self.tuplet, self.tuplet_left = Fraction(1), 0
@@ -146,15 +148,14 @@ class _Body:
         self.tied = False
 
     def read(self, text: str) -> list[Note | str]:
-        readers = {
-            "letter": self._note, "rest": self._rest, "chord": self._chord, "tuplet": self._tuplet,
-            "broken": self._broken, "tie": self._tie, "ending": self._bar, "bar": self._bar, "field": self._field,
-            "unknown": self._unknown,
+        readers = {  # by the last group of a sign
+            "length": self._note, "rest_length": self._rest, "chord_length": self._chord, "tuplet": self._tuplet,
+            "time": self._tuplet, "count": self._tuplet, "broken": self._broken, "tie": self._tie, "ending": self._bar,
+            "bar": self._bar, "field": self._field, "unknown": self._unknown,
         }  # fmt: skip
         for match in _TOKEN.finditer(text):
-            kind = next((kind for kind in readers if match[kind]), None)
-            if kind is not None:  # else white space, slurs
-                readers[kind](match)
+            if match.lastgroup in readers:  # else white space, slurs
+                readers[match.lastgroup](match)
         return _tidy(self.events)
 
     def _pitch(self, accidental: str | None, letter: str, octave: str) -> int:
@@ -164,8 +165,12 @@ class _Body:
             self.in_bar[letter + octave] = _ACCIDENTALS[accidental]
         return _STEPS[step] + height + self.in_bar.get(letter + octave, self.signature.get(step, 0))
 
+    def _length(self, written: str) -> Fraction:
+        if written not in self.lengths:
+            self.lengths[written] = _factor(written) * self.unit
+        return self.lengths[written]
+
     def _add(self, pitch: int | None, length: Fraction) -> None:
-        length = length * self.unit
         if self.tuplet_left:
             length, self.tuplet_left = length * self.tuplet, self.tuplet_left - 1
         if self.broken is not None:
@@ -174,15 +179,15 @@ class _Body:
         if self.tied and isinstance(last, Note) and last.pitch == pitch:
             # Inside a bar a tie is one note; across a bar line the note sounds again.
             last.length += length
-        elif length > 0:
+        elif length:
             self.events.append(Note(pitch, length))
         self.tied = False
 
     def _note(self, match: re.Match[str]) -> None:
-        self._add(self._pitch(match["accidental"], match["letter"], match["octave"]), _factor(match["length"]))
+        self._add(self._pitch(match["accidental"], match["letter"], match["octave"]), self._length(match["length"]))
 
     def _rest(self, match: re.Match[str]) -> None:
-        self._add(None, _factor(match["rest_length"]))
+        self._add(None, self._length(match["rest_length"]))
 
     def _chord(self, match: re.Match[str]) -> None:
         """A chord is its highest note."""
@@ -190,7 +195,7 @@ class _Body:
         if not inside:
             raise NotOneVoiceError(match["chord"])
         top = max(self._pitch(accidental, letter, octave) for accidental, letter, octave, _ in inside)
-        self._add(top, _factor(match["chord_length"]) * _factor(inside[0][3]))
+        self._add(top, _factor(match["chord_length"]) * self._length(inside[0][3]))
 
     def _tuplet(self, match: re.Match[str]) -> None:
         notes = int(match["tuplet"])
@@ -219,6 +224,7 @@ class _Body:
         letter, value = match["field"][1], match["field"][3:-1].strip()
         if letter == "L":
             self.unit = Fraction(value) * 8
+            self.lengths.clear()
         elif (letter == "K" and key_of(value)[::2] != (self.score.tonic, self.signature)) or (
             letter == "M" and metre_of(value) != self.score.metre
         ):
@@ -266,6 +272,13 @@ def _tidy(events: list[Note | str]) -> list[Note | str]:
 
 def note_token(pitch: int | None, length: Fraction) -> str:
     """A pitch in semitones above C4 and a length in eighth notes, as one token."""
+    return _note_token(pitch, length.numerator, length.denominator)
+
+
+@cache
+def _note_token(pitch: int | None, numerator: int, denominator: int) -> str:
+    """The token; whole numbers as arguments, since the hash of a fraction takes longer than all else."""
+    length = Fraction(numerator, denominator)
     if pitch is None:
         return f"z:{length}"
     octave, step = divmod(pitch, 12)

@@ -83,6 +83,25 @@ def test_a_fit_cannot_start_from_a_later_one(change):
     )
 
 
+def test_metrics_may_stand_in_a_file_of_their_own(change, place):
+    written = read_study("study.yaml")
+    (place / "metrics.yaml").write_text(yaml.safe_dump(written.evaluation.metrics))
+    assert read_study(change({"evaluation/metrics": "metrics.yaml"})) == written
+
+
+def test_a_missing_or_broken_file_of_metrics(change, place):
+    (place / "metrics.yaml").write_text("words: [1,")
+    for path, said in (
+        ("metrisc.yaml", "does not exist. Did you mean `metrics.yaml`?"),
+        ("metrics.yaml", "expected YAML"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            read_study(change({"evaluation/metrics": path}))
+        (problem,) = caught.value.problems
+        assert problem.path == "evaluation.metrics"
+        assert said in problem.text
+
+
 @pytest.mark.parametrize("content", ["", "- a\n- b\n", "just text"])
 def test_a_file_that_is_no_mapping(place, content):
     (place / "study.yaml").write_text(content)
