@@ -1,6 +1,9 @@
-"""The tables, the numbers and the picture of a study on docs/evidence.md: ``python docs/evidence.py runs/tunes/study``.
+"""The tables, the numbers and the picture of a study of tunes, for docs/evidence.md and docs/quickstart.md.
 
-It prints the tables, and writes docs/evidence/study.json and docs/images/front_study.png.
+    python docs/evidence.py runs/tunes/study study
+    python docs/evidence.py runs/quickstart quickstart
+
+It prints the tables, and writes docs/evidence/NAME.json and docs/images/front_NAME.png.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ SYSTEMS = {
     "base": "base",
     "base guidance 1.25 T 1": "guidance 1.25",
     "base guidance 1.5 T 1": "guidance 1.5",
+    "guidance 1.5": "guidance 1.5",
     "guidance 2": "guidance 2",
     "base guidance 3 T 1": "guidance 3",
+    "guidance 3": "guidance 3",
     "base T 0.8": "base, temperature 0.8",
     "fine-tuned": "fine-tuned on guided samples",
     "quality": "quality student",
@@ -28,8 +33,11 @@ SYSTEMS = {
     "half": "merge 1/2",
     "three quarters": "merge 3/4",
     "diversity": "diversity student",
+    "degenerate: shuffled bars": "common bars, shuffled",
+    "degenerate: random notes": "random notes",
 }
-"""Name in the study -> name on the page."""
+"""Name in a study -> name on the page."""
+COMMANDS = {"study": "cfg-distill study recipes/tunes/study.yaml", "quickstart": "make quickstart"}
 KEPT = ("name", "kind", "relative_cost", "quality", "diversity", "guards")
 
 
@@ -50,12 +58,12 @@ def row(system: dict[str, Any]) -> str:
     return f"| {SYSTEMS[system['name']]} | {passes} | {' | '.join(cells)} |"
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, page: str) -> None:
     front = rounded(json.loads((folder / "front.json").read_text(encoding="utf-8")))
     by_name = {system["name"]: system for system in front["systems"]}
     print(f"| system | passes per token | {' | '.join(axis.replace('_', ' ') for axis in AXES)} |")
     print("|---" * (2 + len(AXES)) + "|")
-    for name in SYSTEMS:
+    for name in [name for name in SYSTEMS if name in by_name]:
         print(row(by_name[name]))
     for claim in front["claims"]:
         print(f"\n{claim['name']}: {claim['claim']}: {claim['verdict']}\n    {claim['evidence']}")
@@ -67,7 +75,7 @@ def main(folder: Path) -> None:
             print(f"    {point['system']:16} {bounds} {point['verdict']}")
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     numbers = {
-        "command": "cfg-distill study recipes/tunes/study.yaml",
+        "command": COMMANDS[page],
         "training_seeds": study["study"]["training_seeds"],
         "systems": [{key: system[key] for key in KEPT} for system in front["systems"]],
         "claims": front["claims"],
@@ -75,9 +83,9 @@ def main(folder: Path) -> None:
         "timing": front["timing"],
     }
     text = json.dumps(numbers, ensure_ascii=False)
-    (DOCS / "evidence" / "study.json").write_text(text + "\n", encoding="utf-8")
-    shutil.copyfile(folder / "front.png", DOCS / "images" / "front_study.png")
+    (DOCS / "evidence" / f"{page}.json").write_text(text + "\n", encoding="utf-8")
+    shutil.copyfile(folder / "front.png", DOCS / "images" / f"front_{page}.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2])
