@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+_TOLD = re.compile(
+    r"(?P<where>.*?)(?P<kind>Key|Option) (?P<key>`[^`]*`)(?P<asking>( for `[^`]*`)?): (?P<text>.*)", re.DOTALL
+)
 _REFERENCE = re.compile(r"`@([./])([\w.\[\]+-]+)`")
 
 
@@ -285,6 +288,29 @@ def listed(names: Sequence[str], limit: int = 20) -> str:
     """
     rest = len(names) - limit
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def together(problems: Sequence[Problem], few: int = 3) -> list[str]:
+    """The sentences for a person. More than ``few`` that differ in their key alone are one.
+
+    Example:
+        >>> together([Problem(f"baselines.{n}.model", "`base` does not exist.") for n in (1, 2)], few=1)
+        ['Keys `baselines.1.model`, `baselines.2.model`: `base` does not exist.']
+    """
+    keys: dict[tuple[str, ...], list[str]] = {}
+    heads = [_TOLD.fullmatch(str(problem)) for problem in problems]
+    for each in filter(None, heads):
+        keys.setdefault(each.group("where", "kind", "asking", "text"), []).append(each["key"])
+    found = []
+    for problem, head in zip(problems, heads, strict=True):
+        parts = head.group("where", "kind", "asking", "text") if head else ()
+        alike = keys.get(parts, [])
+        if head is None or len(alike) <= few:
+            found.append(str(problem))
+        elif head["key"] == alike[0]:
+            where, kind, asking, text = parts
+            found.append(f"{where}{kind}s {listed(alike, 4)}{asking}: {text}")
+    return found
 
 
 def shortened(text: str, most: int = 40) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cfg_distill.errors import ConfigError, Context, Problem, joined, nearest, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, joined, nearest, problems_of, together
 
 
 def test_a_problem_is_prefixed_by_its_holders_and_rendered_as_key_or_option() -> None:
@@ -79,3 +79,21 @@ def test_a_part_without_problems_has_none() -> None:
 def test_nearest() -> None:
     assert nearest("qualty", ["quality", "diversity"]) == " Did you mean `quality`?"
     assert nearest("zzz", ["quality"]) == ""
+
+
+def test_many_problems_that_differ_in_their_key_alone_are_one_sentence() -> None:
+    """Ten keys that name one missing model are one problem to mend."""
+    missing = "expected the package `x`, but it is not installed."
+    keys = [f"baselines.{number}.model" for number in range(6)]
+    problems = [
+        *(Problem(key, missing) for key in keys),
+        Problem("/model.lora", missing, "fits.a.init_args"),
+        Problem("", missing),
+    ]
+    first = (
+        "Keys `baselines.0.model`, `baselines.1.model`, `baselines.2.model`, `baselines.3.model` and 2 more: " + missing
+    )
+    assert together(problems) == [first, f"Key `model.lora` for `fits.a`: {missing}", missing]
+    assert together(problems[:3]) == [str(problem) for problem in problems[:3]]
+    for problem in (*problems, Problem("a", "one.\nKey `b`: two."), Problem("", "x: Key `a`: y")):
+        assert together([problem]) == [str(problem)]

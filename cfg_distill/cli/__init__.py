@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from cfg_distill import __version__
-from cfg_distill.errors import ConfigError, Problem, Stopped, nearest, shortened
+from cfg_distill.errors import ConfigError, Problem, Stopped, nearest, shortened, together
 
 __all__ = ["COMMANDS", "main"]
 
@@ -112,8 +112,9 @@ def _print_problems(command: str, problems: list[Problem]) -> None:
     if not is_first():
         return
     name = f"cfg-distill {command}" if command in COMMANDS else "cfg-distill"
-    if len(problems) == 1:
-        print(f"{name}: {problems[0]}", file=sys.stderr)
+    told = together(problems)
+    if len(told) == 1:
+        print(f"{name}: {told[0]}", file=sys.stderr)
         return
-    listed = "\n".join(f"  {number}. {problem}" for number, problem in enumerate(problems, start=1))
-    print(f"{name}: {len(problems)} problems, nothing was started:\n{listed}", file=sys.stderr)
+    listed = "\n".join(f"  {number}. {text}" for number, text in enumerate(told, start=1))
+    print(f"{name}: {len(told)} problems, nothing was started:\n{listed}", file=sys.stderr)
