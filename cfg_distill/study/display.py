@@ -11,7 +11,8 @@ from rich.text import Text
 from cfg_distill.study.forecast import Forecast
 
 LINE_EVERY_SHARE = 0.1
-"""Off a terminal, a line is printed when a step begins, and when this share more of the work is done."""
+"""Off a terminal, a line is printed when a step begins, when the time left is first known, and when this share more is done."""
+_TIMED = "the time left"
 
 
 class _Bar(Progress):
@@ -33,7 +34,7 @@ class Display:
         self.shown = 0.0
         """The share that the bar shows."""
         self.told: set[str] = set()
-        """Steps that have been announced."""
+        """Steps that have been announced; and the time left, when it was first."""
         self.told_share = 0.0
         columns = (TextColumn("study"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
         self.bar = _Bar(*columns, console=self.console, disable=not self.console.is_terminal)
@@ -53,7 +54,8 @@ class Display:
     def show(self) -> None:
         """Bring the bar up to date; off a terminal, print a line when one is due."""
         self.shown = max(self.shown, self.forecast.share())
-        left, doing = f"{self.forecast.time_left()} left", self.forecast.doing()
+        time_left, doing = self.forecast.time_left(), self.forecast.doing()
+        left = f"{time_left} left" if time_left else ""
         if not self.forecast.done and not doing:
             doing = "checking"
         self.bar.doing = doing
@@ -61,7 +63,8 @@ class Display:
         if self.console.is_terminal or not doing:
             return
         begun = (set(self.forecast.running) or {"checking"}) - self.told
+        begun |= {_TIMED} - self.told if left else set()
         if begun or self.shown - self.told_share >= LINE_EVERY_SHARE:
             self.told |= begun
             self.told_share = self.shown
-            self.say(f"study {self.shown:4.0%}, {left}: {doing}")
+            self.say(f"study {self.shown:4.0%}{', ' * bool(left)}{left}: {doing}")

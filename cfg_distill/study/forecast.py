@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import dataclass
 
 from cfg_distill.files.logs import clock
 from cfg_distill.study.steps import Step, StepKind
 
 UNSURE = 3.0
-"""A guess of seconds may be wrong by this factor, either way, until a step of its kind was measured."""
+"""A guess of seconds, scaled by other kinds of steps, may be wrong by this factor until a step of its kind was measured."""
 NOUNS: dict[StepKind, tuple[str, str, str]] = {
     "fit": ("fit", "fits", "step"),
     "export": ("export", "exports", ""),
@@ -27,6 +27,8 @@ SAID: dict[StepKind, str] = {
 """Steps of which there is one."""
 COUNTED: tuple[StepKind, ...] = ("fit", "merge", "evaluate")
 """The kinds that are announced; the others take seconds."""
+LONG: Set[StepKind] = {"fit", "evaluate"}
+"""The kinds that take the time of a study."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,9 @@ class Forecast:
     guessed seconds e_i of a step and the share s_i of it that is done. The guesses stay as they are and no s_i falls, so the
     share never falls, however wrong the guesses are.
 
-    The time left uses measurements. The guesses are in the right relation within a kind of step only, so they are scaled,
-    kind by kind, by the seconds of its measured steps.
+    The time left uses measurements: guesses know neither model nor machine, and are right within a kind of step only. So they
+    are scaled, kind by kind, by the seconds of its measured steps; a kind without any, roughly, by those of fits and
+    evaluations. Before one of these was measured nothing is said.
 
     Args:
         steps: the whole plan.
@@ -115,11 +118,8 @@ class Forecast:
         Args:
             unsure: a factor on the guesses of kinds of which no step was measured.
         """
-        scale = {}
-        for kind in {step.kind for step in self.steps}:
-            measured = [step for step in self.steps if step.kind == kind and step.label in self.seconds]
-            effort = sum(step.effort for step in measured)
-            scale[kind] = sum(self.seconds[step.label] for step in measured) / effort if effort else unsure
+        rough = unsure * (self._scale(LONG) or 1.0)
+        scale = {kind: self._scale({kind}) or rough for kind in {step.kind for step in self.steps}}
         left = {}
         for step in self.steps:
             if step.label not in self.done:
@@ -128,6 +128,12 @@ class Forecast:
                 ran = time.monotonic() - progress.started if progress is not None else 0.0
                 left[step.label] = max(whole - ran, 0.5)
         return left
+
+    def _scale(self, kinds: Set[StepKind]) -> float:
+        """Measured seconds per guessed second of some kinds of steps; 0 where none was measured."""
+        measured = [step for step in self.steps if step.kind in kinds and step.label in self.seconds]
+        effort = sum(step.effort for step in measured)
+        return sum(self.seconds[step.label] for step in measured) / effort if effort else 0.0
 
     def seconds_left(self, unsure: float = 1.0) -> float:
         """The longest chain of steps that wait for each other, or all work shared by the processes: the longer one."""
@@ -140,7 +146,9 @@ class Forecast:
         return max(max(chain.values(), default=0.0), sum(left.values()) / self.parallel)
 
     def time_left(self) -> str:
-        """``4:05``, or ``1:20 to 12:00`` while the rest holds steps of a kind that was not measured yet."""
+        """``4:05``; ``1:20 to 12:00`` while the rest holds steps of a kind that was not measured yet; empty before any was."""
+        if not self._scale(LONG) and len(self.done) < len(self.steps):
+            return ""
         low, high = (self.seconds_left(factor) for factor in (1 / UNSURE, UNSURE))
         return clock(self.seconds_left()) if high - low < 10 else f"{clock(low)} to {clock(high)}"
 
