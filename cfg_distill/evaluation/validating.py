@@ -16,7 +16,7 @@ from cfg_distill.evaluation.ladder import Ladder
 from cfg_distill.evaluation.renderers import class_paths, metrics_of_profiles, model_profile
 from cfg_distill.evaluation.verdicts import SHARE, Validation, validate
 from cfg_distill.files import read_yaml
-from cfg_distill.folders import find_file, source
+from cfg_distill.folders import existing_file, find_file, source
 from cfg_distill.folders.profile import is_trusted
 from cfg_distill.generators import PromptLike
 from cfg_distill.metrics.base import SampleMetric
@@ -216,6 +216,8 @@ def _under(key: str, node: Any) -> Iterator[Mapping[str, Any]]:
     for name, child in children:
         if name == key and isinstance(child, Mapping):
             yield child
+        elif name == key == "metrics" and isinstance(child, str):  # of a study: the file that holds them
+            yield read_yaml(existing_file(child, "a file of metrics"))
         else:
             yield from _under(key, child)
 

@@ -120,6 +120,22 @@ def similar_file(path: str | Path) -> str:
     return beside_it(wanted, dict.fromkeys(file.name for place in places for file in sorted(place.glob("*.yaml"))))
 
 
+def existing_file(path: str | Path, what: str) -> Path:
+    """The file itself, or the shipped one of this name.
+
+    Args:
+        path: as the user wrote it.
+        what: what was expected there, in words.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    file = find_file(path)
+    if not file.is_file():
+        raise ConfigError(f"Expected {what}, but `{path}` does not exist.{similar_file(path) or ' Check the path.'}")
+    return file
+
+
 def is_adapter(path: str | Path) -> bool:
     """Whether a path is a folder with a LoRA adapter in peft's format."""
     return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()

@@ -10,21 +10,22 @@ from torch import Tensor
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.metrics.base import SampleMetric
-from cfg_distill.rewards import PairwiseReward, Reward
+from cfg_distill.rewards import GroupStatistic, PairwiseReward, Reward
 from cfg_distill.sampling.samples import Samples
 
 
 class RewardMetric(SampleMetric):
-    """The mean reward of a prompt's samples. A pairwise reward is a metric of diversity, any other one of quality.
+    """The mean reward of a prompt's samples. A reward of pairs or of a whole group is a metric of diversity, any other one of
+    quality; ``axis`` says otherwise.
 
     Args:
         reward: it is no submodule of the metric, and is never saved with it.
     """
 
     def __init__(self, reward: Reward, **settings: Any) -> None:
+        self.axis = "diversity" if isinstance(reward, PairwiseReward | GroupStatistic) else "quality"
         super().__init__(**settings)
         self._frozen = Frozen(reward)
-        self.axis = "diversity" if isinstance(reward, PairwiseReward) else "quality"
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         return problems_of(self._frozen.model, context, under="reward.init_args")

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser
 
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
 from cfg_distill.files import read_versioned, read_yaml
-from cfg_distill.folders import find_file, similar_file
+from cfg_distill.folders import existing_file
 from cfg_distill.recipe.types import describe, members
 from cfg_distill.study.parts import OPEN, Claims, Evaluation, Fit, Merge, Sweep, SystemConfig
 
@@ -141,17 +141,10 @@ def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
     Raises:
         ConfigError: the file is missing, or holds no keys and values.
     """
-    content = read_versioned(_existing(path, "a study file"))
+    content = read_versioned(existing_file(path, "a study file"))
     if not content:
         raise ConfigError(f"File `{path}`: expected keys and values, but it is empty.")
     return study_of(content)
-
-
-def _existing(path: str | Path, what: str) -> Path:
-    file = find_file(path)
-    if not file.is_file():
-        raise ConfigError(f"Expected {what}, but `{path}` does not exist.{similar_file(path) or ' Check the path.'}")
-    return file
 
 
 def study_of(content: Mapping[str, Any]) -> tuple[Study, list[Problem]]:
@@ -195,7 +188,7 @@ class _Reader:
         if not isinstance(evaluation, Mapping) or not isinstance(path := evaluation.get("metrics"), str):
             return content
         try:
-            metrics = read_yaml(_existing(path, "a file of metrics, or the metrics themselves"))
+            metrics = read_yaml(existing_file(path, "a file of metrics, or the metrics themselves"))
         except ConfigError as error:
             self.problems += error.under("evaluation.metrics")
             metrics = {}
