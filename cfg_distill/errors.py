@@ -13,9 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-_TOLD = re.compile(
-    r"(?P<where>.*?)(?P<kind>Key|Option) (?P<key>`[^`]*`)(?P<asking>( for `[^`]*`)?): (?P<text>.*)", re.DOTALL
-)
 _REFERENCE = re.compile(r"`@([./])([\w.\[\]+-]+)`")
 
 
@@ -61,6 +58,15 @@ class Problem:
             options: the command-line option of a path, for commands that have options in place of YAML keys.
         """
         options = options or {}
+        text = self.without_key(options)
+        if not self.path:
+            return text
+        kind = "Option" if self.path in options else "Key"
+        return f"{kind} `{options.get(self.path, self.path)}`{text}"
+
+    def without_key(self, options: Mapping[str, str] | None = None) -> str:
+        """What stands behind the key in the sentence: problems that share it differ in their key alone."""
+        options = options or {}
 
         def reference(match: re.Match[str]) -> str:
             path = match[2] if match[1] == "/" else joined(self.prefix, match[2])
@@ -69,11 +75,9 @@ class Problem:
         text = _REFERENCE.sub(reference, self.text)
         if not self.path:
             return text
-        kind = "Option" if self.path in options else "Key"
         # A key elsewhere in the recipe: say which part is not content with it.
         asking = self.prefix.removesuffix(".init_args")
-        asking = f" for `{asking}`" if self.key.startswith("/") and "." in asking else ""
-        return f"{kind} `{options.get(self.path, self.path)}`{asking}: {text}"
+        return f" for `{asking}`: {text}" if self.key.startswith("/") and "." in asking else f": {text}"
 
     def __str__(self) -> str:
         return self.told()
@@ -290,26 +294,22 @@ def listed(names: Sequence[str], limit: int = 20) -> str:
     return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def together(problems: Sequence[Problem], few: int = 3) -> list[str]:
-    """The sentences for a person. More than ``few`` that differ in their key alone are one.
+def together(problems: Iterable[Problem], few: int = 3) -> list[str]:
+    """The sentences for a person, each once. More than ``few`` that differ in their key alone are one, with all keys.
 
     Example:
         >>> together([Problem(f"baselines.{n}.model", "`base` does not exist.") for n in (1, 2)], few=1)
         ['Keys `baselines.1.model`, `baselines.2.model`: `base` does not exist.']
     """
-    keys: dict[tuple[str, ...], list[str]] = {}
-    heads = [_TOLD.fullmatch(str(problem)) for problem in problems]
-    for each in filter(None, heads):
-        keys.setdefault(each.group("where", "kind", "asking", "text"), []).append(each["key"])
+    alike: dict[str, dict[str, Problem]] = {}
+    for problem in problems:
+        alike.setdefault(problem.without_key() if problem.path else str(problem), {})[problem.path] = problem
     found = []
-    for problem, head in zip(problems, heads, strict=True):
-        parts = head.group("where", "kind", "asking", "text") if head else ()
-        alike = keys.get(parts, [])
-        if head is None or len(alike) <= few:
-            found.append(str(problem))
-        elif head["key"] == alike[0]:
-            where, kind, asking, text = parts
-            found.append(f"{where}{kind}s {listed(alike, 4)}{asking}: {text}")
+    for text, by_path in alike.items():
+        if len(by_path) > few:
+            found.append(f"Keys {', '.join(f'`{path}`' for path in by_path)}{text}")
+        else:
+            found += map(str, by_path.values())
     return found
 
 

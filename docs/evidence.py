@@ -63,8 +63,9 @@ def main(folder: Path, page: str) -> None:
     by_name = {system["name"]: system for system in front["systems"]}
     print(f"| system | passes per token | {' | '.join(axis.replace('_', ' ') for axis in AXES)} |")
     print("|---" * (2 + len(AXES)) + "|")
-    for name in [name for name in SYSTEMS if name in by_name]:
-        print(row(by_name[name]))
+    for name in SYSTEMS:
+        if name in by_name:
+            print(row(by_name[name]))
     for claim in front["claims"]:
         print(f"\n{claim['name']}: {claim['claim']}: {claim['verdict']}\n    {claim['evidence']}")
     for each in front["fronts"]:

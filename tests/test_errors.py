@@ -82,18 +82,12 @@ def test_nearest() -> None:
 
 
 def test_many_problems_that_differ_in_their_key_alone_are_one_sentence() -> None:
-    """Ten keys that name one missing model are one problem to mend."""
+    """Ten keys that name one missing model are one problem to mend. No key is kept back, and nothing is said twice."""
     missing = "expected the package `x`, but it is not installed."
-    keys = [f"baselines.{number}.model" for number in range(6)]
-    problems = [
-        *(Problem(key, missing) for key in keys),
-        Problem("/model.lora", missing, "fits.a.init_args"),
-        Problem("", missing),
-    ]
-    first = (
-        "Keys `baselines.0.model`, `baselines.1.model`, `baselines.2.model`, `baselines.3.model` and 2 more: " + missing
-    )
-    assert together(problems) == [first, f"Key `model.lora` for `fits.a`: {missing}", missing]
-    assert together(problems[:3]) == [str(problem) for problem in problems[:3]]
-    for problem in (*problems, Problem("a", "one.\nKey `b`: two."), Problem("", "x: Key `a`: y")):
-        assert together([problem]) == [str(problem)]
+    many = [Problem(f"baselines.{number}.model", missing) for number in range(6)]
+    elsewhere, plain = Problem("/model.lora", missing, "fits.a.init_args"), Problem("", missing)
+    keys = ", ".join(f"`baselines.{number}.model`" for number in range(6))
+    assert together([*many, elsewhere, plain, many[0], plain]) == [f"Keys {keys}: {missing}", str(elsewhere), missing]
+    assert together(many[:3]) == [str(problem) for problem in many[:3]]
+    sibling = [Problem(key, "see `@.negative`.", "model.guidance") for key in "abcd"]
+    assert together(sibling)[0].endswith("`model.guidance.d`: see `model.guidance.negative`.")

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.evaluation.renderers import metrics_of_profiles
-from cfg_distill.files import read_yaml
-from cfg_distill.folders import find_file
+from cfg_distill.recipe.files import read_metric_specs
 
 if TYPE_CHECKING:
     from cfg_distill.generators import Generator
@@ -62,9 +61,7 @@ def read_metrics(path: str | Path, context: Context = Context()) -> dict[str, Sa
     Raises:
         ConfigError: it cannot be read or names no metric; everything that is wrong with its metrics.
     """
-    specs = read_yaml(find_file(path))
-    if not specs:
-        raise ConfigError(f"File `{path}`: expected metrics, name -> class_path and init_args, but it is empty.")
+    specs = read_metric_specs(path)
     try:
         return metrics_of(specs, context)
     except ConfigError as error:

@@ -16,11 +16,12 @@ from cfg_distill.evaluation.ladder import Ladder
 from cfg_distill.evaluation.renderers import class_paths, metrics_of_profiles, model_profile
 from cfg_distill.evaluation.verdicts import SHARE, Validation, validate
 from cfg_distill.files import read_yaml
-from cfg_distill.folders import existing_file, find_file, source
+from cfg_distill.folders import find_file, source
 from cfg_distill.folders.profile import is_trusted
 from cfg_distill.generators import PromptLike
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.recipe.classes import find_class
+from cfg_distill.recipe.files import with_metrics
 
 LADDERS = {
     "tunes": "cfg_distill.tunes.rungs.TuneLadder",
@@ -202,7 +203,7 @@ def named_in(file: str | Path, trust: Sequence[str] = ()) -> Named:
         if remarks:
             raise ConfigError(remarks)
         return Named(metrics, {}, model_profile(str(file)).ladder)
-    content = read_yaml(find_file(file))
+    content = with_metrics(read_yaml(find_file(file)))
     if not {"model", "evaluation", "trainer", "data", "fits"} & content.keys():
         return Named(dict(content))
     metrics = {name: spec for found in _under("metrics", content) for name, spec in found.items()}
@@ -216,8 +217,6 @@ def _under(key: str, node: Any) -> Iterator[Mapping[str, Any]]:
     for name, child in children:
         if name == key and isinstance(child, Mapping):
             yield child
-        elif name == key == "metrics" and isinstance(child, str):  # of a study: the file that holds them
-            yield read_yaml(existing_file(child, "a file of metrics"))
         else:
             yield from _under(key, child)
 

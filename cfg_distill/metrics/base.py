@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from cfg_distill.embedders.base import texts_of
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.sampling.samples import Samples
+
+Axis: TypeAlias = Literal["quality", "diversity", "guard"]
+"""Which axis of the front a metric belongs to; guards lie on neither."""
 
 
 class SampleMetric(Metric):
@@ -30,14 +33,14 @@ class SampleMetric(Metric):
         data_bytes: about how much :meth:`load` keeps beside the weights of encoders, as ``cfg-distill plan`` counts it.
     """
 
-    axis: Literal["quality", "diversity", "guard"] = "quality"
+    axis: Axis = "quality"
     data_bytes: int = 0
     higher_is_better: bool | None = True
     is_differentiable = False
     full_state_update = False
     values: list[Tensor] | Tensor
 
-    def __init__(self, axis: Literal["quality", "diversity", "guard"] | None = None, **settings: Any) -> None:
+    def __init__(self, axis: Axis | None = None, **settings: Any) -> None:
         super().__init__(**settings)
         if axis is not None:
             self.axis = axis

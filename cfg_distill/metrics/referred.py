@@ -12,7 +12,7 @@ from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import counted, unit
 from cfg_distill.errors import Context, Problem, blamed, problems_of
 from cfg_distill.generators.frozen import Frozen
-from cfg_distill.metrics.base import EmbeddingMetric
+from cfg_distill.metrics.base import Axis, EmbeddingMetric
 from cfg_distill.references import (
     Bank,
     Banks,
@@ -37,7 +37,7 @@ class ReferredMetric(EmbeddingMetric):
         reference: what the samples are compared with.
     """
 
-    axis: Literal["quality", "diversity", "guard"] = "guard"
+    axis: Axis = "guard"
 
     def __init__(self, embedder: Embedder, reference: Reference, **settings: Any) -> None:
         super().__init__(embedder, **settings)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cfg_distill.errors import Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
-from cfg_distill.metrics.base import SampleMetric
+from cfg_distill.metrics.base import Axis, SampleMetric
 from cfg_distill.rewards import GroupStatistic, PairwiseReward, Reward
 from cfg_distill.sampling.samples import Samples
 
@@ -22,9 +22,9 @@ class RewardMetric(SampleMetric):
         reward: it is no submodule of the metric, and is never saved with it.
     """
 
-    def __init__(self, reward: Reward, **settings: Any) -> None:
-        self.axis = "diversity" if isinstance(reward, PairwiseReward | GroupStatistic) else "quality"
-        super().__init__(**settings)
+    def __init__(self, reward: Reward, axis: Axis | None = None, **settings: Any) -> None:
+        is_of_a_group = isinstance(reward, PairwiseReward | GroupStatistic)
+        super().__init__(axis or ("diversity" if is_of_a_group else "quality"), **settings)
         self._frozen = Frozen(reward)
 
     def problems(self, context: Context = Context()) -> list[Problem]:

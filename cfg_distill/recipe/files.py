@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.files import read_versioned
+from cfg_distill.errors import ConfigError
+from cfg_distill.files import read_versioned, read_yaml
+from cfg_distill.folders import existing_file
 
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
 CALLBACKS = ("trainer", "callbacks")
@@ -30,6 +32,33 @@ def merged_in_turn(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     for file in files:
         whole = merge(whole, read_versioned(file))
         yield whole
+
+
+def read_metric_specs(path: str | Path) -> dict[str, Any]:
+    """The metrics of a YAML file: name -> class_path and init_args, as they are written.
+
+    Raises:
+        ConfigError: there is no such file, or no metric in it.
+    """
+    specs = read_yaml(existing_file(path, "a metrics file"))
+    if not specs:
+        raise ConfigError(f"File `{path}`: expected metrics, name -> class_path and init_args, but it is empty.")
+    return specs
+
+
+def with_metrics(study: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of a study file, with the metrics themselves where it names a file of them.
+
+    Raises:
+        ConfigError: see :func:`read_metric_specs`, under the key.
+    """
+    evaluation = study.get("evaluation")
+    if not isinstance(evaluation, Mapping) or not isinstance(evaluation.get("metrics"), str):
+        return dict(study)
+    try:
+        return {**study, "evaluation": {**evaluation, "metrics": read_metric_specs(evaluation["metrics"])}}
+    except ConfigError as error:
+        raise ConfigError(error.under("evaluation.metrics")) from error
 
 
 def merge(base: dict[str, Any], update: dict[str, Any], path: tuple[str, ...] = ()) -> dict[str, Any]:

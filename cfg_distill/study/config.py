@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser
 
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
-from cfg_distill.files import read_versioned, read_yaml
+from cfg_distill.files import read_versioned
 from cfg_distill.folders import existing_file
+from cfg_distill.recipe.files import with_metrics
 from cfg_distill.recipe.types import describe, members
 from cfg_distill.study.parts import OPEN, Claims, Evaluation, Fit, Merge, Sweep, SystemConfig
 
@@ -150,8 +151,12 @@ def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
 def study_of(content: Mapping[str, Any]) -> tuple[Study, list[Problem]]:
     """The study in the keys and values of a file or of a record; and what is wrong with these."""
     reader = _Reader()
-    study = reader.dataclass_of(Study, "", reader.with_metrics(content))
-    return study, reader.problems
+    try:
+        content = with_metrics(content)
+    except ConfigError as error:
+        reader.problems += error.problems
+        content = {**content, "evaluation": {**content["evaluation"], "metrics": {}}}
+    return reader.dataclass_of(Study, "", content), reader.problems
 
 
 def read_study(path: str | Path) -> Study:
@@ -181,18 +186,6 @@ class _Reader:
 
     def __init__(self) -> None:
         self.problems: list[Problem] = []
-
-    def with_metrics(self, content: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The content of a study file, with the metrics in it when it names a file of metrics."""
-        evaluation = content.get("evaluation")
-        if not isinstance(evaluation, Mapping) or not isinstance(path := evaluation.get("metrics"), str):
-            return content
-        try:
-            metrics = read_yaml(existing_file(path, "a file of metrics, or the metrics themselves"))
-        except ConfigError as error:
-            self.problems += error.under("evaluation.metrics")
-            metrics = {}
-        return {**content, "evaluation": {**evaluation, "metrics": metrics}}
 
     def dataclass_of(self, kind: type[Any], key: str, content: Any) -> Any:
         """A dataclass from a mapping. A wrong value is replaced by the default, or by an empty one where there is none."""

@@ -12,7 +12,6 @@ from cfg_distill.study.forecast import Forecast
 
 LINE_EVERY_SHARE = 0.1
 """Off a terminal, a line is printed when a step begins, when the time left is first known, and when this share more is done."""
-_TIMED = "the time left"
 
 
 class _Bar(Progress):
@@ -34,8 +33,9 @@ class Display:
         self.shown = 0.0
         """The share that the bar shows."""
         self.told: set[str] = set()
-        """Steps that have been announced; and the time left, when it was first."""
+        """Steps that have been announced."""
         self.told_share = 0.0
+        self.told_time = False
         columns = (TextColumn("study"), BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[left]}"))
         self.bar = _Bar(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("study", total=1.0, left="")
@@ -54,8 +54,7 @@ class Display:
     def show(self) -> None:
         """Bring the bar up to date; off a terminal, print a line when one is due."""
         self.shown = max(self.shown, self.forecast.share())
-        time_left, doing = self.forecast.time_left(), self.forecast.doing()
-        left = f"{time_left} left" if time_left else ""
+        left, doing = self.forecast.time_left(), self.forecast.doing()
         if not self.forecast.done and not doing:
             doing = "checking"
         self.bar.doing = doing
@@ -63,8 +62,9 @@ class Display:
         if self.console.is_terminal or not doing:
             return
         begun = (set(self.forecast.running) or {"checking"}) - self.told
-        begun |= {_TIMED} - self.told if left else set()
-        if begun or self.shown - self.told_share >= LINE_EVERY_SHARE:
+        first_time = bool(left) and not self.told_time
+        if begun or first_time or self.shown - self.told_share >= LINE_EVERY_SHARE:
             self.told |= begun
-            self.told_share = self.shown
-            self.say(f"study {self.shown:4.0%}{', ' * bool(left)}{left}: {doing}")
+            self.told_share, self.told_time = self.shown, bool(left)
+            done = f"{self.shown:4.0%}, {left}" if left else f"{self.shown:4.0%}"
+            self.say(f"study {done}: {doing}")

@@ -146,11 +146,11 @@ class Forecast:
         return max(max(chain.values(), default=0.0), sum(left.values()) / self.parallel)
 
     def time_left(self) -> str:
-        """``4:05``; ``1:20 to 12:00`` while the rest holds steps of a kind that was not measured yet; empty before any was."""
+        """``4:05 left``; ``1:20 to 12:00 left`` while a kind of step was not measured yet; empty before any was."""
         if not self._scale(LONG) and len(self.done) < len(self.steps):
             return ""
         low, high = (self.seconds_left(factor) for factor in (1 / UNSURE, UNSURE))
-        return clock(self.seconds_left()) if high - low < 10 else f"{clock(low)} to {clock(high)}"
+        return f"{clock(self.seconds_left())} left" if high - low < 10 else f"{clock(low)} to {clock(high)} left"
 
     def doing(self) -> str:
         """``fit 1 of 2 quality, step 4/20; then 5 evaluations``; empty while nothing runs."""

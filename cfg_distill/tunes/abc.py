@@ -90,7 +90,6 @@ def metre_of(text: str) -> str:
     return "4/4" if text in ("C", "C|", "2/2", "4/4") else text
 
 
-@cache
 def _factor(text: str) -> Fraction:
     if not text:
         return Fraction(1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from functools import cache
+from functools import cached_property
 from math import lcm
 
 from cfg_distill.tunes.abc import BARS, Note, parse_note
@@ -48,19 +48,19 @@ class Bar:
     notes: list[Note] = field(default_factory=list)
     right: Sign | None = None
 
-    @property
+    @cached_property
     def eighths(self) -> Fraction:
-        """The notes' lengths together, in whole numbers over one denominator: several times as fast as a sum of fractions."""
+        """The notes' lengths together; asked for when all notes are there, and often."""
+        # Whole numbers over one denominator: several times as fast as a sum of fractions.
         below = lcm(*(note.length.denominator for note in self.notes))
         return Fraction(sum(note.length.numerator * (below // note.length.denominator) for note in self.notes), below)
 
-    @property
+    @cached_property
     def content(self) -> tuple[tuple[int | None, Fraction], ...]:
         """The notes as something to compare and to count."""
         return tuple((note.pitch, note.length) for note in self.notes)
 
 
-@cache
 def read_note(token: str) -> Note | None:
     """The note or rest of a token; None for any other token, and for a length of 0."""
     try:
@@ -142,20 +142,17 @@ def bar_validity(tokens: str, metre: str | None = None, once: bool = False) -> f
         A number from 0 to 1; 0 when no bar counts, so that a tune without bar signs earns nothing.
     """
     bars = read_bars(tokens)
-    held = [bar.eighths for bar in bars]
     lengths = {METRES[metre]} if metre in METRES else set(METRES.values())
-    return max(_share(bars, held, length, once) for length in lengths)
+    return max(_share(bars, length, once) for length in lengths)
 
 
 def likely_metre(tokens: str) -> str:
     """The metre that most bars add up to; 4/4 in doubt."""
     bars = read_bars(tokens)
-    held = [bar.eighths for bar in bars]
-    return max(("4/4", "6/8", "2/4", "3/4", "9/8"), key=lambda metre: _share(bars, held, METRES[metre]))
+    return max(("4/4", "6/8", "2/4", "3/4", "9/8"), key=lambda metre: _share(bars, METRES[metre]))
 
 
-def _share(bars: list[Bar], held: list[Fraction], length: Fraction, once: bool = False) -> float:
-    """The share of one length; ``held`` has the eighths of each bar."""
+def _share(bars: list[Bar], length: Fraction, once: bool = False) -> float:
     valid, counted = 0, 0
     seen: set[tuple[tuple[int | None, Fraction], ...]] = set()
     section = 0
@@ -163,17 +160,14 @@ def _share(bars: list[Bar], held: list[Fraction], length: Fraction, once: bool =
         if bar.left.edge:
             section = index
         is_first, is_last = index == 0, index == len(bars) - 1
-        if held[index] < length and (is_first or is_last):
+        if (bar.eighths < length and (is_first or is_last)) or (once and bar.content in seen):
             continue
-        if once:
-            if bar.content in seen:
-                continue
-            seen.add(bar.content)
+        seen.add(bar.content)
         counted += 1
         complements = []
         if bar.right is not None and bar.right.edge and not is_last:
-            complements += [held[section], held[index + 1]]
+            complements += [bars[section].eighths, bars[index + 1].eighths]
         if bar.left.edge and not is_first:
-            complements.append(held[index - 1])
-        valid += held[index] == length or any(held[index] + other == length for other in complements)
+            complements.append(bars[index - 1].eighths)
+        valid += bar.eighths == length or any(bar.eighths + other == length for other in complements)
     return valid / counted if counted else 0.0

@@ -120,11 +120,11 @@ def test_the_time_left_is_a_range_until_every_kind_was_measured(now):
     forecast.begin("fit quality")
     now[0] = 40.0
     forecast.finish("fit quality")  # twice the guess: the other fit takes 60 s
-    assert forecast.time_left() == "1:33 to 6:00"  # 60 s, and a third and three times of twice the 50 s
+    assert forecast.time_left() == "1:33 to 6:00 left"  # 60 s, and a third and three times of twice the 50 s
     forecast.begin("evaluate system 0")
     now[0] = 50.0
     forecast.finish("evaluate system 0")
-    assert forecast.time_left() == "1:40"
+    assert forecast.time_left() == "1:40 left"
 
 
 def test_off_a_terminal_a_line_is_a_change(now):

@@ -47,6 +47,8 @@ def tokens(body: str, key: str = "C", metre: str = "4/4", unit: str = "1/8") -> 
         ("A::B:|\n|:c :|", "A:1 :: B:1 :: c:1 :|"),
         ("A z2 x | B % a comment | c", "A:1 z:2 z:1 | B:1"),
         ("c' C, B,", "c':1 C,:1 B,:1"),
+        ("A c2 [L:1/16] A c2 [Ac]2", "A:1 c:2 A:1/2 c:1 c:1"),  # the unit changes, and lengths that were read before
+        ("A c0 B", "A:1 B:1"),
     ],
 )
 def test_notation_is_read(body: str, expected: str) -> None:
