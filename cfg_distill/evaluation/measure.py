@@ -46,7 +46,7 @@ def evaluate(
             prompts, and its number: another batch size draws the same samples, up to rounding.
         name: of the system.
         kind: of the system.
-        progress: called with the number of batches that are done, and of all batches.
+        progress: called with the number of batches that are done, 0 at first, and of all batches.
         listen: called with the samples of every batch of the first seed.
         template: what the model is asked in place of each prompt, with the prompt at ``{prompt}``; None for the prompts
             themselves. Metrics, and ``listen``, see the prompts themselves.
@@ -74,7 +74,9 @@ def evaluate(
     )
     seconds = 0.0
     starts = range(0, len(prompts), batch_size)
-    done = 0
+    report = progress or (lambda done, total: None)
+    done, batches = 0, len(starts) * len(seeds)
+    report(done, batches)
     for seed in seeds:
         for measure in metrics.values():
             measure.reset()
@@ -91,8 +93,7 @@ def evaluate(
             if listen is not None and seed == seeds[0]:
                 listen(samples)
             done += 1
-            if progress is not None:
-                progress(done, len(starts) * len(seeds))
+            report(done, batches)
         for metric, measure in metrics.items():
             system.values[metric].append(measure.per_prompt().tolist())
     system.seconds = seconds / (len(prompts) * sampling.samples * len(seeds))

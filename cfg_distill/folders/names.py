@@ -131,6 +131,8 @@ def existing_file(path: str | Path, what: str) -> Path:
         ConfigError: there is none.
     """
     file = find_file(path)
+    if file.is_dir():
+        raise ConfigError(f"Expected {what}, but `{path}` is a folder. Name a file in it.")
     if not file.is_file():
         raise ConfigError(f"Expected {what}, but `{path}` does not exist.{similar_file(path) or ' Check the path.'}")
     return file

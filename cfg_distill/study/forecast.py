@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterable, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cfg_distill.files.logs import clock
 from cfg_distill.study.steps import Step, StepKind
@@ -39,11 +39,15 @@ class Progress:
         started: when, by the monotonic clock.
         done: parts done: optimiser steps of a fit, batches of an evaluation.
         total: all parts; 0 until the step has reported.
+        loaded: when it first reported.
+        before: the share that an earlier run had done by then.
     """
 
     started: float
     done: int = 0
     total: int = 0
+    loaded: float = 0.0
+    before: float = 0.0
 
     @property
     def share(self) -> float:
@@ -70,7 +74,9 @@ class Forecast:
         self.steps = list(steps)
         self.parallel = parallel
         self.seconds: dict[str, float] = {}
-        """The seconds of each measured step from start to end, estimated while it runs."""
+        """The seconds of each measured step from start to end, an earlier run's part included; estimated while it runs."""
+        self.ends: dict[str, float] = {}
+        """When each measured step that runs will end."""
         self.running: dict[str, Progress] = {}
         self.done: set[str] = set()
         self.skipped: set[str] = set()
@@ -83,21 +89,28 @@ class Forecast:
         self.running[label] = Progress(time.monotonic())
 
     def report(self, label: str, done: int, total: int) -> None:
-        """A running step is so far. It never goes back: a fit that goes on may report its first steps again."""
-        before = self.running[label]
-        now = Progress(before.started, done, total)
-        if now.share < before.share:
+        """A running step is so far. It never goes back: a fit that goes on may report its first steps again.
+
+        What it takes to load is measured apart: it is half a minute, be it for three steps or for a thousand.
+        """
+        now, last = time.monotonic(), self.running[label]
+        progress = replace(last, done=done, total=total)
+        if not last.total:
+            progress = replace(progress, loaded=now, before=progress.share)
+        elif progress.share <= last.share:
             return
-        self.running[label] = now
-        if now.share > 0.02:
-            self.seconds[label] = (time.monotonic() - now.started) / now.share
+        self.running[label] = progress
+        if (measured := progress.share - progress.before) > 0.02:
+            whole = (now - progress.loaded) / measured
+            self.seconds[label] = progress.loaded - progress.started + whole
+            self.ends[label] = now + (1 - progress.share) * whole
 
     def finish(self, label: str) -> None:
         """A step is done: now, or by an earlier run."""
         progress = self.running.pop(label, None)
         if progress is None:
             self.skipped.add(label)
-        else:
+        elif not progress.before:  # else this run saw a part of it
             self.seconds[label] = time.monotonic() - progress.started
         self.done.add(label)
 
@@ -120,13 +133,13 @@ class Forecast:
         """
         rough = unsure * (self._scale(LONG) or 1.0)
         scale = {kind: self._scale({kind}) or rough for kind in {step.kind for step in self.steps}}
-        left = {}
+        left, now = {}, time.monotonic()
         for step in self.steps:
             if step.label not in self.done:
-                whole = self.seconds.get(step.label, step.effort * scale[step.kind])
                 progress = self.running.get(step.label)
-                ran = time.monotonic() - progress.started if progress is not None else 0.0
-                left[step.label] = max(whole - ran, 0.5)
+                begun = now if progress is None else progress.started
+                end = self.ends.get(step.label, begun + step.effort * scale[step.kind])
+                left[step.label] = max(end - now, 0.5)
         return left
 
     def _scale(self, kinds: Set[StepKind]) -> float:

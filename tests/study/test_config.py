@@ -91,9 +91,12 @@ def test_metrics_may_stand_in_a_file_of_their_own(change, place):
 
 def test_a_missing_or_broken_file_of_metrics(change, place):
     (place / "metrics.yaml").write_text("words: [1,")
+    (place / "empty.yaml").write_text("")
     for path, said in (
         ("metrisc.yaml", "does not exist. Did you mean `metrics.yaml`?"),
         ("metrics.yaml", "expected YAML"),
+        (".", "is a folder"),
+        ("empty.yaml", "it is empty"),
     ):
         with pytest.raises(ConfigError) as caught:
             read_study(change({"evaluation/metrics": path}))

@@ -42,10 +42,29 @@ def test_the_forecast_scales_guesses_by_what_was_measured(now):
     forecast.finish("evaluate a")  # three times the guess
     assert forecast.seconds_left() == pytest.approx(120)
     forecast.begin("evaluate b")
-    now[0] = 45.0
-    forecast.report("evaluate b", 3, 6)  # 15 s for a half
-    assert forecast.remaining()["evaluate b"] == pytest.approx(15)
-    assert forecast.seconds_left() < 15 + 60
+    now[0] = 34.0
+    forecast.report("evaluate b", 0, 6)  # 4 s to load
+    now[0] = 46.0
+    forecast.report("evaluate b", 3, 6)  # 12 s for a half
+    assert forecast.remaining() == pytest.approx({"evaluate b": 12, "evaluate c": 20 * (30 + 28) / (10 + 20)})
+    now[0] = 50.0  # time goes on between two reports
+    assert forecast.remaining()["evaluate b"] == pytest.approx(8)
+
+
+def test_a_step_that_goes_on_is_measured_by_what_this_run_does(now):
+    """Before, a fit that had three of its steps left made all others look forty times as short."""
+    steps = [Step("fit", name, [], [], effort=100.0) for name in ("a", "b")]
+    forecast = Forecast(steps, parallel=1)
+    forecast.begin("fit a")
+    now[0] = 10.0
+    forecast.report("fit a", 90, 100)  # an earlier run's
+    assert forecast.time_left() == ""
+    now[0] = 60.0
+    forecast.report("fit a", 95, 100)  # 10 s a step
+    assert forecast.remaining() == pytest.approx({"fit a": 50, "fit b": 10 + 1000})
+    now[0] = 110.0
+    forecast.finish("fit a")
+    assert forecast.remaining() == pytest.approx({"fit b": 1010})
 
 
 def test_the_forecast_knows_what_waits_for_what():
