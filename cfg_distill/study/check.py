@@ -254,10 +254,9 @@ def _shared(prompts: Iterable[str], others: Iterable[str]) -> list[str]:
 
 def _problems_of_evaluation(study: Study) -> list[Problem]:
     given = study.evaluation
-    problems = []
-    for name, metric in _headline(study):
-        if metric not in given.metrics:
-            problems.append(unknown_name(name, metric, given.metrics, "a name under `metrics`"))
+    problems = [each for name, metric in _headline(study) for each in _unknown_metric(study, name, metric)]
+    if not given.metrics:
+        problems.append(Problem("metrics", "expected metrics, name -> class_path and init_args, but there is none."))
     if not given.seeds or len(set(given.seeds)) < len(given.seeds):
         problems.append(Problem("seeds", f"expected one or more different numbers, but got {given.seeds}."))
     if any(abs(seed) > LARGEST_SEED for seed in given.seeds):
@@ -288,6 +287,13 @@ def _headline(study: Study) -> Iterator[tuple[str, str]]:
             yield f"headline.{name}", metric
 
 
+def _unknown_metric(study: Study, key: str, metric: str) -> list[Problem]:
+    known = study.evaluation.metrics
+    if metric in known or not known:  # without metrics that is the problem, once, and not every name of one
+        return []
+    return [unknown_name(key, metric, known, "a name under `metrics`")]
+
+
 def _problems_of_claims(study: Study) -> list[Problem]:
     if study.claims is None:
         return []
@@ -295,10 +301,7 @@ def _problems_of_claims(study: Study) -> list[Problem]:
     asked = {key: vars(study.claims)[key] for key in ("start", "guidance", "quality", "diversity", "merge")}
     problems = [unknown_name(key, name, known, "a system") for key, name in asked.items() if name not in known]
     for metric, bound in study.claims.guards.items():
-        if metric not in study.evaluation.metrics:
-            problems.append(
-                unknown_name(f"guards.{metric}", metric, study.evaluation.metrics, "a name under `metrics`")
-            )
+        problems += _unknown_metric(study, f"guards.{metric}", metric)
         try:
             Guard.parse(metric, bound)
         except ConfigError as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 import cfg_distill
 from cfg_distill.errors import ConfigError, Problem, shortened
+from cfg_distill.files import read_yaml
 from cfg_distill.folders import base_of, find_file, is_adapter, resolve, source
 from cfg_distill.study.config import Study
 from cfg_distill.study.parts import NOT_IN_0_1
@@ -93,8 +94,10 @@ def inputs_of(path: str | Path, record: Mapping[str, Any]) -> dict[str, Path]:
     The trainer of a recipe is left out: it names outputs.
     """
     recipes = [recipe | {"trainer": None} for recipe in record["recipes"].values()]
+    file = find_file(path)
     found = {}
-    for text in dict.fromkeys([str(find_file(path)), *_strings(record["study"]), *_strings(recipes)]):
+    # The file as it is written: of a file of metrics, the record has the content alone.
+    for text in dict.fromkeys([str(file), *_strings(read_yaml(file)), *_strings(recipes)]):
         place = _place(text)
         if place is not None and place.exists():
             found[text] = place

@@ -103,6 +103,19 @@ def test_a_missing_or_broken_file_of_metrics(change, place):
         (problem,) = caught.value.problems
         assert problem.path == "evaluation.metrics"
         assert said in problem.text
+        with pytest.raises(ConfigError) as caught:
+            run_steps("study.yaml")
+        of_the_file = [each for each in caught.value.problems if each.path]
+        assert of_the_file == [problem]  # and no word on the names that the metrics file would hold
+
+
+def test_an_evaluation_without_metrics(change):
+    change({"evaluation/metrics": {}, "claims/guards": {"length": "< 3"}})
+    (problem,) = problems_of(read_study("study.yaml"))
+    assert (
+        str(problem)
+        == "Key `evaluation.metrics`: expected metrics, name -> class_path and init_args, but there is none."
+    )
 
 
 @pytest.mark.parametrize("content", ["", "- a\n- b\n", "just text"])
@@ -285,7 +298,7 @@ def test_the_recipe_of_each_fit_is_read_once(place, change, monkeypatch):
     monkeypatch.setattr(run.Runner, "check", lambda runner: jobs_of_checks(runner.study))
     monkeypatch.setattr(run.Runner, "run", lambda runner: (runner.folder / "table.txt").touch())
     run_steps("study.yaml")
-    assert sorted(loads) == ["fit.yaml", "other.yaml", "study.yaml"]
+    assert sorted(loads) == ["fit.yaml", "other.yaml", "study.yaml", "study.yaml"]  # the last one for the paths in it
 
 
 def test_a_recipe_that_cannot_be_read_is_told_once(place, change):

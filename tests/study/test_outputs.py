@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
@@ -71,14 +72,16 @@ def test_a_real_study_beside_files_of_the_user(real, change, capsys):
         ("fits/quality/fit.yaml", {"fits/diversity/config": "fits/quality/fit.yaml"}),
         ("fits/quality/train.txt", {"fits/diversity/overrides": {"data.train": "fits/quality/train.txt"}}),
         ("merges/half/music", {"evaluation/metrics/distinct/init_args": {"reference": "merges/half/music"}}),
+        ("samples/base/metrics.yaml", {"evaluation/metrics": "samples/base/metrics.yaml"}),
         ("samples/base/study.yaml", {}),
     ],
 )
 def test_what_is_read_is_not_replaced(place, change, no_work, inside, changes):
-    source = {"report.txt": "report.txt", "quality": "base", "fit.yaml": "fit.yaml", "train.txt": "train.txt"}
+    Path("metrics.yaml").write_text(yaml.safe_dump(read_study("study.yaml").evaluation.metrics))
+    source = {"quality": "base", "music": "study.yaml"}
     change(changes)
     Path(inside).parent.mkdir(parents=True)
-    copied = Path(source.get(Path(inside).name, "study.yaml"))
+    copied = Path(source.get(Path(inside).name, Path(inside).name))
     (shutil.copytree if copied.is_dir() else shutil.copy)(copied, inside)
     study = inside if inside.endswith("study.yaml") else "study.yaml"
     ledger = Ledger(place, under_other_code=True)
