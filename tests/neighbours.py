@@ -74,10 +74,16 @@ COMPARED: list[tuple[str, str, tuple[str, ...]]] = [
     ("one-shot", "base", ("diversity",)),
     ("one-shot x 4", "base", ("diversity",)),
     ("one-shot x 4", "one-shot", ("quality", "diversity")),
+    ("one-shot x 16", "base", ("diversity",)),
+    ("one-shot x 16", "one-shot x 4", ("quality", "diversity")),
     ("one-shot", "diversity", ("quality", "diversity")),
     ("pseudo density", "kl", ("crowded", "bigram_diversity")),
+    ("pseudo density 16", "kl", ("crowded", "quality", "copy_rate", "bigram_diversity")),
     ("mmd", "kl", ("kernel_distance", "bigram_distance", "diversity")),
     ("few-shot", "kl", ("diversity",)),
+    ("avgout siblings", "avgout", ("quality", "bigram_diversity", "diversity", "figures_diversity")),
+    ("diversity from base", "kl from base", ("quality", "diversity", "figures_diversity")),
+    ("few-shot from base", "kl from base", ("quality", "diversity", "figures_diversity")),
     ("avgout", "kl", ("quality", "bigram_diversity", "words", "bar_validity", "diversity", "figures_diversity")),
 ]
 """Left minus right: what the claims of the parts' authors need, over all training seeds and in each of them."""
