@@ -19,6 +19,7 @@ from typing import Any
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.report.page import environment
 from cfg_distill.report.playground import Playground
+from cfg_distill.study.processes import sigterm_as_interrupt
 
 PORT = 7860
 _FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Helvetica Neue", "sans-serif"]
@@ -87,8 +88,8 @@ class Server:
         self.url = str(url)
 
     def wait(self) -> None:
-        """Serve until Ctrl-C."""
-        with contextlib.suppress(KeyboardInterrupt):
+        """Serve until Ctrl-C, or until asked to end."""
+        with contextlib.suppress(KeyboardInterrupt), sigterm_as_interrupt():
             threading.Event().wait()
         self.close()
 

@@ -23,6 +23,23 @@ GRACE_SECONDS = 20.0
 """A stopped fit may take this long to write its checkpoint."""
 
 
+@contextlib.contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """What is asked to end cleans up first, as it does after Ctrl-C: a study stops its processes, a demo removes its merges."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class StepFailed(Exception):
     """A step's process failed for a reason that is no mistake in the study file.
 

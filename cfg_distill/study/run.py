@@ -5,9 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import signal
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -25,7 +23,7 @@ from cfg_distill.study.display import Display
 from cfg_distill.study.forecast import Forecast
 from cfg_distill.study.jobs import FindAccelerator
 from cfg_distill.study.ledger import Ledger
-from cfg_distill.study.processes import Processes
+from cfg_distill.study.processes import Processes, sigterm_as_interrupt
 from cfg_distill.study.record import RECORD, begun_with, changes, inputs_of, prepare, record_of
 from cfg_distill.study.steps import Step, last_checkpoint, plan
 
@@ -69,7 +67,7 @@ def run_steps(path: str | Path, out: str | Path | None = None, overwrite: bool =
         raise ConfigError(problems)
     prepare(record)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder) as lock, _sigterm_as_interrupt():
+    with _locked(folder) as lock, sigterm_as_interrupt():
         _compare(folder, record, overwrite)  # again: another study may have begun here while this one waited
         runner = Runner(study, steps, ledger, folder, lock)
         try:
@@ -325,20 +323,3 @@ def _locked(folder: Path) -> Iterator[IO[str]]:
                     ) from error
                 time.sleep(0.5)
         yield lock
-
-
-@contextmanager
-def _sigterm_as_interrupt() -> Iterator[None]:
-    """A study that is asked to end stops its processes first."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

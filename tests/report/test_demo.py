@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -91,6 +94,36 @@ def dialled(texts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return load_file(Path(folder) / "model.safetensors")
+
+
+@pytest.fixture(autouse=True)
+def merges_among_the_tests_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+
+
+PLAYED = """
+import sys, threading
+from cfg_distill.report.demo import DemoRequest, Server
+
+server = Server(DemoRequest(sys.argv[1], samples=1, port=0))
+server._playground.draw("w1 w2", 0.3, 5)
+threading.Timer(1.0, lambda: print(server._playground._merges, flush=True)).start()  # while it waits
+server.wait()
+"""
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_no_merge_is_left_behind(texts: Path, tmp_path: Path, end: signal.Signals) -> None:
+    """A setting of the knob is a whole model: gigabytes in a temporary folder."""
+    pytest.importorskip("gradio")
+    words = [sys.executable, "-c", PLAYED, str(texts)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(tmp_path)}) as demo:
+        assert demo.stdout is not None
+        merges = Path(demo.stdout.readline().strip())
+        assert merges.parent == tmp_path and [each.name for each in merges.iterdir()] == ["0.3000"]
+        demo.send_signal(end)
+        assert demo.wait(60) == 0
+    assert not merges.exists()
 
 
 def test_a_setting_of_the_knob_is_the_average_of_its_ends(texts: Path) -> None:
