@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -48,34 +48,33 @@ def evaluate_request(request: EvaluateRequest) -> str:
     Raises:
         ConfigError: all problems of the request at once; a model whose weights cannot be loaded, or predict NaN.
     """
-    from rich.console import Console
-    from rich.progress import track
-
+    from cfg_distill.evaluation.progress import bar_over
     from cfg_distill.generators import device, open_generator
 
     if problems := request.problems():
         raise ConfigError(problems)
     for metric in request.plan.metrics.values():
         metric.to(device()).load()  # moved first: loading may embed a folder of sound, on the metric's device
-    console = Console(stderr=True)
     systems: list[System] = []
     predictor: Predictor | None = None
-    for number, point in enumerate(
-        track(request.points, "evaluating", console=console, disable=not console.is_terminal), start=1
-    ):
-        before = request.points[number - 2] if number > 1 else None
-        if before is None or (point.model, point.dial) != (before.model, before.dial):
-            predictor = None  # the next model gets the memory of the last one
-            generator = open_generator(point.model, point.dial, dtype=request.dtype).load().to(device())
-            predictor = annealed(generator, request.anneal, request.plan.lengths[point.model])
-            del generator
-        assert predictor is not None
-        systems.append(_system(request, number, predictor, point))
+    with bar_over("evaluating", [_name(point, request.points) for point in request.points]) as begin:
+        for number, point in enumerate(request.points):
+            report = begin(number)
+            before = request.points[number - 1] if number else None
+            if before is None or (point.model, point.dial) != (before.model, before.dial):
+                predictor = None  # the next model gets the memory of the last one
+                generator = open_generator(point.model, point.dial, dtype=request.dtype).load().to(device())
+                predictor = annealed(generator, request.anneal, request.plan.lengths[point.model])
+                del generator
+            assert predictor is not None
+            systems.append(_system(request, number + 1, predictor, point, report))
     folder = None if request.out is None else Path(request.out)
     return write_front(folder, systems, _headline(request.plan.metrics))
 
 
-def _system(request: EvaluateRequest, number: int, predictor: Predictor, point: Point) -> System:
+def _system(
+    request: EvaluateRequest, number: int, predictor: Predictor, point: Point, report: Callable[[int, int], None]
+) -> System:
     """One system, its file, and some samples of it."""
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.written import Writer
@@ -101,6 +100,7 @@ def _system(request: EvaluateRequest, number: int, predictor: Predictor, point: 
         name=_name(point, request.points),
         kind="guidance" if point.guidance != 1 else "model",
         listen=writer,
+        progress=report,
     )
     system.anneal = None if request.anneal is None else asdict(request.anneal)
     if folder is not None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import io
 import json
 import wave
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.system import System
@@ -204,6 +203,7 @@ def drawn_clips(
     from cfg_distill.evaluation.anneal import Anneal, annealed
     from cfg_distill.evaluation.chosen import conditioner_of
     from cfg_distill.evaluation.measure import evaluate
+    from cfg_distill.evaluation.progress import bar_over
     from cfg_distill.evaluation.renderers import renderer_of
     from cfg_distill.generators import device
     from cfg_distill.sampling import problems_of_lengths
@@ -223,7 +223,7 @@ def drawn_clips(
     if problems:
         raise ConfigError(problems)
     clips: Clips = {}
-    with _bar(list(systems)) as report:
+    with bar_over("drawing", list(systems)) as report:
         for number, name in enumerate(systems):
             generator, sampling, guidance = generators.pop(name)
             given_anneal = finished.systems[name].anneal
@@ -265,27 +265,6 @@ class _Keep:
                 clip = Clip(file) if file.is_file() else Clip(text=str(sample))
                 self.clips[self.system, self.place, number] = clip
             self.place += 1
-
-
-@contextmanager
-def _bar(systems: Sequence[str]) -> Iterator[Any]:
-    """A bar over the batches of all systems on a terminal; elsewhere a line per system."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("left"))
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("drawing", total=float(len(systems)))
-
-        def of_system(number: int) -> Any:
-            text = f"drawing {systems[number]} ({number + 1} of {len(systems)})"
-            progress.update(task, description=text)
-            if not console.is_terminal:
-                console.print(text, highlight=False)
-            return lambda done, total: progress.update(task, completed=number + done / total)
-
-        yield of_system
 
 
 # Sound files of a page
