@@ -39,8 +39,15 @@ def run(argv: Sequence[str]) -> int:
     )
     if problems := request.problems():
         raise ConfigError([problem.told(options) for problem in problems])
-    with Console(stderr=True).status("loading") as status:  # shows on a terminal only
-        found = request.plan.run(lambda rung: status.update(f"scoring {rung}"))
+    console = Console(stderr=True)
+    with console.status("loading") as status:  # shows on a terminal only
+
+        def show(rung: str) -> None:
+            status.update(f"scoring {rung}")
+            if not console.is_terminal:
+                console.print(f"scoring {rung}", highlight=False, soft_wrap=True)
+
+        found = request.plan.run(show)
     if given.json:
         print(json.dumps({"ladder": request.plan.ladder_name, **found.as_json()}, indent=1))
     else:

@@ -217,7 +217,9 @@ def mine(folder: Path) -> Path:
 
 def test_the_command_exits_with_1_when_a_metric_is_bought_and_with_0_when_all_hold(mine, capsys):
     assert main(["validate-metrics", "m.yaml", "--ladder", "my_ladder.Climb"]) == 1
-    assert "bought by shuffled, shouted" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "bought by shuffled, shouted" in shown.out
+    assert shown.err.splitlines()[:2] == ["scoring real", "scoring guided"]
     (mine / "good.yaml").write_text("repetition: {class_path: cfg_distill.metrics.Repetition}\n")
     (mine / "easy.py").write_text(
         "from my_ladder import Climb\n\n\nclass Easy(Climb):\n    def rungs(self, prompts):\n"
