@@ -43,6 +43,7 @@ from cfg_distill.recipe.runs import (
     resumable,
     unfinished,
 )
+from cfg_distill.recipe.saved import SaveRecipe
 from cfg_distill.recipe.scoring import problems_of_scoring
 from cfg_distill.recipe.stopping import Signals, StopAtStepEnd, requeue
 from cfg_distill.recipe.trainer import (
@@ -95,7 +96,7 @@ class CommandLine(LightningCLI):
         super().__init__(
             auto_configure_optimizers=False,
             seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SaveRecipe,
             parser_kwargs={**strict, "prog": "cfg-distill", "fit": dict(strict), "validate": dict(strict)},
             trainer_class=NamedTrainer,
             args=[command],
@@ -376,9 +377,14 @@ def _default(name: str, base: type) -> Any:
 
 
 def _from_lightning(error: BaseException) -> BaseException | None:
-    """The error that Lightning itself raised: then a setting of the trainer is wrong, not our code. None for any other."""
-    place = traceback.extract_tb(error.__traceback__)[-1].filename
-    if isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in place:
+    """The error of Lightning itself, or of the library behind one of its loggers: then a setting of the trainer is wrong.
+
+    None for any other.
+    """
+    places = [each.filename for each in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, MisconfigurationException) or f"{os.sep}lightning{os.sep}" in places[-1]:
+        return error
+    if any(os.path.join("lightning", "pytorch", "loggers") in each for each in places):
         return error
     # Of a part that may be given in several ways, jsonargparse raises an error of its own.
     before = error.__cause__ or error.__context__

@@ -1,0 +1,47 @@
+"""The whole configuration of a run, saved in the folder of the run."""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+CONFIG = "config.yaml"
+
+
+class SaveRecipe(SaveConfigCallback):
+    """Writes ``config.yaml`` beside the checkpoints, and over no file of the user's.
+
+    Lightning's own writes into the ``save_dir`` of the logger. That is the current folder for W&B, where a recipe of that name
+    may lie, and it fails where there is none: MLflow behind a server or a database.
+
+    Args:
+        parser: that writes the file.
+        config: of the command.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
+
+    def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        folder = folder_of(trainer)
+        folder.mkdir(parents=True, exist_ok=True)
+        file, numbers = folder / CONFIG, count(1)
+        while not trainer.loggers and file.exists():  # the folder is no folder of this run alone
+            file = folder / f"config_{next(numbers)}.yaml"
+        self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
+
+
+def folder_of(trainer: Trainer) -> Path:
+    """The folder of a run: that of its first logger, as ``ModelCheckpoint`` has it; the trainer's root without a logger."""
+    if not trainer.loggers:
+        return Path(trainer.default_root_dir)
+    first = trainer.loggers[0]
+    if isinstance(first, TensorBoardLogger | CSVLogger):
+        return Path(first.log_dir)
+    version = first.version if isinstance(first.version, str) else f"version_{first.version}"
+    return Path(first.save_dir or trainer.default_root_dir) / str(first.name) / version

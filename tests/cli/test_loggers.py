@@ -1,0 +1,87 @@
+"""Fits under another logger than TensorBoard's: where the run's configuration lies, and what a logger refuses."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+from lightning_utilities.core.imports import RequirementCache
+
+from cfg_distill.cli import main
+
+LOGGER = """
+from lightning.pytorch.loggers.logger import Logger
+
+class Mine(Logger):
+    name, version = "project", "run7"
+
+    def __init__(self, save_dir: str | None = None) -> None:
+        super().__init__()
+        self.folder = save_dir
+
+    @property
+    def save_dir(self):
+        return self.folder
+
+    def log_metrics(self, metrics, step=None):
+        pass
+
+    def log_hyperparams(self, params, *args, **kwargs):
+        pass
+"""
+
+
+@pytest.fixture
+def recipe(folder: Path, tiny_model: str) -> str:
+    """The text of a recipe that lies under the name that runs give their configuration, in the current folder."""
+    (folder / "train.txt").write_text("w1 w2\nw3\n")
+    (folder / "mine.py").write_text(LOGGER)
+    text = f"""
+model:
+  generator: {{class_path: cfg_distill.generators.CausalLM, init_args: {{path: {tiny_model}}}}}
+  sampling: {{samples: 2, max_new_tokens: 4}}
+  losses: {{kl: {{class_path: cfg_distill.losses.ReverseKL}}}}
+  optimizer: {{class_path: torch.optim.SGD, init_args: {{lr: 0.01}}}}
+data: {{train: train.txt, batch_size: 2}}
+trainer: {{max_steps: 1, accelerator: cpu, enable_checkpointing: false}}
+"""
+    (folder / "config.yaml").write_text(text)
+    return text
+
+
+@pytest.mark.parametrize(
+    ("words", "saved"),
+    [
+        (["--trainer.logger=mine.Mine", "--trainer.logger.save_dir=."], "project/run7/config.yaml"),  # as W&B has it
+        (
+            ["--trainer.logger=mine.Mine", "--trainer.default_root_dir=out"],
+            "out/project/run7/config.yaml",
+        ),  # MLflow's server
+        (["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=."], "lightning_logs/version_0/config.yaml"),
+        (["--trainer.logger=false", "--trainer.default_root_dir=."], "config_1.yaml"),
+        (["--trainer.logger=false", "--trainer.default_root_dir=out"], "out/config.yaml"),
+    ],
+)
+def test_the_configuration_of_a_run_lies_in_its_folder(recipe: str, words: list[str], saved: str) -> None:
+    assert main(["fit", "--config", "config.yaml", "--model.guidance.scale=2.5", *words]) == 0
+    assert yaml.safe_load(Path(saved).read_text())["model"]["guidance"]["scale"] == 2.5
+    assert Path("config.yaml").read_text() == recipe
+
+
+def test_what_a_loggers_library_refuses_is_told(
+    recipe: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow 3.17 refuses a folder, and asks for a database."""
+
+    def refuse(uri: str) -> None:
+        raise RuntimeError(f"no store in {uri}: use a database")
+
+    for name in ("mlflow", "mlflow.tracking"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    sys.modules["mlflow.tracking"].MlflowClient = refuse  # type: ignore[attr-defined]
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", RequirementCache("torch"))
+    assert main(["fit", "--config", "config.yaml", "--trainer.logger=MLFlowLogger", "--trainer.logger.save_dir=m"]) == 2
+    assert "In `trainer`: no store in file:m: use a database" in capsys.readouterr().err
