@@ -38,6 +38,7 @@ from cfg_distill.recipe.runs import (
     RunMark,
     claimed,
     last_checkpoint,
+    last_of_another_logger,
     problems_of_start,
     requeued,
     resumable,
@@ -245,15 +246,19 @@ class CommandLine(LightningCLI):
     @contextmanager
     def _folder(self) -> Iterator[None]:
         """Choose the folder of the run, unless the recipe has a logger of its own, and keep others out of it."""
-        if not self._logs:
-            yield
-            return
         root = Path(self.trainer.default_root_dir)
         settings = self.config_init[self.command]
+        recipe = str(self.recipe.files[0]) if self.recipe.files else ""
+        if not self._logs:
+            asked = settings.get("ckpt_path")
+            if asked in (None, "last") and (last := last_of_another_logger(root, asked == "last")):
+                self._refuse_another_start(last, recipe)
+                settings["ckpt_path"] = str(last)
+            yield
+            return
         if settings.get("ckpt_path") is None and requeued(root):
             settings["ckpt_path"] = "last"
         resume = settings.get("ckpt_path") == "last"
-        recipe = str(self.recipe.files[0]) if self.recipe.files else ""
         note = "" if resume or settings.get("ckpt_path") else unfinished(root)
         earlier = resumable(root) if resume else None
         checkpoint = settings.get("ckpt_path") if earlier is None else last_checkpoint(earlier)

@@ -20,12 +20,14 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import MAIN_FILE
+from cfg_distill.files import MAIN_FILE, write_text
 from cfg_distill.recipe.listing import LOCK, MARK, about
 from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
 
 _VERSION = "CFG_DISTILL_RUN_VERSION"
+_LATEST = "latest.json"
+"""In the root of fits under another logger than TensorBoard's: where the latest one keeps its checkpoints."""
 
 
 @contextmanager
@@ -103,8 +105,25 @@ def resumable(root: Path) -> Path | None:
 def requeued(root: Path) -> bool:
     """Whether SLURM has started this job before, and that run can be resumed."""
     folder = resumable(root)
-    again = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
-    return again and folder is not None and about(folder).get("job") == slurm_job() != ""
+    return folder is not None and _is_restart_of(about(folder))
+
+
+def _is_restart_of(run: dict[str, Any]) -> bool:
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and run.get("job") == slurm_job() != ""
+
+
+def last_of_another_logger(root: Path, asked: bool) -> Path | None:
+    """The checkpoint that ``--ckpt_path last`` goes on from under another logger, whose folders only its library knows.
+
+    Args:
+        root: ``trainer.default_root_dir``.
+        asked: whether the user wants to go on; else only a job that SLURM has started before does.
+    """
+    try:
+        run = json.loads((root / _LATEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return _last_in(Path(run["checkpoints"])) if asked or _is_restart_of(run) else None
 
 
 def unfinished(root: Path) -> str:
@@ -171,7 +190,7 @@ class RunMark(Callback):
     """Say what is trained, and mark the folder of a run as unfinished until its end.
 
     Args:
-        folder: of the run; None where it has none.
+        folder: of the run; None where another logger has chosen it.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -195,6 +214,9 @@ class RunMark(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write(trainer)
             self._say_if_full(trainer)
+        elif checkpoints := getattr(trainer.checkpoint_callback, "dirpath", None):
+            run = {"checkpoints": str(Path(checkpoints).absolute()), "job": slurm_job()}
+            write_text(Path(trainer.default_root_dir) / _LATEST, json.dumps(run) + "\n")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self.folder is None or not trainer.is_global_zero or self._gone or (self.folder / MARK).exists():
@@ -258,4 +280,8 @@ def _versions(root: Path) -> dict[int, Path]:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The last checkpoint in the folder of a run."""
-    return max(folder.glob("checkpoints/last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    return _last_in(folder / "checkpoints")
+
+
+def _last_in(checkpoints: Path) -> Path | None:
+    return max(checkpoints.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)

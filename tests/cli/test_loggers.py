@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -16,11 +17,12 @@ LOGGER = """
 from lightning.pytorch.loggers.logger import Logger
 
 class Mine(Logger):
-    name, version = "project", "run7"
+    name, version = "project", ""
 
-    def __init__(self, save_dir: str | None = None) -> None:
+    def __init__(self, save_dir: str | None = None, version: str = "run7") -> None:
         super().__init__()
         self.folder = save_dir
+        self.version = version
 
     @property
     def save_dir(self):
@@ -46,7 +48,11 @@ model:
   losses: {{kl: {{class_path: cfg_distill.losses.ReverseKL}}}}
   optimizer: {{class_path: torch.optim.SGD, init_args: {{lr: 0.01}}}}
 data: {{train: train.txt, batch_size: 2}}
-trainer: {{max_steps: 1, accelerator: cpu, enable_checkpointing: false}}
+trainer:
+  max_steps: 1
+  accelerator: cpu
+  log_every_n_steps: 1
+  callbacks: {{saved: {{class_path: lightning.pytorch.callbacks.ModelCheckpoint, init_args: {{save_last: true}}}}}}
 """
     (folder / "config.yaml").write_text(text)
     return text
@@ -69,6 +75,40 @@ def test_the_configuration_of_a_run_lies_in_its_folder(recipe: str, words: list[
     assert main(["fit", "--config", "config.yaml", "--model.guidance.scale=2.5", *words]) == 0
     assert yaml.safe_load(Path(saved).read_text())["model"]["guidance"]["scale"] == 2.5
     assert Path("config.yaml").read_text() == recipe
+
+
+@pytest.mark.parametrize("logger", ["mine", "csv", "none"])
+def test_a_run_under_another_logger_goes_on(recipe: str, capsys: pytest.CaptureFixture, logger: str) -> None:
+    """Each run of such a logger has a folder of another name, so Lightning finds no last checkpoint and begins anew."""
+
+    def words(number: int) -> list[str]:
+        kinds = {
+            "mine": ["mine.Mine", "--trainer.logger.save_dir=m", f"--trainer.logger.version=run{number}"],
+            "csv": ["CSVLogger", "--trainer.logger.save_dir=m"],
+            "none": ["false"],
+        }
+        head, *more = kinds[logger]
+        return ["fit", "--config", "config.yaml", f"--trainer.logger={head}", *more]
+
+    begin = "--ckpt_path=last"  # the first time there is none
+    assert main([*words(1), "--trainer.max_steps=2", begin]) == 0
+    capsys.readouterr()
+    assert main([*words(2), "--trainer.max_steps=3", "--ckpt_path=last"]) == 0
+    assert re.findall(r"^step \d/\d", capsys.readouterr().out, re.MULTILINE) == ["step 3/3"]
+    assert main([*words(3), "--trainer.max_steps=1"]) == 0  # a new run, unless asked
+    assert re.findall(r"^step \d/\d", capsys.readouterr().out, re.MULTILINE) == ["step 1/1"]
+
+
+def test_a_job_that_slurm_starts_again_goes_on(
+    recipe: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    words = ["fit", "--config", "config.yaml", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=m"]
+    assert main([*words, "--trainer.max_steps=2"]) == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    capsys.readouterr()
+    assert main([*words, "--trainer.max_steps=3"]) == 0
+    assert re.findall(r"^step \d/\d", capsys.readouterr().out, re.MULTILINE) == ["step 3/3"]
 
 
 def test_what_a_loggers_library_refuses_is_told(
