@@ -20,13 +20,13 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import MAIN_FILE, write_text
+from cfg_distill.files import MAIN_FILE, read_json, write_text
 from cfg_distill.recipe.listing import LOCK, MARK, about
 from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
 
 _VERSION = "CFG_DISTILL_RUN_VERSION"
-_LATEST = "latest.json"
+_LATEST = ".latest_run.json"
 """In the root of fits under another logger than TensorBoard's: where the latest one keeps its checkpoints."""
 
 
@@ -109,7 +109,11 @@ def requeued(root: Path) -> bool:
 
 
 def _is_restart_of(run: dict[str, Any]) -> bool:
-    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and run.get("job") == slurm_job() != ""
+    return _restarts() and run.get("job") == slurm_job() != ""
+
+
+def _restarts() -> bool:
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
 def last_of_another_logger(root: Path, asked: bool) -> Path | None:
@@ -118,11 +122,13 @@ def last_of_another_logger(root: Path, asked: bool) -> Path | None:
     Args:
         root: ``trainer.default_root_dir``.
         asked: whether the user wants to go on; else only a job that SLURM has started before does.
+
+    Raises:
+        ConfigError: the note of the latest run cannot be read.
     """
-    try:
-        run = json.loads((root / _LATEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    if not (asked or _restarts()) or not (root / _LATEST).is_file():
         return None
+    run = read_json(root / _LATEST)
     return _last_in(Path(run["checkpoints"])) if asked or _is_restart_of(run) else None
 
 
