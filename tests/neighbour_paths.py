@@ -2,8 +2,8 @@
 
     python tests/neighbour_paths.py runs/neighbours
 
-Prints the diversity of each fit where it first reaches the quality that the divergence alone ends with, and writes every
-validation into docs/evidence/neighbours_paths.json. A validation has 12 prompts with 8 samples each.
+Prints quality and diversity at some steps, and the diversity where a fit first reaches the quality that the divergence alone
+ends with. Writes every validation into docs/evidence/neighbours_paths.json: 12 prompts with 8 samples each.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from cfg_distill.files.logs import scalars_of
 
 FILE = Path(__file__).parents[1] / "docs/evidence/neighbours_paths.json"
 FROM_BASE = ("kl from base", "diversity from base", "few-shot from base")
 """The first is the control."""
+SHOWN = (15, 45, 75, 105, 150)
+"""Steps."""
 Paths = dict[str, dict[str, list[list[float]]]]
 """Name of the fit -> training seed -> rows of step, quality and diversity."""
 
@@ -28,13 +30,10 @@ def paths(out: Path) -> Paths:
     found: Paths = {}
     for name in FROM_BASE:
         for folder in sorted((out / "fits" / name).glob("seed *")):
-            (events,) = folder.glob("version_*/events.*")
-            read = EventAccumulator(str(events)).Reload()
-            columns = [
-                [round(each.value, 4) for each in read.Scalars(f"val/{key}")] for key in ("quality", "diversity")
-            ]
-            steps = [each.step + 1 for each in read.Scalars("val/quality")]
-            rows = [list(row) for row in zip(steps, *columns, strict=True)]
+            (run,) = folder.glob("version_*")
+            values = {(tag, step): round(value, 4) for tag, step, value in scalars_of(run)}
+            steps = sorted(step for tag, step in values if tag == "val/quality")
+            rows = [[step + 1.0, values["val/quality", step], values["val/diversity", step]] for step in steps]
             found.setdefault(name, {})[folder.name.removeprefix("seed ")] = rows
     return found
 
@@ -53,21 +52,18 @@ def reached(path: Sequence[Sequence[float]], quality: float) -> float | None:
 
 
 def table_of_paths(found: Paths) -> str:
-    """Diversity at the quality with which the control ends, mean over training seeds, and the end of each path."""
+    """Quality and diversity along the way, mean over training seeds; and the diversity at the quality the control ends with."""
     control = found[FROM_BASE[0]]
     quality = sum(path[-1][1] for path in control.values()) / len(control)
-    seeds = [f"seed {seed}" for seed in control]
-    lines = [
-        f"Diversity where quality first reaches {quality:.3f}, the mean of the control's ends; then quality and diversity"
-        " at the end.",
-        "",
-        f"| fit | {' | '.join(seeds)} | {' | '.join(f'end, {seed}' for seed in seeds)} |",
-        "|---" * (1 + 2 * len(seeds)) + "|",
-    ]
+    heads = ["fit", *(f"step {step}" for step in SHOWN), f"diversity where quality first reaches {quality:.3f}"]
+    lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, runs in found.items():
-        at = [reached(path, quality) for path in runs.values()]
-        cells = ["not reached" if value is None else f"{value:.3f}" for value in at]
-        cells += [f"{path[-1][1]:.3f}, {path[-1][2]:.3f}" for path in runs.values()]
+        at = {step: [row[1:] for path in runs.values() for row in path if row[0] == step] for step in SHOWN}
+        cells = [
+            ", ".join(f"{sum(column) / len(column):.3f}" for column in zip(*rows, strict=True)) for rows in at.values()
+        ]
+        values = [reached(path, quality) for path in runs.values()]
+        cells.append("; ".join("not reached" if value is None else f"{value:.3f}" for value in values))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
