@@ -39,12 +39,14 @@ def paths(out: Path) -> Paths:
 
 
 def reached(path: Sequence[Sequence[float]], quality: float) -> float | None:
-    """The diversity where a path first reaches a quality, on the line between two validations; None where it never does.
+    """The diversity where a path first has a quality, on the line between two validations; None where it never has.
 
     Example:
         >>> reached([[15, 0.4, 0.8], [30, 0.6, 0.7]], 0.5)
         0.75
     """
+    if path[0][1] >= quality:
+        return path[0][2]
     for (_, before, varied), (_, after, less) in pairwise(path):
         if before < quality <= after:
             return varied + (less - varied) * (quality - before) / (after - before)
