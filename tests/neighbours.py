@@ -77,6 +77,8 @@ COMPARED: list[tuple[str, str, tuple[str, ...]]] = [
     ("one-shot x 16", "base", ("diversity",)),
     ("one-shot x 16", "one-shot x 4", ("quality", "diversity")),
     ("one-shot", "diversity", ("quality", "diversity")),
+    ("one-shot x 16", "diversity", ("quality", "diversity", "figures_diversity")),
+    ("one-shot x 16", "vendi", ("quality", "diversity", "figures_diversity")),
     ("pseudo density", "kl", ("crowded", "bigram_diversity")),
     ("pseudo density 16", "kl", ("crowded", "quality", "copy_rate", "bigram_diversity")),
     ("mmd", "kl", ("kernel_distance", "bigram_distance", "diversity")),

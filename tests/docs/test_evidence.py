@@ -6,6 +6,7 @@ import importlib.util
 import json
 from pathlib import Path
 
+import neighbour_paths
 import neighbours
 import pytest
 
@@ -34,3 +35,14 @@ def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
     assert {int(name.stem[5:]) for name in (DOCS / "evidence" / "neighbours").iterdir()} == set(
         numbers["training_seeds"]
     )
+
+
+def test_the_paths_from_the_base_are_those_of_the_numbers() -> None:
+    numbers = json.loads((DOCS / "evidence" / "neighbours_paths.json").read_text(encoding="utf-8"))
+    assert neighbour_paths.table_of_paths(numbers) in (DOCS / "neighbours.md").read_text(encoding="utf-8")
+
+
+def test_where_a_path_first_has_a_quality() -> None:
+    path = [[15, 0.4, 0.8], [30, 0.6, 0.7], [45, 0.5, 0.9]]
+    assert neighbour_paths.reached(path, 0.5) == pytest.approx(0.75)
+    assert (neighbour_paths.reached(path, 0.3), neighbour_paths.reached(path, 0.7)) == (0.8, None)
