@@ -102,7 +102,8 @@ def merges_among_the_tests_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 PLAYED = """
-import sys, threading
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 from cfg_distill.report.demo import DemoRequest, Server
 
 server = Server(DemoRequest(sys.argv[1], samples=1, port=0))
@@ -122,7 +123,10 @@ def test_no_merge_is_left_behind(texts: Path, tmp_path: Path, end: signal.Signal
         merges = Path(demo.stdout.readline().strip())
         assert merges.parent == tmp_path and [each.name for each in merges.iterdir()] == ["0.3000"]
         demo.send_signal(end)
-        assert demo.wait(60) == 0
+        try:
+            assert demo.wait(60) == 0
+        finally:
+            demo.kill()
     assert not merges.exists()
 
 
