@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import MAIN_FILE, read_json, write_text
+from cfg_distill.files import MAIN_FILE, write_text
 from cfg_distill.recipe.listing import LOCK, MARK, about
 from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
@@ -126,10 +126,16 @@ def last_of_another_logger(root: Path, asked: bool) -> Path | None:
     Raises:
         ConfigError: the note of the latest run cannot be read.
     """
-    if not (asked or _restarts()) or not (root / _LATEST).is_file():
+    file = root / _LATEST
+    if not (asked or _restarts()) or not file.is_file():
         return None
-    run = read_json(root / _LATEST)
-    return _last_in(Path(run["checkpoints"])) if asked or _is_restart_of(run) else None
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+        checkpoints = Path(run["checkpoints"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        text = f"`{file}` does not say where the latest run has its checkpoints. Delete it, and name the checkpoint instead."
+        raise ConfigError(Problem("ckpt_path", text)) from error
+    return _last_in(checkpoints) if asked or _is_restart_of(run) else None
 
 
 def unfinished(root: Path) -> str:

@@ -99,6 +99,15 @@ def test_a_run_under_another_logger_goes_on(recipe: str, capsys: pytest.CaptureF
     assert re.findall(r"^step \d/\d", capsys.readouterr().out, re.MULTILINE) == ["step 1/1"]
 
 
+@pytest.mark.parametrize("content", ["{", "[]", '{"job": ""}'])
+def test_a_broken_note_of_the_latest_run_is_told(recipe: str, capsys: pytest.CaptureFixture, content: str) -> None:
+    Path("runs/config").mkdir(parents=True)
+    Path("runs/config/.latest_run.json").write_text(content)
+    words = ["fit", "--config", "config.yaml", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=m"]
+    assert main([*words, "--ckpt_path=last"]) == 2
+    assert "Key `ckpt_path`: `runs/config/.latest_run.json` does not say" in capsys.readouterr().err
+
+
 def test_a_job_that_slurm_starts_again_goes_on(
     recipe: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
