@@ -57,7 +57,7 @@ def table_of_paths(found: Paths) -> str:
     """Quality and diversity along the way, mean over training seeds; and the diversity at the quality the control ends with."""
     control = found[FROM_BASE[0]]
     quality = sum(path[-1][1] for path in control.values()) / len(control)
-    heads = ["fit", *(f"step {step}" for step in SHOWN), f"diversity where quality first reaches {quality:.3f}"]
+    heads = ["fit", *(f"step {step}" for step in SHOWN), f"diversity at quality {quality:.3f}"]
     lines = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
     for name, runs in found.items():
         at = {step: [row[1:] for path in runs.values() for row in path if row[0] == step] for step in SHOWN}
