@@ -226,7 +226,9 @@ class RunMark(Callback):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write(trainer)
             self._say_if_full(trainer)
-        elif not trainer.fast_dev_run and (checkpoints := getattr(trainer.checkpoint_callback, "dirpath", None)):
+        elif not trainer.fast_dev_run and (  # type: ignore[attr-defined]  # Lightning sets it from outside the class
+            checkpoints := getattr(trainer.checkpoint_callback, "dirpath", None)
+        ):
             run = {"checkpoints": str(Path(checkpoints).absolute()), "job": slurm_job()}
             write_text(Path(trainer.default_root_dir) / _LATEST, json.dumps(run) + "\n")
 
