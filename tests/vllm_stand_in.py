@@ -1,7 +1,7 @@
 """A small server that speaks vLLM's protocol, so that the tests need no vLLM: transformers samples behind it.
 
-It loads the adapter folders that it is told to load, adds them to the weights, and draws with torch.multinomial under the seed
-of each request. So nothing of ours is replaced: what reaches the student went through files and HTTP. ``tests/vllm_check.py``
+It loads the folders that it is told to load, adapters or whole weights, and draws with torch.multinomial under the seed of each
+request. So nothing of ours is replaced: what reaches the student went through files and HTTP. ``tests/vllm_check.py``
 makes the same comparisons with vLLM itself.
 """
 
@@ -28,17 +28,21 @@ class StandIn:
     Args:
         base: a model folder.
         lora: whether adapters may be loaded while it runs.
+        development: whether its weights may be replaced.
         served: the name of the base; empty for the folder's.
     """
 
-    def __init__(self, base: str, lora: bool = True, served: str = "") -> None:
+    def __init__(self, base: str, lora: bool = True, served: str = "", development: bool = False) -> None:
         self.base = base
         self.served = served or base
         self.lora = lora
+        self.development = development
         self.model = AutoModelForCausalLM.from_pretrained(base).eval()
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.adapters: dict[str, Any] = {}
         self.loaded: list[str] = []
+        self.is_cache_stale = True
+        """Whether kept prompts are of weights before these, as those of the base are until whole weights come."""
         self.requests: list[dict[str, Any]] = []
         self.dead_until = 0.0
         """Until when every request is answered by an error of the server, as when its engine has ended."""
@@ -62,6 +66,11 @@ class StandIn:
                 return self._load(body)
             if path == "/v1/unload_lora_adapter" and self.lora:
                 return (200, "") if self.adapters.pop(body["lora_name"], None) else (404, {"error": "unknown"})
+            if path == "/collective_rpc" and self.development:
+                return self._reload(body)
+            if path == "/reset_prefix_cache?reset_running_requests=true" and self.development:
+                self.is_cache_stale = False
+                return 200, {"success": True}
             if path == "/v1/completions":
                 return self._complete(body)
             return 404, {"detail": "Not Found"}
@@ -87,12 +96,23 @@ class StandIn:
         self.loaded.append(body["lora_name"])
         return 200, ""
 
+    def _reload(self, body: dict[str, Any]) -> tuple[int, Any]:
+        if body.get("method") != "reload_weights":
+            return 400, {"detail": "Missing 'method' in request body"}
+        folder = Path(body["kwargs"]["weights_path"])
+        if [each.name for each in folder.glob("*.safetensors")] != ["model.safetensors"]:
+            return 500, {"error": "Cannot find any model weights"}
+        self.model, self.is_cache_stale = AutoModelForCausalLM.from_pretrained(folder).eval(), True
+        self.loaded.append(folder.name)
+        return 200, {"results": [None]}
+
     @torch.no_grad()
     def _complete(self, body: dict[str, Any]) -> tuple[int, Any]:
         self.requests.append(body)
-        if body["model"] not in self.adapters:
+        models = self.adapters if self.is_cache_stale else self.adapters | {self.served: self.model}
+        if body["model"] not in models:
             return 404, {"error": f"The model `{body['model']}` does not exist."}
-        model, random = self.adapters[body["model"]], torch.Generator().manual_seed(body["seed"])
+        model, random = models[body["model"]], torch.Generator().manual_seed(body["seed"])
         tokens: list[int] = []
         log_probs: list[float] = []
         while len(tokens) < body["max_tokens"] and not (tokens and tokens[-1] in body["stop_token_ids"]):

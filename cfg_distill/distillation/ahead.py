@@ -94,7 +94,9 @@ def problems_of_sampler_with(module: CFGDistillation, trainer: Trainer) -> list[
     if sampler.is_own_loop:
         return []
     if isinstance(trainer.strategy, FSDP2):
-        text = "expected auto or ddp where an engine is the `@/model.sampler`, but got fsdp2, whose adapters are in shards."
+        text = (
+            "expected auto or ddp where an engine is the `@/model.sampler`, but got fsdp2, whose weights are in shards."
+        )
         found.append(Problem("/trainer.strategy", text))
     if sampler.max_staleness and trainer.accumulate_grad_batches > 1:
         text = (
@@ -103,7 +105,7 @@ def problems_of_sampler_with(module: CFGDistillation, trainer: Trainer) -> list[
             " memory."
         )
         found.append(Problem("/trainer.accumulate_grad_batches", text))
-    return found + [each.under("sampler.init_args") for each in sampler.problems_in(trainer.world_size)]
+    return found + [each.under("sampler.init_args") for each in sampler.problems_in(trainer.world_size, module.student)]
 
 
 def problems_of_data_for_sampler(module: CFGDistillation, data: Any) -> list[Problem]:

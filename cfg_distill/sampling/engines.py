@@ -1,15 +1,14 @@
-"""The two ways to run vLLM: a server somewhere, or an engine in this process. Shapes: N rows, T tokens of one of them."""
+"""Engines that draw samples, and the first of them: a server of vLLM. Shapes: N rows, T tokens of one of them."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -19,21 +18,21 @@ from urllib.parse import urlsplit
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import whole_path
 from cfg_distill.generators import CausalLM
-from cfg_distill.generators.base import DTYPES
 from cfg_distill.sampling.distribution import Sampling
 
 T = TypeVar("T")
-_ONE_AT_A_TIME = threading.Lock()
 log = logging.getLogger(__name__)
 
-INSTALL = 'pip install ".[vllm]"'
 START = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {base} --enable-lora --max-lora-rank {rank}"
-OWN_OPTIONS = ("model", "tokenizer", "skip_tokenizer_init", "enable_lora", "generation_config", "logits_processors")
-"""Options of ``vllm.LLM`` that would make it another model, or draw from another distribution than the loss knows."""
+START_WHOLE = "VLLM_SERVER_DEV_MODE=1 vllm serve {base}"
+RELOAD = "reload_weights"
+"""vLLM's own method of its workers, which reads the weights of a folder in place of those it has."""
 ANSWER_SECONDS = 20
 """In which a server says who it is."""
 PAUSE_SECONDS = 0.5
 """Between two looks at an engine that is gone."""
+ONE_AT_A_TIME = threading.Lock()
+"""Held by a rollout whose weights another one would replace."""
 
 
 class EngineGoneError(Exception):
@@ -67,7 +66,7 @@ class Drawn:
 
 
 class Engine(Protocol):
-    """Draws samples of a student's base with an adapter."""
+    """Draws samples of a student: of its base with an adapter, or of whole weights."""
 
     def problems(self) -> list[Problem]:
         """What is wrong with its settings."""
@@ -80,7 +79,7 @@ class Engine(Protocol):
     def draw(
         self,
         student: CausalLM,
-        adapter: Path,
+        weights: Path,
         orders: Sequence[Order],
         sampling: Sampling,
     ) -> list[Drawn]:
@@ -88,7 +87,7 @@ class Engine(Protocol):
 
         Args:
             student: whose base the engine holds.
-            adapter: the folder of the adapter, which no rollout before had.
+            weights: the folder of its adapter, or of all its weights, which no rollout before had.
             orders: the samples.
             sampling: their distribution and longest length.
 
@@ -101,7 +100,9 @@ class Engine(Protocol):
 
 def _start_of(student: CausalLM) -> str:
     """The command that starts a server for a student."""
-    return START.format(base=whole_path(student.path), rank=16 if student.lora is None else student.lora.rank)
+    if student.lora is None:
+        return START_WHOLE.format(base=whole_path(student.path))
+    return START.format(base=whole_path(student.path), rank=student.lora.rank)
 
 
 def patiently(attempt: Callable[[], T], seconds: float) -> T:
@@ -162,10 +163,11 @@ class Server:
             problems = self._problems_of_model(models, student, sampling, start)
             if problems:
                 return problems
-            # A request without a name is refused by a server that takes adapters, and unknown to any other.
-            status, _ = self._post("/v1/load_lora_adapter", {}, ANSWER_SECONDS)
-            if status == 404:
-                text = f"expected a server that loads adapters while it runs, but `{self.url}` does not. Start it so: {start}"
+            # An empty request is refused by a server that takes such weights, and unknown to any other.
+            whole = student.lora is None
+            path, kind = ("/collective_rpc", "weights") if whole else ("/v1/load_lora_adapter", "adapters")
+            if self._post(path, {}, ANSWER_SECONDS)[0] == 404:
+                text = f"expected a server that loads {kind} while it runs, but `{self.url}` does not. Start it so: {start}"
                 return [Problem("url", text)]
             return self._problems_of_tokenizer(student, models[0]["id"])
         except EngineGoneError as gone:
@@ -218,20 +220,41 @@ class Server:
         )
         return [Problem("url", text)]
 
-    def draw(self, student: CausalLM, adapter: Path, orders: Sequence[Order], sampling: Sampling) -> list[Drawn]:
-        name = f"{adapter.parent.name}-{adapter.name}"
-        status, said = self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(adapter)})
+    def draw(self, student: CausalLM, weights: Path, orders: Sequence[Order], sampling: Sampling) -> list[Drawn]:
+        holding = self._with_weights if student.lora is None else self._with_adapter
+        with holding(student, weights) as name, ThreadPoolExecutor(min(self.parallel, len(orders))) as pool:
+            common = {"model": name, **asked_of(student, sampling)}
+            return list(pool.map(lambda order: self._sample(order, common), orders))
+
+    @contextmanager
+    def _with_adapter(self, student: CausalLM, folder: Path) -> Iterator[str]:
+        """Load an adapter until the context ends; its name."""
+        name = f"{folder.parent.name}-{folder.name}"
+        status, said = self._post("/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         # It is there already where an attempt before this one was broken off.
         if status != 200 and "already been loaded" not in said:
-            text = f"{self._refused(f'the adapter `{adapter}`', status, said)} Start it so: {_start_of(student)}"
+            text = f"{self._refused(f'the adapter `{folder}`', status, said)} Start it so: {_start_of(student)}"
             raise ConfigError(Problem("/model.sampler", text))
-        common = {"model": name, **asked_of(student, sampling)}
         try:
-            with ThreadPoolExecutor(min(self.parallel, len(orders))) as pool:
-                return list(pool.map(lambda order: self._sample(order, common), orders))
+            yield name
         finally:
             with suppress(EngineGoneError):  # and its adapters with it
                 self._post("/v1/unload_lora_adapter", {"lora_name": name}, ANSWER_SECONDS)
+
+    @contextmanager
+    def _with_weights(self, student: CausalLM, folder: Path) -> Iterator[str]:
+        """Put other weights into the model that is served; its name. The weights stay until the next ones come."""
+        order = {"method": RELOAD, "kwargs": {"weights_path": str(folder)}}
+        with ONE_AT_A_TIME:  # a rollout of validation waits for one that runs ahead
+            status, said = self._post("/collective_rpc", order, self.answer_seconds)
+            if status != 200:
+                text = f"{self._refused(f'the weights `{folder}`', status, said)} Start it so: {_start_of(student)}"
+                raise ConfigError(Problem("/model.sampler", text))
+            # What it kept of prompts is of the weights before.
+            if not self._ask("/reset_prefix_cache?reset_running_requests=true", {})["success"]:
+                text = f"expected a vLLM server of this fit alone, but `{self.url}` works for others, too. Start another one."
+                raise ConfigError(Problem("/model.sampler", text))
+            yield self.model or self._ask("/v1/models")["data"][0]["id"]
 
     def _sample(self, order: Order, common: dict[str, Any]) -> Drawn:
         body = {**common, "prompt": order.prompt, "seed": order.seed}
@@ -298,83 +321,3 @@ def asked_of(student: CausalLM, sampling: Sampling) -> dict[str, Any]:
         "logprobs": 0,  # of the token that was drawn
         "return_token_ids": True,
     }
-
-
-class Colocated:
-    """An engine in this process: ``vllm.LLM`` over the student's base, made at the first rollout.
-
-    Args:
-        options: of ``vllm.LLM``.
-    """
-
-    def __init__(self, options: dict[str, Any]) -> None:
-        self.options = options
-        self.llm: Any = None
-        self._adapters = 0
-
-    def problems(self) -> list[Problem]:
-        if importlib.util.find_spec("vllm") is None:
-            text = f"expected vLLM in this Python, since it runs in this process, but it is not installed: {INSTALL}"
-            return [Problem("mode", text)]
-        own = [name for name in OWN_OPTIONS if name in self.options]
-        text = "expected no value, since the student and its sampling decide it. Leave it out."
-        return [Problem(f"options.{name}", text) for name in own]
-
-    def problems_with(self, student: CausalLM, sampling: Sampling) -> list[Problem]:
-        return []
-
-    def draw(self, student: CausalLM, adapter: Path, orders: Sequence[Order], sampling: Sampling) -> list[Drawn]:
-        with _ONE_AT_A_TIME:  # a rollout of validation waits for one that runs ahead
-            return self._draw(self._engine(student), student, adapter, orders, sampling)
-
-    def _draw(
-        self, llm: Any, student: CausalLM, adapter: Path, orders: Sequence[Order], sampling: Sampling
-    ) -> list[Drawn]:
-        from vllm import SamplingParams
-        from vllm.lora.request import LoRARequest
-
-        self._adapters += 1
-        common = asked_of(student, sampling)
-        del common["return_token_ids"]
-        asked = [SamplingParams(**common, seed=order.seed) for order in orders]
-        lora = LoRARequest(adapter.name, self._adapters, str(adapter))
-        prompts = [{"prompt_token_ids": order.prompt} for order in orders]
-        try:
-            answers = llm.generate(prompts, asked, lora_request=lora, use_tqdm=False)
-            llm.llm_engine.remove_lora(self._adapters)
-        except Exception as failed:
-            if type(failed).__name__ != "EngineDeadError":
-                raise
-            self.llm = None
-            raise EngineGoneError(f"vLLM has ended in this process ({failed}).") from failed
-        return [_drawn(answer.outputs[0]) for answer in answers]
-
-    def _engine(self, student: CausalLM) -> Any:
-        if self.llm is None:
-            from vllm import LLM
-
-            assert student.lora is not None
-            settings: dict[str, Any] = {
-                "model": whole_path(student.path),
-                "dtype": str(DTYPES[student.dtype]).removeprefix("torch."),
-                "enable_lora": True,
-                "max_lora_rank": max(8, student.lora.rank),
-                "generation_config": "vllm",  # no defaults of the model's own
-                "skip_tokenizer_init": True,
-            }
-            try:
-                self.llm = LLM(**(settings | self.options))
-            except TypeError as unknown:  # of its EngineArgs: a misspelled option
-                if "unexpected keyword argument" not in str(unknown):
-                    raise
-                text = f"expected options of vllm.LLM, but {unknown}."
-                raise ConfigError(Problem("/model.sampler.init_args.options", text)) from unknown
-        return self.llm
-
-    def __str__(self) -> str:
-        return "vLLM in this process"
-
-
-def _drawn(output: Any) -> Drawn:
-    tokens = list(output.token_ids)
-    return Drawn(tokens, [at[token].logprob for token, at in zip(tokens, output.logprobs, strict=True)])

@@ -32,8 +32,8 @@ class Sampler(ABC):
         """Why this sampler cannot draw from a student, found without loading weights."""
         return []
 
-    def problems_in(self, num_processes: int) -> list[Problem]:
-        """Why this sampler cannot draw in a number of processes."""
+    def problems_in(self, num_processes: int, student: Generator) -> list[Problem]:
+        """Why this sampler cannot draw from a student in a number of processes."""
         return []
 
     @abstractmethod

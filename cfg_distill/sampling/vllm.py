@@ -1,6 +1,7 @@
-"""vLLM draws the samples: every rollout from the student's adapter as it is then, in a server or in this process.
+"""vLLM draws the samples: every rollout from the student's weights as they are then, in a server or in this process.
 
-    student's adapter  --folder-->  engine: base + adapter  --tokens-->  the student scores them: log-probabilities
+    student's adapter      --folder-->  engine: base + adapter  --tokens-->  the student scores them: log-probabilities
+    or all of its weights  --folder-->  engine: these weights   --tokens-->
 
 Only tokens come back. Every log-probability of a fit is the student's own, so that no loss depends on the engine's arithmetic.
 Shapes: N rows, K codebooks, T positions, M cells.
@@ -16,7 +17,7 @@ import threading
 import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,10 +26,11 @@ from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.generators import CausalLM, Generator, PromptLike
-from cfg_distill.generators.lora import adapter_of, save_adapter, standing_in
+from cfg_distill.sampling.colocated import Colocated
 from cfg_distill.sampling.conditioning import Conditioner
 from cfg_distill.sampling.distribution import Sampling
-from cfg_distill.sampling.engines import Colocated, Drawn, Engine, Order, Server, patiently
+from cfg_distill.sampling.engines import Drawn, Engine, Order, Server, patiently
+from cfg_distill.sampling.handed import Handed, HandedAdapter, HandedWeights, replaced
 from cfg_distill.sampling.rollout import Asked, Rollout, in_eval_mode
 from cfg_distill.sampling.sampler import Sampler
 from cfg_distill.sampling.seeds import Seeds
@@ -42,25 +44,31 @@ LARGEST_GAP = 0.25
 
 Rounding in bfloat16 makes hundredths; another model makes several nats.
 """
+COMPARED = 4
+"""Samples whose log-probabilities are compared."""
+NUDGE = 0.1
+"""Of each weight, the standard deviation by which it is moved to see whether it reaches an engine."""
 
 
 class VLLM(Sampler):
-    """vLLM draws the samples of a causal language model, for a LoRA student.
+    """vLLM draws the samples of a causal language model.
 
-    Before every rollout the student's adapter alone is written and loaded by the engine under a new name; the one before is
-    unloaded. Temperature, filters and end tokens are those of the recipe; each sample has a seed of its own, from the keys
-    that our own loop uses. The tokens come back, and the student computes their log-probabilities.
+    Before every rollout the student's weights are written to a folder that the engine reads. Of a LoRA student that is the
+    adapter alone, under a new name; the one before is unloaded. Where all weights are trained, it is one file of them, which
+    replaces those of the engine. Temperature, filters and end tokens are those of the recipe; each sample has a seed of its
+    own, from the keys that our own loop uses. The tokens come back, and the student computes their log-probabilities.
 
     Args:
         mode: ``server``, an OpenAI-compatible server of vLLM that runs somewhere; ``colocate``, an engine in this process.
         url: of the server: ``http://localhost:8000``.
         model: the name under which the server serves the student's base; empty: its only base, whose folder must have the
             name of the student's.
-        folder: where adapters are written for the engine: a server on another machine must see it under the same path; empty: a
+        folder: where weights are written for the engine: a server on another machine must see it under the same path; empty: a
             temporary folder.
         max_staleness: 0: every step learns from samples of the student as it is. 1: the next rollout runs while this step
             trains, so the samples are one step old; the policy gradient then has an importance ratio
             (:class:`~cfg_distill.losses.PolicyGradient`). What is begun at a step and not used is drawn again on resuming.
+            Where all weights are trained, it takes a copy of them.
         patience_seconds: how long a fit waits for an engine that does not answer, before it ends.
         parallel: requests that a server gets at once.
         options: of ``vllm.LLM``, for ``colocate``: ``{gpu_memory_utilization: 0.4, tensor_parallel_size: 2}``.
@@ -113,12 +121,6 @@ class VLLM(Sampler):
             )
             return [Problem("", text)]
         found = []
-        if student.lora is None:
-            text = (
-                "expected a LoRA student, since an engine takes the adapter of each step, but all weights are trained. Set"
-                " `@/model.generator.init_args.lora`, or leave the sampler out."
-            )
-            found.append(Problem("", text))
         if sampling.min_p and sampling.top_p < 1:
             text = (
                 f"expected 1 beside `@/model.sampling.min_p` {sampling.min_p}, since vLLM applies the two in another order than"
@@ -128,13 +130,19 @@ class VLLM(Sampler):
         # The engine is asked last: nobody waits for it to learn of a misspelled number.
         return found or self.engine.problems_with(student, sampling)
 
-    def problems_in(self, num_processes: int) -> list[Problem]:
-        if self.mode == "server" or num_processes == 1:
+    def problems_in(self, num_processes: int, student: Generator) -> list[Problem]:
+        if num_processes == 1:
             return []
-        text = (
-            f"expected server where a fit has several processes, but got colocate in {num_processes}. Start a server."
-        )
-        return [Problem("mode", text)]
+        if self.mode == "colocate":
+            text = f"expected server where a fit has several processes, but got colocate in {num_processes}. Start a server."
+            return [Problem("mode", text)]
+        if isinstance(student, CausalLM) and student.lora is None:
+            text = (
+                f"expected a LoRA student in {num_processes} processes: each would replace the weights of the one engine while"
+                " another samples. Set `@/model.generator.init_args.lora`, train in one process, or leave the sampler out."
+            )
+            return [Problem("", text)]
+        return []
 
     def __str__(self) -> str:
         return f"{self.engine}, up to 1 step ahead" if self.max_staleness else str(self.engine)
@@ -149,7 +157,24 @@ class VLLM(Sampler):
         seed: int | Seeds = 0,
         conditioner: Conditioner | None = None,
     ) -> Rollout:
+        if isinstance(student, CausalLM) and student.lora is None and not self._is_checked:
+            self._prove(student, prompts[:1], sampling)
         return self.begin(student, prompts, sampling, seed, conditioner)()
+
+    @torch.no_grad()
+    def _prove(self, student: CausalLM, prompts: Sequence[PromptLike], sampling: Sampling) -> None:
+        """Hand weights over that are far from the engine's, once: do all of them arrive?
+
+        Between two steps the weights hardly differ, so the same fault would not be seen there.
+        """
+        random = torch.Generator().manual_seed(0)
+        moved = {
+            name: parameter * (1 + NUDGE * torch.randn(parameter.shape, generator=random).to(parameter))
+            for name, parameter in student.model.named_parameters()
+        }
+        few = replace(sampling, samples=COMPARED, max_new_tokens=min(16, sampling.max_new_tokens), temperature=1.0)
+        with replaced(student.model, moved):
+            self.begin(student, prompts, few)()
 
     def begin(
         self,
@@ -184,14 +209,13 @@ class VLLM(Sampler):
                 [each for each in prompts for _ in range(group)], asked.seeds.whole_N(group), strict=True
             )
         ]
-        adapter = {name: factors._replace(a_RI=factors.a_RI.clone(), b_OR=factors.b_OR.clone())
-                   for name, factors in adapter_of(student.model).items()}  # fmt: skip
+        handed = HandedWeights(student, self.max_staleness > 0) if student.lora is None else HandedAdapter(student)
         folder = self._new_folder()
-        save_adapter(student.model, student.path, folder, task_type="CAUSAL_LM")
-        return _Begun(student, asked, orders, adapter, folder)
+        handed.write(student, folder)
+        return _Begun(student, asked, orders, handed, folder)
 
     def _new_folder(self) -> Path:
-        """A folder for the adapter of one rollout. Its name is unique on a server that several processes and runs use."""
+        """A folder for the weights of one rollout. Its name is unique on a server that several processes and runs use."""
         if self._home is None:
             parent = Path(self.folder).expanduser().resolve() if self.folder else None
             self._home = Path(tempfile.mkdtemp(prefix=f"cfg-distill-{uuid.uuid4().hex[:8]}-", dir=parent))
@@ -224,33 +248,42 @@ class VLLM(Sampler):
             torch.arange(shape[2], device=student.device) < torch.tensor(lengths, device=student.device)[:, None, None]
         )
         tokens_NKT[mask_NKT] = torch.tensor([token for each in drawn for token in each.tokens], device=student.device)
-        with in_eval_mode(student), standing_in(student.model, begun.adapter):
+        with in_eval_mode(student), begun.handed.standing_in(student):
             log_probs_NKT = _log_probs(student, asked, tokens_NKT, mask_NKT)
-            if not self._is_checked:
-                self._check(begun, drawn[0])
+            # Only an adapter has a name. Whole weights may have been replaced by another fit since, or by a restart.
+            if student.lora is None or not self._is_checked:
+                self._check(begun, drawn)
         return asked.grouped(tokens_NKT, mask_NKT, log_probs_NKT)
 
-    def _check(self, begun: _Begun, drawn: Drawn) -> None:
-        """Compare the engine's log-probabilities of one sample with the student's, once: is it the same model?
+    def _check(self, begun: _Begun, drawn: list[Drawn]) -> None:
+        """Compare the engine's log-probabilities of a few samples with the student's: is it the same model?
 
         Raises:
             ConfigError: it is another one.
         """
-        self._is_checked = True
-        prompt = begun.orders[0].prompt
-        ids_1S = torch.tensor([prompt + drawn.tokens], device=begun.student.device)
-        logits_TV = begun.student.model(ids_1S).logits[0, len(prompt) - 1 : -1]
-        own_T = logits_TV.float().log_softmax(-1).gather(-1, ids_1S[0, len(prompt) :, None])[:, 0].cpu()
-        gap = float((own_T - torch.tensor(drawn.log_probs)).abs().mean())
+        own, theirs = [], []
+        for order, sample in list(zip(begun.orders, drawn, strict=True))[:COMPARED]:
+            ids_1S = torch.tensor([order.prompt + sample.tokens], device=begun.student.device)
+            logits_TV = begun.student.model(ids_1S).logits[0, len(order.prompt) - 1 : -1]
+            own.append(logits_TV.float().log_softmax(-1).gather(-1, ids_1S[0, len(order.prompt) :, None])[:, 0].cpu())
+            theirs.append(torch.tensor(sample.log_probs))
+        gap = float((torch.cat(own) - torch.cat(theirs)).abs().mean())
         if not gap < LARGEST_GAP:
+            cause = (
+                " On a CPU, vLLM 0.32 keeps the old head of a model whose head is its embedding: train a LoRA there."
+                if begun.student.lora is None
+                else ""
+            )
             raise ConfigError(
                 Problem(
                     "/model.sampler",
                     f"expected an engine whose log-probabilities are the student's, but they are {gap:.2f} nats apart per"
-                    f" token. Serve `{begun.student.path}` itself, neither quantised nor tuned.",
+                    f" token. Serve `{begun.student.path}` itself, neither quantised nor tuned, to this fit alone.{cause}",
                 )
             )
-        log.info("The engine's log-probabilities are within %.1g nats per token of the student's.", gap)
+        if not self._is_checked:
+            log.info("The engine's log-probabilities are within %.1g nats per token of the student's.", gap)
+        self._is_checked = True
 
 
 @dataclass(frozen=True)
@@ -261,14 +294,14 @@ class _Begun:
         student: whose samples they are.
         asked: what is drawn.
         orders: one for each sample.
-        adapter: of the student as it was, copied.
-        folder: the same adapter, for the engine.
+        handed: the weights of the student as it was.
+        folder: the same weights, for the engine.
     """
 
     student: CausalLM
     asked: Asked
     orders: list[Order]
-    adapter: dict[str, Any]
+    handed: Handed
     folder: Path
 
 

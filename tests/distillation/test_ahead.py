@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,15 +32,17 @@ def url(tiny_model: str) -> Iterator[str]:
 
 
 class Watch(Callback):
-    """The samples of each step, and the adapter that the student had when the step began."""
+    """The samples of each step, and the adapter and the weights that the student had when the step began."""
 
     def __init__(self) -> None:
+        self.weights: list[dict[str, torch.Tensor]] = []
         self.adapters: list[dict[str, tuple[torch.Tensor, torch.Tensor]]] = []
         self.samples: list[Samples] = []
         self.staleness: list[float] = []
         self.divergence: list[float] = []
 
     def on_train_batch_start(self, trainer: Any, module: Any, *rest: Any) -> None:
+        self.weights.append(copy.deepcopy(module.student.model.state_dict()))
         adapter = adapter_of(module.student.model)
         self.adapters.append({name: (each.a_RI.clone(), each.b_OR.clone()) for name, each in adapter.items()})
 
@@ -49,14 +52,22 @@ class Watch(Callback):
         self.divergence.append(float(trainer.callback_metrics["train/kl"]))
 
 
-def fit(tiny_model: str, folder: Path, url: str, staleness: int, steps: int = 4, dial: Any = None) -> tuple[Watch, Any]:
+def fit(
+    tiny_model: str,
+    folder: Path,
+    url: str,
+    staleness: int,
+    steps: int = 4,
+    dial: Any = None,
+    lora: LoRA | None = LoRA(rank=2),
+) -> tuple[Watch, Any]:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS))
     watch = Watch()
     sampler = VLLM(url=url, max_staleness=staleness, patience_seconds=30)
     losses = {"kl": ReverseKL(), "diversity": PolicyGradient(FirstToken(), weight=0.5)}
     module = student_of(
         tiny_model,
-        generator=CausalLM(tiny_model, lora=LoRA(rank=2)),
+        generator=CausalLM(tiny_model, lora=lora),
         losses=losses,
         sampler=sampler,
         seed=3,
@@ -88,6 +99,25 @@ def test_each_rollout_is_of_the_student_that_the_staleness_says(
         assert recorded[0], f"step {step}: samples of another student"
         moved += not recorded[1]
     assert moved == (3 if staleness else 0)
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_each_rollout_of_whole_weights_is_of_the_student_that_the_staleness_says(
+    tiny_model: str, tmp_path: Path, staleness: int
+) -> None:
+    with serving(StandIn(tiny_model, development=True)) as address:
+        watch, _ = fit(tiny_model, tmp_path, address, staleness, lora=None)
+    assert watch.staleness == [0, staleness, staleness, staleness]
+    student = CausalLM(tiny_model).load()
+    for step, samples in enumerate(watch.samples):
+        drawn, recorded = samples.rollout, []
+        for begun in (step - drawn.steps_behind, (step + 1) % 4):
+            student.model.load_state_dict(watch.weights[begun])
+            with torch.no_grad():
+                predicted = student.predictions(samples.asked, drawn.tokens_NKT, drawn.mask_NKT).whole()
+            own_NKT = predicted.log_softmax(-1).gather(-1, drawn.tokens_NKT[..., None])[..., 0] * drawn.mask_NKT
+            recorded.append(torch.allclose(own_NKT, drawn.log_probs_NKT, atol=1e-4))
+        assert recorded == [True, False], f"step {step}"
 
 
 def test_the_divergence_is_under_the_student_that_trains(tiny_model: str, tmp_path: Path, url: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import sys
 import threading
@@ -22,7 +23,7 @@ from vllm_stand_in import StandIn, serving
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, LoRA
 from cfg_distill.generators.lora import adapter_of
-from cfg_distill.sampling import VLLM, Codes, Rollout, Sampling, Seeds, rollout
+from cfg_distill.sampling import VLLM, Codes, Rollout, Sampling, Seeds, rollout, vllm
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6"]
 GREEDY = Sampling(samples=2, max_new_tokens=9, temperature=0)
@@ -176,7 +177,6 @@ def test_what_is_wrong_is_said_before_weights_are_loaded(
         "does not answer" in gone
         and f"vllm serve {Path(student.path).resolve()} --enable-lora --max-lora-rank 2" in gone
     )
-    assert "expected a LoRA student" in problems(VLLM(url=url, patience_seconds=30), CausalLM(student.path))
     assert "top_p" in problems(VLLM(url=url, patience_seconds=30), unloaded, Sampling(min_p=0.1, top_p=0.9))
     assert "max-model-len" in problems(VLLM(url=url, patience_seconds=30), unloaded, Sampling(max_new_tokens=64))
     other = CausalLM(tiny_folder(tmp_path / "other"), lora=LoRA(rank=2))
@@ -236,3 +236,99 @@ def test_a_server_that_serves_nothing_is_a_problem(tiny_model: str, monkeypatch:
     monkeypatch.setattr(sampler.engine, "_ask", lambda path: {"data": []})
     (problem,) = sampler.problems_with(CausalLM(tiny_model, lora=LoRA(rank=2)), GREEDY)
     assert "serves none. Start it so: " in str(problem)
+
+
+# All weights are trained
+
+
+@pytest.fixture(scope="module")
+def whole(student: CausalLM) -> CausalLM:
+    """All weights of the same base, moved away from it."""
+    return moved(CausalLM(student.path).load(), 1)
+
+
+@torch.no_grad()
+def moved(student: CausalLM, seed: int) -> CausalLM:
+    torch.manual_seed(seed)
+    for parameter in student.parameters():
+        parameter.add_(torch.randn_like(parameter), alpha=0.3)
+    return student
+
+
+def test_whole_weights_reach_the_server_before_every_rollout(student: CausalLM, whole: CausalLM) -> None:
+    stand_in = StandIn(student.path, lora=False, development=True)
+    with serving(stand_in) as url:
+        sampler = VLLM(url=url, patience_seconds=30)
+        assert problems(sampler, CausalLM(student.path)) == ""
+        found = sampler.rollout(whole, PROMPTS, GREEDY)
+        own = rollout(whole, PROMPTS, GREEDY)
+        same(found, own)
+        assert not torch.equal(own.tokens_BGKT, rollout(CausalLM(student.path).load(), PROMPTS, GREEDY).tokens_BGKT)
+        again = moved(CausalLM(student.path).load(), 2)
+        same(sampler.rollout(again, PROMPTS, GREEDY), rollout(again, PROMPTS, GREEDY))
+        same(sampler.rollout(whole, PROMPTS, GREEDY), own)
+        assert len(stand_in.loaded) == 4, "the proof that all weights arrive, and three rollouts"
+        assert sampler._home is not None and not list(sampler._home.iterdir()), "weights stay on the disk"
+
+
+def test_a_rollout_of_whole_weights_that_was_begun_is_scored_by_the_student_as_it_was(student: CausalLM) -> None:
+    moving = moved(CausalLM(student.path).load(), 3)
+    parameters, before = list(moving.parameters()), copy.deepcopy(moving)
+    with serving(StandIn(student.path, development=True)) as url:
+        begun = VLLM(url=url, max_staleness=1, patience_seconds=30).begin(moving, PROMPTS, RANDOM)
+        moved(moving, 4)
+        after = copy.deepcopy(moving)
+        found = begun()
+    own_NKT = log_probs(before, found)
+    torch.testing.assert_close(found.log_probs_NKT, own_NKT, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(log_probs(after, found), own_NKT, atol=0.1), "the weights hardly moved"
+    torch.testing.assert_close(log_probs(moving, found), log_probs(after, found))
+    assert all(now is then for now, then in zip(moving.parameters(), parameters, strict=True))
+
+
+@torch.no_grad()
+def log_probs(student: CausalLM, drawn: Rollout) -> torch.Tensor:
+    predicted = student.predictions(PROMPTS, drawn.tokens_NKT, drawn.mask_NKT).whole()
+    return RANDOM.log_probs(predicted).gather(-1, drawn.tokens_NKT[..., None])[..., 0] * drawn.mask_NKT
+
+
+def test_whole_weights_that_another_fit_has_replaced_are_found_out(student: CausalLM, whole: CausalLM) -> None:
+    stand_in = StandIn(student.path, development=True)
+    with serving(stand_in) as url:
+        sampler = VLLM(url=url, patience_seconds=30)
+        sampler.rollout(whole, PROMPTS, RANDOM)
+        answer = stand_in._reload
+        stand_in._reload = lambda body: (answer(body), setattr(stand_in, "model", student.model))[0]  # type: ignore[method-assign]
+        with pytest.raises(ConfigError, match=r"neither quantised nor tuned, to this fit alone"):
+            sampler.rollout(whole, PROMPTS, RANDOM)
+
+
+def test_what_an_engine_of_whole_weights_needs_is_said_before_a_fit(student: CausalLM) -> None:
+    unloaded = CausalLM(student.path)
+    with serving(StandIn(student.path)) as plain:
+        said = problems(VLLM(url=plain), unloaded)
+    assert "loads weights while it runs" in said
+    assert f"Start it so: VLLM_SERVER_DEV_MODE=1 vllm serve {Path(student.path).resolve()}" in said
+    adapted = CausalLM(student.path, lora=LoRA(rank=2))
+    server, process = VLLM(url="http://localhost:1"), VLLM(mode="colocate")
+    assert server.problems_in(1, unloaded) == server.problems_in(2, adapted) == process.problems_in(1, unloaded) == []
+    assert "expected a LoRA student in 2 processes" in str(server.problems_in(2, unloaded)[0])
+    assert "got colocate in 2" in str(process.problems_in(2, adapted)[0])
+
+
+def test_an_engine_that_keeps_some_of_its_weights_is_found_out_before_the_first_samples(
+    student: CausalLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As vLLM 0.32 does on a CPU with the head of a model whose head is its embedding."""
+    monkeypatch.setattr(vllm, "NUDGE", 2.0)  # the logits of a tiny random model hardly move otherwise
+    stand_in = StandIn(student.path, development=True)
+    answer, head = stand_in._reload, stand_in.model.lm_head.weight
+
+    def keeping(body: dict[str, Any]) -> tuple[int, Any]:
+        answered = answer(body)
+        stand_in.model.lm_head.weight = head
+        return answered
+
+    stand_in._reload = keeping  # type: ignore[method-assign]
+    with serving(stand_in) as url, pytest.raises(ConfigError, match=r"vLLM 0.32 keeps the old head"):
+        VLLM(url=url, patience_seconds=30).rollout(CausalLM(student.path).load(), PROMPTS, RANDOM)
