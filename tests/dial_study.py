@@ -3,19 +3,21 @@
     python tests/dial_study.py --out runs/dial                   # the tunes, about half an hour on two cores
     python tests/dial_study.py --out runs/dial --steps 40 --data.batch_size=4 --model.sampling.max_new_tokens=48   # smaller
     python tests/dial_study.py --out runs/dial --measure         # the table of fits that are there already
-    python tests/dial_study.py --out runs/dial_text --recipe recipes/smollm2/quality.yaml --steps 40 \
-        --prompts recipes/smollm2/prompts/validation.txt --tokens 48
+    python tests/dial_study.py --out runs/dial_text --recipe recipes/smollm2/quality.yaml --steps 40 --power 0.5 \
+        --prompts recipes/smollm2/prompts/validation.txt --samples 4 --tokens 48 --data.batch_size=4   # two hours on two cores
 
 A dialled student of each power is fitted up to the largest gamma, and one dedicated student at each gamma: the same recipe,
 seed, steps and samples. LITI is the dedicated student of the largest gamma, its adapter scaled as the dial is. Each is sampled
 at temperature 1. KL(student || guided base) is the mean over the tokens that the student drew, in nats. The second table has
 the dialled student's KL minus that of the others. Intervals are 1.96 standard errors over prompts; all columns share the
-prompts and the random numbers, so those of differences are paired.
+prompts and the random numbers, so those of differences are paired. What is measured is kept in OUT/kl.json, and not measured
+again: the command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -94,16 +96,23 @@ def study() -> None:
     prompts, sampling = read_prompts(given.prompts), Sampling(given.samples, given.tokens)
     base = open_generator(base_of(adapters[f"gamma {highest:g}"])).load()
     found: dict[float, dict[str, Tensor]] = {}
+    kept = given.out / "kl.json"
+    known: dict[str, list[float]] = json.loads(kept.read_text()) if kept.exists() else {}
     print("gamma", *(f"{name:>16}" for name in ("base", "dedicated", "LITI", *dials)))
     for gamma in GAMMAS:
         setting = (gamma - 1) / (highest - 1)
         students = {
-            "base": base,
-            "dedicated": open_generator(str(adapters[f"gamma {gamma:g}"])).load(),
-            "LITI": open_generator(str(adapters[f"gamma {highest:g}"]), setting).load(),
-            **{name: open_generator(str(adapters[name]), setting).load() for name in dials},
+            "base": (str(base.path), None),
+            "dedicated": (str(adapters[f"gamma {gamma:g}"]), None),
+            "LITI": (str(adapters[f"gamma {highest:g}"]), setting),
+            **{name: (str(adapters[name]), setting) for name in dials},
         }
-        found[gamma] = {name: kl_per_prompt(each, base, gamma, prompts, sampling) for name, each in students.items()}
+        for name, (path, scale) in students.items():
+            if (key := f"{name} at {gamma:g}") not in known:
+                student = open_generator(path, scale).load()
+                known[key] = kl_per_prompt(student, base, gamma, prompts, sampling).tolist()
+                kept.write_text(json.dumps(known))
+        found[gamma] = {name: torch.tensor(known[f"{name} at {gamma:g}"]) for name in students}
         print(f"{gamma:5g}", *(f"{told(values):>16}" for values in found[gamma].values()), flush=True)
     for name in dials:
         print(f"\n{name} - dedicated, over dedicated, - LITI")
