@@ -92,5 +92,22 @@ def _serve(name: str, channel: Channel) -> None:
         answer = {"seconds": seconds, "extra": peak() - before, "value": value.item(), "gradient": gradient}
 
 
+def floor_side(channel: Channel) -> None:
+    """The four products that every library needs, and nothing else: logits of student and teacher, and both gradients."""
+    from cfg_distill.generators.linear import product, times_weight
+
+    given = Inputs()
+    answer: dict[str, float] = {}
+    with torch.no_grad():
+        while channel.ask(answer):
+            for _ in range(2):
+                began = now()
+                logits_MV = product(given.student_MD, given.student_VD, None)
+                product(given.teacher_MD, given.teacher_VD, None)
+                times_weight(logits_MV, given.student_VD)
+                torch.mm(logits_MV.T, given.student_MD)
+                answer = {"seconds": now() - began}
+
+
 # For `worker`.
 ours_side, naive_side, trl_side, liger_side = (partial(_serve, name) for name in ("ours", "naive", "trl", "liger"))
