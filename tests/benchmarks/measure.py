@@ -4,6 +4,7 @@
     CFG_DISTILL_BENCH=quick make bench        one run of each, cold and short: does it all work?
     CFG_DISTILL_BENCH=shared make bench       one thread, and processor time for the clock: on a machine that others use too
     CFG_DISTILL_BENCH_THREADS=1 make bench    on that many threads in place of one per core
+    CFG_DISTILL_BENCH_RUNS=3 make bench       medians of three runs in place of five, on a slow machine
 
     python tests/benchmarks/measure.py        what was measured last, as the table of docs/performance.md
     python tests/benchmarks/measure.py --history    every row by threads: the range of all that was ever measured
@@ -46,7 +47,7 @@ PROMPTS = [
 ]
 QUICK = os.environ.get("CFG_DISTILL_BENCH") == "quick"
 SHARED = os.environ.get("CFG_DISTILL_BENCH") == "shared"
-RUNS, WARM_UP = (1, 0) if QUICK else (5, 1)
+RUNS, WARM_UP = (1, 0) if QUICK else (int(os.environ.get("CFG_DISTILL_BENCH_RUNS", "5")), 1)
 SAMPLES, LENGTH, SCALE = 4, (16 if QUICK else 48), 3.0
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 PRECISION: Literal["bfloat16", "float32"] = "bfloat16" if DEVICE == "cuda" else "float32"
@@ -181,18 +182,23 @@ def ranges(file: Path) -> str:
 
 @cache
 @torch.no_grad()
-def gflops(size: int = 1024, runs: int = 8) -> float:
+def gflops(size: int = 1024, runs: int = 8, dtype: torch.dtype = DTYPE) -> float:
     """GFLOP/s of a square product by the kernel of this package's layers, in the precision of the benchmarks: the best run."""
     from cfg_distill.generators.linear import product
 
     use_threads()
-    one, other = (torch.randn(size, size, device=DEVICE, dtype=DTYPE) for _ in range(2))
+    one, other = (torch.randn(size, size, device=DEVICE).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(runs):
         began = now()
         product(one, other, None)
         seconds.append(now() - began)
     return 2e-9 * size**3 / min(seconds)
+
+
+def has_bfloat16() -> bool:
+    """Whether products in bfloat16 are no slower than in float32. On a processor without them they are fifty times as slow."""
+    return gflops(256, 3, torch.bfloat16) >= gflops(256, 3, torch.float32)
 
 
 def markdown() -> str:
