@@ -31,7 +31,7 @@ SHORT = (
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
-    "--data.init_args.batch_size=4",
+    "--data.init_args.batch_size=2",
     "--model.sampling.max_new_tokens=16",
 )
 STEPS = {
