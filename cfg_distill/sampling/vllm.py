@@ -269,18 +269,16 @@ class VLLM(Sampler):
             theirs.append(torch.tensor(sample.log_probs))
         gap = float((torch.cat(own) - torch.cat(theirs)).abs().mean())
         if not gap < LARGEST_GAP:
-            cause = (
-                " On a CPU, vLLM 0.32 keeps the old head of a model whose head is its embedding: train a LoRA there."
-                if begun.student.lora is None
-                else ""
+            text = (
+                f"expected an engine whose log-probabilities are the student's, but they are {gap:.2f} nats apart per token."
+                f" Serve `{begun.student.path}` itself, neither quantised nor tuned."
             )
-            raise ConfigError(
-                Problem(
-                    "/model.sampler",
-                    f"expected an engine whose log-probabilities are the student's, but they are {gap:.2f} nats apart per"
-                    f" token. Serve `{begun.student.path}` itself, neither quantised nor tuned, to this fit alone.{cause}",
+            if begun.student.lora is None:
+                text += (
+                    " Let no other fit use the engine. On a CPU, vLLM 0.32 keeps the old head of a model whose head is its"
+                    " embedding: train a LoRA there."
                 )
-            )
+            raise ConfigError(Problem("/model.sampler", text))
         if not self._is_checked:
             log.info("The engine's log-probabilities are within %.1g nats per token of the student's.", gap)
         self._is_checked = True

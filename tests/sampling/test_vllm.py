@@ -145,7 +145,10 @@ def test_an_engine_of_another_model_is_found_out_at_the_first_rollout(student: C
     other = tiny_folder(tmp_path / Path(student.path).name, seed=5)
     with serving(StandIn(other)) as url:
         assert VLLM(url=url, patience_seconds=30).problems_with(student, RANDOM) == []
-        with pytest.raises(ConfigError, match=r"expected an engine whose log-probabilities are the student's"):
+        with pytest.raises(
+            ConfigError,
+            match=r"expected an engine whose log-probabilities are the student's.*neither quantised nor tuned\.$",
+        ):
             VLLM(url=url, patience_seconds=30).rollout(student, PROMPTS, RANDOM)
 
 
@@ -299,7 +302,7 @@ def test_whole_weights_that_another_fit_has_replaced_are_found_out(student: Caus
         sampler.rollout(whole, PROMPTS, RANDOM)
         answer = stand_in._reload
         stand_in._reload = lambda body: (answer(body), setattr(stand_in, "model", student.model))[0]  # type: ignore[method-assign]
-        with pytest.raises(ConfigError, match=r"neither quantised nor tuned, to this fit alone"):
+        with pytest.raises(ConfigError, match=r"neither quantised nor tuned. Let no other fit use the engine"):
             sampler.rollout(whole, PROMPTS, RANDOM)
 
 
