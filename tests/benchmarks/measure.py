@@ -197,7 +197,7 @@ def gflops(size: int = 1024, runs: int = 8, dtype: torch.dtype = DTYPE) -> float
 
 
 def has_bfloat16() -> bool:
-    """Whether products in bfloat16 are worth timing. On a processor without them they take fifty times as long as in float32."""
+    """Whether products in bfloat16 are worth timing. A processor without them takes fifty times as long as for float32."""
     return 2 * gflops(256, 3, torch.bfloat16) > gflops(256, 3, torch.float32)
 
 
