@@ -16,16 +16,18 @@ class Method:
 
     Attributes:
         summary: what it computes, in a line.
-        models: how many models it takes; None for two or more.
+        models: how many models it takes; None for ``least`` or more.
         weights: ``shares``, one per model, that sum to 1; ``one``, a single number in [0, 1]; ``none``;
             ``any``, one per model.
         start: whether it needs the model that all others were trained from.
+        least: the fewest models it takes.
     """
 
     summary: str
     models: int | None
     weights: Literal["shares", "one", "none", "any"]
     start: bool = False
+    least: int = 2
 
 
 METHODS: dict[str, Method] = {
@@ -34,7 +36,9 @@ METHODS: dict[str, Method] = {
     "liti": Method("(1 - e) start + e A; weight e", models=1, weights="one", start=True),
     "soup": Method("uniform mean", models=None, weights="none"),
     "weighted": Method("weighted mean", models=None, weights="shares"),
-    "sum": Method("start + w (A - start) + ...; any weights, one per model", models=None, weights="any", start=True),
+    "sum": Method(
+        "start + w (A - start) + ...; any weights, one per model", models=None, weights="any", start=True, least=1
+    ),
     "ema": Method("moving average over checkpoints, oldest first; weight: the decay", models=None, weights="one"),
 }
 
@@ -58,8 +62,10 @@ def problems_of_merge(method: str, num_models: int, weights: Sequence[float], st
         found.append(
             Problem("models", f"expected exactly {rule.models} for the method {method}, but got {num_models}.")
         )
-    if rule.models is None and num_models < 2:
-        found.append(Problem("models", f"expected at least 2 for the method {method}, but got {num_models}."))
+    if rule.models is None and num_models < rule.least:
+        found.append(
+            Problem("models", f"expected at least {rule.least} for the method {method}, but got {num_models}.")
+        )
     if rule.start and not start:
         found.append(
             Problem("start", f"the method {method} needs the model that all others were trained from. Name that model.")

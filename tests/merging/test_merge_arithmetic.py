@@ -36,6 +36,14 @@ def test_lerp_is_the_formula(weight: float) -> None:
         np.testing.assert_allclose(merged[name].numpy(), expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.parametrize("weight", [1.5, -0.5])
+def test_the_sum_of_one_model_goes_beyond_it_or_behind_its_start(weight: float) -> None:
+    merged = merge_states("sum", [A], [weight], C)
+    for name in FLOATS:
+        expected = (1 - weight) * as_float64(C, name) + weight * as_float64(A, name)
+        np.testing.assert_allclose(merged[name].numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
 def numpy_slerp(a: np.ndarray, b: np.ndarray, start: np.ndarray, weight: float) -> np.ndarray:
     da, db = a - start, b - start
     angle = np.arccos((da * db).sum() / np.linalg.norm(da.ravel()) / np.linalg.norm(db.ravel()))
