@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.merging import on_line
 from cfg_distill.report.results import read_results
 
 
@@ -31,7 +32,8 @@ def line_of(study: str | Path) -> Line:
     if not content:
         text = f"expected a study in `{results.folder}`, but it has none. Run `cfg-distill study` first."
         raise ConfigError(Problem("study", text))
-    merges = [each for each in content.get("merges", {}).values() if len(each["models"]) == len(each["weights"]) == 2]
+    every = content.get("merges", {}).values()
+    merges = [each for each in every if on_line(each.get("method", "lerp"), each["models"], each["weights"])]
     fits = tuple(content.get("fits", {}))
     pairs = {tuple(each["models"]) for each in merges} or ({fits} if len(fits) == 2 else set())
     if len(pairs) != 1:

@@ -15,6 +15,7 @@ from jsonargparse import ArgumentParser
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
 from cfg_distill.files import read_versioned
 from cfg_distill.folders import existing_file
+from cfg_distill.merging import on_line
 from cfg_distill.recipe.files import with_metrics
 from cfg_distill.recipe.types import describe, members
 from cfg_distill.study.parts import OPEN, Claims, Evaluation, Fit, Merge, Sweep, SystemConfig
@@ -126,14 +127,14 @@ class Study:
 
         Merges of several pairs lie on several lines, and then none is drawn.
         """
-        on_line = {key: merge for key, merge in self.merges.items() if len(merge.models) == len(merge.weights) == 2}
-        pairs = {tuple(merge.models) for merge in on_line.values()}
+        between = {key: each for key, each in self.merges.items() if on_line(each.method, each.models, each.weights)}
+        pairs = {tuple(merge.models) for merge in between.values()}
         if len(pairs) != 1:
             return None
         model, (ends,) = self.all_systems()[name].model, pairs
         if model in ends:
             return float(ends.index(model))
-        return on_line[model].weights[1] if model in on_line else None
+        return between[model].weights[1] if model in between else None
 
 
 def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
