@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from cfg_distill.merging.methods import METHODS, Method, on_line, problems_of_merge
+from cfg_distill.merging.methods import METHODS, Method, problems_of_merge
 
 if TYPE_CHECKING:
     from cfg_distill.merging.adapters import merge_adapters
@@ -24,7 +24,6 @@ __all__ = [
     "merge_adapters",
     "merge_folders",
     "merge_states",
-    "on_line",
     "problems_of_merge",
     "slerp",
     "soup",

@@ -43,11 +43,6 @@ METHODS: dict[str, Method] = {
 }
 
 
-def on_line(method: str, models: Sequence[str], weights: Sequence[float]) -> bool:
-    """Whether a merge is a setting of the knob between two models: their shares, which sum to 1."""
-    return len(models) == len(weights) == 2 and method in METHODS and METHODS[method].weights == "shares"
-
-
 def problems_of_merge(method: str, num_models: int, weights: Sequence[float], start: bool) -> list[Problem]:
     """What is wrong with a merge, before any file is read; the problems name the keys of a merge.
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.merging import on_line
 from cfg_distill.report.results import read_results
+from cfg_distill.study.parts import Merge
 
 
 class Line(NamedTuple):
@@ -32,17 +32,16 @@ def line_of(study: str | Path) -> Line:
     if not content:
         text = f"expected a study in `{results.folder}`, but it has none. Run `cfg-distill study` first."
         raise ConfigError(Problem("study", text))
-    every = content.get("merges", {}).values()
-    merges = [each for each in every if on_line(each.get("method", "lerp"), each["models"], each["weights"])]
+    merges = [merge for each in content.get("merges", {}).values() if (merge := Merge(**each)).on_line]
     fits = tuple(content.get("fits", {}))
-    pairs = {tuple(each["models"]) for each in merges} or ({fits} if len(fits) == 2 else set())
+    pairs = {tuple(merge.models) for merge in merges} or ({fits} if len(fits) == 2 else set())
     if len(pairs) != 1:
         text = f"expected a study that merges two models, but `{results.folder}` merges {len(pairs) or 'no'} pairs."
         raise ConfigError(Problem("study", f"{text} Give the models as `@.models`."))
-    first = merges[0] if merges else {"method": "lerp", "start": ""}
     (names,) = pairs
+    first = merges[0] if merges else Merge(list(names))
 
     def place(name: str) -> str:
         return str(results.model_folder(results.systems[name])) if name in results.systems else name
 
-    return Line([place(name) for name in names], first["method"], place(first["start"]) if first.get("start") else None)
+    return Line([place(name) for name in names], first.method, place(first.start) if first.start else None)

@@ -15,7 +15,6 @@ from jsonargparse import ArgumentParser
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
 from cfg_distill.files import read_versioned
 from cfg_distill.folders import existing_file
-from cfg_distill.merging import on_line
 from cfg_distill.recipe.files import with_metrics
 from cfg_distill.recipe.types import describe, members
 from cfg_distill.study.parts import OPEN, Claims, Evaluation, Fit, Merge, Sweep, SystemConfig
@@ -127,7 +126,7 @@ class Study:
 
         Merges of several pairs lie on several lines, and then none is drawn.
         """
-        between = {key: each for key, each in self.merges.items() if on_line(each.method, each.models, each.weights)}
+        between = {key: merge for key, merge in self.merges.items() if merge.on_line}
         pairs = {tuple(merge.models) for merge in between.values()}
         if len(pairs) != 1:
             return None

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from cfg_distill.evaluation.anneal import Anneal, GuidanceCourse
 from cfg_distill.evaluation.headline import Headline
+from cfg_distill.merging import METHODS
 from cfg_distill.recipe import Recipe
 
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -77,6 +78,12 @@ class Merge:
     weights: list[float] = field(default_factory=list)
     method: str = "lerp"
     start: str = ""
+
+    @property
+    def on_line(self) -> bool:
+        """Whether it is a setting of the knob between two models: shares of both, which sum to 1."""
+        shares = self.method in METHODS and METHODS[self.method].weights == "shares"
+        return shares and len(self.models) == len(self.weights) == 2
 
 
 @dataclass
