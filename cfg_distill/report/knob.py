@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.report.results import read_results
+from cfg_distill.study.config import study_of
 from cfg_distill.study.parts import Merge
 
 
@@ -32,8 +33,9 @@ def line_of(study: str | Path) -> Line:
     if not content:
         text = f"expected a study in `{results.folder}`, but it has none. Run `cfg-distill study` first."
         raise ConfigError(Problem("study", text))
-    merges = [merge for each in content.get("merges", {}).values() if (merge := Merge(**each)).on_line]
-    fits = tuple(content.get("fits", {}))
+    begun, _ = study_of(content)
+    merges = [merge for merge in begun.merges.values() if merge.on_line]
+    fits = tuple(begun.fits)
     pairs = {tuple(merge.models) for merge in merges} or ({fits} if len(fits) == 2 else set())
     if len(pairs) != 1:
         text = f"expected a study that merges two models, but `{results.folder}` merges {len(pairs) or 'no'} pairs."
