@@ -16,6 +16,7 @@ from cfg_distill.evaluation import System
 from cfg_distill.files import write_text
 from cfg_distill.merging import merge_folders
 from cfg_distill.report import run_study, studying
+from cfg_distill.report.knob import line_of
 from cfg_distill.report.opinions import add_opinions_to_front
 from cfg_distill.study.ledger import amended
 from cfg_distill.study.record import digest
@@ -316,3 +317,14 @@ def test_a_study_of_several_pairs_has_no_one_knob(folder: Path, capsys: pytest.C
     }
     write_study(folder / "study", kind="", merges=pairs)
     assert "merges 2 pairs" in said_by(["merge", "--study", "study", "--knob", "0.3", "--out", "merged"], capsys)
+
+
+def test_a_sum_is_on_no_line(folder: Path) -> None:
+    lines = {
+        "sharper": {"models": ["quality", "base"], "weights": [1.5, 0.5], "method": "sum", "start": "tunes:base"},
+        "half": {"models": ["quality", "diversity"], "weights": [0.5, 0.5], "method": "slerp", "start": "tunes:base"},
+    }
+    study = write_study(folder / "study", kind="", merges=lines)
+    for name in ("quality", "diversity"):
+        tiny_folder(study / "students" / name)
+    assert line_of("study").method == "slerp"

@@ -264,7 +264,9 @@ def test_kinds_and_knobs(place):
     kinds = {name: study.kind(name) for name in study.all_systems()}
     assert list(kinds.values()) == ["base", "base", "guidance", "student", "student", "merge"]
     assert [study.knob(name) for name in ("quality", "half", "diversity", "base")] == [0.0, 0.5, 1.0, None]
-    study.merges["sharper"] = Merge(["quality", "diversity"], [1.5, 0.5], "sum", "base")  # beyond both: on no line
+    study.merges["sharper"] = Merge(
+        ["quality", "diversity"], [1.5, 0.5], "sum", "tunes:base"
+    )  # beyond both: on no line
     assert [study.knob(name) for name in ("half", "sharper")] == [0.5, None]
     study.merges["other"] = Merge(["quality", "half"], [0.5, 0.5])
     assert study.knob("half") is None
