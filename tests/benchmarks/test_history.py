@@ -23,7 +23,10 @@ def test_measurements_are_appended_with_what_they_depend_on(tmp_path: Path, monk
 
 
 def test_the_kept_history_is_readable() -> None:
-    assert "| step, guided teacher | TRL + guided teacher | 2 | 0.39 to 0.56 |" in ranges(HISTORY)
+    rows = [line.split(" | ") for line in ranges(HISTORY).splitlines()]
+    (step,) = (row for row in rows if row[:3] == ["| step, guided teacher", "TRL + guided teacher", "2"])
+    least, most = map(float, step[3].split(" to "))  # measurements are only ever added: the range can grow, not shrink
+    assert least <= 0.39 and most >= 0.69
 
 
 def test_every_measurement_prints_a_line(capsys: pytest.CaptureFixture[str]) -> None:
