@@ -1,16 +1,19 @@
 """Linear layers: matrix products with weights on a CPU, in float32, by oneDNN.
 
-torch multiplies float32 matrices by its BLAS. On many processors (AMD's with AVX-512 among them) that reaches less than half
-of oneDNN's speed. Training, the teacher and the losses multiply many rows: oneDNN reads the weight in its usual layout.
-Decoding multiplies few rows, and its time is the reading of the weight: for a rollout each layer copies its weight once into
-oneDNN's own blocked layout. The products are the same up to rounding. Measured in docs/performance.md.
+torch multiplies float32 matrices by its BLAS, Intel's MKL. On AMD's processors with AVX-512 that reaches less than half of
+oneDNN's speed, on Intel's it is the faster one. Training, the teacher and the losses multiply many rows: oneDNN reads the weight
+in its usual layout. Decoding multiplies few rows, and its time is the reading of the weight: for a rollout each layer copies its
+weight once into oneDNN's own blocked layout. The products are the same up to rounding. Measured in docs/performance.md.
 """
 
 from __future__ import annotations
 
+import platform
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TypeGuard, TypeVar
 
 import torch
@@ -20,13 +23,26 @@ from torch.nn.functional import linear
 
 from cfg_distill.generators.lora import NAME, lora_layers
 
-_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-LEAST_ROWS, LEAST_SIDE, LEAST_WORK = 4, 64, 2**21 if _AVX512 else 2**27
-"""oneDNN pays for its call from this many rows, this shorter side of the weight, and this product of rows and weight. Without
-AVX-512 torch's own products are as fast, but for the largest.
-"""
-LEAST_PACKED = 1 if _AVX512 else 2**18
-"""Weights with fewer elements are not laid out anew for a rollout."""
+
+def least_sizes(is_intel: bool, has_avx512: bool) -> tuple[int, int]:
+    """From which product of rows and weight oneDNN multiplies, and from how many elements a weight is packed for a rollout.
+
+    Without AVX-512 torch's own products are as fast, but for the largest; on Intel's processors they are faster whatever the
+    size, and only large packed weights pay.
+    """
+    if is_intel:
+        return sys.maxsize, 2**18
+    return (2**21, 1) if has_avx512 else (2**27, 2**18)
+
+
+def _is_intel() -> bool:
+    about = Path("/proc/cpuinfo")  # Linux names no maker elsewhere
+    return "GenuineIntel" in (about.read_text(encoding="utf-8") if about.is_file() else platform.processor())
+
+
+LEAST_ROWS, LEAST_SIDE = 4, 64
+"""oneDNN pays for its call from this many rows, and this shorter side of the weight."""
+LEAST_WORK, LEAST_PACKED = least_sizes(_is_intel(), torch.backends.cpu.get_cpu_capability() == "AVX512")
 
 _Layer = TypeVar("_Layer", bound=nn.Module)
 _switch = ContextVar("onednn", default=True)

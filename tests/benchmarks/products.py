@@ -51,7 +51,7 @@ def _forget(side: Callable[[], list[Tensor]]) -> None:
 
 
 def rollouts() -> None:
-    """Seconds of the shipped model for 16 samples of 64 positions under the sizes of each kind of processor."""
+    """Seconds of the shipped model for 16 samples of 64 positions by the sizes of each kind of processor."""
     print(machine())
     model, sampling = CausalLM("tunes:base").load(), Sampling(samples=4, max_new_tokens=64)
     prompts = ["a lively Irish jig in D major", "a waltz in G", "a slow air in D", "a reel in E minor"]
@@ -60,11 +60,12 @@ def rollouts() -> None:
         linear.LEAST_WORK, linear.LEAST_PACKED = work, packed
         draw(model, prompts, sampling, guidance)
 
-    sizes = {"of AVX-512": (2**21, 1), "of others": (2**27, 2**18)}
+    makers = {"AMD with AVX-512": (False, True), "AMD without": (False, False), "Intel": (True, True)}
+    sizes = {name: linear.least_sizes(*maker) for name, maker in makers.items()}
     for guidance in (None, Guidance(2.0)):
         seconds = interleaved({name: partial(draws, *each, guidance) for name, each in sizes.items()})
-        ratio = seconds["of others"] / seconds["of AVX-512"]
-        print(f"Guidance {guidance.scale if guidance else 1:g}: sizes of others / of AVX-512: {ratio:.2f}", flush=True)
+        ratios = ", ".join(f"of {name} {each / seconds['Intel']:.2f}" for name, each in seconds.items())
+        print(f"Guidance {guidance.scale if guidance else 1:g}, time by the sizes of Intel = 1: {ratios}", flush=True)
 
 
 @torch.no_grad()

@@ -133,8 +133,15 @@ def test_a_model_trains_as_with_the_products_of_torch(any_size, asked, tmp_path)
     torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
 
 
+def test_on_a_processor_of_intel_torch_multiplies():
+    for has_avx512 in (True, False):
+        least_work, least_packed = linear.least_sizes(is_intel=True, has_avx512=has_avx512)
+        assert least_work > 2**40 and least_packed > 224 * 512  # the largest weight of the shipped model
+    assert linear.least_sizes(is_intel=False, has_avx512=True)[0] < linear.least_sizes(False, has_avx512=False)[0] < 2**40
+
+
 def test_small_products_and_other_types_are_left_to_torch(asked, monkeypatch):
-    monkeypatch.setattr(linear, "LEAST_WORK", 2**21)  # as on a processor with AVX-512
+    monkeypatch.setattr(linear, "LEAST_WORK", 2**21)  # as on a processor of AMD with AVX-512
     weight = torch.randn(64, 64)
     with torch.no_grad():
         product(torch.randn(8, 64), weight, None)
