@@ -1,7 +1,8 @@
-"""The tables, the numbers and the picture of a study of tunes, for docs/evidence.md and docs/quickstart.md.
+"""The tables, the numbers and the picture of a study, for docs/evidence.md, docs/quickstart.md and docs/text.md.
 
     python docs/evidence.py runs/tunes/study study
     python docs/evidence.py runs/quickstart quickstart
+    python docs/evidence.py runs/smollm2_full smollm2
 
 It prints the tables, and writes docs/evidence/NAME.json and docs/images/front_NAME.png.
 """
@@ -15,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent
-AXES = ("quality", "diversity", "figures_diversity", "judge_diversity", "melodic_diversity")
+TUNES = ("quality", "diversity", "figures_diversity", "judge_diversity", "melodic_diversity")
+TEXT = ("substance", "diversity", "word_diversity", "state_diversity", "log_probability", "degeneration")
 SYSTEMS = {
+    "real: written": "written answers",
     "real: held-out tunes": "held-out real tunes",
     "base": "base",
     "base guidance 1.25 T 1": "guidance 1.25",
@@ -25,7 +28,17 @@ SYSTEMS = {
     "guidance 2": "guidance 2",
     "base guidance 3 T 1": "guidance 3",
     "guidance 3": "guidance 3",
+    "base T 0.6": "base, temperature 0.6",
     "base T 0.8": "base, temperature 0.8",
+    "base T 1.2": "base, temperature 1.2",
+    "base top-p 0.9": "base, top-p 0.9",
+    "base min-p 0.05": "base, min-p 0.05",
+    "base min-p 0.1": "base, min-p 0.1",
+    "base varied": "base, asked for variety",
+    "guided guidance 3 T 1": "guidance 3",
+    "guided guidance 1.5 T 0.8": "guidance 1.5, temperature 0.8",
+    "guided guidance 1.5 T 1.2": "guidance 1.5, temperature 1.2",
+    "guided guidance 2 T 1.2": "guidance 2, temperature 1.2",
     "fine-tuned": "fine-tuned on guided samples",
     "quality": "quality student",
     "eighth": "merge 1/8",
@@ -37,7 +50,12 @@ SYSTEMS = {
     "degenerate: random notes": "random notes",
 }
 """Name in a study -> name on the page."""
-COMMANDS = {"study": "cfg-distill study recipes/tunes/study.yaml", "quickstart": "make quickstart"}
+STUDIES = {
+    "study": ("cfg-distill study recipes/tunes/study.yaml", TUNES),
+    "quickstart": ("make quickstart", TUNES),
+    "smollm2": ("cfg-distill study recipes/smollm2/study_full.yaml", TEXT),
+}
+"""Name of a study -> the command that makes it, and the columns of its table."""
 KEPT = ("name", "kind", "relative_cost", "quality", "diversity", "guards")
 
 
@@ -50,22 +68,24 @@ def rounded(value: Any) -> Any:
     return round(value, 4) if isinstance(value, float) else value
 
 
-def row(system: dict[str, Any]) -> str:
+def row(system: dict[str, Any], study: str) -> str:
     """A system's means, with half the width of each interval."""
-    values = system["quality"] | system["diversity"]
-    cells = [f"{each['mean']:.3f} ±{(each['high'] - each['low']) / 2:.3f}" for each in (values[axis] for axis in AXES)]
+    values = system["quality"] | system["diversity"] | system["guards"]
+    columns = [values.get(axis) for axis in STUDIES[study][1]]
+    cells = [f"{each['mean']:.3f} ±{(each['high'] - each['low']) / 2:.3f}" if each else "" for each in columns]
     passes = "-" if system["kind"] in ("real", "degenerate") else f"{system['relative_cost']:g}"
     return f"| {SYSTEMS[system['name']]} | {passes} | {' | '.join(cells)} |"
 
 
-def main(folder: Path, page: str) -> None:
+def main(folder: Path, name: str) -> None:
+    command, axes = STUDIES[name]
     front = rounded(json.loads((folder / "front.json").read_text(encoding="utf-8")))
     by_name = {system["name"]: system for system in front["systems"]}
-    print(f"| system | passes per token | {' | '.join(axis.replace('_', ' ') for axis in AXES)} |")
-    print("|---" * (2 + len(AXES)) + "|")
-    for name in SYSTEMS:
-        if name in by_name:
-            print(row(by_name[name]))
+    print(f"| system | passes per token | {' | '.join(axis.replace('_', ' ') for axis in axes)} |")
+    print("|---" * (2 + len(axes)) + "|")
+    for system in SYSTEMS:
+        if system in by_name:
+            print(row(by_name[system], name))
     for claim in front["claims"]:
         print(f"\n{claim['name']}: {claim['claim']}: {claim['verdict']}\n    {claim['evidence']}")
     for each in front["fronts"]:
@@ -76,7 +96,7 @@ def main(folder: Path, page: str) -> None:
             print(f"    {point['system']:16} {bounds} {point['verdict']}")
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
     numbers = {
-        "command": COMMANDS[page],
+        "command": command,
         "training_seeds": study["study"]["training_seeds"],
         "systems": [{key: system[key] for key in KEPT} for system in front["systems"]],
         "claims": front["claims"],
@@ -84,8 +104,8 @@ def main(folder: Path, page: str) -> None:
         "timing": front["timing"],
     }
     text = json.dumps(numbers, ensure_ascii=False)
-    (DOCS / "evidence" / f"{page}.json").write_text(text + "\n", encoding="utf-8")
-    shutil.copyfile(folder / "front.png", DOCS / "images" / f"front_{page}.png")
+    (DOCS / "evidence" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+    shutil.copyfile(folder / "front.png", DOCS / "images" / f"front_{name}.png")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def test_the_table_and_the_verdicts_are_those_of_the_numbers(page: str, study: s
     spec.loader.exec_module(evidence)
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     numbers = json.loads((DOCS / "evidence" / f"{study}.json").read_text(encoding="utf-8"))
-    told = [evidence.row(system) for system in numbers["systems"] if system["name"] in evidence.SYSTEMS]
+    told = [evidence.row(system, study) for system in numbers["systems"] if system["name"] in evidence.SYSTEMS]
     assert sum(row in text for row in told) == rows
     for claim in numbers["claims"]:
         (line,) = (line for line in text.splitlines() if line.startswith(f"| {claim['name']}: "))
