@@ -18,8 +18,8 @@ class Execution:
     """How the arithmetic is carried out. Every key changes speed and memory, and nothing else but rounding.
 
     Args:
-        onednn: on a CPU, in float32, let oneDNN multiply by the weights where that is faster: up to twice as fast as torch's own
-            products on AMD's processors, never on Intel's.
+        onednn: on a CPU, in float32, let oneDNN multiply by the weights where that is faster: up to twice as fast as torch's
+            own products on AMD's processors, never on Intel's.
         logits_chunk: logits that exist at once (cells times vocabulary): head, losses and their gradients in one pass; 0
             makes all logits at once, and differentiates them by autograd.
         drop_finished: while sampling, decode only rows whose sample has not ended.

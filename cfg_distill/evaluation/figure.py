@@ -80,7 +80,11 @@ def front_figure(
     panels[0].set_ylabel(_axis_label(quality, "quality"))
     if independent is not None:
         panels[1].tick_params(left=False)
-    figure.suptitle(title or f"{quality} and {diversity}".replace("_", " "), x=0.012, ha="left", fontsize=11.5)
+    heading = figure.suptitle(
+        title or f"{quality} and {diversity}".replace("_", " "), x=0.012, ha="left", fontsize=11.5
+    )
+    room = (1 - 2 * 0.012) * figure.bbox.width / heading.get_window_extent().width
+    heading.set_fontsize(11.5 * min(1.0, room))  # names of systems are the user's, and may be long
     if note:
         figure.text(0.012, 0.925, note, fontsize=8, color="#555555")
         panels[0].set_title(" ", fontsize=9)  # reserves the space of the note

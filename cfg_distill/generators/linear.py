@@ -1,9 +1,10 @@
 """Linear layers: matrix products with weights on a CPU, in float32, by oneDNN.
 
 torch multiplies float32 matrices by its BLAS, Intel's MKL. On AMD's processors with AVX-512 that reaches less than half of
-oneDNN's speed, on Intel's it is the faster one. Training, the teacher and the losses multiply many rows: oneDNN reads the weight
-in its usual layout. Decoding multiplies few rows, and its time is the reading of the weight: for a rollout each layer copies its
-weight once into oneDNN's own blocked layout. The products are the same up to rounding. Measured in docs/performance.md.
+oneDNN's speed, on Intel's it is the faster one. Training, the teacher and the losses multiply many rows: oneDNN reads the
+weight in its usual layout. Decoding multiplies few rows, and its time is the reading of the weight: for a rollout each layer
+copies its weight once into oneDNN's own blocked layout. The products are the same up to rounding. Measured in
+docs/performance.md.
 """
 
 from __future__ import annotations

@@ -13,7 +13,9 @@ import pytest
 DOCS = Path(__file__).parents[2] / "docs"
 
 
-@pytest.mark.parametrize(("page", "study", "rows"), [("evidence", "study", 14), ("quickstart", "quickstart", 13), ("text", "smollm2", 23)])
+@pytest.mark.parametrize(
+    ("page", "study", "rows"), [("evidence", "study", 14), ("quickstart", "quickstart", 13), ("text", "smollm2", 23)]
+)
 def test_the_table_and_the_verdicts_are_those_of_the_numbers(page: str, study: str, rows: int) -> None:
     spec = importlib.util.spec_from_file_location("evidence", DOCS / "evidence.py")
     assert spec is not None and spec.loader is not None

@@ -116,6 +116,16 @@ def test_the_picture_is_read_at_the_width_of_a_readme():
     assert figure.get_figwidth() * figure.dpi >= 2 * 830 - 1  # sharp on a screen with two pixels for one
 
 
+@pytest.mark.parametrize(
+    "title", ["short", "Merge “seven eighths” against guidance 1.5: quality +0.027, diversity -0.035, " * 2]
+)
+def test_a_title_ends_inside_the_picture(title):
+    figure = front_figure(POINTS, "quality", "diversity", title=title)
+    (heading,) = (text for text in figure.findobj(Text) if text.get_text() == title)
+    assert heading.get_window_extent(figure.canvas.get_renderer()).x1 <= figure.bbox.width
+    assert (heading.get_fontsize() == 11.5) == (title == "short")
+
+
 def test_bars_are_the_intervals():
     figure = front_figure(POINTS[:1], "quality", "diversity")
     ends = np.concatenate([np.concatenate(bar.get_segments()) for bar in figure.axes[0].collections])

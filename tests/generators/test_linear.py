@@ -137,7 +137,9 @@ def test_on_a_processor_of_intel_torch_multiplies():
     for has_avx512 in (True, False):
         least_work, least_packed = linear.least_sizes(is_intel=True, has_avx512=has_avx512)
         assert least_work > 2**40 and least_packed > 224 * 512  # the largest weight of the shipped model
-    assert linear.least_sizes(is_intel=False, has_avx512=True)[0] < linear.least_sizes(False, has_avx512=False)[0] < 2**40
+    assert (
+        linear.least_sizes(is_intel=False, has_avx512=True)[0] < linear.least_sizes(False, has_avx512=False)[0] < 2**40
+    )
 
 
 def test_small_products_and_other_types_are_left_to_torch(asked, monkeypatch):
