@@ -83,7 +83,7 @@ def front_figure(
     heading = figure.suptitle(
         title or f"{quality} and {diversity}".replace("_", " "), x=0.012, ha="left", fontsize=11.5
     )
-    room = (1 - 2 * 0.012) * figure.bbox.width / heading.get_window_extent().width
+    room = (1 - 4 * 0.012) * figure.bbox.width / heading.get_window_extent().width
     heading.set_fontsize(11.5 * min(1.0, room))  # names of systems are the user's, and may be long
     if note:
         figure.text(0.012, 0.925, note, fontsize=8, color="#555555")
