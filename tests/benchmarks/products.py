@@ -2,7 +2,7 @@
 
     python tests/benchmarks/products.py           SmolLM2-135M: the table of docs/performance.md, in milliseconds; 2 minutes
     python tests/benchmarks/products.py tunes     the shipped model, whose weights are small
-    python tests/benchmarks/products.py rollouts  its rollouts, by the sizes from which oneDNN multiplies and packs; 1 minute
+    python tests/benchmarks/products.py sizes     its rollouts and the loss, by the sizes for each kind of processor; 3 minutes
 
 Every weight is another one, read from memory, as in a forward pass.
 """
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from loss_sides import Inputs, ours
 from measure import interleaved, machine, use_threads
 from torch import Tensor
 
@@ -50,29 +51,41 @@ def _forget(side: Callable[[], list[Tensor]]) -> None:
     side()
 
 
-def rollouts() -> None:
-    """Seconds of the shipped model for 16 samples of 64 positions by the sizes of each kind of processor."""
+def by_sizes() -> None:
+    """Rollouts of 64 positions of the shipped model and the loss, by the sizes of each kind of processor."""
     print(machine())
-    model, sampling = CausalLM("tunes:base").load(), Sampling(samples=4, max_new_tokens=64)
+    model, given = CausalLM("tunes:base").load(), Inputs()
     prompts = ["a lively Irish jig in D major", "a waltz in G", "a slow air in D", "a reel in E minor"]
 
-    def draws(work: int, packed: int, guidance: Guidance | None) -> None:
-        linear.LEAST_WORK, linear.LEAST_PACKED = work, packed
-        draw(model, prompts, sampling, guidance)
+    def draws(rows: int, guidance: Guidance | None) -> None:
+        draw(model, prompts[: max(1, rows // 4)], Sampling(samples=min(4, rows), max_new_tokens=64), guidance)
 
+    def loss() -> None:
+        with torch.enable_grad():
+            ours(given).backward()
+
+    def under(sizes: tuple[int, int], side: Callable[[], None]) -> None:
+        linear.LEAST_WORK, linear.LEAST_PACKED = sizes
+        side()
+
+    sides: dict[str, Callable[[], None]] = {"loss": loss}
+    for rows in (1, 4, 16):
+        sides[f"rollout, {rows} rows"] = partial(draws, rows, None)
+        sides[f"rollout with guidance, {rows} rows"] = partial(draws, rows, Guidance(2.0))
     makers = {"AMD with AVX-512": (False, True), "AMD without": (False, False), "Intel": (True, True)}
-    sizes = {name: linear.least_sizes(*maker) for name, maker in makers.items()}
-    for guidance in (None, Guidance(2.0)):
-        seconds = interleaved({name: partial(draws, *each, guidance) for name, each in sizes.items()})
-        ratios = ", ".join(f"of {name} {each / seconds['Intel']:.2f}" for name, each in seconds.items())
-        print(f"Guidance {guidance.scale if guidance else 1:g}, time by the sizes of Intel = 1: {ratios}", flush=True)
+    for what, side in sides.items():
+        seconds = interleaved(
+            {name: partial(under, linear.least_sizes(*maker), side) for name, maker in makers.items()}
+        )
+        ratios = ", ".join(f"{name} {each / seconds['Intel']:.2f}" for name, each in seconds.items())
+        print(f"{what}, time by the sizes of Intel = 1: {ratios}", flush=True)
 
 
 @torch.no_grad()
 def main() -> None:
     use_threads()
-    if sys.argv[1:] == ["rollouts"]:
-        rollouts()
+    if sys.argv[1:] == ["sizes"]:
+        by_sizes()
         return
     layers, width, keys, inner, vocabulary = MODELS[sys.argv[1] if len(sys.argv) > 1 else "smollm2"]
     shapes = [
