@@ -241,7 +241,9 @@ class _Line:
         name: str = point["name"]
         if self.family != "guidance":
             return name
-        return name.removeprefix("base ").removesuffix(f" T {self.usual:g}")
+        sweeps = {p["name"].partition(" guidance ")[0] for p in self.drawn if " guidance " in p["name"]}
+        shared = f"{sweeps.pop()} " if len(sweeps) == 1 else ""  # with two sweeps, their names tell them apart
+        return name.removeprefix(shared).removesuffix(f" T {self.usual:g}")
 
 
 def _filtered(point: Point) -> bool:

@@ -41,10 +41,21 @@ POINTS = [
 ]
 
 
-def test_a_sweep_of_guidance_is_labelled_by_what_differs_in_it():
-    sweep = [point(f"base guidance {gamma:g} T 1", "guidance", 0.69, 0.5 - gamma / 20, gamma) for gamma in (1.5, 3.0)]
-    panel = front_figure([POINTS[0], *sweep], "quality", "diversity").axes[0]
-    assert {text.get_text() for text in labels(panel)} == {"base", "guidance 1.5", "guidance 3"}
+@pytest.mark.parametrize(
+    ("sweeps", "expected"),
+    [
+        (["base"], {"base", "guidance 1.5", "guidance 3"}),
+        (["guided"], {"base", "guidance 1.5", "guidance 3"}),
+        (["a", "b"], {"base", "a guidance 1.5", "b guidance 3"}),
+    ],
+)
+def test_a_sweep_of_guidance_is_labelled_by_what_differs_in_it(sweeps, expected):
+    guided = [
+        point(f"{sweep} guidance {gamma:g} T 1", "guidance", 0.69, 0.5 - gamma / 20, gamma)
+        for sweep, gamma in zip(sweeps * 2, (1.5, 3.0), strict=False)
+    ]
+    panel = front_figure([POINTS[0], *guided], "quality", "diversity").axes[0]
+    assert {text.get_text() for text in labels(panel)} == expected
 
 
 def labels(panel):
