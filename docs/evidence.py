@@ -75,8 +75,8 @@ def rounded(value: Any) -> Any:
 def row(system: dict[str, Any], study: str) -> str:
     """A system's means, with half the width of each interval."""
     values = system["quality"] | system["diversity"] | system["guards"]
-    columns = [values.get(axis) for axis in STUDIES[study][1]]
-    cells = [f"{each['mean']:.3f} ±{(each['high'] - each['low']) / 2:.3f}" if each else "" for each in columns]
+    columns = [values[axis] for axis in STUDIES[study][1]]
+    cells = [f"{each['mean']:.3f} ±{(each['high'] - each['low']) / 2:.3f}" for each in columns]
     passes = "-" if system["kind"] in ("real", "degenerate") else f"{system['relative_cost']:g}"
     return f"| {SYSTEMS[system['name']]} | {passes} | {' | '.join(cells)} |"
 
