@@ -168,7 +168,8 @@ def test_the_loss_in_chunks_is_the_plain_one(folders: list[str], monkeypatch: py
         total.backward()
         gradients = {name: parameter.grad.clone() for name, parameter in csm.named_parameters()}
         found[chunk] = (total.detach(), sums, gradients)
-    torch.testing.assert_close(*found.values(), atol=5e-5, rtol=1e-4)  # gradients reach 45: a millionth of it is rounding
+    # Gradients reach 45, and a millionth of that is rounding.
+    torch.testing.assert_close(*found.values(), atol=5e-5, rtol=1e-4)
     assert all(gradient.abs().max() > 0 for name, gradient in gradients.items() if "norm" not in name)
 
 

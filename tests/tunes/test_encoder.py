@@ -264,7 +264,8 @@ def test_encoder_folder_comes_back_and_another_is_a_problem(tiny: Callable[[], N
     network = tiny()
     network.save(tmp_path / "new")
     again = load_encoder(str(tmp_path / "new"))
-    assert torch.equal(again.read(["C:1 E:2 G:1"]), network.read(["C:1 E:2 G:1"]))
+    # Weights that lie at other addresses may be summed in another order.
+    torch.testing.assert_close(again.read(["C:1 E:2 G:1"]), network.read(["C:1 E:2 G:1"]))
     assert Tunes(str(tmp_path / "new")).problems() == []
     tiny_network().save(tmp_path / "old")  # an encoder as it was written before
     (problem,) = Tunes(str(tmp_path / "old")).problems()
