@@ -3,8 +3,9 @@
     python docs/evidence.py runs/tunes/study study
     python docs/evidence.py runs/quickstart quickstart
     python docs/evidence.py runs/smollm2_full smollm2
+    python docs/evidence.py runs/tunes/guidance_3 guidance_3
 
-It prints the tables, and writes docs/evidence/NAME.json and docs/images/front_NAME.png.
+It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ STUDIES = {
     "study": ("cfg-distill study recipes/tunes/study.yaml", TUNES),
     "quickstart": ("make quickstart", TUNES),
     "smollm2": ("cfg-distill study recipes/smollm2/study_full.yaml", TEXT),
+    "guidance_3": ("cfg-distill study docs/evidence/guidance_3.yaml", TUNES),
 }
 """Name of a study -> the command that makes it, and the columns of its table."""
 KEPT = ("name", "kind", "relative_cost", "quality", "diversity", "guards")
@@ -109,7 +111,8 @@ def main(folder: Path, name: str) -> None:
     }
     text = json.dumps(numbers, ensure_ascii=False)
     (DOCS / "evidence" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    shutil.copyfile(folder / "front.png", DOCS / "images" / f"front_{name}.png")
+    if front["claims"]:
+        shutil.copyfile(folder / "front.png", DOCS / "images" / f"front_{name}.png")
 
 
 if __name__ == "__main__":
