@@ -9,6 +9,7 @@ from pathlib import Path
 import neighbour_paths
 import neighbours
 import pytest
+import soup_study
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -37,6 +38,12 @@ def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
     assert {int(name.stem[5:]) for name in (DOCS / "evidence" / "neighbours").iterdir()} == set(
         numbers["training_seeds"]
     )
+
+
+def test_the_tables_of_the_soups_are_those_of_the_numbers() -> None:
+    page = (DOCS / "text.md").read_text(encoding="utf-8")
+    for name, found in json.loads(soup_study.OUT.read_text(encoding="utf-8")).items():
+        assert "\n".join(soup_study.rows(name, found)) in page
 
 
 def test_the_paths_from_the_base_are_those_of_the_numbers() -> None:
