@@ -3,7 +3,7 @@
     python docs/evidence.py runs/tunes/study study
     python docs/evidence.py runs/quickstart quickstart
     python docs/evidence.py runs/smollm2_full smollm2
-    python docs/evidence.py runs/tunes/guidance_3 guidance_3
+    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, tune_soups)
 
 It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png.
 """
@@ -51,6 +51,9 @@ SYSTEMS = {
     "three quarters": "merge 3/4",
     "seven eighths": "merge 7/8",
     "diversity": "diversity student",
+    "soup_quality": "soup of three quality students",
+    "soup_half": "half of each soup",
+    "soup_diversity": "soup of three diversity students",
     "degenerate: shuffled bars": "common bars, shuffled",
     "degenerate: random notes": "random notes",
 }
@@ -60,6 +63,8 @@ STUDIES = {
     "quickstart": ("make quickstart", TUNES),
     "smollm2": ("cfg-distill study recipes/smollm2/study_full.yaml", TEXT),
     "guidance_3": ("cfg-distill study docs/evidence/guidance_3.yaml", TUNES),
+    "guidance_2": ("cfg-distill study docs/evidence/guidance_2.yaml", TUNES),
+    "tune_soups": ("cfg-distill evaluate, as docs/evidence.md says", TUNES),
 }
 """Name of a study -> the command that makes it, and the columns of its table."""
 KEPT = ("name", "kind", "relative_cost", "quality", "diversity", "guards")
@@ -92,26 +97,28 @@ def main(folder: Path, name: str) -> None:
     for system in SYSTEMS:
         if system in by_name:
             print(row(by_name[system], name))
-    for claim in front["claims"]:
+    claims, fronts = front.get("claims", []), front.get("fronts", [])
+    for claim in claims:
         print(f"\n{claim['name']}: {claim['claim']}: {claim['verdict']}\n    {claim['evidence']}")
-    for each in front["fronts"]:
+    for each in fronts:
         print(f"\nheights above the front under {each['diversity']}, {each['cost']} cost")
         for point in each["curve"]:
             height = point["height"]
             bounds = f"{height['mean']:+.3f} [{height['low']:+.3f}, {height['high']:+.3f}]"
             print(f"    {point['system']:16} {bounds} {point['verdict']}")
-    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    study = folder / "study.json"  # an evaluation alone has none
+    settings = json.loads(study.read_text(encoding="utf-8"))["study"] if study.is_file() else {}
     numbers = {
         "command": command,
-        "training_seeds": study["study"]["training_seeds"],
+        "training_seeds": settings.get("training_seeds", []),
         "systems": [{key: system[key] for key in KEPT} for system in front["systems"]],
-        "claims": front["claims"],
-        "fronts": front["fronts"],
-        "timing": front["timing"],
+        "claims": claims,
+        "fronts": fronts,
+        "timing": front.get("timing", []),
     }
     text = json.dumps(numbers, ensure_ascii=False)
     (DOCS / "evidence" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-    if front["claims"]:
+    if claims:
         shutil.copyfile(folder / "front.png", DOCS / "images" / f"front_{name}.png")
 
 
