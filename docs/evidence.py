@@ -97,7 +97,7 @@ def main(folder: Path, name: str) -> None:
     for system in SYSTEMS:
         if system in by_name:
             print(row(by_name[system], name))
-    claims, fronts = front.get("claims", []), front.get("fronts", [])
+    claims, fronts = front["claims"], front.get("fronts", [])  # an evaluation alone has no fronts
     for claim in claims:
         print(f"\n{claim['name']}: {claim['claim']}: {claim['verdict']}\n    {claim['evidence']}")
     for each in fronts:
@@ -106,7 +106,7 @@ def main(folder: Path, name: str) -> None:
             height = point["height"]
             bounds = f"{height['mean']:+.3f} [{height['low']:+.3f}, {height['high']:+.3f}]"
             print(f"    {point['system']:16} {bounds} {point['verdict']}")
-    study = folder / "study.json"  # an evaluation alone has none
+    study = folder / "study.json"
     settings = json.loads(study.read_text(encoding="utf-8"))["study"] if study.is_file() else {}
     numbers = {
         "command": command,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import ModuleType
 
 import neighbour_paths
 import neighbours
@@ -14,14 +15,19 @@ import soup_study
 DOCS = Path(__file__).parents[2] / "docs"
 
 
+def module_of_evidence() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("evidence", DOCS / "evidence.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize(
     ("page", "study", "rows"), [("evidence", "study", 14), ("quickstart", "quickstart", 13), ("text", "smollm2", 23)]
 )
 def test_the_table_and_the_verdicts_are_those_of_the_numbers(page: str, study: str, rows: int) -> None:
-    spec = importlib.util.spec_from_file_location("evidence", DOCS / "evidence.py")
-    assert spec is not None and spec.loader is not None
-    evidence = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(evidence)
+    evidence = module_of_evidence()
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
     numbers = json.loads((DOCS / "evidence" / f"{study}.json").read_text(encoding="utf-8"))
     told = [evidence.row(system, study) for system in numbers["systems"] if system["name"] in evidence.SYSTEMS]
@@ -38,6 +44,14 @@ def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
     assert {int(name.stem[5:]) for name in (DOCS / "evidence" / "neighbours").iterdir()} == set(
         numbers["training_seeds"]
     )
+
+
+@pytest.mark.parametrize(("study", "rows"), [("guidance_2", 6), ("guidance_3", 7), ("tune_soups", 3)])
+def test_the_table_of_the_levers_is_that_of_the_numbers(study: str, rows: int) -> None:
+    evidence = module_of_evidence()
+    text = (DOCS / "evidence.md").read_text(encoding="utf-8")
+    numbers = json.loads((DOCS / "evidence" / f"{study}.json").read_text(encoding="utf-8"))
+    assert sum(evidence.row(system, study).partition(" | ")[2] in text for system in numbers["systems"]) == rows
 
 
 def test_the_tables_of_the_soups_are_those_of_the_numbers() -> None:
