@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator
@@ -204,6 +205,7 @@ def _problems_of_training_seeds(study: Study, fits: dict[str, Fit]) -> list[Prob
                     f"its recipe sets `{key}`, so the training seeds would change less than they say. Remove that key."
                 )
                 problems.append(Problem(f"fits.{name}", text))
+    problems += _problems_of_offsets(study, fits)
     if study.replicated:
         problems += [
             Problem(key, f"`{name}` ends like the folders of training seeds. Choose another name.")
@@ -211,6 +213,27 @@ def _problems_of_training_seeds(study: Study, fits: dict[str, Fit]) -> list[Prob
             for name in names
             if RUN.search(name)
         ]
+    return problems
+
+
+def _problems_of_offsets(study: Study, fits: dict[str, Fit]) -> list[Problem]:
+    """Offsets that do nothing, leave the range of seeds or meet another training seed; and fits that are one fit twice."""
+    seeds, problems = study.training_seeds, []
+    first: dict[str, str] = {}
+    for name, fit in fits.items():
+        key, offset = f"fits.{name}.seed_offset", fit.seed_offset
+        same = first.setdefault(json.dumps([fit.recipe.values, fit.start, offset], default=str), name)
+        if same != name and seeds:
+            text = f"expected a number that no other fit of this recipe has, but `{same}` has {offset}, too, and is the same fit."
+            problems.append(Problem(key, text))
+        if offset and not seeds:
+            problems.append(Problem(key, "it is added to the training seeds, but `training_seeds` names none."))
+        elif any(not 0 <= seed + offset <= LARGEST_TRAINING_SEED for seed in seeds):
+            text = f"expected training seeds from 0 to {LARGEST_TRAINING_SEED} with it, but got {offset} for {seeds}."
+            problems.append(Problem(key, text))
+        elif offset and {seed + offset for seed in seeds} & set(seeds):
+            text = f"expected a number that leads to no other training seed of {seeds}, but got {offset}. Try 1000."
+            problems.append(Problem(key, text))
     return problems
 
 

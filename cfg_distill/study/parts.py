@@ -33,12 +33,14 @@ class Fit:
         overlays: further recipes, laid over it in their order.
         overrides: dotted key -> value, as on the command line.
         start: an earlier fit of this study, or a model folder, whose weights the student begins with.
+        seed_offset: added to the training seed, so that fits of one recipe differ and a merge can average them (a soup).
     """
 
     config: str
     overrides: dict[str, Any] = field(default_factory=dict)
     start: str = ""
     overlays: list[str] = field(default_factory=list)
+    seed_offset: int = 0
 
     @property
     def files(self) -> list[str]:

@@ -53,8 +53,8 @@ FREE = (
 )
 """Keys that may differ, since they change no result of a system. The last one is of an earlier version."""
 
-UNSET = (*NOT_IN_0_1, "overlays")
-"""Settings of a system or a fit that earlier versions did not record; where they are not given, nothing has changed."""
+UNSET = dict.fromkeys(NOT_IN_0_1) | {"overlays": [], "seed_offset": 0}
+"""Settings of a system or a fit that earlier versions did not record, with what they are where they are not given."""
 
 
 EMPTY = ("study.sweeps", "study.training_seeds", "study.claims.guards")
@@ -122,7 +122,9 @@ def _is_addition(old: Mapping[str, Any], new: Mapping[str, Any], key: str, name:
     """Whether a key, which differs, only adds to a study: everything that it has made stays as it is."""
     path = f"{key}.{name}" if key else str(name)
     before, after = old.get(name), new.get(name)
-    if name not in old and (key in GROWING or (name in UNSET and after in (None, [])) or (path in EMPTY and not after)):
+    if name not in old and (
+        key in GROWING or (name in UNSET and after == UNSET[name]) or (path in EMPTY and not after)
+    ):
         return True
     if path in ADDABLE and not before:
         return True

@@ -176,7 +176,7 @@ def last_checkpoint(folder: Path) -> dict[str, str]:
 def _fit_step(name: str, fit: Fit, run: Run, start: Made, out: Path) -> Step:
     recipe, folder = fit.recipe, run.within(out / "fits" / name)
     words = fit.words + ([f"--model.start={start.folder}"] if start.folder else [])
-    seed = [] if run.seed is None else [f"--seed_everything={run.seed}"]
+    seed = [] if run.seed is None else [f"--seed_everything={run.seed + fit.seed_offset}"]
     # The study's own additions: no baselines, since it measures its own, the folder of the run, and to go on from its last
     # checkpoint when there is one.
     words += [*seed, *(f"--{key}=false" for key in _measured_baselines(recipe))]
@@ -187,7 +187,7 @@ def _fit_step(name: str, fit: Fit, run: Run, start: Made, out: Path) -> Step:
         "files": digests([recipe.values, "" if start.needs else fit.start]),
     }
     if run.seed is not None:
-        config["training_seed"] = run.seed
+        config["training_seed"] = run.seed + fit.seed_offset
     steps = min(max(recipe.max_steps, 1), 10**9)
     effort = steps * recipe.rows * recipe.max_new_tokens * 3e-4 + 15
     return Step("fit", run.subject(name), words, [folder / "done.json"], start.needs, config, effort, [folder])
