@@ -10,6 +10,7 @@ from cfg_distill.cli.arguments import Arguments
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import adapter_config, is_adapter
 from cfg_distill.merging import METHODS
+from cfg_distill.merging.methods import FARTHEST
 
 
 def run(argv: Sequence[str]) -> None:
@@ -33,7 +34,7 @@ def run(argv: Sequence[str]) -> None:
         help="the model that all others were trained from; for adapters the base, unless an adapter is named",
     )
     parser.add_argument("--study", type=Path, metavar="STUDY", help="a study, whose two students are merged at --knob")
-    knob = "0 is the first student of --study, 1 the second, the one of the diversity reward"
+    knob = "0 is the first student of --study, 1 the second, the one of the diversity reward; above 1 goes beyond it"
     parser.add_argument("--knob", type=float, metavar="K", help=knob)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds nothing but a model")
@@ -72,8 +73,9 @@ def _resolve_study(given: argparse.Namespace) -> None:
         for key in ("models", "weights", "start"):
             if vars(given)[key]:
                 problems.append(Problem(key, "`@.study` and `@.knob` decide that. Give one or the other."))
-        if given.knob is not None and not 0 <= given.knob <= 1:
-            problems.append(Problem("knob", f"expected a number from 0 to 1, but got {given.knob:g}."))
+        if given.knob is not None and not 1 - FARTHEST <= given.knob <= FARTHEST:
+            text = f"expected a number from 0 to 1, or beyond up to {FARTHEST}, but got {given.knob:g}."
+            problems.append(Problem("knob", text))
     if problems:
         raise ConfigError(problems)
     if given.study is not None:

@@ -24,15 +24,16 @@ def lerp(a: State, b: State, weight: float) -> dict[str, Tensor]:
     r"""Linear interpolation: :math:`\theta(l) = (1 - l)\,\theta_a + l\,\theta_b`.
 
     The merge weight chooses between quality and diversity at deployment (Cideron et al., ICLR 2025, section 3.3). The ends
-    are exact.
+    are exact. A weight above 1 goes on in the direction from a to b, beyond what was trained (extrapolation: Zheng et al.,
+    arXiv 2404.16792).
 
     Args:
         a: the state dict at weight 0.
         b: the state dict at weight 1.
-        weight: l, in [0, 1].
+        weight: l, at most 5 away from 0 and from 1.
 
     Raises:
-        ConfigError: names or shapes differ, or an integer tensor does, or the weight is outside [0, 1].
+        ConfigError: names or shapes differ, or an integer tensor does, or the weight is farther.
 
     Example:
         >>> lerp({"w": torch.zeros(2)}, {"w": torch.ones(2)}, 0.25)
@@ -57,7 +58,7 @@ def slerp(a: State, b: State, start: State, weight: float) -> dict[str, Tensor]:
         weight: l, in [0, 1].
 
     Raises:
-        ConfigError: as :func:`lerp`.
+        ConfigError: as :func:`lerp`, or the weight is outside [0, 1].
     """
     return merge_states("slerp", [a, b], [1 - weight, weight], start)
 

@@ -17,21 +17,24 @@ class Method:
     Attributes:
         summary: what it computes, in a line.
         models: how many models it takes; None for ``least`` or more.
-        weights: ``shares``, one per model, that sum to 1; ``one``, a single number in [0, 1]; ``none``;
-            ``any``, one per model.
+        weights: ``shares``, one per model, in [0, 1], that sum to 1; ``line``, two that sum to 1, where one below 0 goes
+            beyond the other model; ``one``, a single number in [0, 1]; ``none``; ``any``, one per model.
         start: whether it needs the model that all others were trained from.
         least: the fewest models it takes.
     """
 
     summary: str
     models: int | None
-    weights: Literal["shares", "one", "none", "any"]
+    weights: Literal["shares", "line", "one", "none", "any"]
     start: bool = False
     least: int = 2
 
 
+FARTHEST = 5
+"""The largest weight of ``lerp``, so that a percentage is no knob."""
+
 METHODS: dict[str, Method] = {
-    "lerp": Method("(1 - l) A + l B; weights 1 - l and l", models=2, weights="shares"),
+    "lerp": Method("(1 - l) A + l B; weights 1 - l and l; l above 1 goes beyond B", models=2, weights="line"),
     "slerp": Method("along the arc between task vectors, tensor by tensor", models=2, weights="shares", start=True),
     "liti": Method("(1 - e) start + e A; weight e", models=1, weights="one", start=True),
     "soup": Method("uniform mean", models=None, weights="none"),
@@ -82,18 +85,19 @@ def _problems_of_weights(method: str, rule: Method, num_models: int, weights: Se
 
     if rule.weights == "none":
         return problem(f"the method {method} takes none. Leave them out, or use `weighted`.") if weights else []
-    each = rule.weights in ("shares", "any")
+    each = rule.weights in ("shares", "line", "any")
     expected = num_models if each else 1
     if len(weights) != expected:
         meaning = "one per model" if each else rule.summary
         return problem(f"expected {expected} for the method {method} ({meaning}), but got {len(weights)}.")
-    if rule.weights == "any":
-        strange = [weight for weight in weights if not math.isfinite(weight)]
-        return problem(f"expected finite numbers, but got {', '.join(map(str, strange))}.") if strange else []
+    if strange := [weight for weight in weights if not math.isfinite(weight)]:
+        return problem(f"expected finite numbers, but got {', '.join(map(str, strange))}.")
     outside = [weight for weight in weights if not 0 <= weight <= 1]
-    if outside:
+    if outside and rule.weights in ("shares", "one"):
         return problem(f"expected numbers in [0, 1], but got {', '.join(map(str, outside))}.")
+    if rule.weights == "line" and any(abs(weight) > FARTHEST for weight in weights):
+        return problem(f"expected numbers from {-FARTHEST} to {FARTHEST}, but got {', '.join(map(str, weights))}.")
     total = math.fsum(weights)
-    if rule.weights == "shares" and abs(total - 1) > 1e-6:
+    if rule.weights in ("shares", "line") and abs(total - 1) > 1e-6:
         return problem(f"expected a sum of 1, but {' + '.join(map(str, weights))} = {total:.6g}. Scale them.")
     return []

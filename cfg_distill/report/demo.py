@@ -216,7 +216,8 @@ def _setting(gradio: Any, playground: Playground) -> Any:
         return gradio.Dropdown(playground.students, value=playground.start, label="Model", elem_id="setting")
     first, last = playground.ends
     info = f"0 is {first}, 1 is {last}"
-    return gradio.Slider(0, 1, playground.start, step=0.05, label="Knob", info=info, elem_id="setting", buttons=[])
+    low, high = playground.front.reach
+    return gradio.Slider(low, high, playground.start, step=0.05, label="Knob", info=info, elem_id="setting", buttons=[])
 
 
 def _dial(gradio: Any, playground: Playground) -> list[Any]:

@@ -114,6 +114,17 @@ class FrontView:
                 stops.setdefault(point["knob"], {"name": point["name"], "knob": point["knob"], "values": means})
         return [stops[knob] for knob in sorted(stops)] if len(stops) > 1 else []
 
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The models at 0 and at 1 of the knob."""
+        names = {stop["knob"]: stop["name"] for stop in self.line}
+        return names.get(0.0, self.line[0]["name"]), names.get(1.0, self.line[-1]["name"])
+
+    @property
+    def reach(self) -> tuple[float, float]:
+        """The lowest and the highest setting of the knob: 0 and 1, or beyond where the study merged beyond."""
+        return min(0.0, self.line[0]["knob"]), max(1.0, self.line[-1]["knob"])
+
     def start_knob(self) -> float:
         """Where the knob starts: at the recommended point, else at the merge of the claims."""
         stops = {stop["name"]: stop["knob"] for stop in self.line}

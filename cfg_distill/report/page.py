@@ -84,6 +84,8 @@ class _Page:
             "eyebrow": self._eyebrow(),
             "decision": self._decision(),
             "line": self.front.line if picture["panels"] else [],
+            "ends": self.front.ends if self.front.line else (),
+            "reach": self.front.reach if self.front.line else (),
             "line_metrics": self.front.metrics(),
             "start_knob": self.front.start_knob(),
             "merge_command": self._merge_command(),

@@ -104,7 +104,7 @@ class Playground:
     @property
     def ends(self) -> tuple[str, str]:
         """The models at 0 and at 1 of the knob."""
-        return self.front.line[0]["name"], self.front.line[-1]["name"]
+        return self.front.ends
 
     @property
     def prompts(self) -> list[str]:

@@ -224,7 +224,7 @@ def _problems_of_offsets(study: Study, fits: dict[str, Fit]) -> list[Problem]:
         key, offset = f"fits.{name}.seed_offset", fit.seed_offset
         same = first.setdefault(json.dumps([fit.recipe.values, fit.start, offset], default=str), name)
         if same != name and seeds:
-            text = f"expected a number that no other fit of this recipe has, but `{same}` has {offset}, too, and is the same fit."
+            text = f"expected another number than {offset}, with which this is the same fit as `{same}`."
             problems.append(Problem(key, text))
         if offset and not seeds:
             problems.append(Problem(key, "it is added to the training seeds, but `training_seeds` names none."))

@@ -83,8 +83,8 @@ class Merge:
 
     @property
     def on_line(self) -> bool:
-        """Whether it is a setting of the knob between two models: shares of both, which sum to 1."""
-        shares = self.method in METHODS and METHODS[self.method].weights == "shares"
+        """Whether it is a setting of the knob of two models: weights of both, which sum to 1."""
+        shares = self.method in METHODS and METHODS[self.method].weights in ("shares", "line")
         return shares and len(self.models) == len(self.weights) == 2
 
 

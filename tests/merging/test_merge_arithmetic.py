@@ -28,7 +28,7 @@ FLOATS = ("embed", "block.weight", "block.bias")
 A, B, C = make_state(0), make_state(1), make_state(2)
 
 
-@pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 0.25, 0.5, 1.0, 1.5, -0.5])
 def test_lerp_is_the_formula(weight: float) -> None:
     merged = lerp(A, B, weight)
     for name in FLOATS:
@@ -181,14 +181,17 @@ def test_mismatching_names_and_shapes_are_listed_together() -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: lerp(A, B, 1.5), r"expected numbers in \[0, 1\], but got -0.5, 1.5"),
+        (lambda: lerp(A, B, 50.0), "expected numbers from -5 to 5, but got -49.0, 50.0"),
+        (lambda: merge_states("lerp", [A, B], [-0.5, 1.4]), r"expected a sum of 1, but -0.5 \+ 1.4 = 0.9"),
+        (lambda: slerp(A, B, C, 1.5), r"expected numbers in \[0, 1\], but got -0.5, 1.5"),
+        (lambda: weighted([A, B], [-0.5, 1.5]), r"expected numbers in \[0, 1\], but got -0.5, 1.5"),
         (lambda: weighted([A, B], [0.5, 0.6]), r"expected a sum of 1, but 0.5 \+ 0.6 = 1.1"),
         (lambda: weighted([A, B], [0.5]), "expected 2 for the method weighted"),
         (lambda: soup([A]), "expected at least 2 for the method soup, but got 1"),
         (lambda: merge_states("slerp", [A, B], [0.5, 0.5]), "needs the model that all others were trained from"),
         (lambda: merge_states("lerp", [A, B], [0.5, 0.5], C), "the method lerp takes none"),
         (lambda: merge_states("median", [A, B]), "expected one of .*'lerp'.* but got 'median'"),
-        (lambda: weighted([A, B], [float("nan"), 1.0]), "expected numbers in .* got nan"),
+        (lambda: weighted([A, B], [float("nan"), 1.0]), "expected finite numbers, but got nan"),
     ],
 )
 def test_requests_that_do_not_fit(call, message: str) -> None:  # type: ignore[no-untyped-def]

@@ -26,7 +26,7 @@ PROSE = (
     " particular to interest me on shore, I thought I would sail about a little and see the watery part of the world.",
     "1. Boil the water.\n2. Add the leaves.\n3. Wait - four minutes are enough.\n4. Pour, and drink it hot.",
     "Roses are red, violets are blue, sugar is sweet.",
-    "Ingredients:\n- 4 carrots\n- 5 celery stalks\n- 4 potatoes\n- 1 ripe banana\n- 1 cup of brown sugar\n* 2 cups of coconut cream",
+    "Ingredients:\n- 4 carrots\n- 5 celery stalks\n- 4 potatoes\n- 1 ripe banana\n- 1 cup of sugar\n* 2 cups of coconut cream",
     "In twilight's shade, a scarf | remembers the rain | and ends - like a breath -",
 )
 BROKEN = {

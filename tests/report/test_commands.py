@@ -295,7 +295,10 @@ def test_a_knob_merges_the_two_students(study: Path, folder: Path, capsys: pytes
     [
         (["--knob", "0.3"], ["`--study`: expected with `--knob`"]),
         (["--study", "study"], ["`--knob`: expected with `--study`"]),
-        (["--study", "study", "--knob", "1.5"], ["`--knob`: expected a number from 0 to 1, but got 1.5"]),
+        (
+            ["--study", "study", "--knob", "30"],
+            ["`--knob`: expected a number from 0 to 1, or beyond up to 5, but got 30"],
+        ),
         (
             ["--study", "study", "--knob", "nan", "--models", "a", "b", "--weights", "1", "--start", "c"],
             ["`--models`", "`--weights`", "`--start`", "`--knob`: expected a number from 0 to 1"],
