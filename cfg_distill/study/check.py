@@ -228,7 +228,7 @@ def _problems_of_offsets(study: Study, fits: dict[str, Fit]) -> list[Problem]:
             problems.append(Problem(key, text))
         if offset and not seeds:
             problems.append(Problem(key, "it is added to the training seeds, but `training_seeds` names none."))
-        elif any(not 0 <= seed + offset <= LARGEST_TRAINING_SEED for seed in seeds):
+        elif offset and any(not 0 <= seed + offset <= LARGEST_TRAINING_SEED for seed in seeds):
             text = f"expected training seeds from 0 to {LARGEST_TRAINING_SEED} with it, but got {offset} for {seeds}."
             problems.append(Problem(key, text))
         elif offset and {seed + offset for seed in seeds} & set(seeds):

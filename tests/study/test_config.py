@@ -223,6 +223,21 @@ def test_training_seeds_that_cannot_be(change, place):
     assert str(problems[0]).startswith("Key `fits.quality`: its recipe sets `model.seed`, so the training seeds")
 
 
+def test_offsets_that_cannot_be(change):
+    def said(offset: int, seeds: list[int]) -> list[str]:
+        fit = {"config": "fit.yaml", "seed_offset": offset}
+        return [str(each) for each in problems_of(read_study(change({"training_seeds": seeds, "fits/again": fit})))]
+
+    key = "Key `fits.again.seed_offset`"
+    assert said(1000, [0, 1]) == []
+    assert said(0, [0, 1]) == [f"{key}: expected another number than 0, with which this is the same fit as `quality`."]
+    text = "expected a number that leads to no other training seed of [0, 1], but got 1. Try 1000."
+    assert said(1, [0, 1]) == [f"{key}: {text}"]
+    text = "expected training seeds from 0 to 4294967295 with it, but got -1 for [0, 2]."
+    assert said(-1, [0, 2]) == [f"{key}: {text}"]
+    assert said(5, []) == [f"{key}: it is added to the training seeds, but `training_seeds` names none."]
+
+
 def test_a_fit_that_a_baseline_samples_is_a_rival(change):
     study = read_study(change({"fits/imitation": {"config": "fit.yaml"}, "baselines/tuned": {"model": "imitation"}}))
     assert problems_of(study) == []
@@ -268,6 +283,8 @@ def test_kinds_and_knobs(place):
         ["quality", "diversity"], [1.5, 0.5], "sum", "tunes:base"
     )  # beyond both: on no line
     assert [study.knob(name) for name in ("half", "sharper")] == [0.5, None]
+    study.merges["beyond"] = Merge(["quality", "diversity"], [-0.5, 1.5])
+    assert [study.knob(name) for name in ("half", "beyond")] == [0.5, 1.5]
     study.merges["other"] = Merge(["quality", "half"], [0.5, 0.5])
     assert study.knob("half") is None
 

@@ -65,6 +65,21 @@ def test_training_seeds_make_every_chain_once_per_seed(place, change):
     assert out / "systems" / "half.json" in front.outputs and out / "systems" / "base.json" not in front.outputs
 
 
+def test_fits_of_one_recipe_differ_by_their_offset_and_a_soup_averages_them_once_per_seed(place, change):
+    fit = {"config": "fit.yaml", "start": "quality", "seed_offset": 1000}
+    changed = {"training_seeds": [0, 7], "fits/again": fit}
+    study = read_study(change(changed | {"merges/soup": {"models": ["diversity", "again"], "method": "soup"}}))
+    assert problems_of(study) == []
+    steps, out = {step.label: step for step in plan(study, place / "out")}, place / "out"
+    assert "--seed_everything=7" in steps["fit diversity seed 7"].work
+    assert "--seed_everything=1007" in steps["fit again seed 7"].work
+    assert steps["fit again seed 7"].config["training_seed"] == 1007
+    assert steps["fit again seed 7"].needs == ["export quality seed 7"]
+    folders = [str(out / "students" / name / "seed 7") for name in ("diversity", "again")]
+    assert steps["merge soup seed 7"].work.models == folders
+    assert steps["evaluate soup seed 7"].work.training_seeds == [7]
+
+
 def test_a_system_may_begin_by_a_start_model(place, change):
     """An option of a study: a point of its own, with the start model as it was made under the same training seed."""
     anneal = {"base": "quality", "kind": "step", "step_at": 0.3}
