@@ -1,4 +1,4 @@
-"""Soups of a study's students beside its systems: the tables of docs/text.md, and docs/evidence/soup.json.
+"""Soups of a study's students beside its systems: the tables of docs/smollm2.md, and docs/evidence/soup.json.
 
     cfg-distill merge --method soup --out runs/soup --models "runs/smollm2_full/students/diversity/seed 0" ... (seeds 1 and 2)
     cfg-distill evaluate --model runs/soup --prompts recipes/smollm2/prompts/report_64.txt --samples 4 --max-new-tokens 48

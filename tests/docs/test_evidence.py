@@ -24,7 +24,7 @@ def module_of_evidence() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("page", "study", "rows"), [("evidence", "study", 14), ("quickstart", "quickstart", 13), ("text", "smollm2", 23)]
+    ("page", "study", "rows"), [("evidence", "study", 14), ("quickstart", "quickstart", 13), ("smollm2", "smollm2", 23)]
 )
 def test_the_table_and_the_verdicts_are_those_of_the_numbers(page: str, study: str, rows: int) -> None:
     evidence = module_of_evidence()
@@ -55,7 +55,7 @@ def test_the_table_of_the_levers_is_that_of_the_numbers(study: str, rows: int) -
 
 
 def test_the_tables_of_the_soups_are_those_of_the_numbers() -> None:
-    page = (DOCS / "text.md").read_text(encoding="utf-8")
+    page = (DOCS / "smollm2.md").read_text(encoding="utf-8")
     for name, found in json.loads(soup_study.OUT.read_text(encoding="utf-8")).items():
         assert "\n".join(soup_study.rows(name, found)) in page
 
