@@ -1,7 +1,8 @@
-"""The tables, the numbers and the picture of a study, for docs/evidence.md, docs/quickstart.md and docs/smollm2.md.
+"""The tables, the numbers and the picture of a study, for docs/evidence.md, docs/quickstart.md, docs/text.md and docs/smollm2.md.
 
     python docs/evidence.py runs/tunes/study study
     python docs/evidence.py runs/quickstart quickstart
+    python docs/evidence.py runs/smollm2_soup smollm2_soup
     python docs/evidence.py runs/smollm2_full smollm2
     python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, tune_soups)
 
@@ -51,6 +52,10 @@ SYSTEMS = {
     "three quarters": "merge 3/4",
     "seven eighths": "merge 7/8",
     "diversity": "diversity student",
+    "diversity b": "diversity student, other random numbers",
+    "diversity c": "diversity student, other random numbers again",
+    "soup": "soup of the three: knob 1",
+    "beyond": "beyond the soup: knob 1.625",
     "soup_quality": "soup of three quality students",
     "soup_half": "half of each soup",
     "soup_diversity": "soup of three diversity students",
@@ -61,6 +66,7 @@ SYSTEMS = {
 STUDIES = {
     "study": ("cfg-distill study recipes/tunes/study.yaml", TUNES),
     "quickstart": ("make quickstart", TUNES),
+    "smollm2_soup": ("cfg-distill study recipes/smollm2/study_soup.yaml", TEXT),
     "smollm2": ("cfg-distill study recipes/smollm2/study_full.yaml", TEXT),
     "guidance_3": ("cfg-distill study docs/evidence/guidance_3.yaml", TUNES),
     "guidance_2": ("cfg-distill study docs/evidence/guidance_2.yaml", TUNES),

@@ -24,7 +24,13 @@ def module_of_evidence() -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("page", "study", "rows"), [("evidence", "study", 14), ("quickstart", "quickstart", 13), ("smollm2", "smollm2", 23)]
+    ("page", "study", "rows"),
+    [
+        ("evidence", "study", 14),
+        ("quickstart", "quickstart", 13),
+        ("text", "smollm2_soup", 19),
+        ("smollm2", "smollm2", 23),
+    ],
 )
 def test_the_table_and_the_verdicts_are_those_of_the_numbers(page: str, study: str, rows: int) -> None:
     evidence = module_of_evidence()

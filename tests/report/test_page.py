@@ -222,7 +222,9 @@ def test_keys_of_later_versions_are_shown_when_they_are_there(study: Path) -> No
 def test_a_knob_beyond_the_second_student(tmp_path: Path) -> None:
     page = page_of(write_study(tmp_path / "out", line({"beyond": ("merge", 0.62, 0.8, 0.85, 0.01, 1.5)})))
     assert '<input id="dial" type="range" min="0.0" max="1.5"' in page
-    assert "the share of <b>diversity</b> in its merge with <b>quality</b>; above 1 lies beyond <b>diversity</b>" in page
+    assert (
+        "the share of <b>diversity</b> in its merge with <b>quality</b>; above 1 lies beyond <b>diversity</b>" in page
+    )
     places = re.findall(r'<span style="left: ([\d.]+)%">(\w+)</span>', page)
     assert {name: float(place) for place, name in places}["beyond"] == 100.0
     assert {name: float(place) for place, name in places}["diversity"] == pytest.approx(100 / 1.5)
