@@ -1,4 +1,4 @@
-"""The tables, the numbers and the picture of a study, for docs/evidence.md, docs/quickstart.md, docs/text.md and docs/smollm2.md.
+"""The tables, the numbers and the picture of a study, for docs/evidence.md, quickstart.md, text.md and smollm2.md.
 
     python docs/evidence.py runs/tunes/study study
     python docs/evidence.py runs/quickstart quickstart

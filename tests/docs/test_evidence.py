@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from types import ModuleType
 
+import guard_study
 import neighbour_paths
 import neighbours
 import pytest
@@ -64,6 +65,16 @@ def test_the_tables_of_the_soups_are_those_of_the_numbers() -> None:
     page = (DOCS / "smollm2.md").read_text(encoding="utf-8")
     for name, found in json.loads(soup_study.OUT.read_text(encoding="utf-8")).items():
         assert "\n".join(soup_study.rows(name, found)) in page
+
+
+def test_the_guard_on_the_page_is_that_of_the_numbers() -> None:
+    page = " ".join((DOCS / "text.md").read_text(encoding="utf-8").split())
+    numbers = json.loads(guard_study.OUT.read_text(encoding="utf-8"))
+    for name, verdict in (("quality", "holds"), ("beyond", "undecided")):
+        value = numbers[name]["value"]
+        assert f"{value['mean']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in page
+        assert numbers[name]["verdict"] == verdict
+    assert f"the base has {numbers['base']['value']['mean']:.3f}" in page
 
 
 def test_the_paths_from_the_base_are_those_of_the_numbers() -> None:

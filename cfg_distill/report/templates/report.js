@@ -50,6 +50,8 @@
   // The knob: a point of the line between both students. Between two merges its numbers are a straight line.
   const dial = document.getElementById("dial");
   if (!dial) return;
+  // 1.625, but 0.50.
+  const told = (knob) => knob.toFixed(3).replace(/0$/, "");
   const between = (stops, knob) => {
     const after = Math.max(1, stops.findIndex((stop) => stop[0] >= knob));
     const [a, b] = [stops[after - 1], stops[after]];
@@ -79,15 +81,15 @@
       cursor.setAttribute("cx", x.toFixed(1));
       cursor.setAttribute("cy", y.toFixed(1));
     }
-    document.getElementById("knob-value").textContent = knob.toFixed(2);
+    document.getElementById("knob-value").textContent = told(knob);
     const values = between(data.line.map((stop) => [stop.knob, ...stop.values]), knob).slice(1);
     for (const cell of all("[data-metric]")) cell.textContent = (exact ? "" : "≈ ") + values[cell.dataset.metric].toFixed(3);
     const where = exact ? `This is ${nearest.name}, as it was measured.`
       : `Not measured: a straight line between its neighbours. The nearest measured model is ${nearest.name}.`;
     document.getElementById("knob-note").textContent = where;
-    dial.setAttribute("aria-valuetext", `${knob.toFixed(2)}. ${where}`);
+    dial.setAttribute("aria-valuetext", `${told(knob)}. ${where}`);
     const command = document.getElementById("knob-command");
-    if (command) command.textContent = command.dataset.command.replace("KNOB", knob.toFixed(2));
+    if (command) command.textContent = command.dataset.command.replace("KNOB", told(knob));
     hear(nearest.name);
   };
   dial.addEventListener("input", turn);
