@@ -32,12 +32,13 @@ def longer(system: System, further: list[System]) -> System:
 
 
 def main(study: Path, folder: Path) -> None:
-    systems, found = read_results(study).systems, {}
+    results, found = read_results(study), {}
+    systems = results.systems
     for name in ("base", "quality", "beyond"):
         runs = [name] if name == "base" else [f"{name} {seed}" for seed in systems[name].training_seeds]
         further = [next(iter(read_results(folder / run).systems.values())) for run in runs]
         found[name] = longer(systems[name], further)
-    (guard,) = guards_of({METRIC: "<= base + 0.02"})
+    (guard,) = guards_of({METRIC: results.claims["guards"][METRIC]})
     told = {}
     for name, system in found.items():
         value, excess = system.interval(METRIC), guard.excess(system, found["base"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from typing import Literal
+from unicodedata import category
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def degenerate(
     - more than the share ``repeated`` of its 4-grams of words were there before;
     - it compresses to less than the share ``compressed`` of its length (loops within words: ``!!!!``), if it is long enough;
     - it holds the mark of bytes that are no UTF-8, or more than the share ``signs`` of its characters, spaces left out, are
-      neither letters nor digits.
+      punctuation, symbols or control characters.
 
     The marks of lists and of verses (``- 2 cups of flour``, ``a lamp | a boat``) are text: they stay far below ``signs``.
 
@@ -53,7 +54,8 @@ def degenerate(
     if len(data) >= LONG and len(zlib.compress(data, 9)) < compressed * len(data):
         return True
     characters = "".join(found)
-    return sum(not character.isalnum() for character in characters) > signs * len(characters)
+    # No isalnum: the vowel signs of Hindi and Thai are neither letters nor digits to it.
+    return sum(category(character)[0] in "PSC" for character in characters) > signs * len(characters)
 
 
 def is_ignored(text: str, ignored: Ignored) -> bool:

@@ -217,7 +217,9 @@ def _setting(gradio: Any, playground: Playground) -> Any:
     first, last = playground.ends
     info = f"0 is {first}, 1 is {last}"
     low, high = playground.front.reach
-    return gradio.Slider(low, high, playground.start, step=0.05, label="Knob", info=info, elem_id="setting", buttons=[])
+    return gradio.Slider(
+        low, high, playground.start, step=0.025, label="Knob", info=info, elem_id="setting", buttons=[]
+    )
 
 
 def _dial(gradio: Any, playground: Playground) -> list[Any]:

@@ -220,6 +220,7 @@ def _problems_of_offsets(study: Study, fits: dict[str, Fit]) -> list[Problem]:
     """Offsets that do nothing, leave the range of seeds or meet another training seed; and fits that are one fit twice."""
     seeds, problems = study.training_seeds, []
     first: dict[str, str] = {}
+    taken = {0: set(seeds)} | {each.seed_offset: {seed + each.seed_offset for seed in seeds} for each in fits.values()}
     for name, fit in fits.items():
         key, offset = f"fits.{name}.seed_offset", fit.seed_offset
         same = first.setdefault(json.dumps([fit.recipe.values, fit.start, offset], default=str), name)
@@ -227,12 +228,14 @@ def _problems_of_offsets(study: Study, fits: dict[str, Fit]) -> list[Problem]:
             text = f"expected another number than {offset}, with which this is the same fit as `{same}`."
             problems.append(Problem(key, text))
         if offset and not seeds:
-            problems.append(Problem(key, "it is added to the training seeds, but `training_seeds` names none."))
+            problems.append(
+                Problem(key, "it is added to the training seeds, but `training_seeds` names none. Name one.")
+            )
         elif offset and any(not 0 <= seed + offset <= LARGEST_TRAINING_SEED for seed in seeds):
             text = f"expected training seeds from 0 to {LARGEST_TRAINING_SEED} with it, but got {offset} for {seeds}."
             problems.append(Problem(key, text))
-        elif offset and {seed + offset for seed in seeds} & set(seeds):
-            text = f"expected a number that leads to no other training seed of {seeds}, but got {offset}. Try 1000."
+        elif any(taken[offset] & others for other, others in taken.items() if other < offset):
+            text = f"expected a number that leads to no seed of another fit, but got {offset} for {seeds}. Try 1000 or more."
             problems.append(Problem(key, text))
     return problems
 

@@ -231,11 +231,14 @@ def test_offsets_that_cannot_be(change):
     key = "Key `fits.again.seed_offset`"
     assert said(1000, [0, 1]) == []
     assert said(0, [0, 1]) == [f"{key}: expected another number than 0, with which this is the same fit as `quality`."]
-    text = "expected a number that leads to no other training seed of [0, 1], but got 1. Try 1000."
+    text = "expected a number that leads to no seed of another fit, but got 1 for [0, 1]. Try 1000 or more."
     assert said(1, [0, 1]) == [f"{key}: {text}"]
+    change({"fits/more": {"config": "fit.yaml", "seed_offset": 999}})
+    assert said(1000, [0, 1]) == [f"{key}: {text.replace('got 1', 'got 1000')}"]
+    change({"fits/more": None})
     text = "expected training seeds from 0 to 4294967295 with it, but got -1 for [0, 2]."
     assert said(-1, [0, 2]) == [f"{key}: {text}"]
-    assert said(5, []) == [f"{key}: it is added to the training seeds, but `training_seeds` names none."]
+    assert said(5, []) == [f"{key}: it is added to the training seeds, but `training_seeds` names none. Name one."]
 
 
 def test_a_fit_that_a_baseline_samples_is_a_rival(change):
