@@ -55,7 +55,7 @@ def finished_study(place: Path, model: str, prompts: list[str], tokens: int) -> 
         Path("study.yaml").write_text(STUDY.format(model=model, tokens=tokens))
         study = read_study("study.yaml")
         write_text("out/study.json", json.dumps(record_of(study)))
-        ledger = Ledger(Path("out"), under_other_code=True)
+        ledger = Ledger(Path("out"))
         for step in plan(study, Path("out")):
             if step.kind == "evaluate":
                 ledger.begin(step)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from cfg_distill.cli.arguments import Arguments
 
 
 def run(argv: Sequence[str]) -> None:
+    from cfg_distill.study.steps import StepKind
+
     parser = Arguments("study", "Fits, merges, baselines and evaluation in one file. Run again, it goes on.")
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study; recipes/... finds a shipped one")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the results; default: as the file says")
@@ -16,9 +19,17 @@ def run(argv: Sequence[str]) -> None:
         "--overwrite", action="store_true", help="the file changed since the study was begun: remake what depends on it"
     )
     parser.add_argument(
+        "--remake",
+        nargs="+",
+        choices=get_args(StepKind),
+        metavar="KIND",
+        default=(),
+        help="make these steps again, although they are done, and what depends on them: evaluate, time, fit, ...",
+    )
+    parser.add_argument(
         "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"
     )
     given = parser.read(argv)
     from cfg_distill.report import run_study
 
-    run_study(given.study, given.out, given.overwrite, given.inline)
+    run_study(given.study, given.out, given.overwrite, given.inline, given.remake)

@@ -174,7 +174,7 @@ class Results:
         if not found.is_dir():
             raise ConfigError(f"System `{system.name}`: expected its model in `{named}`, but it is not there. {again}")
         label = " ".join([{"students": "export", "merges": "merge"}[tail[0]], *tail[1:]]) if tail else ""
-        entry = Ledger(self.folder, under_other_code=True).entry(label) if found == inside else {}
+        entry = Ledger(self.folder).entry(label) if found == inside else {}
         if entry.get("state") == "done" and entry["made"] != digest([found]):
             text = f"System `{system.name}`: the files in `{found}` are not those that were evaluated."
             raise ConfigError(f"{text} Remove the folder, and run the study again.")

@@ -57,10 +57,12 @@ class Study:
     def all_systems(self) -> dict[str, SystemConfig]:
         """Every system that is evaluated, by name: the baselines first, since most of them need no fit.
 
-        A fit or merge that a baseline samples is a rival of the students, and no student itself.
+        A fit or merge that a baseline samples is a rival of the students, and no student itself. One with ``evaluate: false``
+        is a step on the way.
         """
         rivals = {system.model for system in self.baselines.values()}
-        students = {name: SystemConfig(name) for name in (*self.fits, *self.merges) if name not in rivals}
+        made = self.fits | self.merges
+        students = {name: SystemConfig(name) for name, part in made.items() if part.evaluate and name not in rivals}
         every = self.baselines | self.swept() | students | self.systems
         return {name: self._asked_as_trained(system) for name, system in every.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ class Ledger:
 
     Args:
         out: the folder of the study.
-        under_other_code: whether a step made by other code of this package still counts.
+        remake: kinds of steps that count as not done, such as ``evaluate``.
     """
 
-    def __init__(self, out: Path, under_other_code: bool) -> None:
+    def __init__(self, out: Path, remake: Collection[str] = ()) -> None:
         self.folder = out / "steps"
-        self.under_other_code = under_other_code
+        self.remake = remake
         self.source = source_digest()
         self.other_code: list[str] = []
         """Steps that were kept although the code has changed since."""
@@ -49,13 +49,11 @@ class Ledger:
     def is_done(self, step: Step) -> bool:
         """Whether a step may be skipped."""
         entry = self.entry(step.label)
-        if entry.get("state") != "done" or entry["fingerprint"] != self.fingerprint(step):
+        if step.kind in self.remake or entry.get("state") != "done" or entry["fingerprint"] != self.fingerprint(step):
             return False
         if not all(path.exists() for path in step.outputs) or entry["made"] != digest(step.outputs):
             return False
         if entry["source"] != self.source:
-            if not self.under_other_code:
-                return False
             self.other_code.append(step.label)
         return True
 
@@ -91,8 +89,7 @@ class Ledger:
         :meth:`problems_of_outputs` has refused all others.
         """
         entry, fingerprint = self.entry(step.label), self.fingerprint(step)
-        same_code = self.under_other_code or entry.get("source") == self.source
-        goes_on = entry.get("state") == "begun" and entry["fingerprint"] == fingerprint and same_code
+        goes_on = entry.get("state") == "begun" and entry["fingerprint"] == fingerprint
         if entry and not goes_on:
             for path in [*step.traces, *step.outputs]:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)

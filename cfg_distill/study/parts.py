@@ -34,6 +34,7 @@ class Fit:
         overrides: dotted key -> value, as on the command line.
         start: an earlier fit of this study, or a model folder, whose weights the student begins with.
         seed_offset: added to the training seed, so that fits of one recipe differ and a merge can average them (a soup).
+        evaluate: false for a step on the way, such as a part of a soup: it is made, and it is no system.
     """
 
     config: str
@@ -41,6 +42,7 @@ class Fit:
     start: str = ""
     overlays: list[str] = field(default_factory=list)
     seed_offset: int = 0
+    evaluate: bool = True
 
     @property
     def files(self) -> list[str]:
@@ -74,12 +76,14 @@ class Merge:
         weights: as the method asks.
         method: see ``cfg-distill merge``.
         start: the model that all others were trained from, for the methods that need it.
+        evaluate: false for a step on the way: it is made, and it is no system.
     """
 
     models: list[str]
     weights: list[float] = field(default_factory=list)
     method: str = "lerp"
     start: str = ""
+    evaluate: bool = True
 
     @property
     def on_line(self) -> bool:

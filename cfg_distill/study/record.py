@@ -53,8 +53,8 @@ FREE = (
 )
 """Keys that may differ, since they change no result of a system. The last one is of an earlier version."""
 
-UNSET = dict.fromkeys(NOT_IN_0_1) | {"overlays": [], "seed_offset": 0}
-"""Settings of a system or a fit that earlier versions did not record, with what they are where they are not given."""
+UNSET = dict.fromkeys(NOT_IN_0_1) | {"overlays": [], "seed_offset": 0, "evaluate": True}
+"""Settings of a system, fit or merge that earlier versions did not record, with what they are where they are not given."""
 
 
 EMPTY = ("study.sweeps", "study.training_seeds", "study.claims.guards")
@@ -109,13 +109,18 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], key: str = "") -> li
     lines = []
     for name in dict.fromkeys([*old, *new]):
         path = f"{key}.{name}" if key else str(name)
-        if path in FREE or old.get(name, None) == new.get(name, None) or _is_addition(old, new, key, name):
+        if _is_free(path) or old.get(name, None) == new.get(name, None) or _is_addition(old, new, key, name):
             continue
         if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
             lines += changes(old[name], new[name], path)
         else:
             lines.append(f"{path.removeprefix('study.')}: {_said(old, name)} -> {_said(new, name)}")
     return lines
+
+
+def _is_free(path: str) -> bool:
+    """Whether a key may differ. Whether a fit or merge is evaluated changes no system but its own."""
+    return path in FREE or (path.startswith(("study.fits.", "study.merges.")) and path.endswith(".evaluate"))
 
 
 def _is_addition(old: Mapping[str, Any], new: Mapping[str, Any], key: str, name: Any) -> bool:

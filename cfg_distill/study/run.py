@@ -7,7 +7,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +34,9 @@ LOCK_SECONDS = 60.0
 """How long to wait for the fits of a killed study to notice that it is gone."""
 
 
-def run_steps(path: str | Path, out: str | Path | None = None, overwrite: bool = False) -> Path:
+def run_steps(
+    path: str | Path, out: str | Path | None = None, overwrite: bool = False, remake: Collection[str] = ()
+) -> Path:
     """Run the steps of a study, or go on with them; print progress, then the table.
 
     :func:`cfg_distill.report.run_study` also writes the choice and the page.
@@ -42,7 +44,8 @@ def run_steps(path: str | Path, out: str | Path | None = None, overwrite: bool =
     Args:
         path: the study file.
         out: the folder of the results; None takes the file's ``out``.
-        overwrite: accept that the study or the code changed since it was begun, and remake what depends on the change.
+        overwrite: accept that the study changed since it was begun, and remake what depends on the change.
+        remake: kinds of steps to make again, although they are done, and what depends on them: ``evaluate``, say.
 
     Returns:
         The folder of the results.
@@ -61,7 +64,7 @@ def run_steps(path: str | Path, out: str | Path | None = None, overwrite: bool =
         raise ConfigError(problems)
     record = record_of(study)
     _compare(folder, record, overwrite)
-    steps, ledger = plan(study, folder), Ledger(folder, under_other_code=not overwrite)
+    steps, ledger = plan(study, folder), Ledger(folder, remake)
     problems = ledger.problems_of_outputs(steps, inputs_of(path, record))
     if problems:
         raise ConfigError(problems)
@@ -211,7 +214,7 @@ class Runner:
         if self.ledger.other_code:
             self.display.say(
                 f"Note: kept {len(self.ledger.other_code)} steps that an earlier state of cfg_distill's code made;"
-                " --overwrite remakes them."
+                " --remake makes them again: all evaluations with `--remake evaluate`."
             )
 
     def _share_accelerator(self) -> None:
@@ -236,7 +239,9 @@ class Runner:
 
     def _all_done(self) -> bool:
         """Whether no step is left: an entry of a step exists once the steps it needs are done."""
-        return all(self.ledger.entry(step.label).get("state") == "done" for step in self.steps)
+        return not self.ledger.remake and all(
+            self.ledger.entry(step.label).get("state") == "done" for step in self.steps
+        )
 
     def _ready(self, finished: set[str], running: set[str]) -> list[Step]:
         """Steps that could run now, those that others wait for first."""

@@ -150,10 +150,12 @@ def _training_steps(study: Study, run: Run, out: Path, made: dict[tuple[str, str
         folder = own.within(out / "merges" / name)
         used, start = [use(model) for model in merge.models], use(merge.start)
         job = MergeFolders([each.folder for each in used], merge.weights, merge.method, start.folder, str(folder))
+        config = asdict(merge)
+        config.pop("evaluate")  # it decides what is made of the merge, not the merge
         needs = sorted({need for each in (*used, start) for need in each.needs})
         # The folders of the other models are in `needs`.
         given = [model for model in (*merge.models, merge.start) if model not in (*study.fits, *study.merges)]
-        steps.append(Step("merge", own.subject(name), job, [folder], needs, asdict(merge) | digests(given), 1.0))
+        steps.append(Step("merge", own.subject(name), job, [folder], needs, config | digests(given), 1.0))
         made[name, own.word] = Made(str(folder), steps[-1].label)
     return steps
 

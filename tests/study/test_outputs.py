@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -60,6 +61,18 @@ def test_a_real_study_beside_files_of_the_user(real, change, capsys):
     change({"evaluation/samples": 4})
     assert main(["study", "study.yaml", "--out", ".", "--overwrite"]) == 0  # its own results are remade
     assert '"samples": 4' in Path("front.json").read_text()
+    made, values = (
+        Path("systems/base.json").stat().st_mtime_ns,
+        json.loads(Path("systems/base.json").read_text())["values"],
+    )
+    assert main(["study", "study.yaml", "--out", "."]) == 0
+    assert Path("systems/base.json").stat().st_mtime_ns == made
+    assert main(["study", "study.yaml", "--out", ".", "--remake", "evaluate"]) == 0
+    assert Path("systems/base.json").stat().st_mtime_ns > made
+    assert json.loads(Path("systems/base.json").read_text())["values"] == values
+    capsys.readouterr()
+    assert main(["study", "study.yaml", "--out", ".", "--remake", "evaluations"]) == 2
+    assert "'evaluate'" in capsys.readouterr().err
     assert Path("students/base/mine.txt").read_text() == "mine"
     assert Path("train.txt").exists() and Path("base/model.safetensors").exists()
 
@@ -84,7 +97,7 @@ def test_what_is_read_is_not_replaced(place, change, no_work, inside, changes):
     copied = Path(source.get(Path(inside).name, Path(inside).name))
     (shutil.copytree if copied.is_dir() else shutil.copy)(copied, inside)
     study = inside if inside.endswith("study.yaml") else "study.yaml"
-    ledger = Ledger(place, under_other_code=True)
+    ledger = Ledger(place)
     for step in plan(read_study(study), Path()):  # as if an earlier run had made all of it
         ledger._write(step, {"state": "done"})
     with pytest.raises(
@@ -105,7 +118,7 @@ def test_a_step_removes_nothing_that_no_entry_names(tmp_path):
     step = Step("merge", "half", [], [tmp_path / "made"], config={"weights": [0.5]}, traces=[tmp_path / "trace"])
     (tmp_path / "made").write_text("mine")
     (tmp_path / "trace").mkdir()
-    Ledger(tmp_path, under_other_code=True).begin(step)
+    Ledger(tmp_path).begin(step)
     assert (tmp_path / "made").read_text() == "mine" and (tmp_path / "trace").is_dir()
 
 

@@ -15,6 +15,7 @@ from cfg_distill.study.check import problems_of
 from cfg_distill.study.config import load_study, read_study
 from cfg_distill.study.jobs import decoded, encoded
 from cfg_distill.study.ledger import Ledger
+from cfg_distill.study.record import changes, record_of
 from cfg_distill.study.steps import Step, plan
 
 
@@ -63,6 +64,19 @@ def test_training_seeds_make_every_chain_once_per_seed(place, change):
     front = steps["front"]
     assert front.work.systems["half"] == [str(out / "systems" / "half" / f"seed {seed}.json") for seed in (0, 7)]
     assert out / "systems" / "half.json" in front.outputs and out / "systems" / "base.json" not in front.outputs
+
+
+def test_a_step_on_the_way_is_made_but_not_evaluated(place, change):
+    before = {step.label: step for step in plan(read_study("study.yaml"), place / "out")}
+    begun = record_of(read_study("study.yaml"))
+    study = read_study(change({"fits/diversity/evaluate": False, "merges/half/evaluate": False, "claims": None}))
+    assert problems_of(study) == []
+    after = {step.label: step for step in plan(study, place / "out")}
+    assert before.keys() - after.keys() == {"evaluate diversity", "evaluate half"} and after.keys() <= before.keys()
+    assert after["merge half"] == before["merge half"]  # so what was made of it is not stale
+    assert [line.split(":")[0] for line in changes(begun, record_of(study))] == ["claims"]
+    study = read_study(change({"systems": {"half T 0.8": {"model": "half", "temperature": 0.8}}}))
+    assert "evaluate half T 0.8" in {step.label for step in plan(study, place / "out")}
 
 
 def test_fits_of_one_recipe_differ_by_their_offset_and_a_soup_averages_them_once_per_seed(place, change):
@@ -193,7 +207,7 @@ def test_what_the_study_makes_itself_changes_no_plan(steps, place):
 
 
 def test_a_sample_that_is_missing_or_changed_is_found_by_its_hash_and_made_again(steps):
-    step, ledger = steps["evaluate base"], Ledger(steps["front"].outputs[0].parent, under_other_code=True)
+    step, ledger = steps["evaluate base"], Ledger(steps["front"].outputs[0].parent)
     values, folder = step.outputs
 
     def evaluate() -> None:
@@ -223,10 +237,10 @@ def made(ledger: Ledger, step: Step, content: str = "weights") -> None:
 
 
 def test_a_step_is_skipped_only_while_all_is_as_it_was(tmp_path, step):
-    ledger = Ledger(tmp_path, under_other_code=True)
+    ledger = Ledger(tmp_path)
     assert not ledger.is_done(step)
     made(ledger, step)
-    assert Ledger(tmp_path, under_other_code=True).is_done(step)
+    assert Ledger(tmp_path).is_done(step)
     step.config = {"weights": [0.4]}
     assert not ledger.is_done(step)
     step.config = {"weights": [0.5]}
@@ -237,7 +251,7 @@ def test_a_step_is_skipped_only_while_all_is_as_it_was(tmp_path, step):
 
 
 def test_a_step_is_remade_when_one_before_it_made_something_else(tmp_path, step):
-    ledger = Ledger(tmp_path, under_other_code=True)
+    ledger = Ledger(tmp_path)
     after = Step("evaluate", "half", [], [tmp_path / "value"], needs=["merge half"])
     made(ledger, step)
     made(ledger, after)
@@ -247,17 +261,26 @@ def test_a_step_is_remade_when_one_before_it_made_something_else(tmp_path, step)
     assert not ledger.is_done(after)
 
 
-def test_other_code_is_told_or_refused(tmp_path, step):
-    made(Ledger(tmp_path, under_other_code=True), step)
-    lenient, strict = Ledger(tmp_path, under_other_code=True), Ledger(tmp_path, under_other_code=False)
-    lenient.source = strict.source = "other code"
-    assert lenient.is_done(step)
-    assert lenient.other_code == ["merge half"]
-    assert not strict.is_done(step)
+def test_other_code_is_told(tmp_path, step):
+    made(Ledger(tmp_path), step)
+    ledger = Ledger(tmp_path)
+    ledger.source = "other code"
+    assert ledger.is_done(step)
+    assert ledger.other_code == ["merge half"]
+
+
+def test_steps_of_a_kind_are_made_again_when_asked(tmp_path, step):
+    made(Ledger(tmp_path), step)
+    assert Ledger(tmp_path, ["evaluate"]).is_done(step)
+    ledger = Ledger(tmp_path, ["evaluate", "merge"])
+    assert not ledger.is_done(step)
+    step.traces[0].write_text("of the run that is made again")
+    assert not ledger.begin(step)
+    assert not step.outputs[0].exists() and not step.traces[0].exists()
 
 
 def test_an_unfinished_step_goes_on_only_as_the_same_step(tmp_path, step):
-    ledger = Ledger(tmp_path, under_other_code=True)
+    ledger = Ledger(tmp_path)
     assert not ledger.begin(step)
     step.traces[0].write_text("half done")
     ledger.pause(step, 5.0)
