@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders.base import Embedder, is_empty, texts_of
+from cfg_distill.embedders.tokens import tokens
 from cfg_distill.errors import Problem
 
 LONG = 60
@@ -25,7 +26,7 @@ def degenerate(
 ) -> bool:
     """Whether a text loops, says nothing or falls apart, by signs that need no model.
 
-    - fewer than ``words`` words;
+    - fewer than ``words`` words; in a script without spaces each character counts as one;
     - more than the share ``repeated`` of its 4-grams of words were there before;
     - it compresses to less than the share ``compressed`` of its length (loops within words: ``!!!!``), if it is long enough;
     - it holds the mark of bytes that are no UTF-8, or more than the share ``signs`` of its characters, spaces left out, are
@@ -44,18 +45,28 @@ def degenerate(
         >>> degenerate("The sea was calm, and nobody spoke."), degenerate("the sea the sea the sea the sea the sea")
         (False, True)
     """
-    found = text.split()
+    found = tokens(text)
     if len(found) < words or "\ufffd" in text:
         return True
     grams = [tuple(found[start : start + 4]) for start in range(len(found) - 3)]
     if grams and 1 - len(set(grams)) / len(grams) > repeated:
         return True
-    data = text.encode()
+    data = _as_bytes(text)
     if len(data) >= LONG and len(zlib.compress(data, 9)) < compressed * len(data):
         return True
     characters = "".join(found)
     # No isalnum: the vowel signs of Hindi and Thai are neither letters nor digits to it.
     return sum(category(character)[0] in "PSC" for character in characters) > signs * len(characters)
+
+
+def _as_bytes(text: str) -> bytes:
+    """One byte per character, two for texts of more than 256 characters: UTF-8 spends three on a Thai letter, and two of these
+    are always the same, so that prose compressed like a loop."""
+    if text.isascii():
+        return text.encode()
+    codes = {character: code for code, character in enumerate(dict.fromkeys(text))}
+    width = 1 if len(codes) <= 256 else 2
+    return b"".join(codes[character].to_bytes(width, "big") for character in text)
 
 
 def is_ignored(text: str, ignored: Ignored) -> bool:

@@ -1,4 +1,4 @@
-"""An embedder without weights: hashed counts of n-grams of whitespace tokens."""
+"""An embedder without weights: hashed counts of n-grams of tokens."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cfg_distill.embedders.base import texts_of
 from cfg_distill.embedders.degeneration import Ignored, TextEmbedder, problems_of_ignored
+from cfg_distill.embedders.tokens import tokens
 from cfg_distill.errors import Context, Problem, problems_of_counts
 
 
@@ -19,6 +20,8 @@ class NGramCounts(TextEmbedder):
 
     Needs no training, so it measures diversity independently of a learnt reward; the order of a text matters only
     within n tokens. A text of fewer than n tokens counts as one gram, so that no text maps to the zero vector.
+
+    Tokens are cut at spaces, and at every character of a script without spaces.
 
     Args:
         n: tokens in a gram.
@@ -42,7 +45,7 @@ class NGramCounts(TextEmbedder):
         counts_ND = torch.zeros(len(outputs), self.buckets)
         for row, text in enumerate(texts_of("Embedder `NGramCounts`", outputs)):
             # CRC and not hash(): the same on every machine and in every process.
-            buckets = [zlib.crc32(" ".join(gram).encode()) % self.buckets for gram in ngrams(text.split(), self.n)]
+            buckets = [zlib.crc32(" ".join(gram).encode()) % self.buckets for gram in ngrams(tokens(text), self.n)]
             counts_ND[row] = torch.bincount(torch.tensor(buckets), minlength=self.buckets)
         return counts_ND
 

@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 from torch import Tensor
 
 from cfg_distill.embedders.base import texts_of
 from cfg_distill.embedders.ngrams import NGramCounts
-
-
-def words(text: str) -> list[str]:
-    """The words of a text, without signs and letter case.
-
-    Example:
-        >>> words("The SEA, the sea!")
-        ['the', 'sea', 'the', 'sea']
-    """
-    return re.findall(r"\w+", text.casefold())
+from cfg_distill.embedders.tokens import words
 
 
 class WordCounts(NGramCounts):

@@ -1,4 +1,6 @@
-"""Diversity and degeneration counted on whitespace tokens, without any model.
+"""Diversity and degeneration counted on tokens, without any model.
+
+Tokens are cut at spaces, and at every character of a script without spaces.
 
 An empty text earns no diversity, and under ``ignored: degenerate`` no loop or rubbish does. Such a text leaves the counts of a
 group, and each value is multiplied by the share of what is left: of texts for shares of n-grams, of pairs for self-BLEU, which
@@ -16,6 +18,7 @@ from sacrebleu.metrics import BLEU
 from torch import Tensor
 
 from cfg_distill.embedders.degeneration import Ignored, is_ignored, problems_of_ignored
+from cfg_distill.embedders.tokens import tokens
 from cfg_distill.errors import Context, Problem, problems_of_counts
 from cfg_distill.metrics.base import SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
@@ -23,7 +26,7 @@ from cfg_distill.sampling.samples import Samples
 
 def _grams(texts: Sequence[str], n: int) -> list[tuple[str, ...]]:
     """All n-grams of all texts; a text of fewer than n tokens has none."""
-    rows = [text.split() for text in texts]
+    rows = [tokens(text) for text in texts]
     return [tuple(row[start : start + n]) for row in rows for start in range(len(row) - n + 1)]
 
 
@@ -142,7 +145,7 @@ class SelfBLEUDiversity(TextMetric):
     .. math:: \frac{m (m-1)}{G (G-1)} (1 - \text{self-BLEU})
 
     Self-BLEU is the mean BLEU of each of the m texts that are not empty with the others of its prompt as references, by
-    sacrebleu on whitespace tokens. It grows with the number of references: compare at one G only. A pair with an empty text
+    sacrebleu on these tokens. It grows with the number of references: compare at one G only. A pair with an empty text
     earns 0. NaN for a group of one. Source: Zhu et al., arXiv 1802.01886, which is m = G.
 
     Args:
@@ -173,8 +176,9 @@ class SelfBLEUDiversity(TextMetric):
         full = _counted(texts, self.ignored)
         if len(full) < 2:
             return 0.0
-        others = [full[:index] + full[index + 1 :] for index in range(len(full))]
-        scores = [self.bleu.sentence_score(text, rest).score for text, rest in zip(full, others, strict=True)]
+        cut = [" ".join(tokens(text)) for text in full]
+        others = [cut[:index] + cut[index + 1 :] for index in range(len(cut))]
+        scores = [self.bleu.sentence_score(text, rest).score for text, rest in zip(cut, others, strict=True)]
         share_of_pairs = math.comb(len(full), 2) / math.comb(len(texts), 2)
         return share_of_pairs * (1 - sum(scores) / len(scores) / 100)
 

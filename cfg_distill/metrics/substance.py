@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders.base import texts_of
-from cfg_distill.embedders.words import words
+from cfg_distill.embedders.tokens import words
 from cfg_distill.errors import Context, Problem
 from cfg_distill.generators import Generator
 from cfg_distill.metrics.likelihood import LikelihoodMetric
