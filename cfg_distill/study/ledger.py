@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,10 @@ class Ledger:
 
     Args:
         out: the folder of the study.
-        remake: kinds of steps that count as not done, such as ``evaluate``.
     """
 
-    def __init__(self, out: Path, remake: Collection[str] = ()) -> None:
+    def __init__(self, out: Path) -> None:
         self.folder = out / "steps"
-        self.remake = remake
         self.source = source_digest()
         self.other_code: list[str] = []
         """Steps that were kept although the code has changed since."""
@@ -49,7 +47,7 @@ class Ledger:
     def is_done(self, step: Step) -> bool:
         """Whether a step may be skipped."""
         entry = self.entry(step.label)
-        if step.kind in self.remake or entry.get("state") != "done" or entry["fingerprint"] != self.fingerprint(step):
+        if entry.get("state") != "done" or entry["fingerprint"] != self.fingerprint(step):
             return False
         if not all(path.exists() for path in step.outputs) or entry["made"] != digest(step.outputs):
             return False
@@ -96,6 +94,11 @@ class Ledger:
         earlier = entry.get("seconds", 0.0) if goes_on else 0.0
         self._write(step, {"state": "begun", "fingerprint": fingerprint, "source": self.source, "seconds": earlier})
         return goes_on
+
+    def reopen(self, step: Step) -> None:
+        """Note that a done step is to be made again. The note outlasts this run: a run that is stopped goes on with it."""
+        if (entry := self.entry(step.label)).get("state") == "done":
+            self._write(step, entry | {"state": "reopened"})
 
     def pause(self, step: Step, seconds: float) -> None:
         """Note how long an unfinished step has run so far."""

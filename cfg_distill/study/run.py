@@ -64,7 +64,7 @@ def run_steps(
         raise ConfigError(problems)
     record = record_of(study)
     _compare(folder, record, overwrite)
-    steps, ledger = plan(study, folder), Ledger(folder, remake)
+    steps, ledger = plan(study, folder), Ledger(folder)
     problems = ledger.problems_of_outputs(steps, inputs_of(path, record))
     if problems:
         raise ConfigError(problems)
@@ -72,6 +72,9 @@ def run_steps(
     folder.mkdir(parents=True, exist_ok=True)
     with _locked(folder) as lock, sigterm_as_interrupt():
         _compare(folder, record, overwrite)  # again: another study may have begun here while this one waited
+        for step in steps:
+            if step.kind in remake:
+                ledger.reopen(step)
         runner = Runner(study, steps, ledger, folder, lock)
         try:
             with runner.display:
@@ -239,9 +242,7 @@ class Runner:
 
     def _all_done(self) -> bool:
         """Whether no step is left: an entry of a step exists once the steps it needs are done."""
-        return not self.ledger.remake and all(
-            self.ledger.entry(step.label).get("state") == "done" for step in self.steps
-        )
+        return all(self.ledger.entry(step.label).get("state") == "done" for step in self.steps)
 
     def _ready(self, finished: set[str], running: set[str]) -> list[Step]:
         """Steps that could run now, those that others wait for first."""

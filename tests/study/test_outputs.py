@@ -111,7 +111,7 @@ def test_inputs_elsewhere_are_no_problem(place):
     study = read_study("study.yaml")
     inputs = inputs_of("study.yaml", record_of(study))
     assert {"study.yaml", "fit.yaml", "report.txt", "train.txt", "base"} <= inputs.keys()
-    assert Ledger(place / "out", True).problems_of_outputs(plan(study, place / "out"), inputs) == []
+    assert Ledger(place / "out").problems_of_outputs(plan(study, place / "out"), inputs) == []
 
 
 def test_a_step_removes_nothing_that_no_entry_names(tmp_path):

@@ -269,12 +269,14 @@ def test_other_code_is_told(tmp_path, step):
     assert ledger.other_code == ["merge half"]
 
 
-def test_steps_of_a_kind_are_made_again_when_asked(tmp_path, step):
-    made(Ledger(tmp_path), step)
-    assert Ledger(tmp_path, ["evaluate"]).is_done(step)
-    ledger = Ledger(tmp_path, ["evaluate", "merge"])
-    assert not ledger.is_done(step)
+def test_a_reopened_step_is_made_again(tmp_path, step):
+    ledger = Ledger(tmp_path)
+    ledger.reopen(step)
+    assert not ledger.entry(step.label)
+    made(ledger, step)
     step.traces[0].write_text("of the run that is made again")
+    ledger.reopen(step)
+    assert not Ledger(tmp_path).is_done(step)  # a run that was stopped there
     assert not ledger.begin(step)
     assert not step.outputs[0].exists() and not step.traces[0].exists()
 
