@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from fenced import ROOT
+from scripts import script
 
 from cfg_distill.cli import main
 
@@ -27,13 +27,7 @@ CLASSES = [path for path in SECTIONS if path.startswith("cfg_distill.")]
 @pytest.fixture(scope="module")
 def keys() -> Any:
     """docs/keys.py as a module."""
-    spec = importlib.util.spec_from_file_location("keys", ROOT / "docs/keys.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["keys"] = module  # its dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["keys"]
+    return script(ROOT / "docs/keys.py")
 
 
 def rows(section: str) -> dict[str, str]:

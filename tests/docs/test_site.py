@@ -8,6 +8,7 @@ import re
 
 import yaml
 from fenced import ROOT
+from scripts import script
 
 
 def test_every_page_is_in_the_navigation() -> None:
@@ -29,10 +30,6 @@ def test_the_reference_names_what_there_is() -> None:
 
 
 def test_links_out_of_the_pages_become_text() -> None:
-    spec = importlib.util.spec_from_file_location("site_hook", ROOT / "docs/site.py")
-    assert spec is not None and spec.loader is not None
-    hook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(hook)
-    assert hook.on_page_markdown("[contributing](../CONTRIBUTING.md#rules) and [keys](keys.md)") == (
-        "contributing (`CONTRIBUTING.md`) and [keys](keys.md)"
-    )
+    assert script(ROOT / "docs/site.py").on_page_markdown(
+        "[contributing](../CONTRIBUTING.md#rules) and [keys](keys.md)"
+    ) == ("contributing (`CONTRIBUTING.md`) and [keys](keys.md)")

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from types import ModuleType
 
 import pytest
 from fenced import ROOT
+from scripts import script
 
 FOLDER = ROOT / "tests" / "golden"
 
 
-def _loaded() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden", FOLDER / "golden.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-golden = _loaded()
+golden = script(FOLDER / "golden.py")
 
 
 def test_each_recipe_has_its_file() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import time
@@ -12,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from scripts import script
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HERE = Path(__file__).parent
@@ -21,11 +21,7 @@ HERE = Path(__file__).parent
 def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The script, by its file: its folder has the same name."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    spec = importlib.util.spec_from_file_location("gpu_script", HERE / "gpu.py")
-    assert spec is not None and spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    return script
+    return script(HERE / "gpu.py")
 
 
 @pytest.mark.slow
