@@ -72,6 +72,15 @@ KINDS = {
     "speech": Kind("speech", 3.0, (150, 500), 1e-5, None, "cfg_distill.embedders.AudioEmbedder"),
     "songs": Kind("codes of songs", 2.0, (250, 500), 1e-5, None, "cfg_distill.embedders.TransformerEmbedder"),
 }
+BOUNDS = {
+    "rest_share": "<= base + 0.02",
+    "copy_rate": "<= base + 0.1",
+    "repetition": "<= base + 0.02",
+    "degeneration": "<= base + 0.02",
+    "log_probability": ">= base - 0.5",
+    "empty_share": "<= base + 0.02",
+}
+"""Metric -> what a claim asks of its student, as in the shipped studies: without a guard no claim of a study can hold."""
 OF_GENERATOR = {"MusicGen": "music", "Dia": "speech", "CSM": "speech", "AceStep": "songs", "YuE": "songs"}
 """Class of a generator -> its kind; any other writes text."""
 
@@ -228,7 +237,8 @@ def _files(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str
         "sound": ", init_args: {audio: cfg_distill.tunes.rendering.audio}" if kind is KINDS["tunes"] else "",
         "metrics": _block(metrics),
         "headline": _flow(_headline(metrics)),
-        "margin": "0.02" if kind is KINDS["tunes"] else "0.1",
+        "margin": {"tunes": "0.02", "text": "0.03"}.get(kind.name, "0.1"),
+        "guards": {name: bound for name, bound in BOUNDS.items() if name in metrics},
     } | {name: _scalar(str(request.out / file)) for name, file in names.items()}
     recipe, study = (_template(name) for name in ("recipe", "study"))
     files = {name: _scalar(str(request.out / f"{name}.yaml")) for name in ("quality", "diversity", "study")}
@@ -253,7 +263,7 @@ def _length(request: InitRequest, scale: float) -> int:
 
 
 def _metrics(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The metrics of the study: one of quality, one or two of diversity, then guards."""
+    """The metrics of the study: one of quality, one or two of diversity, then guards of :data:`BOUNDS`."""
     diversity = {"class_path": "cfg_distill.metrics.PairwiseCosineDiversity", "init_args": {"embedder": embedder}}
     if request.kind is KINDS["tunes"]:
         tunes = "cfg_distill.tunes.metrics"
@@ -263,9 +273,15 @@ def _metrics(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[s
     else:
         path = f"cfg_distill.generators.{type(request.generator).__name__}"
         base = {"class_path": path, "init_args": {"path": request.model}}
-        own = {"class_path": "cfg_distill.metrics.PointwiseMutualInformation", "init_args": {"generator": base}}
-        quality, guards = {"adherence": own}, {}
-        other = {"bigrams": {"class_path": "cfg_distill.metrics.DistinctN"}} if request.kind is KINDS["text"] else {}
+        ours, of_base = "cfg_distill.metrics", {"init_args": {"generator": base}}
+        quality, other, guards = {"adherence": {"class_path": f"{ours}.PointwiseMutualInformation"} | of_base}, {}, {}
+        if request.kind is KINDS["text"]:
+            quality = {"substance": {"class_path": f"{ours}.Substance"} | of_base}
+            words = {"class_path": f"{ours}.PairwiseCosineDiversity", "init_args": {"embedder": _WORDS}}
+            other = {"bigrams": {"class_path": f"{ours}.DistinctN"}} if embedder == _WORDS else {"words": words}
+            guards = {"log_probability": {"class_path": f"{ours}.LogProbability"} | of_base}
+            guards["repetition"] = {"class_path": f"{ours}.Repetition"}
+            guards["degeneration"] = {"class_path": f"{ours}.Degeneration"}
     guards["empty_share"] = {"class_path": "cfg_distill.metrics.EmptyShare"}
     return quality | {"diversity": diversity} | other | guards
 
@@ -273,7 +289,7 @@ def _metrics(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[s
 def _headline(metrics: Mapping[str, Any]) -> dict[str, str]:
     """The first metrics: quality, diversity under the reward's embedder, and diversity that no student was trained on."""
     quality, diversity, third, *_ = metrics
-    independent = {} if third.endswith(("share", "rate")) else {"independent": third}
+    independent = {} if third in BOUNDS else {"independent": third}
     return {"quality": quality, "diversity": diversity} | independent
 
 

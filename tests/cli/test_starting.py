@@ -100,7 +100,11 @@ def test_what_init_writes_passes_the_checks(
         return
     passes(mine / "diversity.yaml")
     assert out.endswith("Then: cfg-distill study my-study/study.yaml\n")
-    assert problems_of(read_study(mine / "study.yaml")) == []
+    study = read_study(mine / "study.yaml")
+    assert problems_of(study) == []
+    assert study.claims.guards.keys() == study.evaluation.metrics.keys() & starting.BOUNDS.keys()
+    independent = {"text": ("words", "bigrams"), "tunes": ("melodic_diversity",)}.get(kind, (None,))
+    assert study.evaluation.headline.independent in independent
     embedder = Recipe.read([mine / "diversity.yaml"]).at("model.losses.diversity.reward.embedder.class_path")
     assert embedder.rpartition(".")[2] in {"text": ("WordCounts", "TransformerEmbedder"), "tunes": ("Tunes",)}.get(
         kind, ("CLAP",)
