@@ -276,6 +276,8 @@ def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[st
     if missing and not problems:
         text = f"expected the values of every system in `{folder / 'systems'}`, but {_listed(missing)} is missing."
         problems.append(Problem("study", f"{text} Run the study again: it evaluates what is missing."))
+    # The others are left from before the study file changed: a system that it no longer has, on other prompts perhaps.
+    found = {name: found[name] for name in knobs if name in found}
     first = next((system for system, _ in found.values() if system.kind not in ROWS), None)
     problems += [
         Problem(
@@ -287,8 +289,8 @@ def _systems(folder: Path, points: Sequence[Mapping[str, Any]]) -> tuple[dict[st
         if first is not None and system.kind not in ROWS and system.prompts != first.prompts
     ]
     for name, (system, _) in found.items():
-        system.knob = knobs.get(name)
-    return {name: found[name] for name in knobs if name in found}, problems
+        system.knob = knobs[name]
+    return found, problems
 
 
 def _unreadable(file: Path, error: Exception, outcome: str) -> Problem:

@@ -20,6 +20,7 @@ evidence = script(DOCS / "evidence.py")
     [
         ("evidence", "study", 14),
         ("quickstart", "quickstart", 13),
+        ("text", "smollm2_soup", 15),
         ("smollm2", "smollm2", 23),
     ],
 )

@@ -18,6 +18,7 @@ from cfg_distill.merging import merge_folders
 from cfg_distill.report import run_study, studying
 from cfg_distill.report.knob import line_of
 from cfg_distill.report.opinions import add_opinions_to_front
+from cfg_distill.report.results import read_results
 from cfg_distill.study.ledger import amended
 from cfg_distill.study.record import digest
 
@@ -172,6 +173,14 @@ def test_all_problems_of_a_choice_come_together(study: Path, capsys: pytest.Capt
 def test_damaged_results(study: Path, capsys: pytest.CaptureFixture, break_it, expected: str) -> None:
     break_it(study)
     assert expected in said_by(["choose", "study"], capsys)
+
+
+def test_a_system_that_the_study_no_longer_has_is_left_alone(study: Path, capsys: pytest.CaptureFixture) -> None:
+    """A part of a soup that was set to `evaluate: false`, and report prompts that changed with it."""
+    old = study / "systems" / "part.json"
+    replace(of_other_prompts(study), name="part").save(old)
+    assert main(["choose", "study"]) == 0
+    assert old.is_file() and "part" not in read_results(study).systems
 
 
 def test_no_study(folder: Path, capsys: pytest.CaptureFixture) -> None:
