@@ -19,7 +19,7 @@ evidence = script(DOCS / "evidence.py")
     ("page", "study", "rows"),
     [
         ("evidence", "study", 14),
-        ("quickstart", "quickstart", 13),
+        ("quickstart", "quickstart", 14),
         ("text", "smollm2_soup", 15),
         ("smollm2", "smollm2", 23),
     ],
