@@ -264,26 +264,28 @@ def _length(request: InitRequest, scale: float) -> int:
 
 def _metrics(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str, Any]:
     """The metrics of the study: one of quality, one or two of diversity, then guards of :data:`BOUNDS`."""
-    diversity = {"class_path": "cfg_distill.metrics.PairwiseCosineDiversity", "init_args": {"embedder": embedder}}
+    ours, tunes = "cfg_distill.metrics", "cfg_distill.tunes.metrics"
+
+    def spec(path: str, /, **arguments: Any) -> dict[str, Any]:
+        return {"class_path": path} | ({"init_args": arguments} if arguments else {})
+
+    base = spec(f"cfg_distill.generators.{type(request.generator).__name__}", path=request.model)
+    other, guards = {}, {}
     if request.kind is KINDS["tunes"]:
-        tunes = "cfg_distill.tunes.metrics"
-        quality: dict[str, Any] = {"quality": {"class_path": f"{tunes}.TuneQuality"}}
-        guards = {"rest_share": {"class_path": f"{tunes}.RestShare"}, "copy_rate": {"class_path": f"{tunes}.CopyRate"}}
-        other = {"melodic_diversity": {"class_path": f"{tunes}.MelodicDiversity"}}
+        quality = {"quality": spec(f"{tunes}.TuneQuality")}
+        other = {"melodic_diversity": spec(f"{tunes}.MelodicDiversity")}
+        guards = {"rest_share": spec(f"{tunes}.RestShare"), "copy_rate": spec(f"{tunes}.CopyRate")}
+    elif request.kind is KINDS["text"]:
+        quality = {"substance": spec(f"{ours}.Substance", generator=base)}
+        other = {"words": spec(f"{ours}.PairwiseCosineDiversity", embedder=_WORDS)}
+        if embedder == _WORDS:  # the reward's own measure
+            other = {"bigrams": spec(f"{ours}.DistinctN")}
+        guards = {name: spec(f"{ours}.{name.title()}") for name in ("repetition", "degeneration")}
+        guards["log_probability"] = spec(f"{ours}.LogProbability", generator=base)
     else:
-        path = f"cfg_distill.generators.{type(request.generator).__name__}"
-        base = {"class_path": path, "init_args": {"path": request.model}}
-        ours, of_base = "cfg_distill.metrics", {"init_args": {"generator": base}}
-        quality, other, guards = {"adherence": {"class_path": f"{ours}.PointwiseMutualInformation"} | of_base}, {}, {}
-        if request.kind is KINDS["text"]:
-            quality = {"substance": {"class_path": f"{ours}.Substance"} | of_base}
-            words = {"class_path": f"{ours}.PairwiseCosineDiversity", "init_args": {"embedder": _WORDS}}
-            other = {"bigrams": {"class_path": f"{ours}.DistinctN"}} if embedder == _WORDS else {"words": words}
-            guards = {"log_probability": {"class_path": f"{ours}.LogProbability"} | of_base}
-            guards["repetition"] = {"class_path": f"{ours}.Repetition"}
-            guards["degeneration"] = {"class_path": f"{ours}.Degeneration"}
-    guards["empty_share"] = {"class_path": "cfg_distill.metrics.EmptyShare"}
-    return quality | {"diversity": diversity} | other | guards
+        quality = {"adherence": spec(f"{ours}.PointwiseMutualInformation", generator=base)}
+    guards["empty_share"] = spec(f"{ours}.EmptyShare")
+    return quality | {"diversity": spec(f"{ours}.PairwiseCosineDiversity", embedder=embedder)} | other | guards
 
 
 def _headline(metrics: Mapping[str, Any]) -> dict[str, str]:
