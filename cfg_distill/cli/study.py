@@ -10,8 +10,6 @@ from cfg_distill.cli.arguments import Arguments
 
 
 def run(argv: Sequence[str]) -> None:
-    from cfg_distill.study.steps import StepKind
-
     parser = Arguments("study", "Fits, merges, baselines and evaluation in one file. Run again, it goes on.")
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study; recipes/... finds a shipped one")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the results; default: as the file says")
@@ -21,7 +19,6 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--remake",
         nargs="+",
-        choices=get_args(StepKind),
         metavar="KIND",
         default=(),
         help="make these steps again, although they are done, and what depends on them: evaluate, time, fit, ...",
@@ -30,6 +27,14 @@ def run(argv: Sequence[str]) -> None:
         "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"
     )
     given = parser.read(argv)
+    from cfg_distill.errors import ConfigError, nearest
     from cfg_distill.report import run_study
+    from cfg_distill.study.steps import StepKind
 
+    kinds = get_args(StepKind)
+    for kind in given.remake:
+        if kind not in kinds:
+            raise ConfigError(
+                f"Option `--remake`: expected {', '.join(kinds)}, but got `{kind}`.{nearest(kind, kinds)}"
+            )
     run_study(given.study, given.out, given.overwrite, given.inline, given.remake)

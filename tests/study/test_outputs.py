@@ -72,7 +72,7 @@ def test_a_real_study_beside_files_of_the_user(real, change, capsys):
     assert json.loads(Path("systems/base.json").read_text())["values"] == values
     capsys.readouterr()
     assert main(["study", "study.yaml", "--out", ".", "--remake", "evaluations"]) == 2
-    assert "'evaluate'" in capsys.readouterr().err
+    assert "Did you mean `evaluate`?" in capsys.readouterr().err
     assert Path("students/base/mine.txt").read_text() == "mine"
     assert Path("train.txt").exists() and Path("base/model.safetensors").exists()
 

@@ -68,14 +68,18 @@ def test_training_seeds_make_every_chain_once_per_seed(place, change):
 
 def test_a_step_on_the_way_is_made_but_not_evaluated(place, change):
     before = {step.label: step for step in plan(read_study("study.yaml"), place / "out")}
-    begun = record_of(read_study("study.yaml"))
+    begun, claims = record_of(read_study("study.yaml")), yaml.safe_load((place / "study.yaml").read_text())["claims"]
     study = read_study(change({"fits/diversity/evaluate": False, "merges/half/evaluate": False, "claims": None}))
     assert problems_of(study) == []
     after = {step.label: step for step in plan(study, place / "out")}
     assert before.keys() - after.keys() == {"evaluate diversity", "evaluate half"} and after.keys() <= before.keys()
     assert after["merge half"] == before["merge half"]  # so what was made of it is not stale
     assert [line.split(":")[0] for line in changes(begun, record_of(study))] == ["claims"]
-    study = read_study(change({"systems": {"half T 0.8": {"model": "half", "temperature": 0.8}}}))
+    assert [str(each) for each in problems_of(read_study(change({"claims": claims})))] == [
+        f"Key `claims.{key}`: expected a system, but `{name}` has `evaluate: false`. Remove that, or name another system."
+        for key, name in (("diversity", "diversity"), ("merge", "half"))
+    ]
+    study = read_study(change({"claims": None, "systems": {"half T 0.8": {"model": "half", "temperature": 0.8}}}))
     assert "evaluate half T 0.8" in {step.label for step in plan(study, place / "out")}
 
 
