@@ -35,7 +35,7 @@ _LINES = (".txt", ".jsonl")
 """Files of prompts that can be split by their lines."""
 _CLAP = {"class_path": "cfg_distill.embedders.CLAP", "init_args": {"path": "laion/larger_clap_music"}}
 _TUNES = {"class_path": "cfg_distill.tunes.embedder.Tunes"}
-_WORDS = {"class_path": "cfg_distill.embedders.WordCounts"}
+_WORDS: dict[str, Any] = {"class_path": "cfg_distill.embedders.WordCounts"}
 _MINILM = {"class_path": "cfg_distill.embedders.TransformerEmbedder", "init_args": {"path": "text:minilm"}}
 NO_EMBEDDER = (
     "Diversity needs an embedder: a frozen model that maps an output to a vector, so that the distance of two outputs says how"
@@ -277,7 +277,7 @@ def _metrics(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[s
         guards = {"rest_share": spec(f"{tunes}.RestShare"), "copy_rate": spec(f"{tunes}.CopyRate")}
     elif request.kind is KINDS["text"]:
         quality = {"substance": spec(f"{ours}.Substance", generator=base)}
-        other = {"words": spec(f"{ours}.PairwiseCosineDiversity", embedder=_WORDS)}
+        other = {"words": spec(f"{ours}.PairwiseCosineDiversity", embedder=_WORDS | {"init_args": {"n": 1}})}
         if embedder == _WORDS:  # the reward's own measure
             other = {"bigrams": spec(f"{ours}.DistinctN")}
         guards = {name: spec(f"{ours}.{name.title()}") for name in ("repetition", "degeneration")}
