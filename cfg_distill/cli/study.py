@@ -18,10 +18,10 @@ def run(argv: Sequence[str]) -> None:
     )
     parser.add_argument(
         "--remake",
-        nargs="+",
+        action="append",
         metavar="KIND",
-        default=(),
-        help="make these steps again, although they are done, and what depends on them: evaluate, time, fit, ...",
+        default=[],
+        help="make steps again that are done, and what depends on them: evaluate, time, fit, ...; may be repeated",
     )
     parser.add_argument(
         "--inline", action="store_true", help="put the sound into report.html, so that it can be moved alone"

@@ -213,7 +213,7 @@ def test_one_function_runs_the_steps_and_writes_choice_and_page(
     asked = []
     monkeypatch.setattr(studying, "run_steps", lambda *given: asked.append(given) or study)
     assert run_study("study.yaml", "study", overwrite=True) == study
-    assert main(["study", "study.yaml", "--inline", "--remake", "time", "evaluate"]) == 0
+    assert main(["study", "study.yaml", "--inline", "--remake", "time", "--remake", "evaluate"]) == 0
     assert asked == [("study.yaml", "study", True, ()), (Path("study.yaml"), None, False, ["time", "evaluate"])]
     assert front_of(study)["choice"]["system"] == "half" and "Ship <em>half</em>" in (study / "report.html").read_text()
     told = capsys.readouterr().out
