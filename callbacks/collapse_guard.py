@@ -18,6 +18,16 @@ SHOWN = {
 }
 
 
+def lowest_of(first: float, share: float) -> float:
+    """The bound of a value that began at ``first``: this share of it. A negative one may fall as far below its first value.
+
+    Example:
+        >>> lowest_of(0.8, 0.25), lowest_of(-0.8, 0.25)
+        (0.2, -1.4)
+    """
+    return first - (1 - share) * abs(first)
+
+
 class CollapseGuard(Callback):
     r"""Watch the samples of training for collapse: the student writes the same thing again and again, or nothing at all.
 
@@ -41,7 +51,8 @@ class CollapseGuard(Callback):
         entropy_below: the lowest entropy; 0 for no bound.
         distance_below: the lowest mean reward; 0 for no bound.
         degenerate_above: the highest share of degenerate samples; 1 for no bound.
-        relative: whether ``entropy_below`` and ``distance_below`` are shares of the first window's values, else values.
+        relative: whether ``entropy_below`` and ``distance_below`` are shares of the first window's values, else values. A
+            reward below 0 may fall by one minus the share of its size.
         loss: the loss, in ``model.losses``, whose reward is the distance; empty for the first one that has a reward.
         window: batches to average over.
         action: ``warn``, or ``stop``: the run ends with exit code 2 and the numbers.
@@ -118,11 +129,12 @@ class CollapseGuard(Callback):
             if name == "degenerate":
                 is_worse, bound = value > self.degenerate_above, f"above {self.degenerate_above:.4g}"
             else:
-                share = self.entropy_below if name == "entropy" else self.distance_below
-                lowest = share * self._first.get(name, value) if self.relative else share
-                is_worse, bound = value < lowest, f"below {lowest:.4g}"
+                asked = self.entropy_below if name == "entropy" else self.distance_below
+                first = self._first.get(name, value)
+                lowest = lowest_of(first, asked) if self.relative else asked
+                is_worse, bound = asked > 0 and value < lowest, f"below {lowest:.4g}"
                 if self.relative:
-                    bound += f", {share:.4g} of its first value {self._first.get(name, value):.4g}"
+                    bound += f"; its first value was {first:.4g}"
             if is_worse:
                 reasons[name] = f"{SHOWN[name].format(value)}, {bound}"
         begun = [reason for name, reason in reasons.items() if name not in self._collapsed]

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from cfg_distill.callbacks.collapse_guard import lowest_of
 from cfg_distill.callbacks.media import sinks
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.metrics import SampleMetric
@@ -136,8 +137,8 @@ class DiversityLogging(Callback):
         for name, metric in self.metrics.items():
             known = (past.get(name, math.nan) for past in self.history)  # a resumed fit may have another metric
             first = next((value for value in known if not math.isnan(value)), math.nan)
-            threshold = self.collapse_below * (first if self.relative else 1.0)
-            if metric.axis == "diversity" and values[name] < threshold:
+            threshold = lowest_of(first, self.collapse_below) if self.relative else self.collapse_below
+            if metric.axis == "diversity" and self.collapse_below and values[name] < threshold:
                 reasons[name] = f"{name} is {values[name]:.4g}, below {threshold:.4g}"
         if identical:
             reasons["identical_groups"] = f"all samples of {identical} of {groups} prompts are identical"

@@ -1,5 +1,6 @@
 """CFGDistillation on a tiny real model: what must hold of the training itself."""
 
+import contextlib
 import copy
 import os
 import socket
@@ -17,6 +18,7 @@ from cfg_distill.callbacks import BetaCalibration
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.gradients import RatioWatch
 from cfg_distill.distillation.module import fingerprint
+from cfg_distill.distillation.step import Batch
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, HiddenStates, Logits, LoRA
@@ -189,6 +191,34 @@ def test_two_processes_are_one(folder, ranks, cut, lora):
     if "measure_gradients_every" in CUTS[cut]:
         assert torch.equal(norms, same_norms)
         torch.testing.assert_close(norms, norms_of(whole), rtol=1e-4, atol=1e-6)
+
+
+def test_weights_are_loaded_on_the_cpu_whatever_the_device_of_the_fit(folder):
+    """Lightning creates a model on the device of the fit. There a new adapter would be drawn by other random numbers."""
+    model, other = (module(folder, generator=CausalLM(folder, lora=LoRA(rank=2))) for _ in range(2))
+    model.configure_model()
+    with torch.device("meta"):
+        other.configure_model()
+    assert not any(parameter.is_meta for parameter in other.parameters())
+    assert torch.equal(weights(model), weights(other))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("a library failed"), KeyboardInterrupt()])
+def test_a_fit_after_one_that_ended_within_a_step(folder, monkeypatch, error):
+    model, clean = module(folder), module(folder)
+    fit(clean, [PROMPTS[:2]])
+
+    def failing(*args):
+        whole(*args)
+        raise error
+
+    whole = Batch.differentiate
+    with monkeypatch.context() as patch, contextlib.suppress(RuntimeError, KeyboardInterrupt, SystemExit):
+        patch.setattr(Batch, "differentiate", failing)
+        fit(model, [PROMPTS[2:]])
+    assert not torch.equal(weights(model), weights(clean))
+    fit(model, [PROMPTS[:2]])
+    assert torch.equal(weights(model), weights(clean))
 
 
 def test_teacher_and_frozen_parts_stay_out(folder, tmp_path):

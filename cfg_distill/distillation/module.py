@@ -184,16 +184,18 @@ class CFGDistillation(L.LightningModule):
             return
         if problems := self.problems():
             raise ConfigError([problem.under("model") for problem in problems])
-        # A new adapter depends on the seed alone, whatever was drawn before: Lightning seeds anew where processes are many.
-        with torch_seed(self.seed):
-            self.student.load()
-        self.teacher = self.student.frozen_copy()
-        if self.start:
-            self.student.load_weights(self.start)
-        start = StartModel(self.teacher, self.sampling)
-        for loss in self.mix.values():
-            loss.load()
-            loss.attach(start)
+        # Lightning calls this under `torch.device("cuda")`, where transformers would ask for accelerate. On the CPU a new adapter
+        # depends on the seed alone, whatever the device and whatever was drawn before.
+        with torch.device("cpu"):
+            with torch_seed(self.seed):
+                self.student.load()
+            self.teacher = self.student.frozen_copy()
+            if self.start:
+                self.student.load_weights(self.start)
+            start = StartModel(self.teacher, self.sampling)
+            for loss in self.mix.values():
+                loss.load()
+                loss.attach(start)
         shard(self)
         self.train(self.training)
 
@@ -390,6 +392,7 @@ class CFGDistillation(L.LightningModule):
         assert self.teacher is not None
         refuse(problems_once_loaded(self, self.trainer.datamodule))  # type: ignore[attr-defined]
         self._teacher_fingerprint = fingerprint(self.teacher)
+        self._step.batches.clear()  # of a fit that was stopped within a step
 
     def on_fit_end(self) -> None:
         assert self.teacher is not None

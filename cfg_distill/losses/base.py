@@ -104,7 +104,11 @@ class Loss(nn.Module, ABC):
             cls.advantage = cls.credit  # type: ignore[method-assign]
         elif "advantage" in own and "credit" not in own:
             cls.credit = cls.advantage
-        if "forward" in own and cls.cells is Loss.cells:
+        if "forward" in own and "cells" not in own:
+            if cls.cells not in (Loss.cells, _no_cells):
+                raise TypeError(
+                    f"`{cls.__name__}.forward` would never be called: a fit sums `cells`. Override `cells`."
+                )
             cls.cells = _no_cells  # type: ignore[assignment, method-assign]
 
     @property

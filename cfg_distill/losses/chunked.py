@@ -121,10 +121,12 @@ def sum_over_cells(
             return _weighted(cells, terms, weights, sums)
 
         if chunked is not None:
-            head = chunked.head
-            bias_V = None if head.bias_KV is None else head.bias_KV[k]
+            weight_VD = chunked.head.weight_KVD[k]
+            bias_V = None if chunked.head.bias_KV is None else chunked.head.bias_KV[k]
+            if not torch.is_grad_enabled():  # which autograd does not tell _ChunkedSum
+                weight_VD, bias_V = weight_VD.detach(), None if bias_V is None else bias_V.detach()
             states_MD = chunked.states(k)[row_M, position_M]
-            totals.append(_ChunkedSum.apply(states_MD, head.weight_KVD[k], bias_V, evaluate, num_cells))
+            totals.append(_ChunkedSum.apply(states_MD, weight_VD, bias_V, evaluate, num_cells))
         else:
             logits_MV = student.at(k, row_M, position_M)
             totals.append(evaluate(at_least_float32(logits_MV).log_softmax(-1), slice(None)))

@@ -124,9 +124,11 @@ class PolicyGradient(Loss):
     def cells(self, inputs: LossInputs) -> CellTerm:
         assert inputs.advantage_N is not None
         advantage_N = inputs.advantage_N.to(inputs.tokens_NKT.device, torch.float32)
-        if self.scale == "token":
-            advantage_N = advantage_N * inputs.sampling.max_new_tokens / inputs.length_N
         drawn = inputs.samples.rollout
+        if self.scale == "token":
+            # An opening was not drawn by the student.
+            own_N = (inputs.length_N - drawn.opening).clamp(min=1)
+            advantage_N = advantage_N * inputs.sampling.max_new_tokens / own_N
         if not drawn.steps_behind:
             return lambda cells: -advantage_N[cells.row_M] * token_log_probs(cells, inputs.sampling, drawn.opening)
         then_NKT = drawn.log_probs_NKT[inputs.rows]

@@ -62,11 +62,13 @@ class ReferredMetric(EmbeddingMetric):
         self.reference.load()
         return super().load()
 
-    def referred(self, samples: Samples, width: int) -> tuple[Tensor, Tensor]:
-        """The vectors of the reference, ``[R, D]`` with D as the samples', and their weights, ``[B, R]``."""
+    def referred(self, samples: Samples, embedding_BGD: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of the reference, ``[R, D]``, and their weights, ``[B, R]``, on the device of the samples' vectors."""
         with blamed(self.reference, "reference"):
-            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(self.device), width)
-        return vectors_RD.to(self.device), weight_BR.to(self.device)
+            vectors_RD, weight_BR = self.reference.at(
+                samples.asked, self._frozen.on(self.device), embedding_BGD.shape[-1]
+            )
+        return vectors_RD.to(embedding_BGD.device), weight_BR.to(embedding_BGD.device)
 
 
 class PseudoDensity(ReferredMetric):
@@ -98,7 +100,7 @@ class PseudoDensity(ReferredMetric):
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        banks = self.banks.of(samples.asked, *self.referred(samples, embedding_BGD.shape[-1]))
+        banks = self.banks.of(samples.asked, *self.referred(samples, embedding_BGD))
         return torch.stack([self._of_prompt(row_GD, bank) for row_GD, bank in zip(embedding_BGD, banks, strict=True)])
 
     def _of_prompt(self, embedding_GD: Tensor, bank: Bank) -> Tensor:
@@ -142,8 +144,8 @@ class KernelDistance(ReferredMetric):
         if samples.group < 2:
             return torch.full((len(samples.prompts),), torch.nan)
         embedding_BGD = self.embedded(samples).double()
-        vectors_RD, weight_BR = (each.double() for each in self.referred(samples, embedding_BGD.shape[-1]))
-        counts_BG = ~degenerate_of(self.embedder, samples).to(self.device)
+        vectors_RD, weight_BR = (each.double() for each in self.referred(samples, embedding_BGD))
+        counts_BG = ~degenerate_of(self.embedder, samples).to(embedding_BGD.device)
         pairs_BGG = witness_pairs(embedding_BGD, counts_BG, vectors_RD, weight_BR, self.kernel)
         return within(vectors_RD, weight_BR, self.kernel.of(vectors_RD)) - mean_with_others(pairs_BGG).mean(-1)
 

@@ -50,9 +50,9 @@ class Compared(UnderEmbedder):
     def attach(self, start: StartModel) -> None:
         self.reference.attach(start)
 
-    def referred(self, samples: Samples, width: int) -> tuple[Tensor, Tensor]:
-        """The vectors of the reference, ``[R, D]`` with D as the samples', and their weights, ``[B, R]``."""
-        device = samples.rollout.tokens_BGKT.device
+    def referred(self, samples: Samples, embedding_BGD: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of the reference, ``[R, D]``, and their weights, ``[B, R]``, on the device of the samples' vectors."""
+        embedder = self._frozen.on(samples.rollout.tokens_BGKT.device)
         with blamed(self.reference, "reference"):
-            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.on(device), width)
-        return vectors_RD.to(device), weight_BR.to(device)
+            vectors_RD, weight_BR = self.reference.at(samples.asked, embedder, embedding_BGD.shape[-1])
+        return vectors_RD.to(embedding_BGD.device), weight_BR.to(embedding_BGD.device)

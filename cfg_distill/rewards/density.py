@@ -69,7 +69,7 @@ class Density(Compared, SampleReward):
 
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        banks = self.banks.of(samples.asked, *self.referred(samples, embedding_BGD.shape[-1]))
+        banks = self.banks.of(samples.asked, *self.referred(samples, embedding_BGD))
         with torch.autocast(embedding_BGD.device.type, enabled=False):
             rows = [self._of_prompt(row_GD, bank) for row_GD, bank in zip(embedding_BGD, banks, strict=True)]
         value_BG = torch.stack([value_G for value_G, _ in rows])

@@ -190,13 +190,13 @@ class Mixed(Reward):
         """The scales for this batch, ``[R]``: the mean of the batches before it, which then takes this one in."""
         if not self.calibration:
             return torch.ones_like(self.past.value)
-        first = self.past.updates == 0
-        if first or (self.training and self.past.updates < self.calibration):
+        seen = int(self.past.updates.min())  # all rewards have values in every batch
+        if not seen or (self.training and seen < self.calibration):
             count = torch.full((1,), float(seen_RBG[0].numel()), device=seen_RBG.device)
             *total, number = all_reduced(torch.cat([seen_RBG.flatten(1).sum(1), count])).unbind()
             mean_R = torch.stack(total) / number
             # Only the very first batch, which has no past, is scaled by itself.
-            scale_R = mean_R if first else self.past.value.clone()
+            scale_R = self.past.value.clone() if seen else mean_R
             if self.training:
                 self.past.update(torch.stack(total), number)
         else:

@@ -50,22 +50,30 @@ class RunningMean(nn.Module):
         super().__init__()
         self.momentum = momentum
         self.value = nn.Buffer(torch.zeros(shape))
-        self.updates = nn.Buffer(torch.zeros((), dtype=torch.long))
+        self.updates = nn.Buffer(torch.zeros(shape, dtype=torch.long))
 
     def update(self, total: Tensor, count: Tensor) -> None:
         """Take in a batch: the sum and the number of its values, already summed over ranks.
 
-        An entry without values keeps its mean. A batch without any leaves all as it is, and so does one with NaN or infinity:
-        the run that it stops can be resumed.
+        An entry without values keeps its mean. A batch with NaN or infinity leaves all as it is: the run that it stops can be
+        resumed.
         """
-        if not (total.isfinite().all() and count.any()):
+        if not total.isfinite().all():
             return
-        mean = torch.where(count > 0, total / count, self.value.to(total))
-        self.value.lerp_(mean.to(self.value), share_of_newest(self.momentum, int(self.updates)))
-        self.updates += 1
+        has_values = (count > 0).expand(self.value.shape).to(self.value.device)
+        shares = [share_of_newest(self.momentum, updates) for updates in self.updates.flatten().tolist()]
+        moved = self.value.lerp((total / count).to(self.value), self.value.new_tensor(shares).view_as(self.value))
+        self.value.copy_(torch.where(has_values, moved, self.value))
+        self.updates += has_values
 
     def _apply(self, fn: Any, recurse: bool = True) -> Self:
         # In half precision a slow mean stands still: keep it in float32 when the module around it is converted.
         super()._apply(fn, recurse)
         self.value = self.value.float()
         return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        key = f"{prefix}updates"
+        if key in state_dict:  # of version 0.1: one number for all entries
+            state_dict[key] = state_dict[key].expand(self.updates.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -56,7 +56,7 @@ class Witness(Compared, PairwiseReward):
 
     def pairs(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
-        vectors_RD, weight_BR = self.referred(samples, embedding_BGD.shape[-1])
+        vectors_RD, weight_BR = self.referred(samples, embedding_BGD)
         counts_BG = ~self.degenerate(samples).to(embedding_BGD.device)
         with torch.autocast(embedding_BGD.device.type, enabled=False):
             return witness_pairs(embedding_BGD, counts_BG, vectors_RD, weight_BR, self.kernel)

@@ -72,8 +72,8 @@ def test_it_warns_once_with_the_numbers_and_again_after_a_recovery(tiny_model: s
     texts = [str(each.message) for each in said if "Collapse" in str(each.message)]
     assert len(texts) == 1 and guard._collapsed == []
     assert texts[0].startswith("Collapse at step 4, over 2 batches: the entropy of the samples is ")
-    assert "nats per token, below" in texts[0] and "0.25 of its first value" in texts[0]
-    assert "; the mean reward of the samples is 0." in texts[0] and "0.5 of its first value" in texts[0]
+    assert "nats per token, below" in texts[0] and "; its first value was" in texts[0]
+    assert "; the mean reward of the samples is 0." in texts[0]
     with pytest.warns(UserWarning, match="Collapse at step 9"):
         guard._judge(9, {"entropy": 0.0})
     guard._judge(10, {"entropy": 0.0})  # a warning would be an error here
@@ -96,6 +96,8 @@ def test_it_stops_if_asked(tiny_model: str, tmp_path: Path) -> None:
     [
         ({}, {"degenerate": 0.6}, "the share of degenerate samples is 0.6, above 0.5"),
         ({"relative": False, "entropy_below": 0.3}, {"entropy": 0.2}, "is 0.2 nats per token, below 0.3"),
+        ({}, {"distance": -1.0}, ""),  # a reward below 0 that has only begun
+        ({"relative": False, "distance_below": 0.0}, {"distance": -1.0}, ""),
         ({"degenerate_above": 1.0, "entropy_below": 0.0}, {"degenerate": 1.0, "entropy": 0.0}, ""),
     ],
 )
@@ -106,6 +108,14 @@ def test_bounds(settings: dict[str, Any], means: dict[str, float], said: str) ->
             guard._judge(1, means)
     else:
         guard._judge(1, means)
+
+
+def test_a_reward_below_0_has_its_bound_below_its_first_value() -> None:
+    guard = CollapseGuard(action="stop")
+    guard._judge(20, {"distance": -1.0})
+    guard._judge(40, {"distance": -1.4})
+    with pytest.raises(ConfigError, match="is -1.6, below -1.5; its first value was -1"):
+        guard._judge(60, {"distance": -1.6})
 
 
 def test_problems_are_named(tiny_model: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cfg_distill.generators import Head, HiddenStates, Logits
 from cfg_distill.generators.delay import cells_at
@@ -16,6 +17,7 @@ from cfg_distill.losses import (
     mix,
     reverse_kl,
 )
+from cfg_distill.losses.chunked import sum_over_cells
 from cfg_distill.losses.divergences import entropy_cells
 from cfg_distill.rewards import GroupReward, Reward
 from cfg_distill.sampling import Rollout, Sampling
@@ -265,3 +267,46 @@ def test_a_term_that_is_no_sum_over_cells():
         torch.testing.assert_close(ours, theirs)
     with pytest.raises(TypeError, match="abstract"):
         type("Neither", (Loss,), {})()
+
+
+def test_without_gradient_a_trained_head_costs_no_product_more():
+    class Seen(TorchDispatchMode):
+        names = ()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names = (*self.names, func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    inputs, _ = setting()
+    with torch.no_grad(), Seen() as seen:
+        mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
+    assert inputs.student.head.weight_KVD.requires_grad and "addmm_.default" not in seen.names
+    with Seen() as seen:
+        mix({"kl": ReverseKL()}, inputs, {"kl": 1.0}, chunk=4 * V)
+    assert "addmm_.default" in seen.names
+
+
+def test_a_forward_that_no_fit_would_call_is_refused():
+    with pytest.raises(TypeError, match="`Doubled.forward` would never be called"):
+
+        class Doubled(ReverseKL):
+            def forward(self, inputs):
+                return 2 * super().forward(inputs)
+
+
+def test_a_token_scale_counts_the_tokens_that_the_student_drew():
+    """Behind an opening of 4 tokens, samples of 1 and 3 tokens pull equally hard in all."""
+    mask_NKT = torch.arange(T) < torch.tensor([[[5]], [[7]]])
+    tokens_NKT = torch.zeros(2, 1, T, dtype=torch.long)
+    rollout = Rollout(tokens_NKT[None], mask_NKT[None], torch.zeros(1, 2, 1, T), opening=4)
+    logits = torch.zeros(2, 1, T, V, requires_grad=True)
+    sampling = Sampling(samples=2, max_new_tokens=T)
+    inputs = LossInputs(
+        Logits(logits), Logits(logits.detach()), tokens_NKT, mask_NKT, sampling, Samples(["a"], [""] * 2, rollout)
+    )
+    inputs.advantage_N = torch.ones(2)
+    term = PolicyGradient(Given(), scale="token").cells(inputs)
+    total, _ = sum_over_cells(inputs.student, inputs.teacher, tokens_NKT, mask_NKT, {"": term}, {"": 1.0}, chunk=4 * V)
+    total.backward()
+    first, second = logits.grad.abs().sum((1, 2, 3))
+    torch.testing.assert_close(first, second)

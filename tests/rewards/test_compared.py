@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -35,6 +36,8 @@ from cfg_distill.rewards import (
     leave_one_out,
 )
 from cfg_distill.rewards.contrast import log_contrast
+from cfg_distill.rewards.running import RunningMean
+from cfg_distill.sampling import Rollout
 
 THETA_V = torch.tensor([0.3, -0.5, 0.9, 0.1])
 TABLE_VD = torch.tensor([[0.5, 0.5], [3.0, 3.0], [1.0, 0.0], [0.2, 0.9]])
@@ -436,3 +439,30 @@ def test_vectors_are_made_once_per_embedder(lookup):
     torch.testing.assert_close(vectors_RD, 2 * torch.eye(3))
     assert weight_BR.tolist() == [[0.0, 1.0, 0.0]]  # a degenerate output has no weight
     assert energy_kernel(torch.zeros(1, 2), torch.tensor([[3.0, 4.0]])).item() == -5.0
+
+
+@pytest.mark.parametrize("kind", [Witness, Density])
+def test_vectors_of_a_reference_follow_those_of_the_samples(kind, samples_of):
+    """Counts of words are made on the CPU, wherever the samples' tokens are: here on a device without memory."""
+    embedder = NGramCounts(buckets=8)
+    reference = Rows(["a b", "c d", "e f", "g h"], [[1.0] * 4])
+    settings = {"kernel": "energy"} if kind is Witness else {"k": 2}
+    samples = samples_of(torch.tensor([[0, 1, 2]]))
+    drawn = samples.rollout
+    there = Rollout(*(each.to("meta") for each in (drawn.tokens_BGKT, drawn.mask_BGKT, drawn.log_probs_BGKT)))
+    outputs = ["a b", "c d", "e f"]
+    expected = kind(embedder, reference, **settings)(replace(samples, outputs=outputs))
+    found = kind(embedder, reference, **settings)(replace(samples, outputs=outputs, rollout=there))
+    assert torch.equal(found.reward_BG, expected.reward_BG)
+
+
+def test_a_label_that_is_seen_late_begins_with_its_own_mean():
+    past = RunningMean(0.75, (2,))
+    for _ in range(5):
+        past.update(torch.tensor([2.0, 0.0]), torch.tensor([2.0, 0.0]))
+    past.update(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 3.0]))
+    past.update(torch.tensor([0.0, 6.0]), torch.tensor([0.0, 2.0]))
+    assert past.value.tolist() == [1.0, 2.0] and past.updates.tolist() == [6, 2]
+    resumed = RunningMean(0.75, (2,))
+    resumed.load_state_dict(past.state_dict() | {"updates": torch.tensor(3)})  # of version 0.1
+    assert resumed.value.tolist() == [1.0, 2.0] and resumed.updates.tolist() == [3, 3]
