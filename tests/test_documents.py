@@ -33,6 +33,8 @@ def bomb(levels: int) -> str:
         ("a:\n\tb: 1", "Indent with spaces"),
         ("a: !!python/object/apply:os.system [true]", "could not determine a constructor"),
         ("# " + "x" * MOST_BYTES["YAML"], "expected at most 2,000,000 bytes"),
+        ("a: !!bool maybe", "not of the type that its tag"),
+        ("a: !!timestamp x", "not of the type that its tag"),
         ("- a", "expected keys and values, but got list"),
         ("a: b: c", "Mend that line"),
     ],

@@ -24,7 +24,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--dial", nargs="+", type=float, default=[], metavar="S", help=dials)
     parser.add_argument("--metrics", type=Path, metavar="FILE", help="a YAML file: name to class_path and init_args")
     parser.add_argument("--batch-size", type=int, default=8, help="prompts at once")
-    parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds results")
+    parser.add_argument("--overwrite", action="store_true", help="replace results in --out")
     parser.add_argument(
         "--written", type=int, default=12, metavar="N", help="prompts of which --out gets samples, to be read and heard"
     )

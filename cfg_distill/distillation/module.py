@@ -184,7 +184,7 @@ class CFGDistillation(L.LightningModule):
             return
         if problems := self.problems():
             raise ConfigError([problem.under("model") for problem in problems])
-        # Lightning calls this under `torch.device("cuda")`, where transformers would ask for accelerate. On the CPU a new adapter
+        # Lightning calls this under `torch.device("cuda")`, where transformers asks for accelerate. On the CPU a new adapter
         # depends on the seed alone, whatever the device and whatever was drawn before.
         with torch.device("cpu"):
             with torch_seed(self.seed):

@@ -161,7 +161,7 @@ class _Samples:
         if readable:
             self._check_model()
         if self.folder is not None:
-            self.problems += problems_of_folder_to_write(self.folder, request.overwrite, any_file=True)
+            self.problems += problems_of_folder_to_write(self.folder, request.overwrite)
         if request.audio != "wav":
             self.problems += at_key("audio", problems_of_audio_extra())
         if not self.problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -55,6 +56,10 @@ def evaluate_request(request: EvaluateRequest) -> str:
         raise ConfigError(problems)
     for metric in request.plan.metrics.values():
         metric.to(device()).load()  # moved first: loading may embed a folder of sound, on the metric's device
+    folder = None if request.out is None else Path(request.out)
+    if folder is not None and request.overwrite:
+        for name in ("systems", "samples"):  # those of other models would be read beside the new ones
+            shutil.rmtree(folder / name, ignore_errors=True)
     systems: list[System] = []
     predictor: Predictor | None = None
     with bar_over("evaluating", [_name(point, request.points) for point in request.points]) as begin:
@@ -68,7 +73,6 @@ def evaluate_request(request: EvaluateRequest) -> str:
                 del generator
             assert predictor is not None
             systems.append(_system(request, number + 1, predictor, point, report))
-    folder = None if request.out is None else Path(request.out)
     return write_front(folder, systems, _headline(request.plan.metrics))
 
 

@@ -30,14 +30,25 @@ def problems_of_model(generator: Generator, key: str) -> list[Problem]:
     return [replace(each, key=key, prefix="") if each.path in ("path", "") else each for each in found]
 
 
-def problems_of_folder_to_write(out: Path, overwrite: bool, any_file: bool = False) -> list[Problem]:
-    """Why a folder may not be written to: it holds results, or, with ``any_file``, any file."""
+RESULT_FILES = (
+    "front.json",
+    "front.png",
+    "table.txt",
+    "report.html",
+    "report_files/*-[0-9]*-[0-9]*.*",
+    "systems/*.json",
+    "samples/*/[0-9]*-*-[0-9]*.*",
+)
+"""What an evaluation and its report write into their folder, as patterns of paths."""
+
+
+def problems_of_folder_to_write(out: Path, overwrite: bool) -> list[Problem]:
+    """Why samples may not be written into a folder: it holds files."""
     if found := problems_of_place(out):
         return found
     if out.exists() and not out.is_dir():
         return [Problem("out", f"expected a folder, but `{out}` is a file. Name another one.")]
-    holds = any(out.iterdir()) if any_file and out.is_dir() else (out / "front.json").exists()
-    if not holds or overwrite:
+    if overwrite or not out.is_dir() or not any(out.iterdir()):
         return []
     return [Problem("out", f"`{out}` exists. Name another one, or pass `@.overwrite`.")]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +16,6 @@ from cfg_distill.folders.profile import Profile, is_trusted, profile_of
 
 _OLDER = "cfg_distill.tunes.renderer.profile_of_older_folder"
 """Finds the profile of a folder that version 0.1 wrote, which holds none. To go after the next release."""
-_CLASS_PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 class Renderer:
@@ -112,16 +110,17 @@ def metrics_of_profiles(paths: Sequence[str], trust: Sequence[str] = ()) -> tupl
 
 
 def class_paths(specs: Any) -> list[str]:
-    """All dotted names in the metrics of a profile.
+    """All texts in the metrics of a profile from which a module could be imported: those with a full stop and no slash.
 
-    Every one counts, whatever its key: jsonargparse also imports a class path that stands in place of a mapping. So a
-    profile must write a file with a slash: ``./music.yaml``.
+    Every one counts, whatever its key: jsonargparse also imports a class path that stands in place of a mapping. And whatever
+    its form: Python imports the module of ``evil.No name!``, too. So a profile must write a file with a slash:
+    ``./music.yaml``.
     """
     if isinstance(specs, Mapping):
         return [name for value in specs.values() for name in class_paths(value)]
     if isinstance(specs, list):
         return [name for value in specs for name in class_paths(value)]
-    return [specs] if isinstance(specs, str) and _CLASS_PATH.fullmatch(specs) else []
+    return [specs] if isinstance(specs, str) and "." in specs and "/" not in specs else []
 
 
 def model_profile(path: str) -> Profile:

@@ -24,14 +24,15 @@ from cfg_distill.evaluation.chosen import (
 )
 from cfg_distill.evaluation.points import Point, points_of
 from cfg_distill.evaluation.refusals import (
+    RESULT_FILES,
     at_key,
-    problems_of_folder_to_write,
     problems_of_model,
     problems_of_sampling,
     problems_of_scales,
     remarks_on_scales,
 )
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
+from cfg_distill.files import problems_of_out
 from cfg_distill.folders.dials import problems_of_dial, remarks_on_dial
 from cfg_distill.folders.history import remarks_on_guiding
 from cfg_distill.generators import Generator, Guidance, PromptLike, open_generator
@@ -157,7 +158,7 @@ class Points:
     def _check_numbers(self) -> None:
         request = self.request
         if request.out is not None:
-            self.problems += problems_of_folder_to_write(Path(request.out), request.overwrite)
+            self.problems += problems_of_out(request.out, [request.prompts], request.overwrite, RESULT_FILES)
         if not request.seeds or len(set(request.seeds)) < len(request.seeds):
             self.problems.append(
                 Problem("seeds", f"expected one or more different numbers, but got {list(request.seeds)}.")

@@ -8,7 +8,7 @@ from typing import Any
 
 from cfg_distill.evaluation.measure import now
 from cfg_distill.generators import Guidance, Predictor, PromptLike
-from cfg_distill.sampling import Sampling, rollout
+from cfg_distill.sampling import Sampling, in_step, rollout
 
 LONGEST = 64
 """Tokens that are timed: a longer sample takes in proportion, and a study must not wait for it."""
@@ -24,8 +24,8 @@ def seconds_per_sample(
 ) -> list[dict[str, Any]]:
     """The time of samples of :data:`LONGEST` tokens, or of ``sampling.max_new_tokens`` when these are fewer.
 
-    A sample that ends early would make a model look fast. So the time of a decoding step is measured, and multiplied. Each time
-    is the shortest of three, after a run that warms up.
+    A sample that ends early would make a model look fast. So all are decoded to their full length, as if there were no end
+    token. Each time is the shortest of three, after a run that warms up.
 
     Args:
         predictor: the model, loaded, or another predictor over loaded models.
@@ -42,16 +42,16 @@ def seconds_per_sample(
     for number in rows:
         some = [prompts[place % len(prompts)] for place in range(number)]
         rollout(predictor, some, replace(sampling, samples=1, max_new_tokens=min(tokens, 4)), guidance)
-        steps = [
-            _step(predictor, some, replace(sampling, samples=1, max_new_tokens=tokens), guidance)
-            for _ in range(REPEATS)
-        ]
-        found.append({"rows": number, "tokens": tokens, "seconds": min(steps) * tokens / number})
+        whole = replace(sampling, samples=1, max_new_tokens=tokens, drop_finished=False)
+        seconds = min(_seconds(predictor, some, whole, guidance) for _ in range(REPEATS))
+        found.append({"rows": number, "tokens": tokens, "seconds": seconds / number})
     return found
 
 
-def _step(predictor: Predictor, prompts: Sequence[PromptLike], sampling: Sampling, guidance: Guidance | None) -> float:
-    """Seconds of a decoding step, the reading of the prompts among them."""
+def _seconds(
+    predictor: Predictor, prompts: Sequence[PromptLike], sampling: Sampling, guidance: Guidance | None
+) -> float:
     began = now(predictor.parts[0])
-    drawn = rollout(predictor, prompts, sampling, guidance)
-    return (now(predictor.parts[0]) - began) / drawn.tokens_BGKT.shape[-1]
+    with in_step(lambda done: False):
+        rollout(predictor, prompts, sampling, guidance)
+    return now(predictor.parts[0]) - began

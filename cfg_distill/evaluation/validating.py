@@ -236,11 +236,13 @@ def _rewards(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 def _ladder_of(content: Mapping[str, Any]) -> str:
     """The ladder that the folder of the first model in a recipe or study names; empty where none does."""
     for generator in _under("generator", content):
-        path = generator.get("path") or (generator.get("init_args") or {}).get("path")
+        settings = generator.get("init_args")
+        path = generator.get("path") or (settings.get("path") if isinstance(settings, Mapping) else None)
         if path:
             return model_profile(str(path)).ladder
-    models = [point.get("model") for points in _under("baselines", content) for point in points.values()]
-    return model_profile(str(models[0])).ladder if models and models[0] else ""
+    points = [point for found in _under("baselines", content) for point in found.values()]
+    model = points[0].get("model") if points and isinstance(points[0], Mapping) else None
+    return model_profile(str(model)).ladder if model else ""
 
 
 def domain_of(specs: Mapping[str, Any]) -> str:

@@ -104,6 +104,10 @@ def parse_yaml(text: str) -> Any:
         return yaml.load(text, _Loader)
     except (ValueError, RecursionError) as error:  # a whole number of 5,000 digits
         raise ConfigError(f"expected YAML, but it cannot be read: {error}. Write a smaller number.") from error
+    except (LookupError, AttributeError, TypeError) as error:  # `!!bool maybe`
+        raise ConfigError(
+            "expected YAML, but a value is not of the type that its tag `!!` names. Remove the tag."
+        ) from error
 
 
 def read_json(file: str | Path) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import make_readable
 from cfg_distill.folders.cache import cache_folder, locked
+from cfg_distill.folders.checksums import sha256
 
 REVISION = 1
 """Of what :func:`_convert` writes: a new one makes every file anew."""
@@ -74,14 +75,8 @@ def cached_name(file: Path) -> str:
 
 
 def _digest(file: Path) -> str:
-    """Of size, head and tail: reading a large file whole would take as long as loading the converted one."""
-    size, part = file.stat().st_size, 2**20
-    digest = hashlib.sha256(f"{REVISION} {size}".encode())
-    with file.open("rb") as stream:
-        digest.update(stream.read(part))
-        stream.seek(max(size - part, 0))
-        digest.update(stream.read(part))
-    return digest.hexdigest()[:12]
+    """Of all that it holds: two files may differ in one layer alone."""
+    return hashlib.sha256(f"{REVISION} {sha256(file)}".encode()).hexdigest()[:12]
 
 
 def _seconds(file: Path) -> int:

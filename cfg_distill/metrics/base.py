@@ -13,7 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from cfg_distill.embedders import Embedder, embedded
 from cfg_distill.embedders.base import texts_of
-from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.sampling.samples import Samples
 
@@ -66,8 +66,18 @@ class SampleMetric(Metric):
         return self
 
     def update(self, samples: Samples) -> None:
-        """Take in the groups of a batch of prompts."""
-        self.values.append(self.score(samples).float().to(self.device))  # type: ignore[union-attr]
+        """Take in the groups of a batch of prompts.
+
+        Raises:
+            ConfigError: the class does not give one value per prompt.
+        """
+        values_B, expected = self.score(samples), (len(samples.prompts),)
+        if values_B.shape != expected:
+            raise ConfigError(
+                f"`{type(self).__name__}.score`: expected a tensor of shape {expected}, one value per prompt, but got"
+                f" {tuple(values_B.shape)}."
+            )
+        self.values.append(values_B.float().to(self.device))  # type: ignore[union-attr]
 
     def per_prompt(self) -> Tensor:
         """The values of this process so far, one per prompt in the order seen, ``[number of prompts]``."""

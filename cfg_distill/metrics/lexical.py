@@ -30,8 +30,9 @@ def _grams(texts: Sequence[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(row[start : start + n]) for row in rows for start in range(len(row) - n + 1)]
 
 
-def _counted(texts: Sequence[str], ignored: Ignored) -> list[str]:
-    return [text for text in texts if not is_ignored(text, ignored)]
+def _counted(texts: Sequence[str], ignored: Ignored, n: int = 1) -> list[str]:
+    """The texts that earn diversity. One without an n-gram earns none: a single word in the place of a copy would pay."""
+    return [text for text in texts if not is_ignored(text, ignored) and len(tokens(text)) >= n]
 
 
 def distinct_n(texts: Sequence[str], n: int = 2, ignored: Ignored = "empty") -> float:
@@ -43,10 +44,10 @@ def distinct_n(texts: Sequence[str], n: int = 2, ignored: Ignored = "empty") -> 
     :func:`expectation_adjusted_distinct`. Source: Li et al., arXiv 1510.03055, section 5, which is m = G.
 
     Example:
-        >>> distinct_n(["a b a b", "a c"], n=2), distinct_n(["a b a b", ""], n=2)
+        >>> distinct_n(["a b a b", "a c"], n=2), distinct_n(["a b a b", "Yes"], n=2)
         (0.75, 0.3333333333333333)
     """
-    full = _counted(texts, ignored)
+    full = _counted(texts, ignored, n)
     grams = _grams(full, n)
     return len(full) / len(texts) * len(set(grams)) / len(grams) if grams else 0.0
 
@@ -71,7 +72,7 @@ def expectation_adjusted_distinct(
         >>> round(expectation_adjusted_distinct(["a b a"], vocabulary=10), 4)
         0.738
     """
-    full = _counted(texts, ignored)
+    full = _counted(texts, ignored, n)
     grams = _grams(full, n)
     if not grams:
         return 0.0

@@ -69,6 +69,8 @@ def subclasses(base: type) -> list[type]:
 
 def _imported(module_name: str, name: str, description: str, known: Iterable[type]) -> Any:
     class_path = f"{module_name}.{name}"
+    if module_name.startswith("."):  # `./file.yaml`, of which Python would say that a relative import needs a package
+        raise _wrong(f"expected the import path of {description} (`module.Class`), but got `{class_path}`.")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -131,10 +131,11 @@ _all_done: ContextVar[Callable[[bool], bool]] = ContextVar("all_done", default=b
 
 @contextmanager
 def in_step(all_done: Callable[[bool], bool]) -> Iterator[None]:
-    """Until the context ends, rollouts go on until the samples of every process are finished.
+    """Until the context ends, rollouts go on until the samples of every process are finished, or longer.
 
     Args:
-        all_done: whether all processes are done, from whether this one is; every process calls it at every position.
+        all_done: whether all processes are done, from whether this one is; every process calls it at every position. One that
+            is always False decodes all samples to their full length.
     """
     token = _all_done.set(all_done)
     try:

@@ -209,7 +209,12 @@ def _problems_of_training_seeds(study: Study, fits: dict[str, Fit]) -> list[Prob
     if study.replicated:
         problems += [
             Problem(key, f"`{name}` ends like the folders of training seeds. Choose another name.")
-            for key, names in (("fits", study.fits), ("merges", study.merges), ("systems", study.systems))
+            for key, names in (
+                ("fits", study.fits),
+                ("merges", study.merges),
+                ("systems", study.systems),
+                ("baselines", study.baselines),
+            )
             for name in names
             if RUN.search(name)
         ]

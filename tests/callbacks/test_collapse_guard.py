@@ -114,7 +114,7 @@ def test_a_reward_below_0_has_its_bound_below_its_first_value() -> None:
     guard = CollapseGuard(action="stop")
     guard._judge(20, {"distance": -1.0})
     guard._judge(40, {"distance": -1.4})
-    with pytest.raises(ConfigError, match="is -1.6, below -1.5; its first value was -1"):
+    with pytest.raises(ConfigError, match=r"is -1\.6, below -1\.5; its first value was -1"):
         guard._judge(60, {"distance": -1.6})
 
 

@@ -94,6 +94,7 @@ def test_nothing_is_wrong_with_a_good_recipe() -> None:
         ),
         ({"part": {"class_path": path(Big), "weight": 1}}, "Key `model.part.weight`: no such key beside `class_path`."),
         ({"part": {"init_args": {"weight": 1}}}, "Key `model.part.class_path`: expected a Part by its import path"),
+        ({"part": {"class_path": "./parts/big.yaml"}}, "(`module.Class`), but got `./parts/big.yaml`"),
         ({"part": {"class_path": "nix.Big"}}, "but for `nix.Big` there is no module `nix`"),
         ({"part": {"class_path": path(Big) + "g"}}, "has no `Bigg`. Did you mean `Big`?"),
         ({"part": {"class_path": path(Settings)}}, f"expected a Part, but `{path(Settings)}` is none."),

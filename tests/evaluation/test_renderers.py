@@ -110,6 +110,8 @@ def test_trust_ends_at_the_name_of_a_module() -> None:
     )
     assert is_trusted("mine.X", ["mine"]) and not is_trusted("mines.X", ["mine"]) and not is_trusted("os.system", [""])
     assert class_paths({"a": ["x.Y", "laion/clap", "./file.yaml", 3, None, {"b": "z.W"}]}) == ["x.Y", "z.W"]
+    odd = ["evil.Q ", "evil.Q\n", "evil..Q", "evil.1Q", " evil.Q", "evil.payload.a b"]
+    assert class_paths(odd) == odd and not any(map(is_trusted, odd))
 
 
 def test_metrics_of_the_folder_are_those_of_evaluate(place: Path, capsys: pytest.CaptureFixture) -> None:
@@ -206,3 +208,27 @@ def test_a_renderer_that_is_asked_for_in_vain_by_a_base_that_is_gone(tmp_path: P
 def test_an_unknown_shipped_name_is_told() -> None:
     with pytest.raises(ConfigError, match="one of"):
         profile_of("tunes:bass")
+
+
+def test_results_replace_results_and_nothing_else(place: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["evaluate", "--prompts", "prompts.txt", "--samples=2", "--max-new-tokens=4", "--out", "points", "--model"]
+    Path("points").mkdir()
+    Path("points", "thesis.tex").touch()
+    assert main([*words, "model"]) == 2
+    assert "expected a new folder, but `points` exists. Name another, or allow it with `--overwrite`" in said(capsys)
+    assert main([*words, "model", "--overwrite"]) == 2
+    assert "this package does not write thesis.tex there" in said(capsys)
+    assert [path.name for path in Path("points").iterdir()] == ["thesis.tex"]
+    Path("points", "thesis.tex").unlink()
+    shutil.copytree("model", "other")
+    assert main([*words, "model", "other"]) == 0
+    assert main([*words, "other", "--overwrite"]) == 0
+    assert [path.name for path in Path("points", "systems").iterdir()] == ["01 other.json"]
+    assert [path.name for path in Path("points", "samples").iterdir()] == ["01 other"]
+    Path("points", "samples", "01 other", "notes.md").touch()
+    assert main([*words, "other", "--overwrite"]) == 2
+    assert "notes.md" in said(capsys)
+
+
+def said(capsys: pytest.CaptureFixture) -> str:
+    return " ".join(capsys.readouterr().err.split())

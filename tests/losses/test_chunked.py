@@ -287,7 +287,7 @@ def test_without_gradient_a_trained_head_costs_no_product_more():
 
 
 def test_a_forward_that_no_fit_would_call_is_refused():
-    with pytest.raises(TypeError, match="`Doubled.forward` would never be called"):
+    with pytest.raises(TypeError, match=r"`Doubled\.forward` would never be called"):
 
         class Doubled(ReverseKL):
             def forward(self, inputs):

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torchmetrics.functional.text import bleu_score
 
+from cfg_distill.errors import ConfigError
 from cfg_distill.metrics import (
     EAD,
     DistinctN,
@@ -73,6 +74,21 @@ def test_empty_texts_earn_no_diversity(metric, empty):
     assert metric.score_group([empty] * 3) == 0
     share = 3 * 2 / (5 * 4) if isinstance(metric, SelfBLEUDiversity) else 3 / 5
     assert metric.score_group([empty, *TEXTS, empty]) == pytest.approx(share * full)
+
+
+def test_one_word_in_the_place_of_a_copy_never_pays():
+    text = TEXTS[0]
+    for distinct in (DistinctN(), EAD(100, n=2)):
+        assert distinct.score_group([text, "Yes", "Yes", "Yes"]) <= distinct.score_group([text] * 4) + 1e-9
+
+
+def test_a_metric_gives_one_value_per_prompt(samples_of):
+    class PerSample(DistinctN):
+        def score(self, samples):
+            return torch.zeros(len(samples.prompts), samples.group)
+
+    with pytest.raises(ConfigError, match=r"`PerSample\.score`: expected a tensor of shape \(1,\)"):
+        PerSample().update(samples_of(["one"], [["a b", "c d"]]))
 
 
 def test_a_pair_with_an_empty_text_earns_nothing_by_self_bleu():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from cfg_distill.study import run, run_steps
 from cfg_distill.study.check import problems_of, without_echoes
 from cfg_distill.study.checking import jobs_of_checks
 from cfg_distill.study.config import Merge, load_study, read_study
+from cfg_distill.study.parts import SystemConfig
 
 
 def test_a_right_file_has_no_problem(place):
@@ -210,9 +212,10 @@ def test_training_seeds_that_cannot_be(change, place):
             str(problem)
             == f"Key `training_seeds`: expected different whole numbers from 0 to 4294967295, but got {seeds}."
         )
-    problems = problems_of(
-        read_study(change({"training_seeds": [0, 1], "systems": {"half seed 1": {"model": "half"}}}))
-    )
+    given = change({"training_seeds": [0, 1], "systems": {"half seed 1": {"model": "half"}}})
+    baseline = replace(read_study(given), systems={}, baselines={"quality seed 0": SystemConfig("model")})
+    assert "Key `baselines`: `quality seed 0` ends like the folders" in "".join(map(str, problems_of(baseline)))
+    problems = problems_of(read_study(given))
     assert [str(problem) for problem in problems] == [
         "Key `systems`: `half seed 1` ends like the folders of training seeds. Choose another name."
     ]

@@ -155,21 +155,23 @@ def test_lines_of_nothing_are_nothing():
     assert lines_of({}) == ""
 
 
-def test_seconds_of_a_step_are_measured_at_each_number_of_rows(tmp_path: Path, monkeypatch):
+def test_seconds_are_those_of_samples_of_full_length(tmp_path: Path, monkeypatch):
     """Time that stands still but for a second per look: the seconds are counted by hand."""
     generator = CausalLM(tiny_folder(tmp_path)).load()
-    drawn: list[tuple[int, int]] = []
+    generator.end_tokens = tuple(range(100))
+    drawn: list[tuple[int, int, int]] = []
     clock = iter(range(1000))
     monkeypatch.setattr("cfg_distill.evaluation.timing.now", lambda generator: float(next(clock)))
     rollout = timing.rollout
 
     def counted(generator, prompts, sampling, guidance):
-        drawn.append((len(prompts), sampling.max_new_tokens))
-        return rollout(generator, prompts, sampling, guidance)
+        found = rollout(generator, prompts, sampling, guidance)
+        drawn.append((len(prompts), sampling.max_new_tokens, found.tokens_BGKT.shape[-1]))
+        return found
 
     monkeypatch.setattr(timing, "rollout", counted)
     found = seconds_per_sample(generator, ["w0 w1", "w2"], Sampling(samples=5, max_new_tokens=6), Guidance(2.0), [1, 3])
-    assert drawn == [(1, 4), (1, 6), (1, 6), (1, 6), (3, 4), (3, 6), (3, 6), (3, 6)]
-    assert [(each["rows"], each["tokens"]) for each in found] == [(1, 6), (3, 6)]
-    # A run of one second and at most six steps: at least a sixth of a second a step.
-    assert found[0]["seconds"] >= 1.0 and found[1]["seconds"] >= 1 / 3
+    # Every token ends a sample here, and yet all six are decoded: a sample that ends early must not look fast, nor slow.
+    assert [each[:2] for each in drawn] == [(1, 4), (1, 6), (1, 6), (1, 6), (3, 4), (3, 6), (3, 6), (3, 6)]
+    assert [longest for _, tokens, longest in drawn if tokens == 6] == [6] * 6
+    assert found == [{"rows": 1, "tokens": 6, "seconds": 1.0}, {"rows": 3, "tokens": 6, "seconds": 1 / 3}]

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import Packaged, cache_folder, converted, problems_of_folder, resolve
+from cfg_distill.folders import Packaged, cache_folder, cached_name, converted, problems_of_folder, resolve
 from cfg_distill.generators import CausalLM
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
@@ -119,6 +119,15 @@ def test_another_file_of_the_same_name_is_another_model(tmp_path):
     first = converted(tmp_path / "tiny.gguf")
     write(tmp_path / "tiny.gguf", GGMLQuantizationType.F16)
     assert converted(tmp_path / "tiny.gguf") != first
+
+
+def test_a_file_that_differs_in_its_middle_is_another_model(tmp_path):
+    content = bytearray(5 * 2**20)
+    (tmp_path / "large.gguf").write_bytes(content)
+    first = cached_name(tmp_path / "large.gguf")
+    content[len(content) // 2] = 1
+    (tmp_path / "large.gguf").write_bytes(content)
+    assert cached_name(tmp_path / "large.gguf") != first
 
 
 def test_of_several_at_once_one_converts(tmp_path, own_cache, capfd):
