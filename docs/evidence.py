@@ -3,7 +3,7 @@
     python docs/evidence.py runs/tunes/study study
     python docs/evidence.py runs/quickstart quickstart
     python docs/evidence.py runs/smollm2_soup smollm2_soup
-    python docs/evidence.py runs/smollm2_full smollm2
+    python docs/evidence.py runs/smollm2_full smollm2    (or smollm2_ignored)
     python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, tune_soups)
 
 It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png.
@@ -56,6 +56,11 @@ SYSTEMS = {
     "diversity c": "diversity student, other random numbers again",
     "soup": "soup of the three: knob 1",
     "beyond": "beyond the soup",
+    "guidance 1.5 filtered": "guidance 1.5, min-p 0.01",
+    "knob 1.75": "knob 1.75",
+    "knob 2": "knob 2",
+    "knob 2.5": "knob 2.5",
+    "knob 2.5 filtered": "knob 2.5, min-p 0.01",
     "soup_quality": "soup of three quality students",
     "soup_half": "half of each soup",
     "soup_diversity": "soup of three diversity students",
@@ -68,6 +73,7 @@ STUDIES = {
     "quickstart": ("make quickstart", TUNES),
     "smollm2_soup": ("cfg-distill study recipes/smollm2/study_soup.yaml", TEXT),
     "smollm2_soup_three": ("cfg-distill study recipes/smollm2/study_soup.yaml, of commit e8c737e", TEXT),
+    "smollm2_ignored": ("cfg-distill study docs/evidence/smollm2_ignored.yaml", TEXT),
     "smollm2": ("cfg-distill study recipes/smollm2/study_full.yaml", TEXT),
     "guidance_3": ("cfg-distill study docs/evidence/guidance_3.yaml", TUNES),
     "guidance_2": ("cfg-distill study docs/evidence/guidance_2.yaml", TUNES),

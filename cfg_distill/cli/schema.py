@@ -17,6 +17,8 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="write it into a file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
     given = parser.read(argv)
+    if given.out is not None and given.out.is_dir():
+        raise ConfigError(f"Option `--out`: expected a file, but `{given.out}` is a folder. Name a file in it.")
     if given.out is not None and (problems := refuse_existing(given.out, given.overwrite)):
         raise ConfigError(problems)
     from cfg_distill.study.schema import text_of_schema

@@ -71,7 +71,9 @@ class TransformerEmbedder(TextEmbedder):
 
     def load(self) -> Self:
         if "model" not in self._modules:
-            self.model = self._from_hub(AutoModel, dtype=torch.float32).requires_grad_(False).eval()
+            model = self._from_hub(AutoModel, dtype=torch.float32)
+            model = model.get_encoder() if model.config.is_encoder_decoder else model  # of T5, which has a decoder, too
+            self.model = model.requires_grad_(False).eval()
         return self
 
     @cached_property

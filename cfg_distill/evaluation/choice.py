@@ -5,17 +5,17 @@ It has the rule alone. Which systems and bounds it is about, the study file or t
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from cfg_distill.errors import ConfigError, Problem, nearest
-from cfg_distill.evaluation.compare import difference
+from cfg_distill.evaluation.compare import resampler
 from cfg_distill.evaluation.front import Interval
 from cfg_distill.evaluation.guards import Guard, guards_of
+from cfg_distill.evaluation.intervals import Resampler, shortage
 from cfg_distill.evaluation.system import System
 
 MARGIN = 0.02
@@ -55,16 +55,19 @@ class Candidate:
 
     Attributes:
         system: the system.
-        differences: metric -> system minus guided base, paired by prompt; of all axes.
-        quality: the difference in the quality that decides.
-        gain: the least gain of diversity.
-        broken: the guards that do not hold, each as a sentence.
+        differences: metric -> system minus guided base, paired by prompt; of all axes. A metric that has a value in both on no
+            prompt is left out.
+        judged: the metrics of them that have a value in both on enough prompts for an interval.
+        quality: the difference in the quality that decides; None where it cannot be judged.
+        gain: the least gain of diversity; None where the rest of the rule is not kept.
+        broken: the guards that do not hold, and what cannot be judged, each as a phrase.
     """
 
     system: System
     differences: dict[str, Interval]
-    quality: Interval
-    gain: Gain
+    judged: frozenset[str]
+    quality: Interval | None
+    gain: Gain | None = None
     broken: list[str] = field(default_factory=list)
 
 
@@ -78,6 +81,8 @@ class Choice:
         guided: the system that all were compared with.
         rule: what had to be kept.
         candidates: all, in the order of the study.
+        left_out: the metrics of diversity that could not decide, since the guided base, or a point that keeps the rest of the
+            rule, has them on too few prompts.
     """
 
     chosen: Candidate | None
@@ -85,6 +90,7 @@ class Choice:
     guided: System
     rule: Rule
     candidates: list[Candidate]
+    left_out: list[str] = field(default_factory=list)
 
     @property
     def reason(self) -> str:
@@ -95,15 +101,17 @@ class Choice:
         name = f"`{self.nearest.system.name}`"
         if self.chosen is None:
             return f"No point keeps the rule; the nearest is {name}: {'; '.join(self.why_not(self.nearest))}."
-        gain = self.chosen.gain
+        gain, quality = self.chosen.gain, self.chosen.quality
+        assert gain is not None and quality is not None
         diversity = (
             f"its diversity is at least {100 * gain.share:.0f} % higher under every measure"
             if gain.share >= 0
             else f"its diversity is {-100 * gain.share:.0f} % lower under {gain.metric}, the least favourable measure"
         )
+        left_out = f" but {', '.join(self.left_out)}, which too few prompts have" if self.left_out else ""
         return (
             f"{name} is the most diverse point whose quality is not more than {margin:g} below {guided}"
-            f" ({_shown(self.chosen.quality)}); {diversity};"
+            f" ({_shown(quality)}); {diversity}{left_out};"
             f" {'every guard holds' if self.rule.guards else 'no guard was set'}."
         )
 
@@ -111,9 +119,10 @@ class Choice:
         """Why a candidate is not the choice, one phrase each; empty for the choice itself."""
         if candidate is self.chosen:
             return []
-        why = [] if _reaches(candidate, self.rule) else [self._short_of_quality(candidate)]
-        why += candidate.broken
-        if not why and self.chosen is not None:
+        why = [*self._short_of_quality(candidate), *candidate.broken]
+        if not why and candidate.gain is None:
+            why = ["its diversity cannot be judged: too few prompts have a value"]
+        elif not why and self.chosen is not None and candidate.gain and self.chosen.gain:
             mine, its = candidate.gain, self.chosen.gain
             why = [
                 f"less diverse: {mine.metric} {_percent(mine.share)}, where `{self.chosen.system.name}` has at least"
@@ -121,12 +130,14 @@ class Choice:
             ]
         return why
 
-    def _short_of_quality(self, candidate: Candidate) -> str:
+    def _short_of_quality(self, candidate: Candidate) -> list[str]:
         margin, quality = self.rule.margin, candidate.quality
+        if quality is None or _reaches(quality, self.rule):
+            return []
         is_below = quality.high < -margin
         verdict = f"is more than {margin:g} below" if is_below else f"may be more than {margin:g} below"
         advice = "" if is_below else "; more prompts or seeds would decide"
-        return f"quality {verdict} `{self.guided.name}`: {_shown(quality)}{advice}"
+        return [f"quality {verdict} `{self.guided.name}`: {_shown(quality)}{advice}"]
 
     def entry(self) -> dict[str, Any]:
         """The entry ``choice`` of front.json."""
@@ -141,6 +152,7 @@ class Choice:
             "guards": list(map(str, self.rule.guards)),
             "quality": self.rule.quality,
             "diversity": list(self.rule.diversity),
+            "left_out": self.left_out,
             "rejected": [
                 {"system": each.system.name, "why": "; ".join(why)}
                 for each in self.candidates
@@ -166,6 +178,10 @@ def choose(systems: Iterable[System], guided: System, rule: Rule, base: System |
     end of the paired 95 % interval. Gains are shares of the guided base's own diversity, so that metrics of different ranges
     compare.
 
+    Fewer prompts with a value than an interval needs (:data:`cfg_distill.evaluation.intervals.LEAST_PROMPTS`) decide nothing. A
+    candidate with so few under the quality or a guard does not keep the rule. A metric of diversity is left out for all where
+    the guided base, or a candidate that keeps the rest of the rule, has so few.
+
     Where none keeps the rule, the nearest is the one that breaks the fewest guards, and among these the one that would need
     the smallest margin.
 
@@ -178,16 +194,34 @@ def choose(systems: Iterable[System], guided: System, rule: Rule, base: System |
     Raises:
         ValueError: the systems were evaluated on different prompts.
     """
+    systems = list(systems)
+    if any(each.prompts != guided.prompts for each in systems if each.kind in CANDIDATES):
+        raise ValueError(f"Expected systems on the prompts of {guided.name}, but some have others.")
     shippable = [each for each in systems if each.kind in CANDIDATES and each.anneal is None]
     candidates = [_candidate(each, guided, rule, base or guided) for each in shippable]
-    kept = [each for each in candidates if _reaches(each, rule) and not each.broken]
-    chosen = max(kept, key=lambda each: (each.gain.share, each.quality.mean), default=None)
-    closest = max(candidates, key=lambda each: (-len(each.broken), each.quality.low), default=None)
-    return Choice(chosen, chosen or closest, guided, rule, candidates)
+    kept = [each for each in candidates if not each.broken and each.quality and _reaches(each.quality, rule)]
+    deciding = [metric for metric in rule.diversity if all(metric in each.judged for each in kept)]
+    for each in kept:
+        each.gain = min((_gain(each, guided, metric) for metric in deciding), default=None)
+    chosen = max((each for each in kept if each.gain), key=_rank, default=None)
+    closest = max(candidates, key=_nearness, default=None)
+    left_out = [metric for metric in rule.diversity if metric not in deciding]
+    return Choice(chosen, chosen or closest, guided, rule, candidates, left_out)
+
+
+def _rank(kept: Candidate) -> tuple[float, float]:
+    """The largest is chosen, of the candidates that keep the rule."""
+    assert kept.gain is not None and kept.quality is not None
+    return kept.gain.share, kept.quality.mean
+
+
+def _nearness(candidate: Candidate) -> tuple[float, float]:
+    """The largest is the nearest, where no candidate keeps the rule."""
+    return -len(candidate.broken), -math.inf if candidate.quality is None else candidate.quality.low
 
 
 def problems_of_rule(rule: Rule, systems: Sequence[System]) -> list[Problem]:
-    """What is wrong with a rule: a margin below 0, or a guard on a metric that the systems do not have."""
+    """What is wrong with a rule: a margin below 0 or infinite, or a guard on a metric that the systems do not have."""
     known = list(dict.fromkeys(metric for system in systems for metric in system.axes))
     problems = [
         Problem(
@@ -196,35 +230,55 @@ def problems_of_rule(rule: Rule, systems: Sequence[System]) -> list[Problem]:
         for guard in rule.guards
         if guard.metric not in known
     ]
-    if not rule.margin >= 0:
-        problems.insert(0, Problem("margin", f"expected a number of at least 0, but got {rule.margin:g}."))
+    if not 0 <= rule.margin < math.inf:
+        problems.insert(0, Problem("margin", f"expected a finite number of at least 0, but got {rule.margin:g}."))
     return problems
 
 
 def _candidate(system: System, guided: System, rule: Rule, base: System) -> Candidate:
-    shared = [metric for metric in guided.axes if metric in system.values and _comparable(system, guided, metric)]
-    differences = {metric: difference(system, guided, metric) for metric in shared}
-    gains = []
-    for metric in rule.diversity:
-        level = abs(guided.interval(metric).mean)
-        gains.append(Gain(differences[metric].mean / level if level else differences[metric].mean, metric))
-    broken = []
+    """A candidate, its guards judged; its gain is open."""
+    found = {metric: means for metric in guided.axes if (means := _means([system, guided], metric))}
+    differences = {
+        metric: means.interval(lambda means_MB: means_MB[0] - means_MB[1]) for metric, means in found.items()
+    }
+    judged = frozenset(metric for metric, means in found.items() if not shortage(means.prompts))
+    quality = differences[rule.quality] if rule.quality in judged else None
+    broken = [] if quality else [f"{rule.quality} cannot be judged: {_few(found.get(rule.quality))}"]
     for guard in rule.guards:
         if guard.metric not in system.values or guard.metric not in base.values:
             broken.append(f"guard {guard} cannot be judged: it was evaluated without {guard.metric}")
+            continue
+        few = _few(_means([system, base] if guard.factor else [system], guard.metric))
+        if few:
+            broken.append(f"guard {guard} cannot be judged: {few}")
         elif guard.verdict(guard.excess(system, base)) != "holds":
             value = system.interval(guard.metric)
             broken.append(f"guard {guard} does not hold: {value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]")
-    return Candidate(system, differences, differences[rule.quality], min(gains), broken)
+    return Candidate(system, differences, judged, quality, broken=broken)
 
 
-def _comparable(system: System, guided: System, metric: str) -> bool:
-    """Whether a prompt exists on which both have a value."""
-    return all(np.isfinite(np.array(each.values[metric], dtype=float)).any() for each in (system, guided))
+def _means(systems: Sequence[System], metric: str) -> Resampler | None:
+    """The means of systems under one metric; None where no prompt has a value in all of them."""
+    if any(metric not in each.values for each in systems):
+        return None
+    try:
+        return resampler(systems, [metric])
+    except ValueError:
+        return None
 
 
-def _reaches(candidate: Candidate, rule: Rule) -> bool:
-    return candidate.quality.low > -rule.margin
+def _few(means: Resampler | None) -> str:
+    """Why a metric cannot be judged; empty where it can."""
+    return shortage(0 if means is None else means.prompts)
+
+
+def _gain(candidate: Candidate, guided: System, metric: str) -> Gain:
+    level, gained = abs(guided.interval(metric).mean), candidate.differences[metric].mean
+    return Gain(gained / level if level else gained, metric)
+
+
+def _reaches(quality: Interval, rule: Rule) -> bool:
+    return quality.low > -rule.margin
 
 
 def _percent(share: float) -> str:

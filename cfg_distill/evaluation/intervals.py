@@ -61,7 +61,7 @@ NOISE_TAKEN_OFF = 0.5
 """The share of the sampling noise that is taken off the spread of training runs."""
 LEAST_PROMPTS = 8
 LEAST_TRAINING_SEEDS = 3
-"""Below these, intervals cover less than they say, or are too wide to decide anything."""
+"""Below these, intervals cover less than they say, or are too wide to decide anything. Prompts without a value do not count."""
 
 
 class Interval(NamedTuple):
@@ -84,6 +84,7 @@ class Resampler:
         seed: of the redraws; the same seed gives the same intervals.
 
     Attributes:
+        prompts: the number of prompts with a value; of several metrics, the least of their numbers.
         all: for each metric, the means on all prompts, ``[M, 1]``.
         redrawn: for each metric, the means on redrawn prompts, ``[M, B]``.
     """
@@ -95,6 +96,7 @@ class Resampler:
         self._sums: list[list[Floats]] = []  # metric, system -> [R, P]
         self._counts: list[Floats] = []  # metric -> [P]
         self._left_out: dict[tuple[bool, str, int], list[Floats]] = {}
+        known: list[int] = []  # metric -> prompts with a value
         for systems in values:
             if (
                 len({values_RPS.shape[-1] for values_RPS in systems}) > 1
@@ -103,6 +105,7 @@ class Resampler:
             missing_PS = np.any([np.isnan(values_RPS).any(axis=0) for values_RPS in systems], axis=0)
             if missing_PS.all():
                 raise ValueError("Expected a prompt on which every system has a value, but there is none.")
+            known.append(int((~missing_PS).any(axis=1).sum()))
             kept = [np.where(missing_PS, 0.0, values_RPS) for values_RPS in systems]
             if missing_PS.shape[0] == 1:  # one prompt: its sampling seeds are all that can be redrawn
                 self._sums.append([values_RPS[:, 0] for values_RPS in kept])
@@ -110,9 +113,12 @@ class Resampler:
             else:
                 self._sums.append([values_RPS.sum(-1) for values_RPS in kept])
                 self._counts.append((~missing_PS).sum(-1).astype(float))
-        self.clusters = len(self._counts[0])
-        self._ones_1P = np.ones((1, self.clusters))
-        self._times_BP = _times_drawn(self.clusters, resamples, seed)
+        self.prompts = min(known)
+        # A prompt without a value moves no mean, however often it is drawn. So it makes no interval narrower.
+        self._clusters = min(int((counts_P > 0).sum()) for counts_P in self._counts)
+        all_prompts = len(self._counts[0])
+        self._ones_1P = np.ones((1, all_prompts))
+        self._times_BP = _times_drawn(all_prompts, resamples, seed)
         self.all = self._means(self._ones_1P)
         self.redrawn = self._means(self._times_BP)
 
@@ -130,7 +136,7 @@ class Resampler:
             corrected: for the bias of a front.
         """
         value, redrawn_B = float(statistic(*self.all)[0]), statistic(*self.redrawn)
-        outside = outer_share(self.clusters, level)
+        outside = outer_share(self._clusters, level)
         shares = _moved(redrawn_B, value, outside) if corrected else [outside, 1 - outside]
         low, high = np.nanquantile(redrawn_B, shares)
         widened = sum(self._seed_width(statistic, chain, level) ** 2 for chain in self._trained())
@@ -180,7 +186,7 @@ class Resampler:
             return (number - 1) * (without_RB.mean(axis=0) - without_RB)
 
         squares = float((deviations(redrawn=False) ** 2).sum())
-        correction = self.clusters / max(self.clusters - 1, 1)
+        correction = self._clusters / max(self._clusters - 1, 1)
         noise = float(np.nanvar(deviations(redrawn=True), axis=1).sum()) * correction
         variance = max(0.0, squares - NOISE_TAKEN_OFF * noise) / (number * (number - 1))
         return t_quantile((1 + level) / 2, number - 1) * math.sqrt(variance)
@@ -213,13 +219,29 @@ def _means_of_prompts(values_RPS: Floats) -> Floats:
     return means
 
 
+def shortage(prompts: int) -> str:
+    """Why some prompts decide nothing, in words; empty where they suffice.
+
+    Args:
+        prompts: the number of prompts with a value, as :attr:`Resampler.prompts` has it.
+
+    Example:
+        >>> shortage(3), shortage(8)
+        ('3 prompts with a value are fewer than the 8 that an interval needs', '')
+    """
+    if prompts >= LEAST_PROMPTS:
+        return ""
+    number = "1 prompt with a value is" if prompts == 1 else f"{prompts} prompts with a value are"
+    return f"{number} fewer than the {LEAST_PROMPTS} that an interval needs"
+
+
 def outer_share(clusters: int, level: float = LEVEL) -> float:
     r"""The share of resamples outside each end of an interval: :math:`\Phi(-\sqrt{P/(P-1)}\, t_{P-1})`.
 
     For many prompts this is (1 - level) / 2. For few it is less, since percentiles of a bootstrap are too narrow.
 
     Args:
-        clusters: P, the number of prompts that are redrawn.
+        clusters: P, the number of prompts with a value that are redrawn.
         level: of the interval.
     """
     if clusters < 2:

@@ -46,7 +46,7 @@ def model_and_guidance(word: str) -> tuple[str, float | None]:
 def points_of(
     models: Sequence[str], temperatures: Sequence[float], scales: Sequence[float], dials: Sequence[float] = ()
 ) -> list[Point]:
-    """Each model at each setting of the dial, where it is an adapter, each temperature and each guidance scale.
+    """Each model at each setting of the dial, where it is an adapter, each temperature and each guidance scale; each once.
 
     Args:
         models: as a user names them: ``tunes:base@2`` has the one scale 2.
@@ -62,4 +62,4 @@ def points_of(
             Point(model, temperature, scale, dial)
             for dial, temperature, scale in product(settings, temperatures, scales if own is None else [own])
         ]
-    return found
+    return list(dict.fromkeys(found))

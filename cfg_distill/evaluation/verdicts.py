@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 
 from cfg_distill.evaluation.front import Interval, bootstrap_interval
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS
 from cfg_distill.evaluation.ladder import Rung, RungKind
 from cfg_distill.evaluation.system import System
 from cfg_distill.sampling import Rollout
@@ -41,7 +42,9 @@ class Verdict:
         difference: of the lower rung minus its bound, in the metric's own unit, mean and 95 % interval over prompts; None
             where the metric has no value on both rungs for any prompt.
         outcome: ``holds`` where the whole interval lies below 0, ``bought`` where the mean is not below 0, else
-            ``unclear``: more prompts would decide.
+            ``unclear``: more prompts would decide. Fewer prompts with a value than an interval needs
+            (:data:`cfg_distill.evaluation.intervals.LEAST_PROMPTS`) leave it ``unclear``.
+        prompts: the number of prompts on which the metric has a value on both rungs.
     """
 
     metric: str
@@ -49,6 +52,7 @@ class Verdict:
     above: str
     difference: Interval | None
     outcome: Outcome
+    prompts: int
 
 
 @dataclass(frozen=True)
@@ -239,15 +243,20 @@ def _of_diversity(metric: str, values: _Values, share: float) -> list[Verdict]:
 
 
 def _verdict(metric: str, rung: str, above: str, difference_P: np.ndarray) -> Verdict:
-    interval = _interval(difference_P)
-    if interval is None:
-        return Verdict(metric, rung, above, None, "unclear")
-    outcome: Outcome = "holds" if interval.high < 0 else "bought" if interval.mean >= 0 else "unclear"
-    return Verdict(metric, rung, above, interval, outcome)
+    interval, prompts = _interval(difference_P), _known(difference_P)
+    outcome: Outcome = "unclear"
+    if interval is not None and prompts >= LEAST_PROMPTS:
+        outcome = "holds" if interval.high < 0 else "bought" if interval.mean >= 0 else "unclear"
+    return Verdict(metric, rung, above, interval, outcome, prompts)
+
+
+def _known(values_P: np.ndarray) -> int:
+    """The number of prompts with a value."""
+    return int(np.isfinite(values_P).sum())
 
 
 def _interval(values_P: np.ndarray) -> Interval | None:
-    return bootstrap_interval(values_P) if np.isfinite(values_P).any() else None
+    return bootstrap_interval(values_P) if _known(values_P) else None
 
 
 def _seeing(
@@ -262,8 +271,8 @@ def _seeing(
     references = [key for key in values if key[1] in _ORDER]
     for name, metric in metrics.items():
         if metric.axis == "guard" and references:
-            apart = [_interval(values[rung, "degenerate"][name] - values[key][name]) for key in references]
-            known = [interval for interval in apart if interval is not None]
+            apart = [values[rung, "degenerate"][name] - values[key][name] for key in references]
+            known = [bootstrap_interval(apart_P) for apart_P in apart if _known(apart_P) >= LEAST_PROMPTS]
             rises = bool(known) and all(interval.low > 0 for interval in known)
             falls = bool(known) and all(interval.high < 0 for interval in known)
             if (rises and metric.higher_is_better is not True) or (falls and metric.higher_is_better is not False):

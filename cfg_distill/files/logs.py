@@ -15,7 +15,7 @@ def scalars_of(run: Path) -> Iterator[tuple[str, int, float]]:
         with table.open(encoding="utf-8", newline="") as stream:
             for row in csv.DictReader(stream):
                 for tag, text in row.items():
-                    if tag not in ("step", "epoch") and text:
+                    if tag not in ("step", "epoch") and text and row["step"]:  # a run that was killed cuts its last row
                         yield tag, int(float(row["step"])), float(text)
     for file in sorted(run.glob("events.out.tfevents.*")):
         yield from _events(file)

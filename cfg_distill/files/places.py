@@ -166,12 +166,12 @@ def problems_of_out(
         return found
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return []
+    if not out.is_dir():
+        return [Problem("out", f"expected a folder, but `{out}` is a file. Name another.")]
     if not overwrite:
         return [
             Problem("out", f"expected a new folder, but `{out}` exists. Name another, or allow it with `@.overwrite`.")
         ]
-    if not out.is_dir():
-        return [Problem("out", f"expected a folder to replace, but `{out}` is a file. Name another.")]
     if foreign := strangers(out, known):
         return [
             Problem(

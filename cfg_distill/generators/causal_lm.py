@@ -70,8 +70,16 @@ class CausalLM(Generator):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         wrong = problems_of_folder(self.path) or problems_of_type(self.path, _KIND, causal_types())
-        found = [problem.under("path") for problem in wrong] or self._problems_of_tokenizer()
+        found = [problem.under("path") for problem in wrong] or self._problems_of_cache() or self._problems_of_tokenizer()
         return found + self.problems_of_lora(context, None if found else self._without_weights)
+
+    def _problems_of_cache(self) -> list[Problem]:
+        """Why its cache cannot serve a group: states of linear attention and of Mamba are not repeated by transformers."""
+        if all(hasattr(layer, "batch_repeat_interleave") for layer in growing_cache(self.config).layers):
+            return []
+        kind = self.config.model_type
+        text = f"expected a model whose layers keep keys and values, but `{self.path}` ({kind}) keeps a state in some layers."
+        return [Problem("path", f"{text} Name a model of attention alone.")]
 
     def _problems_of_tokenizer(self) -> list[Problem]:
         """The first problem of the tokenizer; the later checks need it whole."""
@@ -222,7 +230,7 @@ class CausalLM(Generator):
                 f"Prompt {prompt.text!r}: expected no system message, since `{self.path}` is used without a chat template, but"
                 f" got {system!r}. Leave it out, or write it into the prompts."
             )
-        return prompt.text or self.tokenizer.bos_token or self.tokenizer.eos_token
+        return prompt.text or self.tokenizer.bos_token or self.tokenizer.eos_token or ""
 
     def _chat(self, prompt: str, system: str | None) -> str:
         messages = [{"role": "user", "content": prompt}]
@@ -235,6 +243,14 @@ class CausalLM(Generator):
         # training, unless the text is the begin token alone already.
         alone = text in (self.tokenizer.bos_token, self.tokenizer.eos_token)
         return self.tokenizer(text, add_special_tokens=not self._templated and not alone)["input_ids"]
+
+    def problems_of_prompts(self, prompts: Sequence[PromptLike]) -> list[Problem]:
+        found = super().problems_of_prompts(prompts)
+        asking = [prompt for prompt in map(Prompt.of, prompts) if "system" in prompt.conditions]
+        if asking and self._templated and not self.takes_system:
+            text = f"expected no system message, since the chat template of `{self.path}` leaves it out. Remove the condition"
+            found.append(PromptProblem.of(asking[0], f"{text} `system`, or write it into the prompts."))
+        return found
 
     def _rows(self, prompts: Sequence[PromptLike | None]) -> list[list[int]]:
         """The tokens of each prompt; at least one, since the first prediction reads one."""

@@ -132,7 +132,8 @@ def _here(devices: int) -> Device:
         found = torch.cuda.get_device_properties(0)
         rates = gpu_named(found.name)
         if rates is None:
-            rates = Device("", 0, *(_measured_rate("cuda"),) * 2, _measured_bandwidth("cuda"))
+            half, single = (_measured_rate("cuda", dtype, size=8192) for dtype in (torch.bfloat16, torch.float32))
+            rates = Device("", 0, half, single, _measured_bandwidth("cuda"))
         return replace(rates, name=found.name, memory=float(found.total_memory))
     rate = _measured_rate("cpu") / devices
     share = f", shared by {devices} processes" if devices > 1 else ""
@@ -149,11 +150,11 @@ def _memory_here() -> float:
 
 
 @torch.no_grad()
-def _measured_rate(device: str, size: int = 1024) -> float:
-    """FLOPs per second of a square product in float32, by the kernel of this package's layers: the best of a few."""
+def _measured_rate(device: str, dtype: torch.dtype = torch.float32, size: int = 1024) -> float:
+    """FLOPs per second of a square product, by the kernel of this package's layers: the best of a few."""
     from cfg_distill.generators.linear import product
 
-    rows, weight = (torch.randn(size, size, device=device) for _ in range(2))
+    rows, weight = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     return max(2.0 * size**3 / _timed(lambda: product(rows, weight, None)) for _ in range(4))
 
 

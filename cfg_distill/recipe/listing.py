@@ -58,8 +58,9 @@ def runs_in(folders: Sequence[Path]) -> list[Run]:
         ConfigError: a folder does not exist, or all are without a run.
     """
     if missing := [each for each in folders if not each.is_dir()]:
-        text = "expected a folder, but `{}` does not exist. `cfg-distill fit` and `study` make folders of runs."
-        raise ConfigError([Problem("folders", text.format(each)) for each in missing])
+        text = "expected a folder, but `{}` {}. `cfg-distill fit` and `study` make folders of runs."
+        found = {each: "is a file" if each.exists() else "does not exist" for each in missing}
+        raise ConfigError([Problem("folders", text.format(each, what)) for each, what in found.items()])
     found = [_run(folder) for each in folders for folder in _folders_of_runs(each)]
     if not found:
         names = ", ".join(f"`{each}`" for each in folders)

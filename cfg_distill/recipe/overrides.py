@@ -110,7 +110,8 @@ def sorted_words(argv: Sequence[str]) -> Words:
             files.append(find_file(value))
             if not files[-1].is_file():
                 hint = similar_file(value) or " See cfg-distill recipes."
-                text = f"expected a YAML file, but `{value}` does not exist.{hint}"
+                found = "is a folder" if files[-1].is_dir() else "does not exist"
+                text = f"expected a YAML file, but `{value}` {found}.{hint}"
                 problems.append(Problem("", f"Option `--config`: {text}"))
         else:
             try:

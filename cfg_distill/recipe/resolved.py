@@ -109,6 +109,8 @@ class Recipe:
     def devices(self) -> int:
         """Devices of all machines that it asks for; 1 where it takes all there are."""
         given = self.at("trainer.devices", 1)
+        if isinstance(given, str) and "," in given:  # as Lightning reads it: the numbers of devices
+            given = list(filter(str.strip, given.split(",")))
         own = len(given) if isinstance(given, list) else self._whole("trainer.devices", 1)
         return max(own, 1) * max(self._whole("trainer.num_nodes", 1), 1)
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.evaluation.choice import Choice, Rule, guard_of, problems_of_rule
+from cfg_distill.evaluation.choice import Choice, guard_of, problems_of_rule
 from cfg_distill.evaluation.front import Interval
 from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.files.columns import aligned
-from cfg_distill.report.measured import tell_point
+from cfg_distill.report.measured import tell_choice
 from cfg_distill.report.page import PAGE, write_report
 from cfg_distill.report.results import Results, read_results
 
@@ -65,8 +65,8 @@ def choose_study(
         source = results.model_folder(choice.chosen.system)
         with staged_folder(out) as folder:
             shutil.copytree(source, folder, dirs_exist_ok=True)
-            tell_point(folder, out.name, results, choice.chosen.system)
-        lines.append(f"Copied {source} to {out}.")
+            said = tell_choice(folder, out.name, results, choice.chosen.system)
+        lines.append(f"Copied {source} to {out}." + (f" {said}" if said else ""))
     elif out is not None:
         lines.append(f"Nothing was copied to {out}, since no point keeps the rule.")
     results.keep(choice)
@@ -112,7 +112,7 @@ def choice_text(choice: Choice, results: Results) -> str:
         heading(chosen.name, chosen.knob) if chosen else heading(None, None),
         choice.reason,
         "",
-        *_rule_lines(choice.rule, choice.guided.name),
+        *_rule_lines(choice),
     ]
     for axis, title in (("quality", "Quality"), ("diversity", "Diversity"), ("guard", "Guards")):
         metrics = [metric for metric in results.on(axis) if any(metric in c.differences for c in choice.candidates)]
@@ -140,14 +140,21 @@ def heading(system: str | None, knob: float | None) -> str:
     return f"Recommended: {system}" + ("" if knob is None else f" (knob {knob:g})") + "."
 
 
-def _rule_lines(rule: Rule, guided: str) -> list[str]:
+def _rule_lines(choice: Choice) -> list[str]:
+    rule, guided = choice.rule, choice.guided.name
     guards = ", ".join(map(str, rule.guards)) or "none"
-    return [
+    lines = [
         f"Rule: the whole interval of the difference in {rule.quality} from {guided} lies above -{rule.margin:g};"
         f" guards: {guards}.",
         f"Among the points that keep it: the largest gain, as a share of {guided}'s own, under the least of"
         f" {', '.join(rule.diversity)}.",
     ]
+    if choice.left_out:
+        which = ", ".join(choice.left_out)
+        lines.append(
+            f"Left out: {which}. Too few prompts have a value in {guided} and in every point that keeps the rule."
+        )
+    return lines
 
 
 def _table(choice: Choice, metrics: Sequence[str]) -> list[str]:

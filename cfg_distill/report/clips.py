@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.system import System
-from cfg_distill.files import read_yaml
-from cfg_distill.folders import find_file
+from cfg_distill.report.results import located, results_folder
 from cfg_distill.report.sounds import SUFFIXES, soundfile_library
 from cfg_distill.study.config import Study, study_of
 from cfg_distill.study.record import begun_with, digest
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
 
 PEAK = 0.99
 """As :data:`cfg_distill.audio.PEAK`: a written clip that reaches it may have been turned down on its own."""
-MODELS = {"student": "students", "merge": "merges"}
-"""The folders of a study in which models of a kind lie."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +45,14 @@ class Finished:
 
     def model_of(self, name: str) -> str:
         """The model of a system: as it was evaluated, or at its place in a folder that was moved."""
-        named = Path(self.systems[name].model)
-        inside = self.folder / named.parent.name / named.name
-        return str(inside if inside.is_dir() else named)
+        return str(located(self.folder, self.systems[name].model)[0])
 
     def problems_of_model(self, name: str) -> list[Problem]:
         """Why no samples of a system can be drawn, as far as its folder tells."""
         kind, model = self.systems[name].kind, self.model_of(name)
         if name not in self.study.all_systems():
             return [Problem("systems", f"`{name}` has no model to draw samples from. Leave it out.")]
-        if kind in MODELS and not Path(model).is_dir():
+        if kind in ("student", "merge") and not Path(model).is_dir():
             text = (
                 f"expected the model of `{name}` in `{model}`, but it is not there. Run the study again: it remakes it."
             )
@@ -95,20 +90,10 @@ def read_finished(path: str | Path) -> Finished:
     Raises:
         ConfigError: there is none, it is not finished, or it is of another version.
     """
-    folder = Path(path).expanduser()
+    folder = results_folder(path)
     if not folder.is_dir():
-        file = find_file(path)
-        if not file.is_file():
-            raise ConfigError(f"Expected the folder of a study, but `{path}` does not exist. Check the path.")
-        if not (out := read_yaml(file).get("out")):
-            raise ConfigError(
-                f"Expected a study file, but `{path}` has no key `out`. Name a study, or the folder of its results."
-            )
-        folder = Path(out)
-        if not folder.is_dir():
-            raise ConfigError(
-                f"Study `{path}` has not been run: there is no `{folder}`. Run `cfg-distill study {path}` first."
-            )
+        text = f"Study `{path}` has not been run: there is no `{folder}`. Run `cfg-distill study {path}` first."
+        raise ConfigError(text)
     record, again = begun_with(folder), f"Run `cfg-distill study` with `--out {folder}`: it goes on."
     if record is None:
         raise ConfigError(f"Expected a study in `{folder}`, but it holds no study.json. Check the path.")

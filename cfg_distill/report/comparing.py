@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation.compare import difference
+from cfg_distill.evaluation.compare import resampler
 from cfg_distill.evaluation.front import ROWS, Interval
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Resampler, shortage
 from cfg_distill.evaluation.system import System
 from cfg_distill.files.columns import aligned
 from cfg_distill.report.choosing import shown
@@ -41,13 +42,17 @@ def compare_studies(first: str | Path, second: str | Path) -> str:
             f"Expected a {what} in both studies, but `{one.folder}` and `{other.folder}` have none in common."
         )
     rows = [["system", *metrics]]
+    few = []
     for name in names:
-        pair = one.systems[name], other.systems[name]
-        shared = [metric if all(metric in each.values for each in pair) else None for metric in metrics]
-        rows.append([name, *(_cell(paired_difference(*pair, metric)) if metric else "-" for metric in shared)])
+        found = {metric: paired(one.systems[name], other.systems[name], metric) for metric in metrics}
+        rows.append([name, *map(_cell, found.values())])
+        few += [f"{metric} of {name}" for metric, means in found.items() if means is None or shortage(means.prompts)]
     prompts = len(one.systems[names[0]].prompts)
     about = f"{other.folder} minus {one.folder}: paired by prompt on {prompts} prompts, with 95 % bootstrap intervals."
-    return "\n".join([about, "", *aligned(rows), "", *_notes(one, other)])
+    notes = (
+        [f"Undecided, since fewer than {LEAST_PROMPTS} prompts have a value in both: {', '.join(few)}."] if few else []
+    )
+    return "\n".join([about, "", *aligned(rows), "", *notes, *_notes(one, other)])
 
 
 def headline_metrics(results: Results) -> list[str]:
@@ -58,16 +63,21 @@ def headline_metrics(results: Results) -> list[str]:
     return list(filter(None, (headline.quality, headline.diversity, headline.independent)))
 
 
-def paired_difference(one: System, other: System, metric: str) -> Interval:
-    """The other system minus the one: the mean difference by prompt, and its 95 % interval.
+def paired(one: System, other: System, metric: str) -> Resampler | None:
+    """The means of the other system and of the one, prompt by prompt; None where no prompt has a value in both.
 
     Where the studies have other sampling seeds, the mean over seeds stands for a prompt. Training runs of two studies share
     no seed, whatever their names.
     """
     pair = [_of_study(system, side) for side, system in (("first", one), ("second", other))]
+    if any(metric not in each.values for each in pair):
+        return None
     if one.seeds != other.seeds:
         pair = [_averaged(system, metric) for system in pair]
-    return difference(pair[1], pair[0], metric)
+    try:
+        return resampler(pair[::-1], [metric])
+    except ValueError:
+        return None
 
 
 def verdict(interval: Interval) -> str:
@@ -96,8 +106,11 @@ def _averaged(system: System, metric: str) -> System:
     return replace(system, seeds=[0], values={metric: means_P.tolist()})
 
 
-def _cell(interval: Interval) -> str:
-    return f"{shown(interval)} {verdict(interval)}"
+def _cell(means: Resampler | None) -> str:
+    if means is None:
+        return "-"
+    interval = means.interval(lambda means_MB: means_MB[0] - means_MB[1])
+    return f"{shown(interval)} {'undecided' if shortage(means.prompts) else verdict(interval)}"
 
 
 def _notes(one: Results, other: Results) -> Sequence[str]:

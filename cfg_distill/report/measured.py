@@ -35,18 +35,61 @@ def tell_study(folder: Path, name: str, near: Iterable[str | Path]) -> str:
             continue
         system = next((each for each in results.systems.values() if _is_of(each, results, folder)), None)
         if system is not None:
-            tell_point(folder, name, results, system)
+            _tell(folder, name, results, _point(results, system))
             return f"Its card has what {results.folder} measured of these weights."
     return ""
 
 
-def tell_point(folder: Path, name: str, results: Results, system: System) -> None:
-    """Write the point of a system, and that of the guided base, into the card of a folder with its weights."""
-    points = {point["name"]: point for point in results.points}
+def tell_choice(folder: Path, name: str, results: Results, system: System) -> str:
+    """Write what a study measured of a system into the card of a copy of its model; nothing where the weights are not enough.
+
+    Args:
+        folder: the copy.
+        name: of the model.
+        results: of the study.
+        system: the system. Of several training seeds the copy is of the first, so the card has the numbers of that run alone.
+
+    Returns:
+        A sentence on what the numbers of the study need beside the weights; empty where the weights are enough.
+    """
+    needed = needs(system)
+    if needed:
+        settings = ", ".join(f"{key} {value!r}" for key, value in needed.items())
+        text = f"The study sampled it with {settings}, which its weights do not hold: set the same."
+        return f"{text} So its card has no numbers."
+    if len(system.training_seeds) < 2:
+        _tell(folder, name, results, _point(results, system))
+        return ""
+    means = f"The numbers of this choice are means over {len(system.training_seeds)} training seeds"
+    run = results.first_run(system)
+    if run is None:
+        return f"{means}. The copy is of the first one, whose own numbers cannot be read, so its card has none."
+    _tell(folder, name, results, run.point())
+    return f"{means}. The copy is of the first one, and its card has the numbers of that run alone."
+
+
+def needs(system: System) -> dict[str, Any]:
+    """The settings that a system was sampled with and that its weights, deployed as they are, do not have; empty for none.
+
+    The temperature is not among them: the card names it.
+    """
+    unset = {
+        "guidance": 1.0, "schedule": None, "prompt": None, "conditioner": None, "dial": None, "anneal": None,
+        "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+    }  # fmt: skip
+    return {key: value for key, plain in unset.items() if (value := vars(system)[key]) != plain}
+
+
+def _point(results: Results, system: System) -> dict[str, Any]:
+    return next(point for point in results.points if point["name"] == system.name)
+
+
+def _tell(folder: Path, name: str, results: Results, point: dict[str, Any]) -> None:
+    """Write a point of the front, and that of the guided base, into the card of a folder with its weights."""
     against: dict[str, Any] | None = None
     with suppress(ConfigError):  # no guided system, or several
-        against = points[results.guided().name]
-    tell_measured(folder, name, points[system.name], against)
+        against = _point(results, results.guided())
+    tell_measured(folder, name, point, against)
 
 
 def _studies(near: Iterable[str | Path]) -> Iterator[Path]:
@@ -58,9 +101,8 @@ def _studies(near: Iterable[str | Path]) -> Iterator[Path]:
 
 def _is_of(system: System, results: Results, folder: Path) -> bool:
     """Whether a system is a student or merge of a study under its own name, as plain as it is deployed, with these weights."""
-    asked = (system.prompt, system.anneal, system.conditioner, system.dial)
-    plain = system.guidance == 1 and asked == (None,) * 4 and len(system.training_seeds) <= 1
-    if not plain or system.kind not in ("student", "merge") or Path(system.model).name != system.name:
+    is_own = system.kind in ("student", "merge") and Path(system.model).name == system.name
+    if needs(system) or len(system.training_seeds) > 1 or not is_own:
         return False
     try:
         return _weights(results.model_folder(system)) == _weights(folder)

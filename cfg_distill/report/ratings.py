@@ -14,6 +14,17 @@ from cfg_distill.report.listening_request import KEPT, KEY
 
 FORMAT, VERSION = "cfg-distill ratings", 1
 """The format of a rater's file; the page writes it too."""
+KEY_PARTS = {
+    "page": str,
+    "study": str,
+    "systems": list,
+    "against": str,
+    "prompts": list,
+    "raters": int,
+    "kind": str,
+    "items": dict,
+}
+"""The parts of the key of a listening test, and what each is."""
 SCALES = ("quality", "adherence")
 SCORES = range(1, 6)
 EQUAL = "equal"
@@ -97,7 +108,13 @@ def read_key(folder: Path, pages: Sequence[str] = ()) -> Key:
             f"File `{files[0]}`: expected the key of a listening test, but it is none of this version of cfg-distill."
         )
         raise ConfigError(f"{text} Write the test again.")
-    return Key(**{name: content[name] for name in Key.__dataclass_fields__})
+    damaged = [f"`{name}`" for name, kind in KEY_PARTS.items() if not isinstance(content.get(name), kind)]
+    if damaged:
+        text = (
+            f"File `{files[0]}`: expected the key of a listening test, but {', '.join(damaged)} is missing or damaged."
+        )
+        raise ConfigError(f"{text} Write the test again.")
+    return Key(**{name: content[name] for name in KEY_PARTS})
 
 
 def read_ratings(files: Sequence[Path], folder: Path) -> tuple[Key, list[Rater]]:

@@ -150,13 +150,21 @@ class Results:
     def _title(self, shown: Candidate, guided: System) -> str:
         """One neutral line: the point against the guided base."""
         assert self.headline is not None
-        diversity = shown.differences[self.headline.diversity].mean
+        found = {"quality": shown.quality, "diversity": shown.differences.get(self.headline.diversity)}
+        numbers = [f"{axis} {'unknown' if each is None else f'{each.mean:+.3f}'}" for axis, each in found.items()]
         ratio = shown.system.relative_cost / guided.relative_cost
         cost = {1.0: "equal cost", 0.5: "half the forward passes"}.get(ratio, f"{ratio:g} of the forward passes")
         who = f"{shown.system.kind.capitalize()} “{shown.system.name}” against {guided.name}"
-        return f"{who}: quality {shown.quality.mean:+.3f}, diversity {diversity:+.3f}, at {cost}"
+        return f"{who}: {', '.join(numbers)}, at {cost}"
 
     # Models
+
+    def first_run(self, system: System) -> System | None:
+        """The run of a pooled system under its first training seed, whose model it names; None where it cannot be read."""
+        try:
+            return System.read(self.folder / "systems" / system.name / f"{Path(system.model).name}.json")
+        except (ValueError, TypeError, OSError):
+            return None
 
     def model_folder(self, system: System) -> Path:
         """The folder of a system's model, as it was evaluated.
@@ -164,21 +172,34 @@ class Results:
         Raises:
             ConfigError: it is gone, or its files changed since.
         """
-        named = Path(system.model)
-        kinds = [place for place, part in enumerate(named.parts) if part in ("students", "merges")]
-        tail = named.parts[kinds[-1] :] if kinds else ()
-        # The folder of the study may have been moved, or be named from elsewhere.
-        inside = self.folder.joinpath(*tail)
-        found = inside if tail and inside.is_dir() else named.expanduser()
-        again = f"Run the study again: it remakes `{named.name}`."
+        found, tail = located(self.folder, system.model)
+        again = f"Run the study again: it remakes `{Path(system.model).name}`."
         if not found.is_dir():
-            raise ConfigError(f"System `{system.name}`: expected its model in `{named}`, but it is not there. {again}")
+            text = f"System `{system.name}`: expected its model in `{system.model}`, but it is not there."
+            raise ConfigError(f"{text} {again}")
         label = " ".join([{"students": "export", "merges": "merge"}[tail[0]], *tail[1:]]) if tail else ""
-        entry = Ledger(self.folder).entry(label) if found == inside else {}
+        entry = Ledger(self.folder).entry(label) if label else {}
         if entry.get("state") == "done" and entry["made"] != digest([found]):
             text = f"System `{system.name}`: the files in `{found}` are not those that were evaluated."
             raise ConfigError(f"{text} Remove the folder, and run the study again.")
         return found
+
+
+def located(study: Path, model: str) -> tuple[Path, tuple[str, ...]]:
+    """Where the model of a system lies: in the folder of its study, which may have been moved since, or as it was named.
+
+    Args:
+        study: the folder.
+        model: as the system has it: ``runs/study/students/quality/seed 0``.
+
+    Returns:
+        The folder; and the parts of its path in the study, ``("students", "quality", "seed 0")``, none outside of the study.
+    """
+    named = Path(model)
+    kinds = [place for place, part in enumerate(named.parts) if part in ("students", "merges")]
+    tail = named.parts[kinds[-1] :] if kinds else ()
+    inside = study.joinpath(*tail)
+    return (inside, tail) if tail and inside.is_dir() else (named.expanduser(), ())
 
 
 def results_folder(path: str | Path) -> Path:
@@ -196,7 +217,9 @@ def results_folder(path: str | Path) -> Path:
         raise ConfigError(f"{text[:1].upper()}{text[1:]} Check the path, or run the study first.")
     out = read_yaml(file).get("out")
     if not isinstance(out, str):
-        raise ConfigError(f"File `{path}`: expected a study file with the key `out`, but it has none.")
+        found = "it has no key `out`" if out is None else f"its key `out` is {out!r}, which names no folder"
+        text = f"File `{path}`: expected a study file, but {found}. Name a study, or the folder of its results."
+        raise ConfigError(text)
     return Path(out)
 
 

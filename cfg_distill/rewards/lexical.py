@@ -50,6 +50,7 @@ class AverageOutput(RunningMean):
             text = f"expected numbers below {shape[1]}, the size of the vocabulary, but got {unknown[0]}."
             raise ConfigError(Problem("ignored_tokens", text))
         self.value = nn.Buffer(torch.zeros(shape))
+        self.updates = nn.Buffer(torch.zeros(shape[0], 1, dtype=torch.long))  # one count for the tokens of a codebook
         self.ignored_tokens = tuple({*self.ignored_tokens, *start.generator.end_tokens})
 
     def counts(self, rollout: Rollout) -> tuple[Tensor, Tensor]:

@@ -60,9 +60,9 @@ class RunningMean(nn.Module):
         """
         if not total.isfinite().all():
             return
-        has_values = (count > 0).expand(self.value.shape).to(self.value.device)
+        has_values = (count > 0).expand(self.updates.shape).to(self.value.device)
         shares = [share_of_newest(self.momentum, updates) for updates in self.updates.flatten().tolist()]
-        moved = self.value.lerp((total / count).to(self.value), self.value.new_tensor(shares).view_as(self.value))
+        moved = self.value.lerp((total / count).to(self.value), self.value.new_tensor(shares).view_as(self.updates))
         self.value.copy_(torch.where(has_values, moved, self.value))
         self.updates += has_values
 

@@ -7,15 +7,15 @@ leaves the claim undecided. So a claim holds by chance less often than its stric
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from cfg_distill.evaluation import System, difference, height_above
-from cfg_distill.evaluation.compare import Height, missing
+from cfg_distill.evaluation import System, difference
+from cfg_distill.evaluation.compare import Height, height_of, missing, resampler
 from cfg_distill.evaluation.front import KINDS
 from cfg_distill.evaluation.guards import Guard, Verdict, guards_of
 from cfg_distill.evaluation.headline import Headline
-from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Interval
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Interval, Resampler, shortage
 from cfg_distill.study.parts import Claims
 
 
@@ -42,11 +42,13 @@ class Part:
         text: what was compared, with its numbers.
         verdict: on this part.
         interval: of the comparison; None where there is none.
+        decides: whether the verdict counts for the claim; a part that does not count is shown.
     """
 
     text: str
     verdict: Verdict
     interval: Interval | Height | None = None
+    decides: bool = True
 
     def entry(self) -> dict[str, Any]:
         """As in front.json."""
@@ -106,7 +108,7 @@ class _Court:
         return self._claim(
             "C2",
             "Guidance takes diversity, and pure distillation inherits the loss",
-            [*parts, *(Part(f"{part.text} (not part of the verdict)", "holds", part.interval) for part in also)],
+            [*parts, *(replace(part, text=f"{part.text} (not part of the verdict)", decides=False) for part in also)],
             self.student,
         )
 
@@ -175,7 +177,7 @@ class _Court:
             [system, self.guided],
             [self.headline.quality],
             f"quality({system.name}) - quality({self.guided.name})",
-            lambda: difference(system, self.guided, self.headline.quality),
+            _between,
             lambda interval: not_below(interval, self.margin),
             f", margin {self.margin:g}",
         )
@@ -186,7 +188,7 @@ class _Court:
             [left, right],
             [metric],
             f"{what}({left.name}) - {what}({right.name})",
-            lambda: difference(left, right, metric),
+            _between,
             above,
         )
 
@@ -198,7 +200,7 @@ class _Court:
             axes,
             f"{height} of {self.merge.name} above the front of {len(front)} baselines {which} and their mixtures,"
             f" under {stick}",
-            lambda: height_above(self.merge, front, axes[0], axes[1]),
+            lambda means: height_of(0, means, slice(1, None)),
             above,
             short_of="quality" if along == "diversity" else "diversity",
         )
@@ -208,26 +210,26 @@ class _Court:
         systems: Sequence[System],
         metrics: Sequence[str],
         text: str,
-        measure: Callable[[], Any],
+        measure: Callable[[Resampler], Any],
         verdict: Callable[[Any], Verdict],
         more: str = "",
         short_of: str = "quality",
     ) -> Part:
-        """A part with its interval; undecided where the systems have no prompt in common on which all have a value."""
+        """A part with its interval; undecided where few prompts, or none, have a value in all of the systems."""
         try:
-            interval = measure()
+            means = resampler(systems, metrics)
         except ValueError as error:
             return Part(f"{text}: {error}", "undecided")
-        return Part(
-            f"{text} = {shown(interval, short_of)}{more}{_left_out(systems, metrics)}", verdict(interval), interval
-        )
+        interval, few = measure(means), shortage(means.prompts)
+        text = f"{text} = {shown(interval, short_of)}{more}{_left_out(systems, metrics)}"
+        return Part(f"{text}: {few}", "undecided", interval) if few else Part(text, verdict(interval), interval)
 
     def _claim(self, name: str, claim: str, parts: Sequence[Part], guarded: System) -> dict[str, Any]:
         guards = [self._guard(guard, guarded) for guard in self.guards]
         parts = [*parts, *self._open]
         evidence = [part.text for part in parts]
         evidence += [f"guard {each['text']}: {each['verdict']}" for each in guards]
-        verdict = all_of(*(part.verdict for part in parts), *(each["verdict"] for each in guards))
+        verdict = all_of(*(part.verdict for part in parts if part.decides), *(each["verdict"] for each in guards))
         return {
             "name": name,
             "claim": claim,
@@ -243,13 +245,20 @@ class _Court:
         if unguarded:
             text = f"{guard} of {system.name}: {' and '.join(unguarded)} was evaluated without {guard.metric}"
             return entry | {"verdict": "undecided", "value": None, "text": text}
+        involved = [system, self.start] if guard.factor else [system]
         try:
-            value, excess = system.interval(guard.metric), guard.excess(system, self.start)
+            prompts = resampler(involved, [guard.metric]).prompts
         except ValueError as error:
             return entry | {"verdict": "undecided", "value": None, "text": f"{guard} of {system.name}: {error}"}
-        involved = [system, self.start] if guard.factor else [system]
+        value, few = system.interval(guard.metric), shortage(prompts)
         text = f"{guard} of {system.name}, which has {plainly(value)}{_left_out(involved, [guard.metric])}"
-        return entry | {"verdict": guard.verdict(excess), "value": value._asdict(), "text": text}
+        verdict = "undecided" if few else guard.verdict(guard.excess(system, self.start))
+        return entry | {"verdict": verdict, "value": value._asdict(), "text": f"{text}, but {few}" if few else text}
+
+
+def _between(means: Resampler) -> Interval:
+    """How far the first of two systems is above the second."""
+    return means.interval(lambda means_MB: means_MB[0] - means_MB[1])
 
 
 def _left_out(systems: Iterable[System], metrics: Sequence[str]) -> str:
@@ -277,6 +286,11 @@ def plainly(interval: Interval) -> str:
 def finding(systems: Mapping[str, System], names: Claims, headline: Headline) -> str:
     """One neutral line for the picture: the merge of the claims against the guidance that was distilled."""
     merge, guided = systems[names.merge], systems[names.guidance]
-    quality, diversity = (difference(merge, guided, metric).mean for metric in (headline.quality, headline.diversity))
+    found = []
+    for axis, metric in (("quality", headline.quality), ("diversity", headline.diversity)):
+        try:
+            found.append(f"{axis} {difference(merge, guided, metric).mean:+.3f}")
+        except ValueError:  # a metric that is NaN everywhere in one of them
+            found.append(f"{axis} unknown")
     cost = "half its cost" if merge.relative_cost * 2 == guided.relative_cost else "equal cost"
-    return f"{merge.name}: quality {quality:+.3f}, diversity {diversity:+.3f} against {guided.name}, at {cost}"
+    return f"{merge.name}: {', '.join(found)} against {guided.name}, at {cost}"

@@ -89,8 +89,8 @@ def setting_of(tokens: str, meaning: Understanding | None = None) -> Setting:
     tonic = _tonic_step(key)
     if abs(_fifths(key, mode)) > 7:
         # G sharp major has eight sharps: write A flat.
-        key = next(name for name in ("C", "Db", "D", "Eb", "E", "F", "Gb", "G", "Ab", "A", "Bb", "B")
-                   if _tonic_step(name) == tonic)  # fmt: skip
+        key = next(name for name in ("C", "Db", "C#", "D", "Eb", "E", "F", "Gb", "F#", "G", "Ab", "G#", "A", "Bb", "B")
+                   if _tonic_step(name) == tonic and abs(_fifths(name, mode)) <= 7)  # fmt: skip
     mean = 60 + sum(pitches) / len(pitches) if pitches else _CENTRE
     shift = tonic + 12 * round((_CENTRE - mean - tonic) / 12)
     speed = EIGHTHS_A_SECOND[rhythm] * meaning.tempo

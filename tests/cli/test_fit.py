@@ -361,6 +361,7 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
         (["--model.execution.logits_chunk=-1"], "Key `model.execution.logits_chunk`: expected 0 (all at once) or more"),
         (["--model.execution.onedn=false"], "Did you mean `onednn`?"),
         (["--ckpt_path=nowhere.ckpt"], "Key `ckpt_path`: expected a checkpoint or `last`"),
+        (["--config=."], "expected a YAML file, but `.` is a folder"),
         (["--config=nowhere.yaml"], "`nowhere.yaml` does not exist. See cfg-distill recipes."),
     ],
 )

@@ -84,9 +84,11 @@ def test_a_run_whose_lock_is_held_is_running(runs: Path) -> None:
 
 def test_refusals(folder: Path, capsys: pytest.CaptureFixture) -> None:
     (folder / "empty").mkdir()
+    (folder / "file.txt").touch()
     for words, told in (
         (["nowhere"], "`nowhere` does not exist"),
         (["empty"], "`empty` holds none"),
+        (["file.txt"], "expected a folder, but `file.txt` is a file"),
         ([], "`runs` does not"),
     ):
         assert main(["runs", *words]) == 2

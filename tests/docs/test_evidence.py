@@ -50,6 +50,7 @@ def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
         ("evidence", "guidance_3", 7),
         ("evidence", "tune_soups", 3),
         ("smollm2", "smollm2_soup_three", 7),
+        ("smollm2", "smollm2_ignored", 7),
     ],
 )
 def test_the_table_of_a_trial_is_that_of_the_numbers(page: str, study: str, rows: int) -> None:

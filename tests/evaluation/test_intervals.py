@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from cfg_distill.evaluation.intervals import Resampler, outer_share, t_quantile
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Resampler, outer_share, shortage, t_quantile
 
 RUNS, RESAMPLES = 300, 300  # the standard error of a coverage of .95 is .013; docstrings have 20,000 runs
 
@@ -54,6 +54,33 @@ def test_an_interval_of_normal_prompts_is_that_of_a_t_test():
     found = Resampler.of(values_P[None, :, None], resamples=20_000).interval(mean)
     expected = stats.t.interval(0.95, 39, values_P.mean(), stats.sem(values_P))
     assert (found.low, found.high) == pytest.approx(expected, abs=0.02)
+
+
+def test_prompts_without_a_value_make_no_interval_narrower():
+    """Eight values among 96 prompts are eight values: the interval is about as wide as that of a t test of them."""
+    random, ratios = np.random.default_rng(5), []
+    for run in range(100):
+        values_P = np.full(96, np.nan)
+        values_P[random.permutation(96)[:8]] = random.normal(size=8)
+        means = Resampler.of(values_P[None, :, None], RESAMPLES, run)
+        assert means.prompts == 8
+        found, known = means.interval(mean), values_P[~np.isnan(values_P)]
+        low, high = stats.t.interval(0.95, 7, known.mean(), stats.sem(known))
+        ratios.append((found.high - found.low) / (high - low))
+    assert np.mean(ratios) > 0.95  # taken for 96 prompts, they were 0.85
+
+
+def test_the_least_number_of_values_of_several_metrics_counts():
+    known_RPS, few_RPS = np.zeros((1, 24, 2)), np.full((1, 24, 2), np.nan)
+    few_RPS[0, :3, 1] = 1.0
+    assert Resampler([[known_RPS], [few_RPS]], [""]).prompts == 3
+    assert Resampler([[known_RPS]], [""]).prompts == 24
+    assert Resampler([[known_RPS[:, :1]]], [""]).prompts == 1  # its two samples are no two prompts
+
+
+def test_few_prompts_are_said_in_words():
+    assert shortage(1) == "1 prompt with a value is fewer than the 8 that an interval needs"
+    assert shortage(LEAST_PROMPTS - 1).startswith("7 prompts with a value are") and shortage(LEAST_PROMPTS) == ""
 
 
 def test_training_that_dominates_gives_a_t_test_of_its_runs():

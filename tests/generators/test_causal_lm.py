@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from tiny import tiny_folder
-from transformers import GenerationConfig
+from transformers import GenerationConfig, MambaConfig
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import CausalLM, Guided, LoRA
+from cfg_distill.generators import CausalLM, Guided, LoRA, Prompt
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling, rollout
 
@@ -191,3 +191,29 @@ def test_weights_of_another_shape_are_refused(generator, tmp_path):
     model.save_pretrained(folder)
     with pytest.raises(ConfigError, match=r"embed_tokens.weight \[18, 16\] vs \[16, 16\]"):
         generator.load_weights(folder)
+
+
+def test_a_model_that_keeps_a_state_is_refused_before_it_is_loaded(tmp_path):
+    generator = CausalLM(tiny_folder(tmp_path))
+    assert not generator.problems()
+    generator.config = MambaConfig(num_hidden_layers=2)
+    (problem,) = generator.problems()
+    assert problem.path == "path" and "(mamba) keeps a state in some layers" in problem.text
+
+
+def test_a_tokenizer_without_begin_and_end_asks_for_a_text_in_place_of_a_dropped_prompt(tmp_path):
+    generator = CausalLM(tiny_folder(tmp_path))
+    generator.tokenizer.bos_token = generator.tokenizer.eos_token = None
+    with pytest.raises(ConfigError, match=r"The dropped prompt: .* Set `model\.generator\.init_args\.unconditional`"):
+        generator.encode([None])
+
+
+def test_a_system_message_that_the_template_drops_is_refused(tmp_path):
+    generator = CausalLM(tiny_folder(tmp_path))
+    asked = [Prompt("w1", system="w2")]
+    generator.tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
+    assert not generator.problems_of_prompts(asked)
+    deaf = CausalLM(tiny_folder(tmp_path))
+    deaf.tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    (problem,) = deaf.problems_of_prompts(asked)
+    assert "leaves it out" in str(problem) and not deaf.problems_of_prompts(["w1"])

@@ -21,6 +21,14 @@ def chosen(systems: list[System], rule: Rule = RULE) -> str | None:
     return None if choice.chosen is None else choice.chosen.system.name
 
 
+def with_values_on(systems: list[System], metric: str, known: int, *names: str) -> list[System]:
+    """The systems, of which the named ones have a metric on the first prompts alone."""
+    for each in systems:
+        if each.name in names:
+            each.values[metric] = [[*values[:known], *[float("nan")] * (12 - known)] for values in each.values[metric]]
+    return systems
+
+
 def row(name: str, **changes: float) -> tuple:
     """A row of the line with some means changed."""
     kind, quality, diversity, bigram, rests, knob = LINE[name]
@@ -118,6 +126,55 @@ def test_the_reason_is_one_sentence_with_its_numbers() -> None:
     assert set(entry["differences"]["half"]) == {"quality", "diversity", "bigram", "rests"}
 
 
+@pytest.mark.parametrize("known", [0, 1, 7])
+def test_a_quality_on_few_prompts_is_not_reached(known: int) -> None:
+    systems = with_values_on(line(), "quality", known, "half")
+    choice = choose(systems, systems[1], RULE)
+    assert choice.chosen is not None and choice.chosen.system.name == "quality"
+    (why,) = [each["why"] for each in choice.entry()["rejected"] if each["system"] == "half"]
+    assert why.startswith("quality cannot be judged: ") and "fewer than the 8 that an interval needs" in why
+    assert ("quality" in choice.entry()["differences"]["half"]) == (known > 0)
+    assert chosen(with_values_on(line(), "quality", 8, "half")) == "half"
+
+
+@pytest.mark.parametrize(("guard", "without"), [("rests < 0.02", "half"), ("rests < base + 0.02", "base")])
+@pytest.mark.parametrize("known", [0, 3])
+def test_a_guard_on_few_prompts_is_not_held(guard: str, without: str, known: int) -> None:
+    systems = with_values_on(line(), "rests", known, without)
+    choice = choose(systems, systems[1], Rule("quality", ["diversity"], 0.02, [guard_of(guard)]), systems[0])
+    (why,) = [each["why"] for each in choice.entry()["rejected"] if each["system"] == "half"]
+    assert why.startswith(f"guard {guard} cannot be judged: ") and "fewer than the 8" in why
+
+
+@pytest.mark.parametrize("known", [0, 1])
+@pytest.mark.parametrize("without", ["guidance 2", "half"])
+def test_a_diversity_on_few_prompts_leaves_the_rule_for_all(without: str, known: int) -> None:
+    """Else the point that lacks a metric would have one measure less to lose under."""
+    rows = {"half": row("half", bigram=0.70)}
+    assert chosen(line(rows)) == "quality"
+    systems = with_values_on(line(rows), "bigram", known, without)
+    choice = choose(systems, systems[1], RULE)
+    assert choice.chosen is not None and choice.chosen.system.name == "half"
+    assert choice.entry()["left_out"] == ["bigram"] and choice.chosen.gain.metric == "diversity"  # type: ignore[union-attr]
+    assert "higher under every measure but bigram, which too few prompts have; no guard was set" in choice.reason
+    # A point that is out for its quality takes no metric with it.
+    apart = with_values_on(line(rows), "bigram", known, "diversity")
+    assert chosen(apart) == "quality"
+
+
+def test_without_any_diversity_nothing_is_chosen() -> None:
+    systems = with_values_on(line(), "diversity", 0, "guidance 2")
+    choice = choose(systems, systems[1], Rule("quality", ["diversity"]))
+    assert choice.chosen is None and "its diversity cannot be judged: too few prompts have a value" in choice.reason
+
+
+def test_systems_of_other_prompts_are_refused() -> None:
+    systems = line()
+    systems[3].prompts = [f"other {prompt}" for prompt in systems[3].prompts]
+    with pytest.raises(ValueError, match="on the prompts of guidance 2"):
+        choose(systems, systems[1], RULE)
+
+
 def test_baselines_are_never_chosen() -> None:
     choice = choose(line(), line()[1], Rule("quality", ["diversity"], margin=9.0))
     assert {each.system.kind for each in choice.candidates} == {"student", "merge"}
@@ -148,4 +205,7 @@ def test_problems_of_a_rule() -> None:
     rule = Rule("quality", ["diversity"], -0.1, [guard_of("rest<0.02")])
     margin, guard = problems_of_rule(rule, line())
     assert "at least 0, but got -0.1" in str(margin)
+    for margin_of in (float("inf"), float("nan")):
+        (problem,) = problems_of_rule(Rule("quality", ["diversity"], margin_of), line())
+        assert "expected a finite number of at least 0" in str(problem)
     assert "Did you mean `rests`?" in str(guard)

@@ -126,6 +126,46 @@ def test_the_model_of_the_first_training_seed(folder: Path, capsys: pytest.Captu
     assert digest([Path("shipped")]) == digest([Path(made)])
 
 
+def without_values(study: Path, metric: str, *names: str) -> None:
+    """Make a metric NaN everywhere in some systems of a study, as a metric that does not apply to them."""
+    for name in names:
+        system = System.read(study / "systems" / f"{name}.json")
+        system.values[metric] = [[float("nan")] * 12] * 2
+        system.save(study / "systems" / f"{name}.json")
+
+
+@pytest.mark.parametrize(
+    ("metric", "name", "said"),
+    [
+        ("bigram", "guidance 2", "Left out: bigram."),
+        ("rests", "half", "guard rests < 0.5 cannot be judged: 0 prompts with a value"),
+        ("quality", "half", "quality cannot be judged: 0 prompts with a value"),
+        ("diversity", "half", "higher under every measure but diversity"),
+    ],
+)
+def test_a_metric_that_is_nan_in_a_whole_system(
+    study: Path, capsys: pytest.CaptureFixture, metric: str, name: str, said: str
+) -> None:
+    without_values(study, metric, name)
+    assert main(["choose", "study", "--guard", "rests<0.5"]) == 0
+    assert said in capsys.readouterr().out
+    change_front(study, lambda front: front.pop("choice"))
+    assert main(["report", "study"]) == 0  # it makes the choice of the default rule
+
+
+def test_the_nearest_point_may_have_no_quality(study: Path, capsys: pytest.CaptureFixture) -> None:
+    without_values(study, "quality", "quality", "half", "diversity")
+    assert main(["choose", "study"]) == 0
+    assert "No point is recommended." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("margin", ["inf", "nan"])
+def test_a_margin_is_a_finite_number(study: Path, capsys: pytest.CaptureFixture, margin: str) -> None:
+    said = said_by(["choose", "study", "--margin", margin], capsys)
+    assert f"Option `--margin`: expected a finite number of at least 0, but got {margin}." in said
+    assert "choice" not in front_of(study)
+
+
 def test_weights_that_changed_since_are_not_shipped(study: Path, capsys: pytest.CaptureFixture) -> None:
     tiny_folder(study / "merges" / "half")
     write_text(study / "steps" / "merge half.json", json.dumps({"state": "done", "made": "another"}))
@@ -262,6 +302,19 @@ def test_studies_of_other_seeds_are_paired_by_prompt(study: Path, folder: Path, 
     mean, low, high = (float(each.strip("[],")) for each in half.split()[1:4])
     assert mean == pytest.approx(0.19, abs=0.005) and low < mean < high
     assert high - low < 0.02  # unpaired, the spread of the prompts alone would make it about .07
+
+
+def test_compare_leaves_out_what_has_no_value(study: Path, capsys: pytest.CaptureFixture) -> None:
+    without_values(study, "quality", "half")
+    system = System.read(study / "systems" / "quality.json")
+    system.values["bigram"] = [[0.5, *[float("nan")] * 11]] * 2
+    system.save(study / "systems" / "quality.json")
+    assert main(["compare", "study", "study"]) == 0
+    said = capsys.readouterr().out
+    rows = {each.split("  ")[0]: each.split() for each in said.splitlines()}
+    assert rows["half"][1] == "-" and rows["half"].count("equal") == 2
+    assert rows["quality"].count("equal") == 2 and rows["quality"][-1] == "undecided"
+    assert "Undecided, since fewer than 8 prompts have a value in both: bigram of quality, quality of half." in said
 
 
 def test_other_prompts_are_refused_with_one_message(study: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:

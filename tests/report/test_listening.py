@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from cfg_distill.cli import main
 from cfg_distill.generators import CausalLM, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.report import clips
-from cfg_distill.report.clips import common_gain, encoded
+from cfg_distill.report.clips import common_gain, encoded, read_finished
 from cfg_distill.report.listening_request import PRESETS, evenly
 from cfg_distill.sampling import Sampling, draw
 from cfg_distill.study.record import digest
@@ -211,6 +212,8 @@ def test_all_problems_at_once(texts: Path, tmp_path: Path, capsys, monkeypatch) 
     assert "has not been run" in said("new.yaml", "--out=x") and "study new.yaml" in said("new.yaml", "--out=x")
     Path("recipe.yaml").write_text("model: {}\n")
     assert "has no key `out`" in said("recipe.yaml", "--out=x")
+    Path("five.yaml").write_text("out: 5\n")
+    assert "File `five.yaml`: expected a study file, but its key `out` is 5" in said("five.yaml", "--out=x")
     assert not (tmp_path / "new").exists()
 
 
@@ -228,6 +231,17 @@ def test_a_study_that_is_not_finished_or_of_another_version(texts: Path, tmp_pat
     (copy / "out/study.json").write_text(json.dumps(record))
     assert main(["listen", str(copy / "out"), f"--out={tmp_path / 'x'}"]) == 2
     assert "version 9.9 wrote: Key `colour`" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tail", ["students/student", "students/student/seed 0", "merges/student/seed 0"])
+def test_the_model_of_a_study_that_was_moved(texts: Path, tail: str, tmp_path: Path) -> None:
+    """Of several training seeds, the models lie one folder deeper."""
+    copy = shutil.copytree(texts, tmp_path / "moved")
+    finished = read_finished(copy)
+    finished.systems["base"] = replace(finished.systems["base"], kind="student", model=f"runs/old/{tail}")
+    assert "it is not there" in str(*finished.problems_of_model("base"))
+    (copy / tail).mkdir(parents=True)
+    assert finished.model_of("base") == str(copy / tail) and finished.problems_of_model("base") == []
 
 
 def test_a_test_is_replaced_only_when_asked_for(texts: Path, listen: Listen, capsys) -> None:

@@ -132,6 +132,21 @@ def test_the_knob_moves_its_point_and_plays_the_nearest_model(open_page: OpenPag
     assert "-03-1.ogg" in page.locator("#heard audio").first.get_attribute("src")
 
 
+def test_beyond_the_last_measured_model_the_knob_stays_on_it(open_page: OpenPage, tmp_path: Path) -> None:  # noqa: F811
+    """The student at knob 1 may be no system of the study, and the slider reaches 1 all the same."""
+    rows = {"quarter": ("merge", 0.695, 0.45, 0.81, 0.0, 0.25), "diversity": None}
+    page = open_page(write_report(write_study(tmp_path / "study", line(rows), prompts=1)))  # type: ignore[arg-type]
+    page.locator("#dial").focus()
+    page.keyboard.press("End")
+    assert page.locator("#dial").input_value() == "1"
+    last = page.eval_on_selector_all(
+        ".dot[data-system='half'] .hit", "(all) => all.map((c) => [+c.getAttribute('cx'), +c.getAttribute('cy')])"
+    )
+    assert [list(place) for place in cursors(page)] == [pytest.approx(place, abs=0.11) for place in last]
+    assert page.locator(".readout dd[data-metric='0']").inner_text() == "≈ 0.690"
+    assert page.locator("#knob-note").inner_text().startswith("Not measured: beyond half, the last measured model")
+
+
 def test_a_point_tells_its_numbers_to_pointer_and_keyboard(open_page: OpenPage, report: Path) -> None:  # noqa: F811
     page = open_page(report)
     tip, dot = page.locator("#tip"), page.locator("svg.front").first.locator(".dot[data-system='half']")

@@ -133,6 +133,20 @@ def test_equal_counts_half_and_sides_are_counted(test: Path, key: dict, rate: Ra
     assert found["share_of_A"] == 0.0
 
 
+@pytest.mark.parametrize("damage", [{"page": "x"}, {"systems": 5, "items": []}])
+def test_a_key_that_is_damaged(
+    tmp_path: Path, rate: Rate, key: dict, damage: dict, capsys: pytest.CaptureFixture
+) -> None:
+    content = damage if "page" in damage else key | damage
+    (tmp_path / "key.json").write_text(json.dumps({"format": key["format"], "version": key["version"]} | content))
+    assert main(["ratings", str(rate("anna", 0)), "--listen", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert (
+        "expected the key of a listening test, but `s" in said
+        and "`items` is missing or damaged. Write the test again." in said
+    )
+
+
 def test_what_is_open_is_told(test: Path, key: dict, rate: Rate, capsys: pytest.CaptureFixture) -> None:
     whole, part = rate("anna", 0), rate("ben", 1)
     content = json.loads(part.read_text())

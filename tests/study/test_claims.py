@@ -179,6 +179,50 @@ def test_prompts_without_a_value_are_counted_and_named():
     assert "Expected a prompt on which every system has a value" in judged["evidence"]
 
 
+def with_values_on(points: dict[str, System], metric: str, known: int, names: tuple[str, ...]) -> dict[str, System]:
+    """The systems, some of which have a metric on the first prompts alone."""
+    for name in names:
+        values_SP = np.array(points[name].values[metric])
+        values_SP[:, known:] = np.nan
+        points[name].values[metric] = values_SP.tolist()
+    return points
+
+
+@pytest.mark.parametrize(("known", "verdict"), [(1, "undecided"), (7, "undecided"), (8, "holds")])
+def test_prompts_without_a_value_decide_nothing(known, verdict):
+    points = systems(GOOD, 0.003)
+    for metric in ("q", "d", "b"):
+        with_values_on(points, metric, known, tuple(GOOD))
+    judged = judge(points, NAMES, HEADLINE)
+    assert [claim["verdict"] for claim in judged] == [verdict] * 5
+    said = f"{known} prompt{'s' * (known > 1)} with a value {'are' if known > 1 else 'is'} fewer than the 8"
+    assert all((said in claim["evidence"]) == (known < 8) for claim in judged)
+    for claim in judged:  # each part that compares has its interval, and says so itself
+        compared = [part for part in claim["parts"] if part["interval"]]
+        assert {part["verdict"] for part in compared} == {verdict} and all(said in p["part"] for p in compared) == (
+            known < 8
+        )
+
+
+@pytest.mark.parametrize(("bound", "names"), [("< 0.05", ("diversity",)), ("< base + 0.05", ("base",))])
+def test_a_guard_with_a_value_on_few_prompts_is_undecided(bound, names):
+    points = with_values_on(systems(GOOD), "rests", 2, names)
+    judged = judge(points, replace(NAMES, guards={"rests": bound}), HEADLINE)[2]
+    (guard,) = judged["guards"]
+    assert judged["verdict"] == guard["verdict"] == "undecided"
+    assert "2 prompts with a value are fewer than the 8 that an interval needs" in guard["text"]
+
+
+def test_a_part_that_decides_nothing_has_its_own_verdict():
+    points = systems(GOOD, 0.003)
+    for name in ("guidance 2", "quality"):
+        points[name].values["b"] = (np.array(points[name].values["b"]) + 0.5).tolist()
+    claim = judge(points, NAMES, HEADLINE)[1]
+    shown_only = [part for part in claim["parts"] if "not part of the verdict" in part["part"]]
+    assert claim["verdict"] == "holds" and [part["verdict"] for part in shown_only] == ["fails", "fails"]
+    assert all(part["interval"]["high"] < 0 for part in shown_only)
+
+
 def test_training_that_varies_leaves_open_what_one_run_would_decide():
     """Three runs whose quality differs: each alone is decided, and their mean is not."""
     points = systems(GOOD, 0.003)
@@ -195,6 +239,13 @@ def test_training_that_varies_leaves_open_what_one_run_would_decide():
 def test_the_title_is_neutral_about_what_it_found():
     assert finding(systems(GOOD, 1e-9), NAMES, HEADLINE) == (
         "half: quality -0.010, diversity +0.120 against guidance 2, at half its cost"
+    )
+
+
+def test_the_title_of_a_merge_without_a_value_says_so():
+    points = with_values_on(systems(GOOD, 1e-9), "q", 0, ("half",))
+    assert finding(points, NAMES, HEADLINE) == (
+        "half: quality unknown, diversity +0.120 against guidance 2, at half its cost"
     )
 
 

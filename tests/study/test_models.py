@@ -46,7 +46,7 @@ def test_points_of_every_temperature_and_scale(real, capsys):
     lines = [line.split(", 0:")[0] for line in shown.err.splitlines() if line.startswith("evaluating ")]
     assert lines[:3] == ["evaluating base, T 1 (1 of 4)"] * 2 + ["evaluating base, guidance 2, T 1 (2 of 4)"]
     assert not Path("ev/front.png").exists()  # no quality metric: none can be chosen for any text
-    with pytest.raises(ConfigError, match="Key `out`: `ev` exists"):
+    with pytest.raises(ConfigError, match="Key `out`: expected a new folder, but `ev` exists"):
         evaluate_models(["base"], "report.txt", out="ev", **SETTINGS)
 
 

@@ -18,6 +18,7 @@ def front() -> dict:
 def test_a_study_ends_with_a_choice_and_a_page(real: Path, change, capsys: pytest.CaptureFixture) -> None:
     for seed, name in enumerate(("one", "two"), start=1):
         tiny_folder(real / name, seed=seed)
+    Path("report.txt").write_text("w6 w7\nw8 w9\n" + "".join(f"w{number}\n" for number in range(6)))  # enough to decide
     merges = {"half": {"models": ["one", "two"], "weights": [0.5, 0.5]}}
     systems = {"quality": {"model": "one"}, "diversity": {"model": "two"}}
     study = str(change({"fits": None, "merges": merges, "systems": systems}))

@@ -43,6 +43,15 @@ def random_tunes() -> list[str]:
     return [" ".join(draw.choices([*notes * 2, *BARS], k=draw.randint(0, 50))) for _ in range(60)]
 
 
+def test_no_signature_has_more_than_seven_signs() -> None:
+    for mode in ("major", "minor", "dorian", "mixolydian"):
+        for letter in "ABCDEFG":
+            for sign in ("", "#", "b"):
+                setting = setting_of(JIG, meaning(mode, letter + sign))
+                assert abs(setting.fifths) <= 7, (mode, letter + sign, setting.key)
+    assert setting_of(JIG, meaning("minor", "Db")).key == "C#"
+
+
 @pytest.mark.parametrize("key", ["D", "Bb", "F#", "A", "C#", "Eb"])
 @pytest.mark.parametrize("mode", ["major", "minor", "dorian", "mixolydian"])
 def test_abc_read_by_abc2midi_is_the_played_tune(key: str, mode: str) -> None:

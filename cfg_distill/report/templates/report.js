@@ -53,7 +53,8 @@
   // 1.625, but 0.50.
   const told = (knob) => knob.toFixed(3).replace(/0$/, "");
   const between = (stops, knob) => {
-    const after = Math.max(1, stops.findIndex((stop) => stop[0] >= knob));
+    const next = stops.findIndex((stop) => stop[0] >= knob); // -1 beyond the last stop, which stands for all that is beyond
+    const after = next < 0 ? stops.length - 1 : Math.max(1, next);
     const [a, b] = [stops[after - 1], stops[after]];
     const share = Math.max(0, Math.min(1, (knob - a[0]) / (b[0] - a[0])));
     return a.map((value, place) => value + share * (b[place] - value));
@@ -84,7 +85,9 @@
     document.getElementById("knob-value").textContent = told(knob);
     const values = between(data.line.map((stop) => [stop.knob, ...stop.values]), knob).slice(1);
     for (const cell of all("[data-metric]")) cell.textContent = (exact ? "" : "≈ ") + values[cell.dataset.metric].toFixed(3);
+    const beyond = knob < data.line[0].knob || knob > data.line[data.line.length - 1].knob;
     const where = exact ? `This is ${nearest.name}, as it was measured.`
+      : beyond ? `Not measured: beyond ${nearest.name}, the last measured model, whose numbers these are.`
       : `Not measured: a straight line between its neighbours. The nearest measured model is ${nearest.name}.`;
     document.getElementById("knob-note").textContent = where;
     dial.setAttribute("aria-valuetext", `${told(knob)}. ${where}`);
