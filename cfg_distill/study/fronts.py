@@ -19,7 +19,7 @@ from cfg_distill.evaluation.compare import (
 )
 from cfg_distill.evaluation.front import KINDS
 from cfg_distill.evaluation.guards import Verdict
-from cfg_distill.evaluation.intervals import Interval
+from cfg_distill.evaluation.intervals import Interval, shortage
 from cfg_distill.study.claims import above, plainly, shown
 
 COSTS = {"equal": "of equal cost", "any": "of any cost"}
@@ -78,23 +78,27 @@ def _entry(curve: Sequence[System], front: Sequence[System], quality: str, diver
         means = resampler(systems, [quality, diversity])
     except ValueError as error:
         return entry | {"problem": str(error)}
+    few = bool(shortage(means.prompts))
+
+    def verdict(interval: Interval | Height) -> Verdict:
+        return "undecided" if few else above(interval)
+
+    def judged(interval: Interval) -> dict[str, float | Verdict]:
+        return interval._asdict() | {"verdict": verdict(interval)}
+
     corner = np.minimum([values_M1.min() for values_M1 in means.all], 0.0).tolist()
     heights = [height_of(place, means, list(places)) for place in range(len(curve))]
     own = range(len(curve))
     share = dominated_share(means, own, places)
     return entry | {
         "curve": [
-            {"system": each.name, "knob": each.knob, "height": height._asdict(), "verdict": above(height)}
+            {"system": each.name, "knob": each.knob, "height": height._asdict(), "verdict": verdict(height)}
             for each, height in zip(curve, heights, strict=True)
         ],
-        "mean_height": _judged(mean_height(means, own, places)),
-        "hypervolume": _judged(hypervolume_difference(means, own, places, corner)) | {"reference": corner},
-        "dominated": share._asdict() | {"verdict": above(Interval(*(number - 0.5 for number in share)))},
+        "mean_height": judged(mean_height(means, own, places)),
+        "hypervolume": judged(hypervolume_difference(means, own, places, corner)) | {"reference": corner},
+        "dominated": share._asdict() | {"verdict": verdict(Interval(*(number - 0.5 for number in share)))},
     }
-
-
-def _judged(interval: Interval) -> dict[str, float | Verdict]:
-    return interval._asdict() | {"verdict": above(interval)}
 
 
 def front_lines(entry: dict[str, Any]) -> str:

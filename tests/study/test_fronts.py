@@ -51,6 +51,13 @@ def systems(seeds: int = 1, prompts: int = 24) -> list[System]:
     return found
 
 
+def test_few_prompts_decide_nothing_about_a_front():
+    for entry in fronts_of(systems(prompts=7), HEADLINE):
+        verdicts = [point["verdict"] for point in entry["curve"]]
+        verdicts += [entry[key]["verdict"] for key in ("mean_height", "hypervolume", "dominated")]
+        assert set(verdicts) == {"undecided"}
+
+
 def test_a_front_for_each_measure_and_cost():
     everything = systems()
     entries = fronts_of(everything, HEADLINE)
