@@ -22,8 +22,8 @@ def lowest_of(first: float, share: float) -> float:
     """The bound of a value that began at ``first``: this share of it. A negative one may fall as far below its first value.
 
     Example:
-        >>> lowest_of(0.8, 0.25), lowest_of(-0.8, 0.25)
-        (0.2, -1.4)
+        >>> lowest_of(1.0, 0.25), lowest_of(-1.0, 0.25)
+        (0.25, -1.75)
     """
     return first - (1 - share) * abs(first)
 

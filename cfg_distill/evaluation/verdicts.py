@@ -41,9 +41,9 @@ class Verdict:
         above: the rung that must lie above it.
         difference: of the lower rung minus its bound, in the metric's own unit, mean and 95 % interval over prompts; None
             where the metric has no value on both rungs for any prompt.
-        outcome: ``holds`` where the whole interval lies below 0, ``bought`` where the mean is not below 0, else
-            ``unclear``: more prompts would decide. Fewer prompts with a value than an interval needs
-            (:data:`cfg_distill.evaluation.intervals.LEAST_PROMPTS`) leave it ``unclear``.
+        outcome: ``holds`` where the whole interval lies below 0, and as many prompts have a value as an interval needs
+            (:data:`cfg_distill.evaluation.intervals.LEAST_PROMPTS`); ``bought`` where the mean is not below 0; else
+            ``unclear``: more prompts would decide.
         prompts: the number of prompts on which the metric has a value on both rungs.
     """
 
@@ -245,8 +245,10 @@ def _of_diversity(metric: str, values: _Values, share: float) -> list[Verdict]:
 def _verdict(metric: str, rung: str, above: str, difference_P: np.ndarray) -> Verdict:
     interval, prompts = _interval(difference_P), _known(difference_P)
     outcome: Outcome = "unclear"
-    if interval is not None and prompts >= LEAST_PROMPTS:
-        outcome = "holds" if interval.high < 0 else "bought" if interval.mean >= 0 else "unclear"
+    if interval is not None and interval.mean >= 0:
+        outcome = "bought"
+    elif interval is not None and interval.high < 0 and prompts >= LEAST_PROMPTS:
+        outcome = "holds"
     return Verdict(metric, rung, above, interval, outcome, prompts)
 
 

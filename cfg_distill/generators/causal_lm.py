@@ -70,7 +70,9 @@ class CausalLM(Generator):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         wrong = problems_of_folder(self.path) or problems_of_type(self.path, _KIND, causal_types())
-        found = [problem.under("path") for problem in wrong] or self._problems_of_cache() or self._problems_of_tokenizer()
+        found = (
+            [problem.under("path") for problem in wrong] or self._problems_of_cache() or self._problems_of_tokenizer()
+        )
         return found + self.problems_of_lora(context, None if found else self._without_weights)
 
     def _problems_of_cache(self) -> list[Problem]:

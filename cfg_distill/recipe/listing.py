@@ -59,8 +59,8 @@ def runs_in(folders: Sequence[Path]) -> list[Run]:
     """
     if missing := [each for each in folders if not each.is_dir()]:
         text = "expected a folder, but `{}` {}. `cfg-distill fit` and `study` make folders of runs."
-        found = {each: "is a file" if each.exists() else "does not exist" for each in missing}
-        raise ConfigError([Problem("folders", text.format(each, what)) for each, what in found.items()])
+        wrong = {each: "is a file" if each.exists() else "does not exist" for each in missing}
+        raise ConfigError([Problem("folders", text.format(each, what)) for each, what in wrong.items()])
     found = [_run(folder) for each in folders for folder in _folders_of_runs(each)]
     if not found:
         names = ", ".join(f"`{each}`" for each in folders)

@@ -214,6 +214,8 @@ def test_a_system_message_that_the_template_drops_is_refused(tmp_path):
     generator.tokenizer.chat_template = "{% for m in messages %}{{ m.role }} {{ m.content }}\n{% endfor %}"
     assert not generator.problems_of_prompts(asked)
     deaf = CausalLM(tiny_folder(tmp_path))
-    deaf.tokenizer.chat_template = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    deaf.tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    )
     (problem,) = deaf.problems_of_prompts(asked)
     assert "leaves it out" in str(problem) and not deaf.problems_of_prompts(["w1"])
