@@ -142,9 +142,8 @@ class RatioWatch:
             advantages: of the samples, by loss.
             weights: of this step.
         """
-        if (
-            module._step.begins
-        ):  # the gradients of the step before are over: without them, a measurement holds one gradient
+        if module._step.begins:
+            # The step before is over: with its gradients, a measurement would hold two.
             module.student.zero_grad(set_to_none=True)
         module.gradient_norms = norms_of_step(module, samples, advantages)
         reference = reference_of(module.mix)

@@ -58,7 +58,9 @@ def evaluate_request(request: EvaluateRequest) -> str:
         metric.to(device()).load()  # moved first: loading may embed a folder of sound, on the metric's device
     folder = None if request.out is None else Path(request.out)
     if folder is not None and request.overwrite:
-        for name in ("systems", "samples"):  # those of other models would be read beside the new ones
+        # Those of an earlier evaluation would be read beside the new ones, or after a stop in place of them.
+        (folder / "front.json").unlink(missing_ok=True)
+        for name in ("systems", "samples"):
             shutil.rmtree(folder / name, ignore_errors=True)
     systems: list[System] = []
     predictor: Predictor | None = None

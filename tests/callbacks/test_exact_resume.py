@@ -131,3 +131,8 @@ def test_a_run_that_ends_between_a_checkpoint_and_its_log_leaves_no_gap(tmp_path
     fit(tmp_path / "saved" / "step=3.ckpt", ends_at=0)
     assert {name: steps for name, steps in curve().items() if 2 not in steps} == {}
     assert curve()["train/loss"] == set(range(6))
+
+
+def test_a_row_that_a_kill_has_cut_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("loss,step\n1.5,3\n1.25")
+    assert list(scalars_of(tmp_path)) == [("loss", 3, 1.5)]

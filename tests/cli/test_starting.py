@@ -288,3 +288,12 @@ def test_each_shell_has_a_script(shell: str, capsys: pytest.CaptureFixture) -> N
             [shell, "-n"], check=False, input=capsys.readouterr().out, capture_output=True, text=True
         )
         assert checked.returncode == 0, checked.stderr
+
+
+def test_a_schema_is_written_into_a_file(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    (folder / "schemas").mkdir()
+    assert main(["schema", "recipe", "--out", "schemas"]) == 2
+    assert "expected a file, but `schemas` is a folder. Name a file in it." in capsys.readouterr().err
+    assert (
+        main(["schema", "recipe", "--out", "schemas/recipe.json"]) == 0 and (folder / "schemas/recipe.json").is_file()
+    )

@@ -1,9 +1,11 @@
 """TransformerEmbedder on a tiny BERT, against transformers called by hand one text at a time."""
 
+import shutil
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast, T5Config, T5EncoderModel, T5Model
 
 from cfg_distill.embedders import TransformerEmbedder
 from cfg_distill.errors import ConfigError
@@ -95,3 +97,16 @@ def test_problems_name_the_key(folder, tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match="could not load it"):
         TransformerEmbedder(str(tmp_path)).load()
+
+
+def test_a_model_with_a_decoder_is_read_by_its_encoder(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "t5")
+    config = T5Config(vocab_size=10, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0)
+    T5Model(config).save_pretrained(tmp_path / "t5")
+    embedder = TransformerEmbedder(str(tmp_path / "t5"), max_length=8)
+    assert not embedder.problems()
+    found_ND = embedder.load().embed(["w1 w2"])
+    ids = embedder.tokenizer(["w1 w2"], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        states_SD = T5EncoderModel.from_pretrained(tmp_path / "t5").eval()(input_ids=ids).last_hidden_state[0]
+    torch.testing.assert_close(found_ND[0], torch.nn.functional.normalize(states_SD.mean(0), dim=-1))

@@ -6,6 +6,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from cfg_distill.cli import main
 from cfg_distill.generators.linear import Linear
+from cfg_distill.planning import machines
 from cfg_distill.planning.dry import dry
 from cfg_distill.planning.fit import fit_of
 from cfg_distill.planning.known import ARCHITECTURES, musicgen
@@ -273,3 +275,21 @@ def test_bad_input_is_told(
     assert shown.out == ""
     for part in told:
         assert part in shown.err
+
+
+def test_devices_by_their_numbers_are_counted_as_lightning_counts_them() -> None:
+    for given, expected in (("0,1", 2), ("3,", 1), ([0, 1, 2], 3), (4, 4)):
+        assert Recipe.read(["recipes/tunes/quality.yaml"], {"trainer.devices": given}).devices == expected, given
+
+
+def test_an_unknown_gpu_is_measured_in_both_forms_of_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    found = SimpleNamespace(name="An unknown GPU", total_memory=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda number: found)
+    monkeypatch.setattr(
+        machines, "_measured_rate", lambda device, dtype, size: asked.append(dtype) or float(len(asked))
+    )
+    monkeypatch.setattr(machines, "_measured_bandwidth", lambda device: 1.0)
+    device = machines._here(1)
+    assert asked == [torch.bfloat16, torch.float32] and (device.half, device.single) == (1.0, 2.0)

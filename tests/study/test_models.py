@@ -17,6 +17,7 @@ from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import Headline, System, evaluate_models
 from cfg_distill.evaluation.front import swept
+from cfg_distill.evaluation.points import points_of
 from cfg_distill.generators import CausalLM, Guidance
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.sampling import Sampling, Seeds, draw
@@ -246,3 +247,10 @@ def test_a_schedule_that_cannot_be_is_told_before_the_fits(real, change):
     study = read_study(change({"baselines/moved": {"model": "base", "schedule": {}}}))
     (problem,) = problems_of(study)
     assert "baselines.moved.guidance" in str(problem) and "expected a scale that the schedule moves to" in str(problem)
+
+
+def test_equal_points_are_drawn_once() -> None:
+    assert [(each.model, each.guidance) for each in points_of(["a", "a@2", "a"], [1.0, 1.0], [1.0, 2.0, 2.0])] == [
+        ("a", 1.0),
+        ("a", 2.0),
+    ]
