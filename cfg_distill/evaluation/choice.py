@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from cfg_distill.errors import ConfigError, Problem, nearest
-from cfg_distill.evaluation.compare import resampler
+from cfg_distill.evaluation.compare import between, resampler
 from cfg_distill.evaluation.front import Interval
 from cfg_distill.evaluation.guards import Guard, guards_of
 from cfg_distill.evaluation.intervals import Resampler, shortage
@@ -238,9 +238,7 @@ def problems_of_rule(rule: Rule, systems: Sequence[System]) -> list[Problem]:
 def _candidate(system: System, guided: System, rule: Rule, base: System) -> Candidate:
     """A candidate, its guards judged; its gain is open."""
     found = {metric: means for metric in guided.axes if (means := _means([system, guided], metric))}
-    differences = {
-        metric: means.interval(lambda means_MB: means_MB[0] - means_MB[1]) for metric, means in found.items()
-    }
+    differences = {metric: between(means) for metric, means in found.items()}
     judged = frozenset(metric for metric, means in found.items() if not shortage(means.prompts))
     quality = differences[rule.quality] if rule.quality in judged else None
     broken = [] if quality else [f"{rule.quality} cannot be judged: {_few(found.get(rule.quality))}"]

@@ -45,7 +45,12 @@ def difference(left: System, right: System, metric: str) -> Interval:
     Raises:
         ValueError: the systems were evaluated on different prompts, or have a value on no common one.
     """
-    return resampler([left, right], [metric]).interval(lambda means_MB: means_MB[0] - means_MB[1])
+    return between(resampler([left, right], [metric]))
+
+
+def between(means: Resampler) -> Interval:
+    """How far the first of two systems is above the second, from their means."""
+    return means.interval(lambda means_MB: means_MB[0] - means_MB[1])
 
 
 def missing(systems: Sequence[System], metrics: Sequence[str]) -> dict[str, int]:

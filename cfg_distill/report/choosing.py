@@ -151,9 +151,7 @@ def _rule_lines(choice: Choice) -> list[str]:
     ]
     if choice.left_out:
         which = ", ".join(choice.left_out)
-        lines.append(
-            f"Left out: {which}. Too few prompts have a value in {guided} and in every point that keeps the rule."
-        )
+        lines.append(f"Left out: {which}. Too few prompts have a value in {guided}, or in a point that keeps the rule.")
     return lines
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation.compare import resampler
+from cfg_distill.evaluation.compare import between, resampler
 from cfg_distill.evaluation.front import ROWS, Interval
 from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Resampler, shortage
 from cfg_distill.evaluation.system import System
@@ -109,7 +109,7 @@ def _averaged(system: System, metric: str) -> System:
 def _cell(means: Resampler | None) -> str:
     if means is None:
         return "-"
-    interval = means.interval(lambda means_MB: means_MB[0] - means_MB[1])
+    interval = between(means)
     return f"{shown(interval)} {'undecided' if shortage(means.prompts) else verdict(interval)}"
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cfg_distill.evaluation import System, difference
-from cfg_distill.evaluation.compare import Height, height_of, missing, resampler
+from cfg_distill.evaluation.compare import Height, between, height_of, missing, resampler
 from cfg_distill.evaluation.front import KINDS
 from cfg_distill.evaluation.guards import Guard, Verdict, guards_of
 from cfg_distill.evaluation.headline import Headline
@@ -177,7 +177,7 @@ class _Court:
             [system, self.guided],
             [self.headline.quality],
             f"quality({system.name}) - quality({self.guided.name})",
-            _between,
+            between,
             lambda interval: not_below(interval, self.margin),
             f", margin {self.margin:g}",
         )
@@ -188,7 +188,7 @@ class _Court:
             [left, right],
             [metric],
             f"{what}({left.name}) - {what}({right.name})",
-            _between,
+            between,
             above,
         )
 
@@ -254,11 +254,6 @@ class _Court:
         text = f"{guard} of {system.name}, which has {plainly(value)}{_left_out(involved, [guard.metric])}"
         verdict = "undecided" if few else guard.verdict(guard.excess(system, self.start))
         return entry | {"verdict": verdict, "value": value._asdict(), "text": f"{text}, but {few}" if few else text}
-
-
-def _between(means: Resampler) -> Interval:
-    """How far the first of two systems is above the second."""
-    return means.interval(lambda means_MB: means_MB[0] - means_MB[1])
 
 
 def _left_out(systems: Iterable[System], metrics: Sequence[str]) -> str:
