@@ -138,6 +138,7 @@ def degenerate_texts(
         "prompt in a frame": [echo] * count,
         "words of the prompt": [repeated(shuffled(prompt.rstrip("."), draw)) for _ in answers],
         "truncated": [" ".join(text.split()[:6]) for text in answers],
+        "one word": [max(re.findall(r"\w+", text) or [text], key=len) for text in answers],
         "empty": [""] * count,
     }
 

@@ -40,22 +40,24 @@ def repeated_share(
     out. Music repeats itself: compare the number with the teacher's, not with 0.
 
     Args:
-        waveform: the clip, mixed down.
+        waveform: the clip; all its channels are compared.
         window: seconds that are compared.
         hop: seconds between windows: the smallest difference of a loop's length that is seen. 0.02 is a frame of EnCodec
             at 50 per second, so a loop of tokens is met exactly.
         similarity: the cosine from which two windows are alike.
         level: decibels relative to full scale below which a window is silent.
     """
-    mono = waveform.mono()
+    samples_CL = waveform.samples
     step = max(1, round(hop * waveform.rate))
     frames = max(1, round(window / hop))
-    if len(mono) < 2 * frames * step:
+    if samples_CL.shape[-1] < 2 * frames * step:
         return 0.0
-    # A spectrum a hop, with no padding at the ends; the transform is two hops long.
-    shape = torch.hann_window(2 * step, device=mono.device)
-    spectrum_HF = torch.stft(mono, 2 * step, step, window=shape, center=False, return_complex=True).abs().T
-    with torch.autocast(mono.device.type, enabled=False):  # it would compare in half precision
+    # A spectrum a hop, with no padding at the ends; the transform is two hops long. The channels' spectra stand side by side:
+    # mixed down, two that are opposite in sign would be silence.
+    shape = torch.hann_window(2 * step, device=samples_CL.device)
+    spectrum_CFH = torch.stft(samples_CL, 2 * step, step, window=shape, center=False, return_complex=True).abs()
+    spectrum_HF = spectrum_CFH.flatten(0, 1).T
+    with torch.autocast(samples_CL.device.type, enabled=False):  # it would compare in half precision
         gram_HH = spectrum_HF @ spectrum_HF.T
     count = len(gram_HH) - frames + 1
     # The inner product of two windows is the sum along a diagonal of the frames' own: no window is ever copied.

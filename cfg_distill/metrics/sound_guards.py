@@ -29,9 +29,10 @@ def flatness(waveform: Waveform) -> float:
     Transactions on Acoustics, Speech and Signal Processing 22, 1974.
 
     Args:
-        waveform: the clip, mixed down.
+        waveform: the clip; the loudest channel decides.
     """
-    power_FH = _spectra(waveform).square()
+    power_CFH = _spectra(waveform).square()
+    power_FH = power_CFH[power_CFH.sum((-2, -1)).argmax()]
     power_FH = power_FH[power_FH.mean(-1) > 1e-12]
     if not len(power_FH):
         return 0.0
@@ -53,10 +54,10 @@ def is_copy(one: Waveform, other: Waveform, similarity: float = _SAME) -> bool:
 
     The volume does not matter, nor a shift by a few samples.
     """
-    a_FH, b_FH = _spectra(one), _spectra(other)
-    if one.rate != other.rate or a_FH.shape != b_FH.shape or not a_FH.any() or not b_FH.any():
+    a_CFH, b_CFH = _spectra(one), _spectra(other)
+    if one.rate != other.rate or a_CFH.shape != b_CFH.shape or not a_CFH.any() or not b_CFH.any():
         return False
-    return float(torch.nn.functional.cosine_similarity(a_FH.flatten(), b_FH.flatten(), dim=0)) >= similarity
+    return float(torch.nn.functional.cosine_similarity(a_CFH.flatten(), b_CFH.flatten(), dim=0)) >= similarity
 
 
 class SiblingCopies(SampleMetric):
@@ -75,9 +76,13 @@ class SiblingCopies(SampleMetric):
 
 
 def _spectra(waveform: Waveform) -> Tensor:
-    """Magnitudes of the frames, ``[F, H]``, without the constant part."""
-    mono_L = waveform.mono().float()
-    if len(mono_L) < _FRAME:
-        return torch.zeros(0, _FRAME // 2)
-    window = torch.hann_window(_FRAME, device=mono_L.device)
-    return torch.stft(mono_L, _FRAME, _FRAME // 2, window=window, center=False, return_complex=True).abs().T[:, 1:]
+    """Magnitudes of the frames of each channel, ``[C, F, H]``, without the constant part.
+
+    Channels are not mixed down: two that are opposite in sign would be silence.
+    """
+    samples_CL = waveform.samples.float()
+    if samples_CL.shape[-1] < _FRAME:
+        return torch.zeros(len(samples_CL), 0, _FRAME // 2)
+    window = torch.hann_window(_FRAME, device=samples_CL.device)
+    spectra_CHF = torch.stft(samples_CL, _FRAME, _FRAME // 2, window=window, center=False, return_complex=True).abs()
+    return spectra_CHF.mT[..., 1:]

@@ -97,6 +97,9 @@ def sorted_words(argv: Sequence[str]) -> Words:
         if name == "--print_config":
             print_config = value
             continue
+        if word == "--":
+            problems.append(Problem("", "Expected an option, but got `--` alone. Take it out."))
+            continue
         if not (name.startswith("--") or name in _FILES):
             problems.append(
                 Problem("", f"Expected an option, but got `{word}`. A recipe is given as `--config {word}`.")

@@ -54,9 +54,10 @@ def test_words(folder: Path) -> None:
 
 def test_words_that_are_no_options() -> None:
     with pytest.raises(ConfigError) as refused:
-        sorted_words(["a.yaml", "--config=b.yaml", "--trainer.max_steps", "--data.batch_size", "-1"])
+        sorted_words(["a.yaml", "--", "--config=b.yaml", "--trainer.max_steps", "--data.batch_size", "-1"])
     assert list(map(str, refused.value.problems)) == [
         "Expected an option, but got `a.yaml`. A recipe is given as `--config a.yaml`.",
+        "Expected an option, but got `--` alone. Take it out.",
         "Option `--config`: expected a YAML file, but `b.yaml` does not exist. See cfg-distill recipes.",
         "Key `trainer.max_steps`: expected a value, but got none. Give one behind it.",
     ]

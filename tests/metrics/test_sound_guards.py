@@ -52,6 +52,24 @@ def test_each_kind_of_bad_sound_is_seen_by_its_guard():
     assert score["repetition"](looped(clip)) == 1.0
 
 
+def test_opposite_channels_hide_nothing():
+    """Mixed down they would be silence, which no guard but that of silence hears."""
+
+    def opposite(clip: Waveform) -> Waveform:
+        return Waveform(torch.cat([clip.samples, -clip.samples]), clip.rate)
+
+    clip, loop = noise(0, seconds=4.0), looped(noise(1, seconds=4.0))
+    assert flatness(opposite(clip)) == pytest.approx(flatness(clip))
+    assert is_copy(opposite(clip), opposite(clip)) and not is_copy(opposite(clip), opposite(noise(2, seconds=4.0)))
+    assert AudioRepetition().score_clip(opposite(loop)) == AudioRepetition().score_clip(loop) == 1.0
+    assert AudioRepetition().score_clip(opposite(clip)) == 0.0
+
+
+def test_the_loudest_channel_says_how_far_a_clip_is_noise():
+    music, hiss = tone(440.0, seconds=1.0).samples, noise(0, seconds=1.0).samples * 1e-3
+    assert flatness(Waveform(torch.cat([hiss, music]), 8000)) == flatness(Waveform(music, 8000)) < 0.001
+
+
 def test_rewritings_keep_length_and_loudness_says_what_it_says():
     clip = noise(0, seconds=1.0, channels=2)
     assert louder(clip, -6.0).peak == pytest.approx(clip.peak * 0.5012, rel=1e-3)

@@ -62,6 +62,7 @@ def test_degenerate_texts_are_what_their_names_say():
     assert set(made["words of the prompt"][0].split()) == {"Describe", "a", "haunted", "mill"}
     assert made["copied prompt"] == [prompt] * 2 and made["empty"] == ["", ""]
     assert made["truncated"][0] == "The wheel turns, though the river"
+    assert made["one word"] == ["though", "upward"]
     assert "haunted mill" in made["bland on topic"][0] and "haunted mill" not in made["bland"][0]
     assert made["answers to others"] == ["Other one.", "Other two."]
 
