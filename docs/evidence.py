@@ -72,6 +72,7 @@ STUDIES = {
     "study": ("cfg-distill study recipes/tunes/study.yaml", TUNES),
     "quickstart": ("make quickstart", TUNES),
     "smollm2_soup": ("cfg-distill study recipes/smollm2/study_soup.yaml", TEXT),
+    "smollm2_soup_five": ("cfg-distill study recipes/smollm2/study_soup.yaml, of commit 28e3b36", TEXT),
     "smollm2_soup_three": ("cfg-distill study recipes/smollm2/study_soup.yaml, of commit e8c737e", TEXT),
     "smollm2_ignored": ("cfg-distill study docs/evidence/smollm2_ignored.yaml", TEXT),
     "smollm2": ("cfg-distill study recipes/smollm2/study_full.yaml", TEXT),
