@@ -4,7 +4,7 @@
     python docs/evidence.py runs/quickstart quickstart
     python docs/evidence.py runs/smollm2_soup smollm2_soup
     python docs/evidence.py runs/smollm2_full smollm2    (or smollm2_ignored)
-    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, tune_soups)
+    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, two_encoders, tune_soups)
 
 It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png.
 """
@@ -61,6 +61,10 @@ SYSTEMS = {
     "knob 2": "knob 2",
     "knob 2.5": "knob 2.5",
     "knob 2.5 filtered": "knob 2.5, min-p 0.01",
+    "pairs": "two encoders, `PairwiseDiversity`",
+    "pairs half": "merge 1/2 of it",
+    "kinds": "two encoders, `VendiScore`",
+    "kinds half": "merge 1/2 of it",
     "soup_quality": "soup of three quality students",
     "soup_half": "half of each soup",
     "soup_diversity": "soup of three diversity students",
@@ -78,6 +82,7 @@ STUDIES = {
     "smollm2": ("cfg-distill study recipes/smollm2/study_full.yaml", TEXT),
     "guidance_3": ("cfg-distill study docs/evidence/guidance_3.yaml", TUNES),
     "guidance_2": ("cfg-distill study docs/evidence/guidance_2.yaml", TUNES),
+    "two_encoders": ("cfg-distill study docs/evidence/two_encoders.yaml", TUNES),
     "tune_soups": ("cfg-distill evaluate, as docs/evidence.md says", TUNES),
 }
 """Name of a study -> the command that makes it, and the columns of its table."""
