@@ -30,6 +30,14 @@ def clipped_share(waveform: Waveform, level: float = 0.999) -> float:
     return float((samples.abs() >= level).double().mean()) if samples.numel() else 0.0
 
 
+def combined(spectra: Tensor) -> Tensor:
+    """The magnitudes of all channels as one: the root of the sum of their powers, over the first dimension.
+
+    Mixed down before, two channels of opposite sign would be silence; side by side, swapped channels would be another sound.
+    """
+    return spectra.square().sum(0).sqrt()
+
+
 def repeated_share(
     waveform: Waveform, window: float = 0.5, hop: float = 0.02, similarity: float = 0.995, level: float = -60.0
 ) -> float:
@@ -40,7 +48,7 @@ def repeated_share(
     out. Music repeats itself: compare the number with the teacher's, not with 0.
 
     Args:
-        waveform: the clip; all its channels are compared.
+        waveform: the clip; the power of its channels is added.
         window: seconds that are compared.
         hop: seconds between windows: the smallest difference of a loop's length that is seen. 0.02 is a frame of EnCodec
             at 50 per second, so a loop of tokens is met exactly.
@@ -52,11 +60,10 @@ def repeated_share(
     frames = max(1, round(window / hop))
     if samples_CL.shape[-1] < 2 * frames * step:
         return 0.0
-    # A spectrum a hop, with no padding at the ends; the transform is two hops long. The channels' spectra stand side by side:
-    # mixed down, two that are opposite in sign would be silence.
+    # A spectrum a hop, with no padding at the ends; the transform is two hops long.
     shape = torch.hann_window(2 * step, device=samples_CL.device)
     spectrum_CFH = torch.stft(samples_CL, 2 * step, step, window=shape, center=False, return_complex=True).abs()
-    spectrum_HF = spectrum_CFH.flatten(0, 1).T
+    spectrum_HF = combined(spectrum_CFH).T
     with torch.autocast(samples_CL.device.type, enabled=False):  # it would compare in half precision
         gram_HH = spectrum_HF @ spectrum_HF.T
     count = len(gram_HH) - frames + 1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.audio import Waveform
-from cfg_distill.metrics.audio import WaveformMetric, refuse_other_than_sound
+from cfg_distill.metrics.audio import WaveformMetric, combined, refuse_other_than_sound
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling.samples import Samples
 
@@ -52,12 +52,12 @@ class Noise(WaveformMetric):
 def is_copy(one: Waveform, other: Waveform, similarity: float = _SAME) -> bool:
     """Whether two clips are one recording: their magnitude spectrograms have a cosine of at least ``similarity``.
 
-    The volume does not matter, nor a shift by a few samples.
+    The volume does not matter, nor a shift by a few samples, nor which channel a sound is in.
     """
-    a_CFH, b_CFH = _spectra(one), _spectra(other)
-    if one.rate != other.rate or a_CFH.shape != b_CFH.shape or not a_CFH.any() or not b_CFH.any():
+    a_FH, b_FH = (combined(_spectra(clip)) for clip in (one, other))
+    if one.rate != other.rate or a_FH.shape != b_FH.shape or not a_FH.any() or not b_FH.any():
         return False
-    return float(torch.nn.functional.cosine_similarity(a_CFH.flatten(), b_CFH.flatten(), dim=0)) >= similarity
+    return float(torch.nn.functional.cosine_similarity(a_FH.flatten(), b_FH.flatten(), dim=0)) >= similarity
 
 
 class SiblingCopies(SampleMetric):
@@ -76,10 +76,7 @@ class SiblingCopies(SampleMetric):
 
 
 def _spectra(waveform: Waveform) -> Tensor:
-    """Magnitudes of the frames of each channel, ``[C, F, H]``, without the constant part.
-
-    Channels are not mixed down: two that are opposite in sign would be silence.
-    """
+    """Magnitudes of the frames of each channel, ``[C, F, H]``, without the constant part."""
     samples_CL = waveform.samples.float()
     if samples_CL.shape[-1] < _FRAME:
         return torch.zeros(len(samples_CL), 0, _FRAME // 2)

@@ -65,6 +65,17 @@ def test_opposite_channels_hide_nothing():
     assert AudioRepetition().score_clip(opposite(clip)) == 0.0
 
 
+def test_swapped_and_panned_channels_are_the_same_recording():
+    left, right = noise(0, seconds=1.0).samples, tone(440.0, seconds=1.0).samples * 0.1
+    clip, swapped = (Waveform(torch.cat(pair), 8000) for pair in ((left, right), (right, left)))
+    assert is_copy(clip, swapped) and not is_copy(clip, noise(1, seconds=1.0, channels=2))
+    assert is_copy(Waveform(torch.cat([left, left]), 8000), Waveform(torch.cat([left, left * 0.3]), 8000))
+    alternating, again = (
+        Waveform(torch.cat([clip.samples, other.samples] * 2, dim=-1), 8000) for other in (swapped, clip)
+    )
+    assert AudioRepetition().score_clip(alternating) == AudioRepetition().score_clip(again) > 0.8
+
+
 def test_the_loudest_channel_says_how_far_a_clip_is_noise():
     music, hiss = tone(440.0, seconds=1.0).samples, noise(0, seconds=1.0).samples * 1e-3
     assert flatness(Waveform(torch.cat([hiss, music]), 8000)) == flatness(Waveform(music, 8000)) < 0.001
