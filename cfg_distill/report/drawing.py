@@ -186,7 +186,7 @@ def _sweeps(points: Sequence[Point], usual: float) -> list[tuple[str, list[str]]
 def _label(panel: Panel, names: Sequence[str]) -> None:
     dots = {dot.name: dot for dot in panel.dots}
     labels = [Label(dots[name].x, dots[name].y, _CHARACTER * len(name), _LINE) for name in names]
-    points = [Box.around(dot.x, dot.y, 8 if dot.quiet else 26 if dot.name == names[0] else 12) for dot in panel.dots]
+    points = [Box.around(dot.x, dot.y, 8 if dot.quiet else 26 if dot.name in names[:1] else 12) for dot in panel.dots]
     lines = [box for _, corners in panel.lines for box in along(corners, 5)]
     centres = placed(labels, points, lines, Box(LEFT, TOP, WIDTH, HEIGHT - BOTTOM))
     for name, (x, y) in zip(names, centres, strict=True):

@@ -330,6 +330,11 @@ def test_a_point_is_drawn_where_its_means_are() -> None:
     assert [dot.name for dot in panel.dots if dot.shown] == ["half"]
 
 
+def test_points_without_a_name_to_show_are_drawn_all_the_same() -> None:
+    panel = front_panel([each.point() for each in line()], ("quality", "diversity"), [], [], [])
+    assert panel.dots and not [dot for dot in panel.dots if dot.label]
+
+
 def test_meanings_are_read_from_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "mine.py").write_text(
         'raise SystemExit\nclass Words:\n    """Number of words; see :func:`count`.\n\n    More."""\n'
