@@ -1,7 +1,8 @@
 """The network under `tunes:figures`: it counts melodic figures, and maps the counts linearly.
 
 A figure is a few notes that lie close together, as intervals and distances in time, whatever stands between them. A note that
-is made a rest takes its own figures away and adds none, so the proportions of the others stay.
+is made a rest takes its own figures away and adds none, so the proportions of the others stay. The unit of time is the median
+length of the tune's notes, so that a melody written in other note values has the same figures.
 
 Shapes: N tunes, L notes, F figures, V buckets of a family, D embedding width.
 """
@@ -17,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, pad
 
 from cfg_distill.tunes.canonical import Sounding
-from cfg_distill.tunes.notes import PADDING, STEP, WIDEST, NotesNetwork, rows_of
+from cfg_distill.tunes.notes import PADDING, STEP, TICKS, WIDEST, NotesNetwork, median_of, rows_of
 
-WINDOW = 16  # half eighths that a figure spans at most
+WINDOW = 16  # halves of the unit of time that a figure spans at most
 PRIME = 2**31 - 1
 
 
@@ -117,15 +118,17 @@ class FiguresNetwork(NotesNetwork):
 
 
 def counts_of(notes_NL3: Tensor) -> list[Tensor]:
-    """How often each figure occurs, one ``[N, V]`` float32 per family. No pitch enters, only differences of pitches.
+    """How often each figure occurs, one ``[N, V]`` float32 per family. Pitches enter as differences, times as multiples of the
+    median length.
 
     Example:
         >>> from cfg_distill.tunes.canonical import sounding_notes
-        >>> tunes = [sounding_notes("C:1 D:1 E:1"), sounding_notes("z:2 G:1 | A:1 z:1/12 B:1")]
+        >>> tunes = [sounding_notes("C:1 D:1 E:1"), sounding_notes("z:2 G:2 | A:2 z:1/12 B:2")]
         >>> counts = counts_of(rows_of(tunes))[0]
         >>> counts.sum(-1), (counts[0] == counts[1]).all()
         (tensor([3., 3.]), tensor(True))
     """
+    notes_NL3 = _in_usual_lengths(notes_NL3)
     onset_NL, length_NL, pitch_NL = notes_NL3.unbind(-1)
     later = {}
     for place in {place for family in FAMILIES for places in family.places for place in places}:
@@ -155,3 +158,15 @@ def counts_of(notes_NL3: Tensor) -> list[Tensor]:
         counts_NV = torch.zeros(len(notes_NL3), family.buckets, device=notes_NL3.device)
         counts.append(counts_NV.scatter_add_(1, torch.cat(buckets, 1), torch.cat(there, 1).float()))
     return counts
+
+
+def _in_usual_lengths(notes_NL3: Tensor) -> Tensor:
+    """The notes with the tune's median length as an eighth, in whole ticks."""
+    onset_NL, length_NL, pitch_NL = notes_NL3.unbind(-1)
+    there_NL = onset_NL != PADDING
+    usual_N1 = median_of(length_NL, there_NL).clamp(min=1)
+    onset_NL, length_NL = (
+        torch.where(there_NL, (ticks_NL * TICKS / usual_N1).round().long(), ticks_NL)
+        for ticks_NL in (onset_NL, length_NL)
+    )
+    return torch.stack([onset_NL, length_NL, pitch_NL], -1)

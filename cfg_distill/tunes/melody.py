@@ -16,6 +16,8 @@ from cfg_distill.tunes.canonical import is_degenerate, sounding_notes
 
 Note = tuple[int, Fraction]  # pitch in semitones, length
 Hears = Literal["both", "pitch", "rhythm"]
+_VALUES = tuple(map(Fraction, ("1", "1/2", "2", "1/4", "4")))
+"""Lengths of notes are compared times each of these: one melody is written in sixteenths, eighths or quarters."""
 _APART = 10_000  # between the numbers of two lengths: more than any two pitches, moved or not
 
 
@@ -40,8 +42,8 @@ def common_subsequence(first: Sequence[Hashable], second: Sequence[Hashable]) ->
     return len(first) - row.bit_count()
 
 
-def common_melody(first: Sequence[Note], second: Sequence[Note]) -> int:
-    """The longest common subsequence of (pitch, length) under the transposition that makes it longest."""
+def common_melody(first: Sequence[Note], second: Sequence[Note], known: int = 0) -> int:
+    """The longest common subsequence of (pitch, length) under the best transposition, or ``known`` if that is longer."""
     # A transposition has at most as many notes in common as the counts of the notes have: the best bounds come first,
     # and the search ends when no bound beats what was found.
     heights: dict[Fraction, Counter[int]] = {}
@@ -55,7 +57,7 @@ def common_melody(first: Sequence[Note], second: Sequence[Note]) -> int:
     numbers = {length: number * _APART for number, length in enumerate({length for _, length in [*first, *second]})}
     one = [pitch + numbers[length] for pitch, length in first]
     other = [pitch + numbers[length] for pitch, length in second]
-    best = 0
+    best = known
     for shift, bound in bounds.most_common():
         if bound <= best:
             break
@@ -64,13 +66,13 @@ def common_melody(first: Sequence[Note], second: Sequence[Note]) -> int:
 
 
 def melodic_distance(first: str, second: str, hears: Hears = "both") -> float:
-    r"""How little of the shorter tune is found in the other, in order, under the best transposition.
+    r"""How little of the shorter tune is found in the other, in order, under the best transposition and note values.
 
-    .. math:: d(x, y) = 1 - \max_{s} \frac{\mathrm{LCS}(x, y + s)}{\min(|x|, |y|)}
+    .. math:: d(x, y) = 1 - \max_{s, v} \frac{\mathrm{LCS}(x, v y + s)}{\min(|x|, |y|)}
 
-    x and y are sequences of notes (pitch, length) without bar signs and rests; y + s is y moved by s semitones. A tune is
-    at 0 from its transpositions, from itself with other bar signs, with rests put in, and with notes made rests. Two
-    tunes of the corpus are at about a half (docs/tunes.md).
+    x and y are sequences of notes (pitch, length) without bar signs and rests; v y + s is y moved by s semitones, with notes
+    a quarter to four times as long. A tune is at 0 from its transpositions, from itself in such note values, with
+    other bar signs, with rests put in, and with notes made rests. Two tunes of the corpus are at two thirds (docs/tunes.md).
 
     Alignment of notes by pitch and length follows Mongeau and Sankoff (1990), "Comparison of musical sequences", with
     the costs of the longest common subsequence.
@@ -85,8 +87,8 @@ def melodic_distance(first: str, second: str, hears: Hears = "both") -> float:
     Example:
         >>> melodic_distance("C:1 D:1 E:1 F:2 |", "G:1 z:1 A:1 B:1 C:1")
         0.25
-        >>> melodic_distance("C:1 D:1 E:1", "C:2 D:2 E:2"), melodic_distance("C:1 D:1 E:1", "C:2 D:2 E:2", "pitch")
-        (1.0, 0.0)
+        >>> melodic_distance("C:1 D:1 E:1", "C:2 D:2 E:2"), melodic_distance("C:1 D:1 E:1", "C:3 D:1 E:3", "rhythm")
+        (0.0, 0.6666666666666667)
     """
     one, other = (
         [(0 if hears == "rhythm" else note.pitch, Fraction(1) if hears == "pitch" else note.length)
@@ -94,14 +96,17 @@ def melodic_distance(first: str, second: str, hears: Hears = "both") -> float:
         for tune in (first, second)
     )  # fmt: skip
     shorter = min(len(one), len(other))
-    return 1 - common_melody(one, other) / shorter if shorter else 0.0
+    common = 0
+    for value in _VALUES:
+        common = common_melody(one, [(pitch, length * value) for pitch, length in other], common)
+    return 1 - common / shorter if shorter else 0.0
 
 
 class MelodicDiversity(TextMetric):
     """Mean :func:`melodic_distance` between the tunes of a prompt; NaN for a group of one.
 
     A pair with a degenerate tune (:func:`cfg_distill.tunes.canonical.is_degenerate`) counts as 0. Pitch alone and rhythm alone
-    tell where a diversity comes from: one melody in other note values is far from itself under ``both``.
+    tell where a diversity comes from.
 
     Args:
         hears: of a note: pitch and length, the pitch alone, or the length alone.

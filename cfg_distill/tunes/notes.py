@@ -37,6 +37,12 @@ def rows_of(tunes: Iterable[Sequence[Sounding]]) -> Tensor:
     return torch.stack([pad(notes_L3, (0, 0, 0, longest - len(notes_L3)), value=PADDING) for notes_L3 in rows])
 
 
+def median_of(values_NL: Tensor, there_NL: Tensor) -> Tensor:
+    """The median over the notes of each tune, ``[N, 1]``, the lower one of two; 0 for a tune without notes."""
+    known_NL = values_NL.float().masked_fill(~there_NL, torch.nan)
+    return known_NL.nanmedian(-1, keepdim=True).values.nan_to_num(0).long()
+
+
 class NotesNetwork(nn.Module, ABC):
     """Notes of :func:`rows_of` to embeddings ``[N, D]``.
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from cfg_distill.tunes.network import Block
-from cfg_distill.tunes.notes import PADDING, WIDEST, NotesNetwork
+from cfg_distill.tunes.notes import PADDING, WIDEST, NotesNetwork, median_of
 
 DOUBLINGS = 4  # of the median length; a longer time counts as this, a shorter one as its inverse
 HIGHEST = 18  # semitones above or below the median pitch of a tune; a note beyond counts as this
@@ -81,23 +80,17 @@ def heard(notes_NL3: Tensor, shades: int) -> tuple[Tensor, Tensor, Tensor, Tenso
         >>> from cfg_distill.tunes.canonical import sounding_notes
         >>> from cfg_distill.tunes.notes import rows_of
         >>> low, high = (heard(rows_of([sounding_notes(tune)]), 4) for tune in ("C:1 E:2 C:1", "z:1 F:2 | A:4 || F:2"))
-        >>> all(torch.equal(one, other) for one, other in zip(low, high)), [part.tolist() for part in low][2]
+        >>> all((one == other).all() for one, other in zip(low, high)), [part.tolist() for part in low][2]
         (True, [[16, 20, 16]])
     """
     onset_NL, length_NL, pitch_NL = notes_NL3.unbind(-1)
     there_NL = onset_NL != PADDING
     interval_NL = (pitch_NL - pitch_NL.roll(1, -1)).clamp(-WIDEST, WIDEST) + WIDEST
-    usual_N1 = _middle(length_NL, there_NL).clamp(min=1)
+    usual_N1 = median_of(length_NL, there_NL).clamp(min=1)
     time_NL = _scale((onset_NL - onset_NL.roll(1, -1)) / usual_N1, shades)
     interval_NL[:, 0], time_NL[:, 0] = 2 * WIDEST + 1, 2 * DOUBLINGS * shades + 1
-    height_NL = (pitch_NL - _middle(pitch_NL, there_NL)).clamp(-HIGHEST, HIGHEST) + HIGHEST
+    height_NL = (pitch_NL - median_of(pitch_NL, there_NL)).clamp(-HIGHEST, HIGHEST) + HIGHEST
     return interval_NL, time_NL, _scale(length_NL / usual_N1, shades), height_NL
-
-
-def _middle(values_NL: Tensor, there_NL: Tensor) -> Tensor:
-    """The median over the notes of each tune, ``[N, 1]``; 0 for a tune without notes."""
-    known_NL = values_NL.float().masked_fill(~there_NL, torch.nan)
-    return known_NL.nanmedian(-1, keepdim=True).values.nan_to_num(0).long()
 
 
 def _scale(ratio_NL: Tensor, shades: int) -> Tensor:

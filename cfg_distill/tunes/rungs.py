@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from functools import partial
 from random import Random
 from typing import Any
@@ -23,6 +24,7 @@ HELD_OUT = ("validation", "test")
 STYLES: tuple[rewriting.Style, ...] = ("plain", "double", "none", "everywhere")
 SEMITONES = (0, 2, 5, 7)
 SHARES = (0.0, 0.1, 0.2, 0.4)
+VALUES = (Fraction(1), Fraction(2), Fraction(1, 2), Fraction(1))
 
 
 class TuneLadder(Ladder):
@@ -110,6 +112,7 @@ class TuneLadder(Ladder):
         yield rung("different tunes", "different", real)
         yield first("transposed", lambda tune, n: rewriting.transposed(tune, SEMITONES[n % len(SEMITONES)]))
         yield first("bar signs", lambda tune, n: rewriting.rewritten_bars(tune, STYLES[n % len(STYLES)]))
+        yield first("note values", lambda tune, n: rewriting.in_values(tune, VALUES[n % len(VALUES)]))
         yield first("notes made rests", lambda tune, n: rewriting.with_rests(tune, SHARES[n % len(SHARES)]))
         yield first("rests put in", lambda tune, n: rewriting.between_rests(tune, SHARES[n % len(SHARES)]))
         yield first("an empty one", lambda tune, n: tune if n else "")
