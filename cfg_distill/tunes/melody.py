@@ -96,9 +96,12 @@ def melodic_distance(first: str, second: str, hears: Hears = "both") -> float:
         for tune in (first, second)
     )  # fmt: skip
     shorter = min(len(one), len(other))
+    lengths, their_lengths = (Counter(length for _, length in notes) for notes in (one, other))
     common = 0
     for value in _VALUES:
-        common = common_melody(one, [(pitch, length * value) for pitch, length in other], common)
+        bound = sum(min(count, lengths[length * value]) for length, count in their_lengths.items())
+        if bound > common:
+            common = common_melody(one, [(pitch, length * value) for pitch, length in other], common)
     return 1 - common / shorter if shorter else 0.0
 
 
