@@ -250,6 +250,13 @@ def problems_of_counts(**settings: int) -> list[Problem]:
     return [Problem(key, f"expected at least 1, but got {value}.") for key, value in settings.items() if not value >= 1]
 
 
+def problems_of_scale(key: str, scale: float, negative: str | None = None) -> list[Problem]:
+    """A scale of guidance that cannot be: far above 1,000 logits overflow. ``negative``: the field of the negative prompt."""
+    hint = f" To push away from a prompt, give it as `@.{negative}`." if negative else ""
+    wrong = Problem(key, f"expected a number from 0 to 1000 (1 is no guidance), but got {scale:g}.{hint}")
+    return [] if 0 <= scale <= 1000 else [wrong]
+
+
 def problems_of_positive(**settings: float) -> list[Problem]:
     """Which of some settings, by their keys, is no finite number above 0."""
     return [

@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import Context, Problem, problems_of_counts, problems_of_positive
+from cfg_distill.errors import Context, Problem, problems_of_counts, problems_of_positive, problems_of_scale
 from cfg_distill.prompt import Prompt, PromptLike
 
 
@@ -192,14 +192,8 @@ class Guidance:
         """What is wrong with these settings."""
         found = []
         for name, value in (("scale", self.scale), ("final_scale", self.final_scale)):
-            if value is not None and not 0 <= value < torch.inf:
-                found.append(
-                    Problem(
-                        name,
-                        f"expected a number of at least 0 (1 is no guidance), but got {value}."
-                        " To push away from a prompt, give it as `@.negative`.",
-                    )
-                )
+            if value is not None:
+                found += problems_of_scale(name, value, "negative")
         if self.schedule != "constant" and self.final_scale is None:
             found.append(
                 Problem(

@@ -14,14 +14,13 @@ from pathlib import Path
 from cfg_distill.audio import AudioForm, problems_of_audio_extra
 from cfg_distill.data import problem_of_conditions, problem_of_text
 from cfg_distill.data.reading import together
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_scale
 from cfg_distill.evaluation.anneal import Anneal, annealed, problems_of_anneal
 from cfg_distill.evaluation.refusals import (
     at_key,
     problems_of_folder_to_write,
     problems_of_model,
     problems_of_sampling,
-    problems_of_scales,
     remarks_on_scales,
 )
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
@@ -175,7 +174,7 @@ class _Samples:
 
     def _check_numbers(self, longest: int | None) -> None:
         request = self.request
-        self.problems += problems_of_scales([request.guidance], "@.negative") + problems_of_sampling(
+        self.problems += problems_of_scale("guidance", request.guidance, "negative") + problems_of_sampling(
             self.sampling, longest
         )
         given = {"negative": request.negative, "negative_system": request.negative_system}

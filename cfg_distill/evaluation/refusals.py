@@ -53,16 +53,6 @@ def problems_of_folder_to_write(out: Path, overwrite: bool) -> list[Problem]:
     return [Problem("out", f"`{out}` exists. Name another one, or pass `@.overwrite`.")]
 
 
-def problems_of_scales(scales: Sequence[float], negative: str | None = None) -> list[Problem]:
-    """Problems of scales of guidance. ``negative`` is the field of the negative prompt, where there is one."""
-    hint = f" To push away from a prompt, give it as `{negative}`." if negative else ""
-    return [
-        Problem("guidance", f"expected a number of at least 0 (1 is no guidance), but got {scale:g}.{hint}")
-        for scale in scales
-        if not (math.isfinite(scale) and scale >= 0)
-    ]
-
-
 def remarks_on_scales(scales: Sequence[float]) -> list[Problem]:
     """A remark on a scale at which the prompt counts for nothing."""
     text = (

@@ -13,7 +13,7 @@ from pathlib import Path
 from cfg_distill.audio import AudioForm
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import together
-from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of_counts
+from cfg_distill.errors import ConfigError, Context, Problem, PromptProblem, problems_of_counts, problems_of_scale
 from cfg_distill.evaluation.anneal import Anneal, problems_of_anneal
 from cfg_distill.evaluation.chosen import (
     default_metrics,
@@ -28,7 +28,6 @@ from cfg_distill.evaluation.refusals import (
     at_key,
     problems_of_model,
     problems_of_sampling,
-    problems_of_scales,
     remarks_on_scales,
 )
 from cfg_distill.evaluation.renderers import Renderer, renderer_of
@@ -164,7 +163,7 @@ class Points:
                 Problem("seeds", f"expected one or more different numbers, but got {list(request.seeds)}.")
             )
         self.problems += problems_of_counts(batch_size=request.batch_size)
-        self.problems += problems_of_scales(request.guidance)
+        self.problems += [problem for scale in request.guidance for problem in problems_of_scale("guidance", scale)]
         for point in request.points:
             self.problems += problems_of_dial(point.model, point.dial, adapter=True)
         if request.dial and all(point.dial is None for point in request.points):

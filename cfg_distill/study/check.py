@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import PLACE, normalised
-from cfg_distill.errors import ConfigError, Problem, is_beneath, problems_of_positive
+from cfg_distill.errors import ConfigError, Problem, is_beneath, problems_of_positive, problems_of_scale
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder, similar_file
 from cfg_distill.folders.dials import problems_of_dial
@@ -178,7 +178,7 @@ def _problems_of_system(key: str, system: SystemConfig, models: list[str]) -> li
         problems.append(Problem(f"{key}.guidance", text))
     given = {name: vars(system)[name] for name in ("top_k", "top_p", "min_p") if vars(system)[name] is not None}
     problems += _problems_of_filters(key, **given)
-    return problems + _not_a_number_from_0(f"{key}.guidance", system.guidance, " (1 is no guidance)")
+    return problems + problems_of_scale(f"{key}.guidance", system.guidance)
 
 
 def _problems_of_filters(key: str, top_k: int = 0, top_p: float = 1.0, min_p: float = 0.0) -> list[Problem]:
@@ -245,10 +245,8 @@ def _problems_of_offsets(study: Study, fits: dict[str, Fit]) -> list[Problem]:
     return problems
 
 
-def _not_a_number_from_0(key: str, value: float, meaning: str = "") -> list[Problem]:
-    if 0 <= value < math.inf:
-        return []
-    return [Problem(key, f"expected a number of at least 0{meaning}, but got {value}.")]
+def _not_a_number_from_0(key: str, value: float) -> list[Problem]:
+    return [] if 0 <= value < math.inf else [Problem(key, f"expected a number of at least 0, but got {value}.")]
 
 
 def _problems_of_prompts(study: Study, fits: dict[str, Fit]) -> list[Problem]:

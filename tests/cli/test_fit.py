@@ -316,7 +316,7 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
         "`trainer.callbacks[1].class_path`: expected the import path of a Callback, but module `cfg_distill.callbacks`"
         " has no `StudentEmma`. Did you mean `StudentEMA`?",
         "Key `trainer.max_stepz`: no such key. Did you mean `max_steps`?",
-        "Key `model.guidance.scale`: expected a number of at least 0",
+        "Key `model.guidance.scale`: expected a number from 0 to 1000",
         "Key `data.validation`: Expected a file of prompts, but `nowhere.txt` does not exist.",
     ]
     assert len(said) == len(expected), said
@@ -327,7 +327,7 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--model.guidance.scale=-1"], "`model.guidance.scale`: expected a number of at least 0"),
+        (["--model.guidance.scale=-1"], "`model.guidance.scale`: expected a number from 0 to 1000"),
         (["--model.sampling.temperature=0"], "`model.sampling.temperature`: expected a number above 0"),
         (
             ["--model.sampling.max_new_tokens=64"],

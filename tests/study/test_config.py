@@ -68,7 +68,7 @@ def test_what_names_mean_is_reported_together(change):
     assert "Did you mean `diversity`?" in text
     assert "Key `merges.half.weights`: expected a sum of 1, but 0.5 + 0.6 = 1.1." in text
     assert "Key `baselines.half`: the name is taken." in text
-    assert "Key `baselines.guidance 2.guidance`: expected a number of at least 0" in text
+    assert "Key `baselines.guidance 2.guidance`: expected a number from 0 to 1000" in text
     assert "Did you mean `words`?" in text
     assert "Key `evaluation.seeds`: expected one or more different numbers" in text
     assert "Did you mean `half`?" in text
@@ -189,7 +189,7 @@ def test_a_sweep_makes_baselines(change):
         ({"model": "base"}, "expected temperature, guidance, top_p or min_p, but it has none"),
         (SWEEP | {"min_p": [2.0]}, "expected a number from 0 (keeps all) to 1, but got 2.0"),
         (SWEEP | {"top_p": [0.0]}, "expected a number above 0 and up to 1 (1 keeps all), but got 0.0"),
-        (SWEEP | {"guidance": [-1.0]}, "expected a number of at least 0 (1 is no guidance), but got -1.0"),
+        (SWEEP | {"guidance": [-1.0]}, "expected a number from 0 to 1000 (1 is no guidance), but got -1"),
     ],
 )
 def test_what_is_wrong_with_a_sweep(change, sweep, said):

@@ -158,9 +158,13 @@ def evaluate_help(capsys: pytest.CaptureFixture) -> str:
         ),
         (
             ["--guidance", "1", "nan"],
-            "Option `--guidance`: expected a number of at least 0 (1 is no guidance), but got nan",
+            "Option `--guidance`: expected a number from 0 to 1000 (1 is no guidance), but got nan",
         ),
-        (["--guidance=inf"], "Option `--guidance`: expected a number of at least 0 (1 is no guidance), but got inf"),
+        (["--guidance=inf"], "Option `--guidance`: expected a number from 0 to 1000 (1 is no guidance), but got inf"),
+        (
+            ["--guidance=1e308"],
+            "Option `--guidance`: expected a number from 0 to 1000 (1 is no guidance), but got 1e+308",
+        ),
         (["--temperature", "1", "nan"], "Option `--temperature`: expected a finite number of at least 0, but got nan"),
         (["--temperature=inf"], "Option `--temperature`: expected a finite number of at least 0, but got inf"),
     ],
