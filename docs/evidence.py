@@ -4,7 +4,7 @@
     python docs/evidence.py runs/quickstart quickstart
     python docs/evidence.py runs/smollm2_soup smollm2_soup
     python docs/evidence.py runs/smollm2_full smollm2    (or smollm2_ignored)
-    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, two_encoders, tune_soups)
+    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, two_encoders, judged, tune_soups)
 
 It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png.
 """
@@ -65,6 +65,7 @@ SYSTEMS = {
     "pairs half": "merge 1/2 of it",
     "kinds": "two encoders, `VendiScore`",
     "kinds half": "merge 1/2 of it",
+    "judged": "phrases and the judge's layer, `VendiScore`",
     "soup_quality": "soup of three quality students",
     "soup_half": "half of each soup",
     "soup_diversity": "soup of three diversity students",
@@ -83,6 +84,7 @@ STUDIES = {
     "guidance_3": ("cfg-distill study docs/evidence/guidance_3.yaml", TUNES),
     "guidance_2": ("cfg-distill study docs/evidence/guidance_2.yaml", TUNES),
     "two_encoders": ("cfg-distill study docs/evidence/two_encoders.yaml", TUNES),
+    "judged": ("cfg-distill study docs/evidence/judged.yaml", TUNES),
     "tune_soups": ("cfg-distill evaluate, as docs/evidence.md says", TUNES),
 }
 """Name of a study -> the command that makes it, and the columns of its table."""
