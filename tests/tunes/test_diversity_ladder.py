@@ -23,6 +23,7 @@ GROUPS, GROUP = 24, 8
 STICKS: dict[str, Callable[[], SampleMetric]] = {
     "reward": lambda: PairwiseCosineDiversity(Tunes()),
     "figures": lambda: PairwiseCosineDiversity(Tunes("tunes:figures")),
+    "rhythms": lambda: PairwiseCosineDiversity(Tunes("tunes:rhythms")),
     "melodic": MelodicDiversity,
     "bigram": TuneBigramDiversity,
 }
@@ -63,12 +64,12 @@ def different(held_out: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("name", ["reward", "figures", "melodic"])
+@pytest.mark.parametrize("name", ["reward", "figures", "rhythms", "melodic"])
 def test_rewriting_a_tune_earns_next_to_nothing(name: str, rung: str, held_out: list[str]) -> None:
     most = value(STICKS[name](), different(held_out))
     draw = Random(1)
     got = value(STICKS[name](), [RUNGS[rung](tune, draw) for tune in held_out[:GROUPS]])
-    assert most > {"reward": 0.85, "figures": 0.85, "melodic": 0.65}[name]
+    assert most > {"reward": 0.85, "figures": 0.85, "rhythms": 0.85, "melodic": 0.65}[name]
     assert got <= NEXT_TO_NOTHING * most
 
 
@@ -85,10 +86,10 @@ def test_another_rhythm_earns_next_to_nothing_from_the_reward_alone(held_out: li
         got[name] = value(stick(), [[tune, dotted(tune)] * (GROUP // 2) for tune in held_out[:GROUPS]])
     assert got["reward"] <= NEXT_TO_NOTHING * most["reward"]
     # The measures beside it pay for rhythm; docs/tunes.md says so.
-    assert all(got[name] > 3 * NEXT_TO_NOTHING * most[name] for name in ("figures", "melodic", "bigram"))
+    assert all(got[name] > 3 * NEXT_TO_NOTHING * most[name] for name in ("figures", "rhythms", "melodic", "bigram"))
 
 
-@pytest.mark.parametrize("name", ["reward", "figures", "melodic"])
+@pytest.mark.parametrize("name", ["reward", "figures", "rhythms", "melodic"])
 def test_an_empty_sample_in_place_of_a_tune_never_pays(name: str, held_out: list[str]) -> None:
     groups = different(held_out)
     earned = [value(STICKS[name](), [group[: GROUP - n] + [""] * n for group in groups]) for n in (0, 1, 2, 4)]

@@ -301,7 +301,7 @@ def halves() -> tuple[list[str], list[str]]:
     return [" ".join(t[: len(t) // 2]) for t in tunes], [" ".join(t[len(t) // 2 :]) for t in tunes]
 
 
-@pytest.mark.parametrize("path", ["tunes:encoder", "tunes:figures"])
+@pytest.mark.parametrize("path", ["tunes:encoder", "tunes:figures", "tunes:rhythms"])
 def test_shipped_encoders_hear_the_tune_and_not_how_it_is_written(path: str) -> None:
     embedder = Tunes(path).load()
     found = table(under(embedder))
