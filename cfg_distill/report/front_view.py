@@ -85,7 +85,7 @@ class FrontView:
         wanted += [*ends, *(stops if len(stops) <= MOST_SYSTEMS else []), claims.get("merge")]
         wanted += [point["name"] for point in self.points if point["kind"] == "real"]
         wanted += known if len(known) <= MOST_SYSTEMS else []
-        named = known_of(wanted, known)
+        named = known_of(wanted, known) or known[:MOST_SYSTEMS]
         captions = {
             self.headline.diversity: "Under the measure of the reward.",
             self.headline.independent: "Under a measure that was no reward.",

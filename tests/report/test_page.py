@@ -15,8 +15,8 @@ from made_study import PROMPTS, line, system, tone, write_logs, write_samples, w
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.choice import Rule, guard_of
+from cfg_distill.report import drawing, write_report
 from cfg_distill.report import sounds as sounds_module
-from cfg_distill.report import write_report
 from cfg_distill.report.curves import charts_of, read_curves
 from cfg_distill.report.drawing import Scale, front_panel, scale_of
 from cfg_distill.report.meanings import meaning_of
@@ -333,6 +333,11 @@ def test_a_point_is_drawn_where_its_means_are() -> None:
 def test_points_without_a_name_to_show_are_drawn_all_the_same() -> None:
     panel = front_panel([each.point() for each in line()], ("quality", "diversity"), [], [], [])
     assert panel.dots and not [dot for dot in panel.dots if dot.label]
+
+
+def test_a_small_hollow_point_has_an_outline_whatever_it_is() -> None:
+    style = (Path(drawing.__file__).parent / "templates" / "parts.css").read_text(encoding="utf-8")
+    assert all(f".quiet.{family} .mark {{ stroke: " in style for family in {*drawing.FAMILIES.values(), "other"})
 
 
 def test_meanings_are_read_from_the_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
