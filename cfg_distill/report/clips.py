@@ -59,14 +59,16 @@ class Finished:
             return [Problem("study", text)]
         return []
 
-    def is_whole(self, name: str) -> bool:
-        """Whether the written samples of a system are as the study left them."""
-        entry = self.folder / "steps" / f"evaluate {name}.json"
-        if not entry.is_file():
-            return False
-        outputs = [self.folder / "systems" / f"{name}.json", self.folder / "samples" / name]
-        content = json.loads(entry.read_text(encoding="utf-8"))
-        return all(path.exists() for path in outputs) and content.get("made") == digest(outputs)
+    def written_of(self, name: str) -> Path | None:
+        """The folder of the written samples of a system, of its first training seed where there are several; None where they
+        are not as the study left them."""
+        for part in (name, *(f"{name}/seed {seed}" for seed in self.study.training_seeds[:1])):
+            entry = self.folder / "steps" / f"evaluate {part.replace('/', ' ')}.json"
+            outputs = [self.folder / "systems" / f"{part}.json", self.folder / "samples" / part]
+            if entry.is_file() and all(path.exists() for path in outputs):
+                made = json.loads(entry.read_text(encoding="utf-8")).get("made")
+                return outputs[1] if made == digest(outputs) else None
+        return None
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,9 @@ def written_clips(finished: Finished, systems: Sequence[str], prompts: Sequence[
 
     clips: Clips = {}
     for system in systems:
-        if not finished.is_whole(system):
+        folder = finished.written_of(system)
+        if folder is None:
             return None
-        folder = finished.folder / "samples" / system
         for place, prompt in enumerate(prompts):
             for number in range(group):
                 stem = folder / stem_of(place + 1, prompt, number + 1)

@@ -20,9 +20,10 @@ from cfg_distill.cli import main
 from cfg_distill.generators import CausalLM, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.report import clips
-from cfg_distill.report.clips import common_gain, encoded, read_finished
+from cfg_distill.report.clips import Finished, common_gain, encoded, read_finished
 from cfg_distill.report.listening_request import PRESETS, evenly
 from cfg_distill.sampling import Sampling, draw
+from cfg_distill.study.config import Evaluation, Study
 from cfg_distill.study.record import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
@@ -77,6 +78,23 @@ def test_clips_are_the_samples_that_the_study_wrote(tunes: Path, listen: Listen,
                 np.testing.assert_array_equal(samples, soundfile.read(source, dtype="int16")[0])
                 assert data["clips"][clip]["seconds"] == pytest.approx(len(samples) / rate, abs=1e-3)
     assert json.loads((tunes / "listening" / f"{key['page']}.json").read_text()) == key
+
+
+def test_of_a_student_with_several_training_seeds_the_first_one_is_heard(tmp_path: Path) -> None:
+    study = Study("out", evaluation=Evaluation("prompts.txt", "metrics.yaml", {}), training_seeds=[4, 7])
+    finished = Finished(tmp_path, study, {})
+    assert finished.written_of("half") is None
+    for seed in (7, 4):
+        outputs = [tmp_path / f"systems/half/seed {seed}.json", tmp_path / f"samples/half/seed {seed}"]
+        outputs[1].mkdir(parents=True)
+        outputs[0].parent.mkdir(parents=True, exist_ok=True)
+        outputs[0].write_text("{}")
+        (outputs[1] / "01-a-jig-1.txt").write_text("a jig\n\nC:1\n")
+        (tmp_path / "steps").mkdir(exist_ok=True)
+        (tmp_path / f"steps/evaluate half seed {seed}.json").write_text(json.dumps({"made": digest(outputs)}))
+    assert finished.written_of("half") == tmp_path / "samples/half/seed 4"
+    (tmp_path / "samples/half/seed 4/01-a-jig-1.txt").write_text("changed")
+    assert finished.written_of("half") is None
 
 
 def test_the_page_does_not_tell_which_system_a_clip_is_of(tunes: Path, listen: Listen) -> None:
