@@ -17,6 +17,7 @@ from browser import OpenPage, browser, open_page, pages  # noqa: F401
 from report_studies import TUNES, standing_in
 
 from cfg_distill.cli import main
+from cfg_distill.evaluation.headline import Headline
 from cfg_distill.generators import CausalLM, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.report import clips
@@ -81,7 +82,9 @@ def test_clips_are_the_samples_that_the_study_wrote(tunes: Path, listen: Listen,
 
 
 def test_of_a_student_with_several_training_seeds_the_first_one_is_heard(tmp_path: Path) -> None:
-    study = Study("out", evaluation=Evaluation("prompts.txt", "metrics.yaml", {}), training_seeds=[4, 7])
+    study = Study(
+        "out", evaluation=Evaluation("prompts.txt", {}, Headline("quality", "diversity")), training_seeds=[4, 7]
+    )
     finished = Finished(tmp_path, study, {})
     assert finished.written_of("half") is None
     for seed in (7, 4):
