@@ -18,7 +18,6 @@ evidence = script(DOCS / "evidence.py")
 @pytest.mark.parametrize(
     ("page", "study", "rows"),
     [
-        ("evidence", "study", 14),
         ("quickstart", "quickstart", 14),
         ("text", "smollm2_soup", 15),
         ("smollm2", "smollm2", 23),
@@ -46,6 +45,7 @@ def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("page", "study", "rows"),
     [
+        ("evidence", "study_first", 14),
         ("evidence", "guidance_2", 6),
         ("evidence", "guidance_3", 8),
         ("evidence", "tune_soups", 3),
