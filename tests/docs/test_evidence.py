@@ -18,6 +18,7 @@ evidence = script(DOCS / "evidence.py")
 @pytest.mark.parametrize(
     ("page", "study", "rows"),
     [
+        ("evidence", "study", 14),
         ("quickstart", "quickstart", 14),
         ("text", "smollm2_soup", 15),
         ("smollm2", "smollm2", 23),
