@@ -95,7 +95,9 @@ def test_the_table_of_readme_is_an_excerpt() -> None:
     rows = re.findall(r"^\| ([\w ./-]+) \| (\d|-) \| (0\.\d+ ±\S+) \| (0\.\d+ ±\S+) \|$", short, re.MULTILINE)
     assert len(rows) == 7
     for name, *cells in rows:
-        assert re.search(rf"^\| {re.escape(name)}( \(.+\))? \| {re.escape(' | '.join(cells))} \|", long, re.MULTILINE), name
+        assert re.search(
+            rf"^\| {re.escape(name)}( \(.+\))? \| {re.escape(' | '.join(cells))} \|", long, re.MULTILINE
+        ), name
     told = re.findall(r"^- (Holds|Undecided|Fails): ", short, re.MULTILINE)
     assert [word.lower() for word in told] == re.findall(r"^\| .+ \| (holds|undecided|fails) \|$", long, re.MULTILINE)
 
