@@ -245,7 +245,7 @@ def test_a_schedule_that_cannot_be_is_told_before_the_fits(real, change):
     with pytest.raises(ConfigError) as found:
         check.run(print)
     assert [str(each).partition(":")[2][:50] for each in found.value.problems] == [
-        " Key `schedule.first`: expected a number of at lea",
+        " Key `schedule.first`: expected a number from 0 to",
         " Key `schedule.power`: expected a number above 0, ",
     ]
     study = read_study(change({"baselines/moved": {"model": "base", "schedule": {}}}))
