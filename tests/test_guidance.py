@@ -59,7 +59,7 @@ def test_problems_name_key_value_and_remedy():
     (negative,) = Guidance(scale=-1.0).problems()
     assert (negative.key, negative.prefix) == ("scale", "")
     said = str(negative.under("model.guidance"))
-    assert "`model.guidance.scale`" in said and "-1.0" in said and "`model.guidance.negative`" in said
+    assert "`model.guidance.scale`" in said and "-1" in said and "`model.guidance.negative`" in said
     option = negative.told({"scale": "--guidance", "negative": "--negative"})
     assert option.startswith("Option `--guidance`: ") and option.endswith("give it as `--negative`.")
     (missing,) = Guidance(scale=2.0, schedule="linear").problems()
