@@ -55,8 +55,8 @@ class Tunes(Embedder):
 class Judged(Embedder):
     """Decoded tunes to unit vectors of what the heads of the judge read: its last hidden layer.
 
-    The judge learned origin, rhythm, mode and whether a tune is music. As a measure of diversity it is a guard at most: other bar
-    signs move a tune farther than another tune is (docs/tunes.md).
+    The judge learned origin, rhythm, mode and whether a tune is music. As a measure of diversity it is a guard at most: other
+    bar signs move a tune farther than another tune is (docs/tunes.md).
 
     Args:
         path: ``tunes:judge``, or a folder that ``cfg-distill fit --config recipes/tunes/judge.yaml`` wrote.
