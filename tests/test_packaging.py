@@ -41,7 +41,7 @@ def test_the_wheel_holds_callbacks_recipes_and_weights(wheel: Path) -> None:
         expected = [path for path in (ROOT / folder).rglob("*") if path.suffix in suffixes]
         assert expected
         assert {f"cfg_distill/{path.relative_to(ROOT)}" for path in expected} <= names
-    for name in ("base", "encoder", "figures", "rhythms", "judge"):
+    for name in ("base", "encoder", "figures", "rhythms", "judge", "listener"):
         assert f"cfg_distill/tunes/weights/{name}/model.safetensors" in names
         assert f"cfg_distill/tunes/weights/{name}/config.json" in names
     assert "cfg_distill/py.typed" in names

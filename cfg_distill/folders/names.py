@@ -15,7 +15,8 @@ from cfg_distill.folders.packages import PACKAGED
 from cfg_distill.folders.shards import problems_of_index
 
 PACKAGE = Path(__file__).parent.parent
-SHIPPED = {name: PACKAGE / "tunes" / "weights" / name for name in ("base", "encoder", "figures", "rhythms", "judge")}
+_OF_TUNES = ("base", "encoder", "figures", "rhythms", "judge", "listener")
+SHIPPED = {name: PACKAGE / "tunes" / "weights" / name for name in _OF_TUNES}
 KNOWN: dict[str, Collection[str]] = {"tunes": SHIPPED, "text": PACKAGED}
 RECIPES = PACKAGE / "recipes"
 WEIGHT_PATTERNS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
