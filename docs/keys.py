@@ -87,7 +87,7 @@ GROUPS = (
         "Rewards",
         "The `reward` of a policy gradient, or [your own](extending.md#a-reward).",
         (Reward,),
-        ("cfg_distill.rewards",),
+        ("cfg_distill.rewards", "cfg_distill.tunes.rewards"),
     ),
     Group(
         "References",

@@ -7,8 +7,8 @@ The law that maximises beta E[k(y, y')] - KL(pi || guided), both expectations ov
     pi(y) = guided(y) exp(2 beta E_pi k(y, .)) / Z
 
 So samples of the guided model, weighted by that exponential, are samples of the optimum, as long as the weights are not too
-uneven (`effective`: the share of samples that still count). The samples of a prompt are split into three parts: two of them say
-how novel a sample of the third is, and the third alone is measured, so no sample is called novel by chance and then counted as
+uneven (`effective`: the share of samples that still count). The samples of a prompt are split into three parts: two say how
+novel a sample of the third is, and the third alone is measured, so no sample is called novel by chance and then counted as
 diverse. Each row is a mean over the development prompts, with 1.96 standard errors of the difference from guidance 2.
 Shapes: B prompts, N samples per prompt, A and C samples of a part.
 """
@@ -66,20 +66,16 @@ def read(scale: float, number: int, prompts: list[str]) -> tuple[dict[str, Tenso
     }
 
 
-def law(kernel_BNN: Tensor, beta: float, measured: Tensor, others: list[Tensor]) -> Tensor:
-    """The weights of the optimum on the measured part, ``[B, C]``, from the novelty under the two other parts."""
-    one, other = others
-    kernel_BAA = kernel_BNN[:, one][:, :, other]
-    weights = [torch.full((len(kernel_BNN), len(part)), 1 / len(part)) for part in others]
+def law(kernel_BNN: Tensor, beta: float, measured: Tensor, others: Tensor) -> Tensor:
+    """The weights of the optimum on the measured samples, ``[B, C]``, from their novelty among the A others."""
+    kernel_BAA = kernel_BNN[:, others][:, :, others]
+    weight_BA = torch.full(kernel_BAA.shape[:2], 1 / len(others))
     for _ in range(STEPS):  # damped steps to the fixed point
-        new = [
-            torch.softmax(2 * beta * torch.einsum("bij,bj->bi", kernel_BAA, weights[1]), -1),
-            torch.softmax(2 * beta * torch.einsum("bij,bi->bj", kernel_BAA, weights[0]), -1),
-        ]
-        weights = [(old + step) / 2 for old, step in zip(weights, new, strict=True)]
-    parts = zip(others, weights, strict=True)
-    novelty = [torch.einsum("bij,bj->bi", kernel_BNN[:, measured][:, :, part], weight) for part, weight in parts]
-    return torch.softmax(beta * (novelty[0] + novelty[1]), -1)
+        # A sample is no other sample: the pairs with itself, which count 0, are left out.
+        novelty_BA = torch.einsum("bij,bj->bi", kernel_BAA, weight_BA) / (1 - weight_BA)
+        weight_BA = (weight_BA + torch.softmax(2 * beta * novelty_BA, -1)) / 2
+    kernel_BCA = kernel_BNN[:, measured][:, :, others]
+    return torch.softmax(2 * beta * torch.einsum("bij,bj->bi", kernel_BCA, weight_BA), -1)
 
 
 def optimum(
@@ -91,8 +87,8 @@ def optimum(
         order = torch.randperm(number, generator=torch.Generator().manual_seed(seed))
         parts = [order[first::PARTS] for first in range(PARTS)]
         for held in range(PARTS):
-            part = parts[held]
-            weight_BC = law(kernel_BNN, beta, part, [each for place, each in enumerate(parts) if place != held])
+            part, others = parts[held], torch.cat(parts[:held] + parts[held + 1 :])
+            weight_BC = law(kernel_BNN, beta, part, others)
             pairs_B = 1 - weight_BC.square().sum(-1)  # the weight of all pairs of two samples
             row = {name: (weight_BC * value_BN[:, part]).sum(-1) for name, value_BN in values.items()}
             for name, distance_BNN in distances.items():

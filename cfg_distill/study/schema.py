@@ -34,6 +34,7 @@ _MODULES = (
     "cfg_distill.tunes.metrics",
     "cfg_distill.tunes.embedder",
     "cfg_distill.tunes.reference",
+    "cfg_distill.tunes.rewards",
     "lightning.pytorch.callbacks",
     "lightning.pytorch.loggers",
     "torch.optim",

@@ -13,6 +13,8 @@ from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.judge import Judge
 from cfg_distill.tunes.negatives import REAL
 
+__all__ = ["RealTune"]
+
 
 class RealTune(SampleReward):
     """The probability that a sample is a tune of the books, under a judge: low for loops, shuffled bars and random notes.

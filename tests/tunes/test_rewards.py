@@ -63,6 +63,8 @@ def test_a_product_pays_a_tune_that_differs_only_where_it_is_music(real: list[st
 
 def test_a_folder_without_a_judge_is_refused() -> None:
     (problem,) = RealTune("tunes:encoder").problems()
-    assert str(problem).startswith("Key `path`: expected a judge with a file bounds.json, but `tunes:encoder` has none.")
+    assert str(problem).startswith(
+        "Key `path`: expected a judge with a file bounds.json, but `tunes:encoder` has none."
+    )
     with pytest.raises(ConfigError, match="expected text"):
         RealTune().load().score(Samples(["a"], [torch.zeros(1)] * 2, Rollout(*[torch.zeros(0)] * 3)))
