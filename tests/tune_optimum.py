@@ -1,6 +1,6 @@
 """What can the objective give at best? Its optimum on the tunes, by weighting samples of the guided model. Half an hour.
 
-    python tests/tune_optimum.py --samples 96
+    python tests/tune_optimum.py --samples 64
 
 The law that maximises beta E[k(y, y')] - KL(pi || guided), both expectations over the samples of one prompt, fulfils
 
@@ -37,6 +37,7 @@ PROMPTS = Path(__file__).parents[1] / "recipes/tunes/prompts/development.txt"
 AT_ONCE, LONGEST, ROUNDS, STEPS, PARTS = 8, 128, 3, 30, 3
 BETAS = (0.0, 1.0, 2.0, 3.0, 4.0)
 ENCODERS = {"diversity": "tunes:encoder", "figures": "tunes:figures", "rhythms": "tunes:rhythms"}
+COLUMNS = ("quality", "without real", *ENCODERS, "KL", "effective")
 QUALITIES = {"quality": (), "without real": ("real",)}
 
 
@@ -112,20 +113,33 @@ def kernels(values: dict[str, Tensor], distances: dict[str, Tensor]) -> dict[str
     }
 
 
-def line(name: str, row: dict[str, Tensor], start: dict[str, Tensor]) -> str:
-    cells = []
+def cells(row: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, list[float]]:
+    """The mean of each column, its difference from the start, and 1.96 standard errors of that."""
+    found = {}
     for column, value_B in row.items():
-        change_B = value_B - start.get(column, value_B)
-        cells.append(
-            f"{column} {value_B.mean():.3f} ({change_B.mean():+.3f} ± {1.96 * change_B.std() / len(change_B) ** 0.5:.3f})"
-        )
-    return f"{name}: " + "  ".join(cells)
+        change_B = value_B - start[column]
+        numbers = (value_B.mean(), change_B.mean(), 1.96 * change_B.std() / len(change_B) ** 0.5)
+        found[column] = [round(float(number), 3) for number in numbers]
+    return found
+
+
+def table(rows: dict[str, dict[str, list[float]]]) -> str:
+    """The table of docs/evidence.md."""
+    lines = ["| law | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for name, row in rows.items():
+        differs = row["quality"][1] != 0
+        shown = [
+            f"{row[column][1]:+.3f} ±{row[column][2]:.3f}" if differs else f"{row[column][0]:.3f}" for column in COLUMNS
+        ]
+        shown[-2:] = [f"{row[column][0]:.2f}" for column in COLUMNS[-2:]]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--samples", type=int, default=96, help="of guidance 2, per prompt; half as many of the others")
-    parser.add_argument("--out", type=Path, help="a JSON file to write the means to")
+    parser.add_argument("--samples", type=int, default=64, help="of guidance 2, per prompt; half as many of the others")
+    parser.add_argument("--out", type=Path, help="a JSON file to write the numbers to")
     given = parser.parse_args()
     prompts = [str(prompt) for prompt in read_prompts(PROMPTS, "prompt")]
     values, distances = read(2.0, given.samples, prompts)
@@ -138,14 +152,10 @@ def main() -> None:
     for scale in (1.0, 1.5):
         drawn = read(scale, given.samples // 2, prompts)
         rows[f"guidance {scale:g}"] = optimum(drawn[1]["diversity"], 0.0, *drawn)
-    for name, row in rows.items():
-        print(line(name, row, start))
+    numbers = {name: cells(row, start) for name, row in rows.items()}
+    print(table(numbers))
     if given.out:
-        means = {
-            name: {column: round(float(value_B.mean()), 4) for column, value_B in row.items()}
-            for name, row in rows.items()
-        }
-        given.out.write_text(json.dumps(means, indent=1) + "\n", encoding="utf-8")
+        given.out.write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

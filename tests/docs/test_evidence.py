@@ -9,6 +9,7 @@ import neighbour_paths
 import neighbours
 import pytest
 import soup_study
+import tune_optimum
 from scripts import script
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -32,6 +33,11 @@ def test_the_table_and_the_verdicts_are_those_of_the_numbers(page: str, study: s
     for claim in numbers["claims"]:
         (line,) = (line for line in text.splitlines() if line.startswith(f"| {claim['name']}: "))
         assert f"| {claim['verdict']} |" in line
+
+
+def test_the_table_of_the_optimum_is_that_of_the_numbers() -> None:
+    numbers = json.loads((DOCS / "evidence" / "optimum.json").read_text(encoding="utf-8"))
+    assert tune_optimum.table(numbers) in (DOCS / "evidence.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
