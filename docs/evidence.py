@@ -4,7 +4,7 @@
     python docs/evidence.py runs/quickstart quickstart
     python docs/evidence.py runs/smollm2_soup smollm2_soup
     python docs/evidence.py runs/smollm2_full smollm2    (or smollm2_ignored)
-    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, two_encoders, judged, tune_soups)
+    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, two_encoders, judged, music, tune_soups)
 
 It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png.
 """
@@ -20,6 +20,7 @@ from typing import Any
 DOCS = Path(__file__).parent
 TUNES = ("quality", "diversity", "figures_diversity", "judge_diversity", "melodic_diversity")
 STUDY = ("quality", "diversity", "figures_diversity", "rhythms_diversity", "melodic_diversity")
+MUSIC = ("quality", "quality_without_real", "diversity", "figures_diversity", "rhythms_diversity")
 TEXT = ("substance", "diversity", "word_diversity", "state_diversity", "log_probability", "degeneration")
 SYSTEMS = {
     "real: written": "written answers",
@@ -92,6 +93,7 @@ STUDIES = {
     "guidance_2": ("cfg-distill study docs/evidence/guidance_2.yaml", TUNES),
     "two_encoders": ("cfg-distill study docs/evidence/two_encoders.yaml", TUNES),
     "judged": ("cfg-distill study docs/evidence/judged.yaml", TUNES),
+    "music": ("cfg-distill study docs/evidence/music.yaml", MUSIC),
     "tune_soups": ("cfg-distill evaluate, as docs/evidence.md says", TUNES),
 }
 """Name of a study -> the command that makes it, and the columns of its table."""
