@@ -19,6 +19,7 @@ from typing import Any
 
 DOCS = Path(__file__).parent
 TUNES = ("quality", "diversity", "figures_diversity", "judge_diversity", "melodic_diversity")
+QUICK = ("quality", "diversity", "figures_diversity", "melodic_diversity")
 STUDY = ("quality", "diversity", "figures_diversity", "rhythms_diversity", "melodic_diversity")
 MUSIC = ("quality", "quality_without_real", "diversity", "figures_diversity", "rhythms_diversity")
 TEXT = ("substance", "diversity", "word_diversity", "state_diversity", "log_probability", "degeneration")
@@ -83,7 +84,7 @@ SYSTEMS = {
 STUDIES = {
     "study": ("cfg-distill study recipes/tunes/study.yaml", STUDY),
     "study_first": ("cfg-distill study recipes/tunes/study.yaml, of commit 6e07368", TUNES),
-    "quickstart": ("make quickstart", TUNES),
+    "quickstart": ("make quickstart", QUICK),
     "smollm2_soup": ("cfg-distill study recipes/smollm2/study_soup.yaml", TEXT),
     "smollm2_soup_five": ("cfg-distill study recipes/smollm2/study_soup.yaml, of commit 28e3b36", TEXT),
     "smollm2_soup_three": ("cfg-distill study recipes/smollm2/study_soup.yaml, of commit e8c737e", TEXT),
