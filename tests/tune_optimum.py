@@ -50,16 +50,18 @@ def singly(samples: Samples) -> Samples:
 def read(scale: float, number: int, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Values ``[B, N]`` and distances ``[B, N, N]`` of samples under a scale of guidance, by name."""
     generator, sampling = CausalLM("tunes:base").load(), Sampling(number, LONGEST)
+    sticks = {name: TuneQuality(without=without).load() for name, without in QUALITIES.items()}
+    listener = RealTune().load()
+    encoders = {name: Tunes(path).load() for name, path in ENCODERS.items()}
     values: dict[str, list[Tensor]] = {}
     distances: dict[str, list[Tensor]] = {}
     for start in range(0, len(prompts), AT_ONCE):
         samples = draw(generator, prompts[start : start + AT_ONCE], sampling, Guidance(scale), seed=1000 + start)
-        for name, without in QUALITIES.items():
-            quality_N = TuneQuality(without=without).load().score(singly(samples))
-            values.setdefault(name, []).append(quality_N.unflatten(0, (-1, number)))
-        values.setdefault("listener", []).append(RealTune().load().score(samples))
-        for name, path in ENCODERS.items():
-            vectors_BND = embedded(Tunes(path).load(), samples.outputs).unflatten(0, (-1, number))
+        for name, stick in sticks.items():
+            values.setdefault(name, []).append(stick.score(singly(samples)).unflatten(0, (-1, number)))
+        values.setdefault("listener", []).append(listener.score(samples))
+        for name, encoder in encoders.items():
+            vectors_BND = embedded(encoder, samples.outputs).unflatten(0, (-1, number))
             distances.setdefault(name, []).append(cosine_distances(vectors_BND))
         print(f"guidance {scale}: {min(start + AT_ONCE, len(prompts))} of {len(prompts)} prompts", flush=True)
     return {name: torch.cat(each) for name, each in values.items()}, {
@@ -124,14 +126,12 @@ def cells(row: dict[str, Tensor], start: dict[str, Tensor]) -> dict[str, list[fl
 
 
 def table(rows: dict[str, dict[str, list[float]]]) -> str:
-    """The table of docs/evidence.md."""
+    """The table of docs/evidence.md: the means of the first law, and the differences of the others from it."""
+    *paired, kl, effective = COLUMNS
     lines = ["| law | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
-    for name, row in rows.items():
-        differs = row["quality"][1] != 0
-        shown = [
-            f"{row[column][1]:+.3f} ±{row[column][2]:.3f}" if differs else f"{row[column][0]:.3f}" for column in COLUMNS
-        ]
-        shown[-2:] = [f"{row[column][0]:.2f}" for column in COLUMNS[-2:]]
+    for number, (name, row) in enumerate(rows.items()):
+        shown = [f"{row[each][1]:+.3f} ±{row[each][2]:.3f}" if number else f"{row[each][0]:.3f}" for each in paired]
+        shown += [f"{row[each][0]:.2f}" for each in (kl, effective)]
         lines.append(f"| {name} | " + " | ".join(shown) + " |")
     return "\n".join(lines)
 
@@ -141,6 +141,8 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=64, help="of guidance 2, per prompt; half as many of the others")
     parser.add_argument("--out", type=Path, help="a JSON file to write the numbers to")
     given = parser.parse_args()
+    if given.samples < 4 * PARTS:  # half of them in three parts: pairs need two samples in each
+        parser.error(f"argument --samples: expected at least {4 * PARTS}, but got {given.samples}.")
     prompts = [str(prompt) for prompt in read_prompts(PROMPTS, "prompt")]
     values, distances = read(2.0, given.samples, prompts)
     paid = kernels(values, distances)

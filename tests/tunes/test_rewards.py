@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.rewards import Mixed, PairwiseDiversity
+from cfg_distill.rewards import Mixed, PairwiseDiversity, Reward
 from cfg_distill.sampling.rollout import Rollout
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes import ladder
@@ -50,15 +50,26 @@ def test_degenerate_tunes_earn_less_than_real_ones(make: Callable[..., list[str]
     assert float(reward(group((made * GROUP)[:GROUP])).reward_BG.mean()) < paid / 2
 
 
-def test_a_product_pays_a_tune_that_differs_only_where_it_is_music(real: list[str]) -> None:
-    """Random notes are as far from all others as a tune is. Alone, diversity pays them; in the product a tune gets more."""
-    noise = ladder.random_notes(real[:1], Random(0))
-    samples = group([*real[: GROUP - 1], *noise])
-    alone = PairwiseDiversity(Tunes()).load()(samples).advantage_BG[0]
-    product = Mixed({"real": RealTune(), "phrases": PairwiseDiversity(Tunes())}, mode="multiplicative", calibration=0)
-    both = product.load()(samples).advantage_BG[0]
-    assert int(both.argmin()) == GROUP - 1
-    assert both[-1] < alone[-1]
+@pytest.mark.parametrize("kind", ["two bars", "random notes", "rests", "loop", "shuffled bars", "twin", "empty"])
+def test_a_sample_that_is_no_new_music_loses_in_the_product(kind: str, real: list[str]) -> None:
+    """One sample among seven real tunes; the mean of several groups. Distance alone would pay random notes."""
+    known = [" ".join(tune.tokens) for tune in tunes_of("train")[:64]]
+    makers: dict[str, Callable[[list[str], Random], list[str]]] = {
+        "two bars": lambda tunes, draw: ladder.two_bars(tunes[:1], draw),
+        "random notes": lambda tunes, draw: ladder.random_notes(tunes[:1], draw),
+        "rests": lambda tunes, draw: ladder.with_rests(tunes[:1], draw),
+        "loop": lambda _, draw: ladder.looped(known, draw),
+        "shuffled bars": lambda _, draw: ladder.shuffled_bars(known, draw),
+        "twin": lambda tunes, _: tunes[:1],
+        "empty": lambda *_: [""],
+    }
+    groups = [real[start : start + GROUP - 1] for start in range(0, len(real), GROUP)]
+    made = [[*tunes, makers[kind](tunes, Random(number))[0]] for number, tunes in enumerate(groups)]
+    phrases, figures = PairwiseDiversity(Tunes()), PairwiseDiversity(Tunes("tunes:figures"))
+    parts: dict[str, Reward] = {"real": RealTune(), "phrases": phrases, "figures": figures}
+    weights = {"real": 2.0, "phrases": 0.5, "figures": 0.5}
+    product = Mixed(parts, weights, mode="multiplicative", calibration=0).load()
+    assert float(product(group([tune for tunes in made for tune in tunes])).advantage_BG[:, -1].mean()) < -0.05
 
 
 def test_a_folder_without_a_judge_is_refused() -> None:
