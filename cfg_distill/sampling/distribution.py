@@ -10,6 +10,9 @@ from torch import Tensor
 
 from cfg_distill.errors import Context, Problem, problems_of_counts
 
+COLDEST = 1e-6
+"""The lowest temperature above 0: logits divided by less may overflow, which looks like a model that diverged."""
+
 
 @dataclass
 class Sampling:
@@ -52,6 +55,10 @@ class Sampling:
             wanted = random if context.training else "a number of at least 0"
             text = f"expected {wanted}, but got {self.temperature}. Use 1 for the model's own."
             found.append(Problem("temperature", text))
+        elif 0 < self.temperature < COLDEST:
+            text = f"expected at least {COLDEST:g}, since logits overflow below, but got {self.temperature:g}."
+            greedy = "" if context.training else " Use 0 for the likeliest token."
+            found.append(Problem("temperature", text + greedy))
         if self.top_k < 0:
             found.append(Problem("top_k", f"expected 0 (keep all) or more, but got {self.top_k}."))
         if not 0 < self.top_p <= 1:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from cfg_distill.errors import Problem
+from cfg_distill.errors import Problem, problems_of_counts, problems_of_positive, problems_of_shares
 from cfg_distill.folders import resolve
 from cfg_distill.tunes.figures import FiguresConfig, FiguresNetwork
 from cfg_distill.tunes.notes import NotesNetwork
@@ -90,6 +90,10 @@ class EncoderTraining(FolderTraining):
         super().__init__(optimizer, out, **common)
         self.kind, self.embedding, self.dropout = kind, embedding, dropout
         self.temperature, self.steadiness = temperature, steadiness
+
+    def problems(self) -> list[Problem]:
+        found = super().problems() + problems_of_counts(embedding=self.embedding)
+        return found + problems_of_shares(dropout=self.dropout) + problems_of_positive(temperature=self.temperature)
 
     def configure_model(self) -> None:
         if not list(self.children()):  # Lightning asks again for each stage

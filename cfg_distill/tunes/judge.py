@@ -16,7 +16,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from cfg_distill.errors import Problem
+from cfg_distill.errors import Problem, problems_of_counts, problems_of_shares
 from cfg_distill.folders import problems_of_folder, resolve
 from cfg_distill.tunes.bars import read_note
 from cfg_distill.tunes.negatives import REAL
@@ -88,6 +88,12 @@ class JudgeTraining(FolderTraining):
         super().__init__(optimizer, out, **common)
         self.smoothing = smoothing
         self.width, self.blocks, self.kernel, self.dropout = width, blocks, kernel, dropout
+
+    def problems(self) -> list[Problem]:
+        found = super().problems() + problems_of_counts(width=self.width, blocks=self.blocks, kernel=self.kernel)
+        if self.kernel > 0 and self.kernel % 2 == 0:  # its padding would make the sequence longer
+            found.append(Problem("kernel", f"expected an odd number, but got {self.kernel}."))
+        return found + problems_of_shares(smoothing=self.smoothing, dropout=self.dropout)
 
     def configure_model(self) -> None:
         if not list(self.children()):  # Lightning asks again for each stage

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from cfg_distill.errors import Problem, problems_of_counts, problems_of_shares
 from cfg_distill.tunes.data import IGNORED
 from cfg_distill.tunes.optimizer import MuonAdamW, parameter_groups
 from cfg_distill.tunes.training import FolderTraining
@@ -61,6 +62,15 @@ class Pretraining(FolderTraining):
         self.dropout, self.max_length = dropout, max_length
 
     # Life cycle
+
+    def problems(self) -> list[Problem]:
+        sizes = {"width": self.width, "layers": self.layers, "heads": self.heads}
+        found = super().problems() + problems_of_shares(dropout=self.dropout)
+        found += problems_of_counts(**sizes, intermediate=self.intermediate, max_length=self.max_length)
+        if not found and self.width % (2 * self.heads):  # rotary positions turn pairs of numbers
+            text = f"expected a multiple of twice `@.heads`, {2 * self.heads}, but got {self.width}."
+            found.append(Problem("width", text))
+        return found
 
     def configure_model(self) -> None:
         """The network needs the size of the vocabulary, which the data know."""

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import OptimizerCallable
 
-from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.errors import ConfigError, Problem, problems_of_counts
 
 
 def warmup_cosine(step: int, warmup: int, total: int) -> float:
@@ -54,6 +54,14 @@ class FolderTraining(lightning.LightningModule, ABC):
     def trainable(self) -> Iterable[Any]:
         """The parameters that the optimiser moves, or groups of them."""
         return self.parameters()
+
+    def problems(self) -> list[Problem]:
+        """What is wrong with the settings, found before the model is made."""
+        return problems_of_counts(decay_steps=self.decay_steps)
+
+    def setup(self, stage: str) -> None:
+        if problems := self.problems():
+            raise ConfigError([problem.under("model.init_args") for problem in problems])
 
     def on_fit_start(self) -> None:
         if not self.overwrite and (Path(self.out) / "config.json").exists():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import neighbour_paths
 import neighbours
+import optimum
 import pytest
 import soup_study
 import tune_optimum
@@ -35,9 +36,13 @@ def test_the_table_and_the_verdicts_are_those_of_the_numbers(page: str, study: s
         assert f"| {claim['verdict']} |" in line
 
 
-def test_the_table_of_the_optimum_is_that_of_the_numbers() -> None:
-    numbers = json.loads((DOCS / "evidence" / "optimum.json").read_text(encoding="utf-8"))
-    assert tune_optimum.table(numbers) in (DOCS / "evidence.md").read_text(encoding="utf-8")
+@pytest.mark.parametrize(
+    ("page", "file", "columns"),
+    [("evidence", "optimum", tune_optimum.COLUMNS)],
+)
+def test_the_table_of_an_optimum_is_that_of_the_numbers(page: str, file: str, columns: tuple[str, ...]) -> None:
+    numbers = json.loads((DOCS / "evidence" / f"{file}.json").read_text(encoding="utf-8"))
+    assert optimum.table(numbers, columns) in (DOCS / f"{page}.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:

@@ -1,8 +1,8 @@
-"""The weights of tests/tune_optimum.py against the optimum of an enumerated model, found by gradient ascent."""
+"""The weights of tests/optimum.py against the optimum of an enumerated model, found by gradient ascent."""
 
 import torch
+from optimum import optimum
 from torch import Tensor
-from tune_optimum import optimum
 
 GUIDED = torch.tensor([0.5, 0.25, 0.15, 0.1])
 KERNEL = torch.tensor([[0.0, 0.2, 0.9, 1.0], [0.2, 0.0, 0.8, 0.3], [0.9, 0.8, 0.0, 0.4], [1.0, 0.3, 0.4, 0.0]])

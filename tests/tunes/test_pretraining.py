@@ -14,10 +14,12 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.folders import resolve
 from cfg_distill.tunes.corpus import Tune, tunes_of
 from cfg_distill.tunes.data import IGNORED, DropConditions, LengthBuckets, TunesData, collate
+from cfg_distill.tunes.encoder import EncoderTraining
+from cfg_distill.tunes.judge import JudgeTraining
 from cfg_distill.tunes.optimizer import MuonAdamW, parameter_groups
 from cfg_distill.tunes.pretraining import Pretraining, add_dropout, nll
 from cfg_distill.tunes.tokenizer import build_tokenizer, sequence_of
-from cfg_distill.tunes.training import warmup_cosine
+from cfg_distill.tunes.training import FolderTraining, warmup_cosine
 
 TUNES = [
     Tune("a", "irish", "jig", "6/8", "major", ("C:1", "E:1", "G:1", "|", "C:3", "||")),
@@ -197,3 +199,22 @@ def test_the_shipped_model_knows_tunes_it_has_not_seen() -> None:
             setattr(found, name, float(sum_ / count))
     assert found.given < 1.3
     assert found.given < found.dropped < found.given + 0.2
+
+
+@pytest.mark.parametrize(
+    ("training", "settings", "key"),
+    [
+        (JudgeTraining, {"width": 0}, "width"),
+        (JudgeTraining, {"kernel": 4}, "kernel"),
+        (JudgeTraining, {"smoothing": 1.0}, "smoothing"),
+        (EncoderTraining, {"embedding": 0}, "embedding"),
+        (EncoderTraining, {"temperature": 0.0}, "temperature"),
+        (Pretraining, {"heads": 3}, "width"),
+        (Pretraining, {"layers": 0}, "layers"),
+        (Pretraining, {"decay_steps": 0}, "decay_steps"),
+    ],
+)
+def test_settings_of_no_network_are_refused(training: type[FolderTraining], settings: dict[str, Any], key: str) -> None:
+    training().setup("fit")
+    with pytest.raises(ConfigError, match=f"^Key `model.init_args.{key}`: expected [^\\n]*$"):
+        training(**settings).setup("fit")
