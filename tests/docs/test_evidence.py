@@ -20,7 +20,7 @@ evidence = script(DOCS / "evidence.py")
 @pytest.mark.parametrize(
     ("page", "study", "rows"),
     [
-        ("evidence", "study", 14),
+        ("evidence", "study", 11),
         ("quickstart", "quickstart", 14),
         ("text", "smollm2_soup", 15),
         ("smollm2", "smollm2", 23),
@@ -58,6 +58,7 @@ def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
     ("page", "study", "rows"),
     [
         ("evidence", "study_first", 14),
+        ("evidence", "study_second", 14),
         ("evidence", "guidance_2", 6),
         ("evidence", "guidance_3", 8),
         ("evidence", "tune_soups", 3),
