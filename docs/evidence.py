@@ -21,6 +21,7 @@ DOCS = Path(__file__).parent
 TUNES = ("quality", "diversity", "figures_diversity", "judge_diversity", "melodic_diversity")
 QUICK = ("quality", "diversity", "figures_diversity", "melodic_diversity")
 SECOND = ("quality", "diversity", "figures_diversity", "rhythms_diversity", "melodic_diversity")
+STUDY = ("quality", "diversity", "figures_diversity", "rhythms_diversity", "quality_without_real")
 MUSIC = ("quality", "quality_without_real", "diversity", "figures_diversity", "rhythms_diversity")
 TEXT = ("substance", "diversity", "word_diversity", "state_diversity", "log_probability", "degeneration")
 SYSTEMS = {
@@ -82,7 +83,7 @@ SYSTEMS = {
 }
 """Name in a study -> name on the page."""
 STUDIES = {
-    "study": ("cfg-distill study recipes/tunes/study.yaml", MUSIC),
+    "study": ("cfg-distill study recipes/tunes/study.yaml", STUDY),
     "study_second": ("cfg-distill study recipes/tunes/study.yaml, of commit 5245dd3", SECOND),
     "study_first": ("cfg-distill study recipes/tunes/study.yaml, of commit 6e07368", TUNES),
     "quickstart": ("make quickstart", QUICK),

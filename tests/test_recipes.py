@@ -131,5 +131,5 @@ def test_the_full_study_of_the_tunes_is_what_a_report_needs() -> None:
     assert len(read_prompts(study.evaluation.prompts)) >= 96
     assert study.evaluation.stage == "report" and study.claims is not None and study.claims.guards
     swept = study.swept()
-    assert len(swept) == 3 * 2 + 3 - 2  # less the two that are named
+    assert len(swept) == 2 + 3 - 1  # less the base, which is named
     assert {study.kind(name) for name in swept} == {"base", "guidance"}
