@@ -11,6 +11,7 @@ import optimum
 import pytest
 import soup_study
 import tune_optimum
+import tune_realism
 from scripts import script
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -43,6 +44,11 @@ def test_the_table_and_the_verdicts_are_those_of_the_numbers(page: str, study: s
 def test_the_table_of_an_optimum_is_that_of_the_numbers(page: str, file: str, columns: tuple[str, ...]) -> None:
     numbers = json.loads((DOCS / "evidence" / f"{file}.json").read_text(encoding="utf-8"))
     assert optimum.table(numbers, columns) in (DOCS / f"{page}.md").read_text(encoding="utf-8")
+
+
+def test_the_table_of_realism_is_that_of_the_numbers() -> None:
+    numbers = json.loads((DOCS / "evidence" / "realism.json").read_text(encoding="utf-8"))
+    assert tune_realism.table(numbers["rows"], numbers["first"]) in (DOCS / "evidence.md").read_text(encoding="utf-8")
 
 
 def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
