@@ -106,11 +106,12 @@ class Choice:
         diversity = (
             f"its diversity is at least {100 * gain.share:.0f} % higher under every measure"
             if gain.share >= 0
-            else f"its diversity is {-100 * gain.share:.0f} % lower under {gain.metric}, the least favourable measure"
+            else f"its diversity is {-100 * gain.share:.0f} % lower under that measure, {gain.metric}"
         )
         left_out = f" but {', '.join(self.left_out)}, which too few prompts have" if self.left_out else ""
         return (
-            f"{name} is the most diverse point whose quality is not more than {margin:g} below {guided}"
+            f"{name} is, under its least favourable measure, the most diverse point whose quality is"
+            f" not more than {margin:g} below {guided}"
             f" ({_shown(quality)}); {diversity}{left_out};"
             f" {'every guard holds' if self.rule.guards else 'no guard was set'}."
         )

@@ -114,7 +114,8 @@ def test_the_reason_is_one_sentence_with_its_numbers() -> None:
     reason = entry["reason"]
     assert reason.count(". ") == 0 and reason.endswith(".")
     assert reason.startswith(
-        "`half` is the most diverse point whose quality is not more than 0.02 below `guidance 2` (-0.010 ["
+        "`half` is, under its least favourable measure, the most diverse point whose quality is not more than 0.02 below"
+        " `guidance 2` (-0.010 ["
     )
     assert "its diversity is at least 4 % higher under every measure; no guard was set" in reason
     rejected = {each["system"]: each["why"] for each in entry["rejected"]}

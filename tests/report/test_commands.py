@@ -64,7 +64,7 @@ def said_by(words: list[str], capsys: pytest.CaptureFixture) -> str:
 def test_choose_names_a_point_and_writes_it_into_the_front(study: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["choose", "study"]) == 0
     said = capsys.readouterr().out
-    assert said.startswith("Recommended: half (knob 0.5).\n`half` is the most diverse point")
+    assert said.startswith("Recommended: half (knob 0.5).\n`half` is, under its least favourable measure,")
     assert "half*      +0.100 [" in said and "  diversity  quality is more than 0.02 below" in said
     choice = front_of(study)["choice"]
     assert (choice["system"], choice["knob"], choice["margin"], choice["guards"]) == ("half", 0.5, 0.02, [])
