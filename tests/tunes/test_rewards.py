@@ -40,6 +40,13 @@ def test_it_is_the_listener_s_probability(real: list[str]) -> None:
     assert not torch.allclose(reward.flatten(), Judge().probabilities(real)[REAL][:, 1], atol=1e-3)
 
 
+def test_words_that_are_no_tune_are_refused_and_samples_without_a_note_earn_nothing() -> None:
+    reward = RealTune().load()
+    with pytest.raises(ConfigError, match=r"^Reward `RealTune`: expected tunes .* the model writes `a fox ran away`"):
+        reward(group(["a fox ran away"] * GROUP))
+    assert not reward(group(["", "| |", "z:1 z:1"] + [""] * (GROUP - 3))).reward_BG.any()
+
+
 @pytest.mark.parametrize("make", [ladder.looped, ladder.shuffled_bars, ladder.random_notes, ladder.with_rests])
 def test_degenerate_tunes_earn_less_than_real_ones(make: Callable[..., list[str]], real: list[str]) -> None:
     of_each = make in (ladder.random_notes, ladder.with_rests)
