@@ -28,7 +28,7 @@ from cfg_distill.sampling.samples import draw
 
 PROMPTS = Path(__file__).parents[1] / "recipes/smollm2/prompts/validation.txt"
 AT_ONCE, LONGEST = 2, 48
-BETAS = (1.0, 2.0, 3.0, 4.0, 6.0)
+BETAS = (2.0, 4.0, 6.0, 10.0, 16.0)
 COLUMNS = ("substance", "diversity", "words", "log-probability", "adherence", "degeneration")
 UNLIKELY, LIKELY = -5.0, -2.5
 """Mean log-probabilities per token between which a text's likelihood rises from 0 to 1."""

@@ -10,6 +10,7 @@ import neighbours
 import optimum
 import pytest
 import soup_study
+import text_optimum
 import tune_optimum
 import tune_realism
 from scripts import script
@@ -39,7 +40,7 @@ def test_the_table_and_the_verdicts_are_those_of_the_numbers(page: str, study: s
 
 @pytest.mark.parametrize(
     ("page", "file", "columns"),
-    [("evidence", "optimum", tune_optimum.COLUMNS)],
+    [("evidence", "optimum", tune_optimum.COLUMNS), ("smollm2", "text_optimum", text_optimum.COLUMNS)],
 )
 def test_the_table_of_an_optimum_is_that_of_the_numbers(page: str, file: str, columns: tuple[str, ...]) -> None:
     numbers = json.loads((DOCS / "evidence" / f"{file}.json").read_text(encoding="utf-8"))
