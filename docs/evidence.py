@@ -22,7 +22,6 @@ TUNES = ("quality", "diversity", "figures_diversity", "judge_diversity", "melodi
 QUICK = ("quality", "diversity", "figures_diversity", "melodic_diversity")
 SECOND = ("quality", "diversity", "figures_diversity", "rhythms_diversity", "melodic_diversity")
 STUDY = ("quality", "diversity", "figures_diversity", "rhythms_diversity", "quality_without_real")
-MUSIC = ("quality", "quality_without_real", "diversity", "figures_diversity", "rhythms_diversity")
 TEXT = ("substance", "diversity", "word_diversity", "state_diversity", "log_probability", "degeneration")
 SYSTEMS = {
     "real: written": "written answers",
@@ -96,7 +95,7 @@ STUDIES = {
     "guidance_2": ("cfg-distill study docs/evidence/guidance_2.yaml", TUNES),
     "two_encoders": ("cfg-distill study docs/evidence/two_encoders.yaml", TUNES),
     "judged": ("cfg-distill study docs/evidence/judged.yaml", TUNES),
-    "music": ("cfg-distill study docs/evidence/music.yaml", MUSIC),
+    "music": ("cfg-distill study docs/evidence/music.yaml", STUDY),
     "tune_soups": ("cfg-distill evaluate, as docs/evidence.md says", TUNES),
 }
 """Name of a study -> the command that makes it, and the columns of its table."""

@@ -13,15 +13,21 @@ Shapes: B prompts, N samples per prompt, A and C samples of a part.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from cfg_distill.embedders import Embedder, embedded
+from cfg_distill.embedders.similarity import cosine_distances
+from cfg_distill.generators import Predictor
+from cfg_distill.guidance import Guidance
+from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.rollout import Rollout
-from cfg_distill.sampling.samples import Samples
+from cfg_distill.sampling.samples import Samples, draw
 
 ROUNDS, STEPS, PARTS = 3, 30, 3
+Readings = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def singly(samples: Samples) -> Samples:
@@ -30,6 +36,41 @@ def singly(samples: Samples) -> Samples:
     apart = (each.unsqueeze(1) for each in (drawn.tokens_NKT, drawn.mask_NKT, drawn.log_probs_NKT))
     asked = [prompt for prompt in samples.prompts for _ in range(samples.group)]
     return Samples(asked, samples.outputs, Rollout(*apart))
+
+
+def joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Dictionaries of tensors as one, along the first dimension."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def read(
+    predictor: Predictor,
+    scale: float,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    at_once: int,
+    values: Callable[[Samples], dict[str, Tensor]],
+    encoders: Mapping[str, Embedder],
+) -> Readings:
+    """Values ``[B, N]`` and distances ``[B, N, N]`` of samples under a scale of guidance, by name.
+
+    Args:
+        predictor, scale, prompts, sampling: who draws what.
+        at_once: prompts of one rollout.
+        values: the values of a few prompts' samples, ``[b, N]`` by name.
+        encoders: under which samples are compared, by name.
+    """
+    found: list[dict[str, Tensor]] = []
+    distances: list[dict[str, Tensor]] = []
+    for start in range(0, len(prompts), at_once):
+        samples = draw(predictor, prompts[start : start + at_once], sampling, Guidance(scale), seed=1000 + start)
+        found.append(values(samples))
+        vectors = {name: embedded(encoder, samples.outputs) for name, encoder in encoders.items()}
+        distances.append(
+            {name: cosine_distances(each_ND.unflatten(0, (-1, sampling.samples))) for name, each_ND in vectors.items()}
+        )
+        print(f"guidance {scale:g}: {min(start + at_once, len(prompts))} of {len(prompts)} prompts", flush=True)
+    return joined(found), joined(distances)
 
 
 def law(kernel_BNN: Tensor, beta: float, measured: Tensor, others: Tensor) -> Tensor:

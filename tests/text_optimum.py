@@ -14,17 +14,15 @@ import json
 from pathlib import Path
 
 import torch
-from optimum import PARTS, cells, optimum, singly, table
+from optimum import PARTS, Readings, cells, optimum, read, singly, table
 from torch import Tensor
 
 from cfg_distill.data import read_prompts
-from cfg_distill.embedders import TransformerEmbedder, WordCounts, embedded
-from cfg_distill.embedders.similarity import cosine_distances
+from cfg_distill.embedders import TransformerEmbedder, WordCounts
 from cfg_distill.generators import CausalLM
-from cfg_distill.guidance import Guidance
-from cfg_distill.metrics import Degeneration, LogProbability, PromptAdherence, Substance
+from cfg_distill.metrics import Degeneration, LogProbability, PromptAdherence, SampleMetric, Substance
 from cfg_distill.sampling import Sampling
-from cfg_distill.sampling.samples import draw
+from cfg_distill.sampling.samples import Samples
 
 PROMPTS = Path(__file__).parents[1] / "recipes/smollm2/prompts/validation.txt"
 AT_ONCE, LONGEST = 2, 48
@@ -33,34 +31,24 @@ COLUMNS = ("substance", "diversity", "words", "log-probability", "adherence", "d
 UNLIKELY, LIKELY = -5.0, -2.5
 """Mean log-probabilities per token between which a text's likelihood rises from 0 to 1."""
 
-Readings = tuple[dict[str, Tensor], dict[str, Tensor]]
 
-
-def read(scale: float, number: int, prompts: list[str]) -> Readings:
+def readings(scale: float, number: int, prompts: list[str]) -> Readings:
     """Values ``[B, N]`` and distances ``[B, N, N]`` of samples under a scale of guidance, by name."""
-    generator, sampling = CausalLM("text:smollm2", chat_template=True).load(), Sampling(number, LONGEST)
     judge, minilm = CausalLM("text:smollm2", chat_template=True), TransformerEmbedder("text:minilm")
-    sticks = {
+    sticks: dict[str, SampleMetric] = {
         "substance": Substance(judge, batch_size=number).load(),
         "log-probability": LogProbability(judge, batch_size=number).load(),
         "adherence": PromptAdherence(minilm).load(),
         "degeneration": Degeneration(),
     }
-    encoders = {"diversity": minilm.load(), "words": WordCounts(n=1).load()}
-    values: dict[str, list[Tensor]] = {}
-    distances: dict[str, list[Tensor]] = {}
-    for start in range(0, len(prompts), AT_ONCE):
-        samples = draw(generator, prompts[start : start + AT_ONCE], sampling, Guidance(scale), seed=1000 + start)
+
+    def values(samples: Samples) -> dict[str, Tensor]:
         single = singly(samples)
-        for name, stick in sticks.items():
-            values.setdefault(name, []).append(stick.score(single).float().unflatten(0, (-1, number)))
-        for name, encoder in encoders.items():
-            vectors_BND = embedded(encoder, samples.outputs).unflatten(0, (-1, number))
-            distances.setdefault(name, []).append(cosine_distances(vectors_BND))
-        print(f"guidance {scale:g}: {min(start + AT_ONCE, len(prompts))} of {len(prompts)} prompts", flush=True)
-    return {name: torch.cat(each) for name, each in values.items()}, {
-        name: torch.cat(each) for name, each in distances.items()
-    }
+        return {name: stick.score(single).float().unflatten(0, (-1, number)) for name, stick in sticks.items()}
+
+    encoders = {"diversity": minilm.load(), "words": WordCounts(n=1).load()}
+    generator = CausalLM("text:smollm2", chat_template=True).load()
+    return read(generator, scale, prompts, Sampling(number, LONGEST), AT_ONCE, values, encoders)
 
 
 def kept(folder: Path | None, scale: float, number: int, prompts: list[str]) -> Readings:
@@ -69,11 +57,11 @@ def kept(folder: Path | None, scale: float, number: int, prompts: list[str]) -> 
     if file and file.is_file():
         found: Readings = torch.load(file, weights_only=True)
         return found
-    readings = read(scale, number, prompts)
+    fresh = readings(scale, number, prompts)
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(readings, file)
-    return readings
+        torch.save(fresh, file)
+    return fresh
 
 
 def kernels(values: dict[str, Tensor], distances: dict[str, Tensor]) -> dict[str, Tensor]:

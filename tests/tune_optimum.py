@@ -12,17 +12,13 @@ import argparse
 import json
 from pathlib import Path
 
-import torch
-from optimum import PARTS, cells, optimum, singly, table
+from optimum import PARTS, Readings, cells, optimum, read, singly, table
 from torch import Tensor
 
 from cfg_distill.data import read_prompts
-from cfg_distill.embedders import embedded
-from cfg_distill.embedders.similarity import cosine_distances
 from cfg_distill.generators import CausalLM
-from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling
-from cfg_distill.sampling.samples import draw
+from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.embedder import Tunes
 from cfg_distill.tunes.metrics import TuneQuality
 from cfg_distill.tunes.rewards import RealTune
@@ -35,26 +31,19 @@ COLUMNS = ("quality", "without real", *ENCODERS)
 QUALITIES = {"quality": (), "without real": ("real",)}
 
 
-def read(scale: float, number: int, prompts: list[str]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def readings(scale: float, number: int, prompts: list[str]) -> Readings:
     """Values ``[B, N]`` and distances ``[B, N, N]`` of samples under a scale of guidance, by name."""
-    generator, sampling = CausalLM("tunes:base").load(), Sampling(number, LONGEST)
     sticks = {name: TuneQuality(without=without).load() for name, without in QUALITIES.items()}
     listener = RealTune().load()
+
+    def values(samples: Samples) -> dict[str, Tensor]:
+        single = singly(samples)
+        scores = {name: stick.score(single).unflatten(0, (-1, number)) for name, stick in sticks.items()}
+        return scores | {"listener": listener.score(samples)}
+
     encoders = {name: Tunes(path).load() for name, path in ENCODERS.items()}
-    values: dict[str, list[Tensor]] = {}
-    distances: dict[str, list[Tensor]] = {}
-    for start in range(0, len(prompts), AT_ONCE):
-        samples = draw(generator, prompts[start : start + AT_ONCE], sampling, Guidance(scale), seed=1000 + start)
-        for name, stick in sticks.items():
-            values.setdefault(name, []).append(stick.score(singly(samples)).unflatten(0, (-1, number)))
-        values.setdefault("listener", []).append(listener.score(samples))
-        for name, encoder in encoders.items():
-            vectors_BND = embedded(encoder, samples.outputs).unflatten(0, (-1, number))
-            distances.setdefault(name, []).append(cosine_distances(vectors_BND))
-        print(f"guidance {scale}: {min(start + AT_ONCE, len(prompts))} of {len(prompts)} prompts", flush=True)
-    return {name: torch.cat(each) for name, each in values.items()}, {
-        name: torch.cat(each) for name, each in distances.items()
-    }
+    sampling = Sampling(number, LONGEST)
+    return read(CausalLM("tunes:base").load(), scale, prompts, sampling, AT_ONCE, values, encoders)
 
 
 def kernels(values: dict[str, Tensor], distances: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -77,7 +66,7 @@ def main() -> None:
     if given.samples < 4 * PARTS:  # half of them in three parts: pairs need two samples in each
         parser.error(f"argument --samples: expected at least {4 * PARTS}, but got {given.samples}.")
     prompts = [str(prompt) for prompt in read_prompts(PROMPTS, "prompt")]
-    values, distances = read(2.0, given.samples, prompts)
+    values, distances = readings(2.0, given.samples, prompts)
     paid = kernels(values, distances)
     start = optimum(paid["phrases"], 0.0, values, distances)
     rows = {"guidance 2": start}
@@ -85,7 +74,7 @@ def main() -> None:
         for beta in BETAS[1:]:
             rows[f"{name}, beta {beta:g}"] = optimum(kernel_BNN, beta, values, distances)
     for scale in (1.0, 1.5):
-        drawn = read(scale, given.samples // 2, prompts)
+        drawn = readings(scale, given.samples // 2, prompts)
         rows[f"guidance {scale:g}"] = optimum(drawn[1]["diversity"], 0.0, *drawn)
     numbers = {name: cells(row, start) for name, row in rows.items()}
     print(table(numbers, COLUMNS))

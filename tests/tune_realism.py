@@ -3,9 +3,10 @@
     python tests/tune_realism.py "guidance 2=tunes:base@2" base=tunes:base "diversity=FOLDER,FOLDER,FOLDER" --out FILE.json
 
 The unbiased kernel distance (KAD, arXiv 2502.15602, times 100) between all samples and held-out tunes that have what the
-prompts ask for. Lower is better: loops, rubbish and sameness raise it. Three sets of vectors: counts of pairs of tokens and
-counts of melodic figures, neither of which was trained, and `tunes:rhythms`, which is no reward. Differences from the first
-system are paired over prompts (jackknife), with 1.96 standard errors; several folders are training seeds of one system.
+prompts ask for. Lower is better: loops, rubbish and sameness raise it; copied tunes do not. Three sets of vectors: counts of
+pairs of tokens and counts of melodic figures, neither of which was trained, and `tunes:rhythms`, which is no reward.
+Differences from the first system are paired over prompts (jackknife), with 1.96 standard errors; several folders are training
+seeds of one system.
 Shapes: P prompts, G samples per prompt, N samples, R real tunes, D width.
 """
 
@@ -20,15 +21,12 @@ from random import Random
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
+from tune_transfer import samples_of
 
 from cfg_distill.data import read_prompts
 from cfg_distill.embedders import NGramCounts
-from cfg_distill.generators import CausalLM
-from cfg_distill.guidance import Guidance
 from cfg_distill.metrics.corpus import jackknife, kernel_distance
 from cfg_distill.references.kernels import mean_kernel_within, median_distance
-from cfg_distill.sampling import Sampling
-from cfg_distill.sampling.samples import draw
 from cfg_distill.tunes.canonical import sounding_notes
 from cfg_distill.tunes.embedder import Tunes
 from cfg_distill.tunes.figures import counts_of
@@ -37,7 +35,6 @@ from cfg_distill.tunes.notes import rows_of
 from cfg_distill.tunes.rungs import HELD_OUT, TuneLadder
 
 PROMPTS = Path(__file__).parents[1] / "recipes/tunes/prompts/report_96.txt"
-AT_ONCE, LONGEST = 24, 128
 REAL = 4
 """Held-out tunes of a prompt that stand for real music, and as many others that are measured beside the samples."""
 
@@ -55,30 +52,18 @@ SPACES: dict[str, Callable[[Sequence[str]], Tensor]] = {
 }
 
 
-def drawn(model: str, prompts: Sequence[str], group: int) -> list[str]:
-    """Samples of a model under a scale of guidance, those of one prompt together."""
-    folder, _, scale = model.partition("@")
-    generator, sampling, guidance = CausalLM(folder).load(), Sampling(group, LONGEST), Guidance(float(scale or 1))
-    starts = range(0, len(prompts), AT_ONCE)
-    parts = [draw(generator, prompts[at : at + AT_ONCE], sampling, guidance, seed=5000 + at) for at in starts]
-    return [tune for part in parts for tune in part.outputs]
+def distance(vectors: Tensor, reference: Tensor) -> Tensor:
+    """The distance of ``[P, G, D]`` from ``[R, D]`` as one number per prompt, ``[P]``."""
+    bandwidth = median_distance(reference)
+    within = mean_kernel_within(reference, bandwidth)
+    return jackknife(vectors, reference, lambda *sets: 100 * kernel_distance(*sets, bandwidth, within))
 
 
 def distances(tunes: Sequence[str], prompts: int, references: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The distance from real tunes as one number per prompt, ``[P]``, by space."""
-    found = {}
-    for name, space in SPACES.items():
-        reference_RD = references[name]
-        bandwidth = median_distance(reference_RD)
-        within = mean_kernel_within(reference_RD, bandwidth)
-
-        def statistic(
-            vectors: Tensor, reference: Tensor, bandwidth: float = bandwidth, within: Tensor = within
-        ) -> Tensor:
-            return 100 * kernel_distance(vectors, reference, bandwidth, within)
-
-        found[name] = jackknife(space(tunes).unflatten(0, (prompts, -1)), reference_RD, statistic)
-    return found
+    """The distance of tunes, those of one prompt together, by space."""
+    return {
+        name: distance(space(tunes).unflatten(0, (prompts, -1)), references[name]) for name, space in SPACES.items()
+    }
 
 
 def degenerate(prompts: Sequence[str], ladder: TuneLadder) -> dict[str, list[str]]:
@@ -109,9 +94,11 @@ def main() -> None:
     rows = {name: distances(tunes, len(prompts), references) for name, tunes in groups.items()}
     for one in given.models:
         name, _, models = one.partition("=")
-        seeds = [
-            distances(drawn(model, prompts, given.samples), len(prompts), references) for model in models.split(",")
-        ]
+        seeds = []
+        for model in models.split(","):
+            drawn = samples_of(model, prompts, given.samples, seed=5000)
+            tunes = [tune for part in drawn for tune in part.outputs]
+            seeds.append(distances(tunes, len(prompts), references))
         rows[name] = {space: torch.stack([seed[space] for seed in seeds]).mean(0) for space in SPACES}
         for number, seed in enumerate(seeds):
             print(name, number, {space: round(float(each.mean()), 3) for space, each in seed.items()}, flush=True)

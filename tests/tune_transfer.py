@@ -30,11 +30,12 @@ PROMPTS = Path(__file__).parents[1] / "recipes/tunes/prompts/development.txt"
 GROUP, LONGEST, AT_ONCE = 8, 128, 24
 
 
-def samples_of(model: str, prompts: Sequence[str]) -> list[Samples]:
+def samples_of(model: str, prompts: Sequence[str], group: int = GROUP, seed: int = 0) -> list[Samples]:
+    """Samples of a model, FOLDER or FOLDER@GUIDANCE, in parts of some prompts."""
     folder, _, scale = model.partition("@")
-    generator, sampling, guidance = CausalLM(folder).load(), Sampling(GROUP, LONGEST), Guidance(float(scale or 1))
+    generator, sampling, guidance = CausalLM(folder).load(), Sampling(group, LONGEST), Guidance(float(scale or 1))
     starts = range(0, len(prompts), AT_ONCE)
-    return [draw(generator, prompts[start : start + AT_ONCE], sampling, guidance, start) for start in starts]
+    return [draw(generator, prompts[start : start + AT_ONCE], sampling, guidance, seed + start) for start in starts]
 
 
 def main() -> None:

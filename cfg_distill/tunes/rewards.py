@@ -6,11 +6,10 @@ from typing import Self
 
 from torch import Tensor
 
-from cfg_distill.embedders.base import is_empty, texts_of
+from cfg_distill.embedders.base import texts_of
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.rewards import SampleReward
 from cfg_distill.sampling.samples import Samples
-from cfg_distill.tunes.bars import read_note
 from cfg_distill.tunes.judge import Judge
 from cfg_distill.tunes.negatives import REAL
 
@@ -39,11 +38,11 @@ class RealTune(SampleReward):
 
     def score(self, samples: Samples) -> Tensor:
         tunes = texts_of(f"Reward `{type(self).__name__}`", samples.outputs)
-        words = [tune for tune in tunes if not is_empty(tune)]
-        if words and not any(read_note(token) for tune in words for token in tune.split()):
+        tokens = {token for tune in tunes for token in tune.split()}
+        if tokens and tokens.isdisjoint(self.judge.network.config.music):
             raise ConfigError(
                 f"Reward `{type(self).__name__}`: expected tunes (tokens such as `C:1`), but the model writes"
-                f" `{words[0][:40]}`. Use a reward that reads it."
+                f" `{next(filter(str.strip, tunes))[:40]}`. Use a reward that reads it."
             )
         real_N = self.judge.probabilities(tunes, samples.rollout.tokens_NKT.device)[REAL][:, 1]
         return real_N.unflatten(0, (-1, samples.group))

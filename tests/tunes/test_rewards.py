@@ -44,7 +44,7 @@ def test_words_that_are_no_tune_are_refused_and_samples_without_a_note_earn_noth
     reward = RealTune().load()
     with pytest.raises(ConfigError, match=r"^Reward `RealTune`: expected tunes .* the model writes `a fox ran away`"):
         reward(group(["a fox ran away"] * GROUP))
-    assert not reward(group(["", "| |", "z:1 z:1"] + [""] * (GROUP - 3))).reward_BG.any()
+    assert not reward(group(["", "|1 |1", "z:1 z:1"] + [""] * (GROUP - 3))).reward_BG.any()
 
 
 @pytest.mark.parametrize("make", [ladder.looped, ladder.shuffled_bars, ladder.random_notes, ladder.with_rests])
