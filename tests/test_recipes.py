@@ -23,7 +23,9 @@ from cfg_distill.study.config import read_study
 
 NAMES = sorted(shipped())
 CONTENT = {name: yaml.safe_load(shipped()[name].read_text()) for name in NAMES}
-OVERLAYS = [name for name in NAMES if "neighbours" in name.split("/")[:-1]]  # of recipes/tunes/diversity.yaml
+OVERLAYS = [  # of recipes/tunes/diversity.yaml
+    name for name in NAMES if "neighbours" in name.split("/")[:-1] or name == "tunes/music"
+]
 FITS = [name for name in NAMES if "trainer" in CONTENT[name] and name not in OVERLAYS]
 STUDIES = [name for name in NAMES if "fits" in CONTENT[name]]
 GENERATORS = {name: CONTENT[name]["model"].get("generator", {}) for name in FITS}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError, Problem, nearest
@@ -196,17 +196,13 @@ def _systems(request: ListenRequest, finished: Finished) -> tuple[list[str], lis
             [name for name in named if name in known],
             [Problem("systems", f"{text} `{name}`.{nearest(name, known)}") for name in wrong],
         )
-    claimed = [] if finished.study.claims is None else list(vars(finished.study.claims).values())
-    named = [name for name in dict.fromkeys(filter(_is_text, claimed)) if name in finished.systems]
+    claimed = [] if finished.study.claims is None else finished.study.claims.named.values()
+    named = [name for name in dict.fromkeys(claimed) if name in finished.systems]
     systems = named or list(finished.systems)
     if len(systems) <= MOST_SYSTEMS:
         return systems, []
     text = f"expected the systems to rate, since the study has {len(systems)} and no claims. Name some of {systems}."
     return systems, [Problem("systems", text)]
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
 
 
 def _against(request: ListenRequest, finished: Finished, systems: Sequence[str]) -> tuple[str, list[Problem]]:

@@ -327,13 +327,12 @@ def _problems_of_claims(study: Study) -> list[Problem]:
     if study.claims is None:
         return []
     known = study.all_systems()
-    asked = {key: vars(study.claims)[key] for key in ("start", "guidance", "quality", "diversity", "merge")}
     made = study.fits | study.merges
     problems = [
         Problem(key, f"expected a system, but `{name}` has `evaluate: false`. Remove that, or name another system.")
         if name in made and not made[name].evaluate
         else unknown_name(key, name, known, "a system")
-        for key, name in asked.items()
+        for key, name in study.claims.named.items()
         if name not in known
     ]
     for metric, bound in study.claims.guards.items():

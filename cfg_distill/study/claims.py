@@ -68,22 +68,22 @@ def judge(systems: Mapping[str, System], names: Claims, headline: Headline) -> l
         headline: the metrics.
     """
     court = _Court(systems, names, headline)
-    return [
-        court.student_reaches_guidance(),
-        court.guidance_costs_diversity(),
-        court.reward_restores_diversity(),
-        court.merge_is_above_equal_cost(),
-        court.merge_is_above_all(),
-    ]
+    claims = [court.student_reaches_guidance(), court.guidance_costs_diversity()]
+    if names.diversity is not None:
+        claims.append(court.reward_restores_diversity(systems[names.diversity]))
+    if names.merge is not None:
+        merge = systems[names.merge]
+        claims += [court.merge_is_above_equal_cost(merge), court.merge_is_above_all(merge)]
+    return claims
 
 
 class _Court:
-    """The systems of the claims, and one method per claim."""
+    """The systems that every study has, and one method per claim."""
 
     def __init__(self, systems: Mapping[str, System], names: Claims, headline: Headline) -> None:
         self.headline, self.margin, self.guards = headline, names.margin, guards_of(names.guards)
         self.start, self.guided = systems[names.start], systems[names.guidance]
-        self.student, self.diverse, self.merge = (systems[n] for n in (names.quality, names.diversity, names.merge))
+        self.student = systems[names.quality]
         self.baselines = [system for system in systems.values() if system.kind in KINDS["baselines"]]
 
     def student_reaches_guidance(self) -> dict[str, Any]:
@@ -112,31 +112,33 @@ class _Court:
             self.student,
         )
 
-    def reward_restores_diversity(self) -> dict[str, Any]:
-        parts = [self._difference(self.diverse, self.guided, "diversity", stick) for stick in self._sticks]
+    def reward_restores_diversity(self, diverse: System) -> dict[str, Any]:
+        parts = [self._difference(diverse, self.guided, "diversity", stick) for stick in self._sticks]
         return self._claim(
             "C3",
             "The diversity reward gives diversity back, also under a measure that was no reward",
             parts + self._without_independent,
-            self.diverse,
+            diverse,
         )
 
-    def merge_is_above_equal_cost(self) -> dict[str, Any]:
+    def merge_is_above_equal_cost(self, merge: System) -> dict[str, Any]:
         """Along the quality axis: plain sampling reaches no guided quality at any diversity, so the other axis says nothing."""
-        equal = [system for system in self.baselines if system.relative_cost <= self.merge.relative_cost]
+        equal = [system for system in self.baselines if system.relative_cost <= merge.relative_cost]
+        # A system of little diversity must not count as above a front that ends before its quality.
+        as_diverse = self._difference(merge, self.guided, "diversity", self.headline.diversity)
         return self._claim(
             "C4a",
             "The merge reaches the quality and the diversity of guidance, above the front of every baseline of equal cost",
-            [*self._above_front(equal, "of equal cost", along="quality"), *self._as_diverse],
-            self.merge,
+            [*self._above_front(merge, equal, "of equal cost", along="quality"), as_diverse],
+            merge,
         )
 
-    def merge_is_above_all(self) -> dict[str, Any]:
+    def merge_is_above_all(self, merge: System) -> dict[str, Any]:
         return self._claim(
             "C4b",
             "The merge reaches the quality of guidance, above the front of all baselines, guidance among them",
-            self._above_front(self.baselines, "of any cost"),
-            self.merge,
+            self._above_front(merge, self.baselines, "of any cost"),
+            merge,
         )
 
     @property
@@ -151,15 +153,10 @@ class _Court:
             found.append(Part(text, "undecided"))
         return found
 
-    @property
-    def _as_diverse(self) -> list[Part]:
-        """A system of little diversity must not count as above a front that ends before its quality."""
-        return [self._difference(self.merge, self.guided, "diversity", self.headline.diversity)]
-
-    def _above_front(self, front: Sequence[System], which: str, along: str = "diversity") -> list[Part]:
-        heights = [self._height(front, which, stick, along) for stick in self._sticks] if front else []
+    def _above_front(self, merge: System, front: Sequence[System], which: str, along: str = "diversity") -> list[Part]:
+        heights = [self._height(merge, front, which, stick, along) for stick in self._sticks] if front else []
         nobody = [] if front else [Part(f"there is no baseline {which}", "undecided")]
-        return [self._reached(self.merge), *heights, *nobody, *self._without_independent]
+        return [self._reached(merge), *heights, *nobody, *self._without_independent]
 
     @property
     def _sticks(self) -> list[str]:
@@ -192,13 +189,13 @@ class _Court:
             above,
         )
 
-    def _height(self, front: Sequence[System], which: str, stick: str, along: str) -> Part:
+    def _height(self, merge: System, front: Sequence[System], which: str, stick: str, along: str) -> Part:
         axes = [self.headline.quality, stick] if along == "diversity" else [stick, self.headline.quality]
         height = "height" if along == "diversity" else "height in quality"
         return self._compared(
-            [self.merge, *front],
+            [merge, *front],
             axes,
-            f"{height} of {self.merge.name} above the front of {len(front)} baselines {which} and their mixtures,"
+            f"{height} of {merge.name} above the front of {len(front)} baselines {which} and their mixtures,"
             f" under {stick}",
             lambda means: height_of(0, means, slice(1, None)),
             above,
@@ -279,8 +276,8 @@ def plainly(interval: Interval) -> str:
 
 
 def finding(systems: Mapping[str, System], names: Claims, headline: Headline) -> str:
-    """One neutral line for the picture: the merge of the claims against the guidance that was distilled."""
-    merge, guided = systems[names.merge], systems[names.guidance]
+    """One neutral line for the picture: the merge of the claims (or their student) against the guidance that was distilled."""
+    merge, guided = systems[names.shown], systems[names.guidance]
     found = []
     for axis, metric in (("quality", headline.quality), ("diversity", headline.diversity)):
         try:

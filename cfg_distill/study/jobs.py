@@ -218,7 +218,7 @@ class DrawFront:
             judged = judge(by_name, self.claims, self.headline)
             title = finding(by_name, self.claims, self.headline)
         timing = json.loads(Path(self.timing).read_text(encoding="utf-8")) if self.timing else []
-        temperature = None if self.claims is None else by_name[self.claims.merge].temperature
+        temperature = None if self.claims is None else by_name[self.claims.shown].temperature
         more = further_entries(systems, self.headline, temperature, self.protocol, timing)
         systems += read_rows(Path(self.ladder)) if self.ladder else []
         write_front(Path(self.out), systems, self.headline, judged, title, more=more, lines=lines_of(more))

@@ -258,8 +258,8 @@ class Claims:
         start: the base, sampled without guidance.
         guidance: the base under the guidance that was distilled.
         quality: the student of beta 0.
-        diversity: the student of beta above 0.
-        merge: the merge of the two whose knob was chosen, on other prompts.
+        diversity: the student of beta above 0; null where the study has none, and then claim C3 is left out.
+        merge: the merge of the two whose knob was chosen, on other prompts; null leaves out C4a and C4b.
         margin: a quality counts as reached when the whole interval of the difference lies above minus this.
         guards: metric -> bound, for every student that a claim is about: ``< 0.02``, or relative to ``start``:
             ``<= base + 0.01``, ``< base * 1.5``. A claim fails when a guard of its student fails.
@@ -268,7 +268,18 @@ class Claims:
     start: str
     guidance: str
     quality: str
-    diversity: str
-    merge: str
     margin: float
+    diversity: str | None = None
+    merge: str | None = None
     guards: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def named(self) -> dict[str, str]:
+        """Key -> system, of those that are named."""
+        asked = {key: getattr(self, key) for key in ("start", "guidance", "quality", "diversity", "merge")}
+        return {key: name for key, name in asked.items() if name is not None}
+
+    @property
+    def shown(self) -> str:
+        """The student that the picture and the mixtures are about: the merge, or what comes nearest to one."""
+        return self.merge or self.diversity or self.quality

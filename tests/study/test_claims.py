@@ -13,7 +13,7 @@ from cfg_distill.evaluation.intervals import Interval
 from cfg_distill.study.claims import above, all_of, finding, judge, not_below, shown
 from cfg_distill.study.parts import Claims
 
-NAMES = Claims("base", "guidance 2", "quality", "diversity", "half", margin=0.02, guards={"rests": "< 0.05"})
+NAMES = Claims("base", "guidance 2", "quality", 0.02, "diversity", "half", guards={"rests": "< 0.05"})
 HEADLINE = Headline("q", "d", "b")
 GOOD = {
     "base": ("base", 0.60, 0.70),
@@ -47,6 +47,23 @@ def verdicts(points: dict[str, tuple[str, float, float]], noise: float = 0.01) -
 
 def test_all_hold_where_the_paper_is_right():
     assert verdicts(GOOD) == ["holds"] * 5
+
+
+@pytest.mark.parametrize(
+    ("left_out", "claims", "shown"),
+    [
+        ({"diversity": None, "merge": None}, ["C1", "C2"], "quality"),
+        ({"merge": None}, ["C1", "C2", "C3"], "diversity"),
+        ({"diversity": None}, ["C1", "C2", "C4a", "C4b"], "half"),
+    ],
+)
+def test_a_study_without_a_diversity_student_or_a_merge_has_the_other_claims(left_out, claims, shown):
+    names = replace(NAMES, **left_out)
+    known = {name: system for name, system in systems(GOOD).items() if name not in left_out or name in names.named}
+    judged = judge(known, names, HEADLINE)
+    assert [claim["name"] for claim in judged] == claims
+    assert all(claim["verdict"] == "holds" for claim in judged)
+    assert finding(known, names, HEADLINE).startswith(f"{shown}: quality")
 
 
 @pytest.mark.parametrize(

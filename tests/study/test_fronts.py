@@ -141,7 +141,7 @@ def test_the_last_step_pools_training_seeds_and_writes_everything(tmp_path: Path
     (tmp_path / "speed.json").write_text(
         '[{"system": "base", "relative_cost": 1.0, "rows": 4, "tokens": 64, "seconds": 0.5}]'
     )
-    claims = Claims("base", "guidance 2", "quality", "diversity", "half", 0.03, {"q": ">= 0"})
+    claims = Claims("base", "guidance 2", "quality", 0.03, "diversity", "half", {"q": ">= 0"})
     protocol = {"prompts": "report.txt", "stage": "report", "training_seeds": [0, 1, 2]}
     knobs = [knob for *_, knob in POINTS.values()]
     DrawFront(files, HEADLINE, claims, knobs, str(tmp_path), protocol, str(tmp_path / "speed.json")).run(print)

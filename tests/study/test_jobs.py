@@ -33,7 +33,7 @@ def test_parts_of_a_job_are_dataclasses_again(place):
     back = decoded(encoded(job))
     assert isinstance(back, Evaluate) and back.evaluation == study.evaluation
     assert back.system.temperature == 0.8 and back.system.dtype == "float32"
-    front = DrawFront({"a": ["a.json"]}, Headline("q", "d"), Claims("a", "b", "c", "d", "e", 0.1), [0.5, None], "out")
+    front = DrawFront({"a": ["a.json"]}, Headline("q", "d"), Claims("a", "b", "c", 0.1, "d", "e"), [0.5, None], "out")
     assert decoded(encoded(front)) == front
 
 

@@ -146,7 +146,7 @@ def test_the_rows_are_in_front_json_and_the_table_and_compete_with_nothing(tmp_p
     ]
     (tmp_path / "ladder.json").write_text(json.dumps([vars(row) for row in rows]))
     files = {each.name: [str(tmp_path / "systems" / f"{each.name}.json")] for each in systems}
-    claims = Claims("base", "guidance 2", "quality", "diversity", "half", 0.02, {"rests": "< 0.01"})
+    claims = Claims("base", "guidance 2", "quality", 0.02, "diversity", "half", {"rests": "< 0.01"})
     fronts, tables = [], []
     for ladder in ("", str(tmp_path / "ladder.json")):
         knobs = [each.knob for each in systems]
