@@ -52,7 +52,13 @@ def test_its_numbers_of_prompts() -> None:
     counted = "The prompts are {} for training, {} for the choice of settings and {} for the report.".format(*counts)
     assert counted in page
     seen = [read_prompts(f"recipes/smollm2/prompts/{name}.txt") for name in ("train", "validation", "report")]
-    for name, number in (("report_64", 64), ("report_second", 64), ("report_third", 96), ("report_fourth", 96)):
+    for name, number in (
+        ("report_64", 64),
+        ("report_second", 64),
+        ("report_third", 96),
+        ("report_fourth", 96),
+        ("report_fifth", 96),
+    ):
         report = read_prompts(f"recipes/smollm2/prompts/{name}.txt")
         assert len(set(map(str, report))) == number and not {str(each) for each in chain(*seen)} & set(map(str, report))
         seen.append(report)
