@@ -3,8 +3,8 @@
     python docs/evidence.py runs/tunes/study study
     python docs/evidence.py runs/quickstart quickstart
     python docs/evidence.py runs/smollm2_soup smollm2_soup
-    python docs/evidence.py runs/smollm2_full smollm2    (or smollm2_ignored)
-    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, two_encoders, judged, music, tune_soups)
+    python docs/evidence.py runs/smollm2_full smollm2    (or smollm2_ignored, smollm2_knob)
+    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, two_encoders, judged, music, distilled, tune_soups)
 
 It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png.
 """
@@ -96,6 +96,8 @@ STUDIES = {
     "two_encoders": ("cfg-distill study docs/evidence/two_encoders.yaml", TUNES),
     "judged": ("cfg-distill study docs/evidence/judged.yaml", TUNES),
     "music": ("cfg-distill study docs/evidence/music.yaml", STUDY),
+    "distilled": ("cfg-distill study docs/evidence/distilled.yaml", STUDY),
+    "smollm2_knob": ("cfg-distill study docs/evidence/smollm2_knob.yaml", TEXT),
     "tune_soups": ("cfg-distill evaluate, as docs/evidence.md says", TUNES),
 }
 """Name of a study -> the command that makes it, and the columns of its table."""

@@ -165,10 +165,10 @@ class _Page:
     # Samples
 
     def _side_by_side(self) -> list[str]:
-        """The systems whose samples are shown: base, guided base, then the line of the knob, and the recommended point."""
+        """The systems whose samples are shown: base, guided base, quality student, the knob, the recommended point."""
         claims, front, names = self.results.claims, self.front, list(self.results.systems)
-        wanted = [claims.get("start"), front.guided, *(stop["name"] for stop in front.line), front.chosen]
-        found = known_of(wanted, names)
+        students = [claims.get("quality"), *(stop["name"] for stop in front.line)]
+        found = known_of([claims.get("start"), front.guided, *students, front.chosen], names)
         return found if len(found) > 1 else names[:MOST_SYSTEMS]
 
     def _prompts(self) -> tuple[list[dict[str, Any]], list[str]]:

@@ -49,6 +49,21 @@ def test_the_decision_is_on_top(study: Path) -> None:
     assert f"cfg-distill choose {study} --out my-model" in page
 
 
+def test_a_study_without_a_merge_shows_the_samples_of_its_one_student(study: Path) -> None:
+    front = json.loads((study / "front.json").read_text())
+    file = study / "study.json"
+    record = json.loads(file.read_text())
+    record["study"]["claims"] |= {"diversity": None, "merge": None}
+    file.write_text(json.dumps(record))
+    one = [
+        point for point in front["systems"] if point["kind"] not in ("student", "merge") or point["name"] == "quality"
+    ]
+    nothing = {"system": None, "knob": None, "reason": "None is good.", "margin": 0.02, "guards": [], "rejected": []}
+    change_front(study, systems=one, choice=nothing)
+    page = page_of(study)
+    assert 'data-system="quality" data-prompt="1">' in page and 'data-system="half"' not in page
+
+
 def test_a_choice_that_the_user_made_is_the_one_that_is_shown(study: Path) -> None:
     mine = {"system": "quality", "knob": 0.0, "reason": "I like it.", "margin": 0.5, "guards": [], "rejected": []}
     change_front(study, choice=mine)
