@@ -4,7 +4,7 @@
     python docs/evidence.py runs/quickstart quickstart
     python docs/evidence.py runs/smollm2_soup smollm2_soup
     python docs/evidence.py runs/smollm2_full smollm2    (or smollm2_ignored, smollm2_knob)
-    python docs/evidence.py runs/tunes/guidance_3 guidance_3    (or guidance_2, two_encoders, judged, music, distilled, tune_soups)
+    python docs/evidence.py runs/tunes/music music    (or distilled, guidance_2, guidance_3, two_encoders, judged, tune_soups)
 
 It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png.
 """
