@@ -214,9 +214,11 @@ class _Page:
         return f"{what} {self.results.folder.resolve().name}"
 
     def _eyebrow(self) -> str:
-        first = next(iter(self.results.systems.values()))
-        seeds = f"{len(first.seeds)} {'seed' if len(first.seeds) == 1 else 'seeds'}"
-        return f"{self._title()} · {len(first.prompts)} held-out prompts × {first.samples} samples × {seeds}"
+        systems = list(self.results.systems.values())
+        first, trained = systems[0], max(len(system.training_seeds) for system in systems)
+        seeds = f"{len(first.seeds)} sampling {'seed' if len(first.seeds) == 1 else 'seeds'}"
+        runs = f", students of {trained} training seeds" if trained > 1 else ""
+        return f"{self._title()} · {len(first.prompts)} held-out prompts × {first.samples} samples × {seeds}{runs}"
 
     def _shell(self) -> str:
         return shlex.quote(str(self.results.folder))

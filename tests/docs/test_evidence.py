@@ -71,6 +71,7 @@ def test_the_table_of_the_neighbours_is_that_of_the_numbers() -> None:
         ("evidence", "tune_soups", 3),
         ("evidence", "two_encoders", 9),
         ("evidence", "music", 6),
+        ("evidence", "distilled", 3),
         ("smollm2", "smollm2_soup_five", 5),
         ("smollm2", "smollm2_soup_three", 7),
         ("smollm2", "smollm2_ignored", 7),
