@@ -113,7 +113,7 @@ server.wait()
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_no_merge_is_left_behind(texts: Path, tmp_path: Path, end: signal.Signals) -> None:
     """A setting of the knob is a whole model: gigabytes in a temporary folder."""
     pytest.importorskip("gradio")

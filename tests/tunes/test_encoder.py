@@ -301,6 +301,7 @@ def halves() -> tuple[list[str], list[str]]:
     return [" ".join(t[: len(t) // 2]) for t in tunes], [" ".join(t[len(t) // 2 :]) for t in tunes]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["tunes:encoder", "tunes:figures", "tunes:rhythms"])
 def test_shipped_encoders_hear_the_tune_and_not_how_it_is_written(path: str) -> None:
     embedder = Tunes(path).load()
@@ -315,6 +316,7 @@ def test_shipped_encoders_hear_the_tune_and_not_how_it_is_written(path: str) -> 
     assert other_part_found(embedder) > 0.2  # chance is below 0.005
 
 
+@pytest.mark.slow
 def test_table_of_the_melodic_distance() -> None:
     found = table(melodic)
     assert (

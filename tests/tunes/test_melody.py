@@ -96,6 +96,7 @@ def test_group_is_the_mean_of_its_pairs_and_degenerate_tunes_earn_nothing(real: 
     assert metric.axis == "diversity"
 
 
+@pytest.mark.slow
 def test_no_real_tune_is_degenerate() -> None:
     tunes = [tune.tokens for split in ("train", "validation", "test") for tune in tunes_of(split)]
     assert not any(is_degenerate(" ".join(tokens[:length])) for tokens in tunes for length in (48, 96, 400))
