@@ -163,6 +163,21 @@ def test_prompt_files_are_understood_and_kept_apart() -> None:
         assert len(combinations[name]) == FILES[name]
 
 
+def test_the_wide_prompts_are_all_that_can_be_asked_and_no_other_file_asks() -> None:
+    """Every combination that a prompt can say and a training tune has is in a file, and nothing else is."""
+    said = set()
+    for values in itertools.product(*([NULL, *VALUES[slot]] for slot in SLOTS)):
+        words = {slot: value for slot, value in zip(SLOTS, values, strict=True) if value != NULL}
+        if words:
+            prompt = " ".join(f"in A {value}" if slot == "mode" else value for slot, value in words.items())
+            said.add(tuple(understand(prompt).slots.values()))
+    had = set()
+    for tune in tunes_of("train"):
+        had |= set(itertools.product(*((NULL, tune.slots[slot]) for slot in SLOTS)))
+    names = [*FILES, "train_wide"]
+    assert {tuple(understand(each).slots.values()) for name in names for each in prompts_of(name)} == said & had
+
+
 def test_every_prompt_asks_for_something_the_corpus_has() -> None:
     """Prompts that are only trained on, by a student whose teacher knows them, may ask for what is rare."""
     tunes = [tune.slots for tune in tunes_of("train")]
