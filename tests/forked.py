@@ -10,9 +10,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch.multiprocessing import start_processes
 
 from cfg_distill.cli import main
 from cfg_distill.study import worker
@@ -155,3 +159,19 @@ def ranks(number: int) -> list[dict[str, str]]:
          "TORCHELASTIC_RUN_ID": "test"}
         for rank in range(number)
     ]  # fmt: skip
+
+
+def in_ranks(work: Callable[..., None], *arguments: Any, number: int = 2) -> None:
+    """Run ``work(rank, *arguments)`` in each process of one run; an exception of one is raised here, and ends the others."""
+    start_processes(_as_rank, (work, ranks(number), arguments), nprocs=number, start_method="fork")
+
+
+def _as_rank(
+    rank: int, work: Callable[..., None], environments: list[dict[str, str]], arguments: Sequence[Any]
+) -> None:
+    os.environ |= environments[rank]
+    torch.set_num_threads(1)
+    warnings.simplefilter(
+        "ignore"
+    )  # Lightning's own of what torch has deprecated; a fork makes errors of them, as pytest does
+    work(rank, *arguments)

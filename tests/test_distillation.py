@@ -2,12 +2,11 @@
 
 import contextlib
 import copy
-import os
-import socket
 
 import lightning as L
 import pytest
 import torch
+from forked import in_ranks
 from lightning.pytorch.loggers import Logger
 from tiny import tiny_folder
 from torch import nn
@@ -110,11 +109,8 @@ def norms_of(model):
     return torch.tensor([float(norm) for norm in model.gradient_norms.values()])
 
 
-def train_as_rank(rank, folder, out, port):
-    """One of two ranks: what a launcher does, then fits like any other. All of them: starting costs more than they do."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "RANK": str(rank),
-                   "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-    torch.set_num_threads(1)
+def train_as_rank(rank, folder, out):
+    """One of two ranks, for all of the fits: starting costs more than they do."""
     for cut in CUTS:
         for lora in (False, True):
             model = cut_module(folder, cut, lora)
@@ -127,14 +123,8 @@ def ranks(tmp_path_factory):
     """The folder with what two ranks over gloo wrote, groups of different lengths on each."""
     out = tmp_path_factory.mktemp("ranks")
     folder = tiny_folder(out / "model")
-    torch.multiprocessing.spawn(train_as_rank, (folder, str(out), free_port()), nprocs=2)
+    in_ranks(train_as_rank, folder, str(out))
     return out
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def fit(model, batches, validation=None, **settings):

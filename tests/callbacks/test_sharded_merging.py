@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from forked import ranks
+from forked import in_ranks
 from safetensors.torch import load_file
 from tiny import tiny_folder
 from tiny_fits import PROMPTS, DistinctFirst, MeanLength, same, snapshot, student_of, trainer
@@ -64,9 +64,7 @@ def merged(root: Path, world: int) -> None:
             torch.save({name: whole(tensor) for name, tensor in after.items()}, Path(out) / "after.pt")
 
 
-def work(rank: int, environments: list[dict[str, str]], root: Path) -> None:
-    os.environ |= environments[rank]
-    torch.set_num_threads(1)
+def work(rank: int, root: Path) -> None:
     for lora in (False, True):
         fit(root, 2, lora, [], seed=7, strategy=FSDP2(save_distributed_checkpoint=True))
     merged(root, 2)
@@ -79,7 +77,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tiny_folder(root / name, seed=number)
     (root / "train.txt").write_text("\n".join(PROMPTS[:4]))
     (root / "val.txt").write_text("\n".join(PROMPTS[4:]))
-    torch.multiprocessing.start_processes(work, (ranks(2), root), nprocs=2, start_method="fork")
+    in_ranks(work, root)
     assert is_folder(root / "partner" / "False")
     merged(root, 1)
     return root

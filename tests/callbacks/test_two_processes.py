@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from forked import in_ranks
 from tiny import tiny_folder
 from tiny_fits import (
     EverySoMany,
@@ -37,13 +36,9 @@ from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.samples import Samples
 
 
-def work(rank: int, folder: str, out: str, port: int) -> None:
+def work(rank: int, folder: str, out: str) -> None:
     """One of two processes, for both tests: starting them costs more than they do."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "RANK": str(rank),
-                   "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
     os.environ.pop("PL_GLOBAL_SEED", None)  # Lightning would give both processes the seed of an earlier test
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
     resume(rank, folder, out)
     torch.save(
         adapter_after([2 * step + rank for step in range(3)], folder, devices=2, strategy="ddp"),
@@ -57,10 +52,7 @@ def work(rank: int, folder: str, out: str, port: int) -> None:
 def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder with what the two processes wrote."""
     out = tmp_path_factory.mktemp("both")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(work, (tiny_folder(out / "model"), str(out), port), nprocs=2)
+    in_ranks(work, tiny_folder(out / "model"), str(out))
     return out
 
 

@@ -4,7 +4,6 @@ in shards; a run that two processes began goes on on any number.
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from unittest.mock import patch
 import lightning as L
 import pytest
 import torch
-from forked import ranks
+from forked import in_ranks
 from tiny import tiny_folder
 from tiny_fits import Even, every_step, snapshot, student_of, trainer
 
@@ -106,10 +105,8 @@ def fitted(
     return {"weights": snapshot(module), "drawn": drawn.seen, "steps": run.global_step, "said": lines}
 
 
-def work(rank: int, world: int, environments: list[dict[str, str]], folder: str, root: str) -> None:
+def work(rank: int, world: int, folder: str, root: str) -> None:
     """One of some processes, for all splits over as many."""
-    os.environ |= environments[rank]
-    torch.set_num_threads(1)
     found = {split: fit(split, folder, Path(root)) for split, (processes, *_) in SPLITS.items() if processes == world}
     for split, after in RESUMED:
         if SPLITS[split][0] == world:
@@ -125,9 +122,8 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     (root / "train.txt").write_text("\n".join(words[:20]))
     (root / "validation.txt").write_text("\n".join(words[20:]))
     folder = tiny_folder(root / "model")
-    for world in (2, 4):  # forks: torch is loaded already
-        arguments = (world, ranks(world), folder, str(root))
-        torch.multiprocessing.start_processes(work, arguments, nprocs=world, start_method="fork")
+    for world in (2, 4):
+        in_ranks(work, world, folder, str(root), number=world)
     every = [torch.load(root / f"{world}-{rank}.pt", weights_only=True) for world in (2, 4) for rank in range(world)]
     each: dict[str, list[dict[str, Any]]] = {name: [] for rank in every for name in rank}
     for rank in every:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from forked import ranks
+from forked import in_ranks
 from tiny import tiny_folder
 from tiny_fits import every_step, snapshot, student_of, trainer
 
@@ -97,9 +96,7 @@ def fit(
     return {"weights": snapshot(module), "state": state}
 
 
-def work(rank: int, environments: list[dict[str, str]], folder: str, root: str) -> None:
-    os.environ |= environments[rank]
-    torch.set_num_threads(1)
+def work(rank: int, folder: str, root: str) -> None:
     found = {str(codes): fit(folder, Path(root), 2, codes=codes) for codes in (True, False)}
     torch.save(found, f"{root}/{rank}.pt")
 
@@ -127,7 +124,7 @@ def close(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def test_two_processes_equal_one(root: Path, whole: dict[bool, dict[str, Any]]) -> None:
     folder = str(root / "model")
-    torch.multiprocessing.start_processes(work, (ranks(2), folder, str(root)), nprocs=2, start_method="fork")
+    in_ranks(work, folder, str(root))
     for rank in range(2):
         found = torch.load(root / f"{rank}.pt", weights_only=True)
         for codes in (True, False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from forked import ranks
+from forked import in_ranks
 from lightning.pytorch.callbacks import ModelCheckpoint
 from tiny import tiny_folder
 from tiny_dia import tiny_dia
@@ -134,10 +133,8 @@ def fit(case: str, models: Path, root: Path, world: int, **more: Any) -> dict[st
     return {"weights": weights | averages, "tokens": seen.tokens, "values": seen.values}
 
 
-def work(rank: int, environments: list[dict[str, str]], models: Path, root: Path) -> None:
+def work(rank: int, models: Path, root: Path) -> None:
     """One of two processes, for all that two do: starting them costs more."""
-    os.environ |= environments[rank]
-    torch.set_num_threads(1)
     found = {case: fit(case, models, root, 2, strategy="fsdp2") for case in CASES}
     fit("all weights", models, root / "folder", 2, strategy=FSDP2(save_distributed_checkpoint=True))
     for name, (strategy, path) in RESUMED_ON_TWO.items():
@@ -165,7 +162,7 @@ def models(root: Path) -> Path:
 def found(root: Path, models: Path) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """What one process finds, and what each of two finds."""
     alone = {case: fit(case, models, root, 1) for case in CASES}
-    torch.multiprocessing.start_processes(work, (ranks(2), models, root), nprocs=2, start_method="fork")
+    in_ranks(work, models, root)
     first, second = (torch.load(root / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     return alone, first, second
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from faulty import Bigrams, Counts, Refusing, module_with
+from forked import in_ranks
 from tiny import tiny_folder
 from tiny_fits import Recorder, batches, same, snapshot, trainer
 
@@ -26,11 +25,8 @@ SHORT: dict[str, dict[str, Any]] = {
 }
 
 
-def work(rank: int, folder: str, out: str, port: int) -> None:
+def work(rank: int, folder: str, out: str) -> None:
     """One of two processes, for all tests: starting them costs more than they do."""
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "RANK": str(rank),
-                   "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-    torch.set_num_threads(1)
     found: dict[str, Any] = {}
     for micro_batch in (0, 3):
         found[f"skipped {micro_batch}"] = skipped(rank, folder, Path(out), micro_batch)
@@ -78,10 +74,7 @@ def short_of_memory(folder: str, short: dict[str, Any]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     out = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(work, (tiny_folder(out / "model"), str(out), port), nprocs=2)
+    in_ranks(work, tiny_folder(out / "model"), str(out))
     found = [torch.load(out / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for micro_batch in (0, 3):
         (record,) = (out / f"cut{micro_batch}" / "bad_steps").iterdir()

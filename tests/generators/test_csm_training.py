@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from forked import free_port
+from forked import in_ranks
 from tiny_csm import tiny_csm
 
 from cfg_distill import CFGDistillation
@@ -107,11 +105,7 @@ def weights(module: CFGDistillation) -> torch.Tensor:
     return torch.cat([parameter.detach().flatten() for parameter in module.student.parameters()])
 
 
-def train_as_rank(rank: int, path: str, out: str, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "RANK": str(rank),
-                   "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+def train_as_rank(rank: int, path: str, out: str) -> None:
     module = of_two_processes(path, micro_batch=3, measure_gradients_every=1)
     fit(module, [PROMPTS[rank::2]] * 2, devices=2, strategy="ddp", use_distributed_sampler=False)
     torch.save(weights(module), Path(out) / f"rank{rank}.pt")
@@ -123,14 +117,7 @@ def test_two_processes_are_one(tmp_path: Path) -> None:
     whole.configure_model()
     start = weights(whole)
     fit(whole, [PROMPTS] * 2)
-    context = torch.multiprocessing.get_context("fork")
-    port = free_port()
-    ranks = [context.Process(target=train_as_rank, args=(rank, path, str(tmp_path), port)) for rank in range(2)]
-    for each in ranks:
-        each.start()
-    for each in ranks:
-        each.join(120)
-    assert [each.exitcode for each in ranks] == [0, 0]
+    in_ranks(train_as_rank, path, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, weights(whole), rtol=1e-4, atol=1e-5)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import warnings
 from pathlib import Path
 
 import lightning as L
 import pytest
 import torch
+from forked import in_ranks
 from tiny_musicgen import tiny_musicgen
 from transformers import MusicgenForConditionalGeneration
 
@@ -177,11 +175,7 @@ def test_a_batch_without_prompts_gives_every_parameter_a_gradient(path, lora):
         torch.testing.assert_close(student.logits(["", ""], tokens_NKT, mask_NKT), logits_NKTV)
 
 
-def train_as_rank(rank: int, path: str, out: str, port: int) -> None:
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank), "RANK": str(rank),
-                   "NODE_RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "test"}  # fmt: skip
-    torch.set_num_threads(1)
-    warnings.simplefilter("ignore")
+def train_as_rank(rank: int, path: str, out: str) -> None:
     # The last micro-batch of one of them holds no prompt.
     model = module(path, PerPrompt, micro_batch=3, measure_gradients_every=1)
     fit(model, [PROMPTS[rank::2]] * 2, devices=2, strategy="ddp", use_distributed_sampler=False)
@@ -189,14 +183,11 @@ def train_as_rank(rank: int, path: str, out: str, port: int) -> None:
 
 
 def test_two_processes_are_one(path, tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     whole = module(path, PerPrompt)
     whole.configure_model()
     start = weights(whole)
     fit(whole, [PROMPTS] * 2)
-    torch.multiprocessing.spawn(train_as_rank, (path, str(tmp_path), port), nprocs=2)
+    in_ranks(train_as_rank, path, str(tmp_path))
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in (0, 1))
     assert torch.equal(first, second)
     torch.testing.assert_close(first, weights(whole), rtol=1e-4, atol=1e-6)

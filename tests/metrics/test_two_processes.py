@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from forked import in_ranks
 from torch import Tensor, distributed, nn
-from torch.multiprocessing import spawn
 
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.metrics import (
@@ -109,7 +109,6 @@ def reward_states(batches: list[Samples]) -> dict[str, Tensor]:
 
 
 def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     store = f"file://{folder}/store"
     distributed.init_process_group("gloo", store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     found = measure([[(rank, ranks[rank])] for ranks in ROUNDS])
@@ -129,7 +128,7 @@ def take(samples: Samples, prompts: slice) -> Samples:
 
 
 def test_two_processes_agree_with_one(tmp_path):
-    spawn(run_rank, (str(tmp_path),), nprocs=2)
+    in_ranks(run_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     expected = measure([list(enumerate(ranks)) for ranks in ROUNDS])
     expected |= reward_states([draw(9, batch, 3)[0] for batch in range(3)])
