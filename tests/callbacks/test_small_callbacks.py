@@ -5,8 +5,6 @@ from __future__ import annotations
 import fcntl
 import itertools
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import in_ranks
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
@@ -377,18 +376,14 @@ def test_the_file_and_its_folder_reach_the_disk_before_and_after_the_rename(
     assert order == [f"sync .x.ckpt.{os.getpid()}.partial", "rename", f"sync {tmp_path.name}"]
 
 
+def save_often(rank: int, file: Path) -> None:
+    held = {"state_dict": {}, "pytorch-lightning_version": "2"}
+    for _ in range(30):
+        AtomicCheckpointIO().save_checkpoint(held | {"tensor": torch.full((20000,), os.getpid())}, file)
+
+
 def test_two_runs_that_save_under_one_name_leave_one_whole_checkpoint(tmp_path: Path) -> None:
-    script = f"""
-import os, torch
-from cfg_distill.callbacks import AtomicCheckpointIO
-torch.set_num_threads(1)
-held = {{"state_dict": {{}}, "pytorch-lightning_version": "2"}}
-for step in range(30):
-    AtomicCheckpointIO().save_checkpoint(held | {{"tensor": torch.full((20000,), os.getpid())}}, {str(tmp_path / "x.ckpt")!r})
-"""
-    running = [subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    errors = [process.communicate()[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], errors
+    in_ranks(save_often, tmp_path / "x.ckpt")
     assert len(AtomicCheckpointIO().load_checkpoint(tmp_path / "x.ckpt", weights_only=True)["tensor"].unique()) == 1
     before = torch.load(tmp_path / "x.ckpt.before", weights_only=True)
     assert len(before["tensor"].unique()) == 1

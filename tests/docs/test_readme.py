@@ -116,6 +116,7 @@ def test_contributing() -> None:
         run_command(words)
 
 
+@pytest.mark.slow
 def test_recipes(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_files("docs/recipes.md", desk)
     for words in commands_of("docs/recipes.md"):

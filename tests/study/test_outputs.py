@@ -51,6 +51,7 @@ def test_files_of_the_user_in_the_current_folder_are_not_replaced(place, no_work
     assert not Path(".lock").exists()
 
 
+@pytest.mark.slow
 def test_a_real_study_beside_files_of_the_user(real, change, capsys):
     change(
         {"fits": {}, "merges": {}, "claims": None, "baselines": {"base": {"model": "base"}}, "evaluation/seeds": [0]}
