@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from torch import Tensor
 
 from cfg_distill import CFGDistillation, __version__, checkpoints
 from cfg_distill.callbacks import AtomicCheckpointIO
+from cfg_distill.checkpoints import shards
 from cfg_distill.cli import main
 from cfg_distill.distillation.count import Count
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.recipe.runs import last_checkpoint
 from cfg_distill.sampling import Seeds
 
 FIRST = Path(__file__).parent / "fixtures" / "checkpoint_0_1"
@@ -319,3 +322,25 @@ def test_the_module_asks_for_the_names(tiny_model: str) -> None:
     module.configure_model()
     assert set(checkpoints.student_weights(module)) == {f"student.{name}" for name in module.student.state_dict()}
     assert checkpoints.loss_weight("kl") in module.state_dict()
+
+
+@pytest.mark.parametrize("way", ["exchange", "renames"])
+def test_a_sharded_checkpoint_survives_a_kill_at_any_change_of_names(tmp_path, monkeypatch, way):
+    """After each one `--ckpt_path last` finds a whole one, the old or the new."""
+    if way == "renames":
+        monkeypatch.setattr(shards, "exchanged", lambda one, other: False)
+    folder = tmp_path / "checkpoints" / "last.ckpt"
+    write = partial(shards.write_folder, folder=folder, rank=0, world=1, barrier=lambda: None)
+    write({"step": 0})
+    rename, seen = Path.rename, []
+
+    def renamed(one, other):
+        rename(one, other)
+        found = last_checkpoint(tmp_path)
+        seen.append(shards.read_folder(found)["step"] if not shards.problem_of_folder(found) else None)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    for step in (1, 2):
+        write({"step": step})
+    assert seen == ([1, 2] if way == "exchange" else [0, 1, 1, 2])
+    assert last_checkpoint(tmp_path) == folder

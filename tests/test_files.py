@@ -23,7 +23,7 @@ from pathlib import Path
 from cfg_distill.files import staged
 
 if sys.argv[2] == "renames":
-    staged._exchanged = lambda one, other: False
+    staged.exchanged = lambda one, other: False
 out = Path(sys.argv[1], "student")
 
 def write(value):
@@ -179,9 +179,9 @@ def test_what_the_system_refuses_is_a_message(tmp_path: Path, monkeypatch: pytes
 
 def test_files_on_the_disk_before_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    sync, exchange = staged.sync, staged._exchanged
+    sync, exchange = staged.sync, staged.exchanged
     monkeypatch.setattr(staged, "sync", lambda path: (order.append(f"sync {path.name}"), sync(path)))
-    monkeypatch.setattr(staged, "_exchanged", lambda *names: (order.append("exchange"), exchange(*names))[1])
+    monkeypatch.setattr(staged, "exchanged", lambda *names: (order.append("exchange"), exchange(*names))[1])
     (tmp_path / "student").mkdir()
     with staged_folder(tmp_path / "student") as folder:
         (folder / "config.json").touch()

@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.files import MAIN_FILE, before_of, damage
+from cfg_distill.files.staged import exchanged, sync
 
 _SHARD = "shard"
 
@@ -115,10 +116,16 @@ def write_folder(content: dict[str, Any], folder: Path, rank: int, world: int, b
     barrier()
     if rank == 0:
         before = before_of(folder)
-        if folder.exists():
+        if not folder.exists():
+            partial.rename(folder)
+        else:
             remove(before)
-            folder.rename(before)
-        partial.rename(folder)
+            if exchanged(partial, folder):
+                partial.rename(before)
+            else:  # between the two renames only `before` is there, which `--ckpt_path last` finds
+                folder.rename(before)
+                partial.rename(folder)
+        sync(folder.parent)
     barrier()
 
 

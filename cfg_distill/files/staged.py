@@ -120,12 +120,12 @@ def _put(staged: Path, place: Path, replaced: Path) -> None:
     """Let the staged folder take the place of the old one, which is under one of the other names afterwards."""
     if not place.exists():
         staged.rename(place)
-    elif not _exchanged(staged, place):
+    elif not exchanged(staged, place):
         place.rename(replaced)
         staged.rename(place)
 
 
-def _exchanged(one: Path, other: Path) -> bool:
+def exchanged(one: Path, other: Path) -> bool:
     """Exchange two names at once; False where the system or the file system cannot."""
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
     try:

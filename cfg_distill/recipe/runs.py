@@ -298,4 +298,7 @@ def last_checkpoint(folder: Path) -> Path | None:
 
 
 def _last_in(checkpoints: Path) -> Path | None:
-    return max(checkpoints.glob("last*.ckpt"), key=lambda path: path.stat().st_mtime, default=None)
+    kept = checkpoints.glob("last*.ckpt.before")
+    # Of a sharded checkpoint, a kill between two renames may leave nothing but the folder that was kept.
+    alone = [path for path in kept if path.is_dir() and not path.with_suffix("").exists()]
+    return max([*checkpoints.glob("last*.ckpt"), *alone], key=lambda path: path.stat().st_mtime, default=None)

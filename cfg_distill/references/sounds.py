@@ -8,11 +8,11 @@ from pathlib import Path
 
 from cfg_distill.audio import Waveform, read_audio, seconds_of
 from cfg_distill.errors import Context, Problem
+from cfg_distill.files import SOUNDS
 from cfg_distill.references.base import Reference
 
 NEARLY = 0.9
 """The part of a clip's length that a file may have and still count as long enough: encoders of sound pad their frames."""
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
 
 
 class Sounds(Reference):

@@ -45,7 +45,7 @@ class Finished:
 
     def model_of(self, name: str) -> str:
         """The model of a system: as it was evaluated, or at its place in a folder that was moved."""
-        return str(located(self.folder, self.systems[name].model)[0])
+        return str(located(self.folder, self.systems[name].model, self.study.makes(name))[0])
 
     def problems_of_model(self, name: str) -> list[Problem]:
         """Why no samples of a system can be drawn, as far as its folder tells."""

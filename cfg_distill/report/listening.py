@@ -64,7 +64,7 @@ def _collect(test: ListeningTest, request: ListenRequest, folder: Path) -> str:
         if clips is not None:
             test.prompts, test.clips = list(first), clips
             return "written by the study"
-        test.prompts = _with_conditions(test.prompts, study.evaluation.prompts, study.evaluation.field)
+        test.prompts = _with_conditions(test.prompts, study.evaluation.sampled, study.evaluation.field)
     test.prompts = [test.prompts[place] for place in evenly(len(test.prompts), size.prompts)]
     problems = [problem for name in test.systems for problem in test.finished.problems_of_model(name)]
     if problems:

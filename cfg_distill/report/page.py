@@ -175,10 +175,13 @@ class _Page:
         """The prompts with the samples of every system, and the samples that cannot be heard."""
         results = self.results
         samples: dict[str, list[Sample]] = {}
-        for name in self._side_by_side():
-            folder = results.folder / "samples" / results.stems.get(name, name)
-            samples[name] = samples_of(folder, results.systems[name].prompts[:PROMPTS])
-        broken = with_sound(samples, results.folder / FILES, self.inline)
+        stems = {name: results.stems.get(name, name) for name in self._side_by_side()}
+        for name, stem in stems.items():
+            folder, system = results.folder / "samples" / stem, results.systems[name]
+            run = folder / Path(system.model).name  # of several training seeds, a system's model is that of the first
+            samples[name] = samples_of(run if run.is_dir() else folder, system.prompts[:PROMPTS])
+        written = {stems[name]: group for name, group in samples.items() if group}
+        broken = with_sound(written, results.folder / FILES, self.inline)
         prompts = []
         for place in sorted({sample.prompt for group in samples.values() for sample in group}):
             systems = [

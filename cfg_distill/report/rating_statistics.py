@@ -45,6 +45,9 @@ def crossed_interval(
     .. math:: A = \frac{\sigma_a^2}{P} + \frac{\sigma_e^2}{PR}, \quad B = \frac{\sigma_b^2}{R}, \quad s^2 = A + B, \quad
               \nu = \frac{s^4}{A^2 / (P - 1) + B^2 / (R - 1)}
 
+    Where ratings are missing, :math:`1/P` is :math:`\sum_p n_p^2 / n^2` with the :math:`n_p` of n ratings that prompt p has,
+    likewise :math:`1/R`, and :math:`1/PR` is :math:`1/n`: one rater who rated most items weighs most.
+
     Args:
         values: ``[P, R]``; NaN for a missing rating. One rater, or one prompt, is taken as it is and not redrawn.
         level: of the interval.
@@ -77,16 +80,20 @@ def crossed_interval(
 def _standard_error(values_PR: np.ndarray, level: float) -> float:
     """The standard error of the mean, times Student's quantile over the normal one."""
     known_PR = np.isfinite(values_PR)
+    a, b, e = spread(values_PR)
+    prompts_P, raters_R, number = known_PR.sum(1), known_PR.sum(0), known_PR.sum()
+    by_prompts = a * (prompts_P**2).sum() / number**2 + e / number
+    by_raters = b * (raters_R**2).sum() / number**2
     error, quantile = _error_and_quantile(
-        spread(values_PR), int(known_PR.any(1).sum()), int(known_PR.any(0).sum()), level
+        float(by_prompts), float(by_raters), int((prompts_P > 0).sum()), int((raters_R > 0).sum()), level
     )
     return error * quantile / NormalDist().inv_cdf((1 + level) / 2)
 
 
-def _error_and_quantile(variances: Spread, prompts: int, raters: int, level: float) -> tuple[float, float]:
-    """The standard error of the mean, and Student's quantile for it."""
-    a, b, e = variances
-    by_prompts, by_raters = a / prompts + e / (prompts * raters), b / raters
+def _error_and_quantile(
+    by_prompts: float, by_raters: float, prompts: int, raters: int, level: float
+) -> tuple[float, float]:
+    """The standard error of a mean from the two parts of its square, and Student's quantile for it."""
     square = by_prompts + by_raters
     if square == 0:
         return 0.0, 0.0
@@ -216,9 +223,11 @@ def more_to_decide(
         More(prompts=22, raters=None)
     """
     z = NormalDist().inv_cdf(power)
+    a, b, e = variances
 
     def decides(prompts: int, raters: int) -> bool:
-        error, quantile = _error_and_quantile(variances, prompts, raters, level)
+        by_prompts = a / prompts + e / (prompts * raters)
+        error, quantile = _error_and_quantile(by_prompts, b / raters, prompts, raters, level)
         return abs(difference) >= (quantile + z) * error and difference != 0
 
     def least(now: int, enough: Callable[[int], bool]) -> int | None:

@@ -17,6 +17,7 @@ from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System, read_rows
 from cfg_distill.files import read_yaml, write_text
 from cfg_distill.folders import find_file
+from cfg_distill.study.config import study_of
 from cfg_distill.study.ledger import Ledger, amended
 from cfg_distill.study.record import RECORD, begun_with, digest
 
@@ -172,7 +173,8 @@ class Results:
         Raises:
             ConfigError: it is gone, or its files changed since.
         """
-        found, tail = located(self.folder, system.model)
+        made = bool(self.study) and study_of(self.study)[0].makes(system.name)
+        found, tail = located(self.folder, system.model, made)
         again = f"Run the study again: it remakes `{Path(system.model).name}`."
         if not found.is_dir():
             text = f"System `{system.name}`: expected its model in `{system.model}`, but it is not there."
@@ -185,18 +187,19 @@ class Results:
         return found
 
 
-def located(study: Path, model: str) -> tuple[Path, tuple[str, ...]]:
+def located(study: Path, model: str, made: bool) -> tuple[Path, tuple[str, ...]]:
     """Where the model of a system lies: in the folder of its study, which may have been moved since, or as it was named.
 
     Args:
         study: the folder.
         model: as the system has it: ``runs/study/students/quality/seed 0``.
+        made: whether the study made it. A baseline may be the student of another study, under a path of the same form.
 
     Returns:
         The folder; and the parts of its path in the study, ``("students", "quality", "seed 0")``, none outside of the study.
     """
     named = Path(model)
-    kinds = [place for place, part in enumerate(named.parts) if part in ("students", "merges")]
+    kinds = [place for place, part in enumerate(named.parts) if made and part in ("students", "merges")]
     tail = named.parts[kinds[-1] :] if kinds else ()
     inside = study.joinpath(*tail)
     return (inside, tail) if tail and inside.is_dir() else (named.expanduser(), ())

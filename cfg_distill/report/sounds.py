@@ -54,11 +54,9 @@ def samples_of(folder: Path, prompts: Sequence[str]) -> list[Sample]:
     """The written samples of a system, by prompt and number.
 
     Args:
-        folder: where they were written; of a system of several training seeds, the samples of the first seed are taken.
+        folder: where they were written.
         prompts: those whose samples are wanted: the first ones of the system.
     """
-    seeds = sorted(path for path in folder.glob("*") if path.is_dir())
-    folder = seeds[0] if seeds else folder
     found = []
     for file in sorted(folder.glob("*.txt")):
         match = _STEM.fullmatch(file.stem)
@@ -84,7 +82,7 @@ def with_sound(samples: dict[str, list[Sample]], folder: Path, inline: bool) -> 
     newer than their samples are kept.
 
     Args:
-        samples: system -> its samples; their ``source`` and ``seconds`` are set.
+        samples: the name of a system's files -> its samples; their ``source`` and ``seconds`` are set.
         folder: for the files, beside the page; it appears whole, and is removed where there is no sound.
         inline: put the sound into the page.
 
@@ -194,5 +192,5 @@ def soundfile_library() -> Any:
     return soundfile
 
 
-def _file_name(system: str, sample: Sample, suffix: str) -> str:
-    return f"{system}-{sample.prompt + 1:02d}-{sample.number}{suffix}"
+def _file_name(stem: str, sample: Sample, suffix: str) -> str:
+    return f"{stem}-{sample.prompt + 1:02d}-{sample.number}{suffix}"

@@ -123,6 +123,11 @@ class Study:
             return "base"
         return "student" if point.model in self.fits else "merge" if point.model in self.merges else "base"
 
+    def makes(self, name: str) -> bool:
+        """Whether a fit or merge of this study makes the model of a system, or has made that of one that it no longer names."""
+        point = self.all_systems().get(name)
+        return point is None or point.model in self.fits or point.model in self.merges
+
     def knob(self, name: str) -> float | None:
         """Where a system lies between the two merged models: 0 is the first, 1 the second; None for one on no such line.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import cfg_distill
 from cfg_distill.errors import ConfigError, Problem, shortened
-from cfg_distill.files import read_yaml
+from cfg_distill.files import SOUNDS, read_yaml
 from cfg_distill.folders import base_of, find_file, is_adapter, resolve, source
 from cfg_distill.study.config import Study
 from cfg_distill.study.parts import NOT_IN_0_1
@@ -37,7 +37,6 @@ GROWING = (
 ADDABLE = (
     "study.claims",
     "study.evaluation.dtype",
-    "study.evaluation.min_p",
     "study.evaluation.stage",
     "study.evaluation.development",
 )
@@ -57,7 +56,10 @@ UNSET = dict.fromkeys(NOT_IN_0_1) | {"overlays": [], "seed_offset": 0, "evaluate
 """Settings of a system, fit or merge that earlier versions did not record, with what they are where they are not given."""
 
 
-EMPTY = ("study.sweeps", "study.training_seeds", "study.claims.guards")
+OUTPUTS = ("out", "trainer")
+"""Keys that name folders which are written: what lies in them is no input."""
+
+EMPTY = ("study.sweeps", "study.training_seeds", "study.claims.guards", "study.evaluation.min_p")
 """Keys that earlier versions did not record; empty, they change nothing."""
 
 
@@ -148,11 +150,13 @@ def _said(record: Mapping[str, Any], name: str) -> str:
 
 
 def digests(content: Any) -> dict[str, str]:
-    """The digest of every file and model folder that a nested config names."""
+    """The digest of every file, model folder, saved dataset and folder of sound that a nested config names."""
     found = {text: path for text in sorted(set(_strings(content))) if (path := _existing(text)) is not None}
+    data = {text: path for text in sorted(set(_strings(content, OUTPUTS)) - found.keys()) if (path := _data(text))}
     # On another base, an adapter is another model.
     bases = {text: _existing(base_of(path)) for text, path in found.items() if is_adapter(path)}
-    return {text: digest([path] + [base for base in [bases.get(text)] if base]) for text, path in found.items()}
+    models = {text: digest([path] + [base for base in [bases.get(text)] if base]) for text, path in found.items()}
+    return models | {text: _digest_of_data(path) for text, path in data.items()}
 
 
 def prepare(content: Any) -> None:
@@ -162,20 +166,41 @@ def prepare(content: Any) -> None:
             resolve(text)
 
 
-def _strings(content: Any) -> Iterator[str]:
+def _strings(content: Any, but: Collection[str] = ()) -> Iterator[str]:
+    """All texts in a nested config, those under some keys left out."""
     if isinstance(content, Mapping):
-        content = content.values()
+        content = [value for key, value in content.items() if key not in but]
     if isinstance(content, str):
         yield content
     elif isinstance(content, Iterable):
         for each in content:
-            yield from _strings(each)
+            yield from _strings(each, but)
 
 
 def _existing(text: str) -> Path | None:
     """The file or model folder that a text names, if it names one."""
     path = _place(text)
     return path if path and (path.is_file() or (path / "config.json").is_file() or is_adapter(path)) else None
+
+
+def _data(text: str) -> Path | None:
+    """The saved dataset or the folder of sound that a text names, if it names one."""
+    path = _place(text)
+    if path is None or not path.is_dir() or Path.cwd().is_relative_to(path.resolve()):
+        return None
+    is_data = (path / "dataset_info.json").is_file() or any(file.suffix.lower() in SOUNDS for file in path.rglob("*"))
+    return path if is_data else None
+
+
+def _digest_of_data(folder: Path) -> str:
+    """A digest of all files below a folder; of many bytes, sizes and times of change tell."""
+    files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    read = sum(file.stat().st_size for file in files.values()) <= READ_WHOLE
+    parts = [
+        [name, digest([file]) if read else (file.stat().st_size, file.stat().st_mtime_ns)]
+        for name, file in files.items()
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
 def _place(text: str) -> Path | None:

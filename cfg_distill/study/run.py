@@ -185,6 +185,7 @@ class Runner:
         self.forecast = Forecast(steps, self.processes.parallel)
         self.display = Display(self.forecast)
         self.started = time.monotonic()
+        self.began_one = False
         self.earlier = _read(folder / "timings.json").get("wall_seconds", 0.0)
 
     def check(self) -> None:
@@ -199,9 +200,6 @@ class Runner:
 
     def run(self) -> None:
         """Run every step that is not done."""
-        idle = self._all_done() and (self.folder / "timings.json").is_file()
-        if not self.study.parallel and not idle:
-            self._share_accelerator()
         finished: set[str] = set()
         running: dict[Future[None], Step] = {}
         with self.processes.threads() as pool:
@@ -212,7 +210,9 @@ class Runner:
                     future.result()
                     finished.add(running.pop(future).label)
                 self._write_timings()
-        if not idle:  # else the page, which shows them, would change
+        if (
+            self.began_one or not (self.folder / "timings.json").is_file()
+        ):  # else the page, which shows them, would change
             self._write_timings()
         if self.ledger.other_code:
             self.display.say(
@@ -221,7 +221,9 @@ class Runner:
             )
 
     def _share_accelerator(self) -> None:
-        """Run one process at a time where there is an accelerator: two would fight for its memory."""
+        """Run one process at a time where there is an accelerator, unless asked otherwise: two would fight for its memory."""
+        if self.study.parallel:
+            return
         with self.processes.threads() as pool:
             asked = pool.submit(self.processes.do, "start", FindAccelerator(), lambda done, total: None)
             self._wait_for([asked])
@@ -235,14 +237,13 @@ class Runner:
                 finished.add(step.label)
                 self.forecast.finish(step.label)
                 return True
+            if not self.began_one:
+                self.began_one = True
+                self._share_accelerator()
             if len(running) < self.processes.parallel:
                 running[pool.submit(self._run_step, step)] = step
                 return True
         return False
-
-    def _all_done(self) -> bool:
-        """Whether no step is left: an entry of a step exists once the steps it needs are done."""
-        return all(self.ledger.entry(step.label).get("state") == "done" for step in self.steps)
 
     def _ready(self, finished: set[str], running: set[str]) -> list[Step]:
         """Steps that could run now, those that others wait for first."""

@@ -25,6 +25,7 @@ from cfg_distill.report.clips import Finished, common_gain, encoded, read_finish
 from cfg_distill.report.listening_request import PRESETS, evenly
 from cfg_distill.sampling import Sampling, draw
 from cfg_distill.study.config import Evaluation, Study
+from cfg_distill.study.parts import Fit, SystemConfig
 from cfg_distill.study.record import digest
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.weight_norm`:FutureWarning")
@@ -259,10 +260,21 @@ def test_the_model_of_a_study_that_was_moved(texts: Path, tail: str, tmp_path: P
     """Of several training seeds, the models lie one folder deeper."""
     copy = shutil.copytree(texts, tmp_path / "moved")
     finished = read_finished(copy)
-    finished.systems["base"] = replace(finished.systems["base"], kind="student", model=f"runs/old/{tail}")
-    assert "it is not there" in str(*finished.problems_of_model("base"))
+    finished.study.fits["student"] = Fit("fit.yaml")
+    finished.systems["student"] = replace(finished.systems["base"], kind="student", model=f"runs/old/{tail}")
+    assert "it is not there" in str(*finished.problems_of_model("student"))
     (copy / tail).mkdir(parents=True)
-    assert finished.model_of("base") == str(copy / tail) and finished.problems_of_model("base") == []
+    assert finished.model_of("student") == str(copy / tail) and finished.problems_of_model("student") == []
+
+
+def test_a_student_of_another_study_is_not_taken_for_one_of_this(texts: Path) -> None:
+    finished = read_finished(texts)
+    (finished.folder / "students/quality").mkdir(parents=True)
+    finished.study.fits["quality"] = Fit("fit.yaml")
+    finished.study.baselines["earlier"] = SystemConfig("runs/first/students/quality")
+    finished.systems["earlier"] = replace(finished.systems["base"], model="runs/first/students/quality")
+    assert finished.model_of("earlier") == "runs/first/students/quality"
+    shutil.rmtree(finished.folder / "students")
 
 
 def test_a_test_is_replaced_only_when_asked_for(texts: Path, listen: Listen, capsys) -> None:

@@ -14,6 +14,7 @@ import pytest
 from made_study import PROMPTS, line, system, tone, write_logs, write_samples, write_study
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation import System
 from cfg_distill.evaluation.choice import Rule, guard_of
 from cfg_distill.report import drawing, write_report
 from cfg_distill.report import sounds as sounds_module
@@ -266,6 +267,24 @@ def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
     assert 'id="dial"' not in page and 'id="claims"' not in page and page.count("<audio") == 4
 
 
+@pytest.mark.parametrize("name", ["facebook/musicgen-small", "students/quality", "{elsewhere}/quality"])
+def test_the_sound_of_a_model_of_any_name_lies_beside_the_page(tmp_path: Path, name: str) -> None:
+    """An evaluation names a system as the user named the model: a hub name and a path have slashes."""
+    name = name.format(elsewhere=tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    folder = write_study(tmp_path / "out", line()[:1], kind="")
+    (folder / "study.json").unlink()
+    content = json.loads((folder / "front.json").read_text().replace('"base"', json.dumps(name)))
+    change_front(folder, claims=[], systems=content["systems"])
+    made = (folder / "systems" / "base.json").read_text().replace('"name": "base"', f'"name": {json.dumps(name)}')
+    (folder / "systems" / "base.json").unlink()
+    (folder / "systems" / "01 model.json").write_text(made)
+    write_samples(folder / "samples" / "01 model", "base", 2, kind="sound")
+    assert 'src="report_files/01%20model-01-1.ogg"' in page_of(folder)
+    assert len(list((folder / "report_files").iterdir())) == 4
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
 def test_metrics_of_one_axis_alone_make_no_picture(tmp_path: Path) -> None:
     only = [system(name, "model", {"diversity": 0.5}) for name in ("a", "b")]
     folder = write_study(tmp_path / "out", only, kind="")
@@ -276,14 +295,17 @@ def test_metrics_of_one_axis_alone_make_no_picture(tmp_path: Path) -> None:
 
 def test_of_several_training_seeds_the_first_is_heard(study: Path) -> None:
     folder = study / "samples" / "half"
-    for seed in (2, 1):
+    one = System.read(study / "systems" / "half.json")
+    one.model += "/seed 2"  # the model of the first seed, though not the first by its letters
+    one.save(study / "systems" / "half.json")
+    for seed in (2, 10):
         write_samples(study / "samples" / "new" / f"seed {seed}", f"half of seed {seed}", 2)
     shutil.rmtree(folder)
     (study / "samples" / "new").rename(folder)
-    for seed, fit in ((1, "quality"), (2, "quality"), (1, "diversity")):
+    for seed, fit in ((2, "quality"), (10, "quality"), (2, "diversity")):
         write_logs(study / "fits" / fit / f"seed {seed}")
     page = page_of(study)
-    assert "half of seed 1" in page and "half of seed 2" not in page
+    assert "half of seed 2" in page and "half of seed 10" not in page
     # Both seeds of the first fit look alike, in two charts; one more line is in the legend.
     assert page.count('class="curve fit0" d="M') == 2 * 2 + 1
 

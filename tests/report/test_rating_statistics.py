@@ -129,6 +129,17 @@ def test_coverage(variances, prompts, raters):
     assert 0.91 <= hits / 400 <= 0.99
 
 
+def test_coverage_where_raters_stopped_early():
+    """Of three raters two rated 4 of 24 prompts: the mean is nearly that of one rater."""
+    random, hits, variances = np.random.default_rng(6), 0, Spread(0.5, 0.5, 1.0)
+    for seed in range(400):
+        values = simulated(random, variances, 24, 3, 3.0)
+        values[4:, 1:] = _
+        found = crossed_interval(values, resamples=400, seed=seed)
+        hits += found.low <= 3.0 <= found.high
+    assert hits / 400 >= 0.9
+
+
 @pytest.mark.parametrize(
     ("difference", "variances", "prompts", "raters"),
     [

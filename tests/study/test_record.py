@@ -36,6 +36,31 @@ def test_a_study_of_version_0_1_goes_on(begun):
     assert changes(begun, record_of(read_study("study.yaml"))) == []
 
 
+def test_a_filter_that_is_set_later_is_a_change(begun, change):
+    assert changes(begun, record_of(read_study(change({"evaluation/min_p": 0.3})))) == ["evaluation.min_p: 0.0 -> 0.3"]
+
+
+@pytest.mark.parametrize("what", ["sound", "dataset"])
+def test_data_in_a_folder_that_changed(place, change, what):
+    """A reference of real sound, and prompts that Hugging Face `datasets` saved."""
+    (place / "data" / "inner").mkdir(parents=True)
+    (place / "data" / ("dataset_info.json" if what == "dataset" else "one.wav")).write_text("1")
+    fad = {"class_path": "cfg_distill.metrics.FAD", "init_args": {"reference": "data"}}
+    begun = record_of(read_study(change({"evaluation/metrics/fad": fad})))
+    (place / "data" / "inner" / "two.wav").write_text("2")
+    (found,) = changes(begun, record_of(read_study("study.yaml")))
+    assert found.startswith("files.data: ")
+
+
+def test_what_a_study_writes_is_no_input(place, change):
+    (place / "out").mkdir()
+    (place / "out" / "sample.wav").write_text("1")
+    (place / "sound.wav").write_text("1")
+    recipe = place / "fit.yaml"
+    recipe.write_text(recipe.read_text().replace("  logger: false", "  default_root_dir: out\n  logger: false"))
+    assert not {"out", "."} & record_of(read_study(change({"evaluation/field": "."})))["files"].keys()
+
+
 def test_further_training_seeds_are_an_addition(change):
     begun = record_of(read_study(change({"training_seeds": [0, 1]})))
     assert changes(begun, record_of(read_study(change({"training_seeds": [0, 1, 2]})))) == []

@@ -16,6 +16,7 @@ from cfg_distill.study.config import load_study, read_study
 from cfg_distill.study.jobs import decoded, encoded
 from cfg_distill.study.ledger import Ledger
 from cfg_distill.study.record import changes, record_of
+from cfg_distill.study.run import Runner
 from cfg_distill.study.steps import Step, plan
 
 
@@ -298,3 +299,21 @@ def test_an_unfinished_step_goes_on_only_as_the_same_step(tmp_path, step):
     assert not ledger.begin(step)
     assert not step.traces[0].exists()
     assert ledger.entry(step.label)["seconds"] == 0.0
+
+
+def test_steps_that_are_made_again_do_not_share_an_accelerator(place, monkeypatch):
+    """Their entries say that they are done, of other settings; a finished study asks for no accelerator."""
+    folder, asked = place / "out", []
+    study = read_study("study.yaml")
+    steps, ledger = plan(study, folder), Ledger(folder)
+    monkeypatch.setattr(Runner, "_share_accelerator", lambda runner: asked.append("shared"))
+    monkeypatch.setattr(Ledger, "is_done", lambda ledger, step: "old" not in ledger.entry(step.label))
+    monkeypatch.setattr(Runner, "_run_step", lambda runner, step: (asked.append("ran"), ledger._write(step, {})))
+    for step in steps:
+        ledger._write(step, {"state": "done", "old": True, "seconds": 1, "peak_memory_mb": 1})
+    with (folder / ".lock").open("w") as lock:
+        for expected in ("shared", *["ran"] * len(steps)), ():
+            with (runner := Runner(study, steps, ledger, folder, lock)).display:
+                runner.run()
+            assert tuple(asked) == expected
+            asked.clear()
