@@ -32,7 +32,7 @@ COMMANDS = {
     "runs": "list the runs of fits: runs [DIR ...]",
     "init": "recipes and a study for your own model: init --model DIR --prompts FILE",
     "recipes": "list the recipes, or copy one to edit: recipes [NAME]",
-    "schema": "what an editor needs to check recipes and studies: schema recipe|study",
+    "schema": "what an editor needs to check recipes and studies: schema recipe|study|metrics",
     "completion": "completion for your shell: completion bash|zsh|fish",
 }
 _MEANT = {"list": "`runs` or `recipes`", "ls": "`runs` or `recipes`", "train": "`fit`", "sample": "`generate`"}

@@ -21,6 +21,8 @@ from cfg_distill.prompt import (
 )
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
+"""Of files of sound that are read."""
 _LISTED = 5
 
 

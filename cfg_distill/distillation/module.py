@@ -327,7 +327,7 @@ class CFGDistillation(L.LightningModule):
 
     def _rollout_seed(self, step: int, places: Sequence[int], attempt: int = 0) -> Seeds:
         # Distinct streams for training (step >= 0) and validation (-1: the same draws at every validation).
-        return Seeds((self.seed, step + 1, attempt), places)
+        return Seeds((self.seed, step + 1, attempt), places, group_words=(self.seed, step + 1, 0))
 
     def _log_step(self, batch: Batch) -> None:
         count = self.count.of_rows(batch.samples.rollout.mask_NKT)

@@ -33,6 +33,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from cfg_distill.checkpoints.shards import gathered, problem_of_folder, read_folder, sharded_like, write_folder
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.generators import Generator
+from cfg_distill.generators.frozen import Frozen
 from cfg_distill.sampling import Samples, in_step
 
 if TYPE_CHECKING:
@@ -311,4 +312,18 @@ def problems_of_sharding(module: CFGDistillation, trainer: Trainer) -> list[Prob
             f" {module.redraw}. Set it to 0, or gather by rollout."
         )
         found.append(Problem("redraw", text))
+    # The teacher's shards are gathered for a fixed number of passes; these draw from it as often as a process needs to.
+    if module.opening is not None:
+        text = "expected none under fsdp2, whose processes would draw openings of different lengths. Remove it, or use ddp."
+        found.append(Problem("opening", text))
+    for name, loss in module.mix.items():
+        if any(_draws_from_start(part) for part in loss.modules()):
+            text = "expected a reward without samples of the start model under fsdp2: processes would draw them at different"
+            found.append(Problem(f"losses.{name}", f"{text} times. Use ddp, or name the `generator` of StartSamples."))
     return found
+
+
+def _draws_from_start(part: nn.Module) -> bool:
+    """Whether a reference of a loss or reward draws from the start model."""
+    held = (value.model if isinstance(value, Frozen) else value for value in vars(part).values())
+    return any(getattr(value, "draws_from_start", False) is True for value in held)

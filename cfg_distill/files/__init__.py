@@ -25,7 +25,6 @@ __all__ = [
     "MAIN_FILE",
     "MERGE_FILE",
     "MODEL_FILES",
-    "SOUNDS",
     "before_of",
     "damage",
     "make_readable",
@@ -40,9 +39,6 @@ __all__ = [
     "strangers",
     "write_text",
 ]
-
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
-"""The suffixes of sound that is read."""
 
 
 def write_text(file: str | Path, text: str, durable: bool = True) -> None:

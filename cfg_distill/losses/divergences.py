@@ -89,7 +89,7 @@ def jensen_shannon_cells(student: Tensor, teacher: Tensor, weight: float = 0.5) 
 def _log_sum(a: Tensor, b: Tensor) -> Tensor:
     """``log(exp(a) + exp(b))``: minus infinity, without a gradient, where both are (torch's gradient there is NaN)."""
     sum_MV = torch.logaddexp(a, b)
-    if sum_MV.detach().amin() > -torch.inf:
+    if not sum_MV.numel() or sum_MV.detach().amin() > -torch.inf:
         return sum_MV
     both = sum_MV.detach().isneginf()
     return torch.logaddexp(a.masked_fill(both, 0.0), b.masked_fill(both, 0.0)).masked_fill(both, -torch.inf)

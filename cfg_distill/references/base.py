@@ -40,6 +40,11 @@ class Reference(ABC):
     """What to do for prompts that have too few outputs."""
     _known: tuple[Embedder, Tensor, Tensor] | None = None
 
+    @property
+    def draws_from_start(self) -> bool:
+        """Whether it draws samples of the fit's start model while the fit trains."""
+        return False
+
     @abstractmethod
     def parts(self) -> Iterator[Sequence[Any]]:
         """The R outputs, some at a time: a collection need not fit the memory."""

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cfg_distill.audio import Waveform, read_audio, seconds_of
+from cfg_distill.data.reading import SOUNDS
 from cfg_distill.errors import Context, Problem
-from cfg_distill.files import SOUNDS
 from cfg_distill.references.base import Reference
 
 NEARLY = 0.9

@@ -77,6 +77,10 @@ class StartSamples(Reference):
         if self._generator.model is None:
             self._start = start
 
+    @property
+    def draws_from_start(self) -> bool:
+        return self._generator.model is None
+
     def size(self) -> int:
         return self.samples
 

@@ -71,15 +71,11 @@ def _replaced(samples: Samples, again: Samples, of_prompt_P: Tensor, taken_BG: T
                 n, new_n = b * samples.group + g, place * samples.group + g
                 outputs[n] = again.outputs[new_n]
                 start[n : n + 1] = again.start[new_n : new_n + 1]  # nothing without openings
-    labels_BG = old.labels_BG
-    if labels_BG is not None and new.labels_BG is not None:  # a sample brings its label along
-        labels_BG = labels_BG.clone()
-        labels_BG[of_prompt_P] = torch.where(taken_BG[of_prompt_P], new.labels_BG, labels_BG[of_prompt_P])
     drawn = Rollout(
         mixed(old.tokens_BGKT, new.tokens_BGKT),
         mixed(old.mask_BGKT, new.mask_BGKT),
         mixed(old.log_probs_BGKT, new.log_probs_BGKT),
-        labels_BG,
+        old.labels_BG,  # which are the new ones', too: see Seeds.group_words
         max(old.opening, new.opening),
         old.steps_behind,
     )

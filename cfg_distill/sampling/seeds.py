@@ -23,6 +23,7 @@ class Seeds:
         words: what all prompts share: the seed of the run, the step, the attempt.
         places: of each prompt among all prompts that are drawn under these words, on all devices.
         numbers: of the one sample that is drawn of each place, where a group is drawn a sample at a time; None for groups.
+        group_words: in place of the words, for what a prompt has as a whole: its labels stay when samples are drawn again.
 
     Example:
         >>> whole = Seeds((7,), range(4)).uniform_NKT(group=2, num_codebooks=1, num_positions=5)
@@ -34,6 +35,7 @@ class Seeds:
     words: tuple[int, ...]
     places: Sequence[int]
     numbers: Sequence[int] | None = None
+    group_words: tuple[int, ...] | None = None
 
     @classmethod
     def of(cls, seed: int | Seeds, num_prompts: int) -> Seeds:
@@ -53,7 +55,8 @@ class Seeds:
 
     def uniform_BM(self, number: int) -> Tensor:
         """Numbers in [0, 1) of each prompt as a whole, float64; streams of their own."""
-        return self._uniform([(place,) for place in self.places], number)
+        words = self.words if self.group_words is None else self.group_words
+        return _uniform([(place,) for place in self.places], number, words)
 
     def uniform_NKT(self, group: int, num_codebooks: int, num_positions: int) -> Tensor:
         """Numbers in [0, 1), float64, on the CPU: an accelerator then draws with the same ones.
@@ -66,7 +69,7 @@ class Seeds:
             num_codebooks: K.
             num_positions: T.
         """
-        uniform_NM = self._uniform(self._rows(group), num_positions * num_codebooks)
+        uniform_NM = _uniform(self._rows(group), num_positions * num_codebooks, self.words)
         return uniform_NM.unflatten(1, (num_positions, num_codebooks)).transpose(1, 2)
 
     def whole_N(self, group: int) -> list[int]:
@@ -76,27 +79,29 @@ class Seeds:
             >>> Seeds((7,), range(4)).whole_N(2)[4:] == Seeds((7,), range(2, 4)).whole_N(2)
             True
         """
-        return [int(raw) >> 1 for (raw,) in self._raw(self._rows(group), 1).tolist()]
+        return [int(raw) >> 1 for (raw,) in _raw(self._rows(group), 1, self.words).tolist()]
 
     def _rows(self, group: int) -> list[tuple[int, int]]:
         """The keys of the samples of all groups."""
         numbers = [range(group)] * len(self.places) if self.numbers is None else [[number] for number in self.numbers]
         return [(place, number) for place, own in zip(self.places, numbers, strict=True) for number in own]
 
-    def _uniform(self, keys: Sequence[tuple[int, ...]], number: int) -> Tensor:
-        """The first numbers of some streams, ``[len(keys), number]``."""
-        raw_NM = self._raw(keys, number)
-        return torch.from_numpy((raw_NM >> np.uint64(11)) * 2.0**-53)  # the 53 bits of a float64
 
-    def _raw(self, keys: Sequence[tuple[int, ...]], number: int) -> np.ndarray:
-        words = [word % 2**64 for word in self.words]  # SeedSequence refuses negative numbers
-        raw_NM = np.empty((len(keys), number), dtype=np.uint64)
-        for row, key in enumerate(keys):
-            # SeedSequence mixes its words well, and keeps streams of different spawn keys apart. Unlike those of
-            # np.random.Generator, the raw numbers of PCG64 are the same in all versions of numpy.
-            stream = np.random.PCG64(np.random.SeedSequence(words, spawn_key=key))
-            raw_NM[row] = stream.random_raw(number)
-        return raw_NM
+def _uniform(keys: Sequence[tuple[int, ...]], number: int, words: Sequence[int]) -> Tensor:
+    """The first numbers of some streams, ``[len(keys), number]``."""
+    raw_NM = _raw(keys, number, words)
+    return torch.from_numpy((raw_NM >> np.uint64(11)) * 2.0**-53)  # the 53 bits of a float64
+
+
+def _raw(keys: Sequence[tuple[int, ...]], number: int, words: Sequence[int]) -> np.ndarray:
+    whole = [word % 2**64 for word in words]  # SeedSequence refuses negative numbers
+    raw_NM = np.empty((len(keys), number), dtype=np.uint64)
+    for row, key in enumerate(keys):
+        # SeedSequence mixes its words well, and keeps streams of different spawn keys apart. Unlike those of
+        # np.random.Generator, the raw numbers of PCG64 are the same in all versions of numpy.
+        stream = np.random.PCG64(np.random.SeedSequence(whole, spawn_key=key))
+        raw_NM[row] = stream.random_raw(number)
+    return raw_NM
 
 
 @contextmanager

@@ -120,6 +120,12 @@ class VLLM(Sampler):
                 " samples. Leave the sampler out: our own loop draws."
             )
             return [Problem("", text)]
+        if type(student)._predict is not CausalLM._predict:
+            text = (
+                f"expected a student that draws from all tokens of its network, but {type(student).__name__} forbids some,"
+                " which an engine would draw. Leave the sampler out: our own loop draws."
+            )
+            return [Problem("", text)]
         found = []
         if sampling.min_p and sampling.top_p < 1:
             text = (

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import cfg_distill
+from cfg_distill.data.reading import SOUNDS
 from cfg_distill.errors import ConfigError, Problem, shortened
-from cfg_distill.files import SOUNDS, read_yaml
+from cfg_distill.files import read_yaml
 from cfg_distill.folders import base_of, find_file, is_adapter, resolve, source
 from cfg_distill.study.config import Study
 from cfg_distill.study.parts import NOT_IN_0_1

@@ -26,10 +26,13 @@ from cfg_distill.data import PromptData
 from cfg_distill.distillation import FSDP2
 from cfg_distill.distillation.execution import Execution
 from cfg_distill.distillation.sharding import problems_of_sharding
+from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Dia, LoRA, MusicGen
-from cfg_distill.losses import CrossEntropy, ReverseKL
-from cfg_distill.sampling import Sampling
+from cfg_distill.losses import CrossEntropy, PolicyGradient, ReverseKL
+from cfg_distill.references import StartSamples
+from cfg_distill.rewards import DiversityTarget, Mixed
+from cfg_distill.sampling import Opening, Sampling
 
 STEPS = 3
 TEXT = ["w1 w2", "w3", "w4 w5 w6", "w7", "w8 w9", "w10", "w11", "w0 w1", "w2 w2", "w3 w3", "w5"]
@@ -225,3 +228,14 @@ def test_half_precision_is_refused(tmp_path: Path) -> None:
     given = SimpleNamespace(strategy=FSDP2(), precision="16-mixed")
     (problem,) = problems_of_sharding(module, given)  # type: ignore[arg-type]
     assert problem.path == "trainer.precision" and "Use bf16-mixed" in problem.text
+
+
+def test_draws_from_the_sharded_teacher_are_refused(tmp_path: Path) -> None:
+    """Each process draws as often, and as far, as its own samples need: the passes of the others would wait for ever."""
+    start = DiversityTarget(NGramCounts(), StartSamples(2))
+    own = DiversityTarget(NGramCounts(), StartSamples(2, generator=CausalLM("elsewhere")))
+    losses = {"kl": ReverseKL(), "start": PolicyGradient(Mixed({"target": start})), "own": PolicyGradient(own)}
+    module = student_of(tiny_folder(tmp_path / "model"), losses=losses, opening=Opening(2))
+    given = SimpleNamespace(strategy=FSDP2(), precision="32-true")
+    found = problems_of_sharding(module, given)  # type: ignore[arg-type]
+    assert [problem.path for problem in found] == ["opening", "losses.start"]

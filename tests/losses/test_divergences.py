@@ -57,6 +57,14 @@ def test_masked_cells_change_nothing_even_when_they_hold_nan(divergence, logits)
 
 
 @pytest.mark.parametrize("divergence", DIVERGENCES)
+def test_without_a_cell_there_is_no_divergence(divergence, logits):
+    """A late codebook of short samples has none."""
+    student, teacher = logits
+    value, count = divergence(student, teacher, torch.zeros(2, 5).bool())
+    assert value == count == 0
+
+
+@pytest.mark.parametrize("divergence", DIVERGENCES)
 def test_zero_at_equality_and_not_negative_in_half_precision(divergence, logits):
     student, _ = logits
     assert abs(divergence(student, student)[0].item()) < 1e-6

@@ -13,7 +13,7 @@ from tiny_fits import Even, batches, student_of, trainer
 
 from cfg_distill.losses import PolicyGradient, ReverseKL
 from cfg_distill.rewards.pairwise import mean_among_others, mean_with_others
-from cfg_distill.sampling import Rollout
+from cfg_distill.sampling import Codes, Labels, Rollout
 from cfg_distill.sampling.redraw import redrawn
 from cfg_distill.sampling.samples import Samples
 
@@ -151,3 +151,20 @@ def test_the_draws_of_an_attempt_are_its_own(tiny_model: str) -> None:
     module = student_of(tiny_model)
     first = [module._rollout_seed(3, range(2), attempt).uniform_NKT(1, 1, 1)[0].item() for attempt in range(4)]
     assert len(set(first)) == 4
+
+
+@pytest.mark.parametrize("kind", [Labels, Codes])
+def test_a_redraw_keeps_the_labels(tiny_model: str, tmp_path: Path, kind: Any) -> None:
+    """A target and a knob belong to the label of a group, whose samples must all have it, drawn again or not."""
+    found = {}
+    for redraw in (0, 5):
+
+        class Look(L.Callback):
+            def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *rest: Any) -> None:
+                found.setdefault(redraw, []).append(outputs["samples"].rollout.labels_BG)  # noqa: B023
+
+        losses = {"kl": ReverseKL(), "diversity": PolicyGradient(Even())}
+        module = student_of(tiny_model, losses=losses, redraw=redraw, conditioner=kind(3))
+        trainer([Look()], tmp_path).fit(module, batches(4))
+    assert all(torch.equal(one, other) for one, other in zip(*found.values(), strict=True))
+    assert len(torch.cat(found[0]).unique()) > 1

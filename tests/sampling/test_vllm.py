@@ -21,7 +21,7 @@ from tiny import tiny_adapted, tiny_folder
 from vllm_stand_in import StandIn, serving
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.generators import CausalLM, LoRA
+from cfg_distill.generators import AceStep, CausalLM, LoRA, YuE
 from cfg_distill.generators.lora import adapter_of
 from cfg_distill.sampling import VLLM, Codes, Rollout, Sampling, Seeds, rollout, vllm
 
@@ -194,6 +194,12 @@ def test_what_is_wrong_is_said_before_weights_are_loaded(
     (renamed / "tokenizer.json").write_text(text)
     with serving(StandIn(str(renamed))) as wrong:
         assert "expected a server with the tokenizer" in problems(VLLM(url=wrong), unloaded)
+
+
+@pytest.mark.parametrize("kind", [AceStep, YuE])
+def test_a_model_that_forbids_tokens_is_refused(kind: type[CausalLM]) -> None:
+    """An engine knows the network alone, and would draw the tokens that the student gives no probability."""
+    assert f"but {kind.__name__} forbids some" in problems(VLLM(url="http://localhost:1"), kind("nowhere", lora=LoRA()))
 
 
 def test_a_server_of_something_else_is_told_with_the_start_of_the_right_one(student: CausalLM, tmp_path: Path) -> None:
