@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
@@ -175,6 +176,7 @@ def problems_of_trainer(trainer: Trainer) -> list[Problem]:
       the factors of an adapter.
     - Strategies other than a whole student in each process, and shards by our own strategy.
     - Apple's MPS, which has no float64: drawing from a large vocabulary takes it.
+    - Deterministic algorithms alone on CUDA, where torch has no such cumulative sum: drawing takes one.
     """
     found = []
     if trainer.precision not in PRECISIONS:
@@ -194,4 +196,8 @@ def problems_of_trainer(trainer: Trainer) -> list[Problem]:
     if isinstance(trainer.accelerator, MPSAccelerator):
         text = "expected cpu or cuda, since sampling takes float64, but got mps. Set it to cpu."
         found.append(Problem("/trainer.accelerator", text))
+    strict = torch.are_deterministic_algorithms_enabled() and not torch.is_deterministic_algorithms_warn_only_enabled()
+    if strict and trainer.strategy.root_device.type == "cuda":
+        text = "expected warn, since sampling takes a cumulative sum, for which torch has no deterministic algorithm on CUDA,"
+        found.append(Problem("/trainer.deterministic", f"{text} but got true. Set it to warn."))
     return found

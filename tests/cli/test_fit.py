@@ -521,6 +521,18 @@ def test_a_bug_in_the_users_file_keeps_its_traceback(recipe: Path) -> None:
         main(["fit", "--config", own])
 
 
+@pytest.mark.parametrize(("value", "kind", "refused"), [(True, "cuda", 1), ("warn", "cuda", 0), (True, "cpu", 0)])
+def test_deterministic_algorithms_cannot_sample_on_cuda(value: bool | str, kind: str, refused: int) -> None:
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    try:
+        asked = Trainer(accelerator="cpu", logger=False, deterministic=value)
+        asked.strategy._root_device = torch.device(kind)
+        found = problems_of_trainer(asked)
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    assert [problem.path for problem in found] == ["trainer.deterministic"] * refused
+
+
 def test_apples_accelerator_cannot_sample(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = Trainer(accelerator="cpu", logger=False)
     asked.strategy.accelerator = MPSAccelerator()  # a trainer refuses it by itself where there is none

@@ -288,11 +288,20 @@ def resume(device: str, kinds: Kinds) -> dict[str, Any]:
             whole, _ = _fit(generator, prompts, device, "bf16-mixed", 4, callbacks=[saved])
             (file,) = Path(folder).glob("step=2*.ckpt")
             later, _ = _fit(*kinds.make(name), device, "bf16-mixed", 4, ckpt_path=str(file), weights_only=False)
-        pairs = zip(whole.student.parameters(), later.student.parameters(), strict=True)
-        worst = max(difference(one, other) for one, other in pairs)
-        # A GPU adds up in no fixed order in some kernels.
-        found[f"{name}: weights, worst difference"] = expect(name, worst, 1e-2 if device.startswith("cuda") else 0.0)
+        most = 0.0
+        if device.startswith("cuda"):
+            # A GPU adds up in no fixed order in some kernels, and Adam makes steps of the rounding of small gradients: two
+            # runs without a pause may differ as well.
+            again, _ = _fit(*kinds.make(name), device, "bf16-mixed", 4)
+            most = max(1e-2, 2 * _worst(whole, again))
+            found[f"{name}: weights, allowed difference"] = most
+        found[f"{name}: weights, worst difference"] = expect(name, _worst(whole, later), most)
     return found
+
+
+def _worst(one: CFGDistillation, other: CFGDistillation) -> float:
+    """The largest difference of a weight of two students."""
+    return max(difference(*pair) for pair in zip(one.student.parameters(), other.student.parameters(), strict=True))
 
 
 PHASES = [chunked_loss, guided_logits, greedy_tokens, packed_rollouts, training, resume]
