@@ -53,6 +53,7 @@ class BetaCalibration(Callback):
         self.recipe_path = type(self).__name__
         self._norms: dict[str, float] = {}
         self._measured = 0
+        self._begin: int | None = None
         self._measuring = False
 
     def problems(self, context: Context = Context()) -> list[Problem]:
@@ -78,7 +79,9 @@ class BetaCalibration(Callback):
             raise ConfigError([problem.under(self.recipe_path) for problem in found])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        past = trainer.global_step - self.start_step
+        if self._begin is None:  # no checkpoint has a state of it: a resumed run may calibrate for the first time
+            self._begin = trainer.global_step
+        past = trainer.global_step - self._begin - self.start_step
         self._measuring = past >= 0 and (not self.num_steps or past < self.num_steps)
         pl_module.measure_gradients = self._measuring
 
@@ -102,7 +105,8 @@ class BetaCalibration(Callback):
         losses[self.loss].weight.copy_(self.ratio * reference / self._norms[self.loss])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norms": dict(self._norms), "measured": self._measured}
+        return {"norms": dict(self._norms), "measured": self._measured, "begin": self._begin or 0}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._norms, self._measured = dict(state_dict["norms"]), state_dict["measured"]
+        self._begin = state_dict.get("begin", 0)

@@ -105,8 +105,9 @@ class CheckpointMerging(Callback):
             metric.load()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.metrics and not sum(trainer.num_val_batches):
-            text = "merges are scored on the validation prompts, but there are none. Set `@/data.validation`."
+        if self.metrics and not _num_validation_batches(trainer):
+            text = "merges are scored on the validation prompts, but there are none. Set `@/data.validation`, and leave"
+            text += " `@/trainer.limit_val_batches` above 0."
             raise ConfigError(self._placed([Problem("metrics", text)]))
         # A partner that does not fit is reported now, and not after hours.
         self._merge(pl_module, self.weights[0], self._models(trainer, pl_module))
@@ -239,6 +240,15 @@ class CheckpointMerging(Callback):
     @staticmethod
     def _ema(trainer: Trainer) -> StudentEMA | None:
         return next((callback for callback in trainer.callbacks if isinstance(callback, StudentEMA)), None)  # type: ignore[attr-defined]
+
+
+def _num_validation_batches(trainer: Trainer) -> int:
+    """The batches of validation prompts. Lightning asks for them later where no validation is due in the first epoch."""
+    if trainer.val_dataloaders is None and trainer.enable_validation:
+        trainer.validating = True
+        trainer.fit_loop.epoch_loop.val_loop.setup_data()
+        trainer.training = True
+    return int(sum(trainer.num_val_batches))
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

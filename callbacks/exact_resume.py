@@ -94,6 +94,8 @@ class ExactResume(Callback):
         else:
             self._loaded = None
         if self._validation_is_due:
+            # Lightning asks the module behind all callbacks, and this validation may save a checkpoint.
+            getattr(pl_module, "take_changed_settings", lambda: None)()
             _validate(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

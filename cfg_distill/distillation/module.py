@@ -38,10 +38,9 @@ from cfg_distill.generators.lora import lora_layers
 from cfg_distill.losses import Loss, LossInputs
 from cfg_distill.losses.watched import DISTANCE, ENTROPIES
 from cfg_distill.rewards.judges import judges_of
-from cfg_distill.sampling import Conditioner, Opening, OwnLoop, Places, Rollout, Sampler, Sampling, Seeds
+from cfg_distill.sampling import Conditioner, Opening, OwnLoop, Places, Rollout, Sampler, Sampling, Seeds, StartModel
 from cfg_distill.sampling.samples import Samples, decoded
 from cfg_distill.sampling.seeds import torch_seed
-from cfg_distill.sampling.start import StartModel
 
 
 class CFGDistillation(L.LightningModule):
@@ -306,8 +305,7 @@ class CFGDistillation(L.LightningModule):
             sums = with_less_memory(self, len(samples.outputs), watched)
         # Means weighted by their cells. Lightning averages weights over ranks, and drops the fraction: here there is none.
         world, cells = self.trainer.world_size, int(samples.rollout.mask_NKT.sum())
-        values = {f"val/{name}": value / cells for name, value in sums.items()}
-        self.log_dict(values, batch_size=world * cells, sync_dist=True)
+        self.log_dict({f"val/{name}": sums[name] / cells for name in sums}, batch_size=world * cells, sync_dist=True)
         self.log("val/length", samples.rollout.length_N.float().mean(), batch_size=world * len(batch), sync_dist=True)
         return {"samples": samples, "seeds": seeds}
 
@@ -379,6 +377,8 @@ class CFGDistillation(L.LightningModule):
             optimizer = cast(torch.optim.Optimizer, self.optimizers(use_pl_optimizer=False))
             resuming.take_settings(optimizer, self.lr_schedulers(), self._configured_then, self._configured)
             self._configured_then = {}
+
+    take_changed_settings = on_train_start  # which callbacks may need earlier
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint of the student; refuse one of another run. What is frozen may be missing, and nothing else."""

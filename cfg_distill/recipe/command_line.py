@@ -263,7 +263,7 @@ class CommandLine(LightningCLI):
         earlier = resumable(root) if resume else None
         checkpoint = settings.get("ckpt_path") if earlier is None else last_checkpoint(earlier)
         self._refuse_another_start(checkpoint, recipe)
-        with claimed(root, resume, recipe) as version:
+        with claimed(root, resume, recipe, trains=self.command == "fit") as version:
             self.trainer.logger = logger = TensorBoardLogger(root, name="", version=version)
             self.mark.folder = Path(logger.log_dir)
             if note and is_first():

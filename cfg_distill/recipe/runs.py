@@ -27,11 +27,12 @@ from cfg_distill.recipe.stopping import slurm_job
 
 _VERSION = "CFG_DISTILL_RUN_VERSION"
 _LATEST = ".latest_run.json"
-"""In the root of fits under another logger than TensorBoard's: where the latest one keeps its checkpoints."""
+"""In the root of fits under another logger than TensorBoard's: where the latest one keeps its checkpoints, where the last run
+before it that has some does, and whether it has come to its end."""
 
 
 @contextmanager
-def claimed(root: Path, resume: bool, recipe: str = "") -> Iterator[int]:
+def claimed(root: Path, resume: bool, recipe: str = "", trains: bool = True) -> Iterator[int]:
     """N of the folder version_N of a run, which belongs to it alone until the block ends.
 
     A new folder is made when it is chosen. The first process of a run holds a lock in it. The system ends the lock with the
@@ -41,6 +42,7 @@ def claimed(root: Path, resume: bool, recipe: str = "") -> Iterator[int]:
         root: the folder of the folders.
         resume: go on in the latest folder that holds a last checkpoint, where there is one.
         recipe: the file of the recipe, for messages.
+        trains: whether it is a fit. A validation in the folder of a fit leaves the note on that fit.
 
     Raises:
         ConfigError: another process trains in the folder to go on in, or the folder cannot be written.
@@ -60,9 +62,10 @@ def claimed(root: Path, resume: bool, recipe: str = "") -> Iterator[int]:
         raise ConfigError(Problem("/trainer.default_root_dir", text)) from error
     try:
         _lock(descriptor, folder)
-        os.ftruncate(descriptor, 0)
-        known = {"process": os.getpid(), "host": os.uname().nodename, "job": slurm_job(), "recipe": recipe}
-        os.write(descriptor, json.dumps(known).encode() + b"\n")
+        if trains or found is None:
+            os.ftruncate(descriptor, 0)
+            known = {"process": os.getpid(), "host": os.uname().nodename, "job": slurm_job(), "recipe": recipe}
+            os.write(descriptor, json.dumps(known).encode() + b"\n")
         os.environ[_VERSION] = folder.name[8:]
         yield int(folder.name[8:])
     finally:
@@ -131,11 +134,22 @@ def last_of_another_logger(root: Path, asked: bool) -> Path | None:
         return None
     try:
         run = json.loads(file.read_text(encoding="utf-8"))
-        checkpoints = Path(run["checkpoints"])
+        folders = [Path(run["checkpoints"]), *map(Path, run.get("earlier", []))]
     except (OSError, ValueError, KeyError, TypeError) as error:
         text = f"`{file}` does not say where the latest run has its checkpoints. Delete it, and name the checkpoint instead."
         raise ConfigError(Problem("ckpt_path", text)) from error
-    return _last_in(checkpoints) if asked or _is_restart_of(run) else None
+    if not (asked or _is_restart_of(run)):
+        return None
+    return next((last for folder in folders if (last := _last_in(folder))), None)
+
+
+def _note_of_latest(file: Path) -> dict[str, Any]:
+    """What the note of the latest run under another logger says; nothing where it cannot be read."""
+    try:
+        run = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return run if isinstance(run, dict) else {}
 
 
 def unfinished(root: Path) -> str:
@@ -210,10 +224,14 @@ class RunMark(Callback):
         self.began = False
         self._gone = False
 
-    @property
-    def ended_early(self) -> bool:
+    def ended_early(self, trainer: Trainer) -> bool:
         """Whether this run took its last step in an earlier process, which was stopped before its end."""
-        return not self.began and self.folder is not None and (self.folder / MARK).is_file()
+        if self.began:
+            return False
+        if self.folder is None:
+            note = _note_of_latest(Path(trainer.default_root_dir) / _LATEST)
+            return trainer.ckpt_path is not None and bool(note.get("unfinished"))
+        return (self.folder / MARK).is_file()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.began = True
@@ -229,8 +247,12 @@ class RunMark(Callback):
         elif not trainer.fast_dev_run and (  # type: ignore[attr-defined]  # Lightning sets it from outside the class
             checkpoints := getattr(trainer.checkpoint_callback, "dirpath", None)
         ):
-            run = {"checkpoints": str(Path(checkpoints).absolute()), "job": slurm_job()}
-            write_text(Path(trainer.default_root_dir) / _LATEST, json.dumps(run) + "\n")
+            file, place = Path(trainer.default_root_dir) / _LATEST, str(Path(checkpoints).absolute())
+            before = _note_of_latest(file)
+            known = [str(each) for each in (before.get("checkpoints"), *before.get("earlier", [])) if each]
+            earlier = [each for each in known if each != place and _last_in(Path(each))][:1]
+            run = {"checkpoints": place, "earlier": earlier, "job": slurm_job(), "unfinished": True}
+            write_text(file, json.dumps(run) + "\n")
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self.folder is None or not trainer.is_global_zero or self._gone or (self.folder / MARK).exists():
@@ -247,8 +269,13 @@ class RunMark(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not reached by a run that fails or is stopped.
-        if trainer.is_global_zero and self.folder is not None:
+        if not trainer.is_global_zero:
+            return
+        file = Path(trainer.default_root_dir) / _LATEST
+        if self.folder is not None:
             (self.folder / MARK).unlink(missing_ok=True)
+        elif (run := _note_of_latest(file)).get("unfinished"):
+            write_text(file, json.dumps(run | {"unfinished": False}) + "\n")
 
     def say_what_is_next(self, distilled: bool) -> None:
         """Print the commands for the curves of a finished fit, and for a folder of its student if it has one."""

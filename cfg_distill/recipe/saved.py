@@ -28,6 +28,8 @@ class SaveRecipe(SaveConfigCallback):
         super().__init__(parser, config, save_to_log_dir=False)
 
     def save_config(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return  # the file is the record of the fit that is validated
         folder = folder_of(trainer)
         folder.mkdir(parents=True, exist_ok=True)
         file, numbers = folder / CONFIG, count(1)

@@ -105,12 +105,14 @@ class StopAtStepEnd(Callback):
         self.signals = signals
         self.saved = False
         self._stopping = 0
+        self._asked = False
         self._last_step = -1
         self._loops: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for saver in savers(trainer):
             saver.save_on_exception = False
+            saver.save_last = bool(saver.save_last)  # a link would be to the last one that was due, of an earlier step
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.signals.install()
@@ -121,8 +123,10 @@ class StopAtStepEnd(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if trainer.fit_loop.epoch_loop._should_accumulate():
+        if self._is_within_step(trainer):
             return  # gradients are not saved
+        if self._asked:
+            self._asked, trainer.should_stop = False, True
         self._loops = None
         if number := self._agreed(trainer):
             self._save(trainer, number)
@@ -145,6 +149,8 @@ class StopAtStepEnd(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._loops = None
+        if not trainer.sanity_checking and self.signals.training:
+            self._is_within_step(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
@@ -163,6 +169,14 @@ class StopAtStepEnd(Callback):
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if self._loops is not None:
             checkpoint["loops"]["fit_loop"] = self._loops
+
+    def _is_within_step(self, trainer: Trainer) -> bool:
+        """Whether batches of the step are still to come. Another callback's wish to stop then waits for them."""
+        if not trainer.fit_loop.epoch_loop._should_accumulate():
+            return False
+        self._asked = self._asked or trainer.should_stop
+        trainer.should_stop = False
+        return True
 
     def _agreed(self, trainer: Trainer) -> int:
         """The signal that some rank has got; 0 without one. All ranks call this at the same moment."""

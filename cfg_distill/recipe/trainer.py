@@ -36,7 +36,7 @@ class NamedTrainer(Trainer):
         """
         found = super()._run_stage()
         callbacks: list[Callback] = vars(self)["callbacks"]  # Lightning sets it from elsewhere
-        if any(isinstance(each, RunMark) and each.ended_early for each in callbacks) and self.fit_loop.done:
+        if any(isinstance(each, RunMark) and each.ended_early(self) for each in callbacks) and self.fit_loop.done:
             self.fit_loop.on_run_start()
             self.fit_loop.on_run_end()
         return found

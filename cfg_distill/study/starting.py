@@ -15,7 +15,7 @@ import jinja2
 import yaml
 
 from cfg_distill.data import read_prompts
-from cfg_distill.data.reading import together
+from cfg_distill.data.reading import normalised, numbered_prompts, together
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.evaluation.renderers import metrics_of_profiles
 from cfg_distill.files import problems_of_out, staged_folder
@@ -113,6 +113,14 @@ class InitRequest:
         return find_file(self.prompts)
 
     @cached_property
+    def lines(self) -> list[str]:
+        """The lines of the file with a prompt, the first of equal ones: it would be in two parts otherwise."""
+        with self.file.open(encoding="utf-8-sig", newline="") as stream:
+            lines = [line.rstrip("\r\n") for line in stream]
+        found = {normalised(prompt): lines[number - 1] for number, prompt in reversed(numbered_prompts(self.file))}
+        return [*reversed(found.values())]
+
+    @cached_property
     def generator(self) -> Generator:
         """The model, not loaded."""
         return open_generator(self.model)
@@ -149,11 +157,9 @@ class InitRequest:
             return [Problem("prompts", problem.text) for problem in error.problems]
         found = [] if not asked else together(problems_of_reading(self.generator, prompts), self.prompts)
         found = [Problem("prompts", each.text) for each in found]
-        if len(prompts) < LEAST:
-            text = (
-                f"expected at least {LEAST} prompts, some to train on and some to report on, but `{self.prompts}` has"
-            )
-            found.append(Problem("prompts", f"{text} {len(prompts)}. Write more."))
+        if len(self.lines) < LEAST:
+            text = f"expected at least {LEAST} different prompts, some to train on and some to report on, but"
+            found.append(Problem("prompts", f"{text} `{self.prompts}` has {len(self.lines)}. Write more."))
         return found
 
     def _embedder_spec(self) -> dict[str, Any]:
@@ -215,8 +221,7 @@ def _files(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str
     """Name -> content of each file."""
     kind, gpu = request.kind, request.device == "gpu"
     suffix = request.file.suffix
-    lines = [line for line in request.file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    parts = split(lines)
+    parts = split(request.lines)
     names = {part: f"prompts/{part}{suffix}" for part in parts}
     found = {names[part]: "\n".join(chosen) + "\n" for part, chosen in parts.items()}
     scale = kind.scale if request.scale is None else request.scale

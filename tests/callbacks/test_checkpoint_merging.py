@@ -214,3 +214,13 @@ def test_scores_need_validation_prompts(folder: str, partner: Path, tmp_path: Pa
     merging = CheckpointMerging(str(partner), metrics={"length": MeanLength()})
     with pytest.raises(ConfigError, match=r"Set `data.validation`"):
         trainer([merging], root=tmp_path).fit(student_of(folder), batches(1))
+
+
+def test_a_validation_that_is_not_due_in_the_first_epoch_counts(folder: str, partner: Path, tmp_path: Path) -> None:
+    merging = CheckpointMerging(str(partner), [0.5], metrics={"distinct": DistinctFirst()}, out=str(tmp_path / "out"))
+    trainer([merging], root=tmp_path, check_val_every_n_epoch=2).fit(student_of(folder), batches(1), batches(1))
+    assert json.loads((tmp_path / "out" / "merges.json").read_text())["rows"][0]["metrics"]["distinct"] > 0
+    none = CheckpointMerging(str(partner), [0.5], metrics={"distinct": DistinctFirst()}, out=str(tmp_path / "no"))
+    run = trainer([none], root=tmp_path, limit_val_batches=0)
+    with pytest.raises(ConfigError, match="limit_val_batches"):
+        run.fit(student_of(folder), batches(1), batches(1))

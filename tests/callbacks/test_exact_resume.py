@@ -12,9 +12,20 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tiny import tiny_folder
-from tiny_fits import batches, every_step, noisy_run, noisy_student, same, seed_everything, snapshot, trainer
+from tiny_fits import (
+    batches,
+    every_step,
+    noisy_run,
+    noisy_student,
+    same,
+    seed_everything,
+    snapshot,
+    student_of,
+    trainer,
+)
 
 from cfg_distill.callbacks import BetaCalibration, ExactResume, StudentEMA
 from cfg_distill.callbacks.exact_resume import _said, random_states, set_random_states
@@ -136,3 +147,22 @@ def test_a_run_that_ends_between_a_checkpoint_and_its_log_leaves_no_gap(tmp_path
 def test_a_row_that_a_kill_has_cut_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text("loss,step\n1.5,3\n1.25")
     assert list(scalars_of(tmp_path)) == [("loss", 3, 1.5)]
+
+
+def test_a_validation_that_is_made_up_saves_what_the_recipe_now_says(tmp_path: Path) -> None:
+    """It comes before Lightning asks the module to take a changed learning rate, and a checkpoint of it may be gone on from."""
+    folder = tiny_folder(tmp_path / "model")
+
+    def fit(lr: float, ckpt: Path | None, *more: Any) -> None:
+        module = student_of(folder, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=lr))
+        run = trainer([ExactResume(), *more], tmp_path, max_steps=4, val_check_interval=2)
+        run.fit(module, batches(4), batches(1), ckpt_path=ckpt)
+
+    class Save(Callback):
+        def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"val {trainer.global_step}.ckpt")
+
+    fit(0.01, None, every_step(tmp_path))
+    fit(0.05, tmp_path / "saved" / "step=2.ckpt", Save())
+    saved = torch.load(tmp_path / "val 2.ckpt", weights_only=True)
+    assert saved["optimizer_states"][0]["param_groups"][0]["lr"] == 0.05

@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from tiny import tiny_folder
-from tiny_fits import PROMPTS, batches, student_of, trainer
+from tiny_fits import PROMPTS, batches, every_step, student_of, trainer
 
 from cfg_distill import CFGDistillation
 from cfg_distill.audio import Waveform
@@ -153,6 +153,18 @@ def test_calibration_measures_for_as_many_steps_as_asked_and_smooths(folder: str
     weights = [row["calibration/weight"] for row in book.rows if "calibration/weight" in row]
     assert weights[0] == pytest.approx(0.1)
     assert weights[-1] == weights[-2] == pytest.approx(expected, rel=1e-4)
+
+
+def test_calibration_that_a_resumed_run_begins_with_measures_as_long(folder: str, tmp_path: Path) -> None:
+    trainer([every_step(tmp_path)], tmp_path, max_steps=4).fit(student_of(folder), batches(6))
+    module, calibration = student_of(folder), BetaCalibration(ratio=0.5, num_steps=2)
+    steps = trainer([calibration], tmp_path)
+    steps.fit(module, batches(6), ckpt_path=tmp_path / "saved" / "step=4.ckpt")
+    assert calibration.state_dict()["measured"] == 2 and module.losses["diversity"].weight.item() != pytest.approx(0.1)
+    # Its own state goes on: at step 6 nothing is left to measure.
+    later = BetaCalibration(ratio=0.5, num_steps=2)
+    later.load_state_dict(calibration.state_dict())
+    assert later.state_dict()["begin"] == 4
 
 
 def test_calibration_names_the_losses_there_are(folder: str) -> None:

@@ -101,6 +101,48 @@ def test_a_run_under_another_logger_goes_on(recipe: str, capsys: pytest.CaptureF
     assert re.findall(r"^step \d/\d", capsys.readouterr().out, re.MULTILINE) == ["step 1/1"]
 
 
+KILLS = """
+from pathlib import Path
+from lightning.pytorch import Callback
+from cfg_distill.errors import Stopped
+
+class AtStart(Callback):
+    def on_train_batch_start(self, *_):
+        raise Stopped(15)
+
+class AtEnd(Callback):
+    def on_train_end(self, *_):
+        if not Path("killed").exists():
+            Path("killed").touch()
+            raise Stopped(15)
+        Path("ended").touch()
+"""
+CSV = ["fit", "--config", "config.yaml", "--trainer.logger=CSVLogger", "--trainer.logger.save_dir=m"]
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_from_the_one_before(
+    recipe: str, capsys: pytest.CaptureFixture
+) -> None:
+    """Each run of such a logger has a new folder: the newest is empty, and the checkpoint lies in that of the first run."""
+    Path("kills.py").write_text(KILLS)
+    assert main([*CSV, "--trainer.max_steps=2"]) == 0
+    for _ in range(2):
+        again = [*CSV, "--trainer.max_steps=3", "--ckpt_path=last", "--trainer.callbacks.kill=kills.AtStart"]
+        assert main(again) == 143
+    capsys.readouterr()
+    assert main([*CSV, "--trainer.max_steps=3", "--ckpt_path=last"]) == 0
+    assert re.findall(r"^step \d/\d", capsys.readouterr().out, re.MULTILINE) == ["step 3/3"]
+
+
+def test_an_end_that_was_killed_is_made_up(recipe: str) -> None:
+    Path("kills.py").write_text(KILLS)
+    words = [*CSV, "--trainer.callbacks.kill=kills.AtEnd"]
+    assert main(words) == 143
+    assert main([*words, "--ckpt_path=last"]) == 0 and Path("ended").exists()
+    Path("ended").unlink()
+    assert main([*words, "--ckpt_path=last"]) == 0 and not Path("ended").exists()  # once
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"job": ""}'])
 def test_a_broken_note_of_the_latest_run_is_told(recipe: str, capsys: pytest.CaptureFixture, content: str) -> None:
     Path("runs/config").mkdir(parents=True)

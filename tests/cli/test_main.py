@@ -103,6 +103,13 @@ def test_missing_and_wrong_options(capsys: pytest.CaptureFixture) -> None:
     assert "--samples: invalid int value: 'many'" in capsys.readouterr().err
 
 
+def test_a_list_that_is_given_twice_is_refused(capsys: pytest.CaptureFixture) -> None:
+    """argparse drops the first one without a word."""
+    assert main(["generate", "--model", "x", "--prompt", "a", "--prompt=b", "--trust", "c", "--trust", "d"]) == 2
+    said = capsys.readouterr().err
+    assert "Option `--prompt`: expected once, with all its values behind it." in said and "`--trust`" in said
+
+
 def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["fitt"]) == 2

@@ -324,3 +324,11 @@ def test_a_full_disk_at_an_export_or_a_merge(
     assert "Option `--out`: `out` cannot be written: File too large. Make room" in said and "Traceback" not in said
     assert not Path("out").exists() and not Path(".out.partial").exists()
     assert main(words) == 0
+
+
+def test_a_validation_leaves_the_record_of_the_fit(half: Path) -> None:
+    folder = LAST.parent.parent
+    before = {name: (folder / name).read_text() for name in ("config.yaml", ".lock")}
+    words = ["--ckpt_path", "last", "--trainer.max_steps=777", "--model.guidance.scale=9"]
+    assert main(["validate", "--config", "tiny.yaml", *words]) == 0
+    assert {name: (folder / name).read_text() for name in before} == before

@@ -111,6 +111,19 @@ def test_what_init_writes_passes_the_checks(
     )
 
 
+def test_prompts_are_split_as_they_are_read(folder: Path) -> None:
+    """A line separator within a prompt ends no line, and of equal prompts one is kept: it would be in two parts."""
+    (folder / "prompts.jsonl").write_text(
+        "".join(f'{{"prompt": "{each}"}}\n' for each in ["a\u2028b", *PROMPTS, "A\u2028B"])
+    )
+    words = ["init", "--model", tiny_folder(folder / "model"), "--prompts", "prompts.jsonl", "--device", "cpu"]
+    assert main(words) == 0
+    parts = [read_prompts(folder / "my-study/prompts" / f"{name}.jsonl") for name in ("train", "validation", "report")]
+    assert sorted(str(each) for part in parts for each in part) == sorted(["a\u2028b", *PROMPTS])
+    (folder / "same.txt").write_text("one\nOne\n" * 9)
+    assert main([*words[:3], "--prompts", "same.txt", "--device", "cpu", "--out", "other"]) == 2
+
+
 def test_what_init_refuses(folder: Path, capsys: pytest.CaptureFixture) -> None:
     (folder / "few.txt").write_text("one\ntwo\n")
     (folder / "table.csv").write_text("prompt\none\n")
@@ -122,7 +135,7 @@ def test_what_init_refuses(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert "4 problems" in said or "5 problems" in said
     for text in (
         "Option `--model`",
-        "Option `--prompts`: expected at least 6 prompts",
+        "Option `--prompts`: expected at least 6 different prompts",
         "Option `--guidance`: expected a number above 1",
         "Option `--embedder`: expected an Embedder",
         "thesis.txt",

@@ -185,3 +185,58 @@ def test_a_checkpoint_of_the_best_validation_is_still_written_at_the_last_step(
     assert main(["fit", "--config", "tiny.yaml", *best]) == 0
     steps = sorted(torch.load(path, weights_only=True)["global_step"] for path in LAST.parent.glob("*step=*.ckpt"))
     assert steps[-1] == STEPS, steps
+
+
+def test_the_last_checkpoint_is_no_link_to_an_earlier_one(
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_recipe(tmp_path, tiny_model)
+    words = ["--trainer.callbacks.checkpoint.save_last=link", "--trainer.callbacks.checkpoint.save_top_k=1"]
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.max_steps=5", *words]) == 0
+    assert torch.load(LAST, weights_only=True)["global_step"] == 5
+
+
+STOPS = """
+from lightning.pytorch import Callback
+
+class Stops(Callback):
+    "As Timer and EarlyStopping do, at any batch."
+
+    def __init__(self, batch: int, hook: str) -> None:
+        self.batch, self.hook, self.seen = batch, hook, 0
+
+    def on_train_batch_end(self, trainer, *_):
+        self.seen += 1
+        self._ask(trainer, "on_train_batch_end")
+
+    def on_validation_end(self, trainer, *_):
+        self._ask(trainer, "on_validation_end")
+
+    def _ask(self, trainer, hook):
+        if (self.hook, self.batch) == (hook, self.seen):
+            trainer.should_stop = True
+"""
+
+
+@pytest.mark.parametrize(("batch", "hook"), [(3, "on_train_batch_end"), (5, "on_validation_end")])
+def test_a_stop_within_a_step_waits_for_its_end(
+    batch: int, hook: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name, more in (("whole", []), ("stopped", ["--trainer.callbacks.stops=asks_to_stop.Stops"])):
+        (place := tmp_path / name).mkdir()
+        monkeypatch.chdir(place)
+        monkeypatch.syspath_prepend(str(place))
+        write_recipe(place, tiny_model)
+        (place / "asks_to_stop.py").write_text(STOPS)
+        words = ["fit", "--config", "tiny.yaml", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=5"]
+        words += ["--trainer.val_check_interval=5", "--trainer.callbacks.checkpoint.every_n_train_steps=50"]
+        if more:
+            more += [f"--trainer.callbacks.stops.batch={batch}", f"--trainer.callbacks.stops.hook={hook}"]
+            assert main([*words, *more]) == 0
+            assert state()["global_step"] == (batch + 1) // 2
+            words += ["--ckpt_path", "last"]
+        assert main(words) == 0
+        found.append(state())
+    assert difference(*found) == ""
