@@ -125,12 +125,13 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_goes_on_from_the_one_
 ) -> None:
     """Each run of such a logger has a new folder: the newest is empty, and the checkpoint lies in that of the first run."""
     Path("kills.py").write_text(KILLS)
-    assert main([*CSV, "--trainer.max_steps=2"]) == 0
+    words = [*CSV, "--trainer.callbacks.saved.every_n_train_steps=2"]
+    assert main([*words, "--trainer.max_steps=2"]) == 0
+    words += ["--trainer.max_steps=3", "--ckpt_path=last"]
     for _ in range(2):
-        again = [*CSV, "--trainer.max_steps=3", "--ckpt_path=last", "--trainer.callbacks.kill=kills.AtStart"]
-        assert main(again) == 143
+        assert main([*words, "--trainer.callbacks.kill=kills.AtStart"]) == 143
     capsys.readouterr()
-    assert main([*CSV, "--trainer.max_steps=3", "--ckpt_path=last"]) == 0
+    assert main(words) == 0
     assert re.findall(r"^step \d/\d", capsys.readouterr().out, re.MULTILINE) == ["step 3/3"]
 
 
