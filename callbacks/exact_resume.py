@@ -19,6 +19,14 @@ class _Dealt(Protocol):
     def upcoming(self) -> Any: ...
 
 
+@runtime_checkable
+class TakesSettings(Protocol):
+    """A module that gives a restored optimiser what the recipe has changed."""
+
+    def take_changed_settings(self) -> None:
+        """Do so; nothing the second time."""
+
+
 class ExactResume(Callback):
     """Save the state of every random number generator, of every process, and go on from it.
 
@@ -95,7 +103,8 @@ class ExactResume(Callback):
             self._loaded = None
         if self._validation_is_due:
             # Lightning asks the module behind all callbacks, and this validation may save a checkpoint.
-            getattr(pl_module, "take_changed_settings", lambda: None)()
+            if isinstance(pl_module, TakesSettings):
+                pl_module.take_changed_settings()
             _validate(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:

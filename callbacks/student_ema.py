@@ -98,7 +98,11 @@ class StudentEMA(Callback):
             else:
                 share = 1 - self.decay_at(self.updates)
                 for name, average in self._averages.items():
-                    average.lerp_(weights[name].float(), share)
+                    new = weights[name].float()
+                    if average.ndim < 2:  # a bias of minus infinity has no mean with itself
+                        average.copy_(torch.where(average == new, average, torch.lerp(average, new, share)))
+                    else:
+                        average.lerp_(new, share)
         self.updates += 1
 
     def swap_in(self, module: LightningModule) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from cfg_distill.checkpoints.content import STUDENT, Checkpoint, Which, adapter_in, generator_of, read, trained_names
@@ -19,6 +18,7 @@ from cfg_distill.folders.adapters import Adapter, difference
 from cfg_distill.folders.card import ONLY_MERGED, copy_notices, write_card
 from cfg_distill.folders.history import History, of_student, terms_of
 from cfg_distill.folders.llama_cpp import Conversion
+from cfg_distill.folders.numbers import not_numbers
 from cfg_distill.folders.publishing import problems_of_push, pushed
 from cfg_distill.generators import Generator
 from cfg_distill.generators.lora import read_adapter, standing_in
@@ -202,7 +202,7 @@ def _take(generator: Generator, state: Mapping[str, Tensor], file: Path) -> None
             f"Checkpoint `{file}` does not fit its start model `{generator.path}`: {', '.join(wrong[:8])}. Take the"
             " start model that it was trained from, or another checkpoint."
         )
-    if broken := [name for name, weight in generator.named_parameters() if not torch.isfinite(weight).all()]:
+    if broken := not_numbers(generator.named_parameters()):
         raise ConfigError(
             f"Checkpoint `{file}` holds weights that are no numbers (NaN or infinite): {', '.join(broken[:8])}. The run had"
             " diverged by then. Take an earlier checkpoint."

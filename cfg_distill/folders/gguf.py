@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from cfg_distill.files import make_readable
 from cfg_distill.folders.cache import cache_folder, locked
 from cfg_distill.folders.checksums import sha256
 
-REVISION = 1
+REVISION = 2
 """Of what :func:`_convert` writes: a new one makes every file anew."""
 
 
@@ -94,7 +94,10 @@ def _convert(file: Path, folder: Path) -> None:
 
     with _explained(file):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        settings: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **settings)
+        model, report = loaded
+        _refuse_another_model(file, model, report)
         # The weights are plain floats now; the marks of the file they came from would refuse save_pretrained.
         for holder, mark in (
             (model, "hf_quantizer"),
@@ -105,6 +108,29 @@ def _convert(file: Path, folder: Path) -> None:
         model.is_quantized = False
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+
+
+def _refuse_another_model(file: Path, model: Any, report: Mapping[str, Any]) -> None:
+    """Refuse a file of which transformers makes another model: it draws what is missing, and leaves out what it does not know.
+
+    Raises:
+        ValueError: what is missing or left out.
+    """
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    names = [tensor.name for tensor in reader.tensors]
+    found = [f"it lacks {each}" for each in sorted(report["missing_keys"])]
+    found += [f"transformers takes no {name}" for name in names if name.startswith(("rope_freqs", "rope_factors"))]
+    biases = [name for name in names if name.endswith(".bias")]
+    if len(biases) > sum(name.endswith(".bias") for name, _ in model.named_parameters()):
+        found.append(f"transformers takes no {biases[0]}")
+    for key, field in reader.fields.items():
+        scaled = key.endswith(".rope.scaling.type") and field.contents() not in ("none", "")
+        if scaled and (model.config.to_dict().get("rope_parameters") or {}).get("rope_type", "default") == "default":
+            found.append(f"transformers ignores {key} = {field.contents()}")
+    if found:
+        raise ValueError(f"{'; '.join(found[:4])}.")
 
 
 @contextlib.contextmanager

@@ -10,13 +10,13 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, cache_utils
 
 from cfg_distill.errors import ITS_PROMPT, ConfigError, Context, Problem, PromptProblem
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder, resolve
 from cfg_distill.folders.profile import copy_profile
 from cfg_distill.generators.base import DTYPES, DecodingState, DTypeName, Encoded, Generator
-from cfg_distill.generators.growing_cache import growing_cache
+from cfg_distill.generators.growing_cache import growing_cache, takes_cache
 from cfg_distill.generators.linear import is_linear, use_products
 from cfg_distill.generators.lora import LoRA, save_adapter
 from cfg_distill.generators.networks import adapted_network, causal_types, problems_of_type
@@ -77,7 +77,11 @@ class CausalLM(Generator):
 
     def _problems_of_cache(self) -> list[Problem]:
         """Why its cache cannot serve a group: states of linear attention and of Mamba are not repeated by transformers."""
-        if all(hasattr(layer, "batch_repeat_interleave") for layer in growing_cache(self.config).layers):
+        with_state = vars(cache_utils).get("LinearAttentionCacheLayerMixin", ())
+        layers = growing_cache(self.config).layers
+        plain = all(hasattr(each, "batch_repeat_interleave") and not isinstance(each, with_state) for each in layers)
+        network: Any = AutoModelForCausalLM._model_mapping[type(self.config)]
+        if plain and takes_cache(network):
             return []
         kind = self.config.model_type
         text = f"expected a model whose layers keep keys and values, but `{self.path}` ({kind}) keeps a state in some layers."
@@ -133,14 +137,20 @@ class CausalLM(Generator):
         bare = is_adapter(self.path) and not (Path(self.path).expanduser() / "tokenizer_config.json").is_file()
         source = base_of(self.path) if bare else self.path
         tokenizer = from_hub(AutoTokenizer, source, _KIND, padding_side="left")
-        if tokenizer.pad_token_id is None:
+        # Some add a pad token without growing the embedding.
+        if tokenizer.pad_token_id is None or tokenizer.pad_token_id >= self._of_text.vocab_size:
             # Only its id is needed: padded cells are masked everywhere.
             tokenizer.pad_token = tokenizer.eos_token
         return tokenizer
 
     @property
     def max_positions(self) -> int | None:
-        return getattr(self.config, "max_position_embeddings", None)
+        return getattr(self._of_text, "max_position_embeddings", None)
+
+    @property
+    def _of_text(self) -> Any:
+        """The config of the language model, which may be a part of a model that also sees or hears."""
+        return self.config.get_text_config(decoder=True)
 
     @cached_property
     def end_tokens(self) -> tuple[int, ...]:  # type: ignore[override]
@@ -159,7 +169,7 @@ class CausalLM(Generator):
 
     @property
     def layout(self) -> dict[str, Any]:
-        return super().layout | {"vocabulary": (self.tokenizer.get_vocab(), self.config.vocab_size)}
+        return super().layout | {"vocabulary": (self.tokenizer.get_vocab(), self._of_text.vocab_size)}
 
     # Weights
 

@@ -25,6 +25,12 @@ def cache_argument(network: nn.Module) -> str:
     return "cache" if "cache" in inspect.signature(network.forward).parameters else "past_key_values"
 
 
+def takes_cache(network: type) -> bool:
+    """Whether the forward of a class of networks takes keys and values of earlier tokens. RWKV's, say, takes a state."""
+    names = inspect.signature(network.forward).parameters  # type: ignore[attr-defined]
+    return "cache" in names or "past_key_values" in names
+
+
 class GrowingLayer(DynamicLayer):
     r"""Keys and values with spare room behind them; while gradients flow, a ``DynamicLayer`` as it is.
 

@@ -143,13 +143,26 @@ def problems_of_base(path: str, base: str) -> list[Problem]:
     return []
 
 
+SENSES = {
+    "vision_tower",
+    "vision_model",
+    "visual",
+    "audio_tower",
+    "multi_modal_projector",
+    "embed_vision",
+    "embed_audio",
+}
+"""The parts of models of transformers that read pictures and sound. A prompt here is a text, so they would learn nothing."""
+
+
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The linear layers of a model by name, without its output head."""
     find_head = getattr(model, "get_output_embeddings", None)  # transformers' models have it, their parts need not
     head = find_head() if find_head is not None else None
     of_head = set(head.modules()) if head is not None else set()
     return {name: module for name, module in model.named_modules()
-            if isinstance(module, (nn.Linear, Conv1D)) and module not in of_head}  # fmt: skip
+            if isinstance(module, (nn.Linear, Conv1D)) and module not in of_head
+            and not SENSES & {*name.split(".")}}  # fmt: skip
 
 
 def lora_layers(model: nn.Module) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 from cfg_distill.errors import ConfigError, Problem, listed, nearest
 from cfg_distill.folders import base_of, from_hub, is_adapter, model_type_of, refuse_damaged, resolve
+from cfg_distill.folders.numbers import not_numbers
 from cfg_distill.generators.lora import add_adapter, read_adapter
 
 _LISTED = 6
@@ -127,21 +128,6 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], folder: str, path: 
               if state[name].shape != own[name].shape]  # fmt: skip
     if wrong:
         raise ConfigError(f"Weights of `{folder}` do not fit the model `{path}`: {'; '.join(wrong[:8])}.")
-
-
-def not_numbers(weights: Iterable[tuple[str, Tensor]]) -> list[str]:
-    """The names of the weights that hold NaN or infinity.
-
-    Infinity may stand in a vector: a bias of minus infinity is how some models forbid a token.
-
-    Example:
-        >>> import torch
-        >>> nan, inf = torch.tensor([torch.nan]), torch.tensor([-torch.inf])
-        >>> not_numbers([("a", nan), ("bias", inf), ("weight", inf[None]), ("whole", torch.ones(2))])
-        ['a', 'weight']
-    """
-    return [name for name, weight in weights
-            if (weight.isnan().any() if weight.ndim < 2 else not weight.isfinite().all())]  # fmt: skip
 
 
 def _differences(report: Mapping[str, Iterable[Any]]) -> list[str]:

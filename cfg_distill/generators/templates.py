@@ -8,6 +8,7 @@ import ctypes
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,9 @@ MEMORY = 2**30
 """The most memory for one message, in bytes, beyond what the process has; limited on Linux alone."""
 MOST_CHARACTERS = 1_000_000
 """The longest text of one message."""
+
+DAY = datetime(2024, 7, 26)
+"""What a template that writes today's date gets, the default of Llama's: the same seed draws the same samples on any day."""
 
 
 class _TooLong(BaseException):
@@ -39,7 +43,8 @@ def rendered(tokenizer: Any, messages: list[dict[str, str]], subject: str, ask: 
     """
     try:
         _refuse_powers(tokenizer.chat_template)
-        with _memory_limited(), _time_limited():  # in this order: what stops the template must not stop the other's end
+        # In this order: what stops the template must not stop the other's end.
+        with _one_day(tokenizer.chat_template), _memory_limited(), _time_limited():
             text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
     except _TooLong as error:
         raise _beyond(subject, f"took more than {SECONDS:g} seconds") from error
@@ -64,6 +69,27 @@ def rendered(tokenizer: Any, messages: list[dict[str, str]], subject: str, ask: 
     if len(text) > MOST_CHARACTERS:
         raise _beyond(subject, f"makes {len(text):,} characters, where {MOST_CHARACTERS:,} are allowed")
     return text
+
+
+@contextlib.contextmanager
+def _one_day(template: Any) -> Iterator[None]:
+    """A template that asks for today's date gets :data:`DAY`. transformers answers it, and takes no function in its place."""
+    from transformers.utils import chat_template_utils
+
+    if "strftime_now" not in str(template):
+        yield
+        return
+    own = vars(chat_template_utils)
+    before = own.get("datetime")
+    own["datetime"] = _Clock
+    try:
+        yield
+    finally:
+        own["datetime"] = before
+
+
+class _Clock:
+    now = staticmethod(lambda: DAY)
 
 
 def _beyond(subject: str, what: str) -> ConfigError:

@@ -195,7 +195,7 @@ def _factors(layer: str, source: AdapterFolder) -> Factors:
     """
     a_RI, b_OR, scale = source.factors(layer)
     for values, which in ((a_RI, "A"), (b_OR, "B")):
-        finite(values, f"Tensor {layer}.lora_{which} of `{source.path}`")
+        finite(values, f"{layer}.lora_{which}", source.path)
     return Factors(a_RI, b_OR, scale)
 
 

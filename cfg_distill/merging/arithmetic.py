@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial, reduce
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem, listed
+from cfg_distill.folders.numbers import not_numbers
 from cfg_distill.merging.coefficients import InnerProducts, coefficients
 from cfg_distill.merging.methods import problems_of_merge
 
@@ -151,7 +153,13 @@ def merge_tensors(tensors: Iterable[Tensor], dtypes: Sequence[torch.dtype], comp
     if not_averaged(dtype):
         return next(iter(tensors)).clone()
     wide = torch.promote_types(dtype, torch.float32)
-    return compute(tensor.detach().to(wide) for tensor in tensors).to(dtype, copy=True)
+    read = (tensor.detach().to(wide) for tensor in tensors)
+    first = next(read)
+    if first.ndim > 1:
+        return compute(chain([first], read)).to(dtype, copy=True)
+    several = [first, *read]
+    same = torch.stack([tensor == first for tensor in several]).all(0)  # minus infinity has no mean with itself
+    return torch.where(same, first, compute(iter(several))).to(dtype)
 
 
 def tensor_function(method: str, weights: Sequence[float], number: int) -> Compute:
@@ -231,13 +239,19 @@ def not_averaged(dtype: torch.dtype) -> bool:
     return not (dtype.is_floating_point or dtype.is_complex)
 
 
-def finite(values: Tensor, what: str) -> Tensor:
-    """The values, if all are numbers.
+def finite(values: Tensor, name: str, where: str = "") -> Tensor:
+    """The values of a tensor, if all are numbers (:func:`~cfg_distill.folders.numbers.not_numbers`).
+
+    Args:
+        values: of the tensor.
+        name: of the tensor.
+        where: what has the tensor, for the message; empty for the merge.
 
     Raises:
-        ConfigError: some are NaN or infinite; ``what`` names the tensor.
+        ConfigError: some are NaN or infinite.
     """
-    if not torch.isfinite(values).all():
+    if not_numbers([(name, values)]):
+        what = f"Tensor {name} of `{where}`" if where else f"The merge of {name}"
         raise ConfigError(
             f"{what} holds values that are no numbers (NaN or infinite). The model is broken: take another, or export an"
             " earlier checkpoint."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem, listed
-from cfg_distill.files import problems_of_out, read_json, staged_folder
+from cfg_distill.files import problems_of_out, read_json, staged_folder, write_text
 from cfg_distill.folders import is_adapter
 from cfg_distill.merging.adapters import merge_adapter_folders
 from cfg_distill.merging.arithmetic import finite, merge_tensors, mismatches, not_averaged, tensor_function
@@ -80,15 +81,30 @@ def merge_folders(
 
     def merged(name: str) -> Tensor:
         tensor = merge_tensors((source.tensor(name) for source in sources), dtypes[name], compute)
-        return finite(tensor, f"The merge of {name}")
+        return finite(tensor, name)
 
     with staged_folder(out) as folder:
         carry(first.folder, folder)
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
         write_weights(folder, shapes, widest, merged, max_shard_bytes)
+        if floats := [dtype for dtype in widest.values() if not not_averaged(dtype)]:
+            _say_dtype(folder / CONFIG, reduce(torch.promote_types, floats))
         table = provenance(method, weights, sources, with_start=start is not None)
         record(folder, out.name, table, sources[-len(models) :], start=start)
     return out
+
+
+def _say_dtype(config: Path, dtype: torch.dtype) -> None:
+    """Correct the dtype in the config of the first model: transformers loads the weights in it, whatever they are."""
+
+    def said(value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        name = str(dtype).removeprefix("torch.")
+        return {key: name if key in ("dtype", "torch_dtype") and each else said(each) for key, each in value.items()}
+
+    if config.is_file() and (changed := said(before := read_json(config))) != before:
+        write_text(config, json.dumps(changed, indent=2) + "\n")
 
 
 def _drop_tied_copies(sources: list[FolderWeights]) -> None:

@@ -70,7 +70,7 @@ class FolderWeights:
         Raises:
             ConfigError: some are NaN or infinite.
         """
-        return finite(self._handles[self._file_of[name]].get_tensor(name), f"Tensor {name} of `{self.path}`")
+        return finite(self._handles[self._file_of[name]].get_tensor(name), name, self.path)
 
     def signatures(self) -> dict[str, tuple[tuple[int, ...], bool]]:
         """The shape of each tensor, and whether it is averaged: these must agree between models."""

@@ -272,3 +272,18 @@ def test_a_whole_tensor_needs_no_shards() -> None:
     tensor = torch.ones(3)
     assert whole(tensor) is tensor
     assert torch.equal(sharded_like(tensor, torch.zeros(3)), tensor)
+
+
+def test_a_bias_that_forbids_a_token_has_an_average(folder: str) -> None:
+    module = student_of(folder)
+    module.configure_model()
+    norm = module.student.model.model.norm.weight
+    with torch.no_grad():
+        norm[0] = -torch.inf
+    ema = StudentEMA(decay=0.5)
+    ema.update(module)
+    with torch.no_grad():
+        norm[1:] += 1
+    ema.update(module)
+    (average,) = (value for name, value in ema.averages(module).items() if name.endswith("model.norm.weight"))
+    assert average[0] == -torch.inf and (average[1:] > norm[1:] - 1).all() and (average[1:] < norm[1:]).all()

@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 from tiny import tiny_folder
-from transformers import GenerationConfig, MambaConfig
+from torch import nn
+from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, MambaConfig
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Guided, LoRA, Prompt
+from cfg_distill.generators.lora import linear_layers
+from cfg_distill.generators.templates import rendered
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling, rollout
 
@@ -199,6 +202,40 @@ def test_a_model_that_keeps_a_state_is_refused_before_it_is_loaded(tmp_path):
     generator.config = MambaConfig(num_hidden_layers=2)
     (problem,) = generator.problems()
     assert problem.path == "path" and "(mamba) keeps a state in some layers" in problem.text
+
+
+@pytest.mark.parametrize("kind", ["falcon_h1", "rwkv", "openai-gpt"])
+def test_a_model_whose_state_or_past_is_not_in_the_cache_is_refused(tmp_path, kind):
+    """The first has layers of both kinds; the others take no keys and values, and would see the newest token alone."""
+    generator = CausalLM(tiny_folder(tmp_path))
+    generator.config = CONFIG_MAPPING[kind]()
+    (problem,) = generator.problems()
+    assert problem.path == "path" and "keeps a state in some layers" in problem.text
+
+
+def test_the_language_model_of_a_model_that_sees(tmp_path):
+    """Its numbers stand in a config within the config, and adapters on the eye would learn nothing."""
+    generator = CausalLM(tiny_folder(tmp_path))
+    generator.config = CONFIG_MAPPING["gemma3"](text_config={"max_position_embeddings": 24, "vocab_size": 16})
+    assert generator.max_positions == 24 and generator.layout["vocabulary"][1] == 16
+    parts = {name: nn.Linear(2, 2) for name in ("language_model", "vision_tower", "multi_modal_projector")}
+    assert list(linear_layers(nn.ModuleDict(parts))) == ["language_model"]
+
+
+def test_a_pad_token_beyond_the_embedding_is_not_used(tmp_path):
+    folder = tiny_folder(tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"pad_token": "[MORE]"})
+    tokenizer.save_pretrained(folder)
+    generator = CausalLM(folder).load()
+    assert generator.pad_token == generator.tokenizer.eos_token_id < 16 <= tokenizer.pad_token_id
+    rollout(generator, ["w1", "w1 w2 w3"], Sampling(samples=2, max_new_tokens=3))
+
+
+def test_a_template_that_writes_the_date_gets_the_same_one_every_day(tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_folder(tmp_path))
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }} {{ messages[0].content }}"
+    assert rendered(tokenizer, [{"role": "user", "content": "w1"}], "") == "26 Jul 2024 w1"
 
 
 def test_a_tokenizer_without_begin_and_end_asks_for_a_text_in_place_of_a_dropped_prompt(tmp_path):

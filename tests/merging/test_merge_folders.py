@@ -340,3 +340,26 @@ def test_listing_the_methods_needs_no_torch() -> None:
     script = "import sys; from cfg_distill.merging import METHODS; assert 'torch' not in sys.modules; print(*METHODS)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["lerp", "slerp", "liti", "soup", "weighted", "sum", "ema"]
+
+
+def test_a_bias_that_forbids_tokens_is_merged_and_an_infinite_weight_is_not(tmp_path: Path) -> None:
+    for name, value in (("a", 1.0), ("b", 3.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text("{}")
+        bias = torch.tensor([value, -torch.inf])
+        save_file({"lm_head.bias": bias, "w": torch.full((2, 2), value)}, tmp_path / name / "model.safetensors")
+    for method in ("lerp", "soup"):
+        weights = [0.5, 0.5] if method == "lerp" else []
+        merge_folders([tmp_path / "a", tmp_path / "b"], weights, method, tmp_path / method)
+        assert load_file(tmp_path / method / "model.safetensors")["lm_head.bias"].tolist() == [2, -torch.inf]
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_a_merge_of_two_dtypes_loads_as_it_is_written(tmp_path: Path, order: str) -> None:
+    for name, dtype in (("a", torch.bfloat16), ("b", torch.float32)):
+        folder = tiny_folder(tmp_path / name, seed=ord(name))
+        AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).save_pretrained(folder)
+    merge_folders([tmp_path / name for name in order], [0.5, 0.5], "lerp", tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert written.dtype == loaded.dtype == torch.float32

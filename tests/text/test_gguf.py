@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter, TokenType, quants
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType, quants
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -36,9 +36,12 @@ SHAPES = {
 
 
 def write(
-    file: Path, kind: GGMLQuantizationType = GGMLQuantizationType.Q4_1, architecture: str = "llama"
+    file: Path, kind: GGMLQuantizationType = GGMLQuantizationType.Q4_1, architecture: str = "llama", wrong: str = ""
 ) -> dict[str, np.ndarray]:
-    """A Llama of one layer as GGUF; returns the matrices as the file holds them, dequantised."""
+    """A Llama of one layer as GGUF; returns the matrices as the file holds them, dequantised.
+
+    What may be wrong: it lacks a tensor, or has one or a setting that transformers leaves out.
+    """
     random = np.random.default_rng(0)
     writer = GGUFWriter(file, architecture)
     writer.add_context_length(64)
@@ -57,8 +60,15 @@ def write(
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_chat_template(TEMPLATE)
+    if wrong == "scaling":
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+    if wrong in ("rope_freqs", "blk.0.attn_q.bias"):
+        name = f"{wrong}.weight" if wrong == "rope_freqs" else wrong
+        writer.add_tensor(name, np.ones(WIDTH // 4 if wrong == "rope_freqs" else WIDTH, np.float32))
     matrices = {}
     for name, shape in SHAPES.items():
+        if name == wrong:
+            continue
         raw = random.normal(size=shape).astype(np.float32)
         packed = quants.quantize(raw, kind)
         matrices[name] = quants.dequantize(packed, kind)
@@ -194,3 +204,20 @@ def test_the_folder_of_the_cache(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "xdg" / "cfg-distill"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == Path.home() / ".cache" / "cfg-distill"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ("blk.0.ffn_down", "it lacks model.layers.0.mlp.down_proj.weight"),
+        ("rope_freqs", "transformers takes no rope_freqs.weight"),
+        ("blk.0.attn_q.bias", "transformers takes no blk.0.attn_q.bias"),
+        ("scaling", "transformers ignores llama.rope.scaling.type = yarn"),
+    ],
+)
+def test_a_file_of_which_transformers_makes_another_model_is_refused(tmp_path, own_cache, wrong, said):
+    """It draws what is missing at random, and says nothing of what it leaves out."""
+    write(tmp_path / "tiny.gguf", wrong=wrong)
+    with pytest.raises(ConfigError, match=f"but: {said}"):
+        converted(tmp_path / "tiny.gguf")
+    assert not list(own_cache.rglob("*.safetensors"))
