@@ -1,8 +1,9 @@
-"""Where the words of a text are: at spaces, and in scripts written without spaces at every character."""
+"""Where the words of a text are: at spaces, and in scripts written without spaces at every character. An accent may be a
+character of its own or a part of its letter (Unicode's NFD and NFC): both are read alike."""
 
 from __future__ import annotations
 
-from unicodedata import category
+from unicodedata import category, normalize
 
 UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
@@ -50,7 +51,7 @@ def tokens(text: str) -> list[str]:
         >>> tokens("The SEA, the sea!"), tokens("海が静か"), tokens("用 BERT 做")
         (['The', 'SEA,', 'the', 'sea!'], ['海', 'が', '静', 'か'], ['用', 'BERT', '做'])
     """
-    return (text if text.isascii() else text.translate(_WITH_SIGNS)).split()
+    return (text if text.isascii() else normalize("NFC", text).translate(_WITH_SIGNS)).split()
 
 
 def words(text: str) -> list[str]:
@@ -60,4 +61,4 @@ def words(text: str) -> list[str]:
         >>> words("The SEA, the sea!"), words("海，海。"), words("हिन्दी!")
         (['the', 'sea', 'the', 'sea'], ['海', '海'], ['हिन्दी'])
     """
-    return text.casefold().translate(_WITHOUT_SIGNS).split()
+    return normalize("NFC", text).casefold().translate(_WITHOUT_SIGNS).split()

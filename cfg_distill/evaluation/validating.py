@@ -30,7 +30,10 @@ LADDERS = {
 }
 """The shipped ladders by their short names."""
 REWARD = "cfg_distill.metrics.rewarded.RewardMetric"
-_OF_SOUND = ("CLAP", "AudioEmbedder", "CLAPAdherence", "SilenceRate", "ClippingRate", "AudioRepetition", "FAD", "KAD")
+_OF_SOUND = (
+    *("CLAP", "AudioEmbedder", "CLAPAdherence", "SilenceRate", "ClippingRate", "AudioRepetition", "FAD", "KAD"),
+    *("Noise", "SiblingCopies"),
+)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling.samples import Samples
 
 _FRAME = 1024
+_AUDIBLE = 10 ** (-60 / 10) * 0.375 * _FRAME
+"""The mean power of a spectrum at -60 decibels of full scale: the squares of a Hann window sum to 3/8 of its length."""
 _SAME = 0.995
 
 
@@ -33,7 +35,7 @@ def flatness(waveform: Waveform) -> float:
     """
     power_CFH = _spectra(waveform).square()
     power_FH = power_CFH[power_CFH.sum((-2, -1)).argmax()]
-    power_FH = power_FH[power_FH.mean(-1) > 1e-12]
+    power_FH = power_FH[power_FH.mean(-1) > _AUDIBLE]
     if not len(power_FH):
         return 0.0
     return float((power_FH.clamp(min=1e-20).log().mean(-1).exp() / power_FH.mean(-1)).mean())
@@ -52,10 +54,13 @@ class Noise(WaveformMetric):
 def is_copy(one: Waveform, other: Waveform, similarity: float = _SAME) -> bool:
     """Whether two clips are one recording: their magnitude spectrograms have a cosine of at least ``similarity``.
 
-    The volume does not matter, nor a shift by a few samples, nor which channel a sound is in.
+    The volume does not matter, nor a shift by a few samples, nor which channel a sound is in. Of two lengths the longer clip is
+    cut to the shorter, which must be at least half as long.
     """
     a_FH, b_FH = (combined(_spectra(clip)) for clip in (one, other))
-    if one.rate != other.rate or a_FH.shape != b_FH.shape or not a_FH.any() or not b_FH.any():
+    frames = min(len(a_FH), len(b_FH))
+    a_FH, b_FH, cut = a_FH[:frames], b_FH[:frames], frames / max(len(a_FH), len(b_FH), 1)
+    if one.rate != other.rate or cut < 0.5 or not a_FH.any() or not b_FH.any():
         return False
     return float(torch.nn.functional.cosine_similarity(a_FH.flatten(), b_FH.flatten(), dim=0)) >= similarity
 

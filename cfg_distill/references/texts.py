@@ -9,8 +9,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from cfg_distill.data.reading import normalised, read_prompts
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
+from cfg_distill.data.reading import normalised, numbered_prompts
+from cfg_distill.errors import ConfigError, Context, Problem, listed, problems_of_counts
+from cfg_distill.generators import PromptLike
 from cfg_distill.references.base import Reference
 
 
@@ -38,23 +39,32 @@ class Texts(Reference):
     @cached_property
     def texts(self) -> list[str]:
         """The texts of the file."""
-        return [str(row) for row in read_prompts(self.path, self.field)]
+        return [str(row) for row in self._texts.values()]
 
     @cached_property
     def prompts(self) -> list[str]:
         """The prompt of each text; empty where texts have none."""
-        return [normalised(row) for row in read_prompts(self.path, self.prompt_field)] if self.prompt_field else []
+        return [normalised(row) for row in self._prompts.values()]
+
+    @cached_property
+    def _texts(self) -> dict[int, PromptLike]:
+        """By line."""
+        return dict(numbered_prompts(self.path, self.field))
+
+    @cached_property
+    def _prompts(self) -> dict[int, PromptLike]:
+        """By line; none where texts have none."""
+        return dict(numbered_prompts(self.path, self.prompt_field)) if self.prompt_field else {}
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         try:
-            texts, prompts = len(self.texts), len(self.prompts)
+            alone = sorted(self._texts.keys() ^ self._prompts.keys())
         except ConfigError as error:
             return [Problem("path", problem.text) for problem in error.problems]
-        if self.prompt_field and texts != prompts:
-            text = (
-                f"expected a prompt for each text, but there are {prompts} prompts and {texts} texts in `{self.path}`."
-            )
-            return [Problem("prompt_field", text)]
+        if self.prompt_field and alone:
+            lines = listed([*map(str, alone)], 3)
+            text = f"expected a prompt for each text, but lines of `{self.path}` have one of the two alone: {lines}."
+            return [Problem("prompt_field", f"{text} Complete or remove them.")]
         return problems_of_counts(batch_size=self.batch_size)
 
     def size(self) -> int:

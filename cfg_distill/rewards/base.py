@@ -42,6 +42,11 @@ class Reward(nn.Module, ABC):
 
     is_factor = True
 
+    @property
+    def needs_fit(self) -> str:
+        """Why it has no value outside of a fit, as a sentence; empty where it has one."""
+        return ""
+
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings for the group size of the context, found without loading weights."""
         return []

@@ -46,6 +46,10 @@ class CodeInformation(Compared, SampleReward):
         self.values = values
         self.temperature = temperature
 
+    @property
+    def needs_fit(self) -> str:
+        return "it reads the labels that samples were drawn under."
+
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = super().problems(context) + self.directions.problems(context)
         found += problems_of_positive(temperature=self.temperature)

@@ -87,6 +87,10 @@ class AvgOutScore(SampleReward):
     def problems(self, context: Context = Context()) -> list[Problem]:
         return super().problems(context) + self.past.problems()
 
+    @property
+    def needs_fit(self) -> str:
+        return "it compares with what was drawn before."
+
     def attach(self, start: StartModel) -> None:
         self.past.attach(start)
 

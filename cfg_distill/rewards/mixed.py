@@ -89,7 +89,7 @@ class Mixed(Reward):
             found.append(Problem("mode", f"expected `additive` or `multiplicative`, but got `{self.mode}`."))
         if not self.calibration >= 0:
             found.append(Problem("calibration", f"expected at least 0 batches, but got {self.calibration}."))
-        for name, reward in self._parts().items():
+        for name, reward in self.parts.items():
             of_product = (
                 self._problems_of_factor(name, reward, group_of(context)) if self.mode == "multiplicative" else []
             )
@@ -126,20 +126,26 @@ class Mixed(Reward):
     def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
         return [
             problem.under(f"rewards.{name}.init_args")
-            for name, reward in self._parts().items()
+            for name, reward in self.parts.items()
             for problem in reward.problems_of_prompts(prompts)
         ]
 
     def load(self) -> Self:
-        for reward in self._parts().values():
+        for reward in self.parts.values():
             reward.load()
         return self
 
+    @property
+    def needs_fit(self) -> str:
+        return next((said for part in self.parts.values() if (said := part.needs_fit)), "")
+
     def attach(self, start: StartModel) -> None:
-        for reward in self._parts().values():
+        for reward in self.parts.values():
             reward.attach(start)
 
-    def _parts(self) -> dict[str, Reward]:
+    @property
+    def parts(self) -> dict[str, Reward]:
+        """The rewards by name."""
         return cast(dict[str, Reward], dict(self.rewards.items()))
 
     @torch.no_grad()
@@ -148,7 +154,7 @@ class Mixed(Reward):
 
     def _added(self, samples: Samples) -> GroupReward:
         parts = {}
-        for name, reward in self._parts().items():
+        for name, reward in self.parts.items():
             with blamed(reward, f"rewards.{name}"):
                 parts[name] = outcome_of(reward, samples)
         advantage_RBG = torch.stack([part.advantage_BG.to(self.past.value) for part in parts.values()])
@@ -162,7 +168,7 @@ class Mixed(Reward):
     def _multiplied(self, samples: Samples) -> GroupReward:
         # Factors of one sample [B, G, 1] and of pairs [B, G, G] stay apart until all are known.
         own, pairs = {}, {}
-        for name, reward in self._parts().items():
+        for name, reward in self.parts.items():
             with blamed(reward, f"rewards.{name}"):
                 if isinstance(reward, SampleReward):
                     own[name] = values_of(reward, reward.score, samples, "BG", by_sample=True)
@@ -184,13 +190,13 @@ class Mixed(Reward):
         return GroupReward(reward_BG, 2 * (reward_BG - mean_among_others(kernel_BGG)))
 
     def degenerate(self, samples: Samples) -> Tensor:
-        return torch.stack([reward.degenerate(samples).cpu() for reward in self._parts().values()]).any(0)
+        return torch.stack([reward.degenerate(samples).cpu() for reward in self.parts.values()]).any(0)
 
     def _scales(self, seen_RBG: Tensor) -> Tensor:
         """The scales for this batch, ``[R]``: the mean of the batches before it, which then takes this one in."""
-        if not self.calibration:
-            return torch.ones_like(self.past.value)
         seen = int(self.past.updates.min())  # all rewards have values in every batch
+        if not self.calibration or not (seen or self.training):  # outside of a fit a batch is no scale of itself
+            return torch.ones_like(self.past.value)
         if not seen or (self.training and seen < self.calibration):
             count = torch.full((1,), float(seen_RBG[0].numel()), device=seen_RBG.device)
             *total, number = all_reduced(torch.cat([seen_RBG.flatten(1).sum(1), count])).unbind()

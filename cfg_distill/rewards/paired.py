@@ -26,6 +26,10 @@ class Paired(UnderEmbedder):
 
     is_factor = False
 
+    @property
+    def needs_fit(self) -> str:
+        return "it compares samples that go on from openings of the start model."
+
     def problems(self, context: Context = Context()) -> list[Problem]:
         found = super().problems(context)
         if context.training and not context.opening:

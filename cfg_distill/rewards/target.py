@@ -70,6 +70,10 @@ class DiversityTarget(UnderEmbedder):
         found = target.problems_of_prompts(prompts) if isinstance(target, Reference) else []
         return [each.under("target.init_args") for each in found]
 
+    @property
+    def needs_fit(self) -> str:
+        return "it reads the labels that samples were drawn under." if isinstance(self.target.model, Sequence) else ""
+
     def attach(self, start: StartModel) -> None:
         if isinstance(self.target.model, Reference):
             self.target.model.attach(start)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from fractions import Fraction
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -109,20 +110,28 @@ def repeated_bars(tune: str) -> float:
 
 
 def melody_runs(tune: str, n: int = RUN) -> list[tuple[str, ...]]:
-    """Every run of n notes in a row, as n - 1 pairs of interval and length: the same in every key, with other bar signs, and
-    with rests between the notes.
+    """Every run of n notes in a row, as n - 1 pairs of interval and length over the length of the first: the same in every key,
+    in other note values, with other bar signs, and with rests between the notes.
 
     Example:
-        >>> melody_runs("C:1 D:2 | z:1 G:1", n=2) == melody_runs("D:1 E:2 A:1", n=2) == [("2,1",), ("5,2",)]
+        >>> melody_runs("C:1 D:2 | z:1 G:1 A:1", n=3) == melody_runs("D:2 E:4 A:2 B:2", n=3)
         True
+        >>> melody_runs("C:1 D:2 | z:1 G:1 A:1", n=3)
+        [('2,1', '5,2'), ('5,1', '2,1/2')]
     """
     notes = [
         (note.pitch, token.partition(":")[2])
         for token in tune.split()
         if (note := read_note(token)) is not None and note.pitch is not None
     ]
-    steps = [f"{after - before},{length}" for (before, length), (after, _) in pairwise(notes)]
-    return [tuple(steps[start : start + n - 1]) for start in range(len(steps) - n + 2)]
+    steps = [(after - before, length) for (before, length), (after, _) in pairwise(notes)]
+    runs = (steps[start : start + n - 1] for start in range(len(steps) - n + 2))
+    return [tuple(f"{interval},{_over(length, run[0][1])}" for interval, length in run) for run in runs]
+
+
+@cache
+def _over(length: str, unit: str) -> str:
+    return str(Fraction(length) / Fraction(unit))
 
 
 def copied_share(tune: str, known: Container[tuple[str, ...]], n: int = RUN) -> float:

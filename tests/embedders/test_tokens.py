@@ -25,7 +25,10 @@ def test_words_of_scripts_with_spaces_are_those_of_a_regular_expression(text):
 
 def test_vowel_signs_do_not_split_a_word():
     assert words("हिन्दी में, लिखा है।") == ["हिन्दी", "में", "लिखा", "है"]
-    assert words("e\u0301te\u0301") == ["e\u0301te\u0301"]  # an accent of its own
+
+
+def test_an_accent_of_its_own_is_that_of_its_letter():
+    assert words("e\u0301te\u0301") == tokens("e\u0301te\u0301") == ["\u00e9t\u00e9"]
 
 
 def test_texts_without_spaces_are_compared_by_their_characters():

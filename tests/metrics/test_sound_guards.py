@@ -27,6 +27,7 @@ def test_white_noise_is_flat_and_tones_and_silence_are_not():
     euler = 0.5772156649
     assert flatness(noise(0, seconds=20.0)) == pytest.approx(np.exp(-euler), abs=0.01)
     assert flatness(tone(440.0, seconds=1.0)) < 0.001
+    assert flatness(louder(noise(0, seconds=1.0), -80.0)) == 0.0  # nobody hears it
     assert flatness(Waveform(torch.zeros(1, 8000), 8000)) == 0.0 == flatness(Waveform(torch.ones(2, 100), 8000))
 
 
@@ -34,6 +35,8 @@ def test_a_copy_is_a_copy_at_any_volume_and_no_two_clips_are():
     clip, other = noise(0, seconds=1.0), noise(1, seconds=1.0)
     assert is_copy(clip, louder(clip, -12.0)) and is_copy(clip, Waveform(-clip.samples, 8000))
     assert not is_copy(clip, other) and not is_copy(clip, silence(clip)) and not is_copy(silence(clip), silence(clip))
+    shorter, half = Waveform(clip.samples[:, :-700], 8000), Waveform(clip.samples[:, :3000], 8000)
+    assert is_copy(clip, shorter) and is_copy(shorter, clip) and not is_copy(clip, half) and not is_copy(shorter, other)
     samples = samples_of(["a", "b"], [[clip, louder(clip, -3.0), other], [other, clip, silence(clip)]])
     assert SiblingCopies().score(samples).tolist() == pytest.approx([1 / 3, 0.0])
     assert SiblingCopies().score(samples_of(["a"], [[clip]])).isnan().all()

@@ -19,8 +19,7 @@ from cfg_distill.metrics import CodeAccuracy
 from cfg_distill.references import StartSamples, code_log_probs
 from cfg_distill.references.directions import Directions, principal_components, simplex
 from cfg_distill.rewards import CodeInformation, Density, DiversityTarget, SampleReward, Witness, leave_one_out
-from cfg_distill.sampling import Codes, Labels, Opening, Rollout, Sampling, Seeds, StartModel, rollout
-from cfg_distill.sampling.redraw import redrawn
+from cfg_distill.sampling import Codes, Labels, Opening, Sampling, Seeds, StartModel, rollout
 from cfg_distill.sampling.samples import Samples, draw
 
 THETA_KV = torch.tensor([[0.8, 0.0, -0.3], [-0.2, 0.1, 0.6]])  # of the oracle: a policy for each code
@@ -246,22 +245,6 @@ def test_each_sample_is_drawn_from_its_own_prompt_by_its_own_numbers(tiny_model)
     torch.testing.assert_close(found, drawn.rollout.log_probs_BGKT.flatten(0, 1), rtol=0, atol=1e-4)
     prefixed = generator.encode([Prompt("w3", prefix="w9")])
     assert torch.equal(prefixed.tensors["input_ids"], generator.encode(["w9 w3"]).tensors["input_ids"])
-
-
-def test_a_redrawn_sample_brings_its_label_along():
-    def groups(outputs: list[list[int]], labels: list[list[int]]) -> Samples:
-        tokens_BGKT = torch.tensor(outputs)[..., None, None]
-        drawn = Rollout(tokens_BGKT, tokens_BGKT >= 0, -tokens_BGKT.float(), torch.tensor(labels))
-        return Samples(["a"] * len(outputs), [output for row in outputs for output in row], drawn)
-
-    found, _, _ = redrawn(
-        groups([[1, 2, 3], [4, 6, 8]], [[0, 0, 1], [1, 0, 1]]),
-        lambda samples: torch.tensor(samples.outputs).view(-1, 3) % 2 == 1,
-        lambda numbers, attempt: groups([[20, 22, 25]], [[1, 1, 0]]),
-        attempts=1,
-        pad_token=0,
-    )
-    assert found.outputs == [20, 2, 3, 4, 6, 8] and found.rollout.labels_BG.tolist() == [[1, 0, 1], [1, 0, 1]]
 
 
 # A target for each label

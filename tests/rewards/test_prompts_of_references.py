@@ -224,3 +224,13 @@ def test_an_embedder_that_changes_its_width_is_named_with_both(texts, samples_of
     ):
         with pytest.raises(ConfigError, match=said):
             metric.score(samples)
+
+
+def test_a_text_belongs_to_the_prompt_of_its_own_line(folder: Path) -> None:
+    """As many texts as prompts, and yet each would stand beside another line's."""
+    Path("pairs.csv").write_text("text,prompt\n,a jig\nof the reel,a reel\nof the waltz,\nof the air,an air\n")
+    (problem,) = Texts("pairs.csv", prompt_field="prompt").problems()
+    assert "have one of the two alone: 2, 4." in problem.text
+    Path("pairs.csv").write_text("text,prompt\nof the reel,a reel\n,\nof the air,an air\n")
+    whole = Texts("pairs.csv", prompt_field="prompt")
+    assert whole.problems() == [] and whole.weight(["an air"]).tolist() == [[0.0, 1.0]]

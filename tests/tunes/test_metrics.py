@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ from cfg_distill.tunes.quality import (
     repetition,
     training_melodies,
 )
-from cfg_distill.tunes.rewriting import rewritten_bars, transposed, with_rests
+from cfg_distill.tunes.rewriting import in_values, rewritten_bars, transposed, with_rests
 from cfg_distill.tunes.tokenizer import VALUES
 
 FULL = "C:1 D:1 E:1 F:1 G:1 A:1"
@@ -168,7 +169,15 @@ def test_known_runs_are_a_set_of_eight_bytes_each() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [str, lambda t: transposed(t, 2), lambda t: rewritten_bars(t, "double"), lambda t: with_rests(t, 0.1)]
+    "change",
+    [
+        str,
+        lambda t: transposed(t, 2),
+        lambda t: rewritten_bars(t, "double"),
+        lambda t: with_rests(t, 0.1),
+        lambda t: in_values(t, Fraction(2)),
+        lambda t: in_values(t, Fraction(1, 2)),
+    ],
 )
 def test_a_copy_in_disguise_is_a_copy(change: Callable[[str], str]) -> None:
     tune = max(tunes_of("train"), key=lambda tune: len(tune.tokens))
