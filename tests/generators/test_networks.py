@@ -107,7 +107,10 @@ def test_tied_weights_may_be_absent(stored: str, tmp_path: Path) -> None:
 
 def test_a_bias_of_minus_infinity_is_no_fault(tmp_path: Path) -> None:
     def forbid(tensors: dict[str, Tensor], config: dict[str, Any]) -> None:
-        tensors["model.norm.weight"][0] = -torch.inf
+        config["attention_bias"] = True
+        for name in [name for name in tensors if "self_attn" in name]:
+            tensors[name.replace("weight", "bias")] = torch.zeros(len(tensors[name]))
+        tensors["model.layers.0.self_attn.o_proj.bias"][0] = -torch.inf
 
     CausalLM(changed(tmp_path / "forbids", forbid)).load()
 
