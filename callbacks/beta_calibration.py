@@ -105,7 +105,7 @@ class BetaCalibration(Callback):
         losses[self.loss].weight.copy_(self.ratio * reference / self._norms[self.loss])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norms": dict(self._norms), "measured": self._measured, "begin": self._begin or 0}
+        return {"norms": dict(self._norms), "measured": self._measured, "begin": self._begin}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._norms, self._measured = dict(state_dict["norms"]), state_dict["measured"]

@@ -76,11 +76,11 @@ def _one_day(template: Any) -> Iterator[None]:
     """A template that asks for today's date gets :data:`DAY`. transformers answers it, and takes no function in its place."""
     from transformers.utils import chat_template_utils
 
-    if "strftime_now" not in str(template):
-        yield
-        return
     own = vars(chat_template_utils)
     before = own.get("datetime")
+    if "strftime_now" not in str(template) or before is None:
+        yield
+        return
     own["datetime"] = _Clock
     try:
         yield

@@ -87,15 +87,15 @@ def merge_folders(
         carry(first.folder, folder)
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
         write_weights(folder, shapes, widest, merged, max_shard_bytes)
-        if floats := [dtype for dtype in widest.values() if not not_averaged(dtype)]:
-            _say_dtype(folder / CONFIG, reduce(torch.promote_types, floats))
+        if wider := [dtype for name, dtype in widest.items() if dtype != first.dtypes[name]]:
+            _say_dtype(folder / CONFIG, reduce(torch.promote_types, wider))
         table = provenance(method, weights, sources, with_start=start is not None)
         record(folder, out.name, table, sources[-len(models) :], start=start)
     return out
 
 
 def _say_dtype(config: Path, dtype: torch.dtype) -> None:
-    """Correct the dtype in the config of the first model: transformers loads the weights in it, whatever they are."""
+    """Correct the dtype in the config of the first model, in which transformers loads: another model has wider weights."""
 
     def said(value: Any) -> Any:
         if not isinstance(value, dict):

@@ -222,6 +222,7 @@ class RunMark(Callback):
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = folder
         self.began = False
+        self._note: Path | None = None
         self._gone = False
 
     def ended_early(self, trainer: Trainer) -> bool:
@@ -253,6 +254,7 @@ class RunMark(Callback):
             earlier = [each for each in known if each != place and _last_in(Path(each))][:1]
             run = {"checkpoints": place, "earlier": earlier, "job": slurm_job(), "unfinished": True}
             write_text(file, json.dumps(run) + "\n")
+            self._note = file
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self.folder is None or not trainer.is_global_zero or self._gone or (self.folder / MARK).exists():
@@ -271,11 +273,10 @@ class RunMark(Callback):
         # Not reached by a run that fails or is stopped.
         if not trainer.is_global_zero:
             return
-        file = Path(trainer.default_root_dir) / _LATEST
         if self.folder is not None:
             (self.folder / MARK).unlink(missing_ok=True)
-        elif (run := _note_of_latest(file)).get("unfinished"):
-            write_text(file, json.dumps(run | {"unfinished": False}) + "\n")
+        elif self._note is not None:
+            write_text(self._note, json.dumps(_note_of_latest(self._note) | {"unfinished": False}) + "\n")
 
     def say_what_is_next(self, distilled: bool) -> None:
         """Print the commands for the curves of a finished fit, and for a folder of its student if it has one."""

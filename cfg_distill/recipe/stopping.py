@@ -123,7 +123,7 @@ class StopAtStepEnd(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self._is_within_step(trainer):
+        if self._put_off(trainer):
             return  # gradients are not saved
         if self._asked:
             self._asked, trainer.should_stop = False, True
@@ -150,7 +150,7 @@ class StopAtStepEnd(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._loops = None
         if not trainer.sanity_checking and self.signals.training:
-            self._is_within_step(trainer)
+            self._put_off(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._end()
@@ -170,8 +170,8 @@ class StopAtStepEnd(Callback):
         if self._loops is not None:
             checkpoint["loops"]["fit_loop"] = self._loops
 
-    def _is_within_step(self, trainer: Trainer) -> bool:
-        """Whether batches of the step are still to come. Another callback's wish to stop then waits for them."""
+    def _put_off(self, trainer: Trainer) -> bool:
+        """Let another callback's wish to stop wait for the batches of the step; whether some are still to come."""
         if not trainer.fit_loop.epoch_loop._should_accumulate():
             return False
         self._asked = self._asked or trainer.should_stop

@@ -210,9 +210,8 @@ class Runner:
                     future.result()
                     finished.add(running.pop(future).label)
                 self._write_timings()
-        if (
-            self.began_one or not (self.folder / "timings.json").is_file()
-        ):  # else the page, which shows them, would change
+        # Where nothing was made they stay as they are: the page, which shows them, would change.
+        if self.began_one or not (self.folder / "timings.json").is_file():
             self._write_timings()
         if self.ledger.other_code:
             self.display.say(

@@ -139,6 +139,7 @@ def test_an_end_that_was_killed_is_made_up(recipe: str) -> None:
     Path("kills.py").write_text(KILLS)
     words = [*CSV, "--trainer.callbacks.kill=kills.AtEnd"]
     assert main(words) == 143
+    assert main([*CSV, "--trainer.fast_dev_run=true"]) == 0  # leaves no note
     assert main([*words, "--ckpt_path=last"]) == 0 and Path("ended").exists()
     Path("ended").unlink()
     assert main([*words, "--ckpt_path=last"]) == 0 and not Path("ended").exists()  # once

@@ -363,3 +363,15 @@ def test_a_merge_of_two_dtypes_loads_as_it_is_written(tmp_path: Path, order: str
     written = load_file(tmp_path / "out" / "model.safetensors")["model.norm.weight"]
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert written.dtype == loaded.dtype == torch.float32
+
+
+def test_a_config_stays_where_no_model_has_wider_weights(tmp_path: Path) -> None:
+    """Norms in float32 beside weights in bfloat16 are common, and such a model shall not load twice as large."""
+    for name in "ab":
+        folder = tiny_folder(tmp_path / name, seed=ord(name))
+        AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+        tensors = load_file(tmp_path / name / "model.safetensors")
+        tensors["model.norm.weight"] = tensors["model.norm.weight"].float()
+        save_file(tensors, tmp_path / name / "model.safetensors", metadata={"format": "pt"})
+    merge_folders([tmp_path / "a", tmp_path / "b"], [0.5, 0.5], "lerp", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
