@@ -185,6 +185,10 @@ def write_start(request: InitRequest) -> tuple[list[Path], list[str]]:
     if problems := request.problems():
         raise ConfigError(problems)
     embedder, notes = _embedder_of(request)
+    if again := len(read_prompts(request.file)) - len(request.lines):
+        notes.append(
+            f"{again} of the prompts stood in the file before, and {'was' if again == 1 else 'were'} left out."
+        )
     content = _files(request, embedder)
     with staged_folder(request.out) as folder:
         for name, text in content.items():

@@ -111,13 +111,14 @@ def test_what_init_writes_passes_the_checks(
     )
 
 
-def test_prompts_are_split_as_they_are_read(folder: Path) -> None:
+def test_prompts_are_split_as_they_are_read(folder: Path, capsys: pytest.CaptureFixture) -> None:
     """A line separator within a prompt ends no line, and of equal prompts one is kept: it would be in two parts."""
     (folder / "prompts.jsonl").write_text(
         "".join(f'{{"prompt": "{each}"}}\n' for each in ["a\u2028b", *PROMPTS, "A\u2028B"])
     )
     words = ["init", "--model", tiny_folder(folder / "model"), "--prompts", "prompts.jsonl", "--device", "cpu"]
     assert main(words) == 0
+    assert "1 of the prompts stood in the file before, and was left out." in capsys.readouterr().err
     parts = [read_prompts(folder / "my-study/prompts" / f"{name}.jsonl") for name in ("train", "validation", "report")]
     assert sorted(str(each) for part in parts for each in part) == sorted(["a\u2028b", *PROMPTS])
     (folder / "same.txt").write_text("one\nOne\n" * 9)
