@@ -63,6 +63,17 @@ class Arguments(argparse.ArgumentParser):
             raise ConfigError([problem.told(self.options()) for problem in error.problems]) from error
 
     @staticmethod
+    def refuse_idle(argv: Sequence[str], options: Sequence[str], needed: str) -> None:
+        """Refuse options that have no effect without another one, which was not given.
+
+        Raises:
+            ConfigError: those of the options that are among the words.
+        """
+        idle = [option for option in options if any(word.split("=", 1)[0] == option for word in argv)]
+        if idle:
+            raise ConfigError([f"Option `{option}`: has no effect without `{needed}`. Add it." for option in idle])
+
+    @staticmethod
     def _unknown(option: str, known: list[str]) -> str:
         hint = nearest(option, known) or f" Known: {', '.join(known)}."
         return f"Option `{option}`: no such option.{hint}"

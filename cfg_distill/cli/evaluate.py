@@ -34,6 +34,8 @@ def run(argv: Sequence[str]) -> None:
     add_sampling(parser, samples=8, temperatures=True)
     add_common(parser, "flac")
     given = parser.read(argv)
+    if given.out is None:
+        parser.refuse_idle(argv, ["--written", "--inline", "--audio", "--overwrite"], "--out")
     take_anneal(given)
 
     from cfg_distill.evaluation.models import evaluate_request

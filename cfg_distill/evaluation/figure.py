@@ -211,6 +211,8 @@ class _Line:
     @property
     def meaning(self) -> str:
         """Its entry in the legend."""
+        if self.family == "students" and all(p["kind"] == "model" for p in self.loud):
+            return "without guidance, one pass"  # finished models: which of them is a student, nobody said
         return LEGEND[self.family]
 
     def draw(self, panel: Axes) -> None:

@@ -76,14 +76,18 @@ class CausalLM(Generator):
         return found + self.problems_of_lora(context, None if found else self._without_weights)
 
     def _problems_of_cache(self) -> list[Problem]:
-        """Why its cache cannot serve a group: states of linear attention and of Mamba are not repeated by transformers."""
+        """Why it cannot go on from what it read: an encoder sees tokens to the right, and no state is repeated for a group."""
         with_state = vars(cache_utils).get("LinearAttentionCacheLayerMixin", ())
         layers = growing_cache(self.config).layers
         plain = all(hasattr(each, "batch_repeat_interleave") and not isinstance(each, with_state) for each in layers)
         network: Any = AutoModelForCausalLM._model_mapping[type(self.config)]
+        kind = self.config.model_type
+        # BERT and its kin read `is_decoder`; Bart and its kin, whose decoder is loaded alone, set it themselves.
+        if not (vars(self.config).get("is_decoder", True) or self._without_weights().config.is_decoder):
+            text = f"expected a model that reads from left to right, but `{self.path}` ({kind}) is an encoder"
+            return [Problem("path", f"{text}: `is_decoder` of its config.json is false. Name a causal language model.")]
         if plain and takes_cache(network):
             return []
-        kind = self.config.model_type
         text = f"expected a model whose layers keep keys and values, but `{self.path}` ({kind}) keeps a state in some layers."
         return [Problem("path", f"{text} Name a model of attention alone.")]
 

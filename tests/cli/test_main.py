@@ -110,6 +110,13 @@ def test_a_list_that_is_given_twice_is_refused(capsys: pytest.CaptureFixture) ->
     assert "Option `--prompt`: expected once, with all its values behind it." in said and "`--trust`" in said
 
 
+def test_options_of_files_are_refused_where_none_is_written(capsys: pytest.CaptureFixture) -> None:
+    words = ["evaluate", "--model", "tunes:base", "--prompts", "prompts.txt", "--inline", "--audio=ogg"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert "Option `--inline`: has no effect without `--out`" in said and "`--audio`" in said
+
+
 def test_only_the_first_process_speaks(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["fitt"]) == 2

@@ -109,6 +109,19 @@ def test_of_a_long_sweep_the_ends_and_the_marked_points_are_named():
     assert ends[:, 1].mean() == pytest.approx(0.64, abs=0.01)  # the intervals of the marked one alone
 
 
+def test_models_that_nobody_called_students_are_not_in_the_legend():
+    """As of ``evaluate``, whose unguided base was told as a student."""
+    found = [
+        point("a", "model", 0.6, 0.6),
+        point("b", "model", 0.62, 0.6),
+        point("a guided", "guidance", 0.7, 0.5, 2.0),
+    ]
+    told = [text.get_text() for text in front_figure(found, "quality", "diversity").legends[0].get_texts()]
+    assert told == ["without guidance, one pass", "guidance, two passes"]
+    told = [text.get_text() for text in front_figure(POINTS, "quality", "diversity").legends[0].get_texts()]
+    assert "students and merges, one pass" in told
+
+
 def test_real_samples_are_drawn_and_broken_ones_are_not():
     ladder = [point("real", "real", 0.68, 0.9), point("loops", "degenerate", 0.1, 0.0)]
     panel = front_figure([*POINTS, *ladder], "quality", "diversity").axes[0]

@@ -213,6 +213,18 @@ def test_a_model_whose_state_or_past_is_not_in_the_cache_is_refused(tmp_path, ki
     assert problem.path == "path" and "keeps a state in some layers" in problem.text
 
 
+@pytest.mark.parametrize(
+    ("kind", "decodes", "refused"), [("bert", False, True), ("bert", True, False), ("bart", False, False)]
+)
+def test_an_encoder_is_refused_and_a_decoder_that_is_loaded_alone_is_not(tmp_path, kind, decodes, refused):
+    generator = CausalLM(tiny_folder(tmp_path))
+    generator.config = CONFIG_MAPPING[kind](vocab_size=16, is_decoder=decodes)
+    said = [problem.text for problem in generator.problems()]
+    assert len(said) == refused and all(
+        "(bert) is an encoder: `is_decoder` of its config.json is false" in e for e in said
+    )
+
+
 def test_the_language_model_of_a_model_that_sees(tmp_path):
     """Its numbers stand in a config within the config, and adapters on the eye would learn nothing."""
     generator = CausalLM(tiny_folder(tmp_path))
