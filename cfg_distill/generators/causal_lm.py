@@ -26,6 +26,8 @@ from cfg_distill.prompt import Prompt, PromptLike
 
 log = logging.getLogger(__name__)
 _KIND = "a causal language model"
+_ALWAYS_CAUSAL = ("gpt_neox", "gpt_neox_japanese")
+"""Kinds whose config has an `is_decoder` that nothing reads: they see tokens to the left alone."""
 
 
 class CausalLM(Generator):
@@ -82,14 +84,15 @@ class CausalLM(Generator):
         plain = all(hasattr(each, "batch_repeat_interleave") and not isinstance(each, with_state) for each in layers)
         network: Any = AutoModelForCausalLM._model_mapping[type(self.config)]
         kind = self.config.model_type
-        # BERT and its kin read `is_decoder`; Bart and its kin, whose decoder is loaded alone, set it themselves.
-        if not (vars(self.config).get("is_decoder", True) or self._without_weights().config.is_decoder):
-            text = f"expected a model that reads from left to right, but `{self.path}` ({kind}) is an encoder"
-            return [Problem("path", f"{text}: `is_decoder` of its config.json is false. Name a causal language model.")]
-        if plain and takes_cache(network):
-            return []
         text = f"expected a model whose layers keep keys and values, but `{self.path}` ({kind}) keeps a state in some layers."
-        return [Problem("path", f"{text} Name a model of attention alone.")]
+        if not (plain and takes_cache(network)):
+            return [Problem("path", f"{text} Name a model of attention alone.")]
+        # BERT and its kin read `is_decoder`; Bart and its kin, whose decoder is loaded alone, set it themselves.
+        causal = kind in _ALWAYS_CAUSAL or vars(self.config).get("is_decoder", True)
+        if causal or self._without_weights().config.is_decoder:
+            return []
+        text = f"expected a model that reads from left to right, but `{self.path}` ({kind}) is an encoder"
+        return [Problem("path", f"{text}: `is_decoder` of its config.json is false. Name a causal language model.")]
 
     def _problems_of_tokenizer(self) -> list[Problem]:
         """The first problem of the tokenizer; the later checks need it whole."""

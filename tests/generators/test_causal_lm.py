@@ -214,7 +214,8 @@ def test_a_model_whose_state_or_past_is_not_in_the_cache_is_refused(tmp_path, ki
 
 
 @pytest.mark.parametrize(
-    ("kind", "decodes", "refused"), [("bert", False, True), ("bert", True, False), ("bart", False, False)]
+    ("kind", "decodes", "refused"),
+    [("bert", False, True), ("bert", True, False), ("bart", False, False), ("gpt_neox", False, False)],
 )
 def test_an_encoder_is_refused_and_a_decoder_that_is_loaded_alone_is_not(tmp_path, kind, decodes, refused):
     generator = CausalLM(tiny_folder(tmp_path))
