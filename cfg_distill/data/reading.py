@@ -242,4 +242,5 @@ def _saved_dataset(folder: Path, field: str) -> Iterable[str]:
 def _no_field(where: str, field: str, known: Iterable[str]) -> str:
     names = list(known)
     hint = nearest(field, names) or (f" It may be `{names[0]}`." if names else "")
-    return f"{where}: expected a field `{field}`, but it has {names}.{hint} Set `field` to the right one."
+    text = f"{where}: expected a field `{field}`, but it has {names}.{hint}"
+    return f"{text} Rename it in the file, or name yours as `field` of a recipe or a study."

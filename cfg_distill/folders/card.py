@@ -235,9 +235,19 @@ def _range(value: Mapping[str, float]) -> str:
     return f"{value['low']:.3f} to {value['high']:.3f}"
 
 
+def _guidance_scale(folder: Path) -> float | None:
+    """By which transformers' ``generate`` guides a model folder; None for no guidance."""
+    file = folder / "generation_config.json"
+    return read_json(file).get("guidance_scale") if file.is_file() else None
+
+
 def _loading(folder: Path, history: History) -> str:
     if not is_adapter(folder):
-        return "With transformers, like its base; cfg-distill is not needed. `generation_config.json` switches guidance off."
+        text = "With transformers 5 or newer, like its base; cfg-distill is not needed."
+        scale = _guidance_scale(folder)
+        if scale in (None, 1):
+            return f"{text} `generation_config.json` switches guidance off."
+        return f"{text} `generation_config.json` guides it by {scale:g}."
     where = f"`{history.base}`" if history.base_is_on_hub else f"`{history.base}`, which is not on a hub"
     text = (
         f"With peft, on its base {where}. peft samples by the settings of the base, which may switch guidance on: pass"

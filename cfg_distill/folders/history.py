@@ -190,8 +190,11 @@ def of_merge(
     guidance = _guidance_of_merge(made, method, shares, None if start is None else history_of(start))
     low, high = max(each.dial_low for each in made), min(each.dial_high for each in made)
     parents = {name: {} if each is None else asdict(replace(each, parents={})) for name, each in known.items()}
+    told = [each for each in known.values() if each is not None] or [first]
+    distilled = any(each.distilled for each in told) and guidance != 1
+    licence = first.licence if len({each.licence for each in told}) == 1 else ""  # of two, the user knows which counts
     return replace(
-        History(first.base, first.hub, first.licence, first.base_is_on_hub, first.distilled and guidance != 1),
+        History(first.base, first.hub, licence, first.base_is_on_hub, distilled),
         dialled=method in MEANS and all(each.dialled for each in made) and guidance is not None and low <= high,
         dial_low=low,
         dial_high=high,

@@ -7,6 +7,15 @@ from pathlib import Path
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders.hub import SECONDS, silence
 
+_OF_AN_EARLIER_FORM = (
+    "adapter_config.json",
+    "adapter_model.safetensors",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+)
+"""What a push removes from the repository unless it brings the file: where an adapter's config lies, transformers loads the
+adapter on its base, whatever whole weights lie beside it."""
 LATER = "The folder is whole: push it later with `hf upload {name} {folder}`."
 
 
@@ -47,7 +56,12 @@ def pushed(folder: Path, name: str) -> str:
     api = HfApi()
     try:
         made = api.create_repo(name, repo_type="model", exist_ok=True)
-        api.upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload by cfg-distill export")
+        api.upload_folder(
+            repo_id=made.repo_id,
+            folder_path=folder,
+            commit_message="Upload by cfg-distill export",
+            delete_patterns=list(_OF_AN_EARLIER_FORM),
+        )
     except refusals as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         later = LATER.format(name=name, folder=folder)

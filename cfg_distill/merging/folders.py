@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 from cfg_distill.errors import ConfigError, Problem, listed
 from cfg_distill.files import problems_of_out, read_json, staged_folder, write_text
 from cfg_distill.folders import is_adapter
+from cfg_distill.folders.history import history_of
 from cfg_distill.merging.adapters import merge_adapter_folders
 from cfg_distill.merging.arithmetic import finite, merge_tensors, mismatches, not_averaged, tensor_function
 from cfg_distill.merging.methods import problems_of_merge
@@ -21,6 +23,7 @@ from cfg_distill.merging.outputs import carry, inputs_of, named, provenance, rec
 from cfg_distill.merging.safetensors_io import FolderWeights, write_weights
 
 CONFIG = "config.json"
+SAMPLING = "generation_config.json"
 BOOKKEEPING = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Keys of config.json that may differ between models of one architecture; so may those that end in ``_token_id``."""
 
@@ -85,6 +88,7 @@ def merge_folders(
 
     with staged_folder(out) as folder:
         carry(first.folder, folder)
+        _carry_sampling(sources[-len(models) :], folder)
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
         write_weights(folder, shapes, widest, merged, max_shard_bytes)
         if wider := [dtype for name, dtype in widest.items() if dtype != first.dtypes[name]]:
@@ -92,6 +96,13 @@ def merge_folders(
         table = provenance(method, weights, sources, with_start=start is not None)
         record(folder, out.name, table, sources[-len(models) :], start=start)
     return out
+
+
+def _carry_sampling(models: list[FolderWeights], target: Path) -> None:
+    """Take the settings of sampling from the first model that carries guidance: those of a base may guide it once more."""
+    students = [model for model in models if (known := history_of(model.path)) and known.distilled]
+    if students and (settings := students[0].folder / SAMPLING).is_file():
+        shutil.copy2(settings, target / SAMPLING)
 
 
 def _say_dtype(config: Path, dtype: torch.dtype) -> None:
@@ -135,22 +146,37 @@ def _problems_of_configs(sources: list[FolderWeights], first: FolderWeights) -> 
     if not (first.folder / CONFIG).is_file():
         text = f"expected {CONFIG} in `{first.path}`, since a merge takes the configuration and tokenizer of its first model."
         return [Problem("models", f"{text} Copy one into the folder, or name a whole model first.")]
-    configs = [_flat(read_json(source.folder / CONFIG)) for source in sources if (source.folder / CONFIG).is_file()]
-    names = sorted({name for config in configs for name in config if not _bookkeeping(name)})
-    different = [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs[1:])]
+    folders = [source.folder for source in sources if (source.folder / CONFIG).is_file()]
+    different = _differences([read_json(folder / CONFIG) for folder in folders])
+    if different and (read := _as_transformers_reads(folders)):
+        different = _differences(read)
     if not different:
         return []
-    values = [f"{name} ({' vs '.join(str(config.get(name)) for config in configs)})" for name in different]
-    text = (
-        f"The models' {CONFIG} differ in {listed(values)}. Only models of one architecture can be merged. Name others."
-    )
+    text = f"The models' {CONFIG} differ in {listed(different)}. Only models of one architecture can be merged. Name others."
     return [Problem("", text)]
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _differences(nested: list[dict[str, Any]]) -> list[str]:
+    configs = [_flat(config) for config in nested]
+    names = sorted({name for config in configs for name in config if not _bookkeeping(name)})
+    different = [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs[1:])]
+    return [f"{name} ({' vs '.join(str(config.get(name)) for config in configs)})" for name in different]
+
+
+def _as_transformers_reads(folders: list[Path]) -> list[dict[str, Any]]:
+    """Configs in one form: transformers 4 wrote other names than 5, and other defaults. Empty where one cannot be read."""
+    from transformers import AutoConfig
+
+    try:
+        return [AutoConfig.from_pretrained(folder, trust_remote_code=False).to_dict() for folder in folders]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # of a kind that it does not know
+        return []
+
+
+def _flat(config: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in config.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
     return flat
 
 

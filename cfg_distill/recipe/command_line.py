@@ -98,15 +98,14 @@ class CommandLine(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=0,
             save_config_callback=SaveRecipe,
-            parser_kwargs={**strict, "prog": "cfg-distill", "fit": dict(strict), "validate": dict(strict)},
+            parser_kwargs={**strict, "prog": "cfg-distill", command: dict(strict)},
             trainer_class=NamedTrainer,
             args=[command],
             **settings,
         )
 
-    @staticmethod
-    def subcommands() -> dict[str, set[str]]:
-        return {name: LightningCLI.subcommands()[name] for name in ("fit", "validate")}
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # of the other command no parser is built
+        return {self.command: LightningCLI.subcommands()[self.command]}
 
     # Parsing
 
@@ -249,9 +248,10 @@ class CommandLine(LightningCLI):
         root = Path(self.trainer.default_root_dir)
         settings = self.config_init[self.command]
         recipe = str(self.recipe.files[0]) if self.recipe.files else ""
+        trains = self.command == "fit"
         if not self._logs:
             asked = settings.get("ckpt_path")
-            if asked in (None, "last") and (last := last_of_another_logger(root, asked == "last")):
+            if asked in (None, "last") and (last := last_of_another_logger(root, asked == "last", trains)):
                 self._refuse_another_start(last, recipe)
                 settings["ckpt_path"] = str(last)
             yield
@@ -259,11 +259,11 @@ class CommandLine(LightningCLI):
         if settings.get("ckpt_path") is None and requeued(root):
             settings["ckpt_path"] = "last"
         resume = settings.get("ckpt_path") == "last"
-        note = "" if resume or settings.get("ckpt_path") else unfinished(root)
+        note = unfinished(root) if trains and settings.get("ckpt_path") is None else ""
         earlier = resumable(root) if resume else None
         checkpoint = settings.get("ckpt_path") if earlier is None else last_checkpoint(earlier)
         self._refuse_another_start(checkpoint, recipe)
-        with claimed(root, resume, recipe, trains=self.command == "fit") as version:
+        with claimed(root, resume, recipe, trains) as version:
             self.trainer.logger = logger = TensorBoardLogger(root, name="", version=version)
             self.mark.folder = Path(logger.log_dir)
             if note and is_first():
@@ -273,7 +273,7 @@ class CommandLine(LightningCLI):
     def _refuse_another_start(self, checkpoint: str | Path | None, recipe: str) -> None:
         if checkpoint in (None, "last") or not isinstance(self.model, Distillation):
             return
-        if problems := problems_of_start(self.model.generator_spec, Path(checkpoint), recipe):
+        if problems := problems_of_start(self.model.generator_spec, Path(checkpoint), recipe, self.command == "fit"):
             raise ConfigError(problems)
 
     def _say_what_runs(self) -> None:

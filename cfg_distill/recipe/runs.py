@@ -26,6 +26,8 @@ from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
 
 _VERSION = "CFG_DISTILL_RUN_VERSION"
+_WHOLE = "optimizer_states"
+"""A key of a checkpoint that a fit can go on from."""
 _LATEST = ".latest_run.json"
 """In the root of fits under another logger than TensorBoard's: where the latest one keeps its checkpoints, where the last run
 before it that has some does, and whether it has come to its end."""
@@ -45,12 +47,15 @@ def claimed(root: Path, resume: bool, recipe: str = "", trains: bool = True) -> 
         trains: whether it is a fit. A validation in the folder of a fit leaves the note on that fit.
 
     Raises:
-        ConfigError: another process trains in the folder to go on in, or the folder cannot be written.
+        ConfigError: another process trains in the folder to go on in, or the folder cannot be written, or a validation of the
+            last checkpoint finds none.
     """
     if is_started_by_first():
         yield int(os.environ[_VERSION])
         return
     found = resumable(root) if resume else None
+    if resume and found is None and not trains:
+        raise ConfigError(_nothing_to_validate(root))
     if not is_first():  # started from outside: only the first process writes, and tells the others where
         yield max(_versions(root), default=-1) + 1 if found is None else int(found.name[8:])
         return
@@ -119,17 +124,31 @@ def _restarts() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
-def last_of_another_logger(root: Path, asked: bool) -> Path | None:
+def _nothing_to_validate(root: Path) -> Problem:
+    text = (
+        f"expected a run with a last checkpoint in `{root}`, but there is none. Name a checkpoint, or leave this out."
+    )
+    return Problem("ckpt_path", f"{text} Without it the start model is validated.")
+
+
+def last_of_another_logger(root: Path, asked: bool, trains: bool = True) -> Path | None:
     """The checkpoint that ``--ckpt_path last`` goes on from under another logger, whose folders only its library knows.
 
     Args:
         root: ``trainer.default_root_dir``.
         asked: whether the user wants to go on; else only a job that SLURM has started before does.
+        trains: whether it is a fit, which may begin anew.
 
     Raises:
-        ConfigError: the note of the latest run cannot be read.
+        ConfigError: the note of the latest run cannot be read, or a validation of the last checkpoint finds none.
     """
-    file = root / _LATEST
+    found = _last_by_note(root / _LATEST, asked)
+    if found is None and asked and not trains:
+        raise ConfigError(_nothing_to_validate(root))
+    return found
+
+
+def _last_by_note(file: Path, asked: bool) -> Path | None:
     if not (asked or _restarts()) or not file.is_file():
         return None
     try:
@@ -161,7 +180,7 @@ def unfinished(root: Path) -> str:
         return ""
     total = (folder / MARK).read_text(encoding="utf-8").strip()
     content = _peek(checkpoint)
-    if not _of_fit(content):
+    if not _of_fit(content) or _WHOLE not in content:
         return ""  # `--ckpt_path last` says what is wrong with it
     step = content["global_step"]
     return f"{folder} is unfinished: its last checkpoint is of step {step}{f' of {total}' if total else ''}."
@@ -180,18 +199,23 @@ def _of_fit(content: Any) -> bool:
     return isinstance(content, dict) and {"state_dict", "global_step", "pytorch-lightning_version"} <= content.keys()
 
 
-def problems_of_start(generator: Any, checkpoint: Path, recipe: str) -> list[Problem]:
-    """Why a run cannot go on from a checkpoint: it is none, or of a run of another start model.
+def problems_of_start(generator: Any, checkpoint: Path, recipe: str, trains: bool = True) -> list[Problem]:
+    """Why a run cannot go on from a checkpoint: it is none, or holds weights alone, or is of a run of another start model.
 
     Args:
         generator: the class path and arguments of this recipe's start model.
         checkpoint: where to go on. What cannot be read is left to the loading.
         recipe: the file of this recipe.
+        trains: whether it is a fit, which needs more than weights.
     """
     content = _peek(checkpoint)
     if content is not None and not _of_fit(content):
         text = f"expected a checkpoint of cfg-distill fit, but `{checkpoint}` holds something else. Check the path."
         return [Problem("ckpt_path", text)]
+    if trains and content is not None and _WHOLE not in content:
+        text = f"expected a checkpoint that a fit can go on from, but `{checkpoint}` holds weights alone (`save_weights_only`)."
+        go_on = "Export it, and begin a new run with the student as `@/model.start`; or name another checkpoint."
+        return [Problem("ckpt_path", f"{text} {go_on}")]
     other = (content or {}).get("generator")
     if not isinstance(other, dict) or not isinstance(other.get("init_args"), dict):
         return []

@@ -12,7 +12,15 @@ from cfg_distill.folders import whole_path
 from cfg_distill.generators import CausalLM
 from cfg_distill.generators.base import DTYPES
 from cfg_distill.sampling.distribution import Sampling
-from cfg_distill.sampling.engines import ONE_AT_A_TIME, RELOAD, Drawn, EngineGoneError, Order, asked_of
+from cfg_distill.sampling.engines import (
+    ONE_AT_A_TIME,
+    RELOAD,
+    Drawn,
+    EngineGoneError,
+    Order,
+    asked_of,
+    room_for,
+)
 
 INSTALL = 'pip install ".[vllm]"'
 OWN_OPTIONS = ("model", "tokenizer", "skip_tokenizer_init", "enable_lora", "generation_config", "logits_processors")
@@ -86,7 +94,7 @@ class Colocated:
                 "skip_tokenizer_init": True,
             }
             if student.lora is not None:
-                settings |= {"enable_lora": True, "max_lora_rank": max(8, student.lora.rank)}
+                settings |= {"enable_lora": True, "max_lora_rank": room_for(student.lora.rank)}
             try:
                 self.llm = LLM(**(settings | self.options))
             except TypeError as unknown:  # of its EngineArgs: a misspelled option

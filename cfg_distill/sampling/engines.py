@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 START = "VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 vllm serve {base} --enable-lora --max-lora-rank {rank}"
 START_WHOLE = "VLLM_SERVER_DEV_MODE=1 vllm serve {base}"
+_LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""The ranks that vLLM makes room for."""
 RELOAD = "reload_weights"
 """vLLM's own method of its workers, which reads the weights of a folder in place of those it has."""
 ANSWER_SECONDS = 20
@@ -98,11 +100,16 @@ class Engine(Protocol):
         ...
 
 
+def room_for(rank: int) -> int:
+    """The least rank of adapters that vLLM can be told of, and that has room for one of this rank."""
+    return next((each for each in _LORA_RANKS if each >= rank), rank)
+
+
 def _start_of(student: CausalLM) -> str:
     """The command that starts a server for a student."""
     if student.lora is None:
         return START_WHOLE.format(base=whole_path(student.path))
-    return START.format(base=whole_path(student.path), rank=student.lora.rank)
+    return START.format(base=whole_path(student.path), rank=room_for(student.lora.rank))
 
 
 def patiently(attempt: Callable[[], T], seconds: float) -> T:

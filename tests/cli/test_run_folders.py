@@ -332,3 +332,31 @@ def test_a_validation_leaves_the_record_of_the_fit(half: Path) -> None:
     words = ["--ckpt_path", "last", "--trainer.max_steps=777", "--model.guidance.scale=9"]
     assert main(["validate", "--config", "tiny.yaml", *words]) == 0
     assert {name: (folder / name).read_text() for name in before} == before
+
+
+def test_a_validation_says_nothing_of_another_fit(half: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["validate", "--config", "tiny.yaml"]) == 0
+    assert "unfinished" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("logger", [[], ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=m"]])
+def test_the_last_checkpoint_of_no_run_is_not_the_start_model(
+    recipe: Path, capsys: pytest.CaptureFixture, logger: list[str]
+) -> None:
+    assert main(["validate", "--config", "tiny.yaml", "--ckpt_path", "last", *logger]) == 2
+    assert "expected a run with a last checkpoint in `runs/tiny`, but there is none" in capsys.readouterr().err
+    assert not Path("runs").exists()
+
+
+def test_weights_alone_are_validated_and_no_fit_goes_on_from_them(half: Path, capsys: pytest.CaptureFixture) -> None:
+    content = torch.load(LAST, weights_only=True)
+    for key in ("optimizer_states", "lr_schedulers", "callbacks"):  # as `save_weights_only` leaves them out
+        del content[key]
+    torch.save(content, LAST)
+    assert main(["validate", "--config", "tiny.yaml", "--ckpt_path", "last"]) == 0
+    capsys.readouterr()
+    assert main(AGAIN) == 2
+    said = capsys.readouterr().err
+    assert "holds weights alone (`save_weights_only`)" in said and said.count("\n") == 1
+    assert main([*FIT, "--trainer.max_steps=1"]) == 0
+    assert "unfinished" not in capsys.readouterr().err

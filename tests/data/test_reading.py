@@ -48,7 +48,7 @@ def test_a_quoted_cell_may_hold_commas_and_lines(tmp_path: Path) -> None:
         (
             "a.jsonl",
             '{"promt": "a reel"}',
-            r"line 1: expected a field `prompt`.*Did you mean `promt`\? Set `field`",
+            r"line 1: expected a field `prompt`.*Did you mean `promt`\? Rename it in the file, or name yours as `field`",
         ),
         ("a.jsonl", '"a reel"\n{"prompt": ', "line 2: expected a JSON object"),
         ("a.jsonl", '{"prompt": 3}', "expected text in `prompt`, but got int"),

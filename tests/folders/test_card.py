@@ -22,7 +22,7 @@ from cfg_distill.evaluation.models import _name
 from cfg_distill.files import make_readable, strangers
 from cfg_distill.folders.card import tell_measured, write_card
 from cfg_distill.folders.checksums import write_checksums
-from cfg_distill.folders.history import History, history_of, of_base, remarks_on_guiding, shown, terms_of
+from cfg_distill.folders.history import History, history_of, of_base, of_merge, remarks_on_guiding, shown, terms_of
 from cfg_distill.folders.profile import profile_of
 from cfg_distill.generators import CausalLM, LoRA
 from cfg_distill.losses import PolicyGradient, ReverseKL
@@ -214,6 +214,43 @@ def test_a_merge_of_models_from_elsewhere_is_no_student(tiny_model: str, tmp_pat
     assert made is not None and not made.distilled
     assert "Do not guide" not in (tmp_path / "out" / "README.md").read_text()
     assert ModelCard.load(tmp_path / "out" / "README.md").data.tags == ["cfg-distill", "merge"]
+
+
+@pytest.mark.parametrize("first", ["base", "student"])
+def test_a_merge_with_the_base_is_a_student_in_either_order(
+    base: Path, students: Path, tmp_path: Path, first: str
+) -> None:
+    """And samples as one: settings of the base may guide it once more."""
+    guiding = shutil.copytree(base, tmp_path / "guiding")
+    settings = GenerationConfig.from_pretrained(base)
+    settings.guidance_scale = 3.0
+    settings.save_pretrained(guiding)
+    shares = [(str(guiding), "0.2"), (str(students / "whole"), "0.8")][:: 1 if first == "base" else -1]
+    models, weights = zip(*shares, strict=True)
+    assert main(["merge", "--models", *models, "--weights", *weights, "--out", str(tmp_path / "out")]) == 0
+    made = history_of(tmp_path / "out")
+    assert made is not None and made.distilled and len(remarks_on_guiding([str(tmp_path / "out")], [2.0])) == 1
+    assert GenerationConfig.from_pretrained(tmp_path / "out").guidance_scale in (None, 1.0)
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "Do not guide this model" in text and "`generation_config.json` switches guidance off" in text
+
+
+def test_a_card_says_what_the_settings_do(base: Path, tmp_path: Path) -> None:
+    guiding = shutil.copytree(base, tmp_path / "guiding")
+    GenerationConfig(guidance_scale=3.0).save_pretrained(guiding)
+    words = ["--models", str(guiding), str(base), "--weights", "0.5", "0.5", "--out", str(tmp_path / "out")]
+    assert main(["merge", *words]) == 0
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "`generation_config.json` guides it by 3." in text and "switches guidance off" not in text
+
+
+def test_two_licences_are_left_to_the_user(tmp_path: Path) -> None:
+    for name, licence in (("a", "mit"), ("b", "cc-by-nc-4.0"), ("c", "mit")):
+        (tmp_path / name).mkdir()
+        told = {"history": asdict(History("x", licence=licence))}
+        (tmp_path / name / "cfg_distill.json").write_text(json.dumps(told))
+    assert of_merge({name: tmp_path / name for name in "ac"}, "lerp", [0.5, 0.5]).licence == "mit"
+    assert of_merge({name: tmp_path / name for name in "ab"}, "lerp", [0.5, 0.5]).licence == ""
 
 
 def test_a_history_that_cannot_be_read_is_none(tmp_path: Path) -> None:

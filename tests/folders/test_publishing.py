@@ -35,7 +35,7 @@ class Hub:
         self.calls.append(("create", name, repo_type, exist_ok))
         return SimpleNamespace(repo_id=name)
 
-    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
+    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str, delete_patterns: list[str]) -> None:
         self.calls.append(("upload", repo_id, sorted(file.name for file in folder_path.iterdir())))
 
 
@@ -150,9 +150,20 @@ class Handler(BaseHTTPRequestHandler):
             lines = [json.loads(line) for line in body.splitlines()]
             for value in [line["value"] for line in lines if line["key"] == "file"]:
                 self.server.files[value["path"]] = base64.b64decode(value["content"])
+            for value in [line["value"] for line in lines if line["key"] == "deletedFile"]:
+                del self.server.files[value["path"]]
             answers[self.path] = {"commitUrl": f"{place}/commit/{'0' * 40}", "commitOid": "0" * 40}
-        content = json.dumps(answers[self.path]).encode()
-        self.send_response(400 if errors and self.path.endswith("yaml") else 200)
+        self._answer(400 if errors and self.path.endswith("yaml") else 200, answers[self.path])
+
+    def do_GET(self) -> None:
+        if "/tree/main" not in self.path:
+            return self._answer(404, {})
+        there = [{"type": "file", "path": name, "size": 1, "oid": "0" * 40} for name in self.server.files]
+        return self._answer(200, there)
+
+    def _answer(self, status: int, found: Any) -> None:
+        content = json.dumps(found).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
@@ -172,9 +183,11 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 
 def test_a_hub_receives_the_files_of_the_folder(server: Server, tiny_model: str, capsys: pytest.CaptureFixture) -> None:
+    """In place of the adapter that was there, which transformers would load in their place; other files stay."""
+    server.files = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"", "mine.safetensors": b"mine"}
     assert main(words_of(tiny_model)) == 0
     written = {file.name: file.read_bytes() for file in Path("out").iterdir()}
-    assert server.files == written and "model.safetensors" in written
+    assert server.files == written | {"mine.safetensors": b"mine"} and "model.safetensors" in written
     assert f"Pushed out to {constants.ENDPOINT}/me/student." in capsys.readouterr().out
 
 

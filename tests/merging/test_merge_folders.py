@@ -256,6 +256,20 @@ def test_equal_shapes_under_another_config_are_refused(models: list[str], tmp_pa
         merge_folders(models[:2], [0.5, 0.5], "lerp", tmp_path / "out")
 
 
+def test_one_model_as_transformers_4_and_5_write_it(models: list[str], tmp_path: Path) -> None:
+    """Version 4 has the rotary base at the top, and leaves out what is the default."""
+    path = Path(models[1]) / "config.json"
+    config = json.loads(path.read_text())
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    del config["head_dim"]
+    path.write_text(json.dumps(config))
+    for order in (models[:2], models[1::-1]):
+        merge_folders(order, [0.5, 0.5], "lerp", tmp_path / "out", overwrite=True)
+    path.write_text(json.dumps(config | {"rope_theta": 500.0}))
+    with pytest.raises(ConfigError, match=r"config.json differ in rope_parameters.rope_theta \(10000.0 vs 500.0\)\."):
+        merge_folders(models[:2], [0.5, 0.5], "lerp", tmp_path / "another")
+
+
 def test_truncated_and_missing_files_are_named(models: list[str], tmp_path: Path) -> None:
     shutil.copytree(models[0], tmp_path / "cut")
     file = tmp_path / "cut" / "model.safetensors"

@@ -24,6 +24,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.generators import AceStep, CausalLM, LoRA, YuE
 from cfg_distill.generators.lora import adapter_of
 from cfg_distill.sampling import VLLM, Codes, Rollout, Sampling, Seeds, rollout, vllm
+from cfg_distill.sampling.engines import room_for
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6"]
 GREEDY = Sampling(samples=2, max_new_tokens=9, temperature=0)
@@ -178,7 +179,7 @@ def test_what_is_wrong_is_said_before_weights_are_loaded(
     gone = problems(VLLM(url="http://127.0.0.1:9"), unloaded)
     assert (
         "does not answer" in gone
-        and f"vllm serve {Path(student.path).resolve()} --enable-lora --max-lora-rank 2" in gone
+        and f"vllm serve {Path(student.path).resolve()} --enable-lora --max-lora-rank 8" in gone
     )
     assert "top_p" in problems(VLLM(url=url, patience_seconds=30), unloaded, Sampling(min_p=0.1, top_p=0.9))
     assert "max-model-len" in problems(VLLM(url=url, patience_seconds=30), unloaded, Sampling(max_new_tokens=64))
@@ -214,6 +215,11 @@ def test_a_server_of_something_else_is_told_with_the_start_of_the_right_one(stud
     said = str(problem.under("model.sampler"))
     assert said.startswith("Key `model.sampler.url`: expected a vLLM server") and said.count("model.sampler") == 1
     assert "refuses it with status 404" in said and "Start one so: VLLM_ALLOW" in said
+    assert said.split("--max-lora-rank ")[1].startswith("8")  # vLLM takes no less
+
+
+def test_vllm_has_room_for_some_ranks_alone() -> None:
+    assert [room_for(rank) for rank in (1, 8, 9, 16, 48, 512)] == [8, 8, 16, 16, 64, 512]
 
 
 def test_options_that_the_student_decides_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
