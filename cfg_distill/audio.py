@@ -198,13 +198,16 @@ def compressed(wav: Path, form: AudioForm) -> Path:
     """A WAV file as FLAC, which loses nothing, or Ogg Vorbis, in its place.
 
     Returns:
-        The new file; the WAV file itself where it is to stay, or where the audio extra is missing.
+        The new file; the WAV file itself where it is to stay, where it has no sound (of which no FLAC can be read again), or
+        where the audio extra is missing.
     """
     if form == "wav" or problems_of_audio_extra():
         return wav
     soundfile = _library("soundfile")
     file = wav.with_suffix(f".{form}")
     samples_LC, rate = soundfile.read(str(wav), dtype="int16", always_2d=True)
+    if not len(samples_LC):
+        return wav
     subtype = "PCM_16" if form == "flac" else "VORBIS"
     soundfile.write(str(file), samples_LC, rate, format=form.upper(), subtype=subtype)
     wav.unlink()

@@ -45,7 +45,7 @@ class Arguments(argparse.ArgumentParser):
         unknown = [self._unknown(option, known) for option in dict.fromkeys(given) if option not in known]
         if unknown:
             raise ConfigError(unknown)
-        lists = {option for action in self._actions if action.nargs == "+" for option in action.option_strings}
+        lists = {option for action in self._actions if action.nargs in ("+", "*") for option in action.option_strings}
         if twice := [option for option in dict.fromkeys(given) if option in lists and given.count(option) > 1]:
             raise ConfigError([f"Option `{option}`: expected once, with all its values behind it." for option in twice])
         return self.parse_args(argv)

@@ -15,9 +15,10 @@ def run(argv: Sequence[str]) -> None:
     margin = "how far below the guided base the quality may lie; default: the margin of the study's claims, or 0.02"
     parser.add_argument("--margin", type=float, metavar="M", help=margin)
     guard = (
-        'bounds that a point must keep, each in quotes: "rest_share<0.02"; default: the guards of the study\'s claims'
+        'bounds that a point must keep, each in quotes: "rest_share<0.02"; default: the guards of the study\'s claims;'
+        " nothing behind it: no bound"
     )
-    parser.add_argument("--guard", nargs="+", metavar="BOUND", help=guard)
+    parser.add_argument("--guard", nargs="*", metavar="BOUND", help=guard)
     against = "the guided system that all are compared with; default: the guidance of the study's claims"
     parser.add_argument("--against", metavar="NAME", help=against)
     parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder for a copy of the chosen model")

@@ -249,8 +249,13 @@ class _Line:
 
 
 def _filtered(point: Point) -> bool:
-    """Whether a point is sampled with a filter beside its temperature, and so lies on no sweep of it."""
-    return point.get("top_p", 1.0) not in (1.0, None) or bool(point.get("top_k")) or bool(point.get("min_p"))
+    """Whether a point is sampled with a filter or a start model beside its temperature, and so lies on no sweep of it."""
+    return (
+        point.get("anneal") is not None
+        or point.get("top_p", 1.0) not in (1.0, None)
+        or bool(point.get("top_k"))
+        or bool(point.get("min_p"))
+    )
 
 
 def _axis_label(metric: str, axis: str) -> str:

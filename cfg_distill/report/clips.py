@@ -152,7 +152,9 @@ def written_clips(finished: Finished, systems: Sequence[str], prompts: Sequence[
 def _written(stem: Path, prompt: str) -> Clip | None:
     sounds = [file for suffix in SUFFIXES if (file := stem.with_name(f"{stem.name}{suffix}")).is_file()]
     if sounds:  # one that loses something is no sample of the model
-        return None if sounds[0].suffix == ".ogg" or _was_turned_down(sounds[0]) else Clip(sounds[0])
+        readable = sounds[0].suffix == ".wav" or soundfile_library() is not None
+        is_whole = readable and sounds[0].suffix != ".ogg" and not _was_turned_down(sounds[0])
+        return Clip(sounds[0]) if is_whole else None
     text, head = stem.with_name(f"{stem.name}.txt"), f"{prompt}\n\n"
     content = text.read_text(encoding="utf-8") if text.is_file() else ""
     return Clip(text=content.removeprefix(head).removesuffix("\n")) if content.startswith(head) else None

@@ -149,7 +149,7 @@ def front_panel(
     for p in sorted(drawn, key=lambda p: (p["name"] in named, p["name"] in line)):
         is_baseline = p["kind"] in KINDS["baselines"]
         quiet = (p["temperature"] != usual and p["kind"] not in ("base", "real")) or (
-            is_baseline and p["name"] not in plain
+            (is_baseline and p["name"] not in plain) or p.get("anneal") is not None
         )
         panel.dots.append(_dot(panel, p, p["name"] in shown, quiet))
     place = {dot.name: (dot.x, dot.y) for dot in panel.dots}

@@ -132,7 +132,7 @@ class _Page:
             "reason": choice["reason"],
             "facts": self._facts(),
             "rule": rule,
-            "command": f"cfg-distill choose {self._shell()} --out my-model" if self.front.chosen else "",
+            "command": self._choose_command() if self.front.chosen else "",
             "rejected": choice.get("rejected") or [],
         }
 
@@ -207,6 +207,19 @@ class _Page:
         return " · ".join(scores)
 
     # Around it
+
+    def _choose_command(self) -> str:
+        """The command that makes this choice again, and copies its model."""
+        choice, usual = self.front.choice, self.results.rule()
+        guards = list(choice.get("guards") or [])
+        words = [] if choice["margin"] == usual.margin else ["--margin", f"{choice['margin']:g}"]
+        words += [] if guards == list(map(str, usual.guards)) else ["--guard", *guards]
+        try:
+            is_usual = self.results.guided().name == self.front.guided
+        except ConfigError:  # there are several, and nobody says which one
+            is_usual = False
+        words += [] if is_usual else ["--against", str(self.front.guided)]
+        return shlex.join(["cfg-distill", "choose", str(self.results.folder), *words, "--out", "my-model"])
 
     def _merge_command(self) -> str:
         merges = self.results.study.get("merges") or {}

@@ -151,7 +151,8 @@ class Spread(NamedTuple):
     Attributes:
         prompt: between prompts.
         rater: between raters; 0 where there is one rater alone.
-        rest: of single answers; with one rater it is part of ``prompt``.
+        rest: of single answers; with one rater it is part of ``prompt``, with one prompt part of ``rater``, and of ``prompt``
+            where no two raters share a prompt.
     """
 
     prompt: float
@@ -184,9 +185,12 @@ def spread(values: ArrayLike) -> Spread:
     same_rater, same_prompt, everything = within(0), within(1), within(None)
     other = tuple(whole - one - two for whole, one, two in zip(everything, same_rater, same_prompt, strict=True))
     one_rater = same_rater[0] / same_rater[1] if same_rater[1] else 0.0  # prompt and rest
-    if not other[1] or not same_prompt[1]:
-        return Spread(one_rater, 0.0, 0.0)
-    one_prompt, total = same_prompt[0] / same_prompt[1], other[0] / other[1]
+    one_prompt = same_prompt[0] / same_prompt[1] if same_prompt[1] else 0.0  # rater and rest
+    if not other[1]:  # one rater, or one prompt
+        return Spread(one_rater, one_prompt, 0.0)
+    total = other[0] / other[1]
+    if not same_prompt[1]:  # raters that share no prompt
+        return Spread(one_rater, max(total - one_rater, 0.0), 0.0)
     return Spread(max(total - one_prompt, 0.0), max(total - one_rater, 0.0), max(one_rater + one_prompt - total, 0.0))
 
 

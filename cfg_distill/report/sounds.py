@@ -7,6 +7,7 @@ import io
 import math
 import re
 import shutil
+import wave
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -100,7 +101,7 @@ def with_sound(samples: dict[str, list[Sample]], folder: Path, inline: bool) -> 
             if not inline and before.is_file() and before.stat().st_mtime > sample.sound.stat().st_mtime:
                 return before.read_bytes(), min(_length(sample.sound), SECONDS)
             return clip(sample.sound)
-        except (OSError, RuntimeError, ValueError, EOFError):  # soundfile's own errors are RuntimeErrors
+        except (OSError, RuntimeError, ValueError, EOFError, wave.Error):  # soundfile's own errors are RuntimeErrors
             return None
 
     with ThreadPoolExecutor(2) as pool:  # the encoder lets other threads run

@@ -122,6 +122,15 @@ def test_models_that_nobody_called_students_are_not_in_the_legend():
     assert "students and merges, one pass" in told
 
 
+def test_a_baseline_that_begins_by_another_model_is_no_student():
+    """It takes the passes of both."""
+    annealed = point("base annealed", "model", 0.6, 0.6) | {"anneal": {"base": "b", "power": 2.0}}
+    panel = front_figure([*POINTS, annealed], "quality", "diversity").axes[0]
+    assert "base annealed" not in {text.get_text() for text in labels(panel)}
+    dots = [line for line in panel.lines if line.get_linestyle() == "None" and [0.6, 0.6] in line.get_xydata().tolist()]
+    assert [line.get_markerfacecolor() for line in dots] == ["white"]
+
+
 def test_real_samples_are_drawn_and_broken_ones_are_not():
     ladder = [point("real", "real", 0.68, 0.9), point("loops", "degenerate", 0.1, 0.0)]
     panel = front_figure([*POINTS, *ladder], "quality", "diversity").axes[0]

@@ -13,16 +13,19 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 from browser import OpenPage, browser, open_page, pages  # noqa: F401
 from report_studies import TUNES, standing_in
 
+from cfg_distill.audio import Waveform, compressed, write_audio
 from cfg_distill.cli import main
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.generators import CausalLM, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.report import clips
-from cfg_distill.report.clips import Finished, common_gain, encoded, read_finished
+from cfg_distill.report.clips import Finished, _written, common_gain, encoded, read_finished
 from cfg_distill.report.listening_request import PRESETS, evenly
+from cfg_distill.report.sounds import clip as on_the_page
 from cfg_distill.sampling import Sampling, draw
 from cfg_distill.study.config import Evaluation, Study
 from cfg_distill.study.parts import Fit, SystemConfig
@@ -163,6 +166,15 @@ def test_a_sample_that_was_changed_is_drawn_anew(texts: Path, listen: Listen, tm
     test = listen(copy / "out", "--prompts=3", "--variety=1")
     assert key_of(test)["source"] == "drawn under seed 0"
     assert "not of the model" not in (test / "page/index.html").read_text()
+
+
+def test_a_sample_without_sound_is_listened_to_all_the_same(tmp_path: Path) -> None:
+    """CSM and Dia may end at once; of such a clip libsndfile writes a FLAC that it cannot read."""
+    for form in ("wav", "flac", "ogg"):
+        write_audio(tmp_path / f"01-a-{form}-1.wav", Waveform(torch.zeros(1, 0), 8000))
+        file = compressed(tmp_path / f"01-a-{form}-1.wav", form)
+        assert encoded(file, common_gain([file]))[2] == 0 and on_the_page(file)[1] == 0
+        assert _written(file.with_suffix(""), "a").file == file
 
 
 def test_one_gain_for_all(tmp_path: Path) -> None:
@@ -335,8 +347,10 @@ def test_rate_reload_go_on_and_finish(
     for _ in range(3):
         page.keyboard.press(" ")
         page.wait_for_selector(".player.heard")
-        for key in ("5", "3", "Enter"):
+        for key in ("5", "3", "ArrowLeft", "ArrowRight"):  # which turn the page, also from a score
             page.keyboard.press(key)
+        assert page.eval_on_selector_all("input:checked", "all => all.map(each => each.value)") == ["5", "3"]
+        page.keyboard.press("Enter")
     assert "which group is more varied" in page.inner_text("h1")
     page.keyboard.press("Enter")
     for choice in ("a", "e"):
@@ -451,6 +465,9 @@ def test_a_clip_that_is_missing_says_so(tunes: Path, listen: Listen, browser: An
             page.fill("#rater", "Dora")
             page.keyboard.press("Enter")
             page.wait_for_selector("[role=alert] >> text=Is the folder whole?")
+            assert page.inner_text("#hint") == "Go on without this item."
+            page.keyboard.press("Enter")  # a rater is not stuck
+            assert page.inner_text("h1") == "Still open: 1 item"
 
     with pytest.raises(AssertionError, match="ERR_FILE_NOT_FOUND"):
         look()

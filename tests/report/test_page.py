@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import os
 import re
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
 from made_study import PROMPTS, line, system, tone, write_logs, write_samples, write_study
 
+from cfg_distill.audio import compressed
+from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import System
 from cfg_distill.evaluation.choice import Rule, guard_of
@@ -79,6 +83,22 @@ def test_a_choice_that_the_user_made_is_the_one_that_is_shown(study: Path) -> No
     change_front(study, choice=mine)
     page = page_of(study)
     assert "Ship <em>quality</em>, knob 0</h1>" in page and "I like it." in page
+
+
+@pytest.mark.parametrize(
+    "words", [[], ["--margin=0.2"], ["--margin=0.2", "--guard"], ["--guard", "rests<0.5", "rests > base - 1"]]
+)
+def test_the_command_of_the_page_makes_the_choice_of_the_page(study: Path, words: list[str]) -> None:
+    write_report(study)
+    assert main(["choose", str(study), *words]) == 0
+    chosen = json.loads((study / "front.json").read_text())["choice"]
+    (command,) = re.findall(
+        r"cfg-distill (choose .*?) --out my-model", html.unescape((study / "report.html").read_text())
+    )
+    assert len(shlex.split(command)) == 2 or words
+    assert main(shlex.split(command)) == 0
+    assert json.loads((study / "front.json").read_text())["choice"] == chosen
+    assert (chosen["system"] == "diversity") == ("--margin=0.2" in words)
 
 
 def test_a_guard_shows_its_value_and_its_bound(study: Path) -> None:
@@ -148,6 +168,17 @@ def test_without_the_audio_extra_the_sound_is_the_wav_file(study: Path, monkeypa
     page = page_of(study)
     assert 'src="report_files/half-01-1.wav"' in page and 'data-seconds="1.0"' in page
     assert (study / "report_files" / "half-01-1.wav").read_bytes()[:4] == b"RIFF"
+
+
+def test_without_the_audio_extra_flac_is_named_and_the_page_is_written(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a study that was made where the extra is."""
+    wav = study / "samples" / "half" / "01-a-jig-in-d-1.wav"
+    flac = compressed(wav, "flac")
+    monkeypatch.setattr(sounds_module, "soundfile_library", lambda: None)
+    assert f"{flac} cannot be read" in page_of(study)
+    assert (study / "report_files" / "half-01-2.wav").is_file()
 
 
 def test_long_clips_are_cut_and_fade_out(tmp_path: Path) -> None:

@@ -88,6 +88,18 @@ def test_spread_with_gaps_and_with_one_rater():
     assert spread(values) == pytest.approx((4, spread(values).rater, 0.25), rel=0.2)
     assert spread(values).rater == pytest.approx(1, rel=0.5)
     assert spread([[1.0], [2.0], [4.0]]) == pytest.approx((np.var([1, 2, 4], ddof=1), 0, 0))
+    assert spread([[1.0, 2.0, 4.0]]) == pytest.approx((0, np.var([1, 2, 4], ddof=1), 0))
+
+
+def test_raters_that_share_no_prompt_differ_all_the_same():
+    """Their difference was dropped, and so was most of the interval's width."""
+    random = np.random.default_rng(4)
+    values = np.full((8000, 2000), _)
+    for rater in range(2000):
+        own = 2 * random.normal(size=4) + 3 * random.normal()  # a prompt's variance is 4, a rater's 9
+        values[4 * rater : 4 * rater + 4, rater] = own
+    found = spread(values)
+    assert found.prompt == pytest.approx(4, rel=0.1) and found.rater == pytest.approx(9, rel=0.1) and found.rest == 0
 
 
 def test_an_interval_of_one_rater_is_students():

@@ -3,6 +3,7 @@
 const PLAY = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M7 4.5v15l12.5-7.5z"/></svg>';
 const PAUSE = '<svg viewBox="0 0 24 24" aria-hidden="true"><path d="M6 4.5h4v15H6zm8 0h4v15h-4z"/></svg>';
 
+const broken = new Set(); // clips that could not be loaded: a rater goes on, and their items stay open
 let ahead = []; // the clips of the next item, for pages that come from a web server
 
 function showItem(item) {
@@ -22,8 +23,8 @@ function showItem(item) {
       save();
     }
     const lacking = missing(item);
-    next.setAttribute("aria-disabled", String(lacking !== ""));
-    hint.textContent = lacking;
+    next.setAttribute("aria-disabled", String(lacking !== "" && !isBroken(item)));
+    hint.textContent = lacking && isBroken(item) ? "Go on without this item." : lacking;
     hint.classList.remove("wanted");
     const unheard = clipsOf(item).some((clip) => audible(clip) && !answer.heard.includes(clip));
     questions.forEach((each) => each.classList.toggle("waiting", unheard));
@@ -31,7 +32,7 @@ function showItem(item) {
 
   function go() {
     const lacking = missing(item);
-    if (!lacking) return move(1);
+    if (!lacking || isBroken(item)) return move(1);
     hint.classList.add("wanted");
     return say(lacking);
   }
@@ -75,6 +76,7 @@ function showItem(item) {
   fetchAhead();
 }
 
+const isBroken = (item) => clipsOf(item).some((clip) => broken.has(clip));
 const card = (...children) => make("div", { className: "card" }, ...children);
 
 function keysOf(item) {
@@ -205,6 +207,8 @@ function makePlayer(clip, label, answer, siblings, refresh) {
   audio.addEventListener("error", () => {
     const text = `This clip cannot be played. Is the folder whole? The file is ${file}.`;
     element.replaceChildren(make("p", { className: "problem card", role: "alert" }, text));
+    broken.add(clip);
+    refresh(false);
   });
   seek.addEventListener("input", () => (audio.currentTime = Number(seek.value)));
   draw();

@@ -147,7 +147,7 @@ document.addEventListener("keydown", (event) => {
   const target = event.target;
   const onButton = target.tagName === "BUTTON";
   const onRadio = target.type === "radio";
-  const takesArrows = onRadio || target.type === "range";
+  const takesArrows = target.type === "range"; // ↑ and ↓ are left to a scale, ← and → turn the page
   const acts = {
     Enter: () => !onButton && (shown.next(), true),
     ArrowLeft: () => !takesArrows && (shown.back(), true),
