@@ -90,14 +90,10 @@ def problems_of_sampler(module: CFGDistillation, context: Context, is_readable: 
 
 def problems_of_sampler_with(module: CFGDistillation, trainer: Trainer) -> list[Problem]:
     """What a sampler cannot do under a trainer; keys are relative to ``model``."""
-    sampler, found = module.sampler, []
+    sampler = module.sampler
     if sampler.is_own_loop:
         return []
-    if isinstance(trainer.strategy, FSDP2):
-        text = (
-            "expected auto or ddp where an engine is the `@/model.sampler`, but got fsdp2, whose weights are in shards."
-        )
-        found.append(Problem("/trainer.strategy", text))
+    found = problems_of_sampler_in_shards(module) if isinstance(trainer.strategy, FSDP2) else []
     if sampler.max_staleness and trainer.accumulate_grad_batches > 1:
         text = (
             "expected 1 under a `@/model.sampler.init_args.max_staleness` above 0, but got"
@@ -106,6 +102,14 @@ def problems_of_sampler_with(module: CFGDistillation, trainer: Trainer) -> list[
         )
         found.append(Problem("/trainer.accumulate_grad_batches", text))
     return found + [each.under("sampler.init_args") for each in sampler.problems_in(trainer.world_size, module.student)]
+
+
+def problems_of_sampler_in_shards(module: CFGDistillation) -> list[Problem]:
+    """What a sampler cannot do under fsdp2."""
+    if module.sampler.is_own_loop:
+        return []
+    text = "expected auto or ddp where an engine is the `@/model.sampler`, but got fsdp2, whose weights are in shards."
+    return [Problem("/trainer.strategy", text)]
 
 
 def problems_of_data_for_sampler(module: CFGDistillation, data: Any) -> list[Problem]:

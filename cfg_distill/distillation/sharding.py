@@ -299,11 +299,14 @@ def in_equal_length(module: CFGDistillation, samples: Samples) -> Samples:
 
 
 def problems_of_sharding(module: CFGDistillation, trainer: Trainer) -> list[Problem]:
-    """What does not work in shards."""
-    if not isinstance(trainer.strategy, FSDP2):
-        return []
+    """What does not work in shards, of a trainer that makes some."""
+    return problems_in_shards(module, trainer.precision) if isinstance(trainer.strategy, FSDP2) else []
+
+
+def problems_in_shards(module: CFGDistillation, precision: str) -> list[Problem]:
+    """What does not work in shards; keys are relative to ``model``."""
     found = []
-    if trainer.precision == "16-mixed":
+    if precision == "16-mixed":
         text = "expected 32-true or bf16-mixed under fsdp2, but got 16-mixed. Use bf16-mixed."
         found.append(Problem("/trainer.precision", text))
     if module.redraw and module.execution.gather == "layer":

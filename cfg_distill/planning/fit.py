@@ -18,11 +18,13 @@ from torch import nn
 
 from cfg_distill.data import PromptData
 from cfg_distill.distillation import CFGDistillation
+from cfg_distill.distillation.ahead import problems_of_sampler_in_shards
 from cfg_distill.distillation.settings import PRECISIONS
+from cfg_distill.distillation.sharding import problems_in_shards
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.folders import resolve
 from cfg_distill.folders.hub import in_cache
-from cfg_distill.generators import CausalLM, Dia, MusicGen, PromptLike
+from cfg_distill.generators import CausalLM, Dia, MusicGen, Prompt, PromptLike
 from cfg_distill.planning.known import ARCHITECTURES, numbers_of_embedder, write_folder
 from cfg_distill.recipe.bounds import TRAINER
 from cfg_distill.recipe.checks import Walk, unknown_key
@@ -35,6 +37,8 @@ from cfg_distill.recipe.trainer import NamedTrainer, problems_of_strategy
 _PATH = ("model", "generator", "path")
 _KEYS = ("model", "data", "trainer", "seed_everything", "ckpt_path")
 _OPTIONS = ("devices", "memory", "gpu", "json")
+IN_SHARDS = ("fsdp2", "FSDP2", "ModelParallelStrategy")
+"""Names of the strategy that cuts weights into shards."""
 _PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
 
@@ -79,6 +83,11 @@ class Fit:
         return min(self.module.micro_batch or self.rows, self.rows)
 
     @property
+    def problems_in_shards(self) -> list[Problem]:
+        """Why fsdp2 does not run it."""
+        return _problems_in_shards(self.module, self.precision)
+
+    @property
     def is_mixed(self) -> bool:
         """Whether the precision casts the operands of products."""
         return self.precision.endswith("-mixed")
@@ -115,6 +124,8 @@ def fit_of(recipe: Recipe, found: Sequence[Problem] = ()) -> Iterator[Fit]:
             problems.append(Problem("trainer.precision", text))
         strategy = recipe.at("trainer.strategy", "auto")
         problems += problems_of_strategy(strategy)
+        if class_name(strategy) in IN_SHARDS:
+            problems += _problems_in_shards(module, precision)
         if problems := [*problems, *_problems(module, data)]:
             raise ConfigError(problems)
         data.setup("fit")
@@ -136,9 +147,22 @@ def fit_of(recipe: Recipe, found: Sequence[Problem] = ()) -> Iterator[Fit]:
         )
 
 
+def _problems_in_shards(module: CFGDistillation, precision: str) -> list[Problem]:
+    return [
+        each.under("model") for each in [*problems_in_shards(module, precision), *problems_of_sampler_in_shards(module)]
+    ]
+
+
 def _longest(module: CFGDistillation, prompts: Sequence[PromptLike], number: int) -> list[PromptLike]:
-    """The longest prompts, the longest first; of few prompts some twice."""
-    ordered = sorted(prompts, key=lambda prompt: module.student.prompt_positions([prompt]), reverse=True)
+    """The longest prompts, the longest first; of few prompts some twice. A text encoder reads what takes no position."""
+
+    def length(prompt: PromptLike) -> tuple[int, int]:
+        given = Prompt.of(prompt)
+        return module.student.prompt_positions([prompt]), sum(
+            map(len, (given.text, *map(str, given.conditions.values())))
+        )
+
+    ordered = sorted(prompts, key=length, reverse=True)
     return (ordered * -(-number // len(ordered)))[:number]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from cfg_distill.planning.depth import blocks_of
 from cfg_distill.planning.dry import bytes_of, dry, numbers_of
-from cfg_distill.planning.fit import Fit
+from cfg_distill.planning.fit import IN_SHARDS, Fit
 from cfg_distill.planning.machines import Device, libraries
 from cfg_distill.planning.step import DryStep, Phase
 
@@ -29,6 +29,7 @@ class Split:
         strategy: of the trainer: auto, ddp or fsdp2.
         devices: how many.
         micro_batch: samples scored at once on each.
+        gather: of fsdp2: ``execution.gather``.
         always: bytes by part in every phase.
         phases: the phases of a step by their names.
     """
@@ -36,6 +37,7 @@ class Split:
     strategy: str
     devices: int
     micro_batch: int
+    gather: str
     always: dict[str, int]
     phases: dict[str, Phase]
 
@@ -92,8 +94,8 @@ class Plan:
                 for name, phase in each.phases.items()
             }
             return {
-                "strategy": each.strategy, "devices": each.devices, "micro_batch": each.micro_batch, "peak": each.peak,
-                "largest_phase": each.largest, "always": each.always, "phases": phases,
+                "strategy": each.strategy, "devices": each.devices, "micro_batch": each.micro_batch, "gather": each.gather,
+                "peak": each.peak, "largest_phase": each.largest, "always": each.always, "phases": phases,
             }  # fmt: skip
 
         return {
@@ -119,7 +121,7 @@ def plan_of(fit: Fit, device: Device, devices: int) -> Plan:
         asked = planner.split(own, fit.micro_batch)
         fitting = planner.largest_that_fits()
         seconds = {
-            name: device.seconds(phase.work * (fit.accumulate if name != "update" else 1), planner.step.work_dtype)
+            name: device.seconds(phase.work, planner.step.work_dtype)
             for name, phase in asked.phases.items()
             if name != "validation"
         }
@@ -130,6 +132,7 @@ def plan_of(fit: Fit, device: Device, devices: int) -> Plan:
         taken = module.student.prompt_positions(fit.prompts)
         prompts = f"{len(fit.prompts)} prompts" + (f" of up to {taken} positions" if taken else "")
         about = f"{prompts} x {module.sampling.samples} samples"
+        about = f"{fit.accumulate} batches of {about}" if fit.accumulate > 1 else about
         return Plan(
             fit.name, device, f"{about} x {length} per device, {fit.precision}", step.parameters, asked, fitting, seconds,
             str(step.work_dtype).removeprefix("torch."), fit.notes,
@@ -138,7 +141,7 @@ def plan_of(fit: Fit, device: Device, devices: int) -> Plan:
 
 def _strategy_of(name: str, devices: int) -> str:
     """auto and all kinds of ddp: a whole student on each device."""
-    if name in ("fsdp2", "FSDP2", "ModelParallelStrategy"):
+    if name in IN_SHARDS:
         return "fsdp2"
     return "ddp" if devices > 1 else "auto"
 
@@ -157,8 +160,14 @@ class Planner:
             "validation": self.step.validation(drawing),
         }
 
-    def split(self, strategy: str, micro_batch: int) -> Split:
-        """The fit under a strategy with a micro-batch."""
+    def split(self, strategy: str, micro_batch: int, gather: str = "") -> Split:
+        """The fit under a strategy with a micro-batch.
+
+        Args:
+            strategy: auto, ddp or fsdp2.
+            micro_batch: samples scored at once.
+            gather: of fsdp2; empty for the recipe's own.
+        """
         phases = {
             "rollout": self._phases["rollout"],
             "sound": self._phases["sound"],
@@ -166,16 +175,22 @@ class Planner:
             "update": self._phases["update"],
             "validation": self._phases["validation"],
         }
-        phases = {name: phase for name, phase in phases.items() if phase.held}
+        times = {name: 1 if name in ("update", "validation") else self.fit.accumulate for name in phases}
+        phases = {name: Phase(phase.held, phase.work * times[name]) for name, phase in phases.items() if phase.held}
         always = {**self.step.always, **self.held}
         if strategy == "ddp":
             # Buckets in which the gradients of the ranks are added up (torch's documentation of `gradient_as_bucket_view`).
             always["buckets of gradients"] = always["gradients"]
+        gather = (gather or self.fit.module.execution.gather) if strategy == "fsdp2" else ""
         if strategy == "fsdp2":
-            always, phases = self._in_shards(always, phases)
-        return Split(strategy, self.devices, micro_batch, {name: each for name, each in always.items() if each}, phases)
+            always, phases = self._in_shards(always, phases, gather)
+        return Split(
+            strategy, self.devices, micro_batch, gather, {name: each for name, each in always.items() if each}, phases
+        )
 
-    def _in_shards(self, always: dict[str, int], phases: dict[str, Phase]) -> tuple[dict[str, int], dict[str, Phase]]:
+    def _in_shards(
+        self, always: dict[str, int], phases: dict[str, Phase], gather: str
+    ) -> tuple[dict[str, int], dict[str, Phase]]:
         r"""The same where R devices share what is trained and the teacher.
 
         Each holds 1/R of student, teacher, gradients, optimiser and averages (stage 3 of Rajbhandari et al., arXiv 1910.02054,
@@ -183,11 +198,12 @@ class Planner:
         products; going back, the gradient of one block is there before it is shared out (Zhao et al., arXiv 2304.11277,
         section 3).
         Embeddings and head stand outside the blocks, and are gathered in their own dtype. While a batch is scored, those of
-        student and teacher stay gathered, with the student's gradient. A rollout gathers all weights once where they fit, and
-        block by block where not.
+        student and teacher stay gathered, with the student's gradient. A rollout gathers all weights once, or block by block:
+        ``execution.gather``. A LoRA student shares no shard with its teacher.
         """
+        teacher: Any = self.step.module.teacher
+        always |= {"teacher": bytes_of([*teacher.model.parameters(), *teacher.model.buffers()])}
         always = {name: each // self.devices if name in SHARDED else each for name, each in always.items()}
-        left = ROOM * self.device.memory - sum(always.values())
         model, width = self.step.module.student.model, self.step.work_dtype.itemsize
         blocks = blocks_of(model)
         block = max((numbers_of(each.parameters()) for each in blocks), default=0) * width
@@ -201,7 +217,7 @@ class Planner:
             held = {part: size // self.devices if part in OF_WEIGHTS else size for part, size in phase.held.items()}
             if name in ("rollout", "validation"):
                 held.pop("packed weights", None)
-                held["gathered weights"] = whole if sum(held.values()) + whole <= left else running
+                held["gathered weights"] = whole if gather == "rollout" else running
             elif name == "scoring":
                 held["activations"] -= self.step.casts  # gathered in the dtype of products, and freed after each pass
                 held["gathered weights"] = running + ends + block + gradient
@@ -210,23 +226,38 @@ class Planner:
 
     def largest_that_fits(self) -> Split | None:
         """The first strategy, whole before sharded, under which a micro-batch fits, and its largest."""
-        return next(filter(None, (self._largest_under(each) for each in self._strategies())), None)
+        return next(filter(None, (self._largest_under(*each) for each in self._strategies())), None)
 
-    def _strategies(self) -> list[str]:
-        return ["ddp", "fsdp2"] if self.devices > 1 else ["auto"]
+    def _strategies(self) -> Iterator[tuple[str, str]]:
+        """Strategies and ways to gather, from the fastest on, without those that a fit refuses."""
+        if self.devices == 1:
+            yield "auto", ""
+            return
+        yield "ddp", ""
+        if self.fit.problems_in_shards:
+            return
+        module = self.fit.module
+        yield "fsdp2", module.execution.gather
+        if module.execution.gather == "rollout" and not module.redraw:  # which waits for no other process
+            yield "fsdp2", "layer"
 
-    def _largest_under(self, strategy: str) -> Split | None:
-        """By bisection: memory grows with the micro-batch."""
+    def _largest_under(self, strategy: str, gather: str) -> Split | None:
+        """By bisection, since memory grows with the micro-batch; what it finds is run dry as it is, and must fit."""
         sizes = list(micro_batches(self.fit.module.sampling.samples, self.fit.rows))
-        best, low, high = None, 0, len(sizes)
+        low, high = 0, len(sizes)
         while low < high:
             middle = (low + high) // 2
-            tried = self.split(strategy, sizes[middle])
+            tried = self.split(strategy, sizes[middle], gather)
             if tried.peak <= ROOM * self.device.memory:
-                best, low = tried, middle + 1
+                low = middle + 1
             else:
                 high = middle
-        return best
+        for size in reversed(sizes[:low]):
+            self.step.run_dry(size)
+            best = self.split(strategy, size, gather)
+            if best.peak <= ROOM * self.device.memory:
+                return best
+        return None
 
 
 def micro_batches(group: int, rows: int) -> Iterator[int]:

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import EncoderDecoderCache
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-from cfg_distill.generators import Prompt, PromptLike
+from cfg_distill.generators import CausalLM, Prompt, PromptLike
 from cfg_distill.generators.base import DTYPES
 from cfg_distill.generators.frozen import Frozen
-from cfg_distill.generators.growing_cache import ROOM, GrowingLayer
 from cfg_distill.generators.guided import with_negatives
 from cfg_distill.generators.linear import Linear
 from cfg_distill.losses import Loss, mix
+from cfg_distill.planning.cache import Cache, cache_of, num_layers
 from cfg_distill.planning.depth import Counts, counted, highest, peaks_of, shallow
 from cfg_distill.planning.dry import Ledger, bytes_of, numbers_of
 from cfg_distill.planning.fit import Fit
@@ -72,6 +72,8 @@ class DryStep:
         self.fit, self.on_cpu = fit, on_cpu
         self.module = module = fit.module
         module.student.load()
+        if isinstance(module.student, CausalLM) and not _ends_with_head(module.student.model):
+            vars(module.student)["_linear_head"] = False  # as a fit finds it, whose tensors have values
         with torch.no_grad(), self._precision(), shallow([module.student.model], 1):
             tokens_NKT = self._tokens(1)  # what is done once: the head is looked at, tables of positions grow
             module.student.predictions(fit.prompts[:1], tokens_NKT, torch.ones_like(tokens_NKT, dtype=torch.bool))
@@ -191,25 +193,27 @@ class DryStep:
         """
         student, sampling = self.module.student, self.module.sampling
         asked: list[PromptLike | None] = list(prompts)
+        repeats = sampling.samples
+        if self.module.conditioner is not None:  # each sample is a prompt of its own
+            asked, repeats = list(self.module.conditioner.asked(prompts, self._labels(len(prompts), repeats))), 1
         if self.module.off_policy and self.module.guidance.active:
             asked = with_negatives(student, prompts, self.module.guidance)
         num_new = sampling.max_new_tokens + max(student.delays)
         texts = self._read(asked)
-        counts = counted(self._networks, lambda ledger: self._drawn(ledger, asked))
-        positions, fixed, begun = (int(counts[name]) for name in ("positions", "fixed", "begun"))
-        room = _room(begun, num_new)
+        counts = counted(self._networks, lambda ledger: self._drawn(ledger, asked, repeats))
+        cache = Cache(*(int(counts[name]) for name in Cache._fields))
+        grown = cache.grown(num_new)
         held = {
-            "key-value cache": positions * room + fixed,
+            "key-value cache": grown + cache.fixed,
             "packed weights": self.packed,
             # A layer's cache is copied into its new room; and the widest tensors of a step.
-            "one position": max(highest(counts, "step") - int(counts["live"]), 0)
-            + positions * room // int(counts["layers"]),
+            "one position": max(highest(counts, "step") - int(counts["live"]), 0) + grown // int(counts["layers"]),
         }
         weights = self.layers * self.work_dtype.itemsize
         work = [(texts + counts["reading"], float(weights))]
-        for length in range(begun + 1, begun + num_new):
-            flops = counts["products"] + counts["attention"] * length / (begun + 1)
-            work.append((flops, float(weights + positions * length + fixed)))
+        for length in range(cache.begun + 1, cache.begun + num_new):
+            flops = counts["products"] + counts["attention"] * cache.seen(length) / cache.seen(cache.begun + 1)
+            work.append((flops, float(weights + cache.read(length))))
         return Phase(held, work)
 
     def _read(self, asked: Sequence[PromptLike | None]) -> float:
@@ -218,24 +222,25 @@ class DryStep:
             self.module.student.encode(asked)
         return ledger.all_flops
 
-    def _drawn(self, ledger: Ledger, asked: Sequence[PromptLike | None]) -> Counts:
+    def _drawn(self, ledger: Ledger, asked: Sequence[PromptLike | None], repeats: int) -> Counts:
         """Of reading prompts, and of drawing one position."""
         student, sampling = self.module.student, self.module.sampling
         with torch.no_grad(), self._precision():
             ledger.begin()
-            state, first = student.prefill(asked, sampling.samples)
+            state, first = student.prefill(asked, repeats)
             reading = ledger.all_flops
-            positions, fixed, begun = _cache(state.cache)
-            tokens_NK = torch.zeros((len(asked) * sampling.samples, student.num_codebooks), dtype=torch.long)
+            cache = cache_of(state.cache)
+            tokens_NK = torch.zeros((len(asked) * repeats, student.num_codebooks), dtype=torch.long)
             ledger.begin()
             _, following = student.step(state, tokens_NK)
             sampling.probs(following.whole()[:, :, 0])
-            attention = ledger.attention[begun + 1]
+            attention = ledger.attention[cache.begun + 1]
             products, live = ledger.all_flops - attention, ledger.live
             del first
         return {
-            "reading": reading, "positions": positions, "fixed": fixed, "begun": begun, "layers": _num_layers(state.cache),
+            "reading": reading, "layers": num_layers(state.cache),
             "attention": attention, "products": products, "live": live, **peaks_of("step", ledger),
+            **dict(zip(Cache._fields, cache, strict=True)),
         }  # fmt: skip
 
     def sound(self) -> Phase:
@@ -257,16 +262,16 @@ class DryStep:
         ``execution.logits_chunk``. A forward pass computes ``2 P`` FLOPs per position, the backward pass twice as much (Kaplan
         et al., arXiv 2001.08361, section 2.1), and attention on top: all are counted in the dry run.
 
-        Two micro-batches are run dry, that of the recipe and another one. All else is on the line through both: every tensor
-        has as many rows as the micro-batch, or none of them.
+        Some micro-batches are run dry, that of the recipe among them; the others are on a line through two of these. Below G
+        samples a micro-batch reads a whole prompt, and from G on one for each group: the line has its bend there.
 
         Args:
             micro_batch: samples at once.
         """
         own = self.fit.micro_batch
-        one = self._run_dry(own)
-        if micro_batch == own:
-            return one
+        if micro_batch == own or micro_batch in self._scorings:
+            return self.run_dry(micro_batch)
+        one = self.run_dry(own)
         times = -(-self.fit.rows // micro_batch)
         flops = one.flops / len(one.work) / own * micro_batch
         return Phase(self._held_by(micro_batch), [(flops, one.traffic / len(one.work))] * times)
@@ -277,13 +282,15 @@ class DryStep:
         return self._held_by(0)["activations"] if self.fit.is_mixed else 0
 
     def _held_by(self, micro_batch: int) -> dict[str, int]:
-        own, group = self.fit.micro_batch, self.module.sampling.samples
-        other = group if own != group else 2 * group if self.fit.rows > group else 1
-        one, two = self._run_dry(own), self._run_dry(other)
-        share = (micro_batch - own) / (other - own) if other != own else 0.0
+        group, rows = self.module.sampling.samples, self.fit.rows
+        is_short = 0 < micro_batch < group or rows == group
+        first, last = (1, group) if is_short else (group, rows)
+        one, two = self.run_dry(first), self.run_dry(last)
+        share = (micro_batch - first) / (last - first) if last != first else 0.0
         return {name: max(round(size + share * (two.held[name] - size)), 0) for name, size in one.held.items()}
 
-    def _run_dry(self, micro_batch: int) -> Phase:
+    def run_dry(self, micro_batch: int) -> Phase:
+        """The phase of a micro-batch as it is, from no line."""
         if micro_batch not in self._scorings:
             self._scorings[micro_batch] = self._scoring(micro_batch)
         return self._scorings[micro_batch]
@@ -295,6 +302,10 @@ class DryStep:
         samples = self._samples(prompts, min(micro_batch, module.sampling.samples))
         asked = module.guidance.of_teacher(prompts)
         self._read(with_negatives(module.student, asked, module.guidance) if module.guidance.active else asked)
+        if module.conditioner is not None:
+            self._read(
+                module.conditioner.asked(prompts, self._labels(len(prompts), len(samples.outputs) // len(prompts)))
+            )
         counts = counted(self._networks, lambda ledger: self._scored(ledger, samples, several))
         kept, chunk, peak = int(counts["kept"]), highest(counts, "chunk"), highest(counts, "peak")
         if not several:  # the gradient is made while activations go, and counts among what every phase holds
@@ -355,39 +366,29 @@ class DryStep:
         shape = (rows, student.num_codebooks, sampling.max_new_tokens + max(student.delays))
         return torch.zeros(shape, dtype=torch.long)
 
+    @staticmethod
+    def _labels(prompts: int, group: int) -> Tensor:
+        """A label for each sample. A conditioner reads their values, so these have some."""
+        with unset_fake_temporarily():
+            return torch.zeros((prompts, group), dtype=torch.long)
+
     def _samples(self, prompts: Sequence[PromptLike], group: int) -> Samples:
         tokens_BGKT = self._tokens(len(prompts) * group).unflatten(0, (len(prompts), group))
         drawn = Rollout(tokens_BGKT, torch.ones_like(tokens_BGKT, dtype=torch.bool), torch.zeros(tokens_BGKT.shape))
+        if self.module.conditioner is not None:
+            drawn = replace(drawn, labels_BG=self._labels(len(prompts), group))
         texts = [Prompt.of(prompt).text for prompt in prompts]
         return Samples(texts, [""] * (len(prompts) * group), drawn, list(prompts))
 
 
-def _own(cache: Any) -> Any:
-    return cache.self_attention_cache if isinstance(cache, EncoderDecoderCache) else cache
-
-
-def _cache(cache: Any) -> tuple[int, int, int]:
-    """Bytes per position of the layers that grow, bytes of all others, and the positions so far."""
-    growing = [layer for layer in _own(cache).layers if isinstance(layer, GrowingLayer)]
-    others = [layer for layer in _own(cache).layers if not isinstance(layer, GrowingLayer)]
-    if isinstance(cache, EncoderDecoderCache):
-        others += cache.cross_attention_cache.layers
-    tensors = [tensor for layer in growing for tensor in (layer.keys, layer.values) if tensor is not None]
-    begun = _own(cache).get_seq_length()
-    per_position = sum(tensor.numel() // tensor.shape[-2] * tensor.element_size() for tensor in tensors)
-    rest = [tensor for layer in others for tensor in (layer.keys, layer.values) if tensor is not None]
-    return per_position, bytes_of(rest), begun
-
-
-def _num_layers(cache: Any) -> int:
-    return max(1, len(_own(cache).layers))
-
-
-def _room(begun: int, num_new: int) -> int:
-    """Positions of the last room of a cache: see :class:`GrowingLayer`."""
-    size = begun
-    if num_new > 1:
-        size = begun + 1 + ROOM
-        while size < begun + num_new - 1:
-            size += 1 + ROOM
-    return size
+def _ends_with_head(network: Any) -> bool:
+    """Whether the logits are what the head makes of the states: a soft cap or a scale behind it makes them anew."""
+    made: list[Tensor] = []
+    head = network.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, __, logits: made.append(logits))
+    try:
+        with torch.no_grad(), shallow([network], 1):
+            found = network(input_ids=torch.zeros((1, 4), dtype=torch.long), use_cache=False).logits
+    finally:
+        hook.remove()
+    return any(found.dtype != each.dtype or found.untyped_storage() is each.untyped_storage() for each in made)

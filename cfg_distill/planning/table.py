@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cfg_distill.planning.machines import GB
 from cfg_distill.planning.plan import ROOM, Plan, Split
 
@@ -80,8 +82,10 @@ def _verdict(plan: Plan) -> list[str]:
             "Nothing fits, not even a micro-batch of 1. Train a `model.generator.lora` (its base may have `dtype: bfloat16`),"
             " sample fewer or shorter samples, leave out StudentEMA, or take more or larger devices."
         )
-    elif (fitting.strategy, fitting.micro_batch) != (asked.strategy, asked.micro_batch):
+    elif replace(fitting, always={}, phases={}) != replace(asked, always={}, phases={}):
         settings = f"--model.micro_batch {fitting.micro_batch}"
+        if fitting.gather == "layer" != asked.gather:
+            settings = f"--model.execution.gather layer {settings}"
         if fitting.strategy != asked.strategy:
             settings = f"--trainer.strategy {fitting.strategy} {settings}"
         lines.append(f"The most that fits: {settings} ({fitting.peak / GB:.2f} GB).")
