@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_tokenizer
 from tiny_musicgen import tiny_musicgen
 from tiny_songs import YUE_PROMPT, tiny_yue
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from cfg_distill import CFGDistillation
 from cfg_distill.generators import CausalLM, LoRA, MusicGen, Prompt, YuE
@@ -20,7 +22,7 @@ from cfg_distill.losses import CrossEntropy, ReverseKL
 from cfg_distill.planning.dry import Ledger, dry
 from cfg_distill.planning.fit import Fit
 from cfg_distill.planning.step import DryStep
-from cfg_distill.sampling import Sampling
+from cfg_distill.sampling import Codes, Sampling
 
 WORDS = ["rock", "calm jazz"]
 TEXTS = ["w1 w2 w3 w4", "w5 w6"]
@@ -149,6 +151,84 @@ def test_the_cache_of_a_rollout_is_that_of_the_real_one(tiny_model: str, monkeyp
         planned = DryStep(fit(module(CausalLM(tiny_model), length=40), TEXTS), on_cpu=True).rollout(TEXTS)
     assert planned.held["key-value cache"] == real
     assert len(planned.work) == 40
+
+
+def folder_of(folder: Path, kind: str, **settings: Any) -> str:
+    """A tiny model of a kind with the words of the others."""
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+    }
+    common = {
+        "vocab_size": 16,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 64,
+        "pad_token_id": 0,
+        "eos_token_id": 2,
+    }
+    config = CONFIG_MAPPING[kind](**sizes, **common, bos_token_id=1, **settings)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("window", [6, 16, 100])
+def test_a_sliding_window_grows_until_it_is_full(tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was counted as long as the prompt. Of the widest window all positions are kept."""
+    folder = folder_of(tmp_path / "mistral", "mistral", sliding_window=window)
+    caches: list[Any] = []
+    plain = CausalLM.step
+
+    def step(self: Any, state: Any, tokens_NK: torch.Tensor) -> Any:
+        caches[:] = [state.cache]
+        return plain(self, state, tokens_NK)
+
+    own = module(CausalLM(folder), length=40)
+    own.configure_model()
+    own.student.end_tokens = ()
+    with monkeypatch.context() as patched:
+        patched.setattr(CausalLM, "step", step)
+        own.rollout(TEXTS)
+    real = sum(t.untyped_storage().nbytes() for layer in caches[0].layers for t in (layer.keys, layer.values))
+    with dry():
+        planned = DryStep(fit(module(CausalLM(folder), length=40), TEXTS), on_cpu=True).rollout(TEXTS)
+    rows = len(TEXTS) * 4
+    assert real <= planned.held["key-value cache"] <= real + 2 * 2 * rows * 16 * 4  # a position more, in both layers
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "is_linear"),
+    [
+        ("mistral", {}, True),
+        ("gemma2", {"final_logit_softcapping": 0.01}, False),
+        ("gemma2", {"final_logit_softcapping": None}, True),
+        ("cohere", {"logit_scale": 0.5}, False),
+    ],
+)
+def test_logits_that_a_fit_computes_whole_are_planned_whole(
+    tmp_path: Path, kind: str, settings: dict[str, Any], is_linear: bool
+) -> None:
+    folder = folder_of(tmp_path / "model", kind, **settings)
+    assert CausalLM(folder).load()._linear_head == is_linear
+    with dry():
+        step = DryStep(fit(module(CausalLM(folder)), TEXTS), on_cpu=True)
+    assert step.module.student._linear_head == step.module.teacher._linear_head == is_linear
+
+
+def test_under_a_conditioner_each_sample_reads_its_prompt(tiny_model: str) -> None:
+    def made(conditioner: Any) -> tuple[Any, Any]:
+        own = module(CausalLM(tiny_model, chat_template=False))
+        own.conditioner = conditioner
+        with dry():
+            step = DryStep(fit(own, [" ".join(["w1"] * 30)] * 2), on_cpu=True)
+            return step.rollout(step.fit.prompts), step.scoring(step.fit.micro_batch)
+
+    (plain, scored), (labelled, scored_labelled) = made(None), made(Codes(template="{prompt} w{label}"))
+    assert labelled.work[0][0] > 3.5 * plain.work[0][0]  # four samples a prompt
+    assert scored_labelled.held["activations"] > 1.4 * scored.held["activations"]
 
 
 def test_a_guided_rollout_has_the_negative_prompts_of_the_model(tmp_path: Path) -> None:

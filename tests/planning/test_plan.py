@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +13,14 @@ from typing import Any
 
 import pytest
 import torch
+from tiny import tiny_folder
 from transformers import AutoModelForCausalLM
 
 from cfg_distill.cli import main
 from cfg_distill.generators.linear import Linear
 from cfg_distill.planning import machines
-from cfg_distill.planning.dry import dry
-from cfg_distill.planning.fit import fit_of
+from cfg_distill.planning.dry import bytes_of, dry
+from cfg_distill.planning.fit import _longest, fit_of
 from cfg_distill.planning.known import ARCHITECTURES, musicgen
 from cfg_distill.planning.machines import GPUS, Device
 from cfg_distill.planning.plan import ROOM, Planner, micro_batches
@@ -108,6 +111,75 @@ def test_shards_hold_their_share_of_what_single_phases_hold_of_weights(recipe: s
     ends = sum(weight.numel() for weight in model.parameters()) - len(model.model.layers) * layer
     assert sharded["scoring"].held["gathered weights"] == 3 * 2 * layer + 3 * 4 * ends
     assert sharded["rollout"].held["gathered weights"] == len(model.model.layers) * 2 * layer + 4 * ends
+
+
+def plan_under(recipe: str, words: list[str], devices: int = 4) -> Any:
+    @contextmanager
+    def planner() -> Iterator[Planner]:
+        with fit_of(Recipe.read([recipe], sorted_words(words).overrides)) as fit, dry():
+            yield Planner(fit, GPUS["h100"], devices, {})
+
+    return planner()
+
+
+def test_shards_of_a_student_under_lora_have_a_teacher_beside_them(recipe: str) -> None:
+    with plan_under(recipe, ["--model.generator.init_args.lora.rank=2"]) as planner:
+        whole, sharded = planner.split("ddp", 4), planner.split("fsdp2", 4)
+        base = bytes_of(planner.step.module.teacher.model.parameters())
+    assert "teacher" not in whole.always and sharded.always["teacher"] == pytest.approx(base / 4, rel=0.05)
+
+
+def test_weights_are_gathered_as_the_recipe_says_and_otherwise_where_that_does_not_fit(recipe: str) -> None:
+    deep = f"--model.generator.init_args.path={tiny_folder(Path('deep'), num_hidden_layers=6)}"
+    with plan_under(recipe, ["--trainer.strategy=fsdp2", deep]) as planner:
+        rollout, layer = planner.split("fsdp2", 1), planner.split("fsdp2", 1, "layer")
+        planner.device = replace(planner.device, memory=(layer.peak + 1) / ROOM)
+        found, asked = planner.largest_that_fits(), planner.split("fsdp2", 4)
+    assert rollout.gather == "rollout" and layer.gather == "layer"
+    parts = (each.phases["rollout"].held["gathered weights"] for each in (rollout, layer))
+    assert next(parts) > next(parts)
+    assert found is not None and (found.strategy, found.gather, asked.gather) == ("fsdp2", "layer", "rollout")
+    with plan_under(recipe, ["--model.execution.gather=layer", deep]) as planner:
+        assert planner.split("fsdp2", 1).phases["rollout"].held == layer.phases["rollout"].held
+
+
+def test_no_split_is_recommended_that_a_fit_refuses(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with plan_under(recipe, ["--trainer.precision=16-mixed"]) as planner:
+        assert [strategy for strategy, _ in planner._strategies()] == ["ddp"]
+    words = ["--devices=4", "--gpu=h100", "--trainer.strategy=fsdp2", "--trainer.precision=16-mixed"]
+    assert main(["plan", "--config", recipe, *words]) == 2
+    assert "expected 32-true or bf16-mixed under fsdp2, but got 16-mixed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("own", [1, 4])
+def test_a_micro_batch_is_planned_alike_by_any_recipe(recipe: str, own: int) -> None:
+    """Below the group it reads a whole prompt, and so the line has a bend there."""
+    Path("train.txt").write_text("\n".join(" ".join(["w1"] * 10 + [f"w{number}"]) for number in range(8)))
+    with plan_under(recipe, [f"--model.micro_batch={own}"], devices=1) as planner:
+        lines = {size: planner.step.scoring(size).bytes for size in (1, 2, 8, 12)}
+        exact = {size: planner.step.run_dry(size).bytes for size in lines}
+        planner.device = replace(planner.device, memory=planner.split("auto", 12).peak / ROOM)
+        found = planner.largest_that_fits()
+    assert lines == pytest.approx(exact, rel=0.03)
+    assert found is not None and found.peak <= ROOM * planner.device.memory and found.micro_batch in (8, 12)
+    assert found.phases["scoring"].bytes == exact[found.micro_batch]
+
+
+def test_the_longest_prompts_of_a_text_encoder_are_those_of_most_text(tmp_path: Path) -> None:
+    module = SimpleNamespace(student=SimpleNamespace(prompt_positions=lambda prompts: 0))
+    assert _longest(module, ["rock", "a long walk", "jazz on"], 2) == ["a long walk", "jazz on"]  # type: ignore[arg-type]
+
+
+def test_accumulated_batches_count_in_all_columns(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    one, three = (
+        planned(capsys, recipe, "--gpu=h100", *more) for more in ([], ["--trainer.accumulate_grad_batches=3"])
+    )
+    for key in ("flops", "traffic"):
+        for phase, times in (("rollout", 3), ("scoring", 3), ("update", 1)):
+            assert three["asked"]["phases"][phase][key] == pytest.approx(times * one["asked"]["phases"][phase][key])
+    assert three["step"]["seconds"]["rollout"] == pytest.approx(3 * one["step"]["seconds"]["rollout"])
+    main(["plan", "--config", recipe, "--gpu=h100", "--trainer.accumulate_grad_batches=3"])
+    assert "3 batches of 4 prompts" in capsys.readouterr().out
 
 
 def test_data_of_metrics_count_beside_the_libraries_of_a_cpu(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
