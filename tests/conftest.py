@@ -8,19 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
-from tiny import tiny_folder
 
-# Many small tensors on few cores: threads only stand in each other's way. The variable is for processes that tests
-# start: torch is loaded here and no longer reads it.
+IGNORED = (
+    # Lightning's advice on a machine's cores and disks.
+    "ignore::lightning.fabric.utilities.warnings.PossibleUserWarning",
+    # LightningCLI calls jsonargparse by names that 4.53 has deprecated.
+    "ignore::jsonargparse._deprecated.JsonargparseDeprecationWarning",
+)
+"""Beside those of pyproject.toml: classes that pytest imports to read the filter."""
+# Many small tensors on few cores: threads only stand in each other's way.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(1)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """``pytest -n 2`` too keeps a file on one process: tests that fork hang where files are mixed."""
+    """``pytest -n 2`` too keeps a file on one process: tests that fork hang where files are mixed.
+
+    The process that hands out the files runs no test, and so imports no library: its workers would wait for that.
+    """
     if config.getoption("dist", "no") == "load":
         config.option.dist = "loadfile"
+    if "PYTEST_XDIST_WORKER" in os.environ or not config.getoption("numprocesses", None):
+        import torch
+
+        torch.set_num_threads(1)  # an import before this one may have loaded it
+        for each in IGNORED:
+            config.addinivalue_line("filterwarnings", each)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -51,6 +63,8 @@ def no_seed_of_another_test(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A tiny Llama in a Hugging Face folder; shared, so do not write into it."""
+    from tiny import tiny_folder
+
     return tiny_folder(tmp_path_factory.mktemp("models") / "tiny")
 
 

@@ -34,7 +34,7 @@ KINDS = ("MusicGen", "AceStep", "YuE", "CSM")
 SOUND = [
     name for name, made in GENERATORS.items() if any(kind in str(made) for kind in KINDS)
 ]  # tests/generators: test_musicgen_recipes.py, test_songs.py, test_csm.py
-OF_THE_HUB = [name for name, path in LANGUAGE.items() if "/" in path]
+ELSEWHERE = [name for name, path in LANGUAGE.items() if "/" in path or path.startswith("text:")]  # a hub, a package
 ENGINES = ["text/vllm"]  # of any LoRA recipe; its server is asked by tests/sampling/test_vllm.py
 TEACHERS = {"smollm2/negative": "negative", "smollm2/last_token": "drop"}  # overlays of recipes/smollm2/quality.yaml
 METRICS = [name for name in NAMES if name not in [*FITS, *STUDIES, *OVERLAYS, *ENGINES, *TEACHERS]]
@@ -42,11 +42,12 @@ METRICS = [name for name in NAMES if name not in [*FITS, *STUDIES, *OVERLAYS, *E
 
 @pytest.fixture(scope="module")
 def local_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A language model with room for the samples of any recipe."""
+    """A language model with a chat template, and room for the samples of any recipe."""
     folder = tmp_path_factory.mktemp("local")
     tiny_folder(folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 4096}))
+    (folder / "chat_template.jinja").write_text("{% for message in messages %}{{ message.content }} w0 {% endfor %}")
     return str(folder)
 
 
@@ -59,7 +60,7 @@ def test_the_first_line_describes_it(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in FITS if name not in SOUND])
 def test_a_fit_has_no_problems_in_any_folder(name: str, folder: Path, local_model: str) -> None:
     words = ["--config", f"recipes/{name}.yaml"]
-    if name in OF_THE_HUB:  # nothing is downloaded here: a local model stands for that of the hub
+    if name in ELSEWHERE:  # nothing is downloaded or converted here: a local model stands for it
         words.append(f"--model.generator.init_args.path={local_model}")
     fit.run("fit", words, check_only=True)
     assert list(folder.iterdir()) == []
@@ -78,10 +79,13 @@ def test_an_overlay_has_no_problems_and_says_how_it_is_run(name: str, folder: Pa
 
 
 @pytest.mark.parametrize("name", TEACHERS)
-def test_an_overlay_of_guided_text_has_no_problems_and_changes_the_teacher_alone(name: str, folder: Path) -> None:
+def test_an_overlay_of_guided_text_has_no_problems_and_changes_the_teacher_alone(
+    name: str, folder: Path, local_model: str
+) -> None:
     words = ["--config", "recipes/smollm2/quality.yaml", "--config", f"recipes/{name}.yaml"]
-    fit.run("fit", words, check_only=True)
     assert f"cfg-distill fit {' '.join(words)}" in shipped()[name].read_text()
+    words.append(f"--model.generator.init_args.path={local_model}")
+    fit.run("fit", words, check_only=True)
     of_text = {"generator": {"init_args": {"chat_template": False}}} if TEACHERS[name] == "drop" else {}
     (changed,) = CONTENT[name].values()
     assert changed == {**of_text, "guidance": {TEACHERS[name]: changed["guidance"][TEACHERS[name]]}}

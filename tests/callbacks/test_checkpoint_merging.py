@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,24 @@ from cfg_distill.sampling import Seeds
 WEIGHTS = [0.0, 0.25, 1.0]
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> str:
-    return tiny_folder(tmp_path / "model")
-
-
-@pytest.fixture
-def partner(folder: str, tmp_path: Path) -> Path:
-    """A checkpoint of another fit from the same start, with averages."""
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model, and a checkpoint of another fit from it, with averages."""
+    place = tmp_path_factory.mktemp("trained")
     fitted = trainer([StudentEMA(decay=0.9)])
-    fitted.fit(student_of(folder, seed=7), batches(3), batches(1))
-    fitted.save_checkpoint(tmp_path / "partner.ckpt")
-    return tmp_path / "partner.ckpt"
+    fitted.fit(student_of(tiny_folder(place / "model"), seed=7), batches(3), batches(1))
+    fitted.save_checkpoint(place / "partner.ckpt")
+    return place
+
+
+@pytest.fixture
+def folder(trained: Path, tmp_path: Path) -> str:
+    return str(shutil.copytree(trained / "model", tmp_path / "model"))
+
+
+@pytest.fixture
+def partner(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(trained / "partner.ckpt", tmp_path / "partner.ckpt"))
 
 
 class Ends(Callback):

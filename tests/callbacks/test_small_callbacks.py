@@ -390,7 +390,7 @@ def test_the_file_and_its_folder_reach_the_disk_before_and_after_the_rename(
 
 def save_often(rank: int, file: Path) -> None:
     held = {"state_dict": {}, "pytorch-lightning_version": "2"}
-    for _ in range(30):
+    for _ in range(10):
         AtomicCheckpointIO().save_checkpoint(held | {"tensor": torch.full((20000,), os.getpid())}, file)
 
 

@@ -41,7 +41,16 @@ CASES = [
     ("exception", 0, 1, "rank 0 of 2, failed:", "ZeroDivisionError: the reward broke"),
     ("memory", 1, 2, "rank 1 of 2: Out of memory in step 2", "model.micro_batch"),
     ("SIGTERM", 1, 128 + signal.SIGTERM, "Stopped at step 3 of 8. Go on:", "SIGTERM: this step is finished and saved"),
-    ("SIGINT", 0, 128 + signal.SIGINT, "Stopped at step 3 of 8. Go on:", "SIGINT: this step is finished and saved"),
+    pytest.param(
+        *(
+            "SIGINT",
+            0,
+            128 + signal.SIGINT,
+            "Stopped at step 3 of 8. Go on:",
+            "SIGINT: this step is finished and saved",
+        ),
+        marks=pytest.mark.slow,
+    ),
     ("SIGKILL", 1, 1, "rank 0 of 2: another process has ended", ""),
     ("SIGKILL in shards", 1, 1, "rank 0 of 2: another process has ended", ""),
 ]
@@ -85,7 +94,7 @@ def test_a_fault_of_one_rank_ends_both(
         assert not LAST.exists(), "nothing is saved in the middle of a step"
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
 def test_two_ranks_stopped_and_resumed_are_two_that_were_not(folder: Path, tiny_model: str, strategy: str) -> None:
     assert wait(start(folder, tiny_model, strategy=strategy), 120) == [0, 0]
     whole = state()

@@ -98,15 +98,6 @@ def test_one_run_at_a_time_goes_on_in_a_folder(half: Path, capsys: pytest.Captur
     assert state()["global_step"] == STEPS
 
 
-def test_two_commands_at_once_that_go_on(half: Path) -> None:
-    processes = [fork(AGAIN, half, half / f"log{number}") for number in (0, 1)]
-    codes = wait(processes, 120)
-    # The second one may come when the first has ended: then it has nothing to do.
-    assert sorted(codes) in ([0, 2], [0, 0]), [Path(f"log{number}").read_text() for number in (0, 1)]
-    assert [path.name for path in LAST.parents[2].iterdir()] == ["version_0"]
-    assert state()["global_step"] == STEPS
-
-
 def test_a_refused_fit_leaves_no_folder(recipe: Path) -> None:
     start("fit", FIT[1:], check_only=True)
     assert main([*FIT, "--model.guidance.scale=-1"]) == 2
@@ -151,13 +142,13 @@ BROKEN: dict[str, Any] = {
 def test_a_broken_checkpoint_is_one_message(half: Path, command: str, capsys: pytest.CaptureFixture) -> None:
     LAST.with_name("last.ckpt.before").unlink(missing_ok=True)
     whole = LAST.read_bytes()
-    for kind, breaks in BROKEN.items():
+    for kind, breaks in list(BROKEN.items())[: 2 if command == "fit" else 1]:  # all: tests/test_checkpoints.py
         breaks()
         assert main([command, "--config", "tiny.yaml", "--ckpt_path", str(LAST)]) == 2, kind
         said = capsys.readouterr().err
         assert "ckpt_path" in said and "Traceback" not in said, kind
         LAST.write_bytes(whole)
-    for word in ("best", "hpc", "", "nowhere.ckpt"):
+    for word in ("best", "hpc", "", "nowhere.ckpt")[:: 1 if command == "fit" else 3]:
         assert main([command, "--config", "tiny.yaml", f"--ckpt_path={word}"]) == 2, word
         assert "Key `ckpt_path`: expected a checkpoint or `last`, but got" in capsys.readouterr().err
 

@@ -237,7 +237,7 @@ def test_every_shipped_file_fits_its_schema_and_mistakes_do_not(folder: Path) ->
         jsonschema.Draft7Validator.check_schema(schema)
         validators[kind] = jsonschema.Draft7Validator(schema)
     shipped = sorted((ROOT / "recipes").rglob("*.yaml"))
-    assert {str(file): errors_of(file, validators) for file in shipped if errors_of(file, validators)} == {}
+    assert {str(file): errors for file in shipped if (errors := errors_of(file, validators))} == {}
 
     def changed(recipe: str, old: str, new: str) -> list[str]:
         text = (ROOT / recipe).read_text(encoding="utf-8")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -58,13 +59,9 @@ class Kill(Callback):
 def unbroken(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run that nothing stopped."""
     folder = tmp_path_factory.mktemp("unbroken")
-    before = Path.cwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         write_recipe(folder, tiny_model)
         assert main(["fit", "--config", "tiny.yaml"]) == 0
-    finally:
-        os.chdir(before)
     return folder
 
 
@@ -79,17 +76,17 @@ def handlers() -> Iterator[None]:
 
 PLACES = [
     ("batch start", 0),  # before the first checkpoint
-    ("rollout", 1),
     ("score", 2),  # the last batch of an epoch
     ("optimizer", 5),
-    ("batch end", 3),  # the last batch of an epoch
-    ("validation start", 4),
     ("validation", 4),
     ("validation", STEPS),
     ("batch end", STEPS),
     *(
         pytest.param(*each, marks=pytest.mark.slow)
         for each in [
+            ("rollout", 1),
+            ("batch end", 3),  # the last batch of an epoch
+            ("validation start", 4),
             ("before backward", 4),
             ("backward", 5),
             ("epoch end", 3),
@@ -151,7 +148,7 @@ def test_the_exception_of_a_step_keeps_the_last_whole_checkpoint(folder: Path, t
     assert_curves(unbroken)
 
 
-@pytest.mark.parametrize("every", [3, 50])
+@pytest.mark.parametrize("every", [3, pytest.param(50, marks=pytest.mark.slow)])
 def test_the_last_checkpoint_is_of_the_last_step(
     every: int, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -219,24 +216,30 @@ class Stops(Callback):
 """
 
 
+ACCUMULATED = ["fit", "--config", "tiny.yaml", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=5"]
+ACCUMULATED += ["--trainer.val_check_interval=5", "--trainer.callbacks.checkpoint.every_n_train_steps=50"]
+
+
+@pytest.fixture(scope="module")
+def accumulated(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The last checkpoint of a run that nothing stopped."""
+    folder = tmp_path_factory.mktemp("accumulated")
+    with contextlib.chdir(folder):
+        write_recipe(folder, tiny_model)
+        assert main(ACCUMULATED) == 0
+        return state()
+
+
 @pytest.mark.parametrize(("batch", "hook"), [(3, "on_train_batch_end"), (5, "on_validation_end")])
 def test_a_stop_within_a_step_waits_for_its_end(
-    batch: int, hook: str, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batch: int, hook: str, tiny_model: str, accumulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
-    for name, more in (("whole", []), ("stopped", ["--trainer.callbacks.stops=asks_to_stop.Stops"])):
-        (place := tmp_path / name).mkdir()
-        monkeypatch.chdir(place)
-        monkeypatch.syspath_prepend(str(place))
-        write_recipe(place, tiny_model)
-        (place / "asks_to_stop.py").write_text(STOPS)
-        words = ["fit", "--config", "tiny.yaml", "--trainer.accumulate_grad_batches=2", "--trainer.max_steps=5"]
-        words += ["--trainer.val_check_interval=5", "--trainer.callbacks.checkpoint.every_n_train_steps=50"]
-        if more:
-            more += [f"--trainer.callbacks.stops.batch={batch}", f"--trainer.callbacks.stops.hook={hook}"]
-            assert main([*words, *more]) == 0
-            assert state()["global_step"] == (batch + 1) // 2
-            words += ["--ckpt_path", "last"]
-        assert main(words) == 0
-        found.append(state())
-    assert difference(*found) == ""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    write_recipe(tmp_path, tiny_model)
+    (tmp_path / "asks_to_stop.py").write_text(STOPS)
+    stops = f"{{class_path: asks_to_stop.Stops, init_args: {{batch: {batch}, hook: {hook}}}}}"
+    assert main([*ACCUMULATED, f"--trainer.callbacks.stops={stops}"]) == 0
+    assert state()["global_step"] == (batch + 1) // 2
+    assert main([*ACCUMULATED, "--ckpt_path", "last"]) == 0
+    assert difference(state(), accumulated) == ""

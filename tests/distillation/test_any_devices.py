@@ -27,9 +27,10 @@ SPLITS = {  # processes, prompts per batch, batches per step: always 8 prompts p
     "1 x 2, 4 times": (1, 2, 4),
     "2 x 4": (2, 4, 1),
     "2 x 2, twice": (2, 2, 2),
-    "4 x 2": (4, 2, 1),
+    "4 x 2": (4, 2, 1),  # only to go on with: from the beginning it is in shards
     "4 x 2 in shards": (4, 2, 1),
 }
+UNBROKEN = [split for split in SPLITS if split != "4 x 2"]
 BEGUN = "2 x 4"
 RESUMED = [
     ("1 x 8", 1),
@@ -107,7 +108,7 @@ def fitted(
 
 def work(rank: int, world: int, folder: str, root: str) -> None:
     """One of some processes, for all splits over as many."""
-    found = {split: fit(split, folder, Path(root)) for split, (processes, *_) in SPLITS.items() if processes == world}
+    found = {split: fit(split, folder, Path(root)) for split in UNBROKEN if SPLITS[split][0] == world}
     for split, after in RESUMED:
         if SPLITS[split][0] == world:
             found[f"{split} after {after}"] = fit(split, folder, Path(root), after)
@@ -137,7 +138,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, 
     return each
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("split", UNBROKEN)
 def test_every_split_draws_the_same_samples(found: dict[str, list[dict[str, Any]]], split: str) -> None:
     whole = found["1 x 8"][0]["drawn"]
     assert len(whole) == 20 * EPOCHS + 8 * EPOCHS
@@ -155,7 +156,7 @@ def together(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     return drawn
 
 
-@pytest.mark.parametrize("name", [*SPLITS, *(f"{split} after {after}" for split, after in RESUMED)])
+@pytest.mark.parametrize("name", [*UNBROKEN, *(f"{split} after {after}" for split, after in RESUMED)])
 def test_every_split_ends_with_the_same_weights(found: dict[str, list[dict[str, Any]]], name: str) -> None:
     whole = found["1 x 8"][0]["weights"]
     for rank in found[name]:

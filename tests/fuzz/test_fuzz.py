@@ -30,9 +30,17 @@ def test_a_sample_of_broken_input_is_refused() -> None:
     assert run.returncode == 0, run.stdout + run.stderr[-2000:]
 
 
-def test_the_cases_are_a_thousand_and_the_same_in_every_run(tmp_path: Path) -> None:
-    world = World.make(tmp_path)
-    cases = all_cases(world)
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def cases(world: World) -> list[Case]:
+    return all_cases(world)
+
+
+def test_the_cases_are_a_thousand_and_the_same_in_every_run(world: World, cases: list[Case]) -> None:
     assert len(cases) == sum(NUMBERS.values()) >= 1000
     again = all_cases(world)
     assert [(case.area, case.name, case.words) for case in cases] == [
@@ -42,9 +50,9 @@ def test_the_cases_are_a_thousand_and_the_same_in_every_run(tmp_path: Path) -> N
     assert several == []
 
 
-def test_the_page_counts_the_same_cases(tmp_path: Path) -> None:
+def test_the_page_counts_the_same_cases(cases: list[Case]) -> None:
     page = (TESTS.parent / "docs" / "security.md").read_text(encoding="utf-8")
-    counted = Counter(case.area for case in all_cases(World.make(tmp_path)))
+    counted = Counter(case.area for case in cases)
     for area, number in counted.items():
         assert f"| {area} | {number} |" in page
     assert f"{sum(counted.values()):,} broken" in page

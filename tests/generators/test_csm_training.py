@@ -111,6 +111,7 @@ def train_as_rank(rank: int, path: str, out: str) -> None:
     torch.save(weights(module), Path(out) / f"rank{rank}.pt")
 
 
+@pytest.mark.slow  # MusicGen takes the same way: test_musicgen_training.py
 def test_two_processes_are_one(tmp_path: Path) -> None:
     path = tiny_csm(tmp_path / "model")
     whole = of_two_processes(path, measure_gradients_every=0)

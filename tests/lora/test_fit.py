@@ -232,8 +232,10 @@ def test_a_student_starts_from_an_exported_adapter(
 # Merging at the end of a fit
 
 
-@pytest.mark.parametrize("method", ["lerp", "slerp", "liti"])
-@pytest.mark.parametrize("partner_kind", ["checkpoint", "folder"])
+@pytest.mark.parametrize(
+    ("method", "partner_kind"),
+    [(method, kind) for method in ("lerp", "slerp") for kind in ("checkpoint", "folder")] + [("liti", "")],
+)
 def test_merges_at_the_end_of_a_fit(
     tiny_model: str, run: tuple[Path, Any, Recorder], tmp_path: Path, method: str, partner_kind: str
 ) -> None:

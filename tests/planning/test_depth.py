@@ -73,9 +73,9 @@ def phases(generator: Generator, micro_batch: int, precision: str, off_policy: b
 @pytest.mark.parametrize(
     ("kind", "micro_batch", "precision", "off_policy"),
     [
-        ("causal", 8, "32-true", False),
+        pytest.param("causal", 8, "32-true", False, marks=pytest.mark.slow),
         ("lora", 4, "bf16-mixed", False),
-        ("musicgen", 4, "32-true", False),
+        pytest.param("musicgen", 4, "32-true", False, marks=pytest.mark.slow),
         ("dia", 8, "bf16-mixed", True),
     ],
 )
