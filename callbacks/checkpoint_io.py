@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from cfg_distill.checkpoints import HIDES_CODE, problem_of_file
 from cfg_distill.checkpoints.shards import read_folder, remove
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import before_of, damage
+from cfg_distill.files import before_of, damage, lock
 from cfg_distill.files.staged import sync
 
 _NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR)
@@ -145,7 +145,7 @@ def _locked(partial: Path) -> IO[bytes]:
     while True:
         # Not emptied before it is locked: two containers may have processes of one number.
         file = os.fdopen(os.open(partial, os.O_RDWR | os.O_CREAT, 0o666), "r+b")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        lock(file.fileno())
         if partial.exists() and os.path.samestat(os.fstat(file.fileno()), partial.stat()):
             file.truncate()
             return file

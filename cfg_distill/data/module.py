@@ -7,7 +7,7 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill.data.batches import PromptBatches, Prompts
-from cfg_distill.data.reading import normalised, read_prompts, together
+from cfg_distill.data.reading import identity, read_prompts, together
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.prompt import Prompt, PromptLike
 
@@ -117,9 +117,9 @@ class PromptData(L.LightningDataModule):
 
 
 def _overlap(name: str, other: str, prompts: dict[str, list[PromptLike]]) -> list[str]:
-    """The texts of ``name`` that ``other`` has too, up to case and space."""
-    known = {normalised(prompt) for prompt in prompts.get(other, ())}
-    return sorted({Prompt.of(prompt).text for prompt in prompts.get(name, ()) if normalised(prompt) in known})
+    """The texts of ``name`` that ``other`` has too under the same conditions, up to case and space."""
+    known = {identity(prompt) for prompt in prompts.get(other, ())}
+    return sorted({Prompt.of(prompt).text for prompt in prompts.get(name, ()) if identity(prompt) in known})
 
 
 def _shared(name: str, other: str, prompts: dict[str, list[PromptLike]]) -> Problem:

@@ -131,6 +131,16 @@ def normalised(prompt: PromptLike) -> str:
     return " ".join(Prompt.of(prompt).text.casefold().split())
 
 
+def identity(prompt: PromptLike) -> tuple[str, frozenset[tuple[str, str]]]:
+    """What tells two prompts apart: the text without case and space, and the conditions.
+
+    Example:
+        >>> identity("A  Jig") == identity("a jig")
+        True
+    """
+    return normalised(prompt), frozenset(Prompt.of(prompt).conditions.items())
+
+
 def templated(template: str | None, prompts: Sequence[PromptLike]) -> list[PromptLike]:
     """Each prompt put into a template, with its conditions; as it is where there is no template.
 
@@ -152,18 +162,21 @@ def _rows(file: Path, field: str) -> Iterable[tuple[int, PromptLike]]:
                     yield number, _of_json(file, number, line, field)
         else:
             table = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
-            if table.fieldnames and field not in table.fieldnames:
-                raise ConfigError(_no_field(f"File `{file}`", field, table.fieldnames))
+            last = 0
             try:
+                if table.fieldnames and field not in table.fieldnames:
+                    raise ConfigError(_no_field(f"File `{file}`", field, table.fieldnames))
+                last = table.line_num
                 for row in table:
                     if None in row:  # cells beyond the header
                         text = (
                             f"it has more than the {len(row) - 1} cells of the header: put texts with commas in quotes"
                         )
                         raise csv.Error(text)
-                    yield table.line_num, _of_row(f"File `{file}`, line {table.line_num}", row, field)
-            except csv.Error as error:
-                where = f"File `{file}`, line {table.line_num}"
+                    last = table.line_num
+                    yield last, _of_row(f"File `{file}`, line {last}", row, field)
+            except csv.Error as error:  # of a row that is not read, its number is that of the row before
+                where = f"File `{file}`, line {max(table.line_num, last + 1)}"
                 raise ConfigError(f"{where}: expected CSV, but {str(error).rstrip('.')}. Mend that line.") from error
 
 

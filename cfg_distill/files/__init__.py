@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import zipfile
+import zlib
 from pathlib import Path
 
 from cfg_distill.files.documents import parse_yaml, read_json, read_versioned, read_yaml
+from cfg_distill.files.locks import lock
 from cfg_distill.files.places import (
     CARD_KEY,
     CARRIED_KEY,
@@ -17,7 +19,7 @@ from cfg_distill.files.places import (
     problems_of_place,
     strangers,
 )
-from cfg_distill.files.staged import make_readable, staged_folder
+from cfg_distill.files.staged import make_readable, refusal, staged_folder
 
 __all__ = [
     "CARD_KEY",
@@ -27,6 +29,7 @@ __all__ = [
     "MODEL_FILES",
     "before_of",
     "damage",
+    "lock",
     "make_readable",
     "parse_yaml",
     "problems_of_out",
@@ -34,6 +37,7 @@ __all__ = [
     "read_json",
     "read_versioned",
     "read_yaml",
+    "refusal",
     "resident_peak",
     "staged_folder",
     "strangers",
@@ -85,6 +89,8 @@ def damage(file: Path) -> str:
         return f"it is cut short, or is no archive that torch.save writes ({error})"
     except OSError as error:
         return f"the system refuses ({error.strerror})"
+    except (RuntimeError, zlib.error) as error:  # a flag of encryption, a broken stream
+        return f"its archive cannot be read ({error})"
     return "" if part is None else f"its part {part} is damaged"
 
 

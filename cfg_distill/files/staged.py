@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import shutil
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files.locks import lock as hold
 
 
 @contextmanager
@@ -80,14 +80,14 @@ def _refusals(out: str | Path, *kinds: int) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        number = _refusal(error)
+        number = refusal(error)
         if not number or (kinds and number not in kinds):
             raise
         text = f"`{out}` cannot be written: {os.strerror(number)}. Make room or change the permissions, or name another folder."
         raise ConfigError(Problem("out", text)) from error
 
 
-def _refusal(error: Exception) -> int:
+def refusal(error: Exception) -> int:
     """The number of the system's refusal behind an error; 0 for another error."""
     if isinstance(error, OSError):
         return error.errno or 0
@@ -101,13 +101,12 @@ def _locked(lock: Path, out: str | Path) -> int:
     while True:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not hold(descriptor, wait=False):
+                return descriptor
         except BlockingIOError as error:
             os.close(descriptor)
             text = f"`{out}` is being written by another process. Wait for it, or name another folder."
             raise ConfigError(Problem("out", text)) from error
-        except OSError:
-            return descriptor  # a file system without locks
         try:
             if os.path.samestat(os.fstat(descriptor), lock.stat()):
                 return descriptor

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from cfg_distill.files import lock
 
 VARIABLE = "CFG_DISTILL_CACHE"
 
@@ -19,9 +20,11 @@ def cache_folder() -> Path:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder, which is made: of several processes one works, the others find what it made."""
+def locked(folder: Path) -> Iterator[bool]:
+    """Hold the lock of a folder, which is made: of several processes one works, the others find what it made.
+
+    Gives False on a file system without locks.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+    with (folder / ".lock").open("w") as file:
+        yield lock(file.fileno())

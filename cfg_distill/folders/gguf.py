@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import make_readable
-from cfg_distill.folders.cache import cache_folder, locked
+from cfg_distill.files import make_readable, refusal
+from cfg_distill.folders.cache import VARIABLE, cache_folder, locked
 from cfg_distill.folders.checksums import sha256
 
 REVISION = 2
@@ -47,18 +47,20 @@ def converted(file: Path) -> Path:
     or not at all, and of several processes one makes it. A line on stderr says what happens.
 
     Raises:
-        ConfigError: the libraries are missing, or transformers cannot read the file.
+        ConfigError: the libraries are missing, transformers cannot read the file, or the cache cannot be written.
     """
     folder = cache_folder() / "models" / cached_name(file)
     if folder.is_dir():
         return folder
     if problems := problems_of_gguf(file):
         raise ConfigError(problems)
-    with locked(folder.parent):
+    with _writing(folder.parent), locked(folder.parent) as alone:
         if not folder.is_dir():  # another process may have made it while this one waited
             _say(f"Converting {file.name} to safetensors, once (about {_seconds(file)} s on one core) ...")
             began = time.monotonic()
-            staged = folder.with_name(f".{folder.name}.{os.getpid()}")
+            # Under the lock, what lies there is of a process that was killed.
+            staged = folder.with_name(f".{folder.name}.partial" if alone else f".{folder.name}.{os.getpid()}")
+            shutil.rmtree(staged, ignore_errors=True)
             try:
                 _convert(file, staged)
                 make_readable(staged)
@@ -93,9 +95,11 @@ def _convert(file: Path, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     with _explained(file):
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-        settings: dict[str, Any] = {"dtype": torch.float32, "output_loading_info": True}
-        loaded: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, **settings)
+        # Without its own code, which another file of its folder may name.
+        settings: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **settings)
+        settings |= {"dtype": torch.float32, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(file.parent, **settings)
         model, report = loaded
         _refuse_another_model(file, model, report)
         # The weights are plain floats now; the marks of the file they came from would refuse save_pretrained.
@@ -106,8 +110,20 @@ def _convert(file: Path, folder: Path) -> None:
         ):
             vars(holder).pop(mark, None)
         model.is_quantized = False
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+@contextlib.contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """The system's refusals to write into the cache, as a message."""
+    try:
+        yield
+    except Exception as error:
+        if not (number := refusal(error)):
+            raise
+        text = f"Folder `{folder}`: expected a cache for what is converted, but it cannot be written: {os.strerror(number)}."
+        raise ConfigError(f"{text} Make room, or name another folder in {VARIABLE}.") from error
 
 
 def _refuse_another_model(file: Path, model: Any, report: Mapping[str, Any]) -> None:

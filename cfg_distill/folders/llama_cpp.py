@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import shlex
@@ -13,12 +14,17 @@ from functools import cached_property
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import read_json, write_text
 from cfg_distill.folders.adapters import Adapter
+from cfg_distill.folders.checksums import sha256
 from cfg_distill.folders.names import resolve
+from cfg_distill.folders.profile import PROFILE
 
 WHOLE, ADAPTER = "convert_hf_to_gguf.py", "convert_lora_to_gguf.py"
 FOLDER = "LLAMA_CPP"
 """The variable of the environment that names llama.cpp's folder."""
+GGUF_KEY = "gguf_sha256"
+"""In ``cfg_distill.json`` of a folder: of the file that was made of it, which another export may replace."""
 NEAREST = 3
 """So many of the names that the converter knows are named where it does not know one."""
 SECONDS = 120
@@ -86,6 +92,9 @@ class Conversion:
             found.append(Problem("gguf", text))
         if self.file.exists() and not overwrite:
             found.append(Problem("gguf", f"`{self.file}` exists. Name another `@.out`, or pass `@.overwrite`."))
+        elif self.file.exists() and self._written() != sha256(self.file):
+            text = f"expected room for `{self.file}`, but that file was not written by an export into `{self.out}`."
+            found.append(Problem("gguf", f"{text} Move it away, or name another `@.out`."))
         try:
             if known := self._unless_known():
                 text = (
@@ -114,12 +123,23 @@ class Conversion:
         try:
             _output(words)
             staged.replace(self.file)
+            self._write_down()
         except ConfigError as error:
             (problem,) = error.problems
             raise ConfigError(Problem("gguf", f"`{self.out}` was written, but not converted: {problem}")) from error
         finally:
             staged.unlink(missing_ok=True)
         return _listed(f"Wrote {self.file}. What remains:", [before, after])
+
+    def _written(self) -> str:
+        """The digest of the GGUF file that the last export into the folder wrote; empty for none."""
+        profile = self.out / PROFILE
+        return str(read_json(profile).get(GGUF_KEY, "")) if profile.is_file() else ""
+
+    def _write_down(self) -> None:
+        profile = self.out / PROFILE
+        known = read_json(profile) if profile.is_file() else {}
+        write_text(profile, json.dumps(known | {GGUF_KEY: sha256(self.file)}, indent=2) + "\n")
 
     def commands(self) -> tuple[list[str], list[str], list[str]]:
         """The base as GGUF (of a whole model: its quantised form), the folder as GGUF, and the server."""

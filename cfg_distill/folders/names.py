@@ -101,7 +101,7 @@ def resolve(path: str) -> str:
     """
     found = source(path)
     if found is None:
-        return str(path)
+        return str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
     return str(converted(found) if found.suffix == ".gguf" else found)
 
 
@@ -190,7 +190,7 @@ def problems_of_folder(path: str) -> list[Problem]:
         return error.problems
     if found is not None and found.suffix == ".gguf":
         return problems_of_gguf(found)
-    folder = found or Path(path)
+    folder = found or Path(path).expanduser()
     if not folder.exists():
         if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1:
             text = f"expected a model folder, but `{path}` does not exist.{similar(str(path))} Check the path."

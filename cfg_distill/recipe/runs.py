@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import pickle
@@ -20,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import MAIN_FILE, write_text
+from cfg_distill.files import MAIN_FILE, lock, write_text
 from cfg_distill.recipe.listing import LOCK, MARK, about
 from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
@@ -92,7 +91,7 @@ def _new(root: Path) -> Path:
 
 def _lock(descriptor: int, folder: Path) -> None:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock(descriptor, wait=False)
     except BlockingIOError as error:
         other = about(folder)
         text = (
@@ -100,8 +99,6 @@ def _lock(descriptor: int, folder: Path) -> None:
             f" trains in `{folder}`. Wait for it or stop it, or begin a new run without `--ckpt_path last`."
         )
         raise ConfigError(Problem("ckpt_path", text)) from error
-    except OSError:
-        pass  # a file system without locks
 
 
 def resumable(root: Path) -> Path | None:

@@ -8,12 +8,13 @@ import re
 from collections.abc import Iterable, Iterator
 
 from cfg_distill.data import read_prompts
-from cfg_distill.data.reading import PLACE, normalised
+from cfg_distill.data.reading import PLACE, identity
 from cfg_distill.errors import ConfigError, Problem, is_beneath, problems_of_positive, problems_of_scale
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder, similar_file
 from cfg_distill.folders.dials import problems_of_dial
 from cfg_distill.merging.methods import problems_of_merge
+from cfg_distill.prompt import Prompt, PromptLike
 from cfg_distill.study.checking import each_once
 from cfg_distill.study.climbing import ladder_of
 from cfg_distill.study.config import Study, unknown_name
@@ -252,13 +253,13 @@ def _not_a_number_from_0(key: str, value: float) -> list[Problem]:
 def _problems_of_prompts(study: Study, fits: dict[str, Fit]) -> list[Problem]:
     """Prompt files that cannot be read, and prompts of the report that were trained or tuned on."""
     given, problems = study.evaluation, []
-    held_out: dict[str, list[str]] = {}
+    held_out: dict[str, list[PromptLike]] = {}
     for key in ("prompts", "development"):
         file = vars(given)[key]
         if key == "development" and not file:
             continue
         try:
-            held_out[key] = [*map(str, read_prompts(file, given.field))]
+            held_out[key] = read_prompts(file, given.field)
         except ConfigError as error:
             problems += error.under(f"evaluation.{key}")
     if given.stage == "development" and not given.development:
@@ -275,10 +276,10 @@ def _problems_of_prompts(study: Study, fits: dict[str, Fit]) -> list[Problem]:
     return problems + _trained_on(fits, held_out)
 
 
-def _shared(prompts: Iterable[str], others: Iterable[str]) -> list[str]:
-    """The prompts of the second list that the first has too, whatever their case and spaces."""
-    known = {normalised(prompt) for prompt in prompts}
-    return [prompt for prompt in others if normalised(prompt) in known]
+def _shared(prompts: Iterable[PromptLike], others: Iterable[PromptLike]) -> list[str]:
+    """The texts of the second list that the first has too under the same conditions, whatever their case and spaces."""
+    known = {identity(prompt) for prompt in prompts}
+    return [Prompt.of(prompt).text for prompt in others if identity(prompt) in known]
 
 
 def _problems_of_evaluation(study: Study) -> list[Problem]:
@@ -345,7 +346,7 @@ def _problems_of_claims(study: Study) -> list[Problem]:
     return _under("claims", problems)
 
 
-def _trained_on(fits: dict[str, Fit], held_out: dict[str, list[str]]) -> list[Problem]:
+def _trained_on(fits: dict[str, Fit], held_out: dict[str, list[PromptLike]]) -> list[Problem]:
     """Prompts of the report that a fit trains or validates on, and development prompts that it trains on.
 
     Args:
@@ -366,7 +367,7 @@ def _trained_on(fits: dict[str, Fit], held_out: dict[str, list[str]]) -> list[Pr
                         unread.setdefault(problem, []).append(f"fits.{name}")
                 continue
             for key, prompts in held_out.items():
-                both = [] if (key, part) == ("development", "validation") else _shared(prompts, map(str, seen))
+                both = [] if (key, part) == ("development", "validation") else _shared(prompts, seen)
                 if not both:
                     continue
                 problems.append(

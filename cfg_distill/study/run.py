@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import tempfile
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import problems_of_place, write_text
+from cfg_distill.files import lock, problems_of_place, write_text
 from cfg_distill.files.logs import clock
 from cfg_distill.study.check import problems_of, without_echoes
 from cfg_distill.study.checking import each_once, jobs_of_checks, said_by
@@ -316,11 +315,11 @@ def _read(file: Path) -> dict[str, Any]:
 @contextmanager
 def _locked(folder: Path) -> Iterator[IO[str]]:
     """Let one study at a time into a folder; the fits of a killed one count until they have stopped."""
-    with (folder / LOCK).open("w") as lock:
+    with (folder / LOCK).open("w") as file:
         deadline = time.monotonic() + LOCK_SECONDS
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                lock(file.fileno(), wait=False)
                 break
             except BlockingIOError as error:
                 if time.monotonic() > deadline:
@@ -328,4 +327,4 @@ def _locked(folder: Path) -> Iterator[IO[str]]:
                         Problem("out", f"another study still works in `{folder}`. Wait for it, or name another folder.")
                     ) from error
                 time.sleep(0.5)
-        yield lock
+        yield file

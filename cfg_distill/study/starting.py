@@ -15,7 +15,7 @@ import jinja2
 import yaml
 
 from cfg_distill.data import read_prompts
-from cfg_distill.data.reading import normalised, numbered_prompts, together
+from cfg_distill.data.reading import identity, numbered_prompts, together
 from cfg_distill.errors import ConfigError, Problem, problems_of
 from cfg_distill.evaluation.renderers import metrics_of_profiles
 from cfg_distill.files import problems_of_out, staged_folder
@@ -117,7 +117,7 @@ class InitRequest:
         """The lines of the file with a prompt, the first of equal ones: it would be in two parts otherwise."""
         with self.file.open(encoding="utf-8-sig", newline="") as stream:
             lines = [line.rstrip("\r\n") for line in stream]
-        found = {normalised(prompt): lines[number - 1] for number, prompt in reversed(numbered_prompts(self.file))}
+        found = {identity(prompt): lines[number - 1] for number, prompt in reversed(numbered_prompts(self.file))}
         return [*reversed(found.values())]
 
     @cached_property

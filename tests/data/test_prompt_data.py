@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,16 @@ def test_train_must_be_given() -> None:
 def test_overlap_with_validation_too(files: dict[str, str]) -> None:
     said = list(map(str, PromptData(files["train"], files["validation"], report=files["validation"]).problems()))
     assert len(said) == 1 and "`validation` does not have, but 5 are in both" in said[0] and "..." in said[0]
+
+
+def test_one_caption_of_two_melodies_is_two_prompts(tmp_path: Path) -> None:
+    for name, melody in (("train", "a.wav"), ("validation", "b.wav"), ("report", "a.wav")):
+        row = {"prompt": "80s  Pop", "conditions": {"melody": melody}}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    train, validation, report = (str(tmp_path / f"{name}.jsonl") for name in ("train", "validation", "report"))
+    assert PromptData(train, validation).problems() == []
+    (problem,) = PromptData(train, report=report).problems()
+    assert "1 are in both" in str(problem)
 
 
 class Recorder(L.LightningModule):

@@ -53,7 +53,10 @@ def test_a_quoted_cell_may_hold_commas_and_lines(tmp_path: Path) -> None:
         ("a.jsonl", '"a reel"\n{"prompt": ', "line 2: expected a JSON object"),
         ("a.jsonl", '{"prompt": 3}', "expected text in `prompt`, but got int"),
         ("a.csv", "text,id\na reel,1\n", r"expected a field `prompt`, but it has \['text', 'id'\]"),
-        ("a.csv", 'prompt\n"a reel', "expected CSV"),
+        ("a.csv", 'prompt\n"a reel', "line 2: expected CSV"),
+        ("a.csv", '"prompt" ,x\na reel,1\n', "line 1: expected CSV"),
+        ("a.tsv", 'prompt\tx\na\tb\nc\t"hi" she said\n', "line 3: expected CSV"),
+        ("a.csv", "prompt\na reel\na reel, slow\n", "line 3: expected CSV, but it has more than the 1 cells"),
     ],
 )
 def test_bad_files_are_named_with_their_mistake(tmp_path: Path, name: str, text: str, said: str) -> None:

@@ -68,6 +68,13 @@ def test_the_converter_at_hand_writes_the_file(
     (tmp_path / "new.gguf").write_text("mine")
     assert main([*words, "--out", str(tmp_path / "new")]) == 2
     assert "new.gguf` exists" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    # What another program wrote, the base among it, is replaced in no case; what an export wrote there is, when asked.
+    assert main([*words, "--out", str(tmp_path / "new"), "--overwrite"]) == 2
+    assert "was not written by an export into" in capsys.readouterr().err
+    assert (tmp_path / "new.gguf").read_text() == "mine"
+    assert main([*words, "--out", str(out), "--overwrite"]) == 0
+    (tmp_path / "out.gguf").write_text("changed since")
+    assert main([*words, "--out", str(out), "--overwrite"]) == 2
 
 
 def test_an_architecture_that_it_does_not_know(

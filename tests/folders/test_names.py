@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from cfg_distill.cli import main
-from cfg_distill.folders import similar_file
+from cfg_distill.folders import problems_of_folder, resolve, similar_file
+from cfg_distill.generators import CausalLM
 
 
 @pytest.mark.parametrize(
@@ -27,6 +29,14 @@ def test_the_one_that_is_meant(
     Path("my_study.yaml").write_text("fits: {quality: {config: recipes/tunes/qualty.yaml}}\n")
     assert main(words.split()) == 2
     assert f"Did you mean `{meant}`?" in capsys.readouterr().err
+
+
+def test_a_folder_in_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: str) -> None:
+    """As in a recipe, where no shell expands it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(tiny_model, tmp_path / "base")
+    assert problems_of_folder("~/base") == [] and resolve("~/base") == str(tmp_path / "base")
+    assert CausalLM("~/base").problems() == []
 
 
 def test_nothing_is_guessed_where_nothing_is_near(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +12,16 @@ import pytest
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType, TokenType, quants
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+from cfg_distill.callbacks import AtomicCheckpointIO
 from cfg_distill.errors import ConfigError
+from cfg_distill.files import staged_folder
 from cfg_distill.folders import Packaged, cache_folder, cached_name, converted, problems_of_folder, resolve
 from cfg_distill.generators import CausalLM
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
+from cfg_distill.study import run
 
 Q4_1 = GGMLQuantizationType.Q4_1
 WIDTH, INNER = 32, 64
@@ -49,7 +53,9 @@ def write(
     writer.add_block_count(1)
     writer.add_feed_forward_length(INNER)
     writer.add_head_count(2)
-    writer.add_head_count_kv(2)
+    writer.add_head_count_kv([2] if architecture == "lfm2" else 2)
+    if architecture == "lfm2":
+        writer.add_shortconv_l_cache(3)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(len(TOKENS))
@@ -178,6 +184,50 @@ def test_an_unknown_quantisation_is_told_and_leaves_nothing(tmp_path, own_cache,
     with pytest.raises(ConfigError, match=r"odd.gguf.*but: Dequantization for Q8_0 is not yet implemented"):
         converted(tmp_path / "odd.gguf")
     assert [path.name for path in (own_cache / "models").iterdir()] == [".lock"]
+
+
+def test_code_beside_a_file_is_not_run_and_nobody_is_asked(tmp_path, monkeypatch):
+    """The file chooses its architecture, and for some of them transformers reads the tokenizer's settings beside it."""
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    write(tmp_path / "odd.gguf", architecture="lfm2")
+    (tmp_path / "tokenizer_config.json").write_text('{"auto_map": {"AutoTokenizer": [null, "evil.Evil"]}}')
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Evil: pass\n")
+    with pytest.raises(ConfigError, match=r"odd.gguf.*expected a GGUF file"):
+        converted(tmp_path / "odd.gguf")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_full_disk_is_no_fault_of_the_file(tmp_path, own_cache, monkeypatch):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(PreTrainedModel, "save_pretrained", full)
+    with pytest.raises(ConfigError, match=r"cache/models`: expected a cache .* No space left .* CFG_DISTILL_CACHE"):
+        converted(tmp_path / "tiny.gguf")
+
+
+def test_what_a_killed_conversion_left_is_removed(tmp_path, own_cache):
+    write(tmp_path / "tiny.gguf")
+    left = own_cache / "models" / f".{cached_name(tmp_path / 'tiny.gguf')}.partial"
+    left.mkdir(parents=True)
+    (left / "model.safetensors").write_text("half")
+    folder = converted(tmp_path / "tiny.gguf")
+    assert sorted(path.name for path in left.parent.iterdir()) == [".lock", folder.name]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("cfg_distill.files.locks.fcntl.flock", refused)
+    write(tmp_path / "tiny.gguf")
+    assert (converted(tmp_path / "tiny.gguf") / "model.safetensors").is_file()
+    AtomicCheckpointIO().save_checkpoint({"step": 1}, tmp_path / "x.ckpt")
+    assert torch.load(tmp_path / "x.ckpt", weights_only=True) == {"step": 1}
+    with run._locked(tmp_path) as file, staged_folder(tmp_path / "out"):
+        assert not file.closed
+    assert (tmp_path / "out").is_dir()
 
 
 def test_what_the_first_bytes_tell(tmp_path):
