@@ -7,9 +7,9 @@ import torch
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill.data.batches import PromptBatches, Prompts
-from cfg_distill.data.reading import identity, read_prompts, together
+from cfg_distill.data.reading import in_both, read_prompts, together
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
-from cfg_distill.prompt import Prompt, PromptLike
+from cfg_distill.prompt import PromptLike
 
 
 class PromptData(L.LightningDataModule):
@@ -118,8 +118,7 @@ class PromptData(L.LightningDataModule):
 
 def _overlap(name: str, other: str, prompts: dict[str, list[PromptLike]]) -> list[str]:
     """The texts of ``name`` that ``other`` has too under the same conditions, up to case and space."""
-    known = {identity(prompt) for prompt in prompts.get(other, ())}
-    return sorted({Prompt.of(prompt).text for prompt in prompts.get(name, ()) if identity(prompt) in known})
+    return sorted(set(in_both(prompts.get(other, ()), prompts.get(name, ()))))
 
 
 def _shared(name: str, other: str, prompts: dict[str, list[PromptLike]]) -> Problem:

@@ -12,13 +12,8 @@ from typing import Any
 from cfg_distill.errors import ConfigError, Problem, PromptProblem, listed, nearest, said_of
 from cfg_distill.folders import find_file
 from cfg_distill.prompt import PLACE as PLACE
-from cfg_distill.prompt import (
-    TEACHER,
-    Prompt,
-    PromptLike,
-    problem_of_conditions,
-    problem_of_text,
-)
+from cfg_distill.prompt import TEACHER, Prompt, problem_of_conditions, problem_of_text
+from cfg_distill.prompt import PromptLike as PromptLike
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
@@ -139,6 +134,12 @@ def identity(prompt: PromptLike) -> tuple[str, frozenset[tuple[str, str]]]:
         True
     """
     return normalised(prompt), frozenset(Prompt.of(prompt).conditions.items())
+
+
+def in_both(prompts: Iterable[PromptLike], others: Iterable[PromptLike]) -> list[str]:
+    """The texts of the second list whose prompts the first has, too: under the same conditions, up to case and space."""
+    known = {identity(prompt) for prompt in prompts}
+    return [Prompt.of(prompt).text for prompt in others if identity(prompt) in known]
 
 
 def templated(template: str | None, prompts: Sequence[PromptLike]) -> list[PromptLike]:

@@ -8,13 +8,12 @@ import re
 from collections.abc import Iterable, Iterator
 
 from cfg_distill.data import read_prompts
-from cfg_distill.data.reading import PLACE, identity
+from cfg_distill.data.reading import PLACE, PromptLike, in_both
 from cfg_distill.errors import ConfigError, Problem, is_beneath, problems_of_positive, problems_of_scale
 from cfg_distill.evaluation.guards import Guard
 from cfg_distill.folders import find_file, is_adapter, problems_of_folder, similar_file
 from cfg_distill.folders.dials import problems_of_dial
 from cfg_distill.merging.methods import problems_of_merge
-from cfg_distill.prompt import Prompt, PromptLike
 from cfg_distill.study.checking import each_once
 from cfg_distill.study.climbing import ladder_of
 from cfg_distill.study.config import Study, unknown_name
@@ -266,7 +265,7 @@ def _problems_of_prompts(study: Study, fits: dict[str, Fit]) -> list[Problem]:
         problems.append(
             Problem("evaluation.development", "expected a file, since `evaluation.stage` samples it, but got none.")
         )
-    found = _shared(held_out.get("prompts", []), held_out.get("development", []))
+    found = in_both(held_out.get("prompts", []), held_out.get("development", []))
     if found:
         text = (
             f"expected prompts that no choice was made on, but {len(found)} of them are in `evaluation.development`:"
@@ -274,12 +273,6 @@ def _problems_of_prompts(study: Study, fits: dict[str, Fit]) -> list[Problem]:
         )
         problems.append(Problem("evaluation.prompts", text))
     return problems + _trained_on(fits, held_out)
-
-
-def _shared(prompts: Iterable[PromptLike], others: Iterable[PromptLike]) -> list[str]:
-    """The texts of the second list that the first has too under the same conditions, whatever their case and spaces."""
-    known = {identity(prompt) for prompt in prompts}
-    return [Prompt.of(prompt).text for prompt in others if identity(prompt) in known]
 
 
 def _problems_of_evaluation(study: Study) -> list[Problem]:
@@ -367,7 +360,7 @@ def _trained_on(fits: dict[str, Fit], held_out: dict[str, list[PromptLike]]) -> 
                         unread.setdefault(problem, []).append(f"fits.{name}")
                 continue
             for key, prompts in held_out.items():
-                both = [] if (key, part) == ("development", "validation") else _shared(prompts, seen)
+                both = [] if (key, part) == ("development", "validation") else in_both(prompts, seen)
                 if not both:
                     continue
                 problems.append(
