@@ -59,7 +59,11 @@ def refuse_other_tensors(needed: AbstractSet[str], own: Mapping[str, Tensor], sa
     found = {
         "it lacks": needed - saved.keys(),
         "this run does not have": saved.keys() - own.keys(),
-        "of other shapes are": {name for name in own.keys() & saved.keys() if own[name].shape != saved[name].shape},
+        "of other shapes are": {
+            name
+            for name in own.keys() & saved.keys()
+            if own[name].shape != saved[name].shape and not _is_of_all_entries(name, saved[name])
+        },
     }
     said = [f"{what} {listed(sorted(names), 3)}" for what, names in found.items() if names]
     if said:
@@ -68,6 +72,11 @@ def refuse_other_tensors(needed: AbstractSet[str], own: Mapping[str, Tensor], sa
             " config.yaml), or export the student and begin a new run with it as `@/model.start`."
         )
         raise ConfigError(Problem("/ckpt_path", text))
+
+
+def _is_of_all_entries(name: str, saved: Tensor) -> bool:
+    """Whether it is the one count of a running mean of version 0.1, which the mean itself takes for all of its entries."""
+    return name.endswith("past.updates") and saved.ndim == 0
 
 
 def warn_of_other_processes(checkpoint: Mapping[str, Any], trainer: Trainer) -> None:

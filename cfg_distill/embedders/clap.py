@@ -42,7 +42,8 @@ class AudioEmbedder(Embedder):
 
     Clips are mixed down to one channel and brought to the encoder's rate. A clip longer than a window is read in
     evenly spaced windows, whose unit vectors are averaged: no window is drawn at random, so that a clip has one vector.
-    Windows of one length share a batch; nothing is padded, so nothing of a neighbour leaks in.
+    Windows of one length share a batch, so nothing of a neighbour leaks in. Whisper pads each window to 30 s: the mean takes
+    the states of the sound alone. AST pads each to 10.24 s, and its mean takes all: give it clips of at least ten seconds.
 
     Args:
         path: a model folder or a hub name.
@@ -176,8 +177,10 @@ class AudioEmbedder(Embedder):
         features = self.extractor(windows, sampling_rate=self.rate, return_tensors="pt")
         # Its first entry is the sound; a mask would be all ones, and some encoders were trained without any.
         name = self.extractor.model_input_names[0]
-        output = self.model(features[name].to(self.model.device, torch.float32))
-        return output.last_hidden_state.mean(1)
+        states_NTD = self.model(features[name].to(self.model.device, torch.float32)).last_hidden_state
+        padded = vars(self.extractor).get("n_samples")  # of Whisper's, whatever the window
+        heard = math.ceil(states_NTD.shape[1] * min(len(windows[0]) / padded, 1.0)) if padded else None
+        return states_NTD[:, :heard].mean(1)
 
 
 class CLAP(AudioEmbedder):

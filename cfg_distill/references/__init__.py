@@ -4,7 +4,7 @@ from cfg_distill.references.base import Reference, problems_of_length
 from cfg_distill.references.contrasts import Contrasts
 from cfg_distill.references.density import Bank, Banks, bank_of, neighbour_distances, pseudo_density
 from cfg_distill.references.directions import Directions, code_log_probs
-from cfg_distill.references.functions import mean_distance, prototypes, within, witness, witness_pairs
+from cfg_distill.references.functions import mean_distance, prototypes, weight_of_pairs, within, witness, witness_pairs
 from cfg_distill.references.kernels import (
     Kernel,
     KernelChoice,
@@ -42,6 +42,7 @@ __all__ = [
     "problems_of_length",
     "prototypes",
     "pseudo_density",
+    "weight_of_pairs",
     "within",
     "witness",
     "witness_pairs",

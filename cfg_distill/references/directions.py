@@ -42,10 +42,15 @@ def principal_components(residuals: Tensor, number: int) -> Tensor:
     Raises:
         ValueError: the vectors vary in fewer directions.
     """
-    values, vectors = torch.linalg.eigh(residuals.double().T @ residuals.double())
+    rows_RD = residuals.double()
+    is_wide = len(rows_RD) < rows_RD.shape[1]
+    values, vectors = torch.linalg.eigh(rows_RD @ rows_RD.T if is_wide else rows_RD.T @ rows_RD)
     if number > len(values) or not values[-number] > 1e-9 * values[-1]:
         raise ValueError(f"Expected vectors that vary in at least {number} directions.")
     found = vectors.T.flip(0)[:number]
+    if is_wide:  # of few rows in many dimensions, the rows mixed by the vectors of their products
+        found = found @ rows_RD
+        found = found / found.norm(dim=-1, keepdim=True)
     return found * found.gather(1, found.abs().argmax(1, keepdim=True)).sign()
 
 

@@ -48,6 +48,16 @@ def mean_distance(vectors: Tensor, weight: Tensor) -> Tensor:
     return torch.stack(means)
 
 
+def weight_of_pairs(weight: Tensor) -> Tensor:
+    r"""The weight of two different outputs of a prompt, :math:`\sum_{r \ne s} w_r w_s`: ``[B, R]`` to ``[B]``.
+
+    Example:
+        >>> weight_of_pairs(torch.tensor([[1.0, 1.0, 1.0], [1.0, 0.0, 0.0]]))
+        tensor([6., 0.])
+    """
+    return weight.sum(-1).square() - weight.square().sum(-1)
+
+
 def witness(embeddings: Tensor, vectors: Tensor, weight: Tensor, kernel: Kernel) -> Tensor:
     r"""How near each sample lies to the reference of its prompt: :math:`a(y) = \sum_r w_r\, k(e(y), v_r)`.
 

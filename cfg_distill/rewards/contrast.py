@@ -75,12 +75,15 @@ class PromptContrast(Compared, SampleReward):
     def score(self, samples: Samples) -> Tensor:
         embedding_BGD = self.embedded(samples)
         device = embedding_BGD.device
-        own_BD, others_CD, counts_BC = self.contrasts.at(
-            samples.asked, self._frozen.on(device), embedding_BGD.shape[-1]
-        )
+        degenerate_BG = self.degenerate(samples).to(device)
         with torch.autocast(device.type, enabled=False):
+            own_BD, others_CD, counts_BC = self.contrasts.at(
+                samples.asked, self._frozen.on(device), embedding_BGD.shape[-1]
+            )
             value_BG = log_contrast(embedding_BGD, own_BD, others_CD, counts_BC, self.temperature)
-            strangers_BCD = others_CD.expand(len(own_BD), -1, -1)
-            elsewhere_BC = log_contrast(strangers_BCD, own_BD, others_CD, counts_BC, self.temperature)
-        lowest_B1 = elsewhere_BC.masked_fill(~counts_BC, 0.0).amin(-1, keepdim=True)
-        return torch.where(self.degenerate(samples).to(device), lowest_B1, value_BG)
+            for place in degenerate_BG.any(-1).nonzero().flatten().tolist():  # of one prompt, it takes C x C numbers
+                own_1D, counts_1C = own_BD[[place]], counts_BC[[place]]
+                elsewhere_1C = log_contrast(others_CD[None], own_1D, others_CD, counts_1C, self.temperature)
+                lowest = elsewhere_1C.masked_fill(~counts_1C, 0.0).amin()
+                value_BG[place] = torch.where(degenerate_BG[place], lowest, value_BG[place])
+        return value_BG

@@ -50,7 +50,8 @@ class PairedContrast(Paired, SampleReward):
     .. math:: r_i = \log \frac{e^{\cos(e(y_i), e(s_i)) / \tau}}{\sum_j e^{\cos(e(y_i), e(s_j)) / \tau}}
 
     with s_j the start model's samples. It keeps the variety that the start model has from opening to opening: a student whose
-    samples become alike cannot be told apart. A degenerate sample gets the lowest value. A student that stays the start model
+    samples become alike cannot be told apart. A degenerate sample gets the lowest value. A degenerate start sample is compared
+    with nothing, and the sample of its opening gets 0. A student that stays the start model
     is paid most, so it is for use beside the divergence. Source: arXiv 2205.03805, whose pairs share noise; the half of its
     generator alone.
 
@@ -69,10 +70,10 @@ class PairedContrast(Paired, SampleReward):
     def score(self, samples: Samples) -> Tensor:
         drawn_BGD, start_BGD = self.pair(samples)
         with torch.autocast(drawn_BGD.device.type, enabled=False):
-            cosine_BGG = drawn_BGD @ start_BGD.mT
+            cosine_BGG = (drawn_BGD @ start_BGD.mT).masked_fill(~counted(start_BGD).unsqueeze(-2), -math.inf)
         own_BG = (cosine_BGG / self.temperature).log_softmax(-1).diagonal(dim1=-2, dim2=-1)
         lowest = -math.log1p((samples.group - 1) * math.exp(min(2 / self.temperature, 700.0)))
-        return torch.where(counted(drawn_BGD), own_BG, lowest)
+        return torch.where(counted(drawn_BGD), torch.where(counted(start_BGD), own_BG, 0.0), lowest)
 
 
 class SimilarityMatch(Paired, PairwiseReward):
@@ -80,7 +81,8 @@ class SimilarityMatch(Paired, PairwiseReward):
 
     .. math:: r(y_i, y_j) = - (\cos(e(y_i), e(y_j)) - \cos(e(s_i), e(s_j)))^2
 
-    A pair with a degenerate sample gets the lowest value, -4. Source: arXiv 2203.09301, whose pairs share a latent.
+    A pair with a degenerate sample gets the lowest value, -4; any other with a degenerate start sample 0. Source: arXiv
+    2203.09301, whose pairs share a latent.
 
     Args:
         embedder: the frozen model.
@@ -100,4 +102,5 @@ class SimilarityMatch(Paired, PairwiseReward):
         drawn_BGD, start_BGD = self.pair(samples)
         with torch.autocast(drawn_BGD.device.type, enabled=False):
             gap_BGG = drawn_BGD @ drawn_BGD.mT - start_BGD @ start_BGD.mT
-        return torch.where(both_count(drawn_BGD), -gap_BGG.square(), -4.0)
+        value_BGG = torch.where(both_count(start_BGD), -gap_BGG.square(), 0.0)
+        return torch.where(both_count(drawn_BGD), value_BGG, -4.0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from cfg_distill.embedders import Embedder, Frozen, cosine_distances
 from cfg_distill.embedders.similarity import both_count
 from cfg_distill.errors import ConfigError, Context, Problem, blamed, problems_of, problems_of_shares
-from cfg_distill.references import Reference, mean_distance
+from cfg_distill.references import Reference, mean_distance, weight_of_pairs
 from cfg_distill.rewards.base import GroupReward
 from cfg_distill.rewards.embedded import UnderEmbedder
 from cfg_distill.rewards.pairwise import mean_among_others, mean_with_others
@@ -125,4 +125,8 @@ class DiversityTarget(UnderEmbedder):
         if not isinstance(target, Reference):
             return torch.tensor(self._numbers(target))[self._labels(samples)]
         with blamed(target, "target"):
-            return mean_distance(*target.at(samples.asked, self._frozen.on(samples.rollout.tokens_BGKT.device)))
+            vectors_RD, weight_BR = target.at(samples.asked, self._frozen.on(samples.rollout.tokens_BGKT.device))
+            # As among samples, a pair with a degenerate output has no distance.
+            every_BR = target.weight([*map(str, samples.asked)]).to(weight_BR)
+            share_B = weight_of_pairs(every_BR * (weight_BR > 0)) / weight_of_pairs(every_BR)
+            return torch.where(share_B > 0, mean_distance(vectors_RD, weight_BR) * share_B, share_B)

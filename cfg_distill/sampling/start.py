@@ -33,13 +33,14 @@ class StartModel:
         Args:
             prompt: its text and conditions are the seed, and it is alone in its batch.
             samples: how many.
-            guidance: draw under guidance; None for none.
+            guidance: draw as the guided teacher, which may read more than the prompt; None for the model as it is.
             opening: tokens that they begin with, as of :func:`cfg_distill.sampling.rollout`; None for none.
         """
         asked = Prompt.of(prompt)
         seed = zlib.crc32(repr((asked.text, sorted(asked.conditions.items()))).encode())
         sampling = replace(self.sampling, samples=samples)
-        return draw(self.generator, [prompt], sampling, guidance, seed, opening=opening)
+        read = [prompt] if guidance is None else guidance.of_teacher([prompt])
+        return draw(self.generator, read, sampling, guidance, seed, opening=opening)
 
     @torch.no_grad()
     def vocabulary(self) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,9 @@ from transformers import (
     EncodecConfig,
     EncodecFeatureExtractor,
     HubertModel,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperModel,
 )
 
 from cfg_distill.audio import Waveform, resampled
@@ -164,6 +168,30 @@ def test_a_spectrogram_encoder(tmp_path: Path) -> None:
         expected_ND = ASTModel.from_pretrained(tmp_path).eval()(features["input_values"]).last_hidden_state.mean(1)
     expected_ND = expected_ND / expected_ND.norm(dim=-1, keepdim=True)
     torch.testing.assert_close(embedder.load().embed(clips), expected_ND)
+
+
+def test_whisper_hears_the_sound_and_not_what_it_is_padded_with(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, num_mel_bins=16,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, max_source_positions=50, vocab_size=16, pad_token_id=0, bos_token_id=1,
+        eos_token_id=2, decoder_start_token_id=1, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    WhisperModel(config).save_pretrained(tmp_path)
+    WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(tmp_path)
+    embedder = AudioEmbedder(str(tmp_path), window=0.5)
+    assert embedder.problems() == []
+    clip = tone(500, rate=16000)
+    (vector_D,) = embedder.load().embed([clip])
+    features = WhisperFeatureExtractor.from_pretrained(tmp_path)(
+        [clip.samples[0].numpy()[:8000]], sampling_rate=16000, return_tensors="pt"
+    )
+    with torch.no_grad():
+        states_TD = (
+            WhisperModel.from_pretrained(tmp_path).encoder.eval()(features["input_features"]).last_hidden_state[0]
+        )
+    heard_D = states_TD[: math.ceil(50 * min(len(clip.samples[0]), 8000) / 16000)].mean(0)
+    torch.testing.assert_close(vector_D, heard_D / heard_D.norm(), atol=1e-4, rtol=1e-4)
 
 
 def test_rewards_take_clap(clap_folder: str) -> None:

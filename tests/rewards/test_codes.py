@@ -173,6 +173,9 @@ def test_directions_are_those_of_the_residuals(prompt_file, lookup):
     torch.testing.assert_close(cosines, 1.25 * torch.eye(5).double() - 0.25)
     with pytest.raises(ValueError, match="at least 3 directions"):
         principal_components(torch.tensor([[1.0, 0.0], [0.0, 2.0]]), 3)
+    wide = torch.randn(6, 40, generator=torch.Generator().manual_seed(0)).double()
+    by_width = torch.linalg.eigh(wide.T @ wide)[1].T.flip(0)[:4]
+    torch.testing.assert_close((principal_components(wide, 4) * by_width).sum(-1).abs(), torch.ones(4).double())
     table_VD, rows = with_bank(TABLE_VD, BANK_RD)
     directions = Directions(Rows(rows, WEIGHTS), prompt_file, values=5)
     with pytest.raises(ConfigError, match=r"Key `values`: expected vectors that vary in at least 4 directions. Lower"):

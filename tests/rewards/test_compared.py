@@ -11,10 +11,12 @@ import torch
 from tiny_references import Rows, with_bank
 from torch import Tensor, nn
 
+from cfg_distill.distillation.resuming import refuse_other_tensors
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError, Context
 from cfg_distill.metrics import KernelDistance, PromptRetrieval, PseudoDensity
 from cfg_distill.references import (
+    StartSamples,
     Texts,
     bank_of,
     energy_kernel,
@@ -38,6 +40,7 @@ from cfg_distill.rewards import (
 from cfg_distill.rewards.contrast import log_contrast
 from cfg_distill.rewards.running import RunningMean
 from cfg_distill.sampling import Rollout
+from cfg_distill.sampling.samples import Samples
 
 THETA_V = torch.tensor([0.3, -0.5, 0.9, 0.1])
 TABLE_VD = torch.tensor([[0.5, 0.5], [3.0, 3.0], [1.0, 0.0], [0.2, 0.9]])
@@ -456,6 +459,35 @@ def test_vectors_of_a_reference_follow_those_of_the_samples(kind, samples_of):
     assert torch.equal(found.reward_BG, expected.reward_BG)
 
 
+def test_a_student_that_is_its_start_model_has_its_diversity(lookup, samples_of):
+    """Empty outputs of the start model counted for nothing, those of the student as equal to all: the gap never closed."""
+    table_VD = torch.eye(4)
+    outputs = [0, 1, 2, 3]
+
+    class Start:
+        def draw(self, *_: object) -> Samples:
+            return samples_of(torch.tensor([outputs]))
+
+    reference = StartSamples(4)
+    reference.attach(Start())  # type: ignore[arg-type]
+    reward = DiversityTarget(lookup(table_VD, empty=(3,)), reference).train()
+    assert reward(samples_of(torch.tensor([outputs]))).reward_BG.mean() == pytest.approx(0.5)
+    assert reward.past.value.item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_contrasts_are_as_exact_under_mixed_precision(lookup, samples_of, prompt_file):
+    """Prototypes of bfloat16 made prompts their own others."""
+    torch.manual_seed(0)
+    table_VD = torch.ones(3, 64) + 0.05 * torch.randn(3, 64)
+    samples = samples_of(torch.tensor([[0, 1]]))
+    made = [
+        PromptContrast(lookup(table_VD), Rows([0, 1, 2], torch.eye(3).tolist()), prompt_file, apart=0.0) for _ in "ab"
+    ]
+    plain = made[0](samples).reward_BG
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(made[1](samples).reward_BG, plain, rtol=0, atol=1e-6)
+
+
 def test_a_label_that_is_seen_late_begins_with_its_own_mean():
     past = RunningMean(0.75, (2,))
     for _ in range(5):
@@ -466,3 +498,6 @@ def test_a_label_that_is_seen_late_begins_with_its_own_mean():
     resumed = RunningMean(0.75, (2,))
     resumed.load_state_dict(past.state_dict() | {"updates": torch.tensor(3)})  # of version 0.1
     assert resumed.value.tolist() == [1.0, 2.0] and resumed.updates.tolist() == [3, 3]
+    own = {f"losses.diversity.reward.past.{key}": value for key, value in resumed.state_dict().items()}
+    saved = {key: torch.tensor(3) if key.endswith("updates") else value for key, value in own.items()}
+    refuse_other_tensors(own.keys(), own, saved)  # a fit goes on from it

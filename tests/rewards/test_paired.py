@@ -67,7 +67,10 @@ def test_the_paired_contrast_gives_the_true_gradient(group, empty, lookup, sampl
     table_VD = TABLE_VD.double()
     table_VD[list(empty)] = 0
     cosine_BVG = torch.einsum("vd,bgd->bvg", table_VD, table_VD[start_BG])
-    value_BVG = (cosine_BVG / 0.5).log_softmax(-1)
+    is_empty_B1G = torch.isin(start_BG, torch.tensor(empty)).unsqueeze(
+        1
+    )  # a start sample that nothing is compared with
+    value_BVG = (cosine_BVG / 0.5).masked_fill(is_empty_B1G, -math.inf).log_softmax(-1).where(~is_empty_B1G, 0.0)
     value_BVG[:, list(empty)] = -math.log(1 + (group - 1) * math.exp(4))
     theta_GV = THETA_GV[:group].double().requires_grad_()
     # Each start group stands in 3^G rows, one for each group of outcomes.
@@ -111,7 +114,7 @@ def test_the_oracle_of_the_match(lookup, samples_of: SamplesOf) -> None:
     torch.testing.assert_close(outcome.advantage_BG, torch.tensor([[0.15, -0.3, 0.15]]), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("group", "empty"), [(2, ()), (3, ()), (4, ()), (3, (2,))])
+@pytest.mark.parametrize(("group", "empty"), [(2, ()), (3, ()), (4, ()), (3, (2,)), (3, (1,))])
 def test_the_match_gives_the_true_gradient(group, empty, lookup, samples_of: SamplesOf, all_groups) -> None:
     """With the leave-one-out mean of rewards it is (G - 2) / (G - 1) of it: half at G = 3, and nothing at G = 2."""
     outcomes_BG, start_G = all_groups(3, group), torch.tensor([0, 1, 1, 2])[:group]
@@ -127,6 +130,8 @@ def test_the_match_gives_the_true_gradient(group, empty, lookup, samples_of: Sam
     for i in range(group):
         for j in set(range(group)) - {i}:
             pairs_VV = -((cosine_VV - start_GG[i, j]) ** 2)
+            if {int(start_G[i]), int(start_G[j])} & set(empty):
+                pairs_VV = torch.zeros_like(pairs_VV)
             for each in empty:
                 pairs_VV[each] = pairs_VV[:, each] = -4.0
             mean = mean + p_GV[i] @ pairs_VV @ p_GV[j] / (group * (group - 1))
