@@ -236,13 +236,24 @@ def problems_of(part: Any, context: Context = Context(), under: str = "") -> lis
         context: what it may need to know.
         under: where it hangs.
     """
+    if said := unfinished(part):
+        return [Problem("", said).under(under)]
     method = getattr(part, "problems", None)
     if not callable(method):
         return []
     parameters = inspect.signature(method).parameters
     arguments: tuple[Any, ...] = () if not parameters else (context.samples,) if "group" in parameters else (context,)
-    found: Iterable[str | Problem] = method(*arguments)
+    found: str | Iterable[str | Problem] = method(*arguments)
+    found = [found] if isinstance(found, str) else found
     return [(Problem("", each) if isinstance(each, str) else each).under(under) for each in found]
+
+
+def unfinished(part: Any) -> str:
+    """A sentence on a module of torch whose constructor forgot to call that of its base class; empty for any other part."""
+    kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(part).__mro__)
+    if "torch.nn.modules.module.Module" not in kinds or "_modules" in vars(part):
+        return ""
+    return f"`{type(part).__name__}.__init__` does not call `super().__init__()`. Call it first."
 
 
 def problems_of_counts(**settings: int) -> list[Problem]:

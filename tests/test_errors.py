@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
+from torch import nn
 
 from cfg_distill.errors import ConfigError, Context, Problem, joined, nearest, problems_of, together
+from cfg_distill.generators.frozen import Frozen
 
 
 def test_a_problem_is_prefixed_by_its_holders_and_rendered_as_key_or_option() -> None:
@@ -31,6 +35,24 @@ def test_a_path_from_the_root_stays_one() -> None:
     assert str(asked) == (
         "Key `model.sampling.samples` for `model.losses.diversity.init_args.reward`: expected 3, but got 1."
     )
+
+
+def test_a_constructor_that_forgot_its_base_is_named() -> None:
+    class Judge(nn.Module):
+        def __init__(self) -> None:
+            self.width = 3
+
+        def problems(self) -> list[Problem]:
+            raise AssertionError("asked")
+
+    (problem,) = problems_of(Judge(), under="model.reward")
+    assert str(problem) == "Key `model.reward`: `Judge.__init__` does not call `super().__init__()`. Call it first."
+    with pytest.raises(ConfigError, match=r"`Judge.__init__` does not call"):
+        Frozen(Judge())
+
+
+def test_problems_in_one_sentence_are_one_problem() -> None:
+    assert list(map(str, problems_of(SimpleNamespace(problems=lambda: "Wrong.")))) == ["Wrong."]
 
 
 def test_paths_of_the_user_in_a_sentence_are_left_as_they_are() -> None:

@@ -17,13 +17,13 @@ from cfg_distill.folders import problems_of_folder
 class Embedder(nn.Module, ABC):
     """A frozen model that maps decoded outputs to vectors. Constructing one loads no weights; :meth:`load` does."""
 
-    @abstractmethod
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings, found without loading weights."""
+        return []
 
-    @abstractmethod
     def load(self) -> Self:
         """Load the weights; does nothing the second time."""
+        return self
 
     @abstractmethod
     def embed(self, outputs: Sequence[Any]) -> Tensor:

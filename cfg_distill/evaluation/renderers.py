@@ -83,10 +83,18 @@ def renderer_of(path: str, trust: Sequence[str] = ()) -> tuple[Renderer, list[Pr
         return Renderer(), []
     if not is_trusted(name, trust):
         return Renderer(), [_not_trusted(path, "renderer", name, "Its samples are written as they are")]
-    found = _named(name)
+    try:
+        found = _named(name)
+    except ImportError as error:
+        raise ConfigError(f"Model `{path}`: its renderer `{name}` cannot be imported: {error}.") from error
     if not isinstance(found, type) or not issubclass(found, Renderer):
         raise ConfigError(f"Model `{path}`: expected a renderer, but there is none under the name `{name}`.")
-    return found(), []
+    try:
+        return found(), []
+    except TypeError as error:
+        raise ConfigError(
+            f"Model `{path}`: expected a renderer that takes no arguments, but `{name}`: {error}."
+        ) from error
 
 
 def metrics_of_profiles(paths: Sequence[str], trust: Sequence[str] = ()) -> tuple[dict[str, Any], list[Problem]]:
@@ -141,9 +149,15 @@ def _not_trusted(path: str, kind: str, name: str, outcome: str) -> Problem:
 
 
 def _named(name: str) -> Any:
-    """The object that a dotted name stands for; None where there is none."""
+    """The object that a dotted name stands for; None where there is none.
+
+    Raises:
+        ImportError: its module is there, and fails on an import of its own.
+    """
     module, _, attribute = name.rpartition(".")
     try:
         return vars(import_module(module)).get(attribute)
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise
         return None

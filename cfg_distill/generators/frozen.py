@@ -7,6 +7,8 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 from torch import nn
 
+from cfg_distill.errors import ConfigError, unfinished
+
 T = TypeVar("T")
 
 
@@ -32,6 +34,8 @@ class Frozen(Generic[T]):
     """
 
     def __init__(self, model: T) -> None:
+        if said := unfinished(model):
+            raise ConfigError(said)
         self.model = model
         self._freeze()
 

@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Predictions
 from cfg_distill.losses.chunked import CellTerm, sum_over_cells
 from cfg_distill.sampling import Sampling
@@ -211,5 +211,9 @@ def mix(
     for name, loss in losses.items():
         if name not in terms:
             value = loss(own[name])
+            if not isinstance(value, Tensor) or value.ndim:
+                found = f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
+                text = f"expected a scalar, the sum over the cells, from `forward`, but got {found}."
+                raise ConfigError(Problem(f"/model.losses.{name}", text))
             total, sums[name] = total + weights[name] * value, value.detach()
     return total, sums

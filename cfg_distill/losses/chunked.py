@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.generators import DepthStates, HiddenStates, Predictions
 from cfg_distill.generators.linear import product, times_weight
 from cfg_distill.losses.divergences import at_least_float32
@@ -139,11 +140,20 @@ def _weighted(
     total = cells.student_log_probs_MV.new_zeros((), dtype=torch.float32)
     for name, term in terms.items():
         with torch.set_grad_enabled(torch.is_grad_enabled() and name in weights):
-            value = term(cells).sum()
+            value_M = term(cells)
+            if not isinstance(value_M, Tensor) or value_M.shape != cells.row_M.shape:
+                raise ConfigError(_not_one_each(name, value_M, len(cells.row_M)))
+            value = value_M.sum()
         sums[name] += value.detach()
         if name in weights:
             total = total + weights[name] * value
     return total
+
+
+def _not_one_each(name: str, got: Any, cells: int) -> Problem:
+    found = f"a tensor of shape {tuple(got.shape)}" if isinstance(got, Tensor) else type(got).__name__
+    text = f"expected one value per cell, a tensor of shape ({cells},), but got {found}. Sum over the vocabulary alone."
+    return Problem(f"/model.losses.{name}", text)
 
 
 def _normalized_(logits_MV: Tensor) -> Tensor:

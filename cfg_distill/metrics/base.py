@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from torchmetrics.utilities import dim_zero_cat
 
 from cfg_distill.embedders import Embedder, embedded
 from cfg_distill.embedders.base import texts_of
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, nearest, problems_of
 from cfg_distill.generators.frozen import Frozen
 from cfg_distill.sampling.samples import Samples
 
@@ -44,6 +44,11 @@ class SampleMetric(Metric):
         super().__init__(**settings)
         if axis is not None:
             self.axis = axis
+        if self.axis not in get_args(Axis):
+            text = (
+                f"expected {', '.join(get_args(Axis))}, but got `{self.axis}`.{nearest(str(self.axis), get_args(Axis))}"
+            )
+            raise ConfigError(f"`{type(self).__name__}.axis`: {text}")
         self.add_state("values", default=[], dist_reduce_fx="cat")
 
     @abstractmethod
@@ -72,11 +77,10 @@ class SampleMetric(Metric):
             ConfigError: the class does not give one value per prompt.
         """
         values_B, expected = self.score(samples), (len(samples.prompts),)
-        if values_B.shape != expected:
-            raise ConfigError(
-                f"`{type(self).__name__}.score`: expected a tensor of shape {expected}, one value per prompt, but got"
-                f" {tuple(values_B.shape)}."
-            )
+        if not isinstance(values_B, Tensor) or values_B.shape != expected:
+            found = tuple(values_B.shape) if isinstance(values_B, Tensor) else type(values_B).__name__
+            text = f"expected a tensor of shape {expected}, one value per prompt, but got {found}."
+            raise ConfigError(f"`{type(self).__name__}.score`: {text}")
         self.values.append(values_B.float().to(self.device))  # type: ignore[union-attr]
 
     def per_prompt(self) -> Tensor:
@@ -97,7 +101,14 @@ class TextMetric(SampleMetric):
 
     def score(self, samples: Samples) -> Tensor:
         texts_of(f"Metric `{type(self).__name__}`", samples.outputs)
-        return torch.tensor([self.score_group(texts) for texts in samples.groups()])
+        return torch.tensor([self._number(self.score_group(texts)) for texts in samples.groups()])
+
+    def _number(self, value: Any) -> float:
+        try:
+            return float(value)
+        except (TypeError, ValueError) as error:
+            text = f"expected a number for a group of texts, but got {type(value).__name__}."
+            raise ConfigError(f"`{type(self).__name__}.score_group`: {text}") from error
 
 
 class EmbeddingMetric(SampleMetric):

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any, get_type_hints
 
-from cfg_distill.errors import ConfigError, Problem, nearest
+from cfg_distill.errors import ConfigError, Problem, listed, nearest
 
 
 def find_class(
@@ -47,8 +47,15 @@ def find_class(
         raise _wrong(f"expected {description}, but `{class_path}` is none.")
     if inspect.isabstract(found):
         concrete = sorted({cls.__name__ for cls in subclasses(found) if not inspect.isabstract(cls)})
-        kinds = f" Known: {', '.join(concrete)}." if concrete else ""
-        raise _wrong(f"expected {description}, but `{class_path}` is abstract. Name one of its kinds.{kinds}")
+        if not concrete:  # a class of the user's
+            lacks = sorted(vars(found)["__abstractmethods__"])
+            own = {name for cls in found.__mro__ if cls.__module__ == found.__module__ for name in vars(cls)}
+            hint = nearest(lacks[0], own - {*lacks}).replace("Did you mean", "It has").replace("?", ".")
+            raise _wrong(
+                f"expected {description}, but `{class_path}` lacks {listed([f'`{name}`' for name in lacks])}.{hint}"
+            )
+        known_kinds = f"Known: {', '.join(concrete)}."
+        raise _wrong(f"expected {description}, but `{class_path}` is abstract. Name one of its kinds. {known_kinds}")
     return found
 
 

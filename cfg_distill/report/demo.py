@@ -73,18 +73,24 @@ class Server:
         gradio: Any = importlib.import_module("gradio")
         self._playground, pieces = playground, Pieces(playground)
         self._blocks = _blocks(gradio, pieces)
-        _, url, _ = self._blocks.launch(
-            server_name=request.host,
-            server_port=request.port or _free_port(request.host),
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            head=pieces.head(),
-            theme=gradio.themes.Base(font=_FONTS, font_mono=_MONO),
-            footer_links=[],
-            ssr_mode=False,
-            mcp_server=False,
-        )
+        _without_proxy(request.host)
+        try:
+            _, url, _ = self._blocks.launch(
+                server_name=request.host,
+                server_port=request.port or _free_port(request.host),
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                head=pieces.head(),
+                theme=gradio.themes.Base(font=_FONTS, font_mono=_MONO),
+                footer_links=[],
+                ssr_mode=False,
+                mcp_server=False,
+            )
+        except (OSError, importlib.import_module("httpx").HTTPError) as error:
+            self.close()
+            text = f"expected an address to serve at, but {request.host} and port {request.port} do not do: {error}"
+            raise ConfigError(Problem("port", f"{text.rstrip('.')}. Name another port.")) from error
         self.url = str(url)
 
     def wait(self) -> None:
@@ -97,6 +103,12 @@ class Server:
         """Stop serving, and remove what was merged."""
         self._blocks.close(verbose=False)
         self._playground.close()
+
+
+def _without_proxy(host: str) -> None:
+    """The page asks its own address once, and no proxy for it."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name, ""), host, "127.0.0.1", "localhost"]))
 
 
 def serve(request: DemoRequest) -> None:
@@ -176,6 +188,8 @@ class Pieces:
             drawn, remarks = self.playground.draw(prompt.strip(), setting, int(seed or 0), dial)
         except ConfigError as error:
             return self._render("samples", problems=[str(problem) for problem in error.problems], drawn=[], remarks=[])
+        except OSError as error:  # a full disk
+            return self._render("samples", problems=[f"The system refuses: {error}."], drawn=[], remarks=[])
         return self._render("samples", problems=[], drawn=drawn, remarks=remarks, prompt=prompt.strip())
 
     def _render(self, template: str, /, **context: Any) -> str:
@@ -203,9 +217,10 @@ def _blocks(gradio: Any, pieces: Pieces) -> Any:
         samples = gradio.HTML(pieces.hint(), elem_id="samples", apply_default_css=False)
         front = gradio.HTML(pieces.front(playground.start), elem_id="front", apply_default_css=False)
         given = [prompt, setting, seed, *dials]
-        gradio.on([draw.click, prompt.submit], pieces.samples, given, samples, **private)
+        private_turn = private | {"concurrency_id": "draw", "concurrency_limit": 1}  # of both buttons together
+        gradio.on([draw.click, prompt.submit], pieces.samples, given, samples, **private_turn)
         drawn = again.click(lambda now: (now or 0) + 1, seed, seed, **private)
-        drawn.then(pieces.samples, given, samples, **private)
+        drawn.then(pieces.samples, given, samples, **private_turn)
         setting.change(pieces.front, setting, front, show_progress="hidden", queue=False, **private)
     return blocks
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -97,6 +98,7 @@ class Playground:
         if problems:
             raise ConfigError(problems)
         self._merges = Path()
+        self._turn = threading.Lock()
         self._held: dict[tuple[str, float | None], Generator] = {}
 
     # What there is to choose
@@ -164,8 +166,9 @@ class Playground:
         wrong += [str(problem) for problem in ([] if wrong else self.renderer.problems_of_prompts([prompt]))]
         if wrong:
             raise ConfigError(wrong)
-        student = self._student(setting, dial)
-        both = [self._draw(system, prompt, seed) for system in (student, self._guided())]
+        with self._turn:  # models and merged folders are shared
+            student = self._student(setting, dial)
+            both = [self._draw(system, prompt, seed) for system in (student, self._guided())]
         no_dial = dial is not None and not _has_dial(student.path)
         remarks = [f"{student.name} was not trained with a dial: it is sampled as it is."] if no_dial else []
         return both, [*remarks, *self.renderer.remarks([prompt])]
@@ -218,6 +221,8 @@ class Playground:
             self._merges = Path(tempfile.mkdtemp(prefix="cfg-distill-demo-"))
         folder = self._merges / f"{knob:.4f}"
         if not folder.is_dir():
+            for other in self._merges.iterdir():  # one whole model is enough
+                shutil.rmtree(other, ignore_errors=True)
             weights, line = [1 - knob, knob], self.line
             MergeFolders(line.models, weights, line.method, line.start or "", str(folder)).run(lambda done, total: None)
         return str(folder)

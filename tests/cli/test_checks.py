@@ -26,6 +26,10 @@ class Big(Part):
     def run(self) -> None: ...
 
 
+class Lacking(Part):
+    def runs(self) -> None: ...
+
+
 class Named(Part):
     def __init__(self, name: str, inner: Part | None = None) -> None: ...
     def run(self) -> None: ...
@@ -99,6 +103,10 @@ def test_nothing_is_wrong_with_a_good_recipe() -> None:
         ({"part": {"class_path": path(Big) + "g"}}, "has no `Bigg`. Did you mean `Big`?"),
         ({"part": {"class_path": path(Settings)}}, f"expected a Part, but `{path(Settings)}` is none."),
         ({"part": {"class_path": path(Part)}}, "is abstract. Name one of its kinds. Known: Big, Named."),
+        (
+            {"part": {"class_path": path(Lacking)}},
+            f"expected a Part, but `{path(Lacking)}` lacks `run`. It has `runs`.",
+        ),
         ({"part": {"class_path": "Bgi"}}, "got `Bgi`. Did you mean `Big`?"),
         ({"part": {"class_path": path(Named)}}, "Key `model.part.init_args.name`: expected text, but it is missing."),
         (

@@ -103,6 +103,31 @@ def test_nor_do_its_metrics(place: Path, metric: Any) -> None:
     assert default_metrics([CausalLM("model")], trust=["evil"])[0].keys() == {"good", "bad"}
 
 
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (
+            "import nothing_of_this_name\n",
+            "its renderer `mine_too.Page` cannot be imported: No module named 'nothing_of",
+        ),
+        (
+            "from cfg_distill.evaluation import Renderer\nclass Page(Renderer):\n    def __init__(self, size): pass\n",
+            "expected a renderer that takes no arguments",
+        ),
+        ("x = 1\n", "there is none under the name `mine_too.Page`"),
+    ],
+)
+def test_why_a_renderer_does_not_do(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, code: str, said: str
+) -> None:
+    monkeypatch.syspath_prepend(str(place))
+    (place / "mine_too.py").write_text(code)
+    says({"renderer": "mine_too.Page"})
+    words = ["generate", "--model", "model", "--prompt", "w1", "--max-new-tokens=2", "--trust", "mine_too"]
+    assert main(words) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_trust_ends_at_the_name_of_a_module() -> None:
     assert is_trusted("cfg_distill.metrics.DistinctN")
     assert not any(

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Head, HiddenStates, Logits
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.losses import (
@@ -267,6 +268,38 @@ def test_a_term_that_is_no_sum_over_cells():
         torch.testing.assert_close(ours, theirs)
     with pytest.raises(TypeError, match="abstract"):
         type("Neither", (Loss,), {})()
+
+
+@pytest.mark.parametrize("chunk", [0, 4 * V])
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        (lambda cells: cells.student_log_probs_MV.mean(), "a tensor of shape ()"),
+        (lambda cells: cells.student_log_probs_MV, rf"a tensor of shape \(\d+, {V}\)"),
+        (lambda cells: None, "NoneType"),
+    ],
+)
+def test_what_is_no_value_per_cell_is_refused(cells, said, chunk):
+    """A mean counted as often as there are chunks."""
+
+    class Mine(Loss):
+        def cells(self, inputs):
+            return cells
+
+    inputs, _ = setting()
+    said = said.replace("()", r"\(\)")
+    with pytest.raises(ConfigError, match=rf"Key `model.losses.mine`: expected one value per cell, .* but got {said}"):
+        mix({"mine": Mine()}, inputs, {"mine": 1.0}, chunk=chunk)
+
+
+def test_a_forward_that_gives_no_sum_is_refused():
+    class Mine(Loss):
+        def forward(self, inputs):
+            return inputs.student_NKTV.sum(-1)
+
+    inputs, _ = setting()
+    with pytest.raises(ConfigError, match=r"Key `model.losses.mine`: expected a scalar"):
+        mix({"mine": Mine()}, inputs, {"mine": 1.0})
 
 
 def test_without_gradient_a_trained_head_costs_no_product_more():

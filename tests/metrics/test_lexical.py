@@ -1,5 +1,6 @@
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from cfg_distill.metrics import (
     Length,
     Repetition,
     SelfBLEUDiversity,
+    TextMetric,
     distinct_n,
     expectation_adjusted_distinct,
     repeated_n,
@@ -145,3 +147,21 @@ def test_higher_is_better_on_the_axes():
         assert (metric.axis, metric.higher_is_better) == ("diversity", True)
     assert (Repetition().axis, Repetition().higher_is_better) == ("guard", False)
     assert (Length().axis, Length().higher_is_better) == ("guard", None)
+
+
+def test_a_misspelt_axis_and_what_is_no_number_are_named() -> None:
+    """Such a metric stood in no table, and nobody was told."""
+
+    class Mine(TextMetric):
+        axis = "divresity"  # type: ignore[assignment]
+
+        def score_group(self, texts: list[str]) -> float:
+            return None  # type: ignore[return-value]
+
+    with pytest.raises(
+        ConfigError, match=r"`Mine.axis`: expected quality, diversity, guard, but got `divresity`. Did you"
+    ):
+        Mine()
+    groups = [["a", "b"]]
+    with pytest.raises(ConfigError, match=r"`Mine.score_group`: expected a number .* but got NoneType"):
+        Mine(axis="guard").score(SimpleNamespace(outputs=groups[0], groups=lambda: groups))  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +145,31 @@ def test_a_setting_of_the_knob_is_the_average_of_its_ends(texts: Path) -> None:
     assert (
         half.name == "half" and len(playground._held) == 2
     )  # the study's own merge; the base and one student in memory
+
+
+def test_two_people_draw_in_turn_and_one_merged_folder_is_kept(texts: Path) -> None:
+    playground = Playground(texts, samples=1)
+    pieces = demo.Pieces(playground)
+    with ThreadPoolExecutor(4) as people:
+        drawn = list(people.map(lambda knob: pieces.samples("w1", knob, 0), [0.3, 0.3, 0.6, 0.3]))
+    assert all('class="problem"' not in each for each in drawn)
+    assert len(list(playground._merges.iterdir())) == 1
+
+
+def test_a_full_disk_is_told_on_the_page(texts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Playground, "draw", full)
+    assert "No space left on device" in demo.Pieces(Playground(texts)).samples("w1", 0.3, 0)
+
+
+def test_a_proxy_is_not_asked_for_the_own_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "my.net")
+    monkeypatch.setenv("no_proxy", "")
+    demo._without_proxy("10.0.0.7")
+    assert os.environ["NO_PROXY"] == "my.net,10.0.0.7,127.0.0.1,localhost"
+    assert os.environ["no_proxy"] == "10.0.0.7,127.0.0.1,localhost"
 
 
 def test_samples_are_those_of_generate(texts: Path) -> None:
