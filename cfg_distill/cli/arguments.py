@@ -91,8 +91,9 @@ def add_sampling(parser: argparse.ArgumentParser, samples: int, temperatures: bo
         parser.add_argument(
             "--temperature", nargs="+", type=float, default=[1.0], metavar="T", help="1 is the model's own"
         )
-        return
-    parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="1 is the model's own")
+    else:
+        parser.add_argument("--temperature", type=float, default=1.0, metavar="T", help="1 is the model's own")
+    parser.add_argument("--negative", metavar="TEXT", help="negative prompt, under guidance")
     parser.add_argument("--top-k", type=int, default=0, metavar="K", help="draw from the K likeliest tokens; 0: all")
     parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="draw from the likeliest mass P; 1: all")
 

@@ -29,7 +29,6 @@ def run(argv: Sequence[str]) -> None:
         "what the change of an adapter is multiplied by; of one trained with a dial, 0 is no guidance and 1 all of it"
     )
     parser.add_argument("--dial", type=float, metavar="S", help=dial)
-    parser.add_argument("--negative", metavar="TEXT", help="negative prompt, under guidance")
     parser.add_argument(
         "--negative-system", metavar="TEXT", help="system message of the negative branch; it keeps the prompt"
     )

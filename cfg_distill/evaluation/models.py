@@ -84,7 +84,6 @@ def _system(
     """One system, its file, and some samples of it."""
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.written import Writer
-    from cfg_distill.generators import Guidance
 
     plan, folder = request.plan, None if request.out is None else Path(request.out)
     model = point.model
@@ -99,7 +98,7 @@ def _system(
         predictor,
         plan.prompts,
         plan.sampling(model, point.temperature),
-        Guidance(point.guidance),
+        request.guidance_of(point.guidance),
         plan.metrics,
         seeds=request.seeds,
         batch_size=request.batch_size,
@@ -190,7 +189,8 @@ def write_front(
     table += "".join(f"{line}\n" for line in ["", *notes] if notes) + lines
     if out is None:
         return table
-    front = {"systems": points, "claims": list(claims), "hypervolume": volumes, "notes": notes} | dict(more or {})
+    front = {"systems": points, "claims": list(claims), "choice": None, "hypervolume": volumes, "notes": notes}
+    front |= dict(more or {})
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
         figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)

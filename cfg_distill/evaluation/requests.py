@@ -69,6 +69,9 @@ class EvaluateRequest:
         trust: modules, beside this package, that the models' folders may name for their renderer and metrics.
         audio: the form of sound files: ``wav``, ``flac`` or ``ogg``.
         anneal: begin the samples of each model by a start model; None for the models alone.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the likeliest tokens whose mass reaches p; 1 keeps all.
+        negative: the negative prompt of guided points.
     """
 
     models: Sequence[str]
@@ -90,6 +93,13 @@ class EvaluateRequest:
     audio: AudioForm = "flac"
     anneal: Anneal | None = None
     dial: Sequence[float] = ()
+    top_k: int = 0
+    top_p: float = 1.0
+    negative: str | None = None
+
+    def guidance_of(self, scale: float) -> Guidance:
+        """The guidance of a scale; the negative prompt belongs to guided points alone."""
+        return Guidance(scale, self.negative if scale != 1 else None)
 
     @cached_property
     def points(self) -> list[Point]:
@@ -166,6 +176,8 @@ class Points:
         self.problems += [problem for scale in request.guidance for problem in problems_of_scale("guidance", scale)]
         for point in request.points:
             self.problems += problems_of_dial(point.model, point.dial, adapter=True)
+        if request.negative is not None and all(point.guidance == 1 for point in request.points):
+            self.problems.append(Problem("negative", "has no effect without guidance. Set `@.guidance` above 1."))
         if request.dial and all(point.dial is None for point in request.points):
             text = "expected an adapter among the models, whose change is scaled, but all are whole. Leave it out."
             self.problems.append(Problem("dial", text))
@@ -203,7 +215,9 @@ class Points:
                 self.problems += at_key("models", error.problems)
         guided = dict.fromkeys((point.model, point.guidance) for point in request.points)
         for model, scale in guided if not self.problems else ():
-            found = problems_of_lengths(generators[model], self.prompts, self.sampling(model), Guidance(scale))
+            found = problems_of_lengths(
+                generators[model], self.prompts, self.sampling(model), request.guidance_of(scale)
+            )
             for each in found:  # what a prompt lacks is said once for all models
                 other = replace(each, text=f"model `{model}`: {each.text}")
                 self.problems += at_key("prompts", [each]) if isinstance(each, PromptProblem) else [other]
@@ -227,4 +241,5 @@ class Points:
 
     def sampling(self, model: str, temperature: float = 1.0) -> Sampling:
         """How a model is sampled."""
-        return Sampling(self.request.samples, self.lengths[model], temperature)
+        request = self.request
+        return Sampling(request.samples, self.lengths[model], temperature, request.top_k, request.top_p)

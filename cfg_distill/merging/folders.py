@@ -88,6 +88,10 @@ def merge_folders(
 
     with staged_folder(out) as folder:
         carry(first.folder, folder)
+        models_of = [source.folder for source in sources[-len(models) :]]
+        if not any(folder.glob("tokenizer*")):  # without one nothing could sample it
+            for other in [each for each in models_of if any(each.glob("tokenizer*"))][:1]:
+                carry(other, folder)
         _carry_sampling(sources[-len(models) :], folder)
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
         write_weights(folder, shapes, widest, merged, max_shard_bytes)

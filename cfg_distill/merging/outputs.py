@@ -42,7 +42,7 @@ def carry(source: Path, target: Path) -> None:
             if file.is_file() and file.name not in (INDEX, MERGE_FILE, CHECKSUMS) and not (target / file.name).exists():
                 shutil.copy2(file, target / file.name)
     templates = source / "additional_chat_templates"
-    if templates.is_dir():
+    if templates.is_dir() and not (target / templates.name).exists():
         shutil.copytree(templates, target / templates.name)
 
 

@@ -264,7 +264,7 @@ class CommandLine(LightningCLI):
         checkpoint = settings.get("ckpt_path") if earlier is None else last_checkpoint(earlier)
         self._refuse_another_start(checkpoint, recipe)
         with claimed(root, resume, recipe, trains) as version:
-            self.trainer.logger = logger = TensorBoardLogger(root, name="", version=version)
+            self.trainer.logger = logger = TensorBoardLogger(root, "", version, default_hp_metric=False)
             self.mark.folder = Path(logger.log_dir)
             if note and is_first():
                 print(f"Note: {note} This run begins anew; with `--ckpt_path last` that one goes on.", file=sys.stderr)

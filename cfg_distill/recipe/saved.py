@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from itertools import count
 from pathlib import Path
+from typing import Any
 
+import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
@@ -36,6 +38,22 @@ class SaveRecipe(SaveConfigCallback):
         while not trainer.loggers and file.exists():  # the folder is no folder of this run alone
             file = folder / f"config_{next(numbers)}.yaml"
         self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
+        settings = flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+        for logger in trainer.loggers:  # W&B and MLflow tell runs apart by them
+            logger.log_hyperparams(settings)
+
+
+def flat(settings: Any, under: str = "") -> dict[str, Any]:
+    """Settings by their whole keys.
+
+    Example:
+        >>> flat({"model": {"guidance": {"scale": 3.0}}, "callbacks": []})
+        {'model.guidance.scale': 3.0, 'callbacks': '[]'}
+    """
+    if isinstance(settings, dict) and settings:
+        return {name: value for key, each in settings.items() for name, value in flat(each, f"{under}.{key}").items()}
+    plain = isinstance(settings, bool | int | float | str)
+    return {under.removeprefix("."): settings if plain else str(settings)}
 
 
 def folder_of(trainer: Trainer) -> Path:

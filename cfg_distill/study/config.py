@@ -242,7 +242,7 @@ class _Reader:
             return {str(name): each for name, each in content.items()}
         self.problems += [
             Problem(
-                key,
+                joined(key, str(name)),  # not of the whole section: its other problems are told, too
                 "names become folders: expected up to 100 letters, digits, spaces and the signs . _ -, beginning with a"
                 f" letter or digit, without a space at the end, but got `{name}`.",
             )

@@ -12,7 +12,7 @@ from cfg_distill.evaluation.renderers import Renderer
 from cfg_distill.folders import base_of, source
 from cfg_distill.folders.profile import Profile
 from cfg_distill.tunes.prompts import UNDERSTOOD, prefix, problems_of_prompts, understand
-from cfg_distill.tunes.rendering import render, setting_of, to_abc
+from cfg_distill.tunes.rendering import played_notes, render, setting_of, to_abc
 
 PROFILE_OF_TUNES = Profile("cfg_distill.tunes.renderer.TuneRenderer", "recipes/tunes/metrics.yaml")
 
@@ -39,6 +39,10 @@ class TuneRenderer(Renderer):
 
     def text(self, sample: Any, prompt: str) -> str:
         return to_abc(setting_of(sample, understand(prompt)), prompt).rstrip()
+
+    def is_empty(self, sample: Any) -> bool:
+        """Whether no note sounds: a bar of rests has letters, and is silent."""
+        return not played_notes(setting_of(sample, understand("")))
 
     def write(self, sample: Any, prompt: str, folder: Path, stem: str) -> str:
         render(sample, folder, stem, prompt)

@@ -77,6 +77,17 @@ def test_the_configuration_of_a_run_lies_in_its_folder(recipe: str, words: list[
     assert Path("config.yaml").read_text() == recipe
 
 
+@pytest.mark.parametrize("logger", ["TensorBoardLogger", "CSVLogger"])
+def test_the_settings_of_a_run_are_told_to_its_logger(recipe: str, logger: str) -> None:
+    """By which W&B and MLflow tell runs apart; the folder has no other values for it."""
+    words = [] if logger.startswith("Tensor") else [f"--trainer.logger={logger}", "--trainer.logger.save_dir=m"]
+    assert main(["fit", "--config", "config.yaml", "--model.guidance.scale=2.5", *words]) == 0
+    (file,) = (path for path in Path().rglob("hparams.yaml"))
+    known = yaml.safe_load(file.read_text())
+    assert known["model.guidance.scale"] == 2.5 and known["data.batch_size"] == 2
+    assert known["model.generator.class_path"] == "cfg_distill.generators.CausalLM"
+
+
 @pytest.mark.parametrize("logger", ["mine", "csv", "none"])
 def test_a_run_under_another_logger_goes_on(recipe: str, capsys: pytest.CaptureFixture, logger: str) -> None:
     """Each run of such a logger has a folder of another name, so Lightning finds no last checkpoint and begins anew."""

@@ -128,6 +128,13 @@ def test_why_a_renderer_does_not_do(
     assert said in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("tune", "is_empty"), [("z:1 |]", True), ("z:8 | z:8 |]", True), ("", True), ("z:1 d:1 |]", False)]
+)
+def test_a_tune_of_rests_is_empty(tune: str, is_empty: bool) -> None:
+    assert TuneRenderer().is_empty(tune) == is_empty
+
+
 def test_trust_ends_at_the_name_of_a_module() -> None:
     assert is_trusted("cfg_distill.metrics.DistinctN")
     assert not any(
@@ -137,6 +144,29 @@ def test_trust_ends_at_the_name_of_a_module() -> None:
     assert class_paths({"a": ["x.Y", "laion/clap", "./file.yaml", 3, None, {"b": "z.W"}]}) == ["x.Y", "z.W"]
     odd = ["evil.Q ", "evil.Q\n", "evil..Q", "evil.1Q", " evil.Q", "evil.payload.a b"]
     assert class_paths(odd) == odd and not any(map(is_trusted, odd))
+
+
+def _texts(folder: Path) -> list[tuple[str, str]]:
+    return sorted((file.name, file.read_text()) for file in folder.iterdir())
+
+
+def test_filters_and_a_negative_prompt_of_an_evaluation(place: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["evaluate", "--model", "model", "--prompts", "prompts.txt", "--samples=2", "--max-new-tokens=6"]
+    found = {}
+    for name, more in {
+        "plain": ["--guidance", "1", "3"], "negative": ["--guidance", "1", "3", "--negative", "w5 w6"], "top": ["--top-k=1"]
+    }.items():  # fmt: skip
+        assert main([*words, *more, "--out", name]) == 0
+        found[name] = [json.loads(file.read_text()) for file in sorted(Path(name, "systems").glob("*.json"))]
+        assert json.loads(Path(name, "front.json").read_text())["choice"] is None
+    assert found["top"][0]["top_k"] == 1 and found["plain"][0]["top_k"] == 0
+    drawn = {name: [_texts(each) for each in sorted(Path(name, "samples").iterdir())] for name in ("plain", "negative")}
+    assert drawn["plain"][0] == drawn["negative"][0] and drawn["plain"][1] != drawn["negative"][1]
+    capsys.readouterr()
+    assert main([*words, "--negative", "w5"]) == 2
+    assert "Option `--negative`: has no effect without guidance. Set `--guidance` above 1." in capsys.readouterr().err
+    assert main([*words, "--top-p", "0"]) == 2
+    assert "Option `--top-p`" in capsys.readouterr().err
 
 
 def test_metrics_of_the_folder_are_those_of_evaluate(place: Path, capsys: pytest.CaptureFixture) -> None:

@@ -256,6 +256,13 @@ def test_equal_shapes_under_another_config_are_refused(models: list[str], tmp_pa
         merge_folders(models[:2], [0.5, 0.5], "lerp", tmp_path / "out")
 
 
+def test_a_tokenizer_that_the_first_folder_lacks_is_that_of_another(models: list[str], tmp_path: Path) -> None:
+    for file in Path(models[0]).glob("tokenizer*"):
+        file.unlink()
+    merge_folders(models[:2], [0.5, 0.5], "lerp", tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(tmp_path / "out")("w1")["input_ids"]
+
+
 def test_one_model_as_transformers_4_and_5_write_it(models: list[str], tmp_path: Path) -> None:
     """Version 4 has the rotary base at the top, and leaves out what is the default."""
     path = Path(models[1]) / "config.json"
