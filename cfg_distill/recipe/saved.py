@@ -6,11 +6,12 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from cfg_distill.files import read_yaml
 
 CONFIG = "config.yaml"
 
@@ -38,7 +39,7 @@ class SaveRecipe(SaveConfigCallback):
         while not trainer.loggers and file.exists():  # the folder is no folder of this run alone
             file = folder / f"config_{next(numbers)}.yaml"
         self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
-        settings = flat(yaml.safe_load(file.read_text(encoding="utf-8")))
+        settings = flat(read_yaml(file))
         for logger in trainer.loggers:  # W&B and MLflow tell runs apart by them
             logger.log_hyperparams(settings)
 

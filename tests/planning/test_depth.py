@@ -74,7 +74,7 @@ def phases(generator: Generator, micro_batch: int, precision: str, off_policy: b
     ("kind", "micro_batch", "precision", "off_policy"),
     [
         pytest.param("causal", 8, "32-true", False, marks=pytest.mark.slow),
-        ("lora", 4, "bf16-mixed", False),
+        pytest.param("lora", 4, "bf16-mixed", False, marks=pytest.mark.slow),
         pytest.param("musicgen", 4, "32-true", False, marks=pytest.mark.slow),
         ("dia", 8, "bf16-mixed", True),
     ],

@@ -129,6 +129,7 @@ def test_shards_of_a_student_under_lora_have_a_teacher_beside_them(recipe: str) 
     assert "teacher" not in whole.always and sharded.always["teacher"] == pytest.approx(base / 4, rel=0.05)
 
 
+@pytest.mark.slow
 def test_weights_are_gathered_as_the_recipe_says_and_otherwise_where_that_does_not_fit(recipe: str) -> None:
     deep = f"--model.generator.init_args.path={tiny_folder(Path('deep'), num_hidden_layers=6)}"
     with plan_under(recipe, ["--trainer.strategy=fsdp2", deep]) as planner:
@@ -151,7 +152,7 @@ def test_no_split_is_recommended_that_a_fit_refuses(recipe: str, capsys: pytest.
     assert "expected 32-true or bf16-mixed under fsdp2, but got 16-mixed" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("own", [1, 4])
+@pytest.mark.parametrize("own", [1, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_micro_batch_is_planned_alike_by_any_recipe(recipe: str, own: int) -> None:
     """Below the group it reads a whole prompt, and so the line has a bend there."""
     Path("train.txt").write_text("\n".join(" ".join(["w1"] * 10 + [f"w{number}"]) for number in range(8)))

@@ -146,7 +146,7 @@ def test_the_last_step_pools_training_seeds_and_writes_everything(tmp_path: Path
     knobs = [knob for *_, knob in POINTS.values()]
     DrawFront(files, HEADLINE, claims, knobs, str(tmp_path), protocol, str(tmp_path / "speed.json")).run(print)
     front = json.loads((tmp_path / "front.json").read_text())
-    assert front.keys() == {"systems", "claims", "hypervolume", "protocol", "notes", "fronts", "timing"}
+    assert front.keys() == {"systems", "claims", "choice", "hypervolume", "protocol", "notes", "fronts", "timing"}
     assert {each["name"]: each["training_seeds"] for each in front["systems"]}["half"] == [0, 1, 2]
     pooled = System.read(tmp_path / "systems" / "half.json")
     assert pooled.runs("d") == pytest.approx(systems(seeds=3)[5].runs("d"))
