@@ -385,10 +385,14 @@ def _ends_with_head(network: Any) -> bool:
     """Whether the logits are what the head makes of the states: a soft cap or a scale behind it makes them anew."""
     made: list[Tensor] = []
     head = network.get_output_embeddings()
+    if head is None:
+        return True  # nothing to watch; the fit will see
     hook = head.register_forward_hook(lambda _, __, logits: made.append(logits))
     try:
         with torch.no_grad(), shallow([network], 1):
             found = network(input_ids=torch.zeros((1, 4), dtype=torch.long), use_cache=False).logits
     finally:
         hook.remove()
-    return any(found.dtype != each.dtype or found.untyped_storage() is each.untyped_storage() for each in made)
+    return not made or any(
+        found.dtype != each.dtype or found.untyped_storage() is each.untyped_storage() for each in made
+    )
