@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from cfg_distill.evaluation.front import swept
+from cfg_distill.evaluation.front import is_filtered, plain_filters, swept
 from cfg_distill.evaluation.labels import Box, Label, along, placed
 
 Point = Mapping[str, Any]
@@ -168,7 +168,8 @@ class _Line:
         loud = [p for p in own if p["temperature"] == self.usual]
         if self.family == "guidance":
             return sorted(loud, key=lambda p: p["guidance"])
-        loud = [p for p in loud if not _filtered(p)]
+        plain = plain_filters(self.drawn) | {"anneal": None}
+        loud = [p for p in loud if not is_filtered(p, plain)]
         return sorted(loud, key=lambda p: -1.0 if p.get("knob") is None else p["knob"])
 
     @property
@@ -246,16 +247,6 @@ class _Line:
         sweeps = {p["name"].partition(" guidance ")[0] for p in self.drawn if " guidance " in p["name"]}
         shared = f"{sweeps.pop()} " if len(sweeps) == 1 else ""  # with two sweeps, their names tell them apart
         return name.removeprefix(shared).removesuffix(f" T {self.usual:g}")
-
-
-def _filtered(point: Point) -> bool:
-    """Whether a point is sampled with a filter or a start model beside its temperature, and so lies on no sweep of it."""
-    return (
-        point.get("anneal") is not None
-        or point.get("top_p", 1.0) not in (1.0, None)
-        or bool(point.get("top_k"))
-        or bool(point.get("min_p"))
-    )
 
 
 def _axis_label(metric: str, axis: str) -> str:

@@ -19,6 +19,24 @@ ROWS = ("real", "degenerate")
 """The kinds of the rows of a ladder, which no system drew: they show the range of a metric, and compete with nothing."""
 
 
+def plain_filters(points: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The filters of a point that counts as unfiltered: those that all samples share, or none.
+
+    Args:
+        points: entries of front.json.
+    """
+    found: dict[str, Any] = {}
+    for key, none in (("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+        values = {none if p.get(key) is None else p[key] for p in points if p["kind"] not in ROWS}
+        found[key] = values.pop() if len(values) == 1 else none
+    return found
+
+
+def is_filtered(point: Mapping[str, Any], plain: Mapping[str, Any]) -> bool:
+    """Whether a point has another filter than the plain ones, and so lies on no sweep."""
+    return any(point.get(key) not in (value, None) for key, value in plain.items())
+
+
 def swept(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The baselines that lie on sweeps: samples of the base, told apart by temperature and guidance alone.
 
@@ -28,13 +46,8 @@ def swept(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
         points: entries of front.json; the model of the first baseline is the base.
     """
     baselines = [p for p in points if p["kind"] in KINDS["baselines"]]
-    plain = {"top_k": 0, "top_p": 1.0, "min_p": 0.0, "prompt": None, "anneal": None, "schedule": None}
-    return [
-        p
-        for p in baselines
-        if p.get("model") == baselines[0].get("model")
-        and all(p.get(key) in (value, None) for key, value in plain.items())
-    ]
+    plain = plain_filters(points) | {"prompt": None, "anneal": None, "schedule": None}
+    return [p for p in baselines if p.get("model") == baselines[0].get("model") and not is_filtered(p, plain)]
 
 
 def pareto(points: ArrayLike) -> NDArray[np.bool_]:

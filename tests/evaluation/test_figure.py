@@ -122,6 +122,15 @@ def test_models_that_nobody_called_students_are_not_in_the_legend():
     assert "students and merges, one pass" in told
 
 
+def test_a_filter_that_all_have_is_no_filter():
+    """As of ``evaluate --top-k 20``, whose picture had no name and no legend."""
+    found = [point("a", "model", 0.6, 0.6), point("a guided", "guidance", 0.7, 0.5, 2.0)]
+    panel = front_figure([each | {"top_k": 20} for each in found], "quality", "diversity").axes[0]
+    assert {text.get_text() for text in labels(panel)} == {"a", "a guided"}
+    panel = front_figure([found[0] | {"top_k": 20}, found[1]], "quality", "diversity").axes[0]
+    assert {text.get_text() for text in labels(panel)} == {"a guided"}
+
+
 def test_a_baseline_that_begins_by_another_model_is_no_student():
     """It takes the passes of both."""
     annealed = point("base annealed", "model", 0.6, 0.6) | {"anneal": {"base": "b", "power": 2.0}}
