@@ -236,7 +236,7 @@ def problems_of(part: Any, context: Context = Context(), under: str = "") -> lis
         context: what it may need to know.
         under: where it hangs.
     """
-    if said := unfinished(part):
+    if said := without_base_init(part):
         return [Problem("", said).under(under)]
     method = getattr(part, "problems", None)
     if not callable(method):
@@ -248,7 +248,7 @@ def problems_of(part: Any, context: Context = Context(), under: str = "") -> lis
     return [(Problem("", each) if isinstance(each, str) else each).under(under) for each in found]
 
 
-def unfinished(part: Any) -> str:
+def without_base_init(part: Any) -> str:
     """A sentence on a module of torch whose constructor forgot to call that of its base class; empty for any other part."""
     kinds = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(part).__mro__)
     if "torch.nn.modules.module.Module" not in kinds or "_modules" in vars(part):

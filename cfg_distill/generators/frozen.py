@@ -7,7 +7,7 @@ from typing import Any, Generic, Self, TypeVar
 import torch
 from torch import nn
 
-from cfg_distill.errors import ConfigError, unfinished
+from cfg_distill.errors import ConfigError, without_base_init
 
 T = TypeVar("T")
 
@@ -34,7 +34,7 @@ class Frozen(Generic[T]):
     """
 
     def __init__(self, model: T) -> None:
-        if said := unfinished(model):
+        if said := without_base_init(model):
             raise ConfigError(said)
         self.model = model
         self._freeze()

@@ -87,12 +87,7 @@ def merge_folders(
         return finite(tensor, name)
 
     with staged_folder(out) as folder:
-        carry(first.folder, folder)
-        models_of = [source.folder for source in sources[-len(models) :]]
-        if not any(folder.glob("tokenizer*")):  # without one nothing could sample it
-            for other in [each for each in models_of if any(each.glob("tokenizer*"))][:1]:
-                carry(other, folder)
-        _carry_sampling(sources[-len(models) :], folder)
+        _carry(sources[-len(models) :], folder)
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
         write_weights(folder, shapes, widest, merged, max_shard_bytes)
         if wider := [dtype for name, dtype in widest.items() if dtype != first.dtypes[name]]:
@@ -102,11 +97,21 @@ def merge_folders(
     return out
 
 
-def _carry_sampling(models: list[FolderWeights], target: Path) -> None:
-    """Take the settings of sampling from the first model that carries guidance: those of a base may guide it once more."""
-    students = [model for model in models if (known := history_of(model.path)) and known.distilled]
-    if students and (settings := students[0].folder / SAMPLING).is_file():
+def _carry(models: list[FolderWeights], target: Path) -> None:
+    """Copy what lies beside the weights: from the first model, or from the first one that can serve where it cannot.
+
+    A folder without a tokenizer cannot be sampled. Settings of sampling that are a base's may guide a student once more.
+    """
+    carry(models[0].folder, target)
+    if not _has_tokenizer(target) and (other := next((m.folder for m in models if _has_tokenizer(m.folder)), None)):
+        carry(other, target)
+    students = (model for model in models if (known := history_of(model.path)) and known.distilled)
+    if (student := next(students, None)) and (settings := student.folder / SAMPLING).is_file():
         shutil.copy2(settings, target / SAMPLING)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(folder.glob("tokenizer*"))
 
 
 def _say_dtype(config: Path, dtype: torch.dtype) -> None:

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Iterable
 from typing import Any, get_type_hints
 
-from cfg_distill.errors import ConfigError, Problem, listed, nearest
+from cfg_distill.errors import ConfigError, Problem, closest, listed, nearest
 
 
 def find_class(
@@ -50,7 +50,8 @@ def find_class(
         if not concrete:  # a class of the user's
             lacks = sorted(vars(found)["__abstractmethods__"])
             own = {name for cls in found.__mro__ if cls.__module__ == found.__module__ for name in vars(cls)}
-            hint = nearest(lacks[0], own - {*lacks}).replace("Did you mean", "It has").replace("?", ".")
+            like = closest(lacks[0], own - {*lacks})
+            hint = f" It has `{like}`." if like else ""
             raise _wrong(
                 f"expected {description}, but `{class_path}` lacks {listed([f'`{name}`' for name in lacks])}.{hint}"
             )

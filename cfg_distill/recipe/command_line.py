@@ -252,8 +252,8 @@ class CommandLine(LightningCLI):
         if not self._logs:
             asked = settings.get("ckpt_path")
             if asked in (None, "last") and (last := last_of_another_logger(root, asked == "last", trains)):
-                self._refuse_another_start(last, recipe)
                 settings["ckpt_path"] = str(last)
+            self._refuse_another_start(settings.get("ckpt_path"), recipe)
             yield
             return
         if settings.get("ckpt_path") is None and requeued(root):

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from cfg_distill.files import read_yaml
 
@@ -40,8 +41,14 @@ class SaveRecipe(SaveConfigCallback):
             file = folder / f"config_{next(numbers)}.yaml"
         self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
         settings = flat(read_yaml(file))
+        del settings["ckpt_path"]  # of this start, and not of the run
         for logger in trainer.loggers:  # W&B and MLflow tell runs apart by them
-            logger.log_hyperparams(settings)
+            try:
+                logger.log_hyperparams(settings)
+            except (
+                Exception
+            ) as error:  # whatever its library raises: MLflow takes no setting that a resumed run changed
+                rank_zero_warn(f"{type(logger).__name__} took no settings: {error}")
 
 
 def flat(settings: Any, under: str = "") -> dict[str, Any]:

@@ -88,6 +88,29 @@ def test_the_settings_of_a_run_are_told_to_its_logger(recipe: str, logger: str) 
     assert known["model.generator.class_path"] == "cfg_distill.generators.CausalLM"
 
 
+def test_a_logger_that_refuses_the_settings_ends_no_fit(recipe: str, recwarn: pytest.WarningsRecorder) -> None:
+    """As MLflow does when a resumed run has changed one."""
+    head, body = "def log_hyperparams(self, params, *args, **kwargs):\n        ", "raise KeyError(sorted(params)[0])"
+    Path("mine.py").write_text(LOGGER.replace(f"{head}pass", head + body))
+    with pytest.warns(UserWarning, match="Mine took no settings: 'data"):
+        assert (
+            main(["fit", "--config", "config.yaml", "--trainer.logger=mine.Mine", "--trainer.logger.save_dir=m"]) == 0
+        )
+
+
+@pytest.mark.parametrize("words", [[], ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=m"]])
+def test_weights_alone_are_no_checkpoint_to_go_on_from(
+    recipe: str, capsys: pytest.CaptureFixture, words: list[str]
+) -> None:
+    weights = "--trainer.callbacks.saved.save_weights_only=true"
+    assert main(["fit", "--config", "config.yaml", weights, *words]) == 0
+    (last,) = Path().rglob("last.ckpt")
+    capsys.readouterr()
+    for named in (str(last), "last"):
+        assert main(["fit", "--config", "config.yaml", f"--ckpt_path={named}", *words]) == 2
+        assert "holds weights alone (`save_weights_only`)" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("logger", ["mine", "csv", "none"])
 def test_a_run_under_another_logger_goes_on(recipe: str, capsys: pytest.CaptureFixture, logger: str) -> None:
     """Each run of such a logger has a folder of another name, so Lightning finds no last checkpoint and begins anew."""

@@ -131,7 +131,8 @@ def test_what_every_phase_holds_is_the_sum_of_its_formulas(tiny_model: str, musi
     assert parts["gradients"] == 4 * numbers["trained"] < parts["student"] / 5
 
 
-def test_the_cache_of_a_rollout_is_that_of_the_real_one(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_of_rollout(folder: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The cache at the end of a real rollout of 40 tokens."""
     caches: list[Any] = []
     plain = CausalLM.step
 
@@ -139,13 +140,18 @@ def test_the_cache_of_a_rollout_is_that_of_the_real_one(tiny_model: str, monkeyp
         caches[:] = [state.cache]
         return plain(self, state, tokens_NK)
 
-    own = module(CausalLM(tiny_model), length=40)
+    own = module(CausalLM(folder), length=40)
     own.configure_model()
     own.student.end_tokens = ()
     with monkeypatch.context() as patched:
         patched.setattr(CausalLM, "step", step)
         own.rollout(TEXTS)
-    layers = [layer for layer in caches[0].layers if isinstance(layer, GrowingLayer)]
+    return caches[0]
+
+
+def test_the_cache_of_a_rollout_is_that_of_the_real_one(tiny_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = cache_of_rollout(tiny_model, monkeypatch)
+    layers = [layer for layer in cache.layers if isinstance(layer, GrowingLayer)]
     real = sum(room.untyped_storage().nbytes() for layer in layers for room in layer._rooms)
     with dry():
         planned = DryStep(fit(module(CausalLM(tiny_model), length=40), TEXTS), on_cpu=True).rollout(TEXTS)
@@ -179,20 +185,8 @@ def folder_of(folder: Path, kind: str, **settings: Any) -> str:
 def test_a_sliding_window_grows_until_it_is_full(tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """It was counted as long as the prompt. Of the widest window all positions are kept."""
     folder = folder_of(tmp_path / "mistral", "mistral", sliding_window=window)
-    caches: list[Any] = []
-    plain = CausalLM.step
-
-    def step(self: Any, state: Any, tokens_NK: torch.Tensor) -> Any:
-        caches[:] = [state.cache]
-        return plain(self, state, tokens_NK)
-
-    own = module(CausalLM(folder), length=40)
-    own.configure_model()
-    own.student.end_tokens = ()
-    with monkeypatch.context() as patched:
-        patched.setattr(CausalLM, "step", step)
-        own.rollout(TEXTS)
-    real = sum(t.untyped_storage().nbytes() for layer in caches[0].layers for t in (layer.keys, layer.values))
+    cache = cache_of_rollout(folder, monkeypatch)
+    real = sum(t.untyped_storage().nbytes() for layer in cache.layers for t in (layer.keys, layer.values))
     with dry():
         planned = DryStep(fit(module(CausalLM(folder), length=40), TEXTS), on_cpu=True).rollout(TEXTS)
     rows = len(TEXTS) * 4
