@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import cfg_distill
 from cfg_distill.evaluation.front import ROWS
+from cfg_distill.evaluation.system import System
 from cfg_distill.report import formats
 from cfg_distill.report.curves import EXPLAINED, charts_of, read_curves
 from cfg_distill.report.meanings import meaning_of
@@ -151,12 +153,24 @@ def versions(results: Results) -> list[tuple[str, str]]:
     first = next(iter(results.systems.values()))
     rows.append(("Prompts", str(len(first.prompts))))
     rows.append(("Samples", f"{first.samples} per prompt and seed; seeds {', '.join(map(str, first.seeds))}"))
+    rows.append(("Sampling", _sampling([system for system in results.systems.values() if system.kind not in ROWS])))
     rows.append(("Folder", str(results.folder)))
     timings = _timings_file(results)
     if "wall" in timings:
         cores = timings.get("cores", 1)
         rows.append(("Time", f"{timings['wall']} on {cores} {'core' if cores == 1 else 'cores'}"))
     return rows
+
+
+def _sampling(systems: Sequence[System]) -> str:
+    """How all systems were sampled: ``temperature 1, top-p 0.9 to 1``. A filter that no system has is left out."""
+    words = []
+    for key, off in (("temperature", None), ("top_k", 0), ("top_p", 1.0), ("min_p", 0.0)):
+        values = {vars(system)[key] for system in systems}
+        if values != {off}:
+            low, high = min(values), max(values)
+            words.append(f"{key.replace('_', '-')} {low:g}" + (f" to {high:g}" if high > low else ""))
+    return ", ".join(words)
 
 
 def _timings_file(results: Results) -> dict[str, Any]:

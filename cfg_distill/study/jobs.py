@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.anneal import Anneal, GuidanceCourse, annealed
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.study.checking import CheckEvaluation, CheckFit, Report
@@ -57,6 +58,11 @@ class Export:
         from cfg_distill import checkpoints
 
         checkpoint = json.loads((Path(self.fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
+        if not Path(checkpoint).is_file():
+            raise ConfigError(
+                f"Expected the checkpoint `{checkpoint}`, to make `{self.out}` of it, but it is gone. To train anew, run"
+                " the study with `--remake fit`."
+            )
         print(checkpoints.export(checkpoint, self.out, overwrite=True, trust=self.trust))
         return {}
 

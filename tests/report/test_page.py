@@ -298,6 +298,13 @@ def test_an_evaluation_has_a_page_too(tmp_path: Path) -> None:
     assert 'id="dial"' not in page and 'id="claims"' not in page and page.count("<audio") == 4
 
 
+def test_the_settings_say_how_the_systems_were_sampled(study: Path) -> None:
+    for number, file in enumerate(sorted((study / "systems").glob("*.json"))):
+        system = json.loads(file.read_text())
+        file.write_text(json.dumps(system | {"temperature": 0.5, "top_p": 0.9, "min_p": 0.1 if number else 0.0}))
+    assert "<dt>Sampling</dt><dd>temperature 0.5, top-p 0.9, min-p 0 to 0.1</dd>" in page_of(study)
+
+
 @pytest.mark.parametrize("name", ["facebook/musicgen-small", "students/quality", "{elsewhere}/quality"])
 def test_the_sound_of_a_model_of_any_name_lies_beside_the_page(tmp_path: Path, name: str) -> None:
     """An evaluation names a system as the user named the model: a hub name and a path have slashes."""

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
 import pytest
 
+from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.study import jobs
 from cfg_distill.study.checking import jobs_of_checks
 from cfg_distill.study.config import Claims, read_study
-from cfg_distill.study.jobs import DrawFront, Evaluate, FindAccelerator, decoded, encoded
+from cfg_distill.study.jobs import DrawFront, Evaluate, Export, FindAccelerator, decoded, encoded
 from cfg_distill.study.steps import plan
 
 
@@ -35,6 +37,12 @@ def test_parts_of_a_job_are_dataclasses_again(place):
     assert back.system.temperature == 0.8 and back.system.dtype == "float32"
     front = DrawFront({"a": ["a.json"]}, Headline("q", "d"), Claims("a", "b", "c", 0.1, "d", "e"), [0.5, None], "out")
     assert decoded(encoded(front)) == front
+
+
+def test_a_student_whose_checkpoint_was_deleted_is_not_exported_again(tmp_path):
+    (tmp_path / "done.json").write_text(json.dumps({"checkpoint": str(tmp_path / "last.ckpt"), "digest": ""}))
+    with pytest.raises(ConfigError, match=r"last\.ckpt`, to make `student` of it, but it is gone\. .*`--remake fit`"):
+        Export(str(tmp_path), "student").run(lambda done, total: None)
 
 
 @pytest.mark.parametrize("name", ["class_path", "do", "run", "Export", "metrics"])
