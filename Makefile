@@ -17,7 +17,7 @@ unexport PYTHONDONTWRITEBYTECODE
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/:[^#]*## */\t/' | expand -t 14
 
-quickstart: $(READY)  ## run the whole method on the shipped text-to-music model, into runs/quickstart (about 8 minutes)
+quickstart: $(READY)  ## run the whole method on the shipped text-to-music model, into runs/quickstart (8 to 20 minutes)
 	$(BIN)/cfg-distill study recipes/quickstart.yaml
 
 test: $(READY)  ## run the tests, a file on each core; one file: .venv/bin/python -m pytest tests/losses/test_divergences.py

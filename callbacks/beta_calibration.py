@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from cfg_distill.errors import ConfigError, Context, Problem, nearest, problems_of_positive, problems_of_shares
 from cfg_distill.rewards.running import share_of_newest
@@ -17,7 +18,8 @@ class BetaCalibration(Callback):
     A beta from a paper holds for its reduction, its embedding and its length only. The ratio carries over. The norms of
     the unweighted terms are measured by the module, which scores and differentiates the batch once more per term, during
     ``num_steps`` optimiser steps; each is smoothed over steps. The weight is set after every measured batch, logged as
-    ``calibration/weight``, and stays afterwards. It is a buffer of the loss, so a checkpoint holds it.
+    ``calibration/weight``, and stays afterwards. It is a buffer of the loss, so a checkpoint holds it. A run that is resumed
+    with another ``ratio`` multiplies it accordingly; with another loss or reference it measures anew.
 
     The norms are those of one batch of all processes, however it is cut into micro-batches. Noise makes the norm of the
     policy gradient the larger, the smaller the batch; batches that ``accumulate_grad_batches`` adds up are measured one
@@ -55,6 +57,7 @@ class BetaCalibration(Callback):
         self._measured = 0
         self._begin: int | None = None
         self._measuring = False
+        self._ratio_then = ratio
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings."""
@@ -77,6 +80,15 @@ class BetaCalibration(Callback):
                 found.append(Problem(key, f"expected {known}, but got `{name}`.{nearest(name, losses)}"))
         if found:
             raise ConfigError([problem.under(self.recipe_path) for problem in found])
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self._norms and self._ratio_then != self.ratio:
+            pl_module.losses[self.loss].weight.mul_(self.ratio / self._ratio_then)
+            said = f"the weight of `{self.loss}` is multiplied by {self.ratio / self._ratio_then:.4g}"
+            rank_zero_info(
+                f"{type(self).__name__}: the ratio is {self.ratio}, where it was {self._ratio_then}: {said}."
+            )
+        self._ratio_then = self.ratio
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self._begin is None:  # no checkpoint has a state of it: a resumed run may calibrate for the first time
@@ -105,8 +117,13 @@ class BetaCalibration(Callback):
         losses[self.loss].weight.copy_(self.ratio * reference / self._norms[self.loss])
 
     def state_dict(self) -> dict[str, Any]:
-        return {"norms": dict(self._norms), "measured": self._measured, "begin": self._begin}
+        state = {"norms": dict(self._norms), "measured": self._measured, "begin": self._begin}
+        return state | {"terms": [self.loss, self.reference], "ratio": self._ratio_then}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        terms = [self.loss, self.reference]
+        if state_dict.get("terms", terms) != terms:
+            return
         self._norms, self._measured = dict(state_dict["norms"]), state_dict["measured"]
         self._begin = state_dict.get("begin", 0)
+        self._ratio_then = state_dict.get("ratio", self.ratio)

@@ -33,8 +33,8 @@ class CollapseGuard(Callback):
 
     It changes nothing in the model, and looks at numbers that each training step has anyway:
 
-    - entropy: minus the mean log-probability of the drawn tokens, under the distribution that drew them. It is an unbiased
-      estimate of that distribution's entropy per token.
+    - entropy: minus the mean log-probability of the drawn tokens (those of an opening were not drawn), under the distribution
+      that drew them. It is an unbiased estimate of that distribution's entropy per token.
     - distance: the mean reward of a loss. For :class:`~cfg_distill.rewards.PairwiseDiversity` it is the mean distance between
       samples of a prompt.
     - degenerate: the share of degenerate samples, after any redraws.
@@ -108,8 +108,13 @@ class CollapseGuard(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         drawn, rewards, degenerate_BG = outputs["samples"].rollout, outputs["rewards"], outputs["degenerate"]
+        if self.loss and self.loss not in rewards:
+            text = f"expected a loss with a reward, one of {list(rewards)}, but `{self.loss}` has none. Name another."
+            raise ConfigError(Problem("loss", text).under(self.recipe_path))
         reward_BG = rewards.get(self.loss or next(iter(rewards), ""), torch.zeros(0))
-        pairs = ((-drawn.log_probs_BGKT, drawn.mask_BGKT), (reward_BG, None), (degenerate_BG, None))
+        own_BGKT = drawn.mask_BGKT.clone()
+        own_BGKT[..., : drawn.opening] = False  # nobody drew these tokens
+        pairs = ((-drawn.log_probs_BGKT, own_BGKT), (reward_BG, None), (degenerate_BG, None))
         own_6 = [number for values, counted in pairs for number in _sum_and_count(values, counted, pl_module.device)]
         # One small message per batch, so that the state is the same on all processes and in every checkpoint.
         every = all_reduced(torch.stack(own_6)).tolist()

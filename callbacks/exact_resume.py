@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from cfg_distill.checkpoints import RANDOM_STATES
@@ -37,8 +38,8 @@ class ExactResume(Callback):
     whatever a reward or a callback of yours draws, do.
 
     A checkpoint holds the states of python, numpy, torch and the CUDA device of all processes, as they were at the end
-    of the last batch. Validation leaves the generators as it found them: whether it has run or not when a run is
-    resumed, training draws the same numbers.
+    of the last batch, behind all callbacks that save nothing, wherever this one stands in the list. Validation leaves
+    the generators as it found them: whether it has run or not when a run is resumed, training draws the same numbers.
 
     A run may go on with another number of processes, prompts per batch, or accumulated batches. With as many prompts per step
     as before it takes the steps that it would have taken, up to rounding and these states: they belong to processes, and are
@@ -72,6 +73,7 @@ class ExactResume(Callback):
         self._batch_end: dict[str, Any] | None = None
         self._loaded: list[dict[str, Any]] | None = None
         self._epoch_then: tuple[float, int] | None = None
+        self._was_limited = False
         self._trainer: Trainer | None = None
         self._validation_is_due = False
         self._is_logged = True
@@ -85,6 +87,10 @@ class ExactResume(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._trainer = trainer
+        # Other callbacks may draw: the states are restored before the first of them, and taken behind the last one.
+        others = [each for each in trainer.callbacks if each is not self and not isinstance(each, _Restoring)]  # type: ignore[attr-defined]
+        place = next((n for n, each in enumerate(others) if isinstance(each, Checkpoint)), len(others))
+        trainer.callbacks = [_Restoring(self), *others[:place], self, *others[place:]]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._loaded is None:
@@ -93,10 +99,11 @@ class ExactResume(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(self._values, self._values_step)
             self._values = {}
-        then = self._epoch_then or _epoch_of(trainer)
-        if said := _said(len(self._loaded), then, trainer):
+        epoch = _epoch_of(trainer, self._was_limited)
+        then = self._epoch_then or epoch
+        if said := _said(len(self._loaded), then, epoch, trainer):
             rank_zero_info(said)
-        _go_on_in_epoch(trainer, then[0])
+        _go_on_in_epoch(trainer, then[0], epoch)
         if len(self._loaded) == trainer.world_size:
             self._batch_end = self._loaded[trainer.global_rank]
         else:
@@ -107,7 +114,8 @@ class ExactResume(Callback):
                 pl_module.take_changed_settings()
             _validate(trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def restore(self) -> None:
+        """Restore the loaded states, once. Called as the first batch begins."""
         # Not before: a resumed run makes the iterators of its loaders anew, and may or may not validate first.
         if self._loaded is not None and self._batch_end is not None:
             set_random_states(self._batch_end)
@@ -150,14 +158,29 @@ class ExactResume(Callback):
             return state
         values = {} if self._is_logged else _values_of_step(self._trainer)
         step = self._trainer.fit_loop.epoch_loop._batches_that_stepped if values else 0
-        return state | {"epoch": _epoch_of(self._trainer), "values": values, "values_step": step}
+        return state | {"dealt": _epoch_of(self._trainer), "values": values, "values_step": step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._loaded = state_dict["processes"]
         # Older checkpoints say nothing of these.
         self._validation_is_due = state_dict.get("validation_is_due", False)
-        self._epoch_then = state_dict.get("epoch")
+        self._epoch_then = state_dict.get("dealt", state_dict.get("epoch"))
+        self._was_limited = "dealt" not in state_dict
         self._values, self._values_step = state_dict.get("values", {}), state_dict.get("values_step", 0)
+
+
+class _Restoring(Callback):
+    """The first of all callbacks: in its place the states are restored.
+
+    Args:
+        resume: that holds them.
+    """
+
+    def __init__(self, resume: ExactResume) -> None:
+        self.resume = resume
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.resume.restore()
 
 
 def _values_of_step(trainer: Trainer) -> dict[str, float]:
@@ -169,15 +192,25 @@ def _values_of_step(trainer: Trainer) -> dict[str, float]:
     return values | {"epoch": float(trainer.current_epoch)}  # as Lightning does
 
 
-def _epoch_of(trainer: Trainer) -> tuple[float, int]:
-    """The batches of a process in an epoch (infinite where a loader does not say), and the batches that make a step."""
-    return trainer.num_training_batches, trainer.accumulate_grad_batches
+def _epoch_of(trainer: Trainer, limited: bool = False) -> tuple[float, int]:
+    """The batches that a process is dealt in an epoch (infinite where a loader does not say), and those that make a step.
+
+    ``limit_train_batches`` does not count, as it does not for the place of the loader. Older checkpoints have it in their
+    number: ``limited``.
+    """
+    combined = trainer.fit_loop._combined_loader
+    loaders = [] if combined is None or limited else combined.flattened
+    try:
+        (batches,) = map(len, loaders)
+    except (TypeError, ValueError):  # a loader without a length, none, or several
+        batches = trainer.num_training_batches
+    return batches, trainer.accumulate_grad_batches
 
 
-def _said(processes: int, epoch_then: tuple[float, int], trainer: Trainer) -> str:
+def _said(processes: int, epoch_then: tuple[float, int], epoch_now: tuple[float, int], trainer: Trainer) -> str:
     """What is kept and what is not, for a run that goes on with another number of processes or of prompts per step."""
     now, then = trainer.world_size, processes
-    steps_now, steps_then = (batches / accumulate for batches, accumulate in (_epoch_of(trainer), epoch_then))
+    steps_now, steps_then = (batches / accumulate for batches, accumulate in (epoch_now, epoch_then))
     if now == then and steps_now == steps_then:
         return ""
     kept, lost = ["weights, averages, optimiser and schedule", "the step"], []
@@ -196,13 +229,13 @@ def _said(processes: int, epoch_then: tuple[float, int], trainer: Trainer) -> st
     return f"Going on with {processes_now}, where {then} began. Kept: {', '.join(kept)}. Not kept: {'; '.join(lost)}."
 
 
-def _go_on_in_epoch(trainer: Trainer, batches_then: float) -> None:
+def _go_on_in_epoch(trainer: Trainer, batches_then: float, epoch_now: tuple[float, int]) -> None:
     """Count the batches of this epoch as a run would that had been split like this from the beginning.
 
     Lightning goes on from the number of batches of the run before; the loader from the place in the epoch
     (:class:`cfg_distill.data.batches.PromptBatches` rounds it in the same way).
     """
-    batches_now, accumulate_now = _epoch_of(trainer)
+    batches_now, accumulate_now = epoch_now
     if batches_now == batches_then or float("inf") in (batches_now, batches_then):
         return
     current: Any = trainer.fit_loop.epoch_loop.batch_progress.current

@@ -61,8 +61,9 @@ class Problem:
         text = self.without_key(options)
         if not self.path:
             return text
-        kind = "Option" if self.path in options else "Key"
-        return f"{kind} `{options.get(self.path, self.path)}`{text}"
+        name = options.get(self.path, self.path)
+        kind = "Key" if self.path not in options else "Option" if name.startswith("-") else "Argument"
+        return f"{kind} `{name}`{text}"
 
     def without_key(self, options: Mapping[str, str] | None = None) -> str:
         """What stands behind the key in the sentence: problems that share it differ in their key alone."""

@@ -250,7 +250,7 @@ def problem_of_file(file: Path) -> str:
     the archive's checksums.
     """
     if not file.exists():
-        return f"expected a file written by cfg-distill fit, but `{file}` does not exist."
+        return f"expected a file written by cfg-distill fit, but `{file}` does not exist. `cfg-distill runs` lists the runs."
     if file.is_dir():
         return problem_of_folder(file)
     problem, before = damage(file), before_of(file)

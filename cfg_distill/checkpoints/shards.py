@@ -156,7 +156,10 @@ def is_folder(path: str | Path) -> bool:
 def problem_of_folder(folder: Path) -> str:
     """Why a folder is no whole sharded checkpoint; empty when it is one. Every byte is compared with the checksums."""
     if not is_folder(folder):
-        return f"expected a checkpoint, but `{folder}` is a folder without a {MAIN_FILE}."
+        last = next(iter(sorted(folder.rglob("last*.ckpt"))), folder / "checkpoints" / "last.ckpt")
+        return (
+            f"expected a checkpoint, but `{folder}` is a folder without a {MAIN_FILE}. Name a file, such as `{last}`."
+        )
     files = _files_of(folder)
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:

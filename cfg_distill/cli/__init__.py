@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from cfg_distill import __version__
-from cfg_distill.errors import ConfigError, Problem, Stopped, nearest, shortened, together
+from cfg_distill.errors import ConfigError, Problem, Stopped, closest, nearest, shortened, together
 
 __all__ = ["COMMANDS", "main"]
 
@@ -101,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _unknown(command: str) -> str:
-    hint = f" Did you mean {_MEANT[command]}?" if command in _MEANT else nearest(command, COMMANDS)
+    found = closest(command, [*COMMANDS, *_MEANT])
+    hint = f" Did you mean {_MEANT[found]}?" if found in _MEANT else nearest(command, COMMANDS)
     return f"Expected a command, one of {', '.join(COMMANDS)}, but got `{command}`.{hint}"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -24,9 +24,16 @@ class _Defaults(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Arguments(argparse.ArgumentParser):
-    """An argument parser that raises :class:`ConfigError`, and names the nearest option to a misspelled one."""
+    """An argument parser that raises :class:`ConfigError`, and names the nearest option to a misspelled one.
 
-    def __init__(self, command: str, description: str) -> None:
+    Args:
+        command: the word behind ``cfg-distill``.
+        description: of the command, for its help.
+        instead: what to do in place of an option that another command has: option -> sentence.
+    """
+
+    def __init__(self, command: str, description: str, instead: Mapping[str, str] | None = None) -> None:
+        self.instead = instead or {}
         super().__init__(
             prog=f"cfg-distill {command}",
             description=description,
@@ -51,8 +58,8 @@ class Arguments(argparse.ArgumentParser):
         return self.parse_args(argv)
 
     def options(self) -> dict[str, str]:
-        """The option of each argument by its name, to render problems of a request with."""
-        return {action.dest: action.option_strings[-1] for action in self._actions if action.option_strings}
+        """The option of each argument by its name, to render problems of a request with; of one without, as the help has it."""
+        return {each.dest: (each.option_strings or [str(each.metavar or each.dest)])[-1] for each in self._actions}
 
     @contextmanager
     def naming_options(self) -> Iterator[None]:
@@ -73,8 +80,9 @@ class Arguments(argparse.ArgumentParser):
         if idle:
             raise ConfigError([f"Option `{option}`: has no effect without `{needed}`. Add it." for option in idle])
 
-    @staticmethod
-    def _unknown(option: str, known: list[str]) -> str:
+    def _unknown(self, option: str, known: list[str]) -> str:
+        if option in self.instead:
+            return f"Option `{option}`: no such option. {self.instead[option]}"
         hint = nearest(option, known) or f" Known: {', '.join(known)}."
         return f"Option `{option}`: no such option.{hint}"
 

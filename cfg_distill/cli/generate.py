@@ -15,10 +15,14 @@ _NO_MODEL = (
     " (`students/small`)."
 )
 
+_ONE_BY_ONE = {"--prompts": "`--prompt` takes texts, each in quotes; a file of prompts is for `cfg-distill evaluate`."}
+
 
 def run(argv: Sequence[str]) -> None:
     parser = Arguments(
-        "generate", "Draw samples of a model. With --out, tunes are written as ABC, MIDI and WAV, sound as WAV."
+        "generate",
+        "Draw samples of a model. With --out, tunes are written as ABC, MIDI and WAV, sound as WAV.",
+        _ONE_BY_ONE,
     )
     parser.add_argument("--model", metavar="DIR", help="a model folder, a hub name, or tunes:base")
     parser.add_argument(

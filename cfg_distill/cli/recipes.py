@@ -45,7 +45,9 @@ def run(argv: Sequence[str]) -> None:
         return
     name = given.name.removeprefix("recipes/").removesuffix(".yaml")
     if name not in recipes:
-        raise ConfigError(f"Recipe `{given.name}`: expected one of {', '.join(recipes)}.{nearest(name, recipes)}")
+        raise ConfigError(
+            f"Recipe `{given.name}`: no such recipe.{nearest(name, recipes)} `cfg-distill recipes` lists all."
+        )
     out = given.out or Path(recipes[name].name)
     if out.is_dir():
         out = out / recipes[name].name

@@ -8,9 +8,13 @@ from typing import get_args
 
 from cfg_distill.cli.arguments import Arguments
 
+_NO_OPTION = {"--config": "A study is named without an option: `cfg-distill study STUDY.yaml`."}
+
 
 def run(argv: Sequence[str]) -> None:
-    parser = Arguments("study", "Fits, merges, baselines and evaluation in one file. Run again, it goes on.")
+    parser = Arguments(
+        "study", "Fits, merges, baselines and evaluation in one file. Run again, it goes on.", _NO_OPTION
+    )
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study; recipes/... finds a shipped one")
     parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the results; default: as the file says")
     parser.add_argument(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,13 @@ from cfg_distill.prompt import TEACHER, Prompt, problem_of_conditions, problem_o
 from cfg_distill.prompt import PromptLike as PromptLike
 
 SUFFIXES = (".txt", ".jsonl", ".csv", ".tsv")
+CONDITION = "conditions."
+"""What the names of columns of conditions begin with."""
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".aiff")
 """Of files of sound that are read."""
 _LISTED = 5
+_UNSEEN = dict.fromkeys(map(ord, "\ufeff\u200b\u2060\u00ad"))
+"""Marks of no width: of the byte order, of a place to break a line or not to, of a hyphen."""
 
 
 def read_prompts(path: str | Path, field: str = "prompt") -> list[PromptLike]:
@@ -65,7 +70,7 @@ def numbered_prompts(path: str | Path, field: str = "prompt") -> list[tuple[int,
         more = f" So it is in {len(wrong) - _LISTED} further lines." if len(wrong) > _LISTED else ""
         found = [f"File `{path}`, line {number}: {said}" for number, said in wrong[:_LISTED]]
         raise ConfigError([*found[:-1], found[-1] + more])
-    prompts = [(number, prompt) for number, row in rows if Prompt.of(prompt := _stripped(row)).text]
+    prompts = [(number, prompt) for number, row in rows if normalised(prompt := _stripped(row))]
     if not prompts:
         raise ConfigError(f"Expected at least one prompt, but `{path}` holds none. Write one per line.")
     return prompts
@@ -117,13 +122,14 @@ def _problem_of(prompt: Prompt) -> str:
 
 
 def normalised(prompt: PromptLike) -> str:
-    """The prompt without what does not tell two prompts apart: case and space.
+    """The prompt without what does not tell two prompts apart: case, space, what no eye sees, and how an accent is coded.
 
     Example:
         >>> normalised("  An Irish   jig ")
         'an irish jig'
     """
-    return " ".join(Prompt.of(prompt).text.casefold().split())
+    text = unicodedata.normalize("NFKC", Prompt.of(prompt).text).translate(_UNSEEN)
+    return " ".join(text.casefold().split())
 
 
 def identity(prompt: PromptLike) -> tuple[str, frozenset[tuple[str, str]]]:
@@ -156,7 +162,8 @@ def _rows(file: Path, field: str) -> Iterable[tuple[int, PromptLike]]:
     """The prompts with their lines; of a cell of several lines the last."""
     with file.open(encoding="utf-8-sig", newline="") as lines:
         if file.suffix == ".txt":
-            yield from enumerate((line.rstrip("\r\n") for line in lines), start=1)
+            # A mark of the byte order stands inside, too, where two files were joined.
+            yield from enumerate((line.rstrip("\r\n").removeprefix("\ufeff") for line in lines), start=1)
         elif file.suffix == ".jsonl":
             for number, line in enumerate(lines, start=1):
                 if line.strip():
@@ -165,9 +172,13 @@ def _rows(file: Path, field: str) -> Iterable[tuple[int, PromptLike]]:
             table = csv.DictReader(lines, delimiter="\t" if file.suffix == ".tsv" else ",", strict=True)
             last = 0
             try:
-                if table.fieldnames and field not in table.fieldnames:
-                    raise ConfigError(_no_field(f"File `{file}`", field, table.fieldnames))
+                names = table.fieldnames = [name.strip() for name in table.fieldnames or []]
                 last = table.line_num
+                if last and (any(name and names.count(name) > 1 for name in names) or CONDITION in names or not names):
+                    text = f"expected a header that names each column once, but got {names}. Mend that line."
+                    raise ConfigError(f"File `{file}`, line 1: {text}")
+                if names and field not in names:
+                    raise ConfigError(_no_field(f"File `{file}`", field, names))
                 for row in table:
                     if None in row:  # cells beyond the header
                         text = (
@@ -187,9 +198,9 @@ def _stripped(prompt: PromptLike) -> PromptLike:
 
 def _of_row(where: str, row: dict[str, str | None], field: str) -> PromptLike:
     conditions = {
-        name.removeprefix("conditions."): value
+        name.removeprefix(CONDITION): value.strip()
         for name, value in row.items()
-        if name.startswith("conditions.") and value
+        if name.startswith(CONDITION) and value and value.strip()
     }
     return _prompt(where, row[field] or "", (row.get(TEACHER) or "").strip() or None, conditions)
 
@@ -202,13 +213,15 @@ def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
         raise ConfigError(
             f"{where}: expected a JSON object, but it cannot be read: {error}. Mend that line."
         ) from error
-    conditions: Any = {}
-    of_teacher: Any = None
-    if isinstance(row, dict):
-        if field not in row:
-            raise ConfigError(_no_field(where, field, row))
-        conditions, of_teacher, row = row.get("conditions") or {}, row.get(TEACHER), row[field]
-    for name, text in ((field, row), (TEACHER, of_teacher)):
+    return _of_object(where, row if isinstance(row, dict) else {field: row}, field)
+
+
+def _of_object(where: str, row: Mapping[str, Any], field: str) -> PromptLike:
+    """The prompt in an object of JSON, or in a row of a dataset."""
+    if field not in row:
+        raise ConfigError(_no_field(where, field, row))
+    conditions, of_teacher, prompt = row.get("conditions") or {}, row.get(TEACHER), row[field]
+    for name, text in ((field, prompt), (TEACHER, of_teacher)):
         if not isinstance(text, str) and (name == field or text is not None):
             raise ConfigError(f"{where}: expected text in `{name}`, but got {type(text).__name__}. Put it in quotes.")
     if of_teacher is not None and not of_teacher.strip():
@@ -220,7 +233,7 @@ def _of_json(file: Path, number: int, line: str, field: str) -> PromptLike:
         raise ConfigError(
             f'{where}: expected names and texts in `conditions`, as {{"melody": "tune.wav"}}, but got {conditions}.'
         )
-    return _prompt(where, row, of_teacher, conditions)
+    return _prompt(where, prompt, of_teacher, conditions)
 
 
 def _prompt(where: str, text: str, of_teacher: str | None, conditions: Mapping[str, str]) -> PromptLike:
@@ -230,7 +243,7 @@ def _prompt(where: str, text: str, of_teacher: str | None, conditions: Mapping[s
     return Prompt(text, of_teacher, **conditions) if conditions or of_teacher else text
 
 
-def _saved_dataset(folder: Path, field: str) -> Iterable[str]:
+def _saved_dataset(folder: Path, field: str) -> Iterator[PromptLike]:
     try:
         import datasets
     except ModuleNotFoundError as error:
@@ -250,7 +263,15 @@ def _saved_dataset(folder: Path, field: str) -> Iterable[str]:
         )
     if field not in rows.column_names:
         raise ConfigError(_no_field(f"Folder `{folder}`", field, rows.column_names))
-    return rows[field]
+    names = [name for name in rows.column_names if name in (field, TEACHER, "conditions") or name.startswith(CONDITION)]
+    for number, cells in enumerate(zip(*(rows[name] for name in names), strict=True), start=1):
+        row = dict(zip(names, cells, strict=True))
+        given = (row.get("conditions") or {}) | {
+            name.removeprefix(CONDITION): value for name, value in row.items() if name.startswith(CONDITION)
+        }
+        # Arrow gives every row all the names that some row has.
+        row["conditions"] = {name: value for name, value in given.items() if value not in (None, "")}
+        yield _of_object(f"Folder `{folder}`, row {number}", row, field)
 
 
 def _no_field(where: str, field: str, known: Iterable[str]) -> str:

@@ -10,7 +10,6 @@ from typing import Any, Literal, cast
 
 import lightning as L
 import torch
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -27,6 +26,7 @@ from cfg_distill.distillation.gradients import RatioWatch, log_measured
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_start, of_teacher
 from cfg_distill.distillation.prompts import problems_of_data, problems_once_loaded, refuse
+from cfg_distill.distillation.rehearsal import OptimizerCallable, SchedulerCallable
 from cfg_distill.distillation.settings import configured, problems_of_settings, problems_with_trainer, summary
 from cfg_distill.distillation.sharding import at_rest, in_equal_length, sampling_from, shard
 from cfg_distill.distillation.step import Batch, Step, count_scale, ended, values_of_step, watched_sums
@@ -101,7 +101,7 @@ class CFGDistillation(L.LightningModule):
         start: str = "",
         reduction: Literal["sum", "mean"] = "mean",
         optimizer: OptimizerCallable = torch.optim.AdamW,
-        scheduler: LRSchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
+        scheduler: SchedulerCallable = lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, factor=1.0),
         dropout: bool = False,
         micro_batch: int = 0,
         logits_chunk: int | None = None,

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import nn
 
 from cfg_distill.errors import Problem
 
+OptimizerCallable = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+SchedulerCallable = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]
 STEPS = 3
 """Steps of the rehearsal: a division by a length of zero comes at the first or second one."""
 _REFUSALS = (ValueError, ArithmeticError, IndexError)
 
 
 def problems_of_steps(
-    optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer],
-    scheduler: Callable[[torch.optim.Optimizer], Any],
+    optimizer: OptimizerCallable,
+    scheduler: SchedulerCallable,
 ) -> list[Problem]:
     """What optimiser and scheduler refuse, or would make of a weight in the first steps.
 
@@ -45,7 +46,10 @@ def problems_of_steps(
                 text = f"expected learning rates of at least 0, but it makes {rates}. Change its numbers."
                 return [Problem("scheduler", text)]
             if isinstance(schedule, torch.optim.lr_scheduler.ReduceLROnPlateau):
-                break  # it waits for a metric
+                text = (
+                    "expected a scheduler that steps with the optimiser, but ReduceLROnPlateau waits for a metric. Take"
+                )
+                return [Problem("scheduler", f"{text} LinearLR or CosineAnnealingLR, say.")]
             made.step()  # without a gradient: nothing moves, and the scheduler does not complain of its order
             schedule.step()
     except _REFUSALS as error:

@@ -265,19 +265,19 @@ def mismatches(models: Sequence[Mapping[str, tuple[tuple[int, ...], bool]]], lab
     for model, label in zip(models[1:], labels[1:], strict=True):
         missing, extra = first.keys() - model.keys(), model.keys() - first.keys()
         if missing:
-            wrong.append(f"Tensors of {labels[0]} that {label} lacks: {listed(sorted(missing))}.")
+            wrong.append(f"Tensors of {labels[0]} that {label} lacks: {listed(sorted(missing), 3)}.")
         if extra:
-            wrong.append(f"Tensors of {label} that {labels[0]} lacks: {listed(sorted(extra))}.")
+            wrong.append(f"Tensors of {label} that {labels[0]} lacks: {listed(sorted(extra), 3)}.")
         common = sorted(first.keys() & model.keys())
         shapes = [f"{name} {list(first[name][0])} vs {list(model[name][0])}"
                   for name in common if first[name][0] != model[name][0]]  # fmt: skip
         if shapes:
-            wrong.append(f"Shapes differ between {labels[0]} and {label}: {listed(shapes)}.")
+            wrong.append(f"Shapes differ between {labels[0]} and {label}: {listed(shapes, 3)}.")
         kinds = [name for name in common if first[name][0] == model[name][0] and first[name][1] != model[name][1]]
         if kinds:
-            wrong.append(f"Integer in one of {labels[0]} and {label}, floating point in the other: {listed(kinds)}.")
+            wrong.append(f"Integer in one of {labels[0]} and {label}, floating point in the other: {listed(kinds, 3)}.")
     if wrong:
-        wrong.append("Only models of one architecture, trained from one start model, can be merged. Name others.")
+        wrong.insert(0, "Only models of one architecture, trained from one start model, can be merged. Name others.")
     return [Problem("", text) for text in wrong]
 
 

@@ -99,7 +99,8 @@ class Walk:
         for key, value in values.items():
             dest = f"{prefix}{key}"
             if key not in known:
-                self.problems.append(unknown_key(path + dest, str(key), known))
+                deeper = [name for name in actions if not path + prefix and name.endswith(f".{key}")]
+                self.problems.append(unknown_key(path + dest, str(key), known, deeper))
                 self._meant.add(f"{path}{prefix}{closest(str(key), known)}")
             elif dest not in actions and isinstance(value, dict):
                 good[key] = self._level(actions, value, f"{dest}.", path, bounds)
@@ -234,10 +235,12 @@ NOT_IN_TRAINING = {
 """Keys of a study that no recipe takes, and why."""
 
 
-def unknown_key(path: str, key: str, known: Sequence[str]) -> Problem:
-    """The problem of a key that nothing takes, with the nearest right one."""
+def unknown_key(path: str, key: str, known: Sequence[str], deeper: Sequence[str] = ()) -> Problem:
+    """The problem of a key that nothing takes, with the nearest right one, or those of this name that stand deeper."""
     if key in NOT_IN_TRAINING:
         return Problem(path, f"no such key, since {NOT_IN_TRAINING[key]}")
+    if deeper:
+        return Problem(path, f"no such key. Did you mean {' or '.join(f'`{name}`' for name in deeper)}?")
     hint = nearest(key, known) or (f" Known: {', '.join(known)}." if known else " Nothing can be set here.")
     return Problem(path, f"no such key.{hint}")
 

@@ -20,7 +20,7 @@ def merged(files: Sequence[Path]) -> dict[str, Any]:
     """The files as one dict: later ones win, dicts are merged key by key, lists are replaced.
 
     Raises:
-        ConfigError: a file that is no YAML mapping.
+        ConfigError: a file that is no YAML mapping, or a study.
     """
     stages = list(merged_in_turn(files))
     return stages[-1] if stages else {}
@@ -30,7 +30,10 @@ def merged_in_turn(files: Sequence[Path]) -> Iterator[dict[str, Any]]:
     """The first file, the first two merged, the first three, and so on."""
     whole: dict[str, Any] = {}
     for file in files:
-        whole = merge(whole, read_versioned(file))
+        content = read_versioned(file)
+        if "evaluation" in content and content.keys() & {"fits", "baselines"}:
+            raise ConfigError(f"`{file}` is a study, and no recipe of one fit. Run `cfg-distill study {file}`.")
+        whole = merge(whole, content)
         yield whole
 
 

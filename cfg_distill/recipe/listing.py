@@ -31,7 +31,7 @@ class Run:
     Attributes:
         folder: the folder.
         recipe: as the user named it; empty where the run does not say.
-        state: ``running``, ``stopped`` or ``finished``.
+        state: ``running``, ``stopped``, ``finished``, or ``not begun``: it failed before its first step.
         step: the last step that was logged, counted from 1; 0 before any.
         steps: of the whole run; 0 where they are not known.
         values: tag -> last value.
@@ -98,7 +98,9 @@ def _run(folder: Path) -> Run:
     tags = [tag for tag in dict.fromkeys([*SHOWN, *others]) if tag in newest][:MOST_VALUES]
     marked, trainer = _text(folder / MARK).strip(), config.get("trainer")
     steps = marked or str(trainer.get("max_steps") if isinstance(trainer, dict) else 0)
-    state = "running" if _is_locked(folder / LOCK) else "stopped" if (folder / MARK).is_file() else "finished"
+    has_begun = bool(last) or (folder / "checkpoints").is_dir()
+    ended = "stopped" if (folder / MARK).is_file() else "finished" if has_begun else "not begun"
+    state = "running" if _is_locked(folder / LOCK) else ended
     return Run(
         folder,
         str(about(folder).get("recipe") or ""),

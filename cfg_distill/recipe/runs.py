@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import MAIN_FILE, lock, write_text
+from cfg_distill.files import MAIN_FILE, before_of, damage, lock, write_text
 from cfg_distill.recipe.listing import LOCK, MARK, about
 from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
@@ -201,11 +201,14 @@ def problems_of_start(generator: Any, checkpoint: Path, recipe: str, trains: boo
 
     Args:
         generator: the class path and arguments of this recipe's start model.
-        checkpoint: where to go on. What cannot be read is left to the loading.
+        checkpoint: where to go on. One that cannot be read is left to the loading where the one before it is kept.
         recipe: the file of this recipe.
         trains: whether it is a fit, which needs more than weights.
     """
     content = _peek(checkpoint)
+    if content is None and checkpoint.is_file() and not before_of(checkpoint).is_file() and (why := damage(checkpoint)):
+        text = f"`{checkpoint}` cannot be read as a checkpoint: {why}. Take another checkpoint of the run."
+        return [Problem("ckpt_path", text)]
     if content is not None and not _of_fit(content):
         text = f"expected a checkpoint of cfg-distill fit, but `{checkpoint}` holds something else. Check the path."
         return [Problem("ckpt_path", text)]

@@ -39,7 +39,10 @@ class SaveRecipe(SaveConfigCallback):
         file, numbers = folder / CONFIG, count(1)
         while not trainer.loggers and file.exists():  # the folder is no folder of this run alone
             file = folder / f"config_{next(numbers)}.yaml"
-        self.parser.save(self.config, str(file), skip_none=False, overwrite=True, multifile=False)
+        config = self.config.clone()
+        # A run is named after its recipe, and this file is named otherwise: with it the run is found again.
+        config["trainer"]["default_root_dir"] = str(trainer.default_root_dir)
+        self.parser.save(config, str(file), skip_none=False, overwrite=True, multifile=False)
         settings = flat(read_yaml(file))
         del settings["ckpt_path"]  # of this start, and not of the run
         for logger in trainer.loggers:  # W&B and MLflow tell runs apart by them

@@ -147,11 +147,13 @@ def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
     """Load a study file: the study without what is wrong with its keys and types, and these problems.
 
     Raises:
-        ConfigError: the file is missing, or holds no keys and values.
+        ConfigError: the file is missing, holds no keys and values, or is a recipe of one fit.
     """
     content = read_versioned(existing_file(path, "a study file"))
     if not content:
         raise ConfigError(f"File `{path}`: expected keys and values, but it is empty.")
+    if {"model", "data"} <= content.keys():
+        raise ConfigError(f"`{path}` is a recipe of one fit, and no study. Run `cfg-distill fit --config {path}`.")
     return study_of(content)
 
 

@@ -15,7 +15,7 @@ from cfg_distill.embedders import NGramCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.losses import PolicyGradient, ReverseKL
 from cfg_distill.rewards import PairwiseDiversity
-from cfg_distill.sampling import Sampling
+from cfg_distill.sampling import Opening, Sampling
 
 
 class Sharpen(L.Callback):
@@ -63,6 +63,21 @@ def test_it_looks_at_entropy_distance_and_degenerate_samples(tiny_model: str, tm
     again = CollapseGuard(window=3)
     again.load_state_dict(guard.state_dict())
     assert again.state_dict() == guard.state_dict()
+
+
+def test_the_tokens_of_an_opening_do_not_count(tiny_model: str, tmp_path: Path) -> None:
+    guard, outcomes, module = CollapseGuard(window=2), Outcomes(), student(tiny_model)
+    module.opening = Opening(tokens=5)
+    trainer([guard, outcomes], tmp_path).fit(module, batches(2))
+    logs = [
+        own.log_probs_BGKT[..., 5:][own.mask_BGKT[..., 5:]] for own in (s["samples"].rollout for s in outcomes.seen)
+    ]
+    assert guard._first["entropy"] == pytest.approx(-float(torch.cat(logs).mean()))
+
+
+def test_a_loss_without_a_reward_has_no_distance(tiny_model: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected a loss with a reward, one of \['diversity'\], but `kl` has none"):
+        trainer([CollapseGuard(loss="kl")], tmp_path).fit(student(tiny_model), batches(1))
 
 
 def test_it_warns_once_with_the_numbers_and_again_after_a_recovery(tiny_model: str, tmp_path: Path) -> None:

@@ -60,6 +60,47 @@ def test_resumed_at_any_step_the_weights_are_those_of_an_unbroken_run(tmp_path: 
     assert not same(snapshot(other), snapshot(unbroken))
 
 
+class Drawing(Callback):
+    """Draws at both ends of each batch."""
+
+    def __init__(self) -> None:
+        self.drawn: list[list[float]] = []
+
+    def on_train_batch_start(self, *arguments: Any) -> None:
+        self.drawn.append([torch.rand(()).item()])
+
+    def on_train_batch_end(self, *arguments: Any) -> None:
+        self.drawn[-1].append(torch.rand(()).item())
+
+
+def test_what_other_callbacks_draw_is_restored_wherever_they_stand(tmp_path: Path) -> None:
+    folder, unbroken, resumed = tiny_folder(tmp_path / "model"), [Drawing(), Drawing()], [Drawing(), Drawing()]
+    seed_everything(1)
+    noisy_run(folder, tmp_path, [unbroken[0], ExactResume(), unbroken[1], every_step(tmp_path)])
+    seed_everything(99)
+    ckpt = tmp_path / "saved" / "step=2.ckpt"
+    noisy_run(folder, tmp_path, [resumed[0], ExactResume(), resumed[1]], ckpt=ckpt)
+    assert [each.drawn for each in resumed] == [each.drawn[2:] for each in unbroken]
+
+
+@pytest.mark.parametrize(("before", "after"), [(2, 1.0), (1.0, 2), (2, 2)])
+def test_another_limit_of_batches_skips_no_prompt(tmp_path: Path, before: float, after: float) -> None:
+    """Of three batches in an epoch; stopped behind the first one."""
+    folder, seen = tiny_folder(tmp_path / "model"), list[tuple[int, list[str]]]()
+
+    class Seen(Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            seen.append((trainer.current_epoch, list(batch)))
+
+    noisy_run(folder, tmp_path, [ExactResume(), Seen(), every_step(tmp_path)], limit_train_batches=before, max_steps=1)
+    settings = {"limit_train_batches": after, "ckpt": tmp_path / "saved" / "step=1.ckpt"}
+    noisy_run(folder, tmp_path, [ExactResume(), Seen()], **settings)
+    per_epoch = after if isinstance(after, int) else 3
+    assert [epoch for epoch, _ in seen] == [0] * per_epoch + [1] * per_epoch
+    first = [prompt for epoch, batch in seen for prompt in batch if epoch == 0]
+    assert len(set(first)) == len(first) == 2 * per_epoch
+
+
 def test_states_go_round_and_load_with_weights_only(tmp_path: Path) -> None:
     seed_everything(5)
     random.gauss(0, 1)
@@ -95,8 +136,7 @@ def test_another_number_of_processes_is_said(tmp_path: Path) -> None:
     ],
 )
 def test_what_data_do_not_carry_over_is_not_called_kept(data: Any, kept: list[str], lost: list[str]) -> None:
-    with patch("cfg_distill.callbacks.exact_resume._epoch_of", return_value=(3, 1)):
-        said = _said(2, (3, 1), SimpleNamespace(world_size=1, datamodule=data, train_dataloader=None))
+    said = _said(2, (3, 1), (3, 1), SimpleNamespace(world_size=1, datamodule=data))
     first, _, second = said.partition("Not kept: ")
     assert all(each in first for each in kept) and all(each in second for each in lost)
     assert ("place in the epoch" in first) == bool(kept) and ("place in the epoch" in second) == bool(lost)

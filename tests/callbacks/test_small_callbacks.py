@@ -17,7 +17,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers.logger import Logger
 from tiny import tiny_folder
-from tiny_fits import PROMPTS, batches, every_step, student_of, trainer
+from tiny_fits import PROMPTS, FirstToken, batches, every_step, student_of, trainer
 
 from cfg_distill import CFGDistillation
 from cfg_distill.audio import Waveform
@@ -30,6 +30,7 @@ from cfg_distill.callbacks import (
     media,
 )
 from cfg_distill.errors import ConfigError
+from cfg_distill.losses import JensenShannon, PolicyGradient, ReverseKL
 
 # A resumed fit here does without the ModelCheckpoint of the first.
 pytestmark = pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning")
@@ -165,6 +166,28 @@ def test_calibration_that_a_resumed_run_begins_with_measures_as_long(folder: str
     later = BetaCalibration(ratio=0.5, num_steps=2)
     later.load_state_dict(calibration.state_dict())
     assert later.state_dict()["begin"] == 4
+
+
+def test_calibration_that_goes_on_with_other_settings(folder: str, tmp_path: Path) -> None:
+    ckpt = tmp_path / "saved" / "step=3.ckpt"
+
+    def weight(steps: int, **settings: Any) -> float:
+        diversity = PolicyGradient(FirstToken(), weight=0.1)
+        module = student_of(folder, losses={"kl": ReverseKL(), "js": JensenShannon(), "diversity": diversity})
+        saving = [] if ckpt.exists() else [every_step(tmp_path)]
+        fit = trainer([BetaCalibration(num_steps=2, **settings), *saving], tmp_path, max_steps=steps)
+        fit.fit(module, batches(6), ckpt_path=ckpt if ckpt.exists() else None)
+        return float(module.losses["diversity"].weight)  # type: ignore[arg-type]
+
+    # Its window is over, so that the weight stays; another ratio counts all the same.
+    first = weight(3, ratio=0.5)
+    assert weight(4, ratio=0.5) == pytest.approx(first) and weight(4, ratio=1.0) == pytest.approx(2 * first)
+    # Another reference is measured anew, as by a callback that the first run did not have.
+    anew = weight(4, ratio=0.5, reference="js")
+    state = torch.load(ckpt, weights_only=True)
+    del state["callbacks"]["BetaCalibration"]
+    torch.save(state, ckpt)
+    assert weight(4, ratio=0.5, reference="js") == pytest.approx(anew, rel=1e-4) != pytest.approx(first)
 
 
 def test_calibration_names_the_losses_there_are(folder: str) -> None:

@@ -83,7 +83,7 @@ def test_bounds_follow_the_class() -> None:
     [
         (partial(SGD, lr=0.1), partial(ConstantLR, factor=1.0), ""),
         (partial(SGD, lr=0.1), partial(CosineAnnealingLR, T_max=5), ""),
-        (partial(SGD, lr=0.1), ReduceLROnPlateau, ""),
+        (partial(SGD, lr=0.1), ReduceLROnPlateau, "Key `scheduler`: .*ReduceLROnPlateau waits for a metric. Take"),
         (AdamW, partial(ConstantLR, factor=1.0), ""),
         (partial(AdamW, betas=(0.9, 1.5)), ConstantLR, "Key `optimizer`: .*Invalid beta parameter"),
         (partial(SGD, lr=0.1, nesterov=True), ConstantLR, "Key `optimizer`: .*Nesterov momentum requires"),

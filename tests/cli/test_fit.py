@@ -110,6 +110,10 @@ def test_last_goes_on_in_the_same_folder(recipe: Path) -> None:
     assert main([*words, "--trainer.max_steps=4", "--trainer.default_root_dir=here"]) == 0
     assert [path.name for path in Path("here").iterdir()] == ["version_0"]
     assert torch.load("here/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
+    # The configuration that the run has saved knows the folder, too.
+    again = ["fit", "--config", "here/version_0/config.yaml", "--ckpt_path", "last", "--trainer.max_steps=5"]
+    assert main(again) == 0
+    assert torch.load("here/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 5
 
 
 def test_the_command_line_wins_over_the_checkpoint(recipe: Path) -> None:
@@ -361,6 +365,8 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
         ),
         (["--model.execution.logits_chunk=-1"], "Key `model.execution.logits_chunk`: expected 0 (all at once) or more"),
         (["--model.execution.onedn=false"], "Did you mean `onednn`?"),
+        (["--samples=4"], "Key `samples`: no such key. Did you mean `model.sampling.samples`?"),
+        (["--max_steps=4"], "Key `max_steps`: no such key. Did you mean `trainer.max_steps`?"),
         (["--ckpt_path=nowhere.ckpt"], "Key `ckpt_path`: expected a checkpoint or `last`"),
         (["--config=."], "expected a YAML file, but `.` is a folder"),
         (["--config=nowhere.yaml"], "`nowhere.yaml` does not exist. See cfg-distill recipes."),
@@ -369,6 +375,19 @@ def test_all_problems_at_once(recipe: Path, capsys: pytest.CaptureFixture) -> No
 def test_refusals(recipe: Path, capsys: pytest.CaptureFixture, words: list[str], said: str) -> None:
     problems = refused(capsys, "--config", "tiny.yaml", *words)
     assert len(problems) == 1 and said in problems[0], problems
+
+
+def test_a_study_is_no_recipe_of_a_fit_and_a_fit_no_study(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    Path("study.yaml").write_text("fits: {quality: {config: tiny.yaml}}\nbaselines: {}\nevaluation: {samples: 2}\n")
+    (said,) = refused(capsys, "--config", "study.yaml")
+    assert said.endswith("`study.yaml` is a study, and no recipe of one fit. Run `cfg-distill study study.yaml`.")
+    for words, what in (
+        (["tiny.yaml"], "`tiny.yaml` is a recipe of one fit, and no study. Run `cfg-distill fit --config tiny.yaml`."),
+        (["--config", "study.yaml"], "A study is named without an option: `cfg-distill study STUDY.yaml`."),
+    ):
+        assert main(["study", *words]) == 2
+        said = capsys.readouterr().err
+        assert what in said and said.count("\n") == 1
 
 
 def test_the_logger_that_a_message_names_is_taken(recipe: Path) -> None:

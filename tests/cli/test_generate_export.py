@@ -205,7 +205,11 @@ def test_export_refusals(checkpoint: Path, capsys: pytest.CaptureFixture) -> Non
     assert "cannot be read as a checkpoint" in said(capsys, "export", "--checkpoint", "text.ckpt", "--out", "x")
     torch.save({"state_dict": {}}, "other.ckpt")
     assert "names no generator" in said(capsys, "export", "--checkpoint", "other.ckpt", "--out", "x")
-    assert "a folder without a checkpoint.pt" in said(capsys, "export", "--checkpoint", "mine", "--out", "x")
+    assert "Name a file, such as `mine/checkpoints/last.ckpt`." in said(
+        capsys, "export", "--checkpoint", "mine", "--out", "x"
+    )
+    assert "a file of prompts is for `cfg-distill evaluate`" in said(capsys, "generate", "--prompts", "train.txt")
+    assert "Argument `STUDY`: " in said(capsys, "choose", "mine")
 
     content = torch.load("last.ckpt", weights_only=True) | {"callbacks": {}}
     torch.save(content, "raw.ckpt")

@@ -31,7 +31,13 @@ def test_light_commands_import_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     ("word", "meant"),
-    [("list", "`runs` or `recipes`"), ("ls", "`runs` or `recipes`"), ("train", "`fit`"), ("fitt", "`fit`")],
+    [
+        ("list", "`runs` or `recipes`"),
+        ("ls", "`runs` or `recipes`"),
+        ("train", "`fit`"),
+        ("trian", "`fit`"),
+        ("fitt", "`fit`"),
+    ],
 )
 def test_an_unknown_command_is_told_with_all_and_the_one_that_is_meant(
     word: str, meant: str, capsys: pytest.CaptureFixture

@@ -50,7 +50,8 @@ def test_copy_elsewhere(shipped: Path, folder: Path) -> None:
 
 def test_unknown_name(shipped: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["recipes", "tunes/qualty"]) == 2
-    assert "Did you mean `tunes/quality`?" in capsys.readouterr().err
+    said = "no such recipe. Did you mean `tunes/quality`? `cfg-distill recipes` lists all.\n"
+    assert capsys.readouterr().err.endswith(said)
 
 
 def test_the_costs_are_those_of_the_page() -> None:

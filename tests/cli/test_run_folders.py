@@ -147,6 +147,7 @@ def test_a_broken_checkpoint_is_one_message(half: Path, command: str, capsys: py
         assert main([command, "--config", "tiny.yaml", "--ckpt_path", str(LAST)]) == 2, kind
         said = capsys.readouterr().err
         assert "ckpt_path" in said and "Traceback" not in said, kind
+        assert not Path("runs/tiny/version_1").exists(), "it would count as a run"
         LAST.write_bytes(whole)
     for word in ("best", "hpc", "", "nowhere.ckpt")[:: 1 if command == "fit" else 3]:
         assert main([command, "--config", "tiny.yaml", f"--ckpt_path={word}"]) == 2, word

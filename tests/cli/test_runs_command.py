@@ -41,8 +41,8 @@ def test_runs_are_listed(runs: Path, capsys: pytest.CaptureFixture) -> None:
     assert first.split()[:4] == ["runs/one/version_0", "finished", "9/9", "-"]  # a CSV file has no times
     assert "recipes/mine.yaml  train/kl_per_token 0.111  val/distinct 0.5" in first
     (stopped,) = (line for line in rest if "two words" in line)
-    assert " stopped   4/9 " in stopped
-    assert len(rest) == 2
+    assert " stopped    4/9 " in stopped
+    assert len(rest) == 2 and sum("  not begun  " in line for line in rest) == 1
 
 
 def test_events_of_tensorboard_are_read(runs: Path) -> None:

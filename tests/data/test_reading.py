@@ -56,6 +56,13 @@ def test_a_quoted_cell_may_hold_commas_and_lines(tmp_path: Path) -> None:
         ("a.csv", 'prompt\n"a reel', "line 2: expected CSV"),
         ("a.csv", '"prompt" ,x\na reel,1\n', "line 1: expected CSV"),
         ("a.tsv", 'prompt\tx\na\tb\nc\t"hi" she said\n', "line 3: expected CSV"),
+        (
+            "a.csv",
+            "prompt,prompt\na reel,a jig\n",
+            r"line 1: expected a header that names each column once, but got \['pro",
+        ),
+        ("a.csv", "prompt,conditions.\na reel,a.wav\n", "line 1: expected a header that names each column once"),
+        ("a.csv", "\nprompt\na reel\n", r"line 1: expected a header that names each column once, but got \[\]"),
         ("a.csv", "prompt\na reel\na reel, slow\n", "line 3: expected CSV, but it has more than the 1 cells"),
     ],
 )
@@ -104,6 +111,18 @@ def test_a_dataset_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         read_prompts(tmp_path)
     with pytest.raises(ConfigError, match=r"Name one, as `.*all/train`"):
         read_prompts(tmp_path / "all")
+    columns = {
+        "prompt": ["a reel", "a jig"],
+        "teacher_prompt": ["Play {prompt}", None],
+        "conditions": [{"melody": None}, {"melody": "a.wav"}],
+        "conditions.bass": ["b.wav", ""],
+    }
+    loaded[str(tmp_path)] = _Rows(column_names=list(columns), columns=columns)
+    assert read_prompts(tmp_path) == [Prompt("a reel", "Play {prompt}", bass="b.wav"), Prompt("a jig", melody="a.wav")]
+    for cell in (None, 3, ["a reel"]):
+        loaded[str(tmp_path)] = _Rows(column_names=["prompt"], columns={"prompt": ["a jig", cell]})
+        with pytest.raises(ConfigError, match=r"row 2: expected text in `prompt`, but got"):
+            read_prompts(tmp_path)
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ConfigError, match="pip install datasets"):
         read_prompts(tmp_path)
@@ -111,6 +130,18 @@ def test_a_dataset_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_normalised_keeps_what_tells_prompts_apart() -> None:
     assert normalised(" A  Reel\t") == normalised("a reel") != normalised("a reel in G")
+    assert (
+        normalised("caf\u00e9") == normalised("cafe\u0301") == normalised("\ufeffca\u200bf\u00e9") != normalised("cafe")
+    )
+
+
+def test_files_of_windows_that_were_joined(tmp_path: Path) -> None:
+    assert read_prompts(written(tmp_path, "a.txt", "\ufeffa jig\n\ufeffa reel\n\u200b\n")) == ["a jig", "a reel"]
+
+
+def test_a_space_in_the_header_of_a_table_loses_no_column(tmp_path: Path) -> None:
+    table = written(tmp_path, "a.csv", 'prompt, teacher_prompt, conditions.melody\na jig,Play {prompt}," "\n')
+    assert read_prompts(table) == [Prompt("a jig", "Play {prompt}")]
 
 
 def test_conditions_travel_with_their_prompt(tmp_path):
