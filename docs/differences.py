@@ -9,17 +9,37 @@ from __future__ import annotations
 
 import sys
 
-from cfg_distill.evaluation.compare import difference
-from cfg_distill.report.results import read_results
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.evaluation.compare import between, resampler
+from cfg_distill.evaluation.intervals import shortage
+from cfg_distill.report.choosing import shown
+from cfg_distill.report.comparing import paired
+from cfg_distill.report.results import problems_of_prompts, read_results
 
 
 def main(folder: str, name: str, other_folder: str, other_name: str) -> None:
-    left, right = read_results(folder).systems[name], read_results(other_folder).systems[other_name]
-    for metric in left.values:
-        if metric in right.values:
-            found = difference(left, right, metric)
-            print(f"{metric:20} {found.mean:+.3f} [{found.low:+.3f}, {found.high:+.3f}]")
+    left, right = read_results(folder), read_results(other_folder)
+    found = list(problems_of_prompts(left, right))
+    for results, each in ((left, name), (right, other_name)):
+        if each not in results.systems:
+            found.append(Problem("", f"`{results.folder}` has no `{each}`, but {', '.join(results.systems)}."))
+    if found:
+        raise ConfigError(found)
+    one, other = left.systems[name], right.systems[other_name]
+    for metric in one.values:
+        if metric not in other.values:
+            continue
+        # Systems of one study share their training seeds; those of two do not, whatever their names.
+        means = resampler([one, other], [metric]) if folder == other_folder else paired(other, one, metric)
+        print(f"{metric:20} {'no prompt in common' if means is None else shown(between(means))}", end="")
+        print(f"  ({few})" if means is not None and (few := shortage(means.prompts)) else "")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 5:
+        sys.exit(f"error: expected four arguments.\n\n{__doc__}")
+    try:
+        main(*sys.argv[1:])
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -21,7 +21,8 @@ class Execution:
         onednn: on a CPU, in float32, let oneDNN multiply by the weights where that is faster: up to twice as fast as torch's
             own products on AMD's processors, never on Intel's.
         logits_chunk: logits that exist at once (cells times vocabulary): head, losses and their gradients in one pass; 0
-            makes all logits at once, and differentiates them by autograd.
+            makes all logits at once, and differentiates them by autograd. On an accelerator the default makes at least 512
+            cells at once.
         drop_finished: while sampling, decode only rows whose sample has not ended.
         pack_weights: while sampling, keep a second copy of the weights, as few rows are multiplied by it fastest: on a CPU in
             float32 in oneDNN's layout, under mixed precision in the lower one.

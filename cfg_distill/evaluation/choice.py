@@ -103,12 +103,16 @@ class Choice:
             return f"No point keeps the rule; the nearest is {name}: {'; '.join(self.why_not(self.nearest))}."
         gain, quality = self.chosen.gain, self.chosen.quality
         assert gain is not None and quality is not None
+        found = self.chosen.differences[gain.metric]
         diversity = (
-            f"its diversity is at least {100 * gain.share:.0f} % higher under every measure"
-            if gain.share >= 0
-            else f"its diversity is {-100 * gain.share:.0f} % lower under that measure, {gain.metric}"
+            f"under that measure, {gain.metric}, its diversity is {abs(100 * gain.share):.0f} %"
+            f" {'higher' if gain.share >= 0 else 'lower'} ({_shown(found)})"
         )
-        left_out = f" but {', '.join(self.left_out)}, which too few prompts have" if self.left_out else ""
+        if found.low <= 0 <= found.high:
+            diversity += ", and no difference is shown"
+        elif gain.share > 0 and (number := sum(each.gain is not None for each in self.candidates)) > 1:
+            diversity += f"; the largest of {number} such gains is rather too high"
+        left_out = f"; {', '.join(self.left_out)} did not count, which too few prompts have" if self.left_out else ""
         return (
             f"{name} is, under its least favourable measure, the most diverse point whose quality is"
             f" not more than {margin:g} below {guided}"
@@ -198,7 +202,7 @@ def choose(systems: Iterable[System], guided: System, rule: Rule, base: System |
     systems = list(systems)
     if any(each.prompts != guided.prompts for each in systems if each.kind in CANDIDATES):
         raise ValueError(f"Expected systems on the prompts of {guided.name}, but some have others.")
-    shippable = [each for each in systems if each.kind in CANDIDATES and each.anneal is None]
+    shippable = [each for each in systems if each.kind in CANDIDATES and each.anneal is None and each.guidance == 1]
     candidates = [_candidate(each, guided, rule, base or guided) for each in shippable]
     kept = [each for each in candidates if not each.broken and each.quality and _reaches(each.quality, rule)]
     deciding = [metric for metric in rule.diversity if all(metric in each.judged for each in kept)]

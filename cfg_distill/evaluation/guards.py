@@ -54,7 +54,7 @@ class Guard:
             return cls(metric, sign, 0.0, float(absolute))
         if operator == "*":
             return cls(metric, sign, float(number), 0.0)
-        return cls(metric, sign, 1.0, float(f"{operator}{number}") if operator else 0.0)
+        return cls(metric, sign, 1.0, float(number) * (-1 if operator == "-" else 1) if operator else 0.0)
 
     def __str__(self) -> str:
         if not self.factor:
@@ -66,16 +66,29 @@ class Guard:
     def excess(self, system: System, base: System) -> Interval:
         """How far the metric lies above its bound, with an interval: a guard with ``<`` holds while all of it is below 0.
 
+        Of a share of rare events, few draws say little even where none has happened: redraws of zeros are zeros. So the
+        interval of such a share reaches as high as the exact one does, of as many draws as there are samples.
+
         Raises:
             ValueError: see :func:`cfg_distill.evaluation.compare.resampler`.
         """
+        import numpy as np
+
         from cfg_distill.evaluation.compare import resampler
+        from cfg_distill.evaluation.intervals import highest_share
 
         def above(means_MB: Floats) -> Floats:
             excess: Floats = means_MB[0] - self.factor * means_MB[-1] - self.offset
             return excess
 
-        return resampler([system, base] if self.factor else [system], [self.metric]).interval(above)
+        found = resampler([system, base] if self.factor else [system], [self.metric]).interval(above)
+        shares = system.runs(self.metric)
+        events = shares[np.isfinite(shares)] * system.samples
+        is_of_events = events.min() >= 0 and events.max() <= system.samples and np.allclose(events, events.round())
+        if not (self.sign.startswith("<") and is_of_events):
+            return found
+        number, share = events.size * system.samples, float(events.mean()) / system.samples
+        return found._replace(high=max(found.high, found.mean - share + highest_share(round(share * number), number)))
 
     def verdict(self, excess: Interval) -> Verdict:
         """Whether the guard holds: decided when the whole interval of the excess lies on one side of 0."""

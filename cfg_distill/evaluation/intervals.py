@@ -72,6 +72,28 @@ class Interval(NamedTuple):
     high: float
 
 
+def highest_share(events: int, number: int) -> float:
+    """The upper end of the exact 95 % interval of a share, of ``events`` among ``number`` draws (Clopper and Pearson, 1934).
+
+    Example:
+        >>> round(highest_share(0, 100), 4), highest_share(3, 3)
+        (0.0362, 1.0)
+    """
+    if events >= number:
+        return 1.0
+    log_choices = [
+        math.lgamma(number + 1) - math.lgamma(each + 1) - math.lgamma(number - each + 1) for each in range(events + 1)
+    ]
+    low, high = events / number, 1.0
+    for _ in range(50):
+        share = (low + high) / 2
+        terms = (
+            log + each * math.log(share) + (number - each) * math.log1p(-share) for each, log in enumerate(log_choices)
+        )
+        low, high = (share, high) if sum(map(math.exp, terms)) > 0.025 else (low, share)
+    return high
+
+
 class Resampler:
     """The means of systems, on all prompts and on redrawn prompts.
 

@@ -9,13 +9,15 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn.functional import pad
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders.checksums import refuse_damaged
@@ -33,8 +35,15 @@ _OTHERWISE = (
     "alora_invocation_tokens",
     "arrow_config",
     "use_bdlora",
+    "kasa_config",
+    "monteclora_config",
+    "use_qalora",
 )
 """Settings under which a layer is not its weight plus ``scale * B A``."""
+_CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+"""Initialisations of peft that change the weight of the base: the layer is this other weight plus ``scale * B A``."""
+_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+"""Names of safetensors."""
 
 
 class Factors(NamedTuple):
@@ -62,6 +71,13 @@ class Factors(NamedTuple):
         """The change times a number; the factors stay."""
         return self._replace(scale=share * self.scale)
 
+    def of_rank(self, rank: int) -> Factors:
+        """The same change with zeros up to a higher rank, and scale 1."""
+        more = rank - self.rank
+        wide = torch.promote_types(self.b_OR.dtype, torch.float32)
+        b_OR = (self.b_OR.to(wide) * self.scale).to(self.b_OR.dtype)
+        return Factors(pad(self.a_RI, (0, 0, 0, more)), pad(b_OR, (0, more)), 1.0)
+
     def delta_OI(self) -> Tensor:
         """The change itself, in float32 or wider."""
         wide = torch.promote_types(self.a_RI.dtype, torch.float32)
@@ -81,9 +97,7 @@ def concatenated(terms: Sequence[tuple[float, Factors]]) -> Factors:
     (first, only), *others = terms
     if not others and first == 1:
         return only
-    dtype = terms[0][1].a_RI.dtype
-    for _, factors in others:
-        dtype = torch.promote_types(dtype, factors.a_RI.dtype)
+    dtype = reduce(torch.promote_types, (each.dtype for _, factors in terms for each in (factors.a_RI, factors.b_OR)))
     wide = torch.promote_types(dtype, torch.float32)
     scale = 1.0 if others else only.scale
     a_RI = torch.cat([factors.a_RI.to(wide) for _, factors in terms])
@@ -117,7 +131,7 @@ class AdapterFolder:
         config: what ``adapter_config.json`` says.
         base: the folder or hub name of the base.
         shapes: layer -> R, I, O.
-        dtype: of the first layer, and so of all.
+        dtype: the widest of all tensors, in which the values are read.
 
     Raises:
         ConfigError: a file is missing or broken, or the adapter is more than a low-rank change of linear layers.
@@ -130,17 +144,20 @@ class AdapterFolder:
             self.config = adapter_config(path)
         except ConfigError as error:
             raise ConfigError(error.under(key)) from error
+        if wrong := [*_wrong_settings(self.config)]:
+            where = f"in the {ADAPTER_CONFIG} of `{self.path}`. Correct it, or export the adapter again."
+            raise ConfigError([Problem(key, f"{said} {where}") for said in wrong])
         self.base: str = self.config["base_model_name_or_path"]
         self.file = self.folder / ADAPTER_WEIGHTS
         self.files = [self.file]
         self._tensors = self._open(key)
         self.shapes = self._shapes(key)
-        one = next(iter(self.shapes))
-        self.dtype: torch.dtype = self._tensors.get_tensor(_names(one)[0]).dtype
+        kinds = {self._tensors.get_slice(name).get_dtype() for name in self._tensors.keys()}  # noqa: SIM118 - no mapping
+        self.dtype: torch.dtype = reduce(torch.promote_types, (_FLOATS[kind] for kind in kinds))
 
     def factors(self, layer: str) -> Factors:
         """The values of one layer."""
-        a_RI, b_OR = (self._tensors.get_tensor(f"{PREFIX}{layer}.lora_{which}.weight") for which in "AB")
+        a_RI, b_OR = (self._tensors.get_tensor(name).to(self.dtype) for name in _names(layer))
         return Factors(a_RI, b_OR, self.scale(layer))
 
     def adapter(self) -> Adapter:
@@ -174,6 +191,9 @@ class AdapterFolder:
     def _shapes(self, key: str) -> dict[str, tuple[int, int, int]]:
         kind = self.config.get("peft_type", "LORA")
         settings = [name for name in _OTHERWISE if self.config.get(name)]
+        begun = self.config.get("init_lora_weights")
+        if isinstance(begun, str) and begun.lower().startswith(_CHANGE_BASE):
+            settings.append(f"init_lora_weights {begun}, which changes the base")
         if kind != "LORA" or settings or self.config.get("bias", "none") != "none":
             what = f"peft_type {kind}" if kind != "LORA" else ", ".join(settings) or f"bias {self.config['bias']}"
             text = (
@@ -183,13 +203,20 @@ class AdapterFolder:
             raise ConfigError(Problem(key, text))
         names = list(self._tensors.keys())
         dtypes = {name: self._tensors.get_slice(name).get_dtype() for name in names}
-        if integers := [name for name, dtype in dtypes.items() if not dtype.startswith(("F", "BF"))]:
-            text = f"expected real numbers in `{self.path}`, but found integers: {', '.join(integers[:5])}. Export it again."
-            raise ConfigError(Problem(key, text))
+        if others := [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in _FLOATS]:
+            text = f"expected tensors of {', '.join(_FLOATS)} in `{self.path}`, but found {', '.join(others[:5])}."
+            raise ConfigError(Problem(key, f"{text} Export it again."))
         sizes = {name: tuple(self._tensors.get_slice(name).get_shape()) for name in names}
         layers = [match[1] for name in names if (match := re.fullmatch(rf"{PREFIX}(.+)\.lora_A\.weight", name))]
         pairs = {name for layer in layers for name in _names(layer)}
         strange = sorted(pairs ^ set(names)) + [name for name in sorted(pairs & set(names)) if len(sizes[name]) != 2]
+        if not strange:
+            strange = [
+                f"{layer} of rank {rank} in lora_A and {other} in lora_B"
+                for layer in layers
+                for (rank, _), (_, other) in [[sizes[name] for name in _names(layer)]]
+                if rank != other or not rank
+            ]
         if strange or not names:
             what = f"but found {', '.join(strange[:5])}" if names else "but there is none"
             text = (
@@ -198,6 +225,32 @@ class AdapterFolder:
             )
             raise ConfigError(Problem(key, text))
         return {layer: (*sizes[_names(layer)[0]], sizes[_names(layer)[1]][0]) for layer in layers}
+
+
+def _wrong_settings(config: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with the numbers and names of an ``adapter_config.json``."""
+    for key in ("alpha_pattern", "rank_pattern"):
+        table = config.get(key) or {}
+        if not isinstance(table, dict):
+            yield f"expected names of layers with a number each as {key}, but found {table!r}"
+            continue
+        for name, value in table.items():
+            try:
+                re.compile(f"({name})$")
+            except re.error as error:
+                yield f"expected patterns of names in {key}, but `{name}` is none ({error})"
+            if not _is_positive(value):
+                yield f"expected a number above 0 for `{name}` in {key}, but found {value!r}"
+    for key in ("lora_alpha", "r"):
+        if not _is_positive(config.get(key, 8)):
+            yield f"expected a number above 0 as {key}, but found {config[key]!r}"
+    names = config.get("target_modules")
+    if isinstance(names, list) and not all(isinstance(name, str) for name in names):
+        yield f"expected names of layers as target_modules, but found {names!r}"
+
+
+def _is_positive(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < math.inf
 
 
 def _names(layer: str) -> tuple[str, str]:

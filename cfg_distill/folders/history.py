@@ -104,9 +104,28 @@ def history_of(path: str | Path) -> History | None:
     folder = Path(path).expanduser()
     try:
         found = json.loads((folder / PROFILE).read_text(encoding="utf-8"))[HISTORY]
-        return History(**{each.name: found[each.name] for each in fields(History) if each.name in found})
+        made = History(**{each.name: found[each.name] for each in fields(History) if each.name in found})
+        return made if _has_its_types(made) else None
     except (OSError, ValueError, LookupError, TypeError):  # a folder from elsewhere, or of an earlier version
         return None
+
+
+def _has_its_types(made: History) -> bool:
+    """Whether the values that a card renders are what they are called; a stranger may have written them."""
+    empty = History("")
+    kinds = {each.name: vars(empty)[each.name] for each in fields(History)}
+    for name, value in vars(made).items():
+        if isinstance(kinds[name], str | Mapping | bool | list) and not isinstance(value, type(kinds[name])):
+            return False
+        if (
+            name in ("guidance", "step", "dial_low", "dial_high")
+            and value is not None
+            and type(value) not in (int, float)
+        ):
+            return False
+    if not all(type(share) in (int, float) for share in made.shares):
+        return False
+    return made.dial_low is not None and made.dial_high is not None
 
 
 def of_base(path: str) -> History:

@@ -68,7 +68,8 @@ def profile_file(path: str | Path) -> Path | None:
 
 def _is_history_alone(folder: Path) -> bool:
     """Whether an adapter leaves its settings to its base: its file then says how it was made, and what reads it."""
-    return is_adapter(folder) and read_json(folder / PROFILE).keys() <= {HISTORY, GENERATOR}
+    settings = {each.name for each in fields(Profile)} - {GENERATOR}
+    return is_adapter(folder) and not read_json(folder / PROFILE).keys() & settings
 
 
 def profile_of(path: str | Path) -> Profile | None:

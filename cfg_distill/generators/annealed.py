@@ -62,7 +62,7 @@ class Annealed(AcceptsScored):
         return Logits(guided_logits(tuned.whole().float(), start.whole().float(), weight_T1))
 
     def _mix_at(self, start: Predictions, tuned: Predictions, position: int) -> Predictions:
-        return self._mix(start, tuned, torch.tensor([position], device=self.parts[0].device))
+        return self._mix(start, tuned, torch.full((1,), position, device=self.parts[0].device))
 
     def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[_Pair, Predictions]:
         (start_state, start), (tuned_state, tuned) = (

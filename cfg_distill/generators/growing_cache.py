@@ -50,6 +50,9 @@ class GrowingLayer(DynamicLayer):
         if torch.is_grad_enabled() or (key_states.shape[-2] > 1 and self.get_seq_length()):
             self._rooms, self._front = [], None
             return super().update(key_states, value_states, *args, **kwargs)
+        # Rotary positions are float32, and so are keys under autocast: attention would cast all of them at every position.
+        if torch.is_autocast_enabled(key_states.device.type):
+            key_states = key_states.to(value_states.dtype)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         new = (key_states, value_states)

@@ -79,7 +79,9 @@ class Guided(AcceptsScored):
 
     def _mix_halves(self, both: Predictions, position: int, device: torch.device) -> Predictions:
         half = both.num_rows // 2
-        return self._mix(both.rows(slice(half)), both.rows(slice(half, None)), torch.tensor([position], device=device))
+        return self._mix(
+            both.rows(slice(half)), both.rows(slice(half, None)), torch.full((1,), position, device=device)
+        )
 
     def prefill(self, prompts: Sequence[PromptLike | None], repeats: int) -> tuple[_Branches, Predictions]:
         state, both = self.generator.prefill(with_negatives(self.generator, prompts, self.guidance), repeats)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from cfg_distill.audio import problems_of_audio_extra
 from cfg_distill.errors import Problem
 from cfg_distill.generators.base import Generator
@@ -26,8 +28,8 @@ def problems_of_seconds(generator: Generator, seconds: float) -> list[Problem]:
     rate, most = generator.frame_rate, generator.longest_sample
     if rate is None:
         return [Problem("seconds", f"is for models of sound, but `{generator.path}` writes text. Leave it out.")]
-    if not seconds > 0:
-        return [Problem("seconds", f"expected a number above 0, but got {seconds:g}.")]
+    if not 0 < seconds * rate < math.inf:
+        return [Problem("seconds", f"expected a finite number above 0, but got {seconds:g}. Take 10, say.")]
     if most is not None and frames(generator, seconds) > most:
         longest = int(most / rate * 10) / 10
         text = (

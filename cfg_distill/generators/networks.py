@@ -65,6 +65,11 @@ def wrong_type(path: str, kind: str, types: Collection[str], own: Any) -> Proble
     return Problem("", f"{text} Correct it, name {kind}, or use another generator.")
 
 
+def has_weights() -> bool:
+    """Whether networks that are loaded have values: not those of a plan."""
+    return not _weightless.get()
+
+
 def network_of(loader: Any, path: str, kind: str, **settings: Any) -> Any:
     """Load a network by a class of transformers, and refuse one whose files do not hold it.
 

@@ -255,9 +255,15 @@ class YuE(Songs):
         return self._id(_END)
 
     def _wrong(self, prompt: Prompt) -> list[str]:
-        if _sections(prompt.conditions["lyrics"]):
+        lyrics = prompt.conditions["lyrics"]
+        if not (sections := _sections(lyrics)):
+            return ["expected lyrics in sections, each under a label such as [verse], but found no label. Add one."]
+        if "".join("".join(sections).split()) == "".join(lyrics.split()):
             return []
-        return ["expected lyrics in sections, each under a label such as [verse], but found no label. Add one."]
+        return [
+            "expected every line of the lyrics under a label of one word, such as [verse] or [prechorus], but some stand under"
+            " none, and would not be sung. Rename labels such as [pre-chorus] or [verse 2]."
+        ]
 
     def _row(self, given: PromptLike | None) -> list[int]:
         if given is None:

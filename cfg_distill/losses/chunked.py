@@ -60,6 +60,10 @@ CellTerm = Callable[[Cells], Tensor]
 LOGITS_CHUNK = 3 * 2**20
 """Logits of one model that exist at a time unless told otherwise: 13 MB of float32, 64 cells of a vocabulary of 49,152."""
 
+LEAST_CELLS = 512
+"""Cells of a chunk on an accelerator. A chunk costs passes over the whole head (casts, the sum of its gradient), however few
+its cells: 24 cells of a vocabulary of 128,256 would make the loss the longest part of a step."""
+
 PARTS = 8
 """Parts of a chunk on which a CPU evaluates terms one by one: a product is fastest on many cells, intermediates on few."""
 
@@ -74,6 +78,18 @@ def turns_by(choose: Callable[[Sequence[int]], Iterable[int]]) -> Iterator[None]
         yield
     finally:
         _turns.reset(token)
+
+
+def chunk_on(device: str, chunk: int, vocabulary: int) -> int:
+    """Logits of a chunk: as asked; on an accelerator at least :data:`LEAST_CELLS`, unless less than the default was asked.
+
+    Example:
+        >>> [chunk_on(device, LOGITS_CHUNK, 100_000) // 100_000 for device in ("cpu", "cuda")]
+        [31, 512]
+        >>> chunk_on("cuda", 2**20, 100_000) // 100_000
+        10
+    """
+    return max(chunk, LEAST_CELLS * vocabulary) if device != "cpu" and chunk >= LOGITS_CHUNK else chunk
 
 
 def sum_over_cells(
@@ -111,7 +127,8 @@ def sum_over_cells(
 
         logits_of: Callable[[slice], Tensor] = teacher_logits
         if chunked is not None:
-            num_cells = max(1, chunk // len(chunked.head.weight_KVD[k]))
+            vocabulary = len(chunked.head.weight_KVD[k])
+            num_cells = max(1, chunk_on(mask_NKT.device.type, chunk, vocabulary) // vocabulary)
             logits_of = _made_in_chunks(teacher_logits, num_cells)
 
         def evaluate(student_log_probs_MV: Tensor, part: slice) -> Tensor:

@@ -89,7 +89,8 @@ def jensen_shannon_cells(student: Tensor, teacher: Tensor, weight: float = 0.5) 
 def _log_sum(a: Tensor, b: Tensor) -> Tensor:
     """``log(exp(a) + exp(b))``: minus infinity, without a gradient, where both are (torch's gradient there is NaN)."""
     sum_MV = torch.logaddexp(a, b)
-    if not sum_MV.numel() or sum_MV.detach().amin() > -torch.inf:
+    # A look at the values would wait for an accelerator at every chunk.
+    if not sum_MV.numel() or (sum_MV.device.type == "cpu" and sum_MV.detach().amin() > -torch.inf):
         return sum_MV
     both = sum_MV.detach().isneginf()
     return torch.logaddexp(a.masked_fill(both, 0.0), b.masked_fill(both, 0.0)).masked_fill(both, -torch.inf)
@@ -98,7 +99,7 @@ def _log_sum(a: Tensor, b: Tensor) -> Tensor:
 def entropy_cells(log_probs: Tensor) -> Tensor:
     r"""Entropy in nats of log-probabilities ``[M, V]``, one value per cell ``[M]``: :math:`-\sum_v p_v \log p_v`."""
     value_M = -(log_probs.exp() * log_probs).sum(-1)
-    if value_M.isfinite().all():
+    if value_M.device.type == "cpu" and value_M.isfinite().all():
         return value_M
     return -(log_probs.exp() * log_probs.masked_fill(log_probs.isneginf(), 0.0)).sum(-1)  # 0 log 0 = 0
 

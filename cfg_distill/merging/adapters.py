@@ -32,7 +32,7 @@ from cfg_distill.folders.adapters import (
 from cfg_distill.merging.arithmetic import finite
 from cfg_distill.merging.coefficients import InnerProducts, coefficients
 from cfg_distill.merging.methods import METHODS, problems_of_merge
-from cfg_distill.merging.outputs import carry, inputs_of, named, provenance, record
+from cfg_distill.merging.outputs import carry_of_models, inputs_of, named, provenance, record
 from cfg_distill.merging.safetensors_io import FolderWeights, write_file
 
 T = TypeVar("T")
@@ -165,10 +165,11 @@ def merge_adapter_folders(
 
     @lru_cache(maxsize=1)
     def merged(layer: str) -> Factors:
-        return concatenated([(share, _factors(layer, source)) for share, source in plan[layer]])
+        factors = concatenated([(share, _factors(layer, source)) for share, source in plan[layer]])
+        return _finite(factors, layer)
 
     with staged_folder(out) as folder:
-        carry(sources[-len(models)].folder, folder)
+        carry_of_models(sources[-len(models) :], folder)
         _write(folder, plan, merged)
         table = provenance(method, weights, sources, with_start, sources[0].base if needs_start else None)
         record(folder, out.name, table, sources[-len(models) :], sources[0].base, start if with_start else None)
@@ -193,18 +194,30 @@ def _factors(layer: str, source: AdapterFolder) -> Factors:
     Raises:
         ConfigError: some of its values are NaN or infinite.
     """
-    a_RI, b_OR, scale = source.factors(layer)
-    for values, which in ((a_RI, "A"), (b_OR, "B")):
-        finite(values, f"{layer}.lora_{which}", source.path)
-    return Factors(a_RI, b_OR, scale)
+    return _finite(source.factors(layer), layer, source.path)
 
 
-def _write(folder: Path, used: Mapping[str, list[tuple[float, AdapterFolder]]], merged: Any) -> None:
-    """Write the two files of an adapter folder. One layer is in memory at a time."""
-    ranks, scales, shapes, dtypes, layer_of = {}, {}, {}, {}, {}
+def _finite(factors: Factors, layer: str, where: str = "") -> Factors:
+    """The factors, if all of their values are numbers; ``where`` is the folder that has them, empty for the merge."""
+    for values, which in ((factors.a_RI, "A"), (factors.b_OR, "B")):
+        finite(values, f"{layer}.lora_{which}", where)
+    return factors
+
+
+def _write(
+    folder: Path, used: Mapping[str, list[tuple[float, AdapterFolder]]], merged: Callable[[str], Factors]
+) -> None:
+    """Write the two files of an adapter folder. One layer is in memory at a time.
+
+    All layers get one rank and one alpha: vLLM and llama.cpp read no patterns, and would scale a layer by the others' numbers.
+    """
+    ranks = {layer: sum(source.shapes[layer][0] for _, source in terms) for layer, terms in used.items()}
+    scales = {layer: 1.0 if len(terms) > 1 else terms[0][1].scale(layer) for layer, terms in used.items()}
+    is_uneven = len(set(ranks.values())) > 1 or len(set(scales.values())) > 1
+    if is_uneven:
+        ranks, scales = dict.fromkeys(used, max(ranks.values())), dict.fromkeys(used, 1.0)
+    shapes, dtypes, layer_of = {}, {}, {}
     for layer, terms in used.items():
-        ranks[layer] = sum(source.shapes[layer][0] for _, source in terms)
-        scales[layer] = 1.0 if len(terms) > 1 else terms[0][1].scale(layer)
         dtype = terms[0][1].dtype
         for _, source in terms:
             dtype = torch.promote_types(dtype, source.dtype)
@@ -216,7 +229,9 @@ def _write(folder: Path, used: Mapping[str, list[tuple[float, AdapterFolder]]], 
             shapes[name], dtypes[name], layer_of[name] = tuple(empty.shape), dtype, layer
 
     def tensor(name: str) -> Tensor:
-        return tensors_of(layer_of[name], merged(layer_of[name]))[name]
+        layer = layer_of[name]
+        factors = merged(layer).of_rank(ranks[layer]) if is_uneven else merged(layer)
+        return tensors_of(layer, _finite(factors, layer))[name]
 
     write_file(folder / ADAPTER_WEIGHTS, list(shapes), shapes, dtypes, tensor)
     sources = list(dict.fromkeys(source for terms in used.values() for _, source in terms))
@@ -248,6 +263,11 @@ def _problems_of_kinds(models: Sequence[str | Path]) -> list[Problem]:
 
 def _problems_of_bases(sources: Sequence[AdapterFolder], start: str | Path | None) -> list[Problem]:
     bases = {source.path: source.base for source in sources}
+    revisions = {source.path: source.config.get("revision") or "main" for source in sources}
+    if len(set(revisions.values())) > 1:
+        different = "; ".join(f"that of `{path}` is `{revision}`" for path, revision in revisions.items())
+        text = f"expected adapters of one revision of their base, but {different}. Export them with --merged, or name others."
+        return [Problem("models", text)]
     if not _all_one(bases.values()):
         different = "; ".join(f"the base of `{path}` is `{base}`" for path, base in bases.items())
         text = f"expected adapters of one base, but {different}. Only models of one start can be merged. Name others."

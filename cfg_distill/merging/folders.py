@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -15,15 +14,13 @@ from torch import Tensor
 from cfg_distill.errors import ConfigError, Problem, listed
 from cfg_distill.files import problems_of_out, read_json, staged_folder, write_text
 from cfg_distill.folders import is_adapter
-from cfg_distill.folders.history import history_of
 from cfg_distill.merging.adapters import merge_adapter_folders
 from cfg_distill.merging.arithmetic import finite, merge_tensors, mismatches, not_averaged, tensor_function
 from cfg_distill.merging.methods import problems_of_merge
-from cfg_distill.merging.outputs import carry, inputs_of, named, provenance, record
+from cfg_distill.merging.outputs import carry_of_models, inputs_of, named, provenance, record
 from cfg_distill.merging.safetensors_io import FolderWeights, write_weights
 
 CONFIG = "config.json"
-SAMPLING = "generation_config.json"
 BOOKKEEPING = {"_name_or_path", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 """Keys of config.json that may differ between models of one architecture; so may those that end in ``_token_id``."""
 
@@ -87,7 +84,7 @@ def merge_folders(
         return finite(tensor, name)
 
     with staged_folder(out) as folder:
-        _carry(sources[-len(models) :], folder)
+        carry_of_models(sources[-len(models) :], folder)
         widest = {name: reduce(torch.promote_types, dtypes[name]) for name in shapes}
         write_weights(folder, shapes, widest, merged, max_shard_bytes)
         if wider := [dtype for name, dtype in widest.items() if dtype != first.dtypes[name]]:
@@ -95,23 +92,6 @@ def merge_folders(
         table = provenance(method, weights, sources, with_start=start is not None)
         record(folder, out.name, table, sources[-len(models) :], start=start)
     return out
-
-
-def _carry(models: list[FolderWeights], target: Path) -> None:
-    """Copy what lies beside the weights: from the first model, or from the first one that can serve where it cannot.
-
-    A folder without a tokenizer cannot be sampled. Settings of sampling that are a base's may guide a student once more.
-    """
-    carry(models[0].folder, target)
-    if not _has_tokenizer(target) and (other := next((m.folder for m in models if _has_tokenizer(m.folder)), None)):
-        carry(other, target)
-    students = (model for model in models if (known := history_of(model.path)) and known.distilled)
-    if (student := next(students, None)) and (settings := student.folder / SAMPLING).is_file():
-        shutil.copy2(settings, target / SAMPLING)
-
-
-def _has_tokenizer(folder: Path) -> bool:
-    return any(folder.glob("tokenizer*"))
 
 
 def _say_dtype(config: Path, dtype: torch.dtype) -> None:

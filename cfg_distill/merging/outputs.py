@@ -11,10 +11,11 @@ from typing import Any, Protocol
 from cfg_distill.files import CARRIED_KEY, MERGE_FILE, strangers
 from cfg_distill.folders import CHECKSUMS, INDEX, sha256, write_checksums
 from cfg_distill.folders.card import write_card
-from cfg_distill.folders.history import of_merge, shown
+from cfg_distill.folders.history import history_of, of_merge, shown
 
 CARRIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 """Config, generation config, tokenizer, processor, remote code. No README: a model card speaks of its own model."""
+SAMPLING = "generation_config.json"
 
 
 class Source(Protocol):
@@ -44,6 +45,23 @@ def carry(source: Path, target: Path) -> None:
     templates = source / "additional_chat_templates"
     if templates.is_dir() and not (target / templates.name).exists():
         shutil.copytree(templates, target / templates.name)
+
+
+def carry_of_models(models: Sequence[Source], target: Path) -> None:
+    """Copy what lies beside the weights: from the first model, or from the first one that can serve where it cannot.
+
+    A folder without a tokenizer cannot be sampled. Settings of sampling that are a base's may guide a student once more.
+    """
+    carry(models[0].folder, target)
+    if not _has_tokenizer(target) and (other := next((m.folder for m in models if _has_tokenizer(m.folder)), None)):
+        carry(other, target)
+    students = (model for model in models if (known := history_of(model.path)) and known.distilled)
+    if (student := next(students, None)) and (settings := student.folder / SAMPLING).is_file():
+        shutil.copy2(settings, target / SAMPLING)
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any(folder.glob("tokenizer*"))
 
 
 def provenance(

@@ -183,7 +183,7 @@ class PromptRetrieval(ReferredMetric):
         unit_BGD = unit(embedding_BGD)
         own_BG = (unit_BGD * unit(own_BD).to(unit_BGD).unsqueeze(1)).sum(-1)
         others_BGC = (unit_BGD @ unit(others_CD).to(unit_BGD).T).masked_fill(
-            ~counts_BC.to(self.device).unsqueeze(1), -torch.inf
+            ~counts_BC.to(unit_BGD.device).unsqueeze(1), -torch.inf
         )
         found_BG = (own_BG > others_BGC.amax(-1)) & counted(embedding_BGD)
         return found_BG.float().mean(-1)

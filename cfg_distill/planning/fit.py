@@ -242,14 +242,16 @@ def _members(callbacks: Any) -> Sequence[Any]:
 
 
 def _embedders(values: dict[str, Any]) -> dict[str, int | None]:
-    """Numbers in each encoder that a recipe names under a key ``embedder``; encoders of one path share their weights."""
+    """Numbers in each encoder or model that a recipe's rewards and metrics name; those of one path share their weights."""
     found: dict[str, int | None] = {}
+    start = values["model"].get("generator")
 
     def look(node: Any) -> None:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():
-            if key == "embedder" and class_name(value):
-                path = _path_of(value)
-                if path:
+            if value is start:
+                continue
+            if key in ("embedder", "generator") and class_name(value):
+                if path := _path_of(value):
                     found[path] = _numbers_in(path)
             else:
                 look(value)

@@ -21,6 +21,7 @@ from cfg_distill.generators.frozen import Frozen
 from cfg_distill.generators.guided import with_negatives
 from cfg_distill.generators.linear import Linear
 from cfg_distill.losses import Loss, mix
+from cfg_distill.losses.chunked import chunk_on
 from cfg_distill.planning.cache import Cache, cache_of, num_layers
 from cfg_distill.planning.depth import Counts, counted, highest, peaks_of, shallow
 from cfg_distill.planning.dry import Ledger, bytes_of, numbers_of
@@ -310,7 +311,6 @@ class DryStep:
         kept, chunk, peak = int(counts["kept"]), highest(counts, "chunk"), highest(counts, "peak")
         if not several:  # the gradient is made while activations go, and counts among what every phase holds
             peak = max(peak - bytes_of(self.trained), chunk)
-        times = -(-self.fit.rows // micro_batch)
         passes = 2 + (1 + module.guidance.active)  # student forward and backward, teacher
         moved = float(passes * self.layers * self.work_dtype.itemsize)
         held = {
@@ -318,7 +318,7 @@ class DryStep:
             "logits chunk": max(chunk - kept, 0),
             "backward pass": max(peak - max(chunk, kept), 0),
         }
-        return Phase(held, [(counts["flops"], moved)] * times)
+        return Phase(held, [(counts["flops"], moved)] * -(-self.fit.rows // micro_batch))
 
     def _scored(self, ledger: Ledger, samples: Samples, several: bool) -> Counts:
         """Of scoring and differentiating a micro-batch; ``several``: others came before it, and left gradients."""
@@ -334,8 +334,10 @@ class DryStep:
         with self._precision():
             inputs = module.score(samples)
             kept = ledger.live - before
-            weights = dict.fromkeys(losses, 1.0)
-            total, _ = mix(losses, inputs, weights, advantages, {}, module.execution.logits_chunk)
+            head: Any = module.student.model.get_output_embeddings()
+            vocabulary = len(head.weight) if isinstance(head, nn.Linear) else 0  # those of codebooks are small
+            chunk = chunk_on("cpu" if self.on_cpu else "gpu", module.execution.logits_chunk, vocabulary)
+            total, _ = mix(losses, inputs, dict.fromkeys(losses, 1.0), advantages, {}, chunk)
         found: Counts = {"kept": kept} | peaks_of("chunk", ledger)
         total.backward()
         found |= {"flops": ledger.all_flops} | peaks_of("peak", ledger)

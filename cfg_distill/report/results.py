@@ -119,8 +119,17 @@ class Results:
 
     def choose(self, against: str | None = None, rule: Rule | None = None) -> Choice:
         """The point to ship; see :func:`cfg_distill.evaluation.choice.choose`."""
-        base = self.systems.get(self.claims.get("start") or "")
-        return choose(self.systems.values(), self.guided(against), rule or self.rule(), base)
+        rule, base = rule or self.rule(), self.systems.get(self._start)
+        if base is None and (relative := [guard for guard in rule.guards if guard.factor]):
+            text = f"`{relative[0]}` is relative to the base, and the results have none. Give a number in its place."
+            raise ConfigError(Problem("guard", text))
+        return choose(self.systems.values(), self.guided(against), rule, base)
+
+    @property
+    def _start(self) -> str:
+        """The base without guidance: of the claims, else the first one; empty for none."""
+        bases = [each.name for each in self.systems.values() if each.kind == "base"]
+        return self.claims.get("start") or (bases[0] if bases else "")
 
     def keep(self, choice: Choice) -> None:
         """Write the choice into front.json, and mark it in front.png. The study's step that made the files stays done."""
@@ -135,8 +144,6 @@ class Results:
             return
         from cfg_distill.evaluation.figure import front_figure, save_front
 
-        bases = [each.name for each in self.systems.values() if each.kind == "base"]
-        start = self.claims.get("start") or (bases[0] if bases else "")
         metrics = self.headline.quality, self.headline.diversity, self.headline.independent
         first = next(iter(self.systems.values()))
         note = (
@@ -144,7 +151,7 @@ class Results:
             f" {'seed' if len(first.seeds) == 1 else 'seeds'}; crosses: 95 % intervals of the mean"
         )
         figure = front_figure(
-            self.points, *metrics, self._title(shown, guided), note, [shown.system.name, guided.name, start]
+            self.points, *metrics, self._title(shown, guided), note, [shown.system.name, guided.name, self._start]
         )
         save_front(figure, self.folder)
 

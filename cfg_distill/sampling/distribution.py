@@ -12,6 +12,8 @@ from cfg_distill.errors import Context, Problem, problems_of_counts
 
 COLDEST = 1e-6
 """The lowest temperature above 0: logits divided by less may overflow, which looks like a model that diverged."""
+HOTTEST = 100.0
+"""The highest temperature: above it a token that a model forbids by a large negative logit would be drawn."""
 
 
 @dataclass
@@ -59,6 +61,9 @@ class Sampling:
             text = f"expected at least {COLDEST:g}, since logits overflow below, but got {self.temperature:g}."
             greedy = "" if context.training else " Use 0 for the likeliest token."
             found.append(Problem("temperature", text + greedy))
+        elif self.temperature > HOTTEST:
+            text = f"expected at most {HOTTEST:g}, which is noise, but got {self.temperature:g}."
+            found.append(Problem("temperature", f"{text} Use 1 for the model's own."))
         if self.top_k < 0:
             found.append(Problem("top_k", f"expected 0 (keep all) or more, but got {self.top_k}."))
         if not 0 < self.top_p <= 1:

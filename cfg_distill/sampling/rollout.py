@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from cfg_distill.errors import ConfigError, Problem, shortened
@@ -17,6 +17,7 @@ from cfg_distill.generators import Generator, Guidance, Predictions, Predictor, 
 from cfg_distill.generators.delay import cells_at
 from cfg_distill.generators.guided import problems_of_drop, under
 from cfg_distill.generators.linear import packed
+from cfg_distill.generators.probes import in_eval_mode
 from cfg_distill.sampling.conditioning import Conditioner
 from cfg_distill.sampling.distribution import Sampling, draw_tokens
 from cfg_distill.sampling.seeds import Seeds
@@ -192,18 +193,6 @@ def rollout(
             " lower learning rate."
         )
     return replace(asked.grouped(tokens_NKT, mask_NKT, log_probs_NKT), opening=len(given_TNK))
-
-
-@contextmanager
-def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode until the context ends; then every part of the model has the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def _decode(

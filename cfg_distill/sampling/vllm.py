@@ -26,12 +26,13 @@ from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.generators import CausalLM, Generator, PromptLike
+from cfg_distill.generators.probes import in_eval_mode
 from cfg_distill.sampling.colocated import Colocated
 from cfg_distill.sampling.conditioning import Conditioner
 from cfg_distill.sampling.distribution import Sampling
 from cfg_distill.sampling.engines import Drawn, Engine, Order, Server, patiently
 from cfg_distill.sampling.handed import Handed, HandedAdapter, HandedWeights, replaced
-from cfg_distill.sampling.rollout import Asked, Rollout, in_eval_mode
+from cfg_distill.sampling.rollout import Asked, Rollout
 from cfg_distill.sampling.sampler import Sampler
 from cfg_distill.sampling.seeds import Seeds
 

@@ -115,12 +115,12 @@ class Study:
     def kind(self, name: str) -> Kind:
         """The kind of a system: base, guidance, student or merge."""
         point = self.all_systems()[name]
+        if name in self.baselines:
+            return "guidance" if point.guidance != 1.0 else "base"
+        if point.anneal is not None or (point.guidance != 1.0 and self.makes(name)):
+            return "model"
         if point.guidance != 1.0:
             return "guidance"
-        if point.anneal is not None:
-            return "model"
-        if name in self.baselines:
-            return "base"
         return "student" if point.model in self.fits else "merge" if point.model in self.merges else "base"
 
     def makes(self, name: str) -> bool:

@@ -90,13 +90,15 @@ def _entry(curve: Sequence[System], front: Sequence[System], quality: str, diver
     heights = [height_of(place, means, list(places)) for place in range(len(curve))]
     own = range(len(curve))
     share = dominated_share(means, own, places)
+    mean = judged(mean_height(means, own, places))  # too high where few points make the front, and many the curve
     return entry | {
         "curve": [
             {"system": each.name, "knob": each.knob, "height": height._asdict(), "verdict": verdict(height)}
             for each, height in zip(curve, heights, strict=True)
         ],
-        "mean_height": judged(mean_height(means, own, places)),
-        "hypervolume": judged(hypervolume_difference(means, own, places, corner)) | {"reference": corner},
+        "mean_height": mean | ({"verdict": "undecided"} if len(places) < len(curve) else {}),
+        # Without mixtures: more points have more volume, so this decides nothing.
+        "hypervolume": hypervolume_difference(means, own, places, corner)._asdict() | {"reference": corner},
         "dominated": share._asdict() | {"verdict": verdict(Interval(*(number - 0.5 for number in share)))},
     }
 
@@ -105,7 +107,7 @@ def front_lines(entry: dict[str, Any]) -> str:
     """One entry of :func:`fronts_of` as lines of table.txt."""
     head = (
         f"Above the front of {len(entry['baselines'])} baselines {COSTS[entry['cost']]}, in {entry['quality']} and"
-        f" {entry['diversity']}:"
+        f" {entry['diversity']} (each verdict for itself, not corrected for their number):"
     )
     if "problem" in entry:
         return f"{head} {entry['problem']}"
@@ -117,7 +119,7 @@ def front_lines(entry: dict[str, Any]) -> str:
         for key in ("mean_height", "hypervolume", "dominated")
     }
     rows.append(("mean height of the curve", shown(numbers["mean_height"]), entry["mean_height"]["verdict"]))
-    rows.append(("hypervolume, difference", shown(numbers["hypervolume"]), entry["hypervolume"]["verdict"]))
+    rows.append(("hypervolume without mixtures, difference", shown(numbers["hypervolume"]), ""))
     rows.append(("share of baselines dominated", plainly(numbers["dominated"]), entry["dominated"]["verdict"]))
     width = max(len(name) for name, _, _ in rows)
     return "\n".join([head, *(f"  {verdict:9}  {name.ljust(width)}  {text}" for name, text, verdict in rows)])

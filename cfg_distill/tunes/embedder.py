@@ -45,7 +45,8 @@ class Tunes(Embedder):
     def embed(self, outputs: Sequence[str]) -> Tensor:
         network = self.load().network
         assert network is not None
-        return normalize(network.read(texts_of(f"Embedder `{self.path}`", outputs)), dim=-1)
+        with torch.autocast(next(network.parameters()).device.type, enabled=False):  # a fit may ask in bfloat16
+            return normalize(network.read(texts_of(f"Embedder `{self.path}`", outputs)), dim=-1)
 
     def degenerate(self, outputs: Sequence[str]) -> Tensor:
         """Which tunes have too little melody, ``[N]`` bool: :func:`cfg_distill.tunes.canonical.is_degenerate`."""
@@ -78,7 +79,8 @@ class Judged(Embedder):
     def embed(self, outputs: Sequence[str]) -> Tensor:
         network = self.load().network
         assert network is not None
-        return normalize(network.hear(texts_of(f"Embedder `{self.path}`", outputs)), dim=-1)
+        with torch.autocast(next(network.parameters()).device.type, enabled=False):  # a fit may ask in bfloat16
+            return normalize(network.hear(texts_of(f"Embedder `{self.path}`", outputs)), dim=-1)
 
     def degenerate(self, outputs: Sequence[str]) -> Tensor:
         """Which tunes have too little melody, ``[N]`` bool."""

@@ -205,7 +205,8 @@ class Judge:
         All values count as equally likely beforehand. A tune without notes has probability 0 for every value: silence
         must not earn the prior.
         """
-        logits = self.load().network.to(device).read(tunes)
+        with torch.autocast(torch.device(device).type, enabled=False):  # a fit may ask in bfloat16
+            logits = self.load().network.to(device).read(tunes)
         sounds_N1 = torch.tensor([[_sounds(tune)] for tune in tunes], dtype=torch.bool, device=device)
         return {name: logits_NC.softmax(-1) * sounds_N1 for name, logits_NC in logits.items()}
 

@@ -89,7 +89,8 @@ def test_the_length_is_bounded_by_the_position_table(
         in message
     )
     assert "expected at most 1.5" in said(capsys, *words)  # ten seconds, where nothing is said
-    assert "expected a number above 0, but got -1" in said(capsys, *words, "--seconds=-1")
+    for seconds in ("-1", "inf", "1e308", "nan"):
+        assert "expected a finite number above 0, but got" in said(capsys, *words, f"--seconds={seconds}")
     assert main([*words, "--seconds", "1.5"]) == 0
 
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 import torch
-from tiny import tiny_folder
+from tiny import tiny_folder, tiny_tokenizer
 from torch import nn
-from transformers import CONFIG_MAPPING, AutoTokenizer, GenerationConfig, MambaConfig
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MambaConfig
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Guided, LoRA, Prompt
@@ -224,6 +224,38 @@ def test_an_encoder_is_refused_and_a_decoder_that_is_loaded_alone_is_not(tmp_pat
     assert len(said) == refused and all(
         "(bert) is an encoder: `is_decoder` of its config.json is false" in e for e in said
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"),
+    [("bart", True), ("roberta", True), ("bert", False), ("gpt2", False), ("bloom", False), ("gemma2", False)],
+)
+def test_a_model_that_counts_positions_itself_is_refused(tmp_path, kind, refused):
+    """Bart counts pads on the left, RoBERTa from its pad token on: a prompt would be read otherwise beside a longer one."""
+    sizes = {
+        "vocab_size": 16, "hidden_size": 16, "d_model": 16, "n_embd": 16, "num_hidden_layers": 2, "n_layer": 2, "n_head": 2,
+        "decoder_layers": 2, "decoder_ffn_dim": 32, "decoder_attention_heads": 2, "num_attention_heads": 2, "head_dim": 8,
+        "num_key_value_heads": 2, "intermediate_size": 32, "max_position_embeddings": 64, "sliding_window": 4,
+        "is_decoder": True, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**sizes))
+    for parameter in network.parameters():
+        parameter.data.normal_(std=0.3)
+    network.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    if refused:
+        with pytest.raises(
+            ConfigError, match=rf"takes the positions of its tokens, but `.*` \({kind}\) counts them itself"
+        ):
+            CausalLM(str(tmp_path)).load()
+        return
+    generator = CausalLM(str(tmp_path)).load()
+    # What the check promises: a row reads the same beside a longer one.
+    tokens_NKT = torch.full((2, 1, 3), 5)
+    together = generator.logits(["w1", "w2 w3 w4 w5 w6"], tokens_NKT, tokens_NKT > 0)
+    alone = generator.logits(["w1"], tokens_NKT[:1], tokens_NKT[:1] > 0)
+    torch.testing.assert_close(together[:1], alone, atol=1e-4, rtol=1e-4)
 
 
 def test_the_language_model_of_a_model_that_sees(tmp_path):

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from tiny import tiny_tokenizer
+from tiny import tiny_folder, tiny_tokenizer
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from cfg_distill.generators import CausalLM, Guided, HiddenStates, Logits
@@ -83,6 +83,17 @@ def capped(folder):
     model.save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return CausalLM(str(folder))
+
+
+def test_a_cap_that_no_small_logit_shows_is_found_in_the_config(tmp_path):
+    generator = capped(tmp_path / "gemma").load()
+    generator.model.lm_head.weight.data.mul_(1e-4)
+    assert not generator._linear_head
+
+
+def test_dropout_of_a_model_in_training_hides_no_linear_head(tmp_path):
+    generator = CausalLM(tiny_folder(tmp_path / "model", attention_dropout=0.5)).load().train()
+    assert generator._linear_head and generator.model.training
 
 
 def test_a_soft_cap_is_found_and_said(tmp_path, caplog):

@@ -136,6 +136,10 @@ def test_prompts_without_their_fields_are_one_message(ace: AceStep, yue: YuE) ->
     assert "carries the condition `melody`" in str(problem)
     (problem,) = yue.problems_of_prompts([Prompt("a", lyrics="no label")])
     assert "found no label" in str(problem)
+    for lyrics in ("[verse]\na\n[pre-chorus]\nb", "first\n[verse]\na"):
+        (problem,) = yue.problems_of_prompts([Prompt("pop", lyrics=lyrics)])
+        assert "some stand under none, and would not be sung" in str(problem)
+    assert not yue.problems_of_prompts([Prompt("pop", lyrics="[verse] a (la)\n\n[chorus]\nb")])
     assert not ace.problems_of_prompts([ACE]) and not yue.problems_of_prompts([Prompt("a", **YUE_PROMPT)])
 
 

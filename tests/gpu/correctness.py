@@ -25,6 +25,7 @@ from torch import Tensor
 
 from cfg_distill import CFGDistillation
 from cfg_distill.distillation.fingerprint import fingerprint
+from cfg_distill.distillation.sharding import FSDP2
 from cfg_distill.generators import (
     CSM,
     AceStep,
@@ -70,6 +71,7 @@ class Kinds:
         self.makers: dict[str, tuple[Callable[..., Generator], str, dict[str, Any], Sequence[PromptLike]]] = {
             "causal": (CausalLM, tiny_folder(root / "causal"), {}, TEXTS),
             "causal, LoRA": (CausalLM, tiny_folder(root / "adapted"), lora, TEXTS),
+            "causal, LoRA, bfloat16": (CausalLM, tiny_folder(root / "low"), lora | {"dtype": "bfloat16"}, TEXTS),
             "MusicGen": (MusicGen, tiny_musicgen(root / "mono"), {}, WORDS),
             "MusicGen stereo": (MusicGen, tiny_musicgen(root / "stereo", "stereo"), {}, WORDS),
             "MusicGen melody": (MusicGen, tiny_musicgen(root / "melody", "melody"), melody, WORDS),
@@ -242,7 +244,7 @@ def _fit(
 ) -> tuple[CFGDistillation, list[float]]:
     """Train for some steps; the optimiser takes large ones, so that a wrong gradient shows."""
     L.seed_everything(0, verbose=False)
-    callbacks = settings.pop("callbacks", [])
+    callbacks, strategy = settings.pop("callbacks", []), settings.pop("strategy", "auto")
     module = CFGDistillation(
         generator, {"kl": ReverseKL(), "diversity": PolicyGradient(FirstToken(), weight=0.01)}, Guidance(3.0),
         Sampling(samples=4, max_new_tokens=6), optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=0.01),
@@ -250,7 +252,7 @@ def _fit(
     )  # fmt: skip
     curve = _Curve()
     trainer = L.Trainer(
-        **device_of_trainer(device), precision=precision, max_steps=steps, max_epochs=-1, logger=False,
+        **device_of_trainer(device), strategy=strategy, precision=precision, max_steps=steps, max_epochs=-1, logger=False,
         enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         enable_progress_bar=False, enable_model_summary=False, callbacks=[curve, *callbacks],
     )  # fmt: skip
@@ -304,4 +306,16 @@ def _worst(one: CFGDistillation, other: CFGDistillation) -> float:
     return max(difference(*pair) for pair in zip(one.student.parameters(), other.student.parameters(), strict=True))
 
 
-PHASES = [chunked_loss, guided_logits, greedy_tokens, packed_rollouts, training, resume]
+def strategies(device: str, kinds: Kinds) -> dict[str, Any]:
+    """In a group of one process ddp and fsdp2 take the steps of a fit without a strategy. The group stays: this comes last."""
+    found = {}
+    for name in kinds.two:
+        alone = _fit(*kinds.make(name), device, "bf16-mixed", 3)[1]
+        for title, make in (("ddp", lambda: "ddp"), ("fsdp2", FSDP2)):
+            beside = _fit(*kinds.make(name), device, "bf16-mixed", 3, strategy=make())[1]
+            key = f"{name}: losses under {title}"
+            found[key] = expect(key, difference(torch.tensor(alone), torch.tensor(beside)), 5e-2)
+    return found
+
+
+PHASES = [chunked_loss, guided_logits, greedy_tokens, packed_rollouts, training, resume, strategies]

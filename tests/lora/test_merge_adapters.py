@@ -150,6 +150,46 @@ def test_half_precision_stays_half_precision(tiny_model: str, adapter: Make, tmp
         torch.testing.assert_close(merged.factors(layer).delta_OI(), expected, atol=0.02, rtol=0.02)
 
 
+def test_engines_that_read_no_patterns_read_the_merge(adapter: Make, tmp_path: Path) -> None:
+    """vLLM multiplies every layer by lora_alpha / r, llama.cpp by lora_alpha and the tensor's own rank."""
+    a = adapter("a", 1, use_rslora=True)
+    b = adapter("b", 2, r=3, rank_pattern={"layers.1.self_attn.q_proj": 5}, alpha_pattern={"layers.0.mlp.down_proj": 1},
+                target_modules=["q_proj", "o_proj", "down_proj"])  # fmt: skip
+    for weights in ([0.3, 0.7], [0.0, 1.0]):
+        merge_folders([a, b], weights, "lerp", tmp_path / "out", overwrite=True)
+        config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+        assert not config["rank_pattern"] and not config["alpha_pattern"] and not config["use_rslora"]
+        tensors = load_file(tmp_path / "out" / "adapter_model.safetensors")
+        expected = merge_adapters("lerp", [AdapterFolder(path).adapter() for path in (a, b)], weights)
+        for layer, factors in expected.items():
+            a_RI, b_OR = (tensors[f"base_model.model.{layer}.lora_{which}.weight"] for which in "AB")
+            assert len(a_RI) == b_OR.shape[1] == config["r"]
+            torch.testing.assert_close(config["lora_alpha"] / config["r"] * (b_OR @ a_RI), factors.delta_OI())
+
+
+def test_tensors_of_several_dtypes_are_read_in_the_widest(adapter: Make, tmp_path: Path) -> None:
+    a, b = adapter("a", 1), adapter("b", 2)
+    file = Path(a) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    rounded = {name: each.bfloat16() if "lora_A" in name or ".0." in name else each for name, each in tensors.items()}
+    save_file(rounded, file, metadata={"format": "pt"})
+    for models, weights in (([a, b], [0.5, 0.5]), ([a], [0.5])):
+        out = merge_folders(models, weights, "lerp" if len(models) == 2 else "liti", tmp_path / f"{len(models)}")
+        read = AdapterFolder(out)
+        assert read.dtype == torch.float32
+        parts = [AdapterFolder(model) for model in models]
+        for layer in parts[0].shapes:
+            expected = sum(0.5 * part.factors(layer).delta_OI() for part in parts)
+            torch.testing.assert_close(read.factors(layer).delta_OI(), expected)
+
+
+def test_files_that_the_first_adapter_lacks_are_those_of_another(adapter: Make, tmp_path: Path) -> None:
+    a, b = adapter("a", 1), adapter("b", 2)
+    for file in Path(a).glob("*token*"):
+        file.unlink()
+    assert (merge_folders([a, b], [0.5, 0.5], "lerp", tmp_path / "out") / "tokenizer.json").is_file()
+
+
 # What is refused, before anything is written
 
 
@@ -183,6 +223,61 @@ def test_other_bases_are_refused_and_copies_of_one_are_not(tiny_model: str, adap
     merge_folders([a, b], [0.5, 0.5], "slerp", tmp_path / "of base", start=tiny_model)
     config.write_text(json.dumps(saved | {"base_model_name_or_path": None}))
     assert "names none" in refused(tmp_path / "out", [a, b], [0.5, 0.5], "lerp")
+
+
+def rewrite(path: str, **settings: Any) -> None:
+    file = Path(path) / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "sets init_lora_weights pissa_niter_4, which changes the base"),
+        ({"kasa_config": {"beta": 1}}, "sets kasa_config"),
+        ({"alpha_pattern": ["q"]}, "names of layers with a number each as alpha_pattern, but found ['q']"),
+        ({"alpha_pattern": {"q(": 4}}, "patterns of names in alpha_pattern, but `q(` is none"),
+        ({"rank_pattern": {"q": "8"}}, "a number above 0 for `q` in rank_pattern, but found '8'"),
+        ({"lora_alpha": None}, "a number above 0 as lora_alpha, but found None"),
+        ({"lora_alpha": float("nan")}, "a number above 0 as lora_alpha, but found nan"),
+        ({"target_modules": [1, "q_proj"]}, "names of layers as target_modules, but found [1, 'q_proj']"),
+        ({"revision": "abc"}, "adapters of one revision of their base, but"),
+    ],
+)
+def test_a_malformed_or_another_configuration_is_named(
+    adapter: Make, tmp_path: Path, settings: dict[str, Any], said: str
+) -> None:
+    a, b = adapter("a"), adapter("b")
+    rewrite(b, **settings)
+    message = refused(tmp_path / "out", [a, b], [0.5, 0.5], "lerp")
+    assert said in message and b in message
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda a, b: (a, b[:, :3]), "of rank 4 in lora_A and 3 in lora_B"),
+        (lambda a, b: (a[:0], b[:, :0]), "of rank 0 in lora_A and 0 in lora_B"),
+        (lambda a, b: (a.to(torch.float8_e4m3fn), b), "expected tensors of F64, F32, F16, BF16"),
+        (lambda a, b: (a, b.int()), "(I32)"),
+    ],
+)
+def test_tensors_that_are_no_factors_are_named(adapter: Make, tmp_path: Path, change: Any, said: str) -> None:
+    a, b = adapter("a"), adapter("b")
+    file = Path(b) / "adapter_model.safetensors"
+    tensors = load_file(file)
+    one, other = (
+        next(name for name in tensors if "layers.1" in name and f"v_proj.lora_{which}" in name) for which in "AB"
+    )
+    tensors[one], tensors[other] = (each.contiguous() for each in change(tensors[one], tensors[other]))
+    save_file(tensors, file, metadata={"format": "pt"})
+    assert said in refused(tmp_path / "out", [a, b], [0.5, 0.5], "lerp")
+
+
+def test_a_merge_beyond_the_range_of_its_dtype_is_refused(adapter: Make, tmp_path: Path) -> None:
+    assert "lora_B holds values that are no numbers" in refused(
+        tmp_path / "out", [adapter("a"), adapter("b")], [1e39, 1.0], "sum"
+    )
 
 
 @pytest.mark.parametrize("settings", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"}])

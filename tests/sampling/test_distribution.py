@@ -106,6 +106,8 @@ def test_a_draw_on_the_edge_never_takes_a_token_of_probability_zero():
         ({"max_new_tokens": 65}, "max_new_tokens"),
         ({"temperature": 0}, "temperature"),
         ({"temperature": 1e-39}, "temperature"),
+        ({"temperature": 1e30}, "temperature"),
+        ({"temperature": math.inf}, "temperature"),
         ({"top_k": -1}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
     ],

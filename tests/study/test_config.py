@@ -295,6 +295,14 @@ def test_kinds_and_knobs(place):
     assert study.knob("half") is None
 
 
+def test_a_rival_is_a_baseline_and_a_guided_student_is_none(change):
+    """Fronts and claims compare with all baselines, and with them alone."""
+    rival = {"model": "base", "anneal": {"base": "base"}}
+    guided = {"model": "quality", "guidance": 2.0}
+    study = read_study(change({"baselines/annealed": rival, "systems": {"guided": guided, "cold": {"model": "base"}}}))
+    assert [study.kind(name) for name in ("annealed", "guided", "cold")] == ["base", "model", "base"]
+
+
 def test_the_command_line_exits_with_2_and_loads_no_torch(place):
     code = (
         "import sys; from cfg_distill.cli import main; code = main(['study', 'study.yaml', '--out', 'base']);"

@@ -1,0 +1,78 @@
+"""What a forward pass over a few tokens shows of a network: there is no list of models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+NUM_TOKENS = 6
+NUM_PADS = 2
+NEAR = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""How far two computations of the same logits may differ, as a share of their spread: by the dtype of the weights."""
+NEAR_OF_HALF = 0.1
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode until the context ends; then every part of the model has the mode that it had."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def has_linear_head(network: Any) -> bool:
+    """Whether the logits of a causal language model are a linear map of its last states."""
+    ids_1S = _tokens(network, -1)
+    with torch.no_grad(), in_eval_mode(network):
+        logits = network(input_ids=ids_1S, use_cache=False).logits
+        states = network.base_model(input_ids=ids_1S, use_cache=False).last_hidden_state
+        return _are_equal(network.get_output_embeddings()(states), logits)
+
+
+def takes_positions(network: Any, pad_token: int) -> bool:
+    """Whether a causal language model counts positions as it is told: pads on the left then change nothing.
+
+    A model that counts its input from 0 gives a prompt other logits beside a longer one; one that counts from its pad token on
+    needs other numbers than 0, 1, 2, ...
+    """
+    ids_1S = _tokens(network, pad_token)
+    pads_1P = torch.full_like(ids_1S[:, :NUM_PADS], pad_token)
+    positions_1S = torch.arange(NUM_TOKENS, device=ids_1S.device)[None]
+    padded = {
+        "input_ids": torch.cat([pads_1P, ids_1S], -1),
+        "attention_mask": torch.cat([torch.zeros_like(pads_1P), torch.ones_like(ids_1S)], -1),
+        "position_ids": torch.cat([torch.zeros_like(pads_1P), positions_1S], -1),
+    }
+    with torch.no_grad(), in_eval_mode(network):
+        alone = network(input_ids=ids_1S, use_cache=False).logits
+        beside = network(**padded, use_cache=False).logits[:, NUM_PADS:]
+    return _are_equal(alone, beside)
+
+
+def _tokens(network: Any, pad_token: int) -> Tensor:
+    """A few different tokens from all over the vocabulary, none of them the pad token: ``[1, S]``."""
+    table_VD = network.get_input_embeddings().weight
+    spread = max(1, len(table_VD) // (NUM_TOKENS + 2))
+    ids = [number * spread % len(table_VD) for number in range(1, NUM_TOKENS + 2)]
+    return torch.tensor([[each for each in ids if each != pad_token][:NUM_TOKENS]], device=table_VD.device)
+
+
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    """Whether logits are the same up to rounding; a token that a bias of minus infinity forbids is so in both."""
+    first, second = one.float(), other.float()
+    apart = torch.where(first == second, 0.0, first - second).norm()
+    counted = first.isfinite()
+    centred = torch.where(counted, first, 0.0) - torch.where(counted, first, 0.0).sum() / counted.sum()
+    spread = torch.where(counted, centred, 0.0).norm()
+    # In a plan tensors have no values, and are alike for this function (planning/dry.py).
+    return torch.allclose(
+        apart / (NEAR.get(one.dtype, NEAR_OF_HALF) * spread + 1e-12), torch.zeros_like(spread), rtol=0.0, atol=1.0
+    )
