@@ -203,7 +203,7 @@ def _epoch_of(trainer: Trainer, limited: bool = False) -> tuple[float, int]:
     try:
         (batches,) = map(len, loaders)
     except (TypeError, ValueError):  # a loader without a length, none, or several
-        batches = trainer.num_training_batches
+        return trainer.num_training_batches, trainer.accumulate_grad_batches
     return batches, trainer.accumulate_grad_batches
 
 

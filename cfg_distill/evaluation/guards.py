@@ -16,6 +16,8 @@ Verdict = Literal["holds", "fails", "undecided"]
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _BOUND = re.compile(rf"\s*(<=|>=|<|>)\s*(?:({_NUMBER})|base(?:\s*([*+-])\s*({_NUMBER}))?)\s*")
+ENOUGH = 3
+"""Prompts with an event from which redraws of prompts tell how sure a share is."""
 _EXPECTED = "expected a bound such as `< 0.02`, `<= base + 0.01` or `< base * 1.5`"
 
 
@@ -66,8 +68,8 @@ class Guard:
     def excess(self, system: System, base: System) -> Interval:
         """How far the metric lies above its bound, with an interval: a guard with ``<`` holds while all of it is below 0.
 
-        Of a share of rare events, few draws say little even where none has happened: redraws of zeros are zeros. So the
-        interval of such a share reaches as high as the exact one does, of as many draws as there are samples.
+        Of a share of rare events, few draws say little even where none has happened: redraws of zeros are zeros. Where fewer
+        than three prompts have an event, the interval reaches as high as the exact one of as many draws as there are samples.
 
         Raises:
             ValueError: see :func:`cfg_distill.evaluation.compare.resampler`.
@@ -82,13 +84,15 @@ class Guard:
             return excess
 
         found = resampler([system, base] if self.factor else [system], [self.metric]).interval(above)
-        shares = system.runs(self.metric)
-        events = shares[np.isfinite(shares)] * system.samples
+        events_RPS = system.runs(self.metric) * system.samples
+        events = events_RPS[np.isfinite(events_RPS)]
         is_of_events = events.min() >= 0 and events.max() <= system.samples and np.allclose(events, events.round())
-        if not (self.sign.startswith("<") and is_of_events):
+        are_rare = (np.nansum(events_RPS, axis=(0, 2)) > 0).sum() < ENOUGH
+        if not (self.sign.startswith("<") and is_of_events and are_rare):
             return found
-        number, share = events.size * system.samples, float(events.mean()) / system.samples
-        return found._replace(high=max(found.high, found.mean - share + highest_share(round(share * number), number)))
+        number = events.size * system.samples
+        share = float(events.sum()) / number
+        return found._replace(high=max(found.high, found.mean - share + highest_share(round(events.sum()), number)))
 
     def verdict(self, excess: Interval) -> Verdict:
         """Whether the guard holds: decided when the whole interval of the excess lies on one side of 0."""

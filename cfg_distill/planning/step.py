@@ -322,8 +322,7 @@ class DryStep:
 
     def _scored(self, ledger: Ledger, samples: Samples, several: bool) -> Counts:
         """Of scoring and differentiating a micro-batch; ``several``: others came before it, and left gradients."""
-        module = self.module
-        losses = module.mix
+        module, losses = self.module, self.module.mix
         advantages = {
             name: torch.zeros(len(samples.outputs)) if type(loss).advantage is not Loss.advantage else None
             for name, loss in losses.items()
@@ -334,8 +333,9 @@ class DryStep:
         with self._precision():
             inputs = module.score(samples)
             kept = ledger.live - before
-            head: Any = module.student.model.get_output_embeddings()
-            vocabulary = len(head.weight) if isinstance(head, nn.Linear) else 0  # those of codebooks are small
+            model: Any = module.student.model
+            head = model.get_output_embeddings()  # of codebooks there are several, and small ones
+            vocabulary = len(head.weight) if isinstance(head, nn.Linear) else 0
             chunk = chunk_on("cpu" if self.on_cpu else "gpu", module.execution.logits_chunk, vocabulary)
             total, _ = mix(losses, inputs, dict.fromkeys(losses, 1.0), advantages, {}, chunk)
         found: Counts = {"kept": kept} | peaks_of("chunk", ledger)

@@ -35,7 +35,7 @@ def test_light_commands_import_nothing_heavy() -> None:
         ("list", "`runs` or `recipes`"),
         ("ls", "`runs` or `recipes`"),
         ("train", "`fit`"),
-        ("trian", "`fit`"),
+        ("traim", "`fit`"),
         ("fitt", "`fit`"),
     ],
 )
