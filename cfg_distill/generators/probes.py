@@ -66,9 +66,10 @@ def _tokens(network: Any, pad_token: int) -> Tensor:
 
 
 def _are_equal(one: Tensor, other: Tensor) -> bool:
-    """Whether logits are the same up to rounding; a token that a bias of minus infinity forbids is so in both."""
+    """Whether logits are the same up to rounding; infinity and NaN are, where both have them: a rollout speaks of those."""
     first, second = one.float(), other.float()
-    apart = torch.where(first == second, 0.0, first - second).norm()
+    is_same = (first == second) | (first.isnan() & second.isnan())
+    apart = torch.where(is_same, 0.0, first - second).norm()
     counted = first.isfinite()
     centred = torch.where(counted, first, 0.0) - torch.where(counted, first, 0.0).sum() / counted.sum()
     spread = torch.where(counted, centred, 0.0).norm()
