@@ -150,6 +150,8 @@ def test_a_generator_is_made_of_its_spec(tiny_model: str) -> None:
     made = checkpoints.generator_of(checkpoints.spec_of(given))
     assert type(made) is CausalLM and made.lora == given.lora
     assert checkpoints.spec_of(made) == checkpoints.spec_of(given)
+    # A path given from python is text in a checkpoint, which is loaded without classes.
+    assert checkpoints.spec_of(CausalLM(Path("base")))["init_args"]["path"] == "base"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

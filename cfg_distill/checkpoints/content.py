@@ -280,8 +280,14 @@ def spec_of(generator: Generator) -> dict[str, Any]:
     """The class path and plain arguments that make a generator again: :func:`generator_of` is the inverse."""
     kind = type(generator)
     given = {name: attrgetter(name)(generator) for name in inspect.signature(kind).parameters}
-    init_args = {name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-                 for name, value in given.items()}  # fmt: skip
+    init_args = {
+        name: asdict(value)
+        if is_dataclass(value) and not isinstance(value, type)
+        else str(value)  # a checkpoint is loaded without classes
+        if isinstance(value, Path)
+        else value
+        for name, value in given.items()
+    }
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
 
 

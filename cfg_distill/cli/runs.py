@@ -17,4 +17,6 @@ def run(argv: Sequence[str]) -> None:
     given = parser.read(argv)
     from cfg_distill.recipe.listing import runs_in, table_of
 
-    print(table_of(runs_in(given.folders or [Path("runs")])))
+    with parser.naming_options():
+        found = runs_in(given.folders or [Path("runs")])
+    print(table_of(found))

@@ -88,7 +88,7 @@ def test_refusals(folder: Path, capsys: pytest.CaptureFixture) -> None:
     for words, told in (
         (["nowhere"], "`nowhere` does not exist"),
         (["empty"], "`empty` holds none"),
-        (["file.txt"], "expected a folder, but `file.txt` is a file"),
+        (["file.txt"], "Argument `DIR`: expected a folder, but `file.txt` is a file"),
         ([], "`runs` does not"),
     ):
         assert main(["runs", *words]) == 2
