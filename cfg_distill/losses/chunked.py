@@ -219,7 +219,9 @@ class _ChunkedSum(torch.autograd.Function):
         num_cells: int,
     ) -> Tensor:
         needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-        grad_states_MD = torch.empty_like(states_MD) if needs_states else None
+        is_half = states_MD.dtype == torch.float16
+        kept_dtype = torch.float32 if is_half else states_MD.dtype
+        grad_states_MD = torch.empty_like(states_MD, dtype=kept_dtype) if needs_states else None
         grad_weight_VD = torch.zeros_like(weight_VD) if needs_weight else None
         grad_bias_V = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
         total = states_MD.new_zeros((), dtype=torch.float32)
@@ -231,8 +233,10 @@ class _ChunkedSum(torch.autograd.Function):
             chunk = slice(start, min(start + num_cells, len(states_MD)))
             # The logits' memory holds log-probabilities next, and then the gradient.
             grad_MV = product(states_MD[chunk], weight_VD, bias_V)
-            for first in turns(range(chunk.start, chunk.stop, num_together)):
-                part = slice(first, min(first + num_together, chunk.stop))
+            largest = None  # of the gradients of a chunk in float16
+            in_part = len(grad_MV) if grad_MV.dtype == torch.float16 else num_together
+            for first in turns(range(chunk.start, chunk.stop, in_part)):
+                part = slice(first, min(first + in_part, chunk.stop))
                 part_MV = grad_MV[part.start - start : part.stop - start]
                 log_probs_MV = _normalized_(part_MV).detach()
                 if not needs_gradient:
@@ -250,22 +254,27 @@ class _ChunkedSum(torch.autograd.Function):
                 # From log-probabilities to logits.
                 probs_MV = log_probs_MV.detach().exp_()
                 torch.addcmul(grad, probs_MV, grad.sum(-1, keepdim=True), value=-1, out=probs_MV)
+                if part_MV.dtype == torch.float16:
+                    # It keeps nothing below 6e-8, and the scale of 16-mixed comes in backward, too late for these products.
+                    largest = probs_MV.abs().amax().clamp(min=1e-30)
+                    probs_MV /= largest
                 if probs_MV.dtype != part_MV.dtype:
                     part_MV.copy_(probs_MV)
                 del grad, log_probs_MV, probs_MV
             if not needs_gradient:
                 continue
             if grad_states_MD is not None:
-                grad_states_MD[chunk] = times_weight(grad_MV, weight_VD)
+                grad_states_MD[chunk] = _times(times_weight(grad_MV, weight_VD), largest)
             if grad_weight_VD is not None:
-                if grad_weight_VD.dtype == grad_MV.dtype == states_MD.dtype:
+                if largest is None and grad_weight_VD.dtype == grad_MV.dtype == states_MD.dtype:
                     grad_weight_VD.addmm_(grad_MV.T, states_MD[chunk])
                 else:
-                    grad_weight_VD += grad_MV.T @ states_MD[chunk].to(grad_MV.dtype)
+                    grad_weight_VD += _times(grad_MV.T @ states_MD[chunk].to(grad_MV.dtype), largest)
             if grad_bias_V is not None:
-                grad_bias_V += grad_MV.sum(0)
+                grad_bias_V += _times(grad_MV.sum(0), largest)
             del grad_MV, part_MV  # before the next chunk's logits are made
         ctx.gradients = (grad_states_MD, grad_weight_VD, grad_bias_V)
+        ctx.dtypes = (states_MD.dtype, weight_VD.dtype, None if bias_V is None else bias_V.dtype)
         return total
 
     @staticmethod
@@ -274,4 +283,10 @@ class _ChunkedSum(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("The sum over cells can be differentiated once: its gradients were scaled in place.")
         gradients, ctx.gradients = ctx.gradients, None
-        return *(None if gradient is None else gradient.mul_(grad) for gradient in gradients), None, None
+        pairs = zip(gradients, ctx.dtypes, strict=True)
+        return *(None if each is None else each.mul_(grad).to(dtype) for each, dtype in pairs), None, None
+
+
+def _times(values: Tensor, number: Tensor | None) -> Tensor:
+    """The values times a number, in float32; as they are where there is none."""
+    return values if number is None else values.float() * number

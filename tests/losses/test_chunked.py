@@ -343,3 +343,21 @@ def test_a_token_scale_counts_the_tokens_that_the_student_drew():
     total.backward()
     first, second = logits.grad.abs().sum((1, 2, 3))
     torch.testing.assert_close(first, second)
+
+
+def test_small_gradients_survive_float16():
+    """The scale of 16-mixed comes in backward; the products of the chunks are made before."""
+    found = []
+    for chunk in (4 * V, 0):
+        inputs, leaves = setting(bias=False)
+        with torch.autocast("cpu", torch.float16):
+            term = lambda cells: 1e-7 * cells.student_log_probs_MV[:, :3].sum(-1)  # noqa: E731
+            total, _ = sum_over_cells(
+                inputs.student, inputs.teacher, inputs.tokens_NKT, inputs.mask_NKT, {"": term}, {"": 1.0}, chunk
+            )
+        (total * 2.0**16).backward()
+        found.append([leaf.grad / 2.0**16 for leaf in leaves])
+    for chunked, plain in zip(*found, strict=True):
+        real = plain.isfinite()
+        torch.testing.assert_close(chunked[real], plain[real], rtol=0.05, atol=0.02 * float(plain[real].abs().max()))
+        assert chunked[real].abs().max() > 0
