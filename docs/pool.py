@@ -32,6 +32,13 @@ def differences(part: Path, whole: dict[str, Any]) -> list[str]:
     return changes(begun, whole) + [f"training_seeds: {seed} is not among {seeds}" for seed in strange]
 
 
+def of_one_seed(part: Path, name: Path) -> Path:
+    """Where a part with a single training seed has ``systems/NAME/seed 3.json``: in ``systems/NAME.json``."""
+    begun = begun_with(part)
+    seeds = begun["study"]["training_seeds"] if begun else []
+    return part / f"{name.parent}.json" if [f"seed {seed}" for seed in seeds] == [name.stem] else part / name
+
+
 def gather(job: DrawFront, out: Path, parts: list[Path]) -> list[str]:
     """Copy the values of all systems from the parts; returns the names of what no part has."""
     wanted = [Path(file) for files in job.systems.values() for file in files]
@@ -39,7 +46,9 @@ def gather(job: DrawFront, out: Path, parts: list[Path]) -> list[str]:
     missing = []
     for file in wanted:
         name = file.relative_to(out)
-        found = next((part / name for part in parts if (part / name).is_file()), None)
+        found = next(
+            (place for part in parts for place in (part / name, of_one_seed(part, name)) if place.is_file()), None
+        )
         if found is None:
             missing.append(str(name))
         elif found != file:

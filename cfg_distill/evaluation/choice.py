@@ -255,7 +255,7 @@ def _candidate(system: System, guided: System, rule: Rule, base: System) -> Cand
         if few:
             broken.append(f"guard {guard} cannot be judged: {few}")
         elif guard.verdict(guard.excess(system, base)) != "holds":
-            value = system.interval(guard.metric)
+            value = guard.value(system)
             broken.append(f"guard {guard} does not hold: {value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]")
     return Candidate(system, differences, judged, quality, broken=broken)
 

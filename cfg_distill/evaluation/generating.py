@@ -156,8 +156,8 @@ class _Samples:
         self._check_numbers(self.generator.longest_sample if readable else None)
         self.remarks += remarks_on_scales([request.guidance]) + remarks_on_guiding([request.model], [request.guidance])
         self.remarks += remarks_on_dial(request.model, request.dial)
-        if empty := sum(not text.strip() for text in request.prompts):
-            text = f"{empty} of {len(request.prompts)} is empty, and asks for nothing. If it came from a variable, set that."
+        if not named and (empty := sum(not text.strip() for text in request.prompts)):
+            text = f"{empty} of {len(request.prompts)} without a word. If it came from a variable, set that."
             self.remarks.append(Problem("prompts", text))
         self.folder = request.out
         if readable:

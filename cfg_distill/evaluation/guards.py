@@ -69,30 +69,48 @@ class Guard:
         """How far the metric lies above its bound, with an interval: a guard with ``<`` holds while all of it is below 0.
 
         Of a share of rare events, few draws say little even where none has happened: redraws of zeros are zeros. Where fewer
-        than three prompts have an event, the interval reaches as high as the exact one of as many draws as there are samples.
+        than three prompts have an event, the interval reaches as high as the exact one of as many draws as there are samples;
+        not under a bound such as `<= base`, which has no room for that.
 
         Raises:
             ValueError: see :func:`cfg_distill.evaluation.compare.resampler`.
         """
-        import numpy as np
-
         from cfg_distill.evaluation.compare import resampler
-        from cfg_distill.evaluation.intervals import highest_share
 
         def above(means_MB: Floats) -> Floats:
             excess: Floats = means_MB[0] - self.factor * means_MB[-1] - self.offset
             return excess
 
         found = resampler([system, base] if self.factor else [system], [self.metric]).interval(above)
+        value = self.value(system)
+        return (
+            found._replace(high=max(found.high, found.mean + value.high - value.mean))
+            if self._is_rare(system)
+            else found
+        )
+
+    def value(self, system: System) -> Interval:
+        """The metric of a system with its interval, which reaches to the exact end where events are rare."""
+        import numpy as np
+
+        from cfg_distill.evaluation.intervals import highest_share
+
+        found = system.interval(self.metric)
+        if not self._is_rare(system):
+            return found
+        number = int(np.isfinite(system.runs(self.metric)).sum()) * system.samples
+        return found._replace(high=max(found.high, highest_share(round(found.mean * number), number)))
+
+    def _is_rare(self, system: System) -> bool:
+        """Whether the metric is a share of events that few prompts have, below a bound with room above the base's share."""
+        import numpy as np
+
+        if not self.sign.startswith("<") or self.offset <= 0:
+            return False
         events_RPS = system.runs(self.metric) * system.samples
         events = events_RPS[np.isfinite(events_RPS)]
         is_of_events = events.min() >= 0 and events.max() <= system.samples and np.allclose(events, events.round())
-        are_rare = (np.nansum(events_RPS, axis=(0, 2)) > 0).sum() < ENOUGH
-        if not (self.sign.startswith("<") and is_of_events and are_rare):
-            return found
-        number = events.size * system.samples
-        share = float(events.sum()) / number
-        return found._replace(high=max(found.high, found.mean - share + highest_share(round(events.sum()), number)))
+        return bool(is_of_events and (np.nansum(events_RPS, axis=(0, 2)) > 0).sum() < ENOUGH)
 
     def verdict(self, excess: Interval) -> Verdict:
         """Whether the guard holds: decided when the whole interval of the excess lies on one side of 0."""

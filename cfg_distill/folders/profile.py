@@ -69,7 +69,8 @@ def profile_file(path: str | Path) -> Path | None:
 def _is_history_alone(folder: Path) -> bool:
     """Whether an adapter leaves its settings to its base: its file then says how it was made, and what reads it."""
     settings = {each.name for each in fields(Profile)} - {GENERATOR}
-    return is_adapter(folder) and not read_json(folder / PROFILE).keys() & settings
+    others = read_json(folder / PROFILE).keys() - {HISTORY, GENERATOR}  # a misspelled setting is told as one
+    return is_adapter(folder) and not any(key in settings or nearest(key, settings) for key in others)
 
 
 def profile_of(path: str | Path) -> Profile | None:

@@ -247,7 +247,7 @@ class _Court:
             prompts = resampler(involved, [guard.metric]).prompts
         except ValueError as error:
             return entry | {"verdict": "undecided", "value": None, "text": f"{guard} of {system.name}: {error}"}
-        value, few = system.interval(guard.metric), shortage(prompts)
+        value, few = guard.value(system), shortage(prompts)
         text = f"{guard} of {system.name}, which has {plainly(value)}{_left_out(involved, [guard.metric])}"
         verdict = "undecided" if few else guard.verdict(guard.excess(system, self.start))
         return entry | {"verdict": verdict, "value": value._asdict(), "text": f"{text}, but {few}" if few else text}

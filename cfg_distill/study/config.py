@@ -115,7 +115,7 @@ class Study:
     def kind(self, name: str) -> Kind:
         """The kind of a system: base, guidance, student or merge."""
         point = self.all_systems()[name]
-        if name in self.baselines:
+        if name in self.baselines or name in self.swept():
             return "guidance" if point.guidance != 1.0 else "base"
         if point.anneal is not None or (point.guidance != 1.0 and self.makes(name)):
             return "model"

@@ -38,7 +38,8 @@ def fronts_of(systems: Sequence[System], headline: Headline, temperature: float 
         For each: ``quality``, ``diversity`` and ``cost``; the names of the ``baselines``; the ``curve``, for each of its
         systems the ``knob`` and the ``height`` with a ``verdict``; ``mean_height``, over the qualities of the curve;
         ``hypervolume``, of the curve less that of the baselines; ``dominated``, the share of the baselines that the curve beats
-        in both metrics. The last three have a ``verdict`` too: a share holds above one half. ``missing`` has the prompts that
+        in both metrics. The height and the share have a ``verdict`` too: a share holds above one half, and the mean height is
+        undecided where there are fewer baselines than points. ``missing`` has the prompts that
         are left out, by metric; where no prompt is left, ``problem`` stands in place of the numbers.
     """
     curve = curve_of(systems, temperature)

@@ -58,7 +58,7 @@ class Export:
         from cfg_distill import checkpoints
 
         checkpoint = json.loads((Path(self.fit) / "done.json").read_text(encoding="utf-8"))["checkpoint"]
-        if not Path(checkpoint).is_file():
+        if not Path(checkpoint).exists():
             raise ConfigError(
                 f"Expected the checkpoint `{checkpoint}`, to make `{self.out}` of it, but it is gone. To train anew, run"
                 " the study with `--remake fit`."

@@ -92,3 +92,11 @@ def test_a_metric_that_counts_no_events_keeps_its_interval():
     system, guard = shares(np.random.default_rng(0), 0.1, 24), Guard.parse("m", "< 0.5")
     system.values = {"m": [np.linspace(0.28, 0.31, 24).tolist()]}
     assert guard.excess(system, system).high < -0.18
+
+
+def test_what_is_shown_is_what_decides_and_a_bound_without_room_is_as_before():
+    system = shares(np.random.default_rng(0), 0.0, 24)
+    assert Guard.parse("m", "< 0.02").value(system).high == pytest.approx(0.0377, abs=1e-4)
+    for bound in ("<= base", "<= base * 1.5"):
+        guard = Guard.parse("m", bound)
+        assert guard.verdict(guard.excess(system, system)) == "holds" and guard.value(system).high == 0

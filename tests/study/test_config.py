@@ -301,6 +301,10 @@ def test_a_rival_is_a_baseline_and_a_guided_student_is_none(change):
     guided = {"model": "quality", "guidance": 2.0}
     study = read_study(change({"baselines/annealed": rival, "systems": {"guided": guided, "cold": {"model": "base"}}}))
     assert [study.kind(name) for name in ("annealed", "guided", "cold")] == ["base", "model", "base"]
+    # A sweep over a fine-tuned rival is one of baselines, too.
+    sweep = {"model": "quality", "temperature": [0.7], "guidance": [1.0, 2.0]}
+    study = read_study(change({"sweeps": {"tuned": sweep}}))
+    assert [study.kind(name) for name in study.swept()] == ["base", "guidance"]
 
 
 def test_the_command_line_exits_with_2_and_loads_no_torch(place):

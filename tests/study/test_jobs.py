@@ -8,13 +8,14 @@ import sys
 
 import pytest
 
+from cfg_distill import checkpoints
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.study import jobs
 from cfg_distill.study.checking import jobs_of_checks
 from cfg_distill.study.config import Claims, read_study
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, FindAccelerator, decoded, encoded
-from cfg_distill.study.steps import plan
+from cfg_distill.study.steps import last_checkpoint, plan
 
 
 def test_every_job_of_a_study_comes_back_as_it_was(place, change):
@@ -43,6 +44,17 @@ def test_a_student_whose_checkpoint_was_deleted_is_not_exported_again(tmp_path):
     (tmp_path / "done.json").write_text(json.dumps({"checkpoint": str(tmp_path / "last.ckpt"), "digest": ""}))
     with pytest.raises(ConfigError, match=r"last\.ckpt`, to make `student` of it, but it is gone\. .*`--remake fit`"):
         Export(str(tmp_path), "student").run(lambda done, total: None)
+
+
+def test_the_checkpoint_of_a_sharded_fit_is_a_folder(tmp_path, monkeypatch):
+    last = tmp_path / "version_0" / "checkpoints" / "last.ckpt"
+    last.mkdir(parents=True)
+    (last / "checkpoint.pt").write_text("shards beside it")
+    (tmp_path / "done.json").write_text(json.dumps(last_checkpoint(tmp_path)))
+    asked: list[str] = []
+    monkeypatch.setattr(checkpoints, "export", lambda checkpoint, *_, **__: asked.append(checkpoint))
+    Export(str(tmp_path), "student").run(lambda done, total: None)
+    assert asked == [str(last)]
 
 
 @pytest.mark.parametrize("name", ["class_path", "do", "run", "Export", "metrics"])

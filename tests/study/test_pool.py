@@ -64,6 +64,18 @@ def test_the_parts_of_a_study_are_pooled_as_one_study(parts, capsys):
     assert half.training_seeds == [3, 4, 5, 6] and half.runs("words").shape == (4, 3, 2)
 
 
+def test_parts_of_one_training_seed_are_pooled_too(place, change):
+    """Such a part keeps its values at another place."""
+    path = change({"evaluation/timing": [], "training_seeds": [3, 4]})
+    for seed in (3, 4):
+        run_apart(path, [seed], f"part {seed}")
+    for seed in (3, 4):
+        for name in ("quality", "diversity", "half"):
+            measured(name, seed).save(Path(f"part {seed}/systems/{name}.json"))
+    assert pool.main(str(path), "out", "part 3", "part 4") == 0
+    assert System.read(Path("out/systems/half.json")).training_seeds == [3, 4]
+
+
 def test_what_no_part_has_is_named(parts, capsys):
     Path("second/systems/half/seed 6.json").unlink()
     assert pool.main(str(parts), "out", "first", "second") == 2
