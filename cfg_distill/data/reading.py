@@ -266,11 +266,14 @@ def _saved_dataset(folder: Path, field: str) -> Iterator[PromptLike]:
     names = [name for name in rows.column_names if name in (field, TEACHER, "conditions") or name.startswith(CONDITION)]
     for number, cells in enumerate(zip(*(rows[name] for name in names), strict=True), start=1):
         row = dict(zip(names, cells, strict=True))
-        given = (row.get("conditions") or {}) | {
-            name.removeprefix(CONDITION): value for name, value in row.items() if name.startswith(CONDITION)
-        }
-        # Arrow gives every row all the names that some row has.
-        row["conditions"] = {name: value for name, value in given.items() if value not in (None, "")}
+        given = row.get("conditions") or {}
+        if isinstance(given, Mapping):
+            given = {
+                **given,
+                **{name.removeprefix(CONDITION): value for name, value in row.items() if name.startswith(CONDITION)},
+            }
+            # Arrow gives every row all the names that some row has.
+            row["conditions"] = {name: value for name, value in given.items() if value not in (None, "")}
         yield _of_object(f"Folder `{folder}`, row {number}", row, field)
 
 

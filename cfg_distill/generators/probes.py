@@ -34,27 +34,35 @@ def has_linear_head(network: Any) -> bool:
     with torch.no_grad(), in_eval_mode(network):
         logits = network(input_ids=ids_1S, use_cache=False).logits
         states = network.base_model(input_ids=ids_1S, use_cache=False).last_hidden_state
-        return _are_equal(network.get_output_embeddings()(states), logits)
+        product = network.get_output_embeddings()(states)
+    # In a plan tensors have no values, and are alike for this function (planning/dry.py).
+    share = _apart(product, logits) / (_near(network) * _spread(logits) + 1e-12)
+    return torch.allclose(share, torch.zeros_like(share), rtol=0.0, atol=1.0)
 
 
 def takes_positions(network: Any, pad_token: int) -> bool:
     """Whether a causal language model counts positions as it is told: pads on the left then change nothing.
 
     A model that counts its input from 0 gives a prompt other logits beside a longer one; one that counts from its pad token on
-    needs other numbers than 0, 1, 2, ...
+    needs other numbers than 0, 1, 2, ... Pads on the right change nothing but rounding, which is what is allowed.
     """
     ids_1S = _tokens(network, pad_token)
     pads_1P = torch.full_like(ids_1S[:, :NUM_PADS], pad_token)
-    positions_1S = torch.arange(NUM_TOKENS, device=ids_1S.device)[None]
-    padded = {
-        "input_ids": torch.cat([pads_1P, ids_1S], -1),
-        "attention_mask": torch.cat([torch.zeros_like(pads_1P), torch.ones_like(ids_1S)], -1),
-        "position_ids": torch.cat([torch.zeros_like(pads_1P), positions_1S], -1),
-    }
+    positions_1S = torch.arange(ids_1S.shape[-1], device=ids_1S.device)[None]
+
+    pads = (pads_1P, torch.zeros_like(pads_1P), torch.zeros_like(pads_1P))
+    own = (ids_1S, torch.ones_like(ids_1S), positions_1S)
+
+    def logits(*parts: tuple[Tensor, ...]) -> Tensor:
+        ids, mask, positions = (torch.cat(each, -1) for each in zip(*parts, strict=True))
+        return network(input_ids=ids, attention_mask=mask, position_ids=positions, use_cache=False).logits
+
+    num = ids_1S.shape[-1]
     with torch.no_grad(), in_eval_mode(network):
-        alone = network(input_ids=ids_1S, use_cache=False).logits
-        beside = network(**padded, use_cache=False).logits[:, NUM_PADS:]
-    return _are_equal(alone, beside)
+        untold, told = network(input_ids=ids_1S, use_cache=False).logits, logits(own)
+        before, behind = logits(pads, own)[:, -num:], logits(own, pads)[:, :num]
+    allowed = torch.maximum(_near(network) * _spread(untold), 4 * _apart(told, behind))
+    return bool(_apart(untold, before) <= allowed)
 
 
 def _tokens(network: Any, pad_token: int) -> Tensor:
@@ -65,15 +73,19 @@ def _tokens(network: Any, pad_token: int) -> Tensor:
     return torch.tensor([[each for each in ids if each != pad_token][:NUM_TOKENS]], device=table_VD.device)
 
 
-def _are_equal(one: Tensor, other: Tensor) -> bool:
-    """Whether logits are the same up to rounding; infinity and NaN are, where both have them: a rollout speaks of those."""
+def _near(network: Any) -> float:
+    return NEAR.get(network.get_input_embeddings().weight.dtype, NEAR_OF_HALF)
+
+
+def _apart(one: Tensor, other: Tensor) -> Tensor:
+    """How far logits are apart; infinity and NaN are no difference where both have them: a rollout speaks of those."""
     first, second = one.float(), other.float()
     is_same = (first == second) | (first.isnan() & second.isnan())
-    apart = torch.where(is_same, 0.0, first - second).norm()
-    counted = first.isfinite()
-    centred = torch.where(counted, first, 0.0) - torch.where(counted, first, 0.0).sum() / counted.sum()
-    spread = torch.where(counted, centred, 0.0).norm()
-    # In a plan tensors have no values, and are alike for this function (planning/dry.py).
-    return torch.allclose(
-        apart / (NEAR.get(one.dtype, NEAR_OF_HALF) * spread + 1e-12), torch.zeros_like(spread), rtol=0.0, atol=1.0
-    )
+    return torch.where(is_same, 0.0, first - second).norm()
+
+
+def _spread(logits: Tensor) -> Tensor:
+    """The norm of the finite logits around their mean."""
+    values, counted = logits.float(), logits.isfinite()
+    mean = torch.where(counted, values, 0.0).sum() / counted.sum()
+    return torch.where(counted, values - mean, 0.0).norm()

@@ -80,6 +80,19 @@ def turns_by(choose: Callable[[Sequence[int]], Iterable[int]]) -> Iterator[None]
         _turns.reset(token)
 
 
+_target: ContextVar[str] = ContextVar("target", default="")
+
+
+@contextmanager
+def as_on(device: str) -> Iterator[None]:
+    """Until the context ends, sums are cut as on another kind of device: a plan runs on the CPU."""
+    token = _target.set(device)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
 def chunk_on(device: str, chunk: int, vocabulary: int) -> int:
     """Logits of a chunk: as asked; on an accelerator at least :data:`LEAST_CELLS`, unless less than the default was asked.
 
@@ -128,7 +141,7 @@ def sum_over_cells(
         logits_of: Callable[[slice], Tensor] = teacher_logits
         if chunked is not None:
             vocabulary = len(chunked.head.weight_KVD[k])
-            num_cells = max(1, chunk_on(mask_NKT.device.type, chunk, vocabulary) // vocabulary)
+            num_cells = max(1, chunk_on(_target.get() or mask_NKT.device.type, chunk, vocabulary) // vocabulary)
             logits_of = _made_in_chunks(teacher_logits, num_cells)
 
         def evaluate(student_log_probs_MV: Tensor, part: slice) -> Tensor:
@@ -227,7 +240,7 @@ class _ChunkedSum(torch.autograd.Function):
         total = states_MD.new_zeros((), dtype=torch.float32)
         needs_gradient = needs_states or needs_weight or needs_bias
         # An accelerator would rather have few large kernels.
-        num_together = -(-num_cells // PARTS) if states_MD.device.type == "cpu" else num_cells
+        num_together = -(-num_cells // PARTS) if (_target.get() or states_MD.device.type) == "cpu" else num_cells
         turns = _turns.get()
         for start in turns(range(0, len(states_MD), num_cells)):
             chunk = slice(start, min(start + num_cells, len(states_MD)))

@@ -244,7 +244,8 @@ def _members(callbacks: Any) -> Sequence[Any]:
 def _embedders(values: dict[str, Any]) -> dict[str, int | None]:
     """Numbers in each encoder or model that a recipe's rewards and metrics name; those of one path share their weights."""
     found: dict[str, int | None] = {}
-    start = values["model"].get("generator")
+    model = values["model"]
+    start = ((model.get("init_args") or {}) if "class_path" in model else model).get("generator")
 
     def look(node: Any) -> None:
         for key, value in node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ():

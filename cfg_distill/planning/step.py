@@ -21,7 +21,7 @@ from cfg_distill.generators.frozen import Frozen
 from cfg_distill.generators.guided import with_negatives
 from cfg_distill.generators.linear import Linear
 from cfg_distill.losses import Loss, mix
-from cfg_distill.losses.chunked import chunk_on
+from cfg_distill.losses.chunked import as_on
 from cfg_distill.planning.cache import Cache, cache_of, num_layers
 from cfg_distill.planning.depth import Counts, counted, highest, peaks_of, shallow
 from cfg_distill.planning.dry import Ledger, bytes_of, numbers_of
@@ -330,14 +330,11 @@ class DryStep:
         for parameter in self.trained:
             parameter.grad = torch.empty_like(parameter) if several else None
         before = ledger.begin()
-        with self._precision():
+        with self._precision(), as_on("cpu" if self.on_cpu else "gpu"):
             inputs = module.score(samples)
             kept = ledger.live - before
-            model: Any = module.student.model
-            head = model.get_output_embeddings()  # of codebooks there are several, and small ones
-            vocabulary = len(head.weight) if isinstance(head, nn.Linear) else 0
-            chunk = chunk_on("cpu" if self.on_cpu else "gpu", module.execution.logits_chunk, vocabulary)
-            total, _ = mix(losses, inputs, dict.fromkeys(losses, 1.0), advantages, {}, chunk)
+            weights = dict.fromkeys(losses, 1.0)
+            total, _ = mix(losses, inputs, weights, advantages, {}, module.execution.logits_chunk)
         found: Counts = {"kept": kept} | peaks_of("chunk", ledger)
         total.backward()
         found |= {"flops": ledger.all_flops} | peaks_of("peak", ledger)

@@ -119,6 +119,11 @@ def test_a_dataset_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     }
     loaded[str(tmp_path)] = _Rows(column_names=list(columns), columns=columns)
     assert read_prompts(tmp_path) == [Prompt("a reel", "Play {prompt}", bass="b.wav"), Prompt("a jig", melody="a.wav")]
+    loaded[str(tmp_path)] = _Rows(
+        column_names=["prompt", "conditions"], columns={"prompt": ["a"], "conditions": ["good"]}
+    )
+    with pytest.raises(ConfigError, match="row 1: expected names and texts in `conditions`"):
+        read_prompts(tmp_path)
     for cell in (None, 3, ["a reel"]):
         loaded[str(tmp_path)] = _Rows(column_names=["prompt"], columns={"prompt": ["a jig", cell]})
         with pytest.raises(ConfigError, match=r"row 2: expected text in `prompt`, but got"):

@@ -11,6 +11,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, Ge
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import CausalLM, Guided, LoRA, Prompt
 from cfg_distill.generators.lora import linear_layers
+from cfg_distill.generators.probes import takes_positions
 from cfg_distill.generators.templates import rendered
 from cfg_distill.guidance import Guidance
 from cfg_distill.sampling import Sampling, rollout
@@ -224,6 +225,15 @@ def test_an_encoder_is_refused_and_a_decoder_that_is_loaded_alone_is_not(tmp_pat
     assert len(said) == refused and all(
         "(bert) is an encoder: `is_decoder` of its config.json is false" in e for e in said
     )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_model_in_half_precision_takes_positions(tmp_path, dtype):
+    """Its rounding is what pads on the right change, whatever the dtype of its logits."""
+    generator = CausalLM(tiny_folder(tmp_path, scale=1.0), dtype=dtype).load()
+    head = generator.model.lm_head.forward
+    generator.model.lm_head.forward = lambda states: head(states).float()
+    assert takes_positions(generator.model, generator.pad_token) and generator._linear_head
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,8 @@ def guided_logits(device: str, kinds: Kinds) -> dict[str, Any]:
                 logits[place, mixes] = made.masked_fill(~mask_NKT[..., None] | (made < NEVER / 2), 0.0)
         for mixes in (True, False):
             key = f"{name}, {'states' if mixes else 'logits'} mixed"
-            found[key] = expect(key, difference(logits["cpu", False], logits[device, mixes]), 1e-4)
+            most = 5e-2 if "bfloat16" in name else 1e-4
+            found[key] = expect(key, difference(logits["cpu", False], logits[device, mixes]), most)
     return found
 
 
@@ -199,7 +200,8 @@ def greedy_tokens(device: str, kinds: Kinds) -> dict[str, Any]:
                 raise Wrong(f"{name}, {way}: {list(tokens['cpu'].shape)} on the CPU, {list(tokens[device].shape)} here")
             share = float((tokens["cpu"] != tokens[device]).float().mean())
             # Rounding turns over a draw that lies at the edge of two tokens, and then the rest of that sample.
-            found[f"{name}, {way}: other tokens"] = expect(f"{name}, {way}", share, 0.05 if way == "drawn" else 0.0)
+            most = 0.3 if "bfloat16" in name else 0.05 if way == "drawn" else 0.0
+            found[f"{name}, {way}: other tokens"] = expect(f"{name}, {way}", share, most)
     return found
 
 

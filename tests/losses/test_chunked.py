@@ -18,7 +18,7 @@ from cfg_distill.losses import (
     mix,
     reverse_kl,
 )
-from cfg_distill.losses.chunked import sum_over_cells
+from cfg_distill.losses.chunked import as_on, sum_over_cells
 from cfg_distill.losses.divergences import entropy_cells
 from cfg_distill.rewards import GroupReward, Reward
 from cfg_distill.sampling import Rollout, Sampling
@@ -361,3 +361,17 @@ def test_small_gradients_survive_float16():
         real = plain.isfinite()
         torch.testing.assert_close(chunked[real], plain[real], rtol=0.05, atol=0.02 * float(plain[real].abs().max()))
         assert chunked[real].abs().max() > 0
+
+
+def test_a_plan_for_an_accelerator_cuts_as_an_accelerator_does():
+    calls = {}
+    for device in ("cpu", "gpu"):
+        inputs, _ = setting()
+        seen = []
+        term = lambda cells: seen.append(len(cells.tokens_M)) or cells.student_log_probs_MV.sum(-1)  # noqa: B023, E731
+        with as_on(device):
+            sum_over_cells(
+                inputs.student, inputs.teacher, inputs.tokens_NKT, inputs.mask_NKT, {"": term}, {"": 1.0}, 8 * V
+            )
+        calls[device] = seen
+    assert max(calls["cpu"]) == 1 and max(calls["gpu"]) == 8 and sum(calls["cpu"]) == sum(calls["gpu"])
