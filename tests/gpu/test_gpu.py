@@ -52,7 +52,9 @@ def test_there_is_a_kind_for_every_generator(gpu) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["MusicGen stereo", "MusicGen melody", "Dia", "CSM", "ACE-Step", "YuE"])
+@pytest.mark.parametrize(
+    "name", ["causal, LoRA, bfloat16", "MusicGen stereo", "MusicGen melody", "Dia", "CSM", "ACE-Step", "YuE"]
+)
 def test_a_kind_that_the_script_leaves_out_on_tiny_models_passes_on_a_cpu(gpu, name: str) -> None:
     import correctness
 
