@@ -280,15 +280,15 @@ def spec_of(generator: Generator) -> dict[str, Any]:
     """The class path and plain arguments that make a generator again: :func:`generator_of` is the inverse."""
     kind = type(generator)
     given = {name: attrgetter(name)(generator) for name in inspect.signature(kind).parameters}
-    init_args = {
-        name: asdict(value)
-        if is_dataclass(value) and not isinstance(value, type)
-        else str(value)  # a checkpoint is loaded without classes
-        if isinstance(value, Path)
-        else value
-        for name, value in given.items()
-    }
+    init_args = {name: _plain(value) for name, value in given.items()}
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
+
+
+def _plain(value: Any) -> Any:
+    """A dataclass as a dict, a path as text: a checkpoint is loaded without classes."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return asdict(value)
+    return str(value) if isinstance(value, Path) else value
 
 
 def generator_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Generator:

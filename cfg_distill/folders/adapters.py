@@ -228,8 +228,8 @@ class AdapterFolder:
 
 
 def _wrong_settings(config: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with the numbers and names of an ``adapter_config.json``."""
-    for key in ("alpha_pattern", "rank_pattern"):
+    """What is wrong with the numbers and names of an ``adapter_config.json``. An alpha may be 0 or below, a rank may not."""
+    for key, wanted, least in (("alpha_pattern", "a number", -math.inf), ("rank_pattern", "a number above 0", 0.0)):
         table = config.get(key) or {}
         if not isinstance(table, dict):
             yield f"expected names of layers with a number each as {key}, but found {table!r}"
@@ -239,18 +239,18 @@ def _wrong_settings(config: Mapping[str, Any]) -> Iterator[str]:
                 re.compile(f"({name})$")
             except re.error as error:
                 yield f"expected patterns of names in {key}, but `{name}` is none ({error})"
-            if not _is_positive(value):
-                yield f"expected a number above 0 for `{name}` in {key}, but found {value!r}"
-    for key in ("lora_alpha", "r"):
-        if not _is_positive(config.get(key, 8)):
-            yield f"expected a number above 0 as {key}, but found {config[key]!r}"
+            if not _is_number(value, least):
+                yield f"expected {wanted} for `{name}` in {key}, but found {value!r}"
+    for key, wanted, least in (("lora_alpha", "a number", -math.inf), ("r", "a number above 0", 0.0)):
+        if not _is_number(config.get(key, 8), least):
+            yield f"expected {wanted} as {key}, but found {config[key]!r}"
     names = config.get("target_modules")
     if isinstance(names, list) and not all(isinstance(name, str) for name in names):
         yield f"expected names of layers as target_modules, but found {names!r}"
 
 
-def _is_positive(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < math.inf
+def _is_number(value: Any, least: float) -> bool:
+    return type(value) in (int, float) and least < value < math.inf
 
 
 def _names(layer: str) -> tuple[str, str]:
