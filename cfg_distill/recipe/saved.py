@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch.utils.tensorboard.summary import hparams
 
 from cfg_distill.files import read_yaml
 
@@ -48,10 +49,22 @@ class SaveRecipe(SaveConfigCallback):
         for logger in trainer.loggers:  # W&B and MLflow tell runs apart by them
             try:
                 logger.log_hyperparams(settings)
+                if isinstance(logger, TensorBoardLogger):
+                    fill_hparams(logger, settings)
             except (
                 Exception
             ) as error:  # whatever its library raises: MLflow takes no setting that a resumed run changed
                 rank_zero_warn(f"{type(logger).__name__} took no settings: {error}")
+
+
+def fill_hparams(logger: TensorBoardLogger, settings: dict[str, Any]) -> None:
+    """Tell TensorBoard's page HParams the settings of a run.
+
+    Lightning does so only together with values of metrics, which it adds to their curves at step 0. Without them the page
+    takes the last value of each curve.
+    """
+    _, start, _ = hparams(settings, {})
+    logger.experiment._get_file_writer().add_summary(start)  # as Lightning does: SummaryWriter has no public way
 
 
 def flat(settings: Any, under: str = "") -> dict[str, Any]:

@@ -10,6 +10,11 @@ from types import ModuleType
 import pytest
 import yaml
 from lightning_utilities.core.imports import RequirementCache
+from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+from tensorboard.context import RequestContext
+from tensorboard.plugins.base_plugin import TBContext
+from tensorboard.plugins.hparams.backend_context import Context
 
 from cfg_distill.cli import main
 
@@ -86,6 +91,19 @@ def test_the_settings_of_a_run_are_told_to_its_logger(recipe: str, logger: str) 
     known = yaml.safe_load(file.read_text())
     assert known["model.guidance.scale"] == 2.5 and known["data.batch_size"] == 2
     assert known["model.generator.class_path"] == "cfg_distill.generators.CausalLM"
+
+
+def test_tensorboard_compares_runs_by_their_settings(recipe: str) -> None:
+    """Its page HParams, as it computes it: no curve has a point that nobody measured."""
+    for scale in ("2.5", "3.0"):
+        assert main(["fit", "--config", "config.yaml", f"--model.guidance.scale={scale}"]) == 0
+    (folder,) = {file.parent.parent for file in Path("runs").rglob("events.out.tfevents*")}
+    runs = EventMultiplexer().AddRunsFromDirectory(str(folder)).Reload()
+    context = Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(folder))))
+    request = RequestContext()
+    page = context.experiment_from_metadata(request, "", True, context.hparams_metadata(request, ""), None)
+    assert [each.name for each in page.hparam_infos if each.differs] == ["model.guidance.scale"]
+    assert "train/loss" in {each.name.tag for each in page.metric_infos}
 
 
 def test_a_logger_that_refuses_the_settings_ends_no_fit(recipe: str, recwarn: pytest.WarningsRecorder) -> None:
