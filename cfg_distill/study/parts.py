@@ -256,7 +256,7 @@ class Claims:
 
     Args:
         start: the base, sampled without guidance.
-        guidance: the base under the guidance that was distilled.
+        guidance: the base under the guidance to reach, mostly the one that was distilled.
         quality: the student of beta 0.
         diversity: the student of beta above 0; null where the study has none, and then claim C3 is left out.
         merge: the merge of the two whose knob was chosen, on other prompts; null leaves out C4a and C4b.
