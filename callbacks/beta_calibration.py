@@ -6,7 +6,15 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from cfg_distill.errors import ConfigError, Context, Problem, nearest, problems_of_positive, problems_of_shares
+from cfg_distill.errors import (
+    ConfigError,
+    Context,
+    Problem,
+    nearest,
+    problems_of_not_negative,
+    problems_of_positive,
+    problems_of_shares,
+)
 from cfg_distill.rewards.running import share_of_newest
 
 
@@ -65,11 +73,8 @@ class BetaCalibration(Callback):
         if self.loss == self.reference:
             found.append(Problem("reference", f"expected another loss than `@.loss`, but both are {self.loss}."))
         found += problems_of_positive(ratio=self.ratio)
-        for key, steps in (("start_step", self.start_step), ("num_steps", self.num_steps)):
-            if not steps >= 0:
-                found.append(Problem(key, f"expected 0 or more steps, but got {steps}."))
-        found += problems_of_shares(momentum=self.momentum)
-        return found
+        found += problems_of_not_negative(start_step=self.start_step, num_steps=self.num_steps)
+        return found + problems_of_shares(momentum=self.momentum)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         losses: Any = pl_module.losses

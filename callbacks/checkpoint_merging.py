@@ -1,6 +1,5 @@
 """CheckpointMerging: at the end of a fit, the line between the student and a partner, scored."""
 
-import json
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from itertools import islice
@@ -17,7 +16,7 @@ from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.checkpoints import Which
 from cfg_distill.checkpoints.shards import is_folder
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
-from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder
+from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder, write_json
 from cfg_distill.folders import problems_of_folder, resolve, write_checksums
 from cfg_distill.folders.card import write_card
 from cfg_distill.folders.history import History, history_of, of_base, shown
@@ -128,7 +127,7 @@ class CheckpointMerging(Callback):
                     logger.log_metrics(shown, step=trainer.global_step)
             if folder is not None:
                 table = self._provenance() | {"rows": rows}
-                (folder / SCORES).write_text(json.dumps(table, indent=2) + "\n")
+                write_json(folder / SCORES, table)
         rank_zero_info(f"Merges with {self.partner or 'the start model'}, in {self._out}:\n{_table(rows)}")
         trainer.strategy.barrier()
 
@@ -186,7 +185,7 @@ class CheckpointMerging(Callback):
         place = folder / row["folder"]
         mergeable(module).save(merged, place)
         write_checksums(place)
-        (place / MERGE_FILE).write_text(json.dumps(self._provenance() | row, indent=2) + "\n")
+        write_json(place / MERGE_FILE, self._provenance() | row)
         write_card(place, f"{self._out.name}-{row['folder']}", self._history(module, row["weight"]))
 
     def _history(self, module: Any, weight: float) -> History:

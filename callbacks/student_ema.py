@@ -11,7 +11,14 @@ from torch import Tensor
 from cfg_distill.callbacks.weights import aliases
 from cfg_distill.checkpoints import AVERAGES, student_weights, write_student
 from cfg_distill.checkpoints.shards import sharded_like
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of_shares
+from cfg_distill.errors import (
+    ConfigError,
+    Context,
+    Problem,
+    problems_of_counts,
+    problems_of_not_negative,
+    problems_of_shares,
+)
 
 
 class StudentEMA(Callback):
@@ -62,12 +69,8 @@ class StudentEMA(Callback):
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         """What is wrong with the settings."""
-        found = problems_of_shares(decay=self.decay)
-        if self.update_every < 1:
-            found.append(Problem("update_every", f"expected at least 1 step, but got {self.update_every}."))
-        if self.start_step < 0:
-            found.append(Problem("start_step", f"expected 0 or more steps, but got {self.start_step}."))
-        return found
+        found = problems_of_shares(decay=self.decay) + problems_of_counts(update_every=self.update_every)
+        return found + problems_of_not_negative(start_step=self.start_step)
 
     # When
 

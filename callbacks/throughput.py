@@ -1,6 +1,5 @@
 """Throughput: generated tokens per second, where the time goes, and the peak of memory."""
 
-import time
 from collections import deque
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.evaluation.measure import now
 from cfg_distill.files import resident_peak
 
 
@@ -72,13 +72,6 @@ class Throughput(Callback):
         """The time since the last reading belongs to this phase."""
         before, self._last = self._last, now(module.device)
         self._seconds[phase] = self._seconds.get(phase, 0.0) + self._last - before
-
-
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def peak_memory_gib(device: torch.device) -> float:

@@ -262,6 +262,11 @@ def problems_of_counts(**settings: int) -> list[Problem]:
     return [Problem(key, f"expected at least 1, but got {value}.") for key, value in settings.items() if not value >= 1]
 
 
+def problems_of_not_negative(**settings: float) -> list[Problem]:
+    """Which of some settings, by their keys, is no number of at least 0."""
+    return [Problem(key, f"expected at least 0, but got {value}.") for key, value in settings.items() if not value >= 0]
+
+
 def problems_of_scale(key: str, scale: float, negative: str | None = None) -> list[Problem]:
     """A scale of guidance that cannot be: far above 1,000 logits overflow. ``negative``: the field of the negative prompt."""
     hint = f" To push away from a prompt, give it as `@.{negative}`." if negative else ""

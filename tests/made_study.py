@@ -10,9 +10,11 @@ from typing import Any
 
 import numpy as np
 
+from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import Headline, System, hypervolumes
 from cfg_distill.evaluation.written import stem_of
 from cfg_distill.files import write_text
+from cfg_distill.study.config import Study, load_study
 
 PROMPTS = ["a jig in D", "a slow air", 'a <script>alert("x")</script> reel', *[f"march {n}" for n in range(9)]]
 AXES = {"quality": "quality", "diversity": "diversity", "bigram": "diversity", "rests": "guard"}
@@ -27,6 +29,14 @@ LINE = {
     "diversity": ("student", 0.60, 0.62, 0.86, 0.10, 1.0),
 }
 """Name -> kind, quality, diversity, bigram diversity, rests and knob."""
+
+
+def read_study(path: str | Path) -> Study:
+    """A study file without problems; else all of them are raised."""
+    study, problems = load_study(path)
+    if problems:
+        raise ConfigError(problems)
+    return study
 
 
 def system(

@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import torch
 from jsonargparse import ArgumentParser
+from made_study import read_study
 
 from cfg_distill.data import read_prompts
 from cfg_distill.distillation import CFGDistillation
@@ -46,7 +47,6 @@ from cfg_distill.recipe import Recipe
 from cfg_distill.references import code_log_probs
 from cfg_distill.references.directions import principal_components, simplex
 from cfg_distill.sampling import Sampling, Seeds, StartModel, draw
-from cfg_distill.study.config import read_study
 from cfg_distill.tunes.embedder import Tunes
 
 ROOT = Path(__file__).parents[1]

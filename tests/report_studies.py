@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from made_study import read_study
 from tiny import tiny_folder
 from tiny_musicgen import tiny_musicgen
 
 from cfg_distill.files import write_text
-from cfg_distill.study.config import read_study
 from cfg_distill.study.ledger import Ledger
 from cfg_distill.study.record import record_of
 from cfg_distill.study.steps import plan

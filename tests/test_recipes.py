@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 from jsonargparse import ArgumentParser
+from made_study import read_study
 from tiny import tiny_folder
 
-from cfg_distill.cli import fit
 from cfg_distill.cli.recipes import description, shipped
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import normalised
@@ -18,8 +18,8 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.folders import RECIPES
 from cfg_distill.metrics import SampleMetric
 from cfg_distill.recipe.checks import Walk
+from cfg_distill.recipe.command_line import start
 from cfg_distill.study.check import problems_of
-from cfg_distill.study.config import read_study
 
 NAMES = sorted(shipped())
 CONTENT = {name: yaml.safe_load(shipped()[name].read_text()) for name in NAMES}
@@ -62,14 +62,14 @@ def test_a_fit_has_no_problems_in_any_folder(name: str, folder: Path, local_mode
     words = ["--config", f"recipes/{name}.yaml"]
     if name in ELSEWHERE:  # nothing is downloaded or converted here: a local model stands for it
         words.append(f"--model.generator.init_args.path={local_model}")
-    fit.run("fit", words, check_only=True)
+    start("fit", words, check_only=True)
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", OVERLAYS)
 def test_an_overlay_has_no_problems_and_says_how_it_is_run(name: str, folder: Path) -> None:
     words = ["--config", "recipes/tunes/diversity.yaml", "--config", f"recipes/{name}.yaml"]
-    fit.run("fit", words, check_only=True)
+    start("fit", words, check_only=True)
     assert f"cfg-distill fit {' '.join(words)}" in shipped()[name].read_text()
     (loss,) = (part for key, part in CONTENT[name]["model"]["losses"].items() if key != "kl")
     if loss is None:  # no reward, but another teacher
@@ -85,13 +85,13 @@ def test_an_overlay_of_guided_text_has_no_problems_and_changes_the_teacher_alone
     words = ["--config", "recipes/smollm2/quality.yaml", "--config", f"recipes/{name}.yaml"]
     assert f"cfg-distill fit {' '.join(words)}" in shipped()[name].read_text()
     words.append(f"--model.generator.init_args.path={local_model}")
-    fit.run("fit", words, check_only=True)
+    start("fit", words, check_only=True)
     of_text = {"generator": {"init_args": {"chat_template": False}}} if TEACHERS[name] == "drop" else {}
     (changed,) = CONTENT[name].values()
     assert changed == {**of_text, "guidance": {TEACHERS[name]: changed["guidance"][TEACHERS[name]]}}
     if of_text:  # under a chat template it would be refused
         with pytest.raises(ConfigError, match=r"expected `prompt` as `drop`"):
-            fit.run("fit", [*words, "--model.generator.init_args.chat_template=true"], check_only=True)
+            start("fit", [*words, "--model.generator.init_args.chat_template=true"], check_only=True)
 
 
 @pytest.mark.parametrize("name", STUDIES)
@@ -106,7 +106,7 @@ def test_an_overlay_of_an_engine_asks_for_its_server(name: str, folder: Path, lo
     with pytest.raises(
         ConfigError, match=r"Key `model.sampler.init_args.url`: expected a vLLM server that answers"
     ) as found:
-        fit.run("fit", words, check_only=True)
+        start("fit", words, check_only=True)
     assert len(found.value.problems) == 1
     assert "--config recipes/text/lora_7b.yaml --config recipes/text/vllm.yaml" in shipped()[name].read_text()
 

@@ -17,6 +17,7 @@ from cfg_distill.tunes.corpus import tunes_of
 from cfg_distill.tunes.embedder import Tunes
 from cfg_distill.tunes.encoder import retrieval
 from cfg_distill.tunes.melody import melodic_distance
+from cfg_distill.tunes.pairs import two_parts
 from cfg_distill.tunes.rewriting import (
     between_rests,
     dotted,
@@ -26,7 +27,6 @@ from cfg_distill.tunes.rewriting import (
     upside_down,
     with_rests,
 )
-from cfg_distill.tunes.segments import two_parts
 
 
 def each_note(change: Callable[[Note, Random], list[str]]) -> Callable[[str], str]:

@@ -30,13 +30,12 @@ options:
 recipes: cfg-distill recipes      runs so far: cfg-distill runs"""
 
 
-def run(command: str, argv: Sequence[str], check_only: bool = False) -> None:
+def run(command: str, argv: Sequence[str]) -> None:
     """Parse, check everything, then train or validate.
 
     Args:
         command: ``fit`` or ``validate``.
         argv: the words behind it.
-        check_only: check everything and stop before anything is loaded.
 
     Raises:
         ConfigError: all problems of the configuration, before any weight is loaded.
@@ -49,7 +48,7 @@ def run(command: str, argv: Sequence[str], check_only: bool = False) -> None:
     with _saying(QUIET in argv, VERBOSE in argv):
         from cfg_distill.recipe.command_line import start
 
-        start(command, words, check_only)
+        start(command, words)
 
 
 @contextlib.contextmanager

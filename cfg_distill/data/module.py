@@ -8,7 +8,7 @@ from torchdata.stateful_dataloader import StatefulDataLoader
 
 from cfg_distill.data.batches import PromptBatches, Prompts
 from cfg_distill.data.reading import in_both, read_prompts, together
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts, problems_of_not_negative
 from cfg_distill.prompt import PromptLike
 
 
@@ -58,8 +58,7 @@ class PromptData(L.LightningDataModule):
         if self.validation_batch_size < 0:
             text = f"expected at least 1, or 0 for `@.batch_size`, but got {self.validation_batch_size}."
             found.append(Problem("validation_batch_size", text))
-        if self.seed < 0:
-            found.append(Problem("seed", f"expected 0 or more, but got {self.seed}."))
+        found += problems_of_not_negative(seed=self.seed)
         prompts = {}
         for name, path in self.files.items():
             if path or name == "train":

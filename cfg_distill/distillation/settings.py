@@ -15,7 +15,7 @@ from cfg_distill.distillation.dial import problems_of_dial
 from cfg_distill.distillation.off_policy import problems_of_policy
 from cfg_distill.distillation.rehearsal import problems_of_steps
 from cfg_distill.distillation.sharding import FSDP2, problems_of_sharding
-from cfg_distill.errors import Context, Problem, problems_of
+from cfg_distill.errors import Context, Problem, problems_of, problems_of_not_negative
 from cfg_distill.generators.guided import problems_of_drop
 from cfg_distill.losses import Divergence, Loss
 
@@ -121,9 +121,7 @@ def _problems_of_step(module: CFGDistillation) -> list[Problem]:
     if not module.measure_gradients_every >= 0:
         text = f"expected 0 (never) or more steps, but got {module.measure_gradients_every}."
         found.append(Problem("measure_gradients_every", text))
-    for key, value in (("seed", module.seed), ("max_bad_steps", module.max_bad_steps), ("redraw", module.redraw)):
-        if not value >= 0:
-            found.append(Problem(key, f"expected 0 or more, but got {value}."))
+    found += problems_of_not_negative(seed=module.seed, max_bad_steps=module.max_bad_steps, redraw=module.redraw)
     group = module.sampling.samples
     if module.micro_batch > 0 and group > 0 and group % module.micro_batch and module.micro_batch % group:
         text = f"expected a divisor or a multiple of `@/model.sampling.samples`, {group}, but got {module.micro_batch}."

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders.base import Embedder, is_empty, texts_of
-from cfg_distill.embedders.tokens import tokens
+from cfg_distill.embedders.tokens import repeated_grams, tokens
 from cfg_distill.errors import Problem
 
 LONG = 60
@@ -48,8 +48,7 @@ def degenerate(
     found = tokens(text)
     if len(found) < words or "\ufffd" in text:
         return True
-    grams = [tuple(found[start : start + 4]) for start in range(len(found) - 3)]
-    if grams and 1 - len(set(grams)) / len(grams) > repeated:
+    if repeated_grams(found, 4) > repeated:
         return True
     data = _as_bytes(text)
     if len(data) >= LONG and len(zlib.compress(data, 9)) < compressed * len(data):

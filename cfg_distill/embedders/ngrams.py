@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cfg_distill.embedders.base import texts_of
 from cfg_distill.embedders.degeneration import Ignored, TextEmbedder, problems_of_ignored
-from cfg_distill.embedders.tokens import tokens
+from cfg_distill.embedders.tokens import grams, tokens
 from cfg_distill.errors import Context, Problem, problems_of_counts
 
 
@@ -44,12 +44,9 @@ class NGramCounts(TextEmbedder):
     def embed(self, outputs: Sequence[str]) -> Tensor:
         counts_ND = torch.zeros(len(outputs), self.buckets)
         for row, text in enumerate(texts_of("Embedder `NGramCounts`", outputs)):
+            row_of_tokens = tokens(text)
+            found = grams(row_of_tokens, self.n) or [tuple(row_of_tokens)]
             # CRC and not hash(): the same on every machine and in every process.
-            buckets = [zlib.crc32(" ".join(gram).encode()) % self.buckets for gram in ngrams(tokens(text), self.n)]
+            buckets = [zlib.crc32(" ".join(gram).encode()) % self.buckets for gram in found]
             counts_ND[row] = torch.bincount(torch.tensor(buckets), minlength=self.buckets)
         return counts_ND
-
-
-def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """The n-grams in order; all tokens as one shorter gram when there are fewer than n."""
-    return [tuple(tokens[start : start + n]) for start in range(max(1, len(tokens) - n + 1))]

@@ -1,9 +1,13 @@
 """Where the words of a text are: at spaces, and in scripts written without spaces at every character. An accent may be a
-character of its own or a part of its letter (Unicode's NFD and NFC): both are read alike."""
+character of its own or a part of its letter (Unicode's NFD and NFC): both are read alike. And n-grams of anything."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TypeVar
 from unicodedata import category, normalize
+
+T = TypeVar("T")
 
 UNSPACED = (
     (0x0E00, 0x0EFF),  # Thai, Lao
@@ -62,3 +66,28 @@ def words(text: str) -> list[str]:
         (['the', 'sea', 'the', 'sea'], ['海', '海'], ['हिन्दी'])
     """
     return normalize("NFC", text).casefold().translate(_WITHOUT_SIGNS).split()
+
+
+def grams(row: Sequence[T], n: int) -> list[tuple[T, ...]]:
+    """Every n-gram of a row of tokens, in order; a row of fewer than n tokens has none.
+
+    Example:
+        >>> grams("abc", 2)
+        [('a', 'b'), ('b', 'c')]
+    """
+    return [tuple(row[start : start + n]) for start in range(len(row) - n + 1)]
+
+
+def repeated_grams(row: Sequence[T], n: int) -> float:
+    r"""The share of a row's n-grams that stood in it before, in [0, 1).
+
+    .. math:: 1 - \frac{N}{C}
+
+    with N different n-grams among C; 0 when the row has none.
+
+    Example:
+        >>> repeated_grams("ababab", 2)
+        0.6
+    """
+    found = grams(row, n)
+    return 1 - len(set(found)) / len(found) if found else 0.0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cfg_distill.evaluation.intervals import Interval
     from cfg_distill.evaluation.ladder import Ladder, Rung, samples_of
     from cfg_distill.evaluation.measure import evaluate
-    from cfg_distill.evaluation.models import evaluate_models
+    from cfg_distill.evaluation.models import evaluate_request
     from cfg_distill.evaluation.renderers import Renderer
     from cfg_distill.evaluation.requests import EvaluateRequest
     from cfg_distill.evaluation.system import System
@@ -39,7 +39,7 @@ __all__ = [
     "difference",
     "draw_front",
     "evaluate",
-    "evaluate_models",
+    "evaluate_request",
     "front_figure",
     "front_table",
     "height_above",
@@ -58,7 +58,7 @@ _HOMES = {
     "intervals": ("Interval",),
     "ladder": ("Ladder", "Rung", "samples_of"),
     "measure": ("evaluate",),
-    "models": ("evaluate_models",),
+    "models": ("evaluate_request",),
     "renderers": ("Renderer",),
     "requests": ("EvaluateRequest",),
     "system": ("System",),

@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 from cfg_distill.errors import ConfigError, Problem, nearest
 from cfg_distill.evaluation.compare import between, resampler
-from cfg_distill.evaluation.front import Interval
 from cfg_distill.evaluation.guards import Guard, guards_of
-from cfg_distill.evaluation.intervals import Resampler, shortage
+from cfg_distill.evaluation.intervals import Interval, Resampler, plainly, shortage, signed
 from cfg_distill.evaluation.system import System
 
 MARGIN = 0.02
@@ -106,7 +105,7 @@ class Choice:
         found = self.chosen.differences[gain.metric]
         diversity = (
             f"under that measure, {gain.metric}, its diversity is {abs(100 * gain.share):.0f} %"
-            f" {'higher' if gain.share >= 0 else 'lower'} ({_shown(found)})"
+            f" {'higher' if gain.share >= 0 else 'lower'} ({signed(found)})"
         )
         if found.low <= 0 <= found.high:
             diversity += ", and no difference is shown"
@@ -116,7 +115,7 @@ class Choice:
         return (
             f"{name} is, under its least favourable measure, the most diverse point whose quality is"
             f" not more than {margin:g} below {guided}"
-            f" ({_shown(quality)}); {diversity}{left_out};"
+            f" ({signed(quality)}); {diversity}{left_out};"
             f" {'every guard holds' if self.rule.guards else 'no guard was set'}."
         )
 
@@ -142,7 +141,7 @@ class Choice:
         is_below = quality.high < -margin
         verdict = f"is more than {margin:g} below" if is_below else f"may be more than {margin:g} below"
         advice = "" if is_below else "; more prompts or seeds would decide"
-        return [f"quality {verdict} `{self.guided.name}`: {_shown(quality)}{advice}"]
+        return [f"quality {verdict} `{self.guided.name}`: {signed(quality)}{advice}"]
 
     def entry(self) -> dict[str, Any]:
         """The entry ``choice`` of front.json."""
@@ -256,7 +255,7 @@ def _candidate(system: System, guided: System, rule: Rule, base: System) -> Cand
             broken.append(f"guard {guard} cannot be judged: {few}")
         elif guard.verdict(guard.excess(system, base)) != "holds":
             value = guard.value(system)
-            broken.append(f"guard {guard} does not hold: {value.mean:.3g} [{value.low:.3g}, {value.high:.3g}]")
+            broken.append(f"guard {guard} does not hold: {plainly(value, '.3g')}")
     return Candidate(system, differences, judged, quality, broken=broken)
 
 
@@ -286,10 +285,6 @@ def _reaches(quality: Interval, rule: Rule) -> bool:
 
 def _percent(share: float) -> str:
     return f"{100 * share:+.0f} %"
-
-
-def _shown(interval: Interval) -> str:
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
 
 
 def default_rule(claims: Mapping[str, Any] | None, quality: str, diversity: Sequence[str]) -> Rule:

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from cfg_distill.evaluation.front import is_filtered, plain_filters, swept
+from cfg_distill.evaluation.front import is_filtered, plain_filters, swept, usual_temperature
 from cfg_distill.evaluation.labels import Box, Label, along, placed
 
 Point = Mapping[str, Any]
@@ -122,7 +122,7 @@ def draw_front(
     panel.tick_params(labelsize=9, color="#BBBBBB")
     panel.margins(0.1)
     drawn = [p for p in points if p["kind"] in FAMILY and quality in p["quality"] and diversity in p["diversity"]]
-    usual = _usual_temperature(drawn)
+    usual = usual_temperature(drawn)
     legend: dict[str, Line2D] = {}
     for family in STYLES:
         line = _Line(family, usual, drawn, quality, diversity, marked)
@@ -256,12 +256,6 @@ def _axis_label(metric: str, axis: str) -> str:
 
 def _means(points: Sequence[Point], quality: str, diversity: str) -> tuple[list[float], list[float]]:
     return [p["diversity"][diversity]["mean"] for p in points], [p["quality"][quality]["mean"] for p in points]
-
-
-def _usual_temperature(points: Sequence[Point]) -> float:
-    """The temperature of most points."""
-    temperatures = [p["temperature"] for p in points]
-    return max(temperatures, key=temperatures.count, default=1.0)
 
 
 def _bars(values: Iterable[Mapping[str, float]]) -> list[list[float]]:

@@ -81,17 +81,8 @@ def hypervolume(points: ArrayLike, reference: Sequence[float]) -> float:
         >>> hypervolume([[1.0, 3.0], [2.0, 2.0], [1.0, 2.0]], reference=(0.0, 0.0))
         5.0
     """
-    shifted_M2 = np.clip(_as_points(points) - np.asarray(reference, dtype=float), 0, None)
-    # Points from right to left. Each adds the strip from its height down to the largest height so far:
-    #     y |  +--+             strip of the third point: x3 (y3 - y2)
-    #       |  +--+--+          strip of the second:      x2 (y2 - y1)
-    #       |  +--+--+--+       strip of the first:       x1 y1
-    #       +--------------- x
-    area, height = 0.0, 0.0
-    for x, y in sorted(shifted_M2.tolist(), reverse=True):
-        area += x * max(0.0, y - height)
-        height = max(height, y)
-    return area
+    points_M2 = _as_points(points)
+    return float(hypervolumes_of(points_M2[:, :1], points_M2[:, 1:], reference)[0])
 
 
 def hypervolumes(points: Sequence[Mapping[str, Any]], headline: Headline | None) -> list[dict[str, Any]]:
@@ -179,13 +170,24 @@ def hypervolumes_of(quality_MB: NDArray[np.float64], diversity_MB: NDArray[np.fl
         diversity_MB: the second coordinate.
         corner: the reference.
     """
+    # Points from right to left. Each adds the strip from its height down to the largest height so far:
+    #     y |  +--+             strip of the third point: x3 (y3 - y2)
+    #       |  +--+--+          strip of the second:      x2 (y2 - y1)
+    #       |  +--+--+--+       strip of the first:       x1 y1
+    #       +--------------- x
+    # A point with no width, or below the height so far, adds nothing.
     order_MB = np.argsort(-quality_MB, axis=0, kind="stable")
     width_MB = np.clip(np.take_along_axis(quality_MB, order_MB, 0) - corner[0], 0, None)
     height_MB = np.maximum.accumulate(
         np.clip(np.take_along_axis(diversity_MB, order_MB, 0) - corner[1], 0, None), axis=0
     )
-    # From right to left, each point adds its strip above the height so far; points of no width add nothing.
     return (width_MB * np.diff(height_MB, axis=0, prepend=0.0)).sum(axis=0)
+
+
+def usual_temperature(points: Sequence[Mapping[str, Any]]) -> float:
+    """The temperature of most points; 1 for no points."""
+    temperatures = [p["temperature"] for p in points]
+    return float(max(temperatures, key=temperatures.count, default=1.0))
 
 
 def bootstrap_interval(values: ArrayLike, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0) -> Interval:

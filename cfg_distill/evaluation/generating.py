@@ -126,11 +126,11 @@ class GenerateRequest:
         return self._plan.folder
 
     @cached_property
-    def _plan(self) -> _Samples:
-        return _Samples(self)
+    def _plan(self) -> _Plan:
+        return _Plan(self)
 
 
-class _Samples:
+class _Plan:
     """A :class:`GenerateRequest` made ready, as far as it can be."""
 
     def __init__(self, request: GenerateRequest) -> None:

@@ -72,6 +72,27 @@ class Interval(NamedTuple):
     high: float
 
 
+def plainly(interval: Interval, form: str = ".3f") -> str:
+    """A number and its interval as text.
+
+    Example:
+        >>> plainly(Interval(0.0123, 0.001, 0.02))
+        '0.012 [0.001, 0.020]'
+    """
+    mean, low, high = (format(value, form) for value in interval)
+    return f"{mean} [{low}, {high}]"
+
+
+def signed(interval: Interval) -> str:
+    """A difference and its interval as text.
+
+    Example:
+        >>> signed(Interval(0.0123, -0.001, 0.02))
+        '+0.012 [-0.001, +0.020]'
+    """
+    return plainly(interval, "+.3f")
+
+
 def highest_share(events: int, number: int) -> float:
     """The upper end of the exact 95 % interval of a share, of ``events`` among ``number`` draws (Clopper and Pearson, 1934).
 
@@ -79,19 +100,9 @@ def highest_share(events: int, number: int) -> float:
         >>> round(highest_share(0, 100), 4), highest_share(3, 3)
         (0.0362, 1.0)
     """
-    if events >= number:
-        return 1.0
-    log_choices = [
-        math.lgamma(number + 1) - math.lgamma(each + 1) - math.lgamma(number - each + 1) for each in range(events + 1)
-    ]
-    low, high = events / number, 1.0
-    for _ in range(50):
-        share = (low + high) / 2
-        terms = (
-            log + each * math.log(share) + (number - each) * math.log1p(-share) for each, log in enumerate(log_choices)
-        )
-        low, high = (share, high) if sum(map(math.exp, terms)) > 0.025 else (low, share)
-    return high
+    from scipy.special import betaincinv
+
+    return float(betaincinv(events + 1, number - events, 0.975)) if events < number else 1.0
 
 
 class Resampler:
@@ -271,36 +282,17 @@ def outer_share(clusters: int, level: float = LEVEL) -> float:
     return NormalDist().cdf(-math.sqrt(clusters / (clusters - 1)) * t_quantile((1 + level) / 2, clusters - 1))
 
 
-@lru_cache
-def t_quantile(share: float, freedom: int) -> float:
-    """The number below which a share of Student's t distribution lies, for a share above one half.
+def t_quantile(share: float, freedom: float) -> float:
+    """The number below which a share of Student's t distribution lies.
 
     Args:
-        share: above 0.5 and below 1.
-        freedom: degrees of freedom.
+        share: above 0 and below 1.
+        freedom: degrees of freedom, above 0.
 
     Example:
         >>> round(t_quantile(0.975, 2), 3)
         4.303
     """
-    if freedom > 2000:
-        return NormalDist().inv_cdf(share)
-    low, high = 0.0, 1.0
-    while _t_inside(high, freedom) < 2 * share - 1:
-        high *= 2
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _t_inside(middle, freedom) < 2 * share - 1 else (low, middle)
-    return high
+    from scipy.special import stdtrit
 
-
-def _t_inside(bound: float, freedom: int) -> float:
-    """The probability that Student's t lies between minus the bound and the bound: Abramowitz and Stegun 26.7.3 and 26.7.4."""
-    angle = math.atan(bound / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = math.cos(angle) if odd else 1.0, 0.0
-    for step in range(1 + odd, freedom, 2):
-        total += term
-        term *= math.cos(angle) ** 2 * step / (step + 1)
-    inside = math.sin(angle) * total
-    return 2 / math.pi * (angle + inside) if odd else inside
+    return float(stdtrit(freedom, share))

@@ -11,7 +11,7 @@ import torch
 from cfg_distill.data.reading import templated
 from cfg_distill.errors import blamed
 from cfg_distill.evaluation.system import Kind, System
-from cfg_distill.generators import Generator, Guidance, Predictor, Prompt, PromptLike
+from cfg_distill.generators import Guidance, Predictor, Prompt, PromptLike
 from cfg_distill.generators.guided import under
 from cfg_distill.metrics.base import SampleMetric
 from cfg_distill.sampling import Conditioner, Sampling, Seeds
@@ -82,11 +82,11 @@ def evaluate(
             measure.reset()
         for start in starts:
             batch = list(prompts[start : start + batch_size])
-            began = now(generator)
+            began = now(generator.device)
             own = Seeds((seed,), range(start, start + len(batch)))
             samples = draw(predictor, templated(template, batch), sampling, guidance, own, conditioner)
             samples = replace(samples, prompts=[Prompt.of(prompt).text for prompt in batch], asked=batch)
-            seconds += now(generator) - began
+            seconds += now(generator.device) - began
             for metric, measure in metrics.items():
                 with blamed(measure, f"metrics.{metric}"):
                     measure.update(samples)
@@ -100,8 +100,8 @@ def evaluate(
     return system
 
 
-def now(generator: Generator) -> float:
-    """Seconds, once the generator's device has done what it was given: an accelerator works while Python goes on."""
-    if generator.device.type == "cuda":
-        torch.cuda.synchronize(generator.device)
+def now(device: torch.device) -> float:
+    """Seconds, once a device has done what it was given: an accelerator works while Python goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
     return time.perf_counter()

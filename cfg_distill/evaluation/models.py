@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -21,26 +20,6 @@ if TYPE_CHECKING:
     from cfg_distill.evaluation.requests import EvaluateRequest
     from cfg_distill.generators import Predictor
     from cfg_distill.metrics.base import SampleMetric
-
-
-def evaluate_models(models: Sequence[str], prompts: str | Path, **settings: Any) -> None:
-    """Evaluate each model at each temperature and guidance scale; print the table.
-
-    Args:
-        models: model folders, adapter folders, hub names or ``tunes:base``.
-        prompts: a file of prompts.
-        settings: the further fields of :class:`cfg_distill.evaluation.EvaluateRequest`.
-
-    Raises:
-        ConfigError: all problems of the arguments at once.
-    """
-    from cfg_distill.evaluation.requests import EvaluateRequest
-
-    request = EvaluateRequest(models, prompts, **settings)
-    if not request.problems():
-        for remark in request.remarks():
-            print(remark, file=sys.stderr)
-    print(evaluate_request(request))
 
 
 def evaluate_request(request: EvaluateRequest) -> str:

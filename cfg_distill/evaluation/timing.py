@@ -51,7 +51,7 @@ def seconds_per_sample(
 def _seconds(
     predictor: Predictor, prompts: Sequence[PromptLike], sampling: Sampling, guidance: Guidance | None
 ) -> float:
-    began = now(predictor.parts[0])
+    began = now(predictor.parts[0].device)
     with in_step(lambda done: False):
         rollout(predictor, prompts, sampling, guidance)
-    return now(predictor.parts[0]) - began
+    return now(predictor.parts[0].device) - began

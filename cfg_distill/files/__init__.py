@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 from cfg_distill.files.documents import parse_yaml, read_json, read_versioned, read_yaml
 from cfg_distill.files.locks import lock
@@ -41,6 +43,7 @@ __all__ = [
     "resident_peak",
     "staged_folder",
     "strangers",
+    "write_json",
     "write_text",
 ]
 
@@ -65,6 +68,11 @@ def write_text(file: str | Path, text: str, durable: bool = True) -> None:
         staged.replace(file)
     finally:
         staged.unlink(missing_ok=True)
+
+
+def write_json(file: str | Path, content: Any) -> None:
+    """Write JSON, for :func:`read_json`; whole or not at all, as :func:`write_text`."""
+    write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def resident_peak() -> float:

@@ -25,6 +25,7 @@ from cfg_distill.folders.names import (
 )
 from cfg_distill.folders.packages import PACKAGED, Packaged
 from cfg_distill.folders.shards import INDEX, problems_of_index, shards_of
+from cfg_distill.folders.weights import open_weights
 
 __all__ = [
     "ADAPTER_CONFIG",
@@ -47,6 +48,7 @@ __all__ = [
     "is_adapter",
     "lacks_words",
     "model_type_of",
+    "open_weights",
     "problems_of_folder",
     "problems_of_gguf",
     "problems_of_index",

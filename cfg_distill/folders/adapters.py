@@ -5,7 +5,6 @@ Shapes: R rank, I inputs, O outputs of a layer. Neither peft nor the base is nee
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 from torch.nn.functional import pad
 
-from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.folders.checksums import refuse_damaged
+from cfg_distill.errors import ConfigError
+from cfg_distill.files import write_json
 from cfg_distill.folders.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
+from cfg_distill.folders.weights import open_weights
 
 PREFIX = "base_model.model."
 """peft's own, before the name of every layer."""
@@ -42,8 +41,20 @@ _OTHERWISE = (
 """Settings under which a layer is not its weight plus ``scale * B A``."""
 _CHANGE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 """Initialisations of peft that change the weight of the base: the layer is this other weight plus ``scale * B A``."""
-_FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Names of safetensors."""
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""By their names in safetensors."""
+_FLOATS = {name: dtype for name, dtype in DTYPES.items() if dtype.is_floating_point}
 
 
 class Factors(NamedTuple):
@@ -125,7 +136,6 @@ class AdapterFolder:
 
     Args:
         path: a folder with ``adapter_config.json`` and ``adapter_model.safetensors``.
-        key: the setting that named it, for the messages; left out by a caller that puts it in front itself.
 
     Attributes:
         config: what ``adapter_config.json`` says.
@@ -137,21 +147,20 @@ class AdapterFolder:
         ConfigError: a file is missing or broken, or the adapter is more than a low-rank change of linear layers.
     """
 
-    def __init__(self, path: str | Path, key: str = "") -> None:
+    def __init__(self, path: str | Path) -> None:
         self.path = str(path)
         self.folder = Path(self.path).expanduser()
-        try:
-            self.config = adapter_config(path)
-        except ConfigError as error:
-            raise ConfigError(error.under(key)) from error
+        self.config = adapter_config(path)
         if wrong := [*_wrong_settings(self.config)]:
             where = f"in the {ADAPTER_CONFIG} of `{self.path}`. Correct it, or export the adapter again."
-            raise ConfigError([Problem(key, f"{said} {where}") for said in wrong])
+            raise ConfigError([f"{said} {where}" for said in wrong])
         self.base: str = self.config["base_model_name_or_path"]
         self.file = self.folder / ADAPTER_WEIGHTS
         self.files = [self.file]
-        self._tensors = self._open(key)
-        self.shapes = self._shapes(key)
+        if not self.file.is_file():
+            raise ConfigError(f"expected {ADAPTER_WEIGHTS} in `{self.path}`, but it is not there.")
+        self._tensors = open_weights(self.file)
+        self.shapes = self._shapes()
         kinds = {self._tensors.get_slice(name).get_dtype() for name in self._tensors.keys()}  # noqa: SIM118 - no mapping
         self.dtype: torch.dtype = reduce(torch.promote_types, (_FLOATS[kind] for kind in kinds))
 
@@ -172,23 +181,7 @@ class AdapterFolder:
         alpha = self.config.get("lora_alpha", 8) if own is None else own
         return alpha / (math.sqrt(rank) if self.config.get("use_rslora") else rank)
 
-    def _open(self, key: str) -> Any:
-        if not self.file.is_file():
-            raise ConfigError(Problem(key, f"expected {ADAPTER_WEIGHTS} in `{self.path}`, but it is not there."))
-        try:
-            refuse_damaged(self.file)
-        except ConfigError as error:
-            raise ConfigError(error.under(key)) from error
-        try:
-            return safe_open(str(self.file), framework="pt")
-        except Exception as error:  # safetensors_rust.SafetensorError
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise ConfigError(
-                Problem(key, f"`{self.file}` cannot be read as safetensors: {error}. Copy it again.")
-            ) from error
-
-    def _shapes(self, key: str) -> dict[str, tuple[int, int, int]]:
+    def _shapes(self) -> dict[str, tuple[int, int, int]]:
         kind = self.config.get("peft_type", "LORA")
         settings = [name for name in _OTHERWISE if self.config.get(name)]
         begun = self.config.get("init_lora_weights")
@@ -200,12 +193,12 @@ class AdapterFolder:
                 f"expected plain LoRA of linear layers in `{self.path}`, but its {ADAPTER_CONFIG} sets {what}. Merge it into"
                 " its base with peft, and use whole models."
             )
-            raise ConfigError(Problem(key, text))
+            raise ConfigError(text)
         names = list(self._tensors.keys())
         dtypes = {name: self._tensors.get_slice(name).get_dtype() for name in names}
         if others := [f"{name} ({dtype})" for name, dtype in dtypes.items() if dtype not in _FLOATS]:
             text = f"expected tensors of {', '.join(_FLOATS)} in `{self.path}`, but found {', '.join(others[:5])}."
-            raise ConfigError(Problem(key, f"{text} Export it again."))
+            raise ConfigError(f"{text} Export it again.")
         sizes = {name: tuple(self._tensors.get_slice(name).get_shape()) for name in names}
         layers = [match[1] for name in names if (match := re.fullmatch(rf"{PREFIX}(.+)\.lora_A\.weight", name))]
         pairs = {name for layer in layers for name in _names(layer)}
@@ -223,7 +216,7 @@ class AdapterFolder:
                 f"expected lora_A and lora_B of linear layers in `{self.path}`, {what}. Merge it into its base with peft, and"
                 " use whole models."
             )
-            raise ConfigError(Problem(key, text))
+            raise ConfigError(text)
         return {layer: (*sizes[_names(layer)[0]], sizes[_names(layer)[1]][0]) for layer in layers}
 
 
@@ -300,4 +293,4 @@ def _plain(alpha: float) -> float:
 
 def write_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Write ``adapter_config.json``."""
-    (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / ADAPTER_CONFIG, config)

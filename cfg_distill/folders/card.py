@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -13,7 +12,7 @@ from typing import Any
 import yaml
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.files import CARD_KEY, read_json, strangers
+from cfg_distill.files import CARD_KEY, read_json, strangers, write_json
 from cfg_distill.folders.history import CARD, DISTILLED, History, history_of, source_or_none, terms_of
 from cfg_distill.folders.names import ADAPTER_CONFIG, base_of, is_adapter
 from cfg_distill.folders.profile import HISTORY, PROFILE
@@ -45,7 +44,7 @@ def write_card(folder: Path, name: str, history: History) -> None:
     profile = folder / PROFILE
     content = read_json(profile) if profile.is_file() else {}
     content[HISTORY] = asdict(history) | {CARD_KEY: hashlib.sha256(text.encode()).hexdigest()}
-    profile.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(profile, content)
 
 
 MEASURED = {"quality": "quality", "diversity": "diversity", "guards": "guard"}

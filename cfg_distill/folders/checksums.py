@@ -8,6 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.files import write_json
 
 CHECKSUMS = "checksums.json"
 
@@ -18,7 +19,7 @@ def write_checksums(folder: str | Path) -> None:
     for file in sorted(Path(folder).rglob("*.safetensors")):
         weights.setdefault(file.parent, {})[file.name] = sha256(file)
     for place, sums in weights.items():
-        (place / CHECKSUMS).write_text(json.dumps({"sha256": sums}, indent=2) + "\n", encoding="utf-8")
+        write_json(place / CHECKSUMS, {"sha256": sums})
 
 
 def refuse_damaged(file: str | Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
 import shlex
@@ -14,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import read_json, write_text
+from cfg_distill.files import read_json, write_json
 from cfg_distill.folders.adapters import Adapter
 from cfg_distill.folders.checksums import sha256
 from cfg_distill.folders.names import resolve
@@ -139,7 +138,7 @@ class Conversion:
     def _write_down(self) -> None:
         profile = self.out / PROFILE
         known = read_json(profile) if profile.is_file() else {}
-        write_text(profile, json.dumps(known | {GGUF_KEY: sha256(self.file)}, indent=2) + "\n")
+        write_json(profile, known | {GGUF_KEY: sha256(self.file)})
 
     def commands(self) -> tuple[list[str], list[str], list[str]]:
         """The base as GGUF (of a whole model: its quantised form), the folder as GGUF, and the server."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, nearest
-from cfg_distill.files import read_json
+from cfg_distill.files import read_json, write_json
 from cfg_distill.folders.hub import ask_hub
 from cfg_distill.folders.names import base_of, is_adapter, source
 
@@ -108,14 +107,14 @@ def copy_profile(path: str | Path, folder: str | Path) -> None:
     file = profile_file(path)
     settings = {} if file is None else {key: value for key, value in read_json(file).items() if key != HISTORY}
     if settings:
-        (Path(folder) / PROFILE).write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_json(Path(folder) / PROFILE, settings)
 
 
 def add_setting(folder: str | Path, key: str, value: str) -> None:
     """Write a setting into the profile of a folder, beside the others."""
     file = Path(folder) / PROFILE
     content = read_json(file) if file.is_file() else {}
-    file.write_text(json.dumps({**content, key: value}, indent=1) + "\n", encoding="utf-8")
+    write_json(file, {**content, key: value})
 
 
 def generator_named(path: str | Path) -> str:

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
@@ -18,7 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from cfg_distill.errors import ConfigError, Problem, listed, nearest
-from cfg_distill.folders import base_of, from_hub, is_adapter, model_type_of, refuse_damaged, resolve
+from cfg_distill.folders import base_of, from_hub, is_adapter, model_type_of, open_weights, resolve
 from cfg_distill.folders.numbers import not_numbers
 from cfg_distill.generators.lora import add_adapter, read_adapter
 
@@ -156,15 +155,8 @@ def _dtypes_in(path: str) -> dict[str, str]:
     """
     dtypes: dict[str, str] = {}
     for file in sorted(Path(resolve(path)).expanduser().glob("*.safetensors")):
-        refuse_damaged(file)
-        try:
-            with safe_open(str(file), framework="pt") as opened:
-                dtypes |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no mapping
-        except (SafetensorError, OSError) as error:
-            raise ConfigError(
-                f"Model `{path}`: `{file}` cannot be read as safetensors: {error}. It is cut short or damaged. Copy it again,"
-                " or export the checkpoint again."
-            ) from error
+        with open_weights(file) as opened:
+            dtypes |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no mapping
     return dtypes
 
 

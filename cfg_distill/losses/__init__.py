@@ -11,7 +11,7 @@ from cfg_distill.losses.distillation import (
     JensenShannon,
     ReverseKL,
 )
-from cfg_distill.losses.divergences import entropy, entropy_aware_kl, forward_kl, jensen_shannon, reverse_kl
+from cfg_distill.losses.divergences import entropy_aware_kl, forward_kl, jensen_shannon, reverse_kl
 from cfg_distill.losses.policy_gradient import PolicyGradient, token_log_probs
 
 __all__ = [
@@ -29,7 +29,6 @@ __all__ = [
     "MinAvgOut",
     "PolicyGradient",
     "ReverseKL",
-    "entropy",
     "entropy_aware_kl",
     "forward_kl",
     "jensen_shannon",

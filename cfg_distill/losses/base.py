@@ -13,7 +13,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_not_negative
 from cfg_distill.generators import Predictions
 from cfg_distill.losses.chunked import CellTerm, sum_over_cells
 from cfg_distill.sampling import Sampling
@@ -128,9 +128,7 @@ class Loss(nn.Module, ABC):
         elif self.weight < 0 and self.below_0:
             text = f"expected a number of at least 0, but got {self.weight.item():g}: {self.below_0}."
             found.append(Problem("weight", text))
-        if not self.warmup_steps >= 0:
-            found.append(Problem("warmup_steps", f"expected 0 or more steps, but got {self.warmup_steps}."))
-        return found
+        return found + problems_of_not_negative(warmup_steps=self.warmup_steps)
 
     def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
         """Why the loss cannot learn from samples of these prompts; asked before weights are loaded."""

@@ -194,9 +194,3 @@ def entropy_aware_kl(
     as in :func:`reverse_kl`.
     """
     return _sum_and_count(lambda s, t: entropy_aware_cells(s, t, threshold), student, teacher, mask)
-
-
-def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    r"""Sum over cells of the entropy :math:`-\sum_v p_v \log p_v` in nats of logits ``[..., V]``, and the number of cells."""
-    values = entropy_cells(_log_probs(logits, mask))
-    return values.sum(), torch.tensor(values.numel(), device=values.device)

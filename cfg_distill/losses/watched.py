@@ -1,7 +1,4 @@
-"""What is logged of a student whatever its losses are: terms of cells that have no part in the loss.
-
-The metrics :class:`~cfg_distill.metrics.Entropy` and :class:`~cfg_distill.metrics.KLToTeacher` are means over the same values.
-"""
+"""What is logged of a student whatever its losses are: terms of cells that have no part in the loss."""
 
 from __future__ import annotations
 

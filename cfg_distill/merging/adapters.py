@@ -38,16 +38,15 @@ from cfg_distill.merging.safetensors_io import FolderWeights, write_file
 T = TypeVar("T")
 
 
-def merge_adapters(
-    method: str, adapters: Sequence[Adapter], weights: Sequence[float] = (), start: Adapter | None = None
-) -> Adapter:
+def merge_adapters(method: str, adapters: Sequence[Adapter], weights: Sequence[float] = ()) -> Adapter:
     """Merge adapters of one base by the name of a method. Base and result together are the merge of the whole models.
+
+    The base is the start model of the methods that ask for one.
 
     Args:
         method: a name of :data:`METHODS`.
         adapters: the models.
         weights: as the method asks.
-        start: the model that all others were trained from, for ``slerp`` and ``liti``; None is the base itself.
 
     Returns:
         Layer -> its change. Where several models change a layer, its rank is the sum of their ranks.
@@ -55,13 +54,12 @@ def merge_adapters(
     Raises:
         ConfigError: the request does not fit the method, or shapes differ.
     """
-    found = problems_of_merge(method, len(adapters), weights, start is not None or _needs_start(method))
-    every = [start or {}, *adapters]
-    found += _problems_of_shapes([{name: f.delta_shape for name, f in adapter.items()} for adapter in every],
-                                 ["start", *(f"model {number}" for number in range(1, len(every)))])  # fmt: skip
+    found = problems_of_merge(method, len(adapters), weights, _needs_start(method))
+    found += _problems_of_shapes([{name: f.delta_shape for name, f in adapter.items()} for adapter in adapters],
+                                 [f"model {number}" for number in range(1, len(adapters) + 1)])  # fmt: skip
     if found:
         raise ConfigError(found)
-    holders = {layer: [adapter.get(layer) for adapter in every] for adapter in every for layer in adapter}
+    holders = {layer: [None, *(each.get(layer) for each in adapters)] for adapter in adapters for layer in adapter}
     plan = _planned(method, weights, holders, lambda layer, factors: factors)
     return {layer: concatenated(terms) for layer, terms in plan.items()}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem, listed
-from cfg_distill.files import problems_of_out, read_json, staged_folder, write_text
+from cfg_distill.files import problems_of_out, read_json, staged_folder, write_json
 from cfg_distill.folders import is_adapter
 from cfg_distill.merging.adapters import merge_adapter_folders
 from cfg_distill.merging.arithmetic import finite, merge_tensors, mismatches, not_averaged, tensor_function
@@ -104,7 +103,7 @@ def _say_dtype(config: Path, dtype: torch.dtype) -> None:
         return {key: name if key in ("dtype", "torch_dtype") and each else said(each) for key, each in value.items()}
 
     if config.is_file() and (changed := said(before := read_json(config))) != before:
-        write_text(config, json.dumps(changed, indent=2) + "\n")
+        write_json(config, changed)
 
 
 def _drop_tied_copies(sources: list[FolderWeights]) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from cfg_distill.files import CARRIED_KEY, MERGE_FILE, strangers
+from cfg_distill.files import CARRIED_KEY, MERGE_FILE, strangers, write_json
 from cfg_distill.folders import CHECKSUMS, INDEX, sha256, write_checksums
 from cfg_distill.folders.card import write_card
 from cfg_distill.folders.history import history_of, of_merge, shown
@@ -114,4 +113,4 @@ def record(
     write_card(folder, name, of_merge(paths, table["method"], table["weights"], base, start))
     unusual = strangers(folder)
     table |= {CARRIED_KEY: unusual} if unusual else {}
-    (folder / MERGE_FILE).write_text(json.dumps(table, indent=2) + "\n")
+    write_json(folder / MERGE_FILE, table)

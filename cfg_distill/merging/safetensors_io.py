@@ -16,27 +16,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.folders import INDEX, problems_of_index, refuse_damaged, resolve, shards_of
+from cfg_distill.files import write_json
+from cfg_distill.folders import INDEX, open_weights, problems_of_index, resolve, shards_of
+from cfg_distill.folders.adapters import DTYPES
 from cfg_distill.merging.arithmetic import finite, not_averaged
 
 SINGLE = "model.safetensors"
 SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth", ".gguf")
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -97,13 +86,7 @@ class FolderWeights:
         return [self.folder / shard for shard in shards_of(self.folder)]
 
     def _read_header(self, file: Path) -> None:
-        refuse_damaged(file)
-        try:
-            opened = self._handles[file] = safe_open(str(file), framework="pt")
-        except Exception as error:  # safetensors_rust.SafetensorError: truncated, or no safetensors at all
-            if type(error).__name__ != "SafetensorError":
-                raise
-            raise ConfigError(f"`{file}` cannot be read as safetensors: {error}. Copy it again.") from error
+        opened = self._handles[file] = open_weights(file)
         for name in opened.keys():  # noqa: SIM118 - no mapping
             view = opened.get_slice(name)
             if view.get_dtype() not in DTYPES:
@@ -146,7 +129,7 @@ def write_weights(
         write_file(folder / file, names, shapes, dtypes, tensor)
         weight_map.update(dict.fromkeys(names, file))
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+    write_json(folder / INDEX, index)
 
 
 def write_file(

@@ -1,4 +1,4 @@
-"""torchmetrics classes over pure functions: diversity, quality, guards, distance to the teacher."""
+"""torchmetrics classes over pure functions: diversity, quality, guards."""
 
 import importlib
 from typing import Any
@@ -37,7 +37,6 @@ from cfg_distill.metrics.likelihood import (
     log_likelihood,
     nucleus_sizes,
 )
-from cfg_distill.metrics.model import Entropy, KLToTeacher
 from cfg_distill.metrics.paired import Retention
 from cfg_distill.metrics.referred import CodeAccuracy, KernelDistance, PromptRetrieval, PseudoDensity
 from cfg_distill.metrics.sound_guards import Noise, SiblingCopies, flatness, is_copy
@@ -58,8 +57,6 @@ __all__ = [
     "DistinctN",
     "EmbeddingMetric",
     "EmptyShare",
-    "Entropy",
-    "KLToTeacher",
     "KernelDistance",
     "Length",
     "LikelihoodMetric",

@@ -111,6 +111,20 @@ class TextMetric(SampleMetric):
             raise ConfigError(f"`{type(self).__name__}.score_group`: {text}") from error
 
 
+class EachText(TextMetric):
+    """A guard that is the mean of a number of each text, of which less is better: override :meth:`score_text`."""
+
+    axis = "guard"
+    higher_is_better = False
+
+    @abstractmethod
+    def score_text(self, text: str) -> float:
+        """The number of one text."""
+
+    def score_group(self, texts: list[str]) -> float:
+        return sum(map(self.score_text, texts)) / len(texts)
+
+
 class EmbeddingMetric(SampleMetric):
     """A metric that looks at samples through a frozen embedder.
 

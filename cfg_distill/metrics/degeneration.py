@@ -10,18 +10,15 @@ from torch import Tensor
 from cfg_distill.embedders import Embedder, Frozen, is_empty
 from cfg_distill.embedders.degeneration import degenerate
 from cfg_distill.errors import Context, Problem, problems_of
-from cfg_distill.metrics.base import SampleMetric, TextMetric
+from cfg_distill.metrics.base import EachText, SampleMetric
 from cfg_distill.sampling.samples import Samples
 
 
-class Degeneration(TextMetric):
+class Degeneration(EachText):
     """The share of a prompt's samples that loop, say nothing or fall apart: see :func:`degenerate`."""
 
-    axis = "guard"
-    higher_is_better = False
-
-    def score_group(self, texts: list[str]) -> float:
-        return sum(map(degenerate, texts)) / len(texts)
+    def score_text(self, text: str) -> float:
+        return degenerate(text)
 
 
 class EmptyShare(SampleMetric):

@@ -18,16 +18,15 @@ from sacrebleu.metrics import BLEU
 from torch import Tensor
 
 from cfg_distill.embedders.degeneration import Ignored, is_ignored, problems_of_ignored
-from cfg_distill.embedders.tokens import tokens
+from cfg_distill.embedders.tokens import grams, repeated_grams, tokens
 from cfg_distill.errors import Context, Problem, problems_of_counts
-from cfg_distill.metrics.base import SampleMetric, TextMetric
+from cfg_distill.metrics.base import EachText, SampleMetric, TextMetric
 from cfg_distill.sampling.samples import Samples
 
 
 def _grams(texts: Sequence[str], n: int) -> list[tuple[str, ...]]:
     """All n-grams of all texts; a text of fewer than n tokens has none."""
-    rows = [tokens(text) for text in texts]
-    return [tuple(row[start : start + n]) for row in rows for start in range(len(row) - n + 1)]
+    return [gram for text in texts for gram in grams(tokens(text), n)]
 
 
 def _counted(texts: Sequence[str], ignored: Ignored, n: int = 1) -> list[str]:
@@ -48,8 +47,8 @@ def distinct_n(texts: Sequence[str], n: int = 2, ignored: Ignored = "empty") -> 
         (0.75, 0.3333333333333333)
     """
     full = _counted(texts, ignored, n)
-    grams = _grams(full, n)
-    return len(full) / len(texts) * len(set(grams)) / len(grams) if grams else 0.0
+    found = _grams(full, n)
+    return len(full) / len(texts) * len(set(found)) / len(found) if found else 0.0
 
 
 def expectation_adjusted_distinct(
@@ -73,12 +72,12 @@ def expectation_adjusted_distinct(
         0.738
     """
     full = _counted(texts, ignored, n)
-    grams = _grams(full, n)
-    if not grams:
+    found = _grams(full, n)
+    if not found:
         return 0.0
     # expm1 and log1p: for a large V the plain formula is a difference of nearly equal numbers.
-    expected = -vocabulary * math.expm1(len(grams) * math.log1p(-1 / vocabulary)) if vocabulary > 1 else 1.0
-    return len(full) / len(texts) * len(set(grams)) / expected
+    expected = -vocabulary * math.expm1(len(found) * math.log1p(-1 / vocabulary)) if vocabulary > 1 else 1.0
+    return len(full) / len(texts) * len(set(found)) / expected
 
 
 def repeated_n(text: str, n: int = 4) -> float:
@@ -88,8 +87,7 @@ def repeated_n(text: str, n: int = 4) -> float:
         >>> repeated_n("a b a b a b", n=2)
         0.6
     """
-    grams = _grams([text], n)
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return repeated_grams(tokens(text), n)
 
 
 class DistinctN(TextMetric):
@@ -184,15 +182,12 @@ class SelfBLEUDiversity(TextMetric):
         return share_of_pairs * (1 - sum(scores) / len(scores) / 100)
 
 
-class Repetition(TextMetric):
+class Repetition(EachText):
     """The share of n-grams that a sample says again, averaged over a prompt's samples; see :func:`repeated_n`.
 
     Args:
         n: tokens in a gram.
     """
-
-    axis = "guard"
-    higher_is_better = False
 
     def __init__(self, n: int = 4, **settings: Any) -> None:
         super().__init__(**settings)
@@ -201,8 +196,8 @@ class Repetition(TextMetric):
     def problems(self, context: Context = Context()) -> list[Problem]:
         return problems_of_counts(n=self.n)
 
-    def score_group(self, texts: list[str]) -> float:
-        return sum(repeated_n(text, self.n) for text in texts) / len(texts)
+    def score_text(self, text: str) -> float:
+        return repeated_n(text, self.n)
 
 
 class Length(SampleMetric):

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cfg_distill.embedders import Embedder
 from cfg_distill.embedders.similarity import counted, unit
-from cfg_distill.errors import Context, Problem, blamed, problems_of
-from cfg_distill.generators.frozen import Frozen
+from cfg_distill.errors import Context, Problem
 from cfg_distill.metrics.base import Axis, EmbeddingMetric
 from cfg_distill.references import (
     Bank,
@@ -24,12 +23,13 @@ from cfg_distill.references import (
     within,
     witness_pairs,
 )
+from cfg_distill.references.base import WithReference
 from cfg_distill.rewards.base import degenerate_of
 from cfg_distill.rewards.pairwise import mean_with_others
 from cfg_distill.sampling.samples import Samples
 
 
-class ReferredMetric(EmbeddingMetric):
+class ReferredMetric(WithReference, EmbeddingMetric):
     """A metric that compares the samples of a prompt with a reference: a guard.
 
     Args:
@@ -38,37 +38,6 @@ class ReferredMetric(EmbeddingMetric):
     """
 
     axis: Axis = "guard"
-
-    def __init__(self, embedder: Embedder, reference: Reference, **settings: Any) -> None:
-        super().__init__(embedder, **settings)
-        self._reference = Frozen(reference)
-
-    @property
-    def reference(self) -> Reference:
-        """What the samples are compared with."""
-        return self._reference.model
-
-    def problems(self, context: Context = Context()) -> list[Problem]:
-        return super().problems(context) + problems_of(self.reference, context, under="reference.init_args")
-
-    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
-        return [each.under("reference.init_args") for each in self.problems_of_reference(prompts)]
-
-    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
-        """Why the reference has no outputs, or too few, for some of these prompts, by the keys of the reference."""
-        return self.reference.problems_of_prompts(prompts)
-
-    def load(self) -> Self:
-        self.reference.load()
-        return super().load()
-
-    def referred(self, samples: Samples, embedding_BGD: Tensor) -> tuple[Tensor, Tensor]:
-        """The vectors of the reference, ``[R, D]``, and their weights, ``[B, R]``, on the device of the samples' vectors."""
-        with blamed(self.reference, "reference"):
-            vectors_RD, weight_BR = self.reference.at(
-                samples.asked, self._frozen.on(self.device), embedding_BGD.shape[-1]
-            )
-        return vectors_RD.to(embedding_BGD.device), weight_BR.to(embedding_BGD.device)
 
 
 class PseudoDensity(ReferredMetric):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.embedders.base import texts_of
-from cfg_distill.embedders.tokens import words
+from cfg_distill.embedders.tokens import repeated_grams, words
 from cfg_distill.errors import Context, Problem
 from cfg_distill.generators import Generator
 from cfg_distill.metrics.likelihood import LikelihoodMetric
@@ -40,9 +40,7 @@ def said_before(text: str, n: int = 4) -> float:
         >>> said_before("Tick, tock, tick, tock, TICK, tock.", n=2)
         0.6
     """
-    found = words(text)
-    grams = [tuple(found[start : start + n]) for start in range(len(found) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return repeated_grams(words(text), n)
 
 
 def clipped_information(with_prompt: Tensor, without: Tensor, mask: Tensor, clip: float = 1.0) -> Tensor:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
-from safetensors import safe_open
 from torch import nn
 
 from cfg_distill.data import PromptData
@@ -22,7 +21,7 @@ from cfg_distill.distillation.ahead import problems_of_sampler_in_shards
 from cfg_distill.distillation.settings import PRECISIONS
 from cfg_distill.distillation.sharding import problems_in_shards
 from cfg_distill.errors import ConfigError, Problem, problems_of
-from cfg_distill.folders import resolve
+from cfg_distill.folders import open_weights, resolve
 from cfg_distill.folders.hub import in_cache
 from cfg_distill.generators import CausalLM, Dia, MusicGen, Prompt, PromptLike
 from cfg_distill.planning.known import ARCHITECTURES, numbers_of_embedder, write_folder
@@ -291,7 +290,11 @@ def _path_of(spec: Any) -> str:
 
 
 def _numbers_in(path: str) -> int | None:
-    """Numbers in the weights of a folder by the heads of its files, or those of a published model."""
+    """Numbers in the weights of a folder by the heads of its files, or those of a published model.
+
+    Raises:
+        ConfigError: a file is cut short or damaged.
+    """
     try:
         files = sorted(Path(resolve(path)).expanduser().glob("*.safetensors"))
     except ConfigError:
@@ -300,7 +303,7 @@ def _numbers_in(path: str) -> int | None:
         return numbers_of_embedder(path)
     total = 0
     for file in files:
-        with safe_open(str(file), framework="pt") as opened:
+        with open_weights(file) as opened:
             for name in opened.keys():  # noqa: SIM118 - no mapping
                 total += math.prod(opened.get_slice(name).get_shape())
     return total

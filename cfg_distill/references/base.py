@@ -1,4 +1,6 @@
-"""The protocol of a reference. Shapes: B prompts, R reference outputs, D embedding width."""
+"""The protocol of a reference, and what its users share. Shapes: B prompts, G samples per prompt, R reference outputs, D
+embedding width.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from cfg_distill.embedders import Embedder
-from cfg_distill.errors import ConfigError, Context, Problem, listed
+from cfg_distill.embedders import Embedder, Frozen
+from cfg_distill.errors import ConfigError, Context, Problem, blamed, listed, problems_of
 from cfg_distill.generators import PromptLike
+from cfg_distill.sampling.samples import Samples
 from cfg_distill.sampling.start import StartModel
 
 
@@ -134,3 +137,46 @@ class Reference(ABC):
                 return torch.zeros(0, 0), torch.zeros(0, dtype=torch.bool)
             self._known = embedder, torch.cat(vectors), torch.cat(counts)
         return self._known[1:]
+
+
+class WithReference:
+    """A reward or a metric that compares samples with a frozen reference; to be named before the class that has the embedder.
+
+    Args:
+        embedder: the frozen model, of samples and reference alike.
+        reference: what the samples are compared with.
+        settings: of the classes behind it.
+    """
+
+    _frozen: Frozen[Embedder]
+
+    # The class that has the embedder stands behind this one, where mypy does not see its methods.
+    def __init__(self, embedder: Embedder, reference: Reference, **settings: Any) -> None:
+        super().__init__(embedder, **settings)  # type: ignore[call-arg]
+        self._reference = Frozen(reference)
+
+    @property
+    def reference(self) -> Reference:
+        """What the samples are compared with."""
+        return self._reference.model
+
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        own = super().problems(context)  # type: ignore[misc]
+        return own + problems_of(self.reference, context, under="reference.init_args")
+
+    def problems_of_prompts(self, prompts: Sequence[str]) -> list[Problem]:
+        return [each.under("reference.init_args") for each in self.problems_of_reference(prompts)]
+
+    def problems_of_reference(self, prompts: Sequence[str]) -> list[Problem]:
+        """Why the reference has no outputs, or too few, for some of these prompts, by the keys of the reference."""
+        return self.reference.problems_of_prompts(prompts)
+
+    def load(self) -> Self:
+        self.reference.load()
+        return super().load()  # type: ignore[misc]
+
+    def referred(self, samples: Samples, embedding_BGD: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of the reference, ``[R, D]``, and their weights, ``[B, R]``, on the device of the samples' vectors."""
+        with blamed(self.reference, "reference"):  # the embedder is where it has just made the samples' vectors
+            vectors_RD, weight_BR = self.reference.at(samples.asked, self._frozen.model, embedding_BGD.shape[-1])
+        return vectors_RD.to(embedding_BGD.device), weight_BR.to(embedding_BGD.device)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import ConfigError, Context, Problem
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
 from cfg_distill.generators import PromptLike
 from cfg_distill.references.base import Reference
 from cfg_distill.references.kernels import rows_at_once
@@ -109,9 +109,7 @@ class Banks:
 
     def problems(self) -> list[Problem]:
         """What is wrong with the settings, as far as it is known without reading the reference."""
-        found = []
-        if not self.k >= 1:
-            found.append(Problem("k", f"expected at least 1 neighbour, but got {self.k}."))
+        found = problems_of_counts(k=self.k)
         if self.quantile is not None and not 0 < self.quantile < 1:
             found.append(Problem("quantile", f"expected a number between 0 and 1, but got {self.quantile}."))
         size = self.reference.size() if not self.reference.problems(Context(training=True)) else None

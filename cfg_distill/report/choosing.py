@@ -9,7 +9,7 @@ from pathlib import Path
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.choice import Choice, guard_of, problems_of_rule
-from cfg_distill.evaluation.front import Interval
+from cfg_distill.evaluation.intervals import signed
 from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.files.columns import aligned
 from cfg_distill.report.measured import tell_choice
@@ -159,16 +159,6 @@ def _table(choice: Choice, metrics: Sequence[str]) -> list[str]:
     rows = [["point", *metrics]]
     for each in choice.candidates:
         mark = "*" if each is choice.chosen else ""
-        cells = [shown(each.differences[metric]) if metric in each.differences else "-" for metric in metrics]
+        cells = [signed(each.differences[metric]) if metric in each.differences else "-" for metric in metrics]
         rows.append([each.system.name + mark, *cells])
     return [f"  {line}" for line in aligned(rows, ruled=())]
-
-
-def shown(interval: Interval) -> str:
-    """A difference and its interval.
-
-    Example:
-        >>> shown(Interval(0.0123, -0.001, 0.02))
-        '+0.012 [-0.001, +0.020]'
-    """
-    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"

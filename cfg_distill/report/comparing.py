@@ -11,10 +11,9 @@ import numpy as np
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.compare import between, resampler
 from cfg_distill.evaluation.front import ROWS, Interval
-from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Resampler, shortage
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Resampler, shortage, signed
 from cfg_distill.evaluation.system import System
 from cfg_distill.files.columns import aligned
-from cfg_distill.report.choosing import shown
 from cfg_distill.report.results import Results, problems_of_prompts, read_results
 
 
@@ -110,7 +109,7 @@ def _cell(means: Resampler | None) -> str:
     if means is None:
         return "-"
     interval = between(means)
-    return f"{shown(interval)} {'undecided' if shortage(means.prompts) else verdict(interval)}"
+    return f"{signed(interval)} {'undecided' if shortage(means.prompts) else verdict(interval)}"
 
 
 def _notes(one: Results, other: Results) -> Sequence[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from cfg_distill.evaluation.front import KINDS, swept
+from cfg_distill.evaluation.front import KINDS, swept, usual_temperature
 from cfg_distill.evaluation.labels import Box, Label, along, placed
 
 Point = Mapping[str, Any]
@@ -145,7 +145,7 @@ def front_panel(
     panel = Panel(quality, diversity)
     panel.across = scale_of(x_ends, LEFT, WIDTH - RIGHT, 0.04)
     panel.up = scale_of(y_ends, HEIGHT - BOTTOM, TOP, 0.04)
-    usual, plain = _usual_temperature(drawn), [p["name"] for p in swept(drawn)]
+    usual, plain = usual_temperature(drawn), [p["name"] for p in swept(drawn)]
     for p in sorted(drawn, key=lambda p: (p["name"] in named, p["name"] in line)):
         is_baseline = p["kind"] in KINDS["baselines"]
         quiet = (p["temperature"] != usual and p["kind"] not in ("base", "real")) or (
@@ -195,11 +195,6 @@ def _label(panel: Panel, names: Sequence[str]) -> None:
 
 def _mean(point: Point, axis: str, metric: str) -> float:
     return float(point[axis][metric]["mean"])
-
-
-def _usual_temperature(points: Sequence[Point]) -> float:
-    temperatures = [p["temperature"] for p in points]
-    return float(max(temperatures, key=temperatures.count)) if temperatures else 1.0
 
 
 # Training curves

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.evaluation.front import Interval
+from cfg_distill.evaluation.intervals import Interval, plainly
 from cfg_distill.files import write_text
 from cfg_distill.files.columns import aligned
 from cfg_distill.report.listening_request import KEY
@@ -268,7 +268,7 @@ def opinion_table(opinions: Mapping[str, Any]) -> str:
     systems = opinions["systems"]
     if any(systems.values()):
         lines += ["Mean opinion from 1 to 5, with 95 % intervals over raters and prompts", ""]
-        rows = [[name, *(_shown(found.get(scale), "{:.2f}") for scale in SCALES)] for name, found in systems.items()]
+        rows = [[name, *(_shown(found.get(scale), ".2f") for scale in SCALES)] for name, found in systems.items()]
         lines += [*aligned([["system", *SCALES], *rows]), ""]
     for question, title in (
         *((scale, f"Difference in {scale} from {against}, paired by prompt and rater") for scale in SCALES),
@@ -276,7 +276,7 @@ def opinion_table(opinions: Mapping[str, Any]) -> str:
     ):
         found = {name: each[question] for name, each in opinions["differences"].items() if question in each}
         if found:
-            form = "{:.2f}" if question == "variety" else "{:+.2f}"
+            form = ".2f" if question == "variety" else "+.2f"
             rows = [[name, _shown(each, form), each["verdict"], _needed(each)] for name, each in found.items()]
             lines += [title, "", *aligned([["system", "mean", "verdict", "to decide"], *rows]), ""]
     agreement = {name: alpha for name, alpha in opinions["agreement"].items() if alpha is not None}
@@ -304,8 +304,7 @@ def _needed(comparison: Mapping[str, Any]) -> str:
 def _shown(interval: Mapping[str, float] | None, form: str) -> str:
     if interval is None:
         return "-"
-    mean, low, high = (form.format(interval[part]) for part in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+    return plainly(Interval(*(interval[part] for part in Interval._fields)), form)
 
 
 # front.json

@@ -19,18 +19,19 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from cfg_distill.evaluation.front import Interval
+from cfg_distill.evaluation.intervals import LEVEL, Interval, t_quantile
 
 RESAMPLES = 4000
 FEWEST_PROMPTS = 6
 """With fewer prompts no comparison is decided: five that all agree do not exclude chance at 95 % (2 / 2^5 is more than 5 %)."""
 MOST = 10_000
 """More prompts or raters than this are no answer."""
+POWER = 0.8
+"""The probability that as many further ratings as are asked for decide."""
 
 
 def crossed_interval(
     values: ArrayLike,
-    level: float = 0.95,
     bounds: tuple[float, float] = (-math.inf, math.inf),
     resamples: int = RESAMPLES,
     seed: int = 0,
@@ -50,7 +51,6 @@ def crossed_interval(
 
     Args:
         values: ``[P, R]``; NaN for a missing rating. One rater, or one prompt, is taken as it is and not redrawn.
-        level: of the interval.
         bounds: the least and the largest mean that there can be.
         resamples: number of bootstrap resamples.
         seed: of the resamples.
@@ -72,12 +72,12 @@ def crossed_interval(
     counts_B = ((prompts_BP @ known_PR) * raters_BR).sum(1)
     deviations_B = sums_B[counts_B > 0] / counts_B[counts_B > 0] - mean
     if deviations_B.std() > 0:
-        deviations_B *= _standard_error(values_PR, level) / deviations_B.std()
-    low, high = np.clip(mean + np.quantile(deviations_B, [(1 - level) / 2, (1 + level) / 2]), *bounds)
+        deviations_B *= _standard_error(values_PR) / deviations_B.std()
+    low, high = np.clip(mean + np.quantile(deviations_B, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]), *bounds)
     return Interval(mean, float(low), float(high))
 
 
-def _standard_error(values_PR: np.ndarray, level: float) -> float:
+def _standard_error(values_PR: np.ndarray) -> float:
     """The standard error of the mean, times Student's quantile over the normal one."""
     known_PR = np.isfinite(values_PR)
     a, b, e = spread(values_PR)
@@ -85,36 +85,19 @@ def _standard_error(values_PR: np.ndarray, level: float) -> float:
     by_prompts = a * (prompts_P**2).sum() / number**2 + e / number
     by_raters = b * (raters_R**2).sum() / number**2
     error, quantile = _error_and_quantile(
-        float(by_prompts), float(by_raters), int((prompts_P > 0).sum()), int((raters_R > 0).sum()), level
+        float(by_prompts), float(by_raters), int((prompts_P > 0).sum()), int((raters_R > 0).sum())
     )
-    return error * quantile / NormalDist().inv_cdf((1 + level) / 2)
+    return error * quantile / NormalDist().inv_cdf((1 + LEVEL) / 2)
 
 
-def _error_and_quantile(
-    by_prompts: float, by_raters: float, prompts: int, raters: int, level: float
-) -> tuple[float, float]:
+def _error_and_quantile(by_prompts: float, by_raters: float, prompts: int, raters: int) -> tuple[float, float]:
     """The standard error of a mean from the two parts of its square, and Student's quantile for it."""
     square = by_prompts + by_raters
     if square == 0:
         return 0.0, 0.0
     terms = [by_prompts**2 / (prompts - 1) if prompts > 1 else 0.0, by_raters**2 / (raters - 1) if raters > 1 else 0.0]
     freedom = max(square**2 / sum(terms), 1.0) if sum(terms) else 1.0
-    return math.sqrt(square), student_quantile(level, freedom)
-
-
-def student_quantile(level: float, freedom: float) -> float:
-    r"""The t between whose positive and negative a share ``level`` of Student's distribution lies.
-
-    With :math:`t = \sqrt\nu \tan\phi` the density is proportional to :math:`\cos^{\nu - 1}\phi`, which is summed on a grid.
-
-    Example:
-        >>> round(student_quantile(0.95, 2.0), 2)
-        4.3
-    """
-    angles = np.linspace(0, math.pi / 2, 20_001)
-    density = np.cos(angles) ** (freedom - 1)
-    areas = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-    return math.sqrt(freedom) * math.tan(float(np.interp(level * areas[-1], areas, angles)))
+    return math.sqrt(square), t_quantile((1 + LEVEL) / 2, freedom)
 
 
 def _draws(random: np.random.Generator, resamples: int, number: int) -> np.ndarray:
@@ -124,7 +107,7 @@ def _draws(random: np.random.Generator, resamples: int, number: int) -> np.ndarr
     return random.multinomial(number - 1, np.full(number, 1 / number), size=resamples).astype(float)
 
 
-def win_interval(values: ArrayLike, level: float = 0.95, seed: int = 0) -> Interval:
+def win_interval(values: ArrayLike) -> Interval:
     """The share of comparisons that a system wins, and its interval. A win is 1, a loss 0, and equality 1/2.
 
     Where all comparisons agree, a bootstrap has no width. Then the open bound is the exact one of Clopper and Pearson, 1934,
@@ -135,9 +118,9 @@ def win_interval(values: ArrayLike, level: float = 0.95, seed: int = 0) -> Inter
         Interval(mean=1.0, low=0.6915..., high=1.0)
     """
     values_PR = _ratings(values)
-    interval = crossed_interval(values_PR, level, (0.0, 1.0), seed=seed)
+    interval = crossed_interval(values_PR, (0.0, 1.0))
     prompts = int(np.isfinite(values_PR).any(axis=1).sum())
-    bound = ((1 - level) / 2) ** (1 / prompts)
+    bound = ((1 - LEVEL) / 2) ** (1 / prompts)
     if interval.mean == 1:
         return interval._replace(low=bound)
     if interval.mean == 0:
@@ -206,32 +189,28 @@ class More(NamedTuple):
     raters: int | None
 
 
-def more_to_decide(
-    difference: float, variances: Spread, prompts: int, raters: int, power: float = 0.8, level: float = 0.95
-) -> More:
-    r"""How many more prompts, or raters, would decide a comparison with the given power, if its difference is the true one.
+def more_to_decide(difference: float, variances: Spread, prompts: int, raters: int) -> More:
+    r"""How many more prompts, or raters, would decide a comparison four times in five, if its difference is the true one.
 
-    The interval of :func:`crossed_interval` excludes 0 with that probability when :math:`|d| \\ge (t + z_{power}) s`, with its
-    standard error s and quantile t for the larger numbers.
+    The interval of :func:`crossed_interval` excludes 0 with the probability :data:`POWER` when
+    :math:`|d| \\ge (t + z_{power}) s`, with its standard error s and quantile t for the larger numbers.
 
     Args:
         difference: d, of paired ratings from 0.
         variances: of the paired differences.
         prompts: P of today.
         raters: R of today.
-        power: the probability that the interval decides.
-        level: of the interval.
 
     Example:
         >>> more_to_decide(0.5, Spread(1.0, 0.0, 0.0), prompts=12, raters=3)
         More(prompts=22, raters=None)
     """
-    z = NormalDist().inv_cdf(power)
+    z = NormalDist().inv_cdf(POWER)
     a, b, e = variances
 
     def decides(prompts: int, raters: int) -> bool:
         by_prompts = a / prompts + e / (prompts * raters)
-        error, quantile = _error_and_quantile(by_prompts, b / raters, prompts, raters, level)
+        error, quantile = _error_and_quantile(by_prompts, b / raters, prompts, raters)
         return abs(difference) >= (quantile + z) * error and difference != 0
 
     def least(now: int, enough: Callable[[int], bool]) -> int | None:

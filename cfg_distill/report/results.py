@@ -20,6 +20,7 @@ from cfg_distill.folders import find_file
 from cfg_distill.study.config import study_of
 from cfg_distill.study.ledger import Ledger, amended
 from cfg_distill.study.record import RECORD, begun_with, digest
+from cfg_distill.study.steps import front_outputs
 
 FRONT = "front.json"
 
@@ -269,8 +270,7 @@ def changing_front(folder: Path, front: Mapping[str, Any]) -> Iterator[None]:
     """
     pooled = [point["name"] for point in front["systems"] if (folder / "systems" / point["name"]).is_dir()]
     # The files of the step in its order: those of several training seeds are pooled.
-    made = [folder / name for name in (FRONT, "front.png", "table.txt")]
-    with amended(folder, "front", made + [folder / "systems" / f"{name}.json" for name in pooled]):
+    with amended(folder, "front", front_outputs(folder) + [folder / "systems" / f"{name}.json" for name in pooled]):
         write_text(folder / FRONT, json.dumps(front, indent=1) + "\n")
         yield
 

@@ -178,8 +178,6 @@ def _length(file: Path) -> float:
     soundfile = soundfile_library()
     if soundfile is not None:
         return float(soundfile.info(str(file)).duration)
-    import wave
-
     with wave.open(str(file)) as stream:
         return stream.getnframes() / stream.getframerate()
 

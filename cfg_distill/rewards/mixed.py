@@ -9,7 +9,7 @@ from typing import Literal, Self, cast
 import torch
 from torch import Tensor, nn
 
-from cfg_distill.errors import ConfigError, Context, Problem, blamed, nearest, problems_of
+from cfg_distill.errors import ConfigError, Context, Problem, blamed, nearest, problems_of, problems_of_not_negative
 from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.rewards.checked import outcome_of, values_of
 from cfg_distill.rewards.pairwise import PairwiseReward, mean_among_others, mean_with_others
@@ -87,8 +87,7 @@ class Mixed(Reward):
                 found.append(Problem(f"weights.{name}", f"expected {wanted}, but got {weight}."))
         if self.mode not in ("additive", "multiplicative"):
             found.append(Problem("mode", f"expected `additive` or `multiplicative`, but got `{self.mode}`."))
-        if not self.calibration >= 0:
-            found.append(Problem("calibration", f"expected at least 0 batches, but got {self.calibration}."))
+        found += problems_of_not_negative(calibration=self.calibration)
         for name, reward in self.parts.items():
             of_product = (
                 self._problems_of_factor(name, reward, group_of(context)) if self.mode == "multiplicative" else []

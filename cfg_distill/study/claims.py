@@ -15,7 +15,7 @@ from cfg_distill.evaluation.compare import Height, between, height_of, missing, 
 from cfg_distill.evaluation.front import KINDS
 from cfg_distill.evaluation.guards import Guard, Verdict, guards_of
 from cfg_distill.evaluation.headline import Headline
-from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Interval, Resampler, shortage
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS, Interval, Resampler, plainly, shortage, signed
 from cfg_distill.study.parts import Claims
 
 
@@ -262,17 +262,12 @@ def _left_out(systems: Iterable[System], metrics: Sequence[str]) -> str:
 
 def shown(interval: Interval | Height, short_of: str = "quality") -> str:
     """``+0.012 [-0.003, +0.027]``, and whether a front has the quality (or the diversity) at all."""
-    text = f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+    text = signed(Interval(*interval[:3]))
     share = interval.beyond_share if isinstance(interval, Height) else 0.0
     if share < 0.005:
         return text
     when = "" if share > 0.995 else f" in {100 * share:.0f} % of the resamples"
     return f"{text} (no baseline has this {short_of}{when}: compared with the best)"
-
-
-def plainly(interval: Interval) -> str:
-    """``0.012 [0.003, 0.027]``."""
-    return f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
 def finding(systems: Mapping[str, System], names: Claims, headline: Headline) -> str:

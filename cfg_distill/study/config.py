@@ -168,18 +168,6 @@ def study_of(content: Mapping[str, Any]) -> tuple[Study, list[Problem]]:
     return reader.dataclass_of(Study, "", content), reader.problems
 
 
-def read_study(path: str | Path) -> Study:
-    """Load a study file.
-
-    Raises:
-        ConfigError: the file is missing, or everything that is wrong with its keys and types.
-    """
-    study, problems = load_study(path)
-    if problems:
-        raise ConfigError(problems)
-    return study
-
-
 def unknown_name(key: str, name: str, known: Iterable[str], what: str) -> Problem:
     """The problem of a name that means nothing, with the nearest one that does."""
     known = list(known)

@@ -19,8 +19,8 @@ from cfg_distill.evaluation.compare import (
 )
 from cfg_distill.evaluation.front import KINDS
 from cfg_distill.evaluation.guards import Verdict
-from cfg_distill.evaluation.intervals import Interval, shortage
-from cfg_distill.study.claims import above, plainly, shown
+from cfg_distill.evaluation.intervals import Interval, plainly, shortage
+from cfg_distill.study.claims import above, shown
 
 COSTS = {"equal": "of equal cost", "any": "of any cost"}
 """The fronts that a curve is compared with: baselines of as many forward passes per token, and all."""

@@ -54,10 +54,10 @@ def sounding_notes(tune: str) -> tuple[Sounding, ...]:
     return tuple(notes)
 
 
-def runs_of(notes: Iterable[Sounding], length: int = RUN) -> set[tuple[tuple[int, Fraction], ...]]:
-    """The different runs of notes, by interval and length: what a tune has to say, however often it says it."""
+def runs_of(notes: Iterable[Sounding]) -> set[tuple[tuple[int, Fraction], ...]]:
+    """The different runs of four notes, by interval and length: what a tune has to say, however often it says it."""
     steps = [(after.pitch - before.pitch, before.length) for before, after in pairwise(notes)]
-    return {tuple(steps[start : start + length - 1]) for start in range(len(steps) - length + 2)}
+    return {tuple(steps[start : start + RUN - 1]) for start in range(len(steps) - RUN + 2)}
 
 
 def rest_share(tune: str) -> float:

@@ -146,12 +146,12 @@ def common_bars(tunes: Sequence[str], number: int = COMMON) -> list[str]:
     return [bar for bar, _ in counts.most_common(number)]
 
 
-def loop(bars: Sequence[str], longest: int = LONGEST) -> str:
-    """Bars one after the other, again from the first, for as many tokens as asked."""
+def loop(bars: Sequence[str]) -> str:
+    """Bars one after the other, again from the first, for :data:`LONGEST` tokens."""
     tokens: list[str] = []
-    while len(tokens) < longest:
+    while len(tokens) < LONGEST:
         tokens += [token for bar in bars for token in (*bar.split(), "|")]
-    return " ".join(tokens[:longest])
+    return " ".join(tokens[:LONGEST])
 
 
 def _tokens(bar: Bar) -> str:

@@ -11,8 +11,10 @@ from torch import Tensor
 
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.embedders.base import texts_of
+from cfg_distill.embedders.tokens import grams
 from cfg_distill.errors import Context, Problem, problems_of_counts
-from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric, TextMetric
+from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric
+from cfg_distill.metrics.base import EachText
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, read_note
 from cfg_distill.tunes.canonical import rest_share
@@ -54,11 +56,6 @@ def longest_run(tune: str) -> int:
     """The longest run of one pitch, in notes; bar signs do not break it."""
     pitches = [note.pitch for token in tune.split() if (note := read_note(token)) is not None]
     return max((len(list(run)) for _, run in groupby(pitches)), default=0)
-
-
-def ngrams(tokens: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """Every n-gram of a sequence of tokens, in order."""
-    return [tuple(tokens[start : start + n]) for start in range(len(tokens) - n + 1)]
 
 
 class _OfPrompts(SampleMetric):
@@ -222,27 +219,21 @@ class TuneBigramDiversity(PairwiseCosineDiversity):
         super().__init__(NGramCounts(n), **settings)
 
 
-class RestShare(TextMetric):
+class RestShare(EachText):
     """Guard against silence: mean share of rests in the time of a tune; see :func:`rest_share`."""
 
-    axis = "guard"
-    higher_is_better = False
-
-    def score_group(self, texts: list[str]) -> float:
-        return sum(map(rest_share, texts)) / len(texts)
+    def score_text(self, text: str) -> float:
+        return rest_share(text)
 
 
-class LongestRun(TextMetric):
+class LongestRun(EachText):
     """Guard against a stuck note: mean length of the longest run of one pitch; see :func:`longest_run`."""
 
-    axis = "guard"
-    higher_is_better = False
-
-    def score_group(self, texts: list[str]) -> float:
-        return sum(map(longest_run, texts)) / len(texts)
+    def score_text(self, text: str) -> float:
+        return longest_run(text)
 
 
-class Repetition(TextMetric):
+class Repetition(EachText):
     """Guard against loops: mean share of n-grams of notes that stood before in the tune; see :func:`repetition`.
 
     Real tunes have 0.29 (n = 4, 128 tokens).
@@ -251,9 +242,6 @@ class Repetition(TextMetric):
         n: notes in a gram.
     """
 
-    axis = "guard"
-    higher_is_better = False
-
     def __init__(self, n: int = 4, **settings: Any) -> None:
         super().__init__(**settings)
         self.n = n
@@ -261,24 +249,21 @@ class Repetition(TextMetric):
     def problems(self, context: Context = Context()) -> list[Problem]:
         return problems_of_counts(n=self.n)
 
-    def score_group(self, texts: list[str]) -> float:
-        return sum(repetition(text, self.n) for text in texts) / len(texts)
+    def score_text(self, text: str) -> float:
+        return repetition(text, self.n)
 
 
-class RepeatedBars(TextMetric):
+class RepeatedBars(EachText):
     """Guard against loops: mean share of bars that are equal to the bar before; see :func:`repeated_bars`.
 
     Real tunes have 0.006.
     """
 
-    axis = "guard"
-    higher_is_better = False
-
-    def score_group(self, texts: list[str]) -> float:
-        return sum(map(repeated_bars, texts)) / len(texts)
+    def score_text(self, text: str) -> float:
+        return repeated_bars(text)
 
 
-class CopyRate(TextMetric):
+class CopyRate(EachText):
     """Guard against learning by heart: share of samples that hold ``n`` tokens in a row of a training tune.
 
     Loading reads the corpus from the installed music21 package.
@@ -286,9 +271,6 @@ class CopyRate(TextMetric):
     Args:
         n: tokens in a row.
     """
-
-    axis = "guard"
-    higher_is_better = False
 
     def __init__(self, n: int = 16, **settings: Any) -> None:
         super().__init__(**settings)
@@ -299,12 +281,12 @@ class CopyRate(TextMetric):
         if self.known is None:
             from cfg_distill.tunes.corpus import tunes_of
 
-            self.known = KnownRuns(gram for tune in tunes_of("train") for gram in ngrams(tune.tokens, self.n))
+            self.known = KnownRuns(gram for tune in tunes_of("train") for gram in grams(tune.tokens, self.n))
         return self
 
-    def score_group(self, texts: list[str]) -> float:
+    def score_text(self, text: str) -> float:
         known = self.load().known or ()
-        return sum(any(gram in known for gram in ngrams(text.split(), self.n)) for text in texts) / len(texts)
+        return any(gram in known for gram in grams(text.split(), self.n))
 
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""The small network under the judge, and its folder (config.json, model.safetensors).
+"""The small network under the judge, and the folder of a network (config.json, model.safetensors).
 
 Shapes: N tunes, T tokens, C channels.
 """
@@ -6,9 +6,11 @@ Shapes: N tunes, T tokens, C channels.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -56,7 +58,34 @@ class Block(nn.Module):
         return hidden_NTC + self.dropout(self.linear(nn.functional.gelu(inner_NTC)))
 
 
-class TuneNetwork(nn.Module):
+class SavedNetwork(nn.Module, ABC):
+    """A network that hears tunes, and its folder.
+
+    Args:
+        config: everything but the weights, a dataclass.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        self.config = config
+
+    @abstractmethod
+    def hear(self, tunes: Sequence[str]) -> Tensor:
+        """Vectors of decoded tunes in evaluation mode, one per tune, of any length."""
+
+    def save(self, folder: str | Path) -> None:
+        """Writes config.json and model.safetensors, with numbers in float32 whatever the training's precision."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8")
+        state = {
+            name: (tensor.float() if tensor.is_floating_point() else tensor).detach().cpu().contiguous()
+            for name, tensor in self.state_dict().items()
+        }
+        save_file(state, folder / "model.safetensors")
+
+
+class TuneNetwork(SavedNetwork):
     """Dilated convolutions over music tokens, mean over the tune, one linear head per output.
 
     Convolutions and a mean know no position: a network trained on short segments reads longer tunes alike. A token is
@@ -64,8 +93,7 @@ class TuneNetwork(nn.Module):
     """
 
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.numbers = {token: number for number, token in enumerate(config.music, start=1)}
         notes = [parse_note(token) or (token, token) for token in config.music]
         pitches, lengths = ([0, *_numbered([str(note[part]) for note in notes])] for part in (0, 1))
@@ -111,13 +139,17 @@ class TuneNetwork(nn.Module):
         """The outputs for decoded tunes, in evaluation mode; tunes of like length are computed together."""
         return self._over(tunes, self, self.config.heads, batch)
 
-    def hear(self, tunes: Sequence[str], batch: int = 64) -> Tensor:
+    def hear(self, tunes: Sequence[str]) -> Tensor:
         """What the heads read, ``[N, 2 C]``, in evaluation mode."""
-        return self._over(tunes, lambda tokens_NT: {"": self.pooled(tokens_NT)}, {"": 2 * self.config.width}, batch)[""]
+        return self._over(tunes, lambda tokens_NT: {"": self.pooled(tokens_NT)}, {"": 2 * self.config.width})[""]
 
     @torch.no_grad()
     def _over(
-        self, tunes: Sequence[str], compute: Callable[[Tensor], dict[str, Tensor]], widths: dict[str, int], batch: int
+        self,
+        tunes: Sequence[str],
+        compute: Callable[[Tensor], dict[str, Tensor]],
+        widths: dict[str, int],
+        batch: int = 64,
     ) -> dict[str, Tensor]:
         was_training = self.training
         self.eval()
@@ -134,14 +166,6 @@ class TuneNetwork(nn.Module):
             name: torch.cat(parts)[back] if parts else torch.zeros(0, widths[name], device=device)
             for name, parts in outputs.items()
         }
-
-    def save(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8")
-        state = {name: tensor.detach().float().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / "model.safetensors")
 
 
 def load_network(path: str) -> TuneNetwork:

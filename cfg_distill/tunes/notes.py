@@ -1,23 +1,19 @@
-"""Notes of tunes as integers, and what networks over them share: reading decoded tunes, and a folder.
+"""Notes of tunes as integers, and what networks over them share.
 
 Shapes: N tunes, L notes, D embedding width.
 """
 
 from __future__ import annotations
 
-import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import pad
 
 from cfg_distill.tunes.canonical import Sounding, sounding_notes
+from cfg_distill.tunes.network import SavedNetwork
 
 TICKS = 12  # per eighth: a length of the corpus is a whole number of them
 PADDING = -1  # as an onset
@@ -43,16 +39,12 @@ def median_of(values_NL: Tensor, there_NL: Tensor) -> Tensor:
     return known_NL.nanmedian(-1, keepdim=True).values.nan_to_num(0).long()
 
 
-class NotesNetwork(nn.Module, ABC):
+class NotesNetwork(SavedNetwork):
     """Notes of :func:`rows_of` to embeddings ``[N, D]``.
 
     Args:
         config: everything but the weights, a dataclass with a field ``embedding``, which is D.
     """
-
-    def __init__(self, config: Any) -> None:
-        super().__init__()
-        self.config = config
 
     @abstractmethod
     def forward(self, notes_NL3: Tensor) -> Tensor:
@@ -62,7 +54,7 @@ class NotesNetwork(nn.Module, ABC):
         """Sets what the training starts from, for a network that takes it from the training tunes."""
 
     @torch.no_grad()
-    def read(self, tunes: Sequence[str], batch: int = 64) -> Tensor:
+    def hear(self, tunes: Sequence[str], batch: int = 64) -> Tensor:
         """Embeddings of decoded tunes in evaluation mode, ``[N, D]``; tunes of like length are computed together."""
         was_training = self.training
         self.eval()
@@ -75,11 +67,3 @@ class NotesNetwork(nn.Module, ABC):
             embedding_ND[chosen] = self(rows_of([notes[index] for index in chosen]).to(device)).float()
         self.train(was_training)
         return embedding_ND
-
-    def save(self, folder: str | Path) -> None:
-        """Writes config.json and model.safetensors."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(asdict(self.config), indent=1) + "\n", encoding="utf-8")
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        save_file(state, folder / "model.safetensors")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -12,7 +13,20 @@ from cfg_distill.tunes.canonical import Sounding, sounding_notes
 from cfg_distill.tunes.corpus import Tune
 from cfg_distill.tunes.notes import rows_of
 from cfg_distill.tunes.rewriting import dotted
-from cfg_distill.tunes.segments import SegmentsData, two_parts
+from cfg_distill.tunes.segments import SegmentsData
+
+T = TypeVar("T")
+
+
+def two_parts(tokens: Sequence[T], draw: random.Random, shortest: int, longest: int) -> list[Sequence[T]]:
+    """Two segments of a tune that do not overlap. The tune must hold at least twice ``shortest`` tokens."""
+    cut = draw.randint(shortest, len(tokens) - shortest)
+    parts = []
+    for part in (tokens[:cut], tokens[cut:]):
+        length = draw.randint(shortest, max(shortest, min(longest, len(part))))
+        start = draw.randint(0, len(part) - length)
+        parts.append(part[start : start + length])
+    return parts
 
 
 class TunePairs(SegmentsData):
@@ -30,6 +44,8 @@ class TunePairs(SegmentsData):
         seed: of the order, the parts and the rests.
     """
 
+    parts = 2
+
     def __init__(
         self,
         batch_size: int = 128,
@@ -39,7 +55,7 @@ class TunePairs(SegmentsData):
         dotted: float = 0.0,
         seed: int = 0,
     ) -> None:
-        super().__init__(True, batch_size, shortest, longest, seed)
+        super().__init__(batch_size, shortest, longest, seed)
         self.rests, self.dotted = rests, dotted
 
     def heard(self, split: str) -> list[tuple[Sounding, ...]]:
@@ -56,7 +72,7 @@ class TunePairs(SegmentsData):
             text = " ".join(tune.tokens)
             plain = sounding_notes(text)
             other = sounding_notes(dotted(text)) if draw.random() < self.dotted else plain
-            first, second = two_parts(range(len(tune.tokens)), draw, self.shortest, self.longest)  # type: ignore[arg-type]
+            first, second = two_parts(range(len(tune.tokens)), draw, self.shortest, self.longest)
             parts = [
                 [note for note in notes if note.place in part]
                 for notes, part in ((other, first), (plain, second), (plain, first))

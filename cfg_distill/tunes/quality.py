@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cfg_distill.embedders.tokens import grams, repeated_grams
 from cfg_distill.tunes.bars import read_bars, read_note
 
 WORST = {"real": 0.0, "length": 0.0, "repetition": 1.0, "copied": 1.0}
@@ -93,9 +94,7 @@ def repetition(tune: str, n: int = 4) -> float:
         >>> repetition("C:1 D:1 | C:1 D:1 | C:1 D:1 |", n=2)  # CD, DC, CD, DC, CD: three of five stood before
         0.6
     """
-    notes = [token for token in tune.split() if read_note(token) is not None]
-    grams = [tuple(notes[start : start + n]) for start in range(len(notes) - n + 1)]
-    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+    return repeated_grams([token for token in tune.split() if read_note(token) is not None], n)
 
 
 def repeated_bars(tune: str) -> float:
@@ -125,8 +124,7 @@ def melody_runs(tune: str, n: int = RUN) -> list[tuple[str, ...]]:
         if (note := read_note(token)) is not None and note.pitch is not None
     ]
     steps = [(after - before, length) for (before, length), (after, _) in pairwise(notes)]
-    runs = (steps[start : start + n - 1] for start in range(len(steps) - n + 2))
-    return [tuple(f"{interval},{_over(length, run[0][1])}" for interval, length in run) for run in runs]
+    return [tuple(f"{interval},{_over(length, run[0][1])}" for interval, length in run) for run in grams(steps, n - 1)]
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cfg_distill.errors import Context, Problem
+from cfg_distill.errors import Context, Problem, problems_of_counts, problems_of_not_negative
 from cfg_distill.references import Reference, problems_of_length
 from cfg_distill.tunes.corpus import Tune, tunes_of
 from cfg_distill.tunes.ladder import matches
@@ -48,15 +48,10 @@ class TuneReference(Reference):
         found = []
         if self.split not in SPLITS:
             found.append(Problem("split", f"expected one of {list(SPLITS)}, but got `{self.split}`."))
-        if not self.tokens >= 1:
-            found.append(Problem("tokens", f"expected at least 1, but got {self.tokens}."))
-        else:
-            found += problems_of_length(self.tokens, context)
+        found += problems_of_counts(tokens=self.tokens) or problems_of_length(self.tokens, context)
         if self.match not in ("slots", "none"):
             found.append(Problem("match", f"expected `slots` or `none`, but got `{self.match}`."))
-        if not self.at_least >= 0:
-            found.append(Problem("at_least", f"expected at least 0, but got {self.at_least}."))
-        return found
+        return found + problems_of_not_negative(at_least=self.at_least)
 
     def problems_of_prompts(self, prompts: Sequence[str], at_least: int = 1) -> list[Problem]:
         # Reading the tunes takes seconds, and cannot find any prompt that has fewer.

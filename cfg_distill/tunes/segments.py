@@ -1,7 +1,7 @@
-"""Segments of tunes as batches: pairs of two parts of one tune for the encoder, labelled beginnings for the judge."""
+"""Segments of tunes as batches: labelled ones for the judge, and the loaders under the pairs of the encoder (pairs.py)."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import lightning
@@ -11,21 +11,11 @@ from torch.utils.data import DataLoader
 
 from cfg_distill.tunes.abc import BARS
 from cfg_distill.tunes.corpus import Tune, load_corpus, tunes_of, vocabulary
+from cfg_distill.tunes.split import SPLITS
 from cfg_distill.tunes.tokenizer import VALUES
 
 UNLABELLED = -1
 ATTRIBUTES = ("origin", "rhythm", "mode")
-
-
-def two_parts(tokens: Sequence[str], draw: random.Random, shortest: int, longest: int) -> list[Sequence[str]]:
-    """Two segments of a tune that do not overlap. The tune must hold at least twice ``shortest`` tokens."""
-    cut = draw.randint(shortest, len(tokens) - shortest)
-    parts = []
-    for part in (tokens[:cut], tokens[cut:]):
-        length = draw.randint(shortest, max(shortest, min(longest, len(part))))
-        start = draw.randint(0, len(part) - length)
-        parts.append(part[start : start + length])
-    return parts
 
 
 def like_a_sample(tokens: Sequence[str], draw: random.Random, shortest: int, longest: int) -> Sequence[str]:
@@ -39,20 +29,22 @@ class SegmentsData(lightning.LightningDataModule):
     """Tunes of the corpus as segments, drawn anew every epoch; validation and test segments stay the same.
 
     A batch is a dict: ``tokens`` [N, T] (0 is padding), ``family`` [N] (number of the family of near-duplicates), and
-    ``origin``, ``rhythm``, ``mode`` [N], -1 where the source does not say. With pairs, rows 2i and 2i + 1 are one tune's.
+    ``origin``, ``rhythm``, ``mode`` [N], -1 where the source does not say.
+
+    Attributes:
+        parts: how many segments are cut from one tune. Several do not overlap, so shorter tunes are left out.
 
     Args:
-        pairs: two segments per tune that do not overlap, instead of one segment like a sample.
         batch_size: tunes per batch.
         shortest, longest: tokens of a segment.
         seed: of the order and of the segments.
     """
 
-    def __init__(
-        self, pairs: bool = False, batch_size: int = 128, shortest: int = 48, longest: int = 128, seed: int = 0
-    ) -> None:
+    parts = 1
+
+    def __init__(self, batch_size: int = 128, shortest: int = 48, longest: int = 128, seed: int = 0) -> None:
         super().__init__()
-        self.pairs, self.batch_size, self.seed = pairs, batch_size, seed
+        self.batch_size, self.seed = batch_size, seed
         self.shortest, self.longest = shortest, longest
         self.tunes: dict[str, list[Tune]] = {}
 
@@ -61,8 +53,8 @@ class SegmentsData(lightning.LightningDataModule):
             return
         self.music = vocabulary(load_corpus())
         self.numbers = {token: number for number, token in enumerate(self.music, start=1)}
-        fits: Callable[[Tune], bool] = lambda tune: not self.pairs or len(tune.tokens) >= 2 * self.shortest  # noqa: E731
-        self.tunes = {split: list(filter(fits, tunes_of(split))) for split in ("train", "validation", "test")}
+        least = self.parts * self.shortest if self.parts > 1 else 0
+        self.tunes = {split: [tune for tune in tunes_of(split) if len(tune.tokens) >= least] for split in SPLITS}
 
     def counts(self, attribute: str) -> Tensor:
         """How many training tunes have each value of an attribute, at least 1 (its logarithm is used), ``[values]``."""
@@ -97,17 +89,9 @@ class SegmentsData(lightning.LightningDataModule):
         )
 
     def collate(self, tunes: Sequence[Tune], draw: random.Random) -> dict[str, Tensor]:
-        rows: list[Sequence[str]] = []
-        owners: list[Tune] = []
-        for tune in tunes:
-            if self.pairs:
-                segments = two_parts(tune.tokens, draw, self.shortest, self.longest)
-            else:
-                segments = [like_a_sample(tune.tokens, draw, self.shortest, self.longest)]
-            rows += segments
-            owners += [tune] * len(segments)
-        family_N = torch.tensor([tune.cluster for tune in owners])
-        return {"tokens": self.padded(rows), "family": family_N, **labels_of(owners)}
+        rows = [like_a_sample(tune.tokens, draw, self.shortest, self.longest) for tune in tunes]
+        family_N = torch.tensor([tune.cluster for tune in tunes])
+        return {"tokens": self.padded(rows), "family": family_N, **labels_of(tunes)}
 
     def padded(self, rows: Sequence[Sequence[str]]) -> Tensor:
         """Token numbers ``[N, T]``, 0 behind the end of a row. Tokens that no tune has are skipped."""

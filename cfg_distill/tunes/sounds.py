@@ -11,6 +11,7 @@ from cfg_distill.errors import Problem
 from cfg_distill.evaluation.ladder_sound import SoundLadder
 from cfg_distill.generators import Prompt, PromptLike
 from cfg_distill.tunes.corpus import tunes_of
+from cfg_distill.tunes.ladder import matches
 from cfg_distill.tunes.prompts import understand
 from cfg_distill.tunes.rendering import audio
 
@@ -46,11 +47,7 @@ class RenderedLadder(SoundLadder):
     @staticmethod
     def _tunes(text: str) -> list[str]:
         asked = understand(text).slots
-        return [
-            " ".join(tune.tokens)
-            for tune in tunes_of("validation")
-            if all(value in ("any", tune.slots[slot]) for slot, value in asked.items())
-        ]
+        return [" ".join(tune.tokens) for tune in tunes_of("validation") if matches(tune.slots, asked)]
 
 
 def _text(prompt: PromptLike) -> str:

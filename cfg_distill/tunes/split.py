@@ -19,6 +19,7 @@ SPLITS = ("train", "validation", "test")
 SHARED = 0.2  # of the rarer runs of the shorter tune
 RUN = 8  # intervals
 COMMON = 12  # a run in more tunes than this is common property
+HELD_OUT = 0.06  # of the tunes, for validation, and as many for test
 
 
 def shingles(pitches: Sequence[int]) -> np.ndarray:
@@ -66,16 +67,16 @@ def cluster(melodies: Sequence[Sequence[int]]) -> list[int]:
     return [root(index) for index in range(len(melodies))]
 
 
-def assign_splits(families: Sequence[int], share: float = 0.06, seed: str = "tunes") -> list[str]:
-    """Deals families to validation and test (``share`` of the tunes each), the rest to train.
+def assign_splits(families: Sequence[int]) -> list[str]:
+    """Deals families to validation and test (:data:`HELD_OUT` of the tunes each), the rest to train.
 
     Families of more than four tunes go to train: a measurement on them would measure one tune many times.
     """
     sizes = Counter(families)
     candidates = sorted(family for family, size in sizes.items() if size <= 4)
-    random.Random(hashlib.sha256(seed.encode()).hexdigest()).shuffle(candidates)
+    random.Random(hashlib.sha256(b"tunes").hexdigest()).shuffle(candidates)
     split_of: dict[int, str] = {}
-    left = {"validation": share * len(families), "test": share * len(families)}
+    left = {"validation": HELD_OUT * len(families), "test": HELD_OUT * len(families)}
     for family in candidates:
         for name in left:
             if left[name] > 0:

@@ -95,7 +95,7 @@ def test_throughput_counts_generated_tokens_over_a_window(
     passes = [0.5, 1.0, 0.5, 1.0] if micro_batch else [1.0, 2.0]
     readings = [10.0, *passes, 0.0, 0.0, 3.0]
     clock = itertools.accumulate(itertools.cycle(readings))
-    monkeypatch.setattr("cfg_distill.callbacks.throughput.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    monkeypatch.setattr("cfg_distill.evaluation.measure.time", SimpleNamespace(perf_counter=lambda: next(clock)))
     book, tokens = Book(), Tokens()
     trainer([Throughput(window=2), tokens], logger=book).fit(student_of(folder, micro_batch=micro_batch), batches(4))
     rows = [row for row in book.rows if "throughput/tokens_per_second" in row]

@@ -259,8 +259,8 @@ def test_an_average_of_another_student_is_refused(folder: str) -> None:
     ("settings", "message"),
     [
         ({"decay": 1.0}, r"`StudentEMA.decay`: expected a number in \[0, 1\), but got 1.0"),
-        ({"update_every": 0}, "`StudentEMA.update_every`: expected at least 1 step, but got 0"),
-        ({"start_step": -1}, "`StudentEMA.start_step`: expected 0 or more steps, but got -1"),
+        ({"update_every": 0}, "`StudentEMA.update_every`: expected at least 1, but got 0"),
+        ({"start_step": -1}, "`StudentEMA.start_step`: expected at least 0, but got -1"),
     ],
 )
 def test_settings_that_make_no_sense(folder: str, settings: dict[str, Any], message: str) -> None:

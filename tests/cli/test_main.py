@@ -57,7 +57,7 @@ def test_help_of_a_fit_is_short(capsys: pytest.CaptureFixture, monkeypatch: pyte
     from cfg_distill.recipe import command_line
 
     asked: list[list[str]] = []
-    monkeypatch.setattr(command_line, "start", lambda command, words, check_only: asked.append(words))
+    monkeypatch.setattr(command_line, "start", lambda command, words: asked.append(words))
     assert main(["fit", "--help"]) == 0
     shown = capsys.readouterr().out
     assert len(shown.splitlines()) < 25 and "--help=all" in shown and "usage: cfg-distill fit" in shown
@@ -70,7 +70,7 @@ def test_a_fit_says_less_or_more(
 ) -> None:
     from cfg_distill.recipe import command_line, quiet
 
-    def start(command: str, words: list[str], check_only: bool) -> None:
+    def start(command: str, words: list[str]) -> None:
         print("a line", words)
         print("a warning", file=sys.stderr)
         print("loud" if quiet.LOUD in os.environ else "as usual", file=sys.stderr)

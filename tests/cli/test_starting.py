@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from fenced import ROOT
+from made_study import read_study
 from tiny import tiny_folder
 from tiny_audio import tiny_clap
 from tiny_dia import tiny_dia
@@ -30,7 +31,6 @@ from cfg_distill.generators.base import Generator
 from cfg_distill.recipe import Recipe
 from cfg_distill.study import starting
 from cfg_distill.study.check import problems_of
-from cfg_distill.study.config import read_study
 from cfg_distill.study.schema import KINDS, schema_of
 
 PROMPTS = [f"w{number} w{number + 1}" for number in range(12)]
@@ -39,9 +39,9 @@ SPEECH = [f"[S1] Line {number}." for number in range(12)]
 
 def passes(recipe: Path) -> None:
     """A fit of a recipe is checked, and stops before weights load."""
-    from cfg_distill.cli.fit import run
+    from cfg_distill.recipe.command_line import start
 
-    run("fit", ["--config", str(recipe)], check_only=True)
+    start("fit", ["--config", str(recipe)], check_only=True)
 
 
 # init

@@ -76,15 +76,15 @@ def handlers() -> Iterator[None]:
 
 PLACES = [
     ("batch start", 0),  # before the first checkpoint
-    ("score", 2),  # the last batch of an epoch
     ("optimizer", 5),
-    ("validation", 4),
     ("validation", STEPS),
     ("batch end", STEPS),
     *(
         pytest.param(*each, marks=pytest.mark.slow)
         for each in [
             ("rollout", 1),
+            ("score", 2),  # the last batch of an epoch
+            ("validation", 4),
             ("batch end", 3),  # the last batch of an epoch
             ("validation start", 4),
             ("before backward", 4),
@@ -230,7 +230,10 @@ def accumulated(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> An
         return state()
 
 
-@pytest.mark.parametrize(("batch", "hook"), [(3, "on_train_batch_end"), (5, "on_validation_end")])
+@pytest.mark.parametrize(
+    ("batch", "hook"),
+    [(3, "on_train_batch_end"), pytest.param(5, "on_validation_end", marks=pytest.mark.slow)],
+)
 def test_a_stop_within_a_step_waits_for_its_end(
     batch: int, hook: str, tiny_model: str, accumulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

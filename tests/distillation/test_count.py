@@ -280,6 +280,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> str:
     return four_tokens(tmp_path_factory.mktemp("words"))
 
 
+@pytest.mark.slow
 def test_steps_of_one_prompt_have_the_right_expected_gradient(words: str) -> None:
     """`mean` is `sum` divided by the mean length of the past, whatever that is; divided by its own positions it is not."""
     module, of_past = enumerated(words, "mean", 1.3)

@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 from fenced import ROOT, SHORT_FIT, blocks
+from made_study import read_study
 
-from cfg_distill.cli import COMMANDS, fit, main
+from cfg_distill.cli import COMMANDS, main
+from cfg_distill.recipe.command_line import start
 from cfg_distill.study.check import problems_of
-from cfg_distill.study.config import read_study
 
 SHORT = {
     "fit": SHORT_FIT,
@@ -48,10 +49,10 @@ def run_own(command: str, *words: str) -> None:
         study = read_study(words[0])
         assert problems_of(study) == []
         for each in study.fits.values():
-            fit.run("fit", each.words[1:], check_only=True)
+            start("fit", each.words[1:], check_only=True)
     elif command == "fit" and "--trainer.devices" in words:
         # Two processes start below, once; here it is parsed, built and asked for its problems.
-        fit.run("fit", [*words, "--trainer.accelerator=cpu"], check_only=True)
+        start("fit", [*words, "--trainer.accelerator=cpu"], check_only=True)
     elif "--print_config" in words:
         with pytest.raises(SystemExit) as ended:
             main([command, *words])

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 from fenced import ROOT, blocks
+from made_study import read_study
 
 from cfg_distill.cli import main
 from cfg_distill.data import read_prompts
 from cfg_distill.generators import CausalLM
 from cfg_distill.study.check import problems_of
-from cfg_distill.study.config import read_study
 
 PAGE = "docs/text.md"
 

@@ -11,13 +11,14 @@ import torch
 from tiny import WORDS, tiny_folder
 from tiny_csm import tiny_csm
 
-from cfg_distill.cli import fit, main
+from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.anneal import Anneal, GuidanceCourse
 from cfg_distill.generators import CSM, Annealed, CausalLM, Guidance, Guided, Logits, Schedule
 from cfg_distill.generators.annealed import problems_of_mixing
 from cfg_distill.guidance import guided_logits
 from cfg_distill.metrics.likelihood import log_likelihoods
+from cfg_distill.recipe.command_line import start
 from cfg_distill.sampling import Sampling, rollout
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6"]
@@ -173,7 +174,7 @@ def test_training_on_its_samples_is_refused() -> None:
     with pytest.raises(
         ConfigError, match=r"`model.anneal`: no such key, since samples that begin by a start model are"
     ):
-        fit.run("fit", words, check_only=True)
+        start("fit", words, check_only=True)
 
 
 def test_generate_and_evaluate_take_a_start_model(

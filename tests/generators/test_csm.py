@@ -14,12 +14,13 @@ from tiny_fits import FirstToken, fitted
 from transformers import CsmForConditionalGeneration, CsmProcessor, GenerationConfig
 
 from cfg_distill import CFGDistillation
-from cfg_distill.cli import fit, main
+from cfg_distill.cli import main
 from cfg_distill.generators import CSM, DepthStates, Guidance, Guided, LoRA, Prompt, open_generator, predictions
 from cfg_distill.generators.linear import product as product_of_rows
 from cfg_distill.losses import LossInputs, PolicyGradient, ReverseKL, chunked, reverse_kl
 from cfg_distill.losses.chunked import Cells, sum_over_cells
 from cfg_distill.losses.watched import ENTROPIES
+from cfg_distill.recipe.command_line import start
 from cfg_distill.sampling import Rollout, Sampling, rollout
 from cfg_distill.sampling.samples import Samples
 
@@ -327,4 +328,4 @@ def test_problems(folders: list[str], csm: CSM, tiny_model: str, tmp_path: Path)
 
 def test_the_recipe_has_no_problems(folders: list[str], folder: Path) -> None:
     path = f"--model.generator.init_args.path={folders[0]}"
-    fit.run("fit", ["--config", "recipes/speech/csm.yaml", path], check_only=True)
+    start("fit", ["--config", "recipes/speech/csm.yaml", path], check_only=True)

@@ -14,7 +14,6 @@ from transformers.audio_utils import chroma_filter_bank
 
 from cfg_distill import CFGDistillation
 from cfg_distill.audio import Waveform, write_audio
-from cfg_distill.cli import fit
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Prompt
@@ -22,6 +21,7 @@ from cfg_distill.generators.chroma import Chroma
 from cfg_distill.generators.musicgen import MusicGen
 from cfg_distill.guidance import Guidance
 from cfg_distill.losses import ReverseKL
+from cfg_distill.recipe.command_line import start
 from cfg_distill.sampling import Sampling, problems_of_lengths, rollout
 
 SAMPLING = Sampling(samples=2, max_new_tokens=4, temperature=0)
@@ -141,7 +141,7 @@ def test_a_fit_is_refused_before_the_weights(folder, tmp_path, monkeypatch):
     }  # fmt: skip
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(ConfigError, match=r"Prompt 'rock', melody: .*`none.wav` does not exist"):
-        fit.run("fit", ["--config", str(tmp_path / "recipe.yaml")], check_only=True)
+        start("fit", ["--config", str(tmp_path / "recipe.yaml")], check_only=True)
 
 
 def test_what_cannot_be_read_is_named(generator, folder, tmp_path):

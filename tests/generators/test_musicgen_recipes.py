@@ -13,10 +13,11 @@ from tiny_audio import tiny_clap, tiny_hubert
 from tiny_musicgen import tiny_musicgen
 from transformers import MusicgenForConditionalGeneration
 
-from cfg_distill.cli import fit, main
+from cfg_distill.cli import main
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import normalised
 from cfg_distill.folders import RECIPES
+from cfg_distill.recipe.command_line import start
 
 NAMES = sorted(path.stem for path in (RECIPES / "musicgen").glob("*.yaml") if path.stem != "metrics")
 KINDS = {"stereo": "stereo", "melody": "melody"}
@@ -55,7 +56,7 @@ def test_there_is_one_for_every_kind():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_has_no_problems(name, models, folder):
     file = localised(name, models, folder)
-    fit.run("fit", ["--config", str(file)], check_only=True)
+    start("fit", ["--config", str(file)], check_only=True)
 
 
 def test_prompts_do_not_overlap():
@@ -96,7 +97,9 @@ def test_the_small_recipe_trains_plays_exports_and_generates(models, folder, cap
     assert len(list((folder / "wav").glob("*.wav"))) == 2
 
 
-@pytest.mark.parametrize("name", ["small", "large", "small_lora"])
+@pytest.mark.parametrize(
+    "name", ["small", *(pytest.param(name, marks=pytest.mark.slow) for name in ("large", "small_lora"))]
+)
 def test_a_recipe_trains_in_its_own_precision(name, models, folder):
     """All weights in float32, and an adapter of a bfloat16 base, both under bf16-mixed, with rewards, averages and metrics."""
     file = localised(name, models, folder)

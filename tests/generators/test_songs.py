@@ -13,7 +13,7 @@ from tiny_songs import ACE_PROMPT, NUM_CODES, YUE_PROMPT, tiny_ace_step, tiny_yu
 from transformers import AutoModelForCausalLM, LogitsProcessor, LogitsProcessorList
 
 from cfg_distill import CFGDistillation
-from cfg_distill.cli import fit, main
+from cfg_distill.cli import main
 from cfg_distill.data import PromptData, read_prompts
 from cfg_distill.data.reading import together
 from cfg_distill.errors import ConfigError
@@ -22,6 +22,7 @@ from cfg_distill.folders.history import of_base
 from cfg_distill.generators import AceStep, CausalLM, Guidance, Guided, LoRA, Prompt, YuE, open_generator
 from cfg_distill.generators.songs import Songs
 from cfg_distill.losses import ReverseKL
+from cfg_distill.recipe.command_line import start
 from cfg_distill.sampling import Sampling, rollout
 
 ACE = Prompt("warm jazz", **ACE_PROMPT)
@@ -247,4 +248,4 @@ def test_the_prompts_of_the_recipes_have_their_fields(ace: AceStep, yue: YuE) ->
 @pytest.mark.parametrize("name", ["ace_step", "yue"])
 def test_a_recipe_has_no_problems(name: str, folders: dict[str, str], folder: Path) -> None:
     path = f"--model.generator.init_args.path={folders[name]}"
-    fit.run("fit", ["--config", f"recipes/songs/{name}.yaml", path], check_only=True)
+    start("fit", ["--config", f"recipes/songs/{name}.yaml", path], check_only=True)

@@ -234,7 +234,12 @@ def test_a_student_starts_from_an_exported_adapter(
 
 @pytest.mark.parametrize(
     ("method", "partner_kind"),
-    [(method, kind) for method in ("lerp", "slerp") for kind in ("checkpoint", "folder")] + [("liti", "")],
+    [
+        ("lerp", "checkpoint"),
+        ("slerp", "folder"),
+        ("liti", ""),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in [("lerp", "folder"), ("slerp", "checkpoint")]),
+    ],
 )
 def test_merges_at_the_end_of_a_fit(
     tiny_model: str, run: tuple[Path, Any, Recorder], tmp_path: Path, method: str, partner_kind: str

@@ -325,6 +325,7 @@ def test_the_first_folder_must_hold_the_configuration(models: list[str], tmp_pat
         merge_folders([models[1], models[0]], [0.5, 0.5], "lerp", tmp_path / "out", overwrite=True)
 
 
+@pytest.mark.slow
 def test_memory_holds_a_few_tensors_not_the_models(tmp_path: Path) -> None:
     """Two models of 192 MiB in 24 tensors of 8 MiB: the merge may allocate some tensors, not a model."""
     for seed, name in enumerate("ab"):

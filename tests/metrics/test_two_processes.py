@@ -15,9 +15,7 @@ from cfg_distill.metrics import (
     FAD,
     KAD,
     DistinctN,
-    Entropy,
     KernelDistance,
-    KLToTeacher,
     Length,
     PairwiseCosineDiversity,
     PromptAdherence,
@@ -45,8 +43,8 @@ class Words(Reference):
         yield [" ".join(WORDS[:length]) for length in range(2, 6)]
 
 
-def draw(rank: int, batch: int, num_prompts: int) -> tuple[Samples, Tensor, Tensor, Tensor]:
-    """Texts with their masks, and logits of a student and a teacher, [B, T, V] each."""
+def draw(rank: int, batch: int, num_prompts: int) -> Samples:
+    """Texts with their masks."""
     random = torch.Generator().manual_seed(10 * rank + batch)
     lengths_BG = torch.randint(3, 9, (num_prompts, 3), generator=random)
     texts = [
@@ -54,9 +52,7 @@ def draw(rank: int, batch: int, num_prompts: int) -> tuple[Samples, Tensor, Tens
         for length in lengths_BG.flatten()
     ]
     mask_BGKT = (torch.arange(9) <= lengths_BG[..., None])[:, :, None]
-    samples = Samples(["a b c"] * num_prompts, texts, Rollout(mask_BGKT.long(), mask_BGKT, mask_BGKT.float()))
-    student_BTV, teacher_BTV = torch.randn(2, num_prompts, 9, 5, generator=random)
-    return samples, student_BTV, teacher_BTV, mask_BGKT[:, 0, 0]
+    return Samples(["a b c"] * num_prompts, texts, Rollout(mask_BGKT.long(), mask_BGKT, mask_BGKT.float()))
 
 
 def sample_metrics() -> dict[str, SampleMetric]:
@@ -87,16 +83,12 @@ def measure(shares: list[list[list[int]]]) -> dict[str, Tensor]:
     """Everything that the given shares of the prompts say, one list of batch sizes for each (pretended) rank."""
     results = {}
     for number, ranks in enumerate(shares):
-        metrics, entropy, kl = sample_metrics(), Entropy(), KLToTeacher()
+        metrics = sample_metrics()
         for rank, batches in ranks:
             for batch, num_prompts in enumerate(batches):
-                samples, student_BTV, teacher_BTV, mask_BT = draw(rank, batch, num_prompts)
                 for metric in metrics.values():
-                    metric.update(samples)
-                entropy.update(student_BTV, mask_BT)
-                kl.update(student_BTV, teacher_BTV, mask_BT)
+                    metric.update(draw(rank, batch, num_prompts))
         results |= {f"{name} {number}": metric.compute() for name, metric in metrics.items()}
-        results |= {f"entropy {number}": entropy.compute(), f"kl {number}": kl.compute()}
     return results
 
 
@@ -113,9 +105,7 @@ def run_rank(rank: int, folder: str) -> None:
     distributed.init_process_group("gloo", store, rank=rank, world_size=2, timeout=timedelta(seconds=60))
     found = measure([[(rank, ranks[rank])] for ranks in ROUNDS])
     # A share of each batch: 2 prompts on rank 0 and 1 on rank 1.
-    found |= reward_states(
-        [take(draw(9, batch, 3)[0], slice(0, 2) if rank == 0 else slice(2, 3)) for batch in range(3)]
-    )
+    found |= reward_states([take(draw(9, batch, 3), slice(0, 2) if rank == 0 else slice(2, 3)) for batch in range(3)])
     torch.save(found, Path(folder) / f"{rank}.pt")
     distributed.destroy_process_group()
 
@@ -131,7 +121,7 @@ def test_two_processes_agree_with_one(tmp_path):
     in_ranks(run_rank, str(tmp_path))
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     expected = measure([list(enumerate(ranks)) for ranks in ROUNDS])
-    expected |= reward_states([draw(9, batch, 3)[0] for batch in range(3)])
+    expected |= reward_states([draw(9, batch, 3) for batch in range(3)])
     assert first.keys() == expected.keys()
     assert all(value.isfinite().all() for value in expected.values())
     assert [name for name, value in expected.items() if not torch.allclose(first[name], value, rtol=1e-5)] == []

@@ -76,7 +76,7 @@ def phases(generator: Generator, micro_batch: int, precision: str, off_policy: b
         pytest.param("causal", 8, "32-true", False, marks=pytest.mark.slow),
         pytest.param("lora", 4, "bf16-mixed", False, marks=pytest.mark.slow),
         pytest.param("musicgen", 4, "32-true", False, marks=pytest.mark.slow),
-        ("dia", 8, "bf16-mixed", True),
+        pytest.param("dia", 8, "bf16-mixed", True, marks=pytest.mark.slow),
     ],
 )
 def test_few_blocks_and_chunks_say_what_all_would(

@@ -92,6 +92,7 @@ def test_memory_decides_the_micro_batch_and_the_strategy(recipe: str) -> None:
     assert in_shards is not None and in_shards.strategy == "fsdp2"
 
 
+@pytest.mark.slow
 def test_shards_hold_their_share_of_what_single_phases_hold_of_weights(recipe: str) -> None:
     Path("val.txt").write_text("w2 w3\n")
     words = ["--trainer.precision", "bf16-mixed", "--data.validation", "val.txt"]
@@ -171,6 +172,7 @@ def test_the_longest_prompts_of_a_text_encoder_are_those_of_most_text(tmp_path: 
     assert _longest(module, ["rock", "a long walk", "jazz on"], 2) == ["a long walk", "jazz on"]  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_accumulated_batches_count_in_all_columns(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     one, three = (
         planned(capsys, recipe, "--gpu=h100", *more) for more in ([], ["--trainer.accumulate_grad_batches=3"])
@@ -183,6 +185,7 @@ def test_accumulated_batches_count_in_all_columns(recipe: str, capsys: pytest.Ca
     assert "3 batches of 4 prompts" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_data_of_metrics_count_beside_the_libraries_of_a_cpu(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
     tunes = "cfg_distill.tunes.metrics"
     metrics = {
@@ -319,6 +322,15 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
         ["--config", "recipe.yaml", "--data.train", "long.txt"],
         ["Key `data.init_args.train`: `long.txt`: Prompt `w1 w1", "Shorten it."],
     ),
+    "an encoder cut short": (
+        [
+            "--config", "recipe.yaml", "--trainer.callbacks.diversity",
+            "{class_path: cfg_distill.callbacks.DiversityLogging, init_args: {metrics: {pairs: {class_path:"
+            " cfg_distill.metrics.PairwiseCosineDiversity, init_args: {embedder: {class_path:"
+            " cfg_distill.embedders.TransformerEmbedder, init_args: {path: encoder}}}}}}}",
+        ],
+        ["`encoder/model.safetensors` cannot be read as safetensors", "Copy it again"],
+    ),
 }  # fmt: skip
 
 
@@ -342,6 +354,8 @@ def test_bad_input_is_told(
         (folder / kind / "config.json").write_text(
             json.dumps({key: config[key] for key in config if config[key] is not None})
         )
+    (folder / "encoder").mkdir()
+    (folder / "encoder" / "model.safetensors").write_bytes((Path(tiny_model) / "model.safetensors").read_bytes()[:-9])
     words, told = BAD[name]
     assert main(["plan", *words]) == 2
     shown = capsys.readouterr()

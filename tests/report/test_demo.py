@@ -115,7 +115,8 @@ server.wait()
 """
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
 def test_no_merge_is_left_behind(texts: Path, tmp_path: Path, end: signal.Signals) -> None:
     """A setting of the knob is a whole model: gigabytes in a temporary folder."""
     pytest.importorskip("gradio")

@@ -15,7 +15,6 @@ from cfg_distill.report.rating_statistics import (
     krippendorff_alpha,
     more_to_decide,
     spread,
-    student_quantile,
     win_interval,
 )
 
@@ -61,11 +60,6 @@ def test_alpha_where_it_means_nothing():
     assert math.isnan(krippendorff_alpha([[1, 2, _], [_, _, 3]]))  # no unit with two ratings
     assert math.isnan(krippendorff_alpha([[3, 3], [3, 3]]))  # no value to tell from another
     assert krippendorff_alpha([[1, 2, 5], [1, 2, 5]]) == 1
-
-
-def test_students_quantile():
-    for freedom in (1, 2, 3.5, 12, 400):
-        assert student_quantile(0.95, freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-4)
 
 
 def test_spread_is_the_analysis_of_variance():

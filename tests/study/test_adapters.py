@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from made_study import read_study
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation import evaluate_models
+from cfg_distill.evaluation import EvaluateRequest, evaluate_request
 from cfg_distill.merging import lerp, slerp
 from cfg_distill.study.check import problems_of
-from cfg_distill.study.config import read_study
 
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")  # peft asks
 LORA = {"model.generator.init_args.lora": {"rank": 3, "alpha": 6.0, "targets": ["q_proj", "up_proj"]}}
@@ -82,12 +82,12 @@ def test_an_adapter_folder_is_evaluated_on_its_base(real: Path, capsys: pytest.C
     student.save("adapter")
     student.merge_adapter().save("merged")
     settings = {"samples": 3, "max_new_tokens": 5, "batch_size": 2}
-    evaluate_models(["base", "adapter", "merged"], "report.txt", out="ev", **settings)
+    evaluate_request(EvaluateRequest(["base", "adapter", "merged"], "report.txt", out="ev", **settings))
     base, adapter, merged = json.loads(Path("ev/front.json").read_text())["systems"]
     assert adapter["diversity"] == merged["diversity"] != base["diversity"]
     Path("adapter/adapter_model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"expected adapter_model.safetensors in the adapter folder `adapter`"):
-        evaluate_models(["adapter"], "report.txt", **settings)
+        evaluate_request(EvaluateRequest(["adapter"], "report.txt", **settings))
 
 
 def test_adapters_and_whole_models_are_told_apart_before_anything_runs(place: Path, adapted: Change) -> None:

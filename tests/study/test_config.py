@@ -8,12 +8,13 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from made_study import read_study
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.study import run, run_steps
 from cfg_distill.study.check import problems_of, without_echoes
 from cfg_distill.study.checking import jobs_of_checks
-from cfg_distill.study.config import Merge, load_study, read_study
+from cfg_distill.study.config import Merge, load_study
 from cfg_distill.study.parts import SystemConfig
 
 

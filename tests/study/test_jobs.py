@@ -7,13 +7,14 @@ import subprocess
 import sys
 
 import pytest
+from made_study import read_study
 
 from cfg_distill import checkpoints
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.study import jobs
 from cfg_distill.study.checking import jobs_of_checks
-from cfg_distill.study.config import Claims, read_study
+from cfg_distill.study.config import Claims
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, FindAccelerator, decoded, encoded
 from cfg_distill.study.steps import last_checkpoint, plan
 
@@ -68,8 +69,8 @@ def test_names_of_the_user_mean_nothing_to_the_encoding(place, change, name):
 
 def test_a_plan_and_its_jobs_take_no_torch(place):
     code = (
-        "import sys; from cfg_distill.study.config import read_study; from cfg_distill.study.steps import plan;"
+        "import sys; from cfg_distill.study.config import load_study; from cfg_distill.study.steps import plan;"
         " from cfg_distill.study.jobs import encoded; from pathlib import Path;"
-        " [encoded(step.work) for step in plan(read_study('study.yaml'), Path('out'))]; print('torch' in sys.modules)"
+        " [encoded(step.work) for step in plan(load_study('study.yaml')[0], Path('out'))]; print('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from made_study import read_study
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
-from cfg_distill.evaluation import Headline, System, evaluate_models
+from cfg_distill.evaluation import EvaluateRequest, Headline, System, evaluate_request
 from cfg_distill.evaluation.front import swept
 from cfg_distill.evaluation.points import points_of
 from cfg_distill.generators import CausalLM, Guidance
@@ -23,7 +24,7 @@ from cfg_distill.metrics import SampleMetric
 from cfg_distill.sampling import Sampling, Seeds, draw
 from cfg_distill.study.check import problems_of
 from cfg_distill.study.checking import CheckEvaluation, systems_by_folder
-from cfg_distill.study.config import Evaluation, SystemConfig, read_study
+from cfg_distill.study.config import Evaluation, SystemConfig
 from cfg_distill.study.jobs import Evaluate, decoded, encoded
 from cfg_distill.study.sampled import guidance_of
 from cfg_distill.study.steps import plan
@@ -32,7 +33,8 @@ SETTINGS = {"samples": 3, "max_new_tokens": 5, "batch_size": 2}
 
 
 def test_points_of_every_temperature_and_scale(real, capsys):
-    evaluate_models(["base"], "report.txt", out="ev", temperature=[1.0, 0.5], guidance=[1.0, 2.0], **SETTINGS)
+    request = EvaluateRequest(["base"], "report.txt", out="ev", temperature=[1.0, 0.5], guidance=[1.0, 2.0], **SETTINGS)
+    returned = evaluate_request(request)
     front = json.loads(Path("ev/front.json").read_text())
     assert [system["name"] for system in front["systems"]] == [
         *("base, T 1", "base, guidance 2, T 1", "base, T 0.5", "base, guidance 2, T 0.5")
@@ -42,13 +44,12 @@ def test_points_of_every_temperature_and_scale(real, capsys):
     assert front["notes"] == ["3 prompts are fewer than the 8 that an interval needs: it covers less than it says."]
     table = Path("ev/table.txt").read_text()
     assert front["notes"][0] in table
-    shown = capsys.readouterr()
-    assert table in shown.out
-    lines = [line.split(", 0:")[0] for line in shown.err.splitlines() if line.startswith("evaluating ")]
+    assert table == returned
+    lines = [line.split(", 0:")[0] for line in capsys.readouterr().err.splitlines() if line.startswith("evaluating ")]
     assert lines[:3] == ["evaluating base, T 1 (1 of 4)"] * 2 + ["evaluating base, guidance 2, T 1 (2 of 4)"]
     assert not Path("ev/front.png").exists()  # no quality metric: none can be chosen for any text
     with pytest.raises(ConfigError, match="Key `out`: expected a new folder, but `ev` exists"):
-        evaluate_models(["base"], "report.txt", out="ev", **SETTINGS)
+        evaluate_request(EvaluateRequest(["base"], "report.txt", out="ev", **SETTINGS))
 
 
 def test_metrics_of_a_file_make_a_picture(real, monkeypatch):
@@ -56,7 +57,7 @@ def test_metrics_of_a_file_make_a_picture(real, monkeypatch):
     Path("metrics.yaml").write_text(
         "words: {class_path: mine.Words}\ndistinct: {class_path: cfg_distill.metrics.DistinctN, init_args: {n: 1}}\n"
     )
-    evaluate_models(["base"], "report.txt", out="ev", metrics="metrics.yaml", **SETTINGS)
+    evaluate_request(EvaluateRequest(["base"], "report.txt", out="ev", metrics="metrics.yaml", **SETTINGS))
     assert Path("ev/front.png").exists()
     assert json.loads(Path("ev/front.json").read_text())["systems"][0]["quality"].keys() == {"words"}
 
@@ -78,7 +79,7 @@ def test_one_model_is_in_memory_at_a_time_in_the_dtype_that_was_asked_for(real, 
 
     monkeypatch.setattr(CausalLM, "load", loaded)
     models = ["base", "second", "third"]
-    evaluate_models(models, "report.txt", out="ev", guidance=[1.0, 2.0], dtype="bfloat16", **SETTINGS)
+    evaluate_request(EvaluateRequest(models, "report.txt", out="ev", guidance=[1.0, 2.0], dtype="bfloat16", **SETTINGS))
     assert alive == [1, 1, 1]
 
 
@@ -86,7 +87,7 @@ def test_prompts_beyond_the_context_are_told_before_a_model_loads(real, monkeypa
     monkeypatch.setattr(CausalLM, "load", lambda self: 1 / 0)
     Path("report.txt").write_text("w5\n" + "w6 " * 60)
     with pytest.raises(ConfigError, match=r"Key `max_new_tokens`: model `base`: Prompt `w6 .* at most 4, but got 5"):
-        evaluate_models(["base"], "report.txt", **SETTINGS)
+        evaluate_request(EvaluateRequest(["base"], "report.txt", **SETTINGS))
 
 
 def test_a_study_tells_of_them_before_its_fits(real, change):
@@ -108,7 +109,9 @@ def test_a_study_tells_of_them_before_its_fits(real, change):
 
 def test_all_problems_at_once(place):
     with pytest.raises(ConfigError) as caught:
-        evaluate_models(["nowhere/in/sight", "base"], "none.txt", seeds=[1, 1], guidance=[-1.0], samples=0)
+        evaluate_request(
+            EvaluateRequest(["nowhere/in/sight", "base"], "none.txt", seeds=[1, 1], guidance=[-1.0], samples=0)
+        )
     text = str(caught.value)
     assert "`nowhere/in/sight` does not exist" in text
     assert "Key `prompts`" in text
@@ -186,7 +189,7 @@ def test_metrics_that_cannot_be_read(real, content, monkeypatch):
     monkeypatch.syspath_prepend(str(real))
     Path("metrics.yaml").write_text(content)
     with pytest.raises(ConfigError, match="metrics"):
-        evaluate_models(["base"], "report.txt", metrics="metrics.yaml", **SETTINGS)
+        evaluate_request(EvaluateRequest(["base"], "report.txt", metrics="metrics.yaml", **SETTINGS))
 
 
 def test_metrics_load_on_the_device_that_they_run_on(real, monkeypatch):
@@ -201,7 +204,7 @@ def test_metrics_load_on_the_device_that_they_run_on(real, monkeypatch):
     monkeypatch.setattr(SampleMetric, "load", load)
     monkeypatch.setattr("cfg_distill.generators.device", lambda: torch.device("meta"))
     with pytest.raises(InterruptedError):
-        evaluate_models(["base"], "report.txt", **SETTINGS)
+        evaluate_request(EvaluateRequest(["base"], "report.txt", **SETTINGS))
     metrics = {"words": {"class_path": "mine.Words"}}
     given = Evaluation("report.txt", metrics, Headline("words", "words"))
     with pytest.raises(InterruptedError):

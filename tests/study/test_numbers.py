@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from made_study import read_study
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
 from cfg_distill.study.check import problems_of
 from cfg_distill.study.checking import CheckFit
-from cfg_distill.study.config import read_study
 from cfg_distill.study.forecast import Forecast
 from cfg_distill.study.steps import plan
 

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import yaml
+from made_study import read_study
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
 from cfg_distill.study import run
-from cfg_distill.study.config import read_study
 from cfg_distill.study.ledger import Ledger
 from cfg_distill.study.record import inputs_of, record_of
 from cfg_distill.study.run import run_steps

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_study import read_study
 from scripts import script
 
 from cfg_distill.evaluation import System
-from cfg_distill.study.config import read_study
 from cfg_distill.study.jobs import DrawFront
 from cfg_distill.study.record import record_of
 from cfg_distill.study.steps import plan

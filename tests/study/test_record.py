@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from made_study import read_study
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.study.config import read_study
 from cfg_distill.study.record import changes, digest, record_of
 from cfg_distill.study.run import run_steps
 

@@ -54,6 +54,7 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_points_of_models_of_sound(here: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["evaluate", "--model", "one", "two", "--prompts", "prompts.txt", "--metrics", "metrics.yaml"]
     out = tmp_path / "points"

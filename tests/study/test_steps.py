@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import yaml
+from made_study import read_study
 
 from cfg_distill import generators
 from cfg_distill.evaluation.anneal import Anneal
 from cfg_distill.files import write_text
 from cfg_distill.recipe.command_line import start
 from cfg_distill.study.check import problems_of
-from cfg_distill.study.config import load_study, read_study
+from cfg_distill.study.config import load_study
 from cfg_distill.study.jobs import decoded, encoded
 from cfg_distill.study.ledger import Ledger
 from cfg_distill.study.record import changes, record_of

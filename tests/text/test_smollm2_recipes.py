@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from made_study import read_study
 
 from cfg_distill.cli import main
 from cfg_distill.folders.adapters import AdapterFolder
 from cfg_distill.generators import open_generator
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import draw
-from cfg_distill.study.config import read_study
 
 SHORT = [
     "--trainer.max_steps=1",

@@ -64,7 +64,7 @@ def different(held_out: list[str]) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("rung", RUNGS)
-@pytest.mark.parametrize("name", ["reward", "figures", "rhythms", "melodic"])
+@pytest.mark.parametrize("name", ["reward", "figures", "rhythms", pytest.param("melodic", marks=pytest.mark.slow)])
 def test_rewriting_a_tune_earns_next_to_nothing(name: str, rung: str, held_out: list[str]) -> None:
     most = value(STICKS[name](), different(held_out))
     draw = Random(1)
@@ -79,6 +79,7 @@ RHYTHMS: dict[str, Callable[[str], list[str]]] = {
 }
 
 
+@pytest.mark.slow
 def test_another_rhythm_earns_next_to_nothing_from_the_reward_alone(held_out: list[str]) -> None:
     got, most = {}, {}
     for name, stick in STICKS.items():

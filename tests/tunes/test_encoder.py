@@ -27,10 +27,9 @@ from cfg_distill.tunes.encoder import EncoderTraining, info_nce, load_encoder, r
 from cfg_distill.tunes.figures import FAMILIES, FiguresConfig, FiguresNetwork, counts_of
 from cfg_distill.tunes.network import NetworkConfig, TuneNetwork, load_network
 from cfg_distill.tunes.notes import NotesNetwork, rows_of
-from cfg_distill.tunes.pairs import TunePairs
+from cfg_distill.tunes.pairs import TunePairs, two_parts
 from cfg_distill.tunes.phrases import PhrasesConfig, PhrasesNetwork
 from cfg_distill.tunes.rewriting import in_values, rewritten_bars, transposed
-from cfg_distill.tunes.segments import two_parts
 
 MUSIC = ["|", "||", "C:1", "D:1", "E:1/2", "E:2", "z:1"]
 
@@ -96,7 +95,7 @@ def test_folder_brings_the_network_back(tmp_path: Path) -> None:
 def test_two_parts_do_not_overlap_and_keep_their_lengths() -> None:
     draw, tokens = random.Random(0), list(range(100))
     for _ in range(200):
-        first, second = two_parts(tokens, draw, shortest=24, longest=40)  # type: ignore[arg-type]
+        first, second = two_parts(tokens, draw, shortest=24, longest=40)
         assert first[-1] < second[0]
         assert 24 <= len(first) <= 40
         assert 24 <= len(second) <= 40
@@ -224,18 +223,18 @@ def tiny_phrases(embedding: int = 6) -> PhrasesNetwork:
 @pytest.mark.parametrize("tiny", [tiny_figures, tiny_phrases])
 def test_key_octave_and_bar_signs_change_nothing_at_all(tiny: Callable[[], NotesNetwork]) -> None:
     network, tunes = tiny(), random_tunes(9)
-    plain = network.read(tunes)
+    plain = network.hear(tunes)
     for by in (-5, 1, 7, 12):
-        assert torch.equal(network.read([transposed(tune, by) for tune in tunes]), plain)
+        assert torch.equal(network.hear([transposed(tune, by) for tune in tunes]), plain)
     for style in ("none", "double", "everywhere"):
-        assert torch.equal(network.read([rewritten_bars(tune, style) for tune in tunes]), plain)
+        assert torch.equal(network.hear([rewritten_bars(tune, style) for tune in tunes]), plain)
 
 
 @pytest.mark.parametrize("tiny", [tiny_figures, tiny_phrases])
 def test_the_note_values_change_nothing_at_all(tiny: Callable[[], NotesNetwork]) -> None:
     network, tunes = tiny(), random_tunes(9)
     for factor in (Fraction(1, 2), Fraction(3, 2), Fraction(2)):
-        assert torch.equal(network.read([in_values(tune, factor) for tune in tunes]), network.read(tunes))
+        assert torch.equal(network.hear([in_values(tune, factor) for tune in tunes]), network.hear(tunes))
 
 
 def test_a_note_made_a_rest_adds_no_figure() -> None:
@@ -250,10 +249,10 @@ def test_a_note_made_a_rest_adds_no_figure() -> None:
 @pytest.mark.parametrize("tiny", [tiny_figures, tiny_phrases])
 def test_company_and_padding_change_nothing_for_the_encoder(tiny: Callable[[], NotesNetwork]) -> None:
     network, tunes = tiny(), random_tunes(9)
-    alone = torch.cat([network.read([tune]) for tune in tunes])
-    torch.testing.assert_close(network.read(tunes, batch=4), alone)
-    assert network.read([]).shape == (0, 6)
-    assert torch.equal(network.read(["", "| z:1"]), torch.zeros(2, 6))
+    alone = torch.cat([network.hear([tune]) for tune in tunes])
+    torch.testing.assert_close(network.hear(tunes, batch=4), alone)
+    assert network.hear([]).shape == (0, 6)
+    assert torch.equal(network.hear(["", "| z:1"]), torch.zeros(2, 6))
     assert Tunes().load().embed(["", "C:1"]).norm() == 0  # no figure in a single note
 
 
@@ -279,7 +278,7 @@ def test_encoder_folder_comes_back_and_another_is_a_problem(tiny: Callable[[], N
     network.save(tmp_path / "new")
     again = load_encoder(str(tmp_path / "new"))
     # Weights that lie at other addresses may be summed in another order.
-    torch.testing.assert_close(again.read(["C:1 E:2 G:1"]), network.read(["C:1 E:2 G:1"]))
+    torch.testing.assert_close(again.hear(["C:1 E:2 G:1"]), network.hear(["C:1 E:2 G:1"]))
     assert Tunes(str(tmp_path / "new")).problems() == []
     tiny_network().save(tmp_path / "old")  # an encoder as it was written before
     (problem,) = Tunes(str(tmp_path / "old")).problems()

@@ -89,6 +89,7 @@ def climbed() -> Ladder:
     return Ladder()
 
 
+@pytest.mark.slow
 def test_real_tunes_stand_above_guided_samples_and_these_above_the_base(climbed: Ladder) -> None:
     guided = [climbed.sampled(2.0), climbed.sampled(3.0)]
     assert climbed.real() > max(guided)

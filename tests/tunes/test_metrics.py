@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cfg_distill.embedders.tokens import grams
 from cfg_distill.sampling import Rollout
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.tunes.bars import bar_validity, likely_metre, read_bars
@@ -25,7 +26,6 @@ from cfg_distill.tunes.metrics import (
     TuneFactor,
     TuneQuality,
     longest_run,
-    ngrams,
     rest_share,
 )
 from cfg_distill.tunes.negatives import REAL
@@ -94,12 +94,12 @@ def test_guards_worked() -> None:
     assert rest_share("| ||") == 1.0
     assert longest_run("C:1 C:2 | C:1 D:1 D:1") == 3
     assert longest_run("") == 0
-    assert ngrams(["a", "b", "c"], 2) == [("a", "b"), ("b", "c")]
+    assert grams(["a", "b", "c"], 2) == [("a", "b"), ("b", "c")]
 
 
 def test_copy_rate_counts_tunes_that_hold_a_known_run() -> None:
     metric = CopyRate(n=3)
-    metric.known = KnownRuns(ngrams(["C:1", "D:1", "E:1", "F:1"], 3))
+    metric.known = KnownRuns(grams(["C:1", "D:1", "E:1", "F:1"], 3))
     metric.update(samples(["a jig"], ["G:1 D:1 E:1 F:1", "C:1 D:1 F:1 E:1"]))
     assert metric.compute().item() == pytest.approx(0.5)
 

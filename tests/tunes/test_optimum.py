@@ -1,5 +1,6 @@
 """The weights of tests/optimum.py against the optimum of an enumerated model, found by gradient ascent."""
 
+import pytest
 import torch
 from optimum import optimum
 from torch import Tensor
@@ -22,6 +23,7 @@ def ascended(beta: float) -> Tensor:
     return logits.softmax(-1).detach()
 
 
+@pytest.mark.slow
 def test_weighted_samples_are_the_law_that_gradient_ascent_finds() -> None:
     outcome_N = torch.repeat_interleave(torch.arange(len(GUIDED)), (GUIDED * NUMBER).round().long())
     kernel_1NN = KERNEL[outcome_N][:, outcome_N].unsqueeze(0)

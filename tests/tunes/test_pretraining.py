@@ -183,6 +183,7 @@ def test_a_scheduler_reaches_both_halves() -> None:
     assert optimizer.adamw.param_groups[0]["lr"] == pytest.approx(0.1)
 
 
+@pytest.mark.slow
 def test_the_shipped_model_knows_tunes_it_has_not_seen() -> None:
     folder = resolve("tunes:base")
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
