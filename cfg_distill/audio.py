@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files.vorbis import write_vorbis
 
 AudioForm = Literal["wav", "flac", "ogg"]
 PEAK = 0.99
@@ -208,7 +209,9 @@ def compressed(wav: Path, form: AudioForm) -> Path:
     samples_LC, rate = soundfile.read(str(wav), dtype="int16", always_2d=True)
     if not len(samples_LC):
         return wav
-    subtype = "PCM_16" if form == "flac" else "VORBIS"
-    soundfile.write(str(file), samples_LC, rate, format=form.upper(), subtype=subtype)
+    if form == "ogg":
+        write_vorbis(soundfile, str(file), samples_LC, rate)
+    else:
+        soundfile.write(str(file), samples_LC, rate, format="FLAC", subtype="PCM_16")
     wav.unlink()
     return file

@@ -13,7 +13,15 @@ import torch
 from tiny_audio import noise, tone
 
 from cfg_distill import audio
-from cfg_distill.audio import Waveform, problems_of_audio_extra, read_audio, resampled, within_full_scale, write_audio
+from cfg_distill.audio import (
+    Waveform,
+    compressed,
+    problems_of_audio_extra,
+    read_audio,
+    resampled,
+    within_full_scale,
+    write_audio,
+)
 from cfg_distill.errors import ConfigError
 
 
@@ -28,6 +36,17 @@ def test_a_quiet_clip_is_written_as_it_is(tmp_path: Path) -> None:
     torch.testing.assert_close(again.samples, clip.samples, atol=1 / 32768, rtol=0)
     assert again.rate == 8000 and again.seconds == clip.seconds
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["clip.wav"]
+
+
+def test_long_sound_is_written_as_ogg(tmp_path: Path) -> None:
+    """libvorbis copies what it gets at once onto the stack: 100 s ended the process without a message."""
+    rate = 22_050
+    wave_L = torch.sin(torch.arange(100 * rate) * (2 * torch.pi * 220 / rate)) / 4
+    write_audio(tmp_path / "clip.wav", Waveform(wave_L[None], rate))
+    file = compressed(tmp_path / "clip.wav", "ogg")
+    again = read_audio(file)
+    assert file.name == "clip.ogg" and again.rate == rate and again.seconds == pytest.approx(100)
+    torch.testing.assert_close(again.samples[0, -rate:], wave_L[-rate:], atol=0.02, rtol=0)
 
 
 def test_a_loud_clip_is_turned_down_as_a_whole(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from cfg_distill import files
 from cfg_distill.errors import ConfigError
-from cfg_distill.files import problems_of_out, staged, staged_folder, strangers, write_text
+from cfg_distill.files import expanded, problems_of_out, staged, staged_folder, strangers, write_text
 
 # A child is killed at the n-th thing that python asks of the system, for n = 1, 2, ... until a child comes through. After each
 # kill the folder is looked at as a reader would, then written again as by the next run.
@@ -234,6 +234,30 @@ def test_problems_of_out(tmp_path: Path) -> None:
         (out / f"{number}.tex").touch()
     (problem,) = problems_of_out(out, [], overwrite=True)
     assert "does not write 0.tex, 1.tex, 2.tex and 2 more there" in str(problem)
+
+
+@pytest.mark.parametrize("out", [".", "..", "../here", "../link"])
+def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    """The shell that stands in it would stand in a folder that is gone."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    (problem,) = problems_of_out(out, [], overwrite=True)
+    how = "holds" if out == ".." else "is"
+    assert f"`{out}` {how} the current folder. Name a folder that is not the current one: `{Path(out, 'NAME')}`." in str(
+        problem
+    )
+    assert problems_of_out(".", [], overwrite=True, whole=False) == [] == problems_of_out("inside", [], overwrite=True)
+
+
+def test_a_leading_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert expanded("~/x") == tmp_path / "home" / "x"
+    assert expanded("~no-such-user/x") == Path("~no-such-user/x")
+    with staged_folder("~/x") as folder:
+        (folder / "a").touch()
+    assert (tmp_path / "home" / "x" / "a").exists() and not Path("~").exists()
 
 
 def test_text_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

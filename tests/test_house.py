@@ -10,11 +10,11 @@ import ast
 from fenced import ROOT
 from house import PACKAGE, arrows, rooms, sources
 
-MOST_ROOMS, MOST_ARROWS, MOST_ENTRIES, MOST_PROBES, LONGEST_FILE = 25, 127, 28, 25, 400
+MOST_ROOMS, MOST_ARROWS, MOST_ENTRIES, MOST_PROBES, LONGEST_FILE = 25, 128, 28, 25, 400
 """Before the rooms `report` and `references` came, the package had 95 arrows and 25 entries; before `planning`, 116 and 27.
 An engine that samples has to know the folder of the base: one arrow more, from `sampling` to `folders`.
 A reward of tunes is a reward: one more, from `tunes` to `rewards`. No metric reads logits any more: one fewer, from `metrics`
-to `losses`.
+to `losses`. Ogg is written block by block in one place: one more, from `audio` to `files`.
 """
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cfg_distill.checkpoints.content import STUDENT, Checkpoint, Which, adapter_in, generator_of, read, trained_names
 from cfg_distill.errors import ConfigError, Problem, problems_of
-from cfg_distill.files import problems_of_out, staged_folder
+from cfg_distill.files import expanded, problems_of_out, staged_folder
 from cfg_distill.folders import base_of, problems_of_folder, resolve, write_checksums
 from cfg_distill.folders.adapters import Adapter, difference
 from cfg_distill.folders.card import ONLY_MERGED, copy_notices, write_card
@@ -75,11 +75,11 @@ class ExportRequest:
                 weights that are no numbers; a student without an adapter to merge or to compare; an ``out`` that must not be
                 replaced; a hub that cannot be pushed to; an architecture that llama.cpp does not know.
         """
-        out = Path(self.out).expanduser()
+        out = expanded(self.out)
         found = problems_of_out(out, [self.checkpoint, *filter(None, [self.relative_to])], self.overwrite)
         found += problems_of_push(self.push) if self.push else []
         try:
-            content = read(Path(self.checkpoint).expanduser())
+            content = read(expanded(self.checkpoint))
         except ConfigError as error:
             found += error.under("checkpoint")
         if found:

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.files import MAIN_FILE, before_of, damage
+from cfg_distill.files import MAIN_FILE, before_of, damage, no_checkpoint
 from cfg_distill.files.staged import exchanged, sync
 
 _SHARD = "shard"
@@ -156,10 +156,7 @@ def is_folder(path: str | Path) -> bool:
 def problem_of_folder(folder: Path) -> str:
     """Why a folder is no whole sharded checkpoint; empty when it is one. Every byte is compared with the checksums."""
     if not is_folder(folder):
-        last = next(iter(sorted(folder.rglob("last*.ckpt"))), folder / "checkpoints" / "last.ckpt")
-        return (
-            f"expected a checkpoint, but `{folder}` is a folder without a {MAIN_FILE}. Name a file, such as `{last}`."
-        )
+        return no_checkpoint(folder)
     files = _files_of(folder)
     missing = [file.name for file in files if not file.is_file()]
     if missing or not files:

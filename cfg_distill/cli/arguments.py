@@ -52,9 +52,8 @@ class Arguments(argparse.ArgumentParser):
         unknown = [self._unknown(option, known) for option in dict.fromkeys(given) if option not in known]
         if unknown:
             raise ConfigError(unknown)
-        lists = {option for action in self._actions if action.nargs in ("+", "*") for option in action.option_strings}
-        if twice := [option for option in dict.fromkeys(given) if option in lists and given.count(option) > 1]:
-            raise ConfigError([f"Option `{option}`: expected once, with all its values behind it." for option in twice])
+        if twice := [text for action in self._actions if (text := _again(action, given))]:
+            raise ConfigError(twice)
         return self.parse_args(argv)
 
     def options(self) -> dict[str, str]:
@@ -88,6 +87,23 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message[:1].upper()}{message[1:]}. See {self.prog} --help.")
+
+
+def place(word: str) -> Path:
+    """The type of an option that names what is written, or a checkpoint: the shell leaves the ``~`` of ``--out=~/x`` alone."""
+    from cfg_distill.folders import expanded
+
+    return expanded(word)
+
+
+def _again(action: argparse.Action, given: Sequence[str]) -> str:
+    """What is wrong with an option that is given again: argparse drops all values but the last. Empty if nothing is."""
+    number = sum(option in action.option_strings for option in given)
+    if number < 2 or action.nargs == 0 or isinstance(action, argparse._AppendAction):
+        return ""
+    several = action.nargs in ("+", "*")
+    advice = ", with all its values behind it." if several else f", but got it {number} times. Keep one."
+    return f"Option `{action.option_strings[-1]}`: expected once{advice}"
 
 
 def add_sampling(parser: argparse.ArgumentParser, samples: int, temperatures: bool = False) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments
+from cfg_distill.cli.arguments import Arguments, place
 
 
 def run(argv: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--guard", nargs="*", metavar="BOUND", help=guard)
     against = "the guided system that all are compared with; default: the guidance of the study's claims"
     parser.add_argument("--against", metavar="NAME", help=against)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a new folder for a copy of the chosen model")
+    parser.add_argument("--out", type=place, metavar="DIR", help="a new folder for a copy of the chosen model")
     given = parser.read(argv)
     with parser.naming_options():
         from cfg_distill.report.choosing import choose_study

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_common, add_sampling, check, take_anneal
+from cfg_distill.cli.arguments import Arguments, add_common, add_sampling, check, place, take_anneal
 
 
 def run(argv: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--prompts", required=True, metavar="FILE", help="prompts: text (one per line), JSON lines or CSV"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder for report.html, front.json and more")
+    parser.add_argument("--out", type=place, metavar="DIR", help="a folder for report.html, front.json and more")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="S", help="of sampling")
     parser.add_argument("--guidance", nargs="+", type=float, default=[1.0], metavar="G", help="scales; 1 is none")
     dials = "of the adapters among the models: what their change is multiplied by, each at each"

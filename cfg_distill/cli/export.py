@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments
+from cfg_distill.cli.arguments import Arguments, place
 
 
 def run(argv: Sequence[str]) -> None:
     parser = Arguments("export", "Write the student of a checkpoint as a folder that transformers alone loads.")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE", help="written by cfg-distill fit")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--checkpoint", type=place, required=True, metavar="FILE", help="written by cfg-distill fit")
+    parser.add_argument("--out", type=place, required=True, metavar="DIR", help="the folder to write")
     kinds = "the live weights, or the averages of StudentEMA; default: the averages when the checkpoint holds them"
     parser.add_argument("--weights", choices=("raw", "ema"), help=kinds)
     parser.add_argument(

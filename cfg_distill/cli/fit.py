@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from cfg_distill.recipe.overrides import sorted_words
 
@@ -44,16 +46,40 @@ def run(command: str, argv: Sequence[str]) -> None:
         print(SHORT_HELP.format(command=command))
         return
     words = ["--help" if word == ALL else word for word in argv if word not in (QUIET, VERBOSE)]
-    sorted_words(words)  # a missing file is found before torch is imported
-    with _saying(QUIET in argv, VERBOSE in argv):
+    asked = sorted_words(words)  # a missing file is found before torch is imported
+    words += _classes_of_help(asked.help)
+    shown = asked.print_config is not None or bool(asked.help)
+    with _saying(QUIET in argv, VERBOSE in argv, shown):
         from cfg_distill.recipe.command_line import start
 
         start(command, words)
 
 
+def _classes_of_help(asked: Sequence[str]) -> list[str]:
+    """The classes in ``--model.help CLASS`` and ``--data.help CLASS``, as options that choose them.
+
+    LightningCLI has these helps only where a model or data is named by its class.
+
+    Example:
+        >>> _classes_of_help(["--data.help", "my.Data", "--trainer.help"])
+        ['--data=my.Data']
+    """
+    given = " ".join(asked).replace("=", " ").split()
+    return [
+        f"{name.removesuffix('.help')}={value}"
+        for name, value in pairwise(given)
+        if name in ("--model.help", "--data.help") and not value.startswith("-")
+    ]
+
+
 @contextlib.contextmanager
-def _saying(quiet: bool, verbose: bool) -> Iterator[None]:
+def _saying(quiet: bool, verbose: bool, shown: bool) -> Iterator[None]:
     """Say less or more than usual. Warnings and mistakes go to stderr, and are always said.
+
+    Args:
+        quiet: nothing else is said.
+        verbose: also what the libraries say.
+        shown: the user asked to be shown something, which is then said, too.
 
     Raises:
         ConfigError: both are asked for.
@@ -73,7 +99,7 @@ def _saying(quiet: bool, verbose: bool) -> Iterator[None]:
         level = log.level
         log.setLevel(logging.WARNING)
         try:
-            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(sys.stdout if shown else nowhere):
                 yield
         finally:
             log.setLevel(level)

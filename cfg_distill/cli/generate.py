@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, add_common, add_sampling, check, take_anneal
+from cfg_distill.cli.arguments import Arguments, add_common, add_sampling, check, place, take_anneal
 from cfg_distill.errors import ConfigError
 
 _NO_MODEL = (
@@ -38,7 +37,7 @@ def run(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of sampling")
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="a folder for the samples as files; default: none, for sound samples"
+        "--out", type=place, metavar="DIR", help="a folder for the samples as files; default: none, for sound samples"
     )
     parser.add_argument("--overwrite", action="store_true", help="write into a folder that holds files")
     parser.add_argument("--melody", metavar="FILE", help="a sound file that a melody model follows")
@@ -59,8 +58,10 @@ def run(argv: Sequence[str]) -> None:
     request = GenerateRequest(**vars(given))
     check(parser, request)
     samples = request.draw()
+    # Written first: a reader that goes away (head), or a terminal that lacks a letter, must not cost the samples.
+    said = [] if request.folder is None else write(samples, request.folder, request.renderer, request.audio)
     show(samples, request.renderer)
-    if request.folder is not None:
-        write(samples, request.folder, request.renderer, request.audio)
+    for line in said:
+        print(line)
     for line in remarks_on(samples, request.renderer):
         print(line, file=sys.stderr)

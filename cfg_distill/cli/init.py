@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments
+from cfg_distill.cli.arguments import Arguments, place
 from cfg_distill.errors import ConfigError, Problem
 
 _QUESTIONS = {
@@ -28,7 +29,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument(
         "--device", choices=("cpu", "gpu"), help="where the students are trained; default: a GPU if any"
     )
-    parser.add_argument("--out", type=Path, default=Path("my-study"), metavar="DIR", help="the folder to write")
+    parser.add_argument("--out", type=place, default=Path("my-study"), metavar="DIR", help="the folder to write")
     guidance = "gamma, the scale of the guidance to distil; default: what is usual for such models"
     parser.add_argument("--guidance", dest="scale", type=float, metavar="G", help=guidance)
     embedder = "what says how much samples differ: the folder or hub name of an encoder, or a class of yours"
@@ -45,8 +46,8 @@ def run(argv: Sequence[str]) -> None:
     for note in notes:
         print(f"Note: {note}", file=sys.stderr)
     print(f"Wrote {', '.join(map(str, files))}. Read them: steps, length and learning rate are starting points.")
-    command = "study" if files[-1].stem == "study" else "fit --config"
-    print(f"Then: cfg-distill {command} {files[-1]}")
+    command = ["study"] if files[-1].stem == "study" else ["fit", "--config"]
+    print(f"Then: {shlex.join(['cfg-distill', *command, str(files[-1])])}")
 
 
 def _ask(given: argparse.Namespace) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments
+from cfg_distill.cli.arguments import Arguments, place
 
 
 def run(argv: Sequence[str]) -> None:
@@ -14,7 +14,7 @@ def run(argv: Sequence[str]) -> None:
         "Write a page on which raters judge clips of unnamed systems. It needs no network; text models get the same page.",
     )
     parser.add_argument("study", type=Path, metavar="STUDY", help="the folder of a finished study, or its file")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--out", type=place, required=True, metavar="DIR", help="the folder to write")
     sizes = "of the test; paper: 101 prompts, 3 raters, 50 comparisons per pair of systems; short: 12, 3, 6"
     parser.add_argument("--preset", choices=("short", "paper"), default="short", help=sizes)
     parser.add_argument("--prompts", type=int, metavar="N", help="prompts of which every system is rated")

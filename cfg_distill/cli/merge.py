@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments
+from cfg_distill.cli.arguments import Arguments, place
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.folders import adapter_config, is_adapter
 from cfg_distill.merging import METHODS
@@ -36,7 +36,7 @@ def run(argv: Sequence[str]) -> None:
     parser.add_argument("--study", type=Path, metavar="STUDY", help="a study, whose two students are merged at --knob")
     knob = "0 is the first student of --study, 1 the second, the one of the diversity reward; above 1 goes beyond it"
     parser.add_argument("--knob", type=float, metavar="K", help=knob)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+    parser.add_argument("--out", type=place, required=True, metavar="DIR", help="the folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a folder that holds nothing but a model")
     given = parser.read(argv)
     with parser.naming_options():
@@ -70,9 +70,14 @@ def _resolve_study(given: argparse.Namespace) -> None:
         for key, other in (("study", "knob"), ("knob", "study")):
             if vars(given)[key] is None:
                 problems.append(Problem(key, f"expected with `@.{other}`, but it is missing."))
-        for key in ("models", "weights", "start"):
+        decided = ("models", "weights") if given.method else ("models", "weights", "start")
+        for key in decided:
             if vars(given)[key]:
                 problems.append(Problem(key, "`@.study` and `@.knob` decide that. Give one or the other."))
+        between = [name for name, method in METHODS.items() if method.weights in ("shares", "line")]
+        if given.method and given.method not in between:
+            text = f"expected a method that `@.knob` can set, one of {', '.join(between)}, but got {given.method}."
+            problems.append(Problem("method", text))
         if given.knob is not None and not 1 - FARTHEST <= given.knob <= FARTHEST:
             text = f"expected a number from 0 to 1, or beyond up to {FARTHEST}, but got {given.knob:g}."
             problems.append(Problem("knob", text))
@@ -83,5 +88,8 @@ def _resolve_study(given: argparse.Namespace) -> None:
 
         line = line_of(given.study)
         given.models, given.weights = [Path(each) for each in line.models], [1 - given.knob, given.knob]
-        given.method, given.start = given.method or line.method, line.start
+        # Another method than that of the study may need a start model, where the study names none, or take none.
+        needs = given.method is None or METHODS[given.method].start
+        given.start = given.start or (line.start if needs else None)
+        given.method = given.method or line.method
     given.method = given.method or "lerp"

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from cfg_distill.cli.arguments import Arguments
+from cfg_distill.errors import ConfigError
 from cfg_distill.recipe.overrides import sorted_words
 from cfg_distill.recipe.resolved import Recipe
 
@@ -22,7 +23,8 @@ def run(argv: Sequence[str]) -> int:
     parser.add_argument("--gpu", metavar="NAME", help="a kind of GPU (h100, a100, l4, ...); default: this machine")
     parser.add_argument("--json", action="store_true", help="print JSON, in bytes, FLOPs and seconds")
     own, words = _apart(argv)
-    given = parser.parse_args(own)
+    given = parser.read(own)
+    _refuse_of_fit(words)
     sorted_out = sorted_words(words)  # a missing file is found before torch is imported
     recipe = Recipe.read(sorted_out.files, sorted_out.overrides)
     devices = recipe.devices if given.devices is None else given.devices
@@ -35,6 +37,23 @@ def run(argv: Sequence[str]) -> int:
             plan = plan_of(fit, device_of(given.gpu, given.memory, devices), devices)
     print(json.dumps(plan.as_json(), indent=1) if given.json else table(plan))
     return 0 if plan.fits else 1
+
+
+def _refuse_of_fit(words: Sequence[str]) -> None:
+    """Refuse the options of ``fit`` that are no keys of a recipe: here they would do nothing, or take the next word.
+
+    Raises:
+        ConfigError: those that are among the words.
+    """
+    found = dict.fromkeys(word.partition("=")[0] for word in words if word.startswith("--"))
+    saying = [name for name in found if name in ("--quiet", "--verbose")]
+    problems = [f"Option `{name}`: plan has none, and says nothing but its plan. Leave it out." for name in saying]
+    shown = [name for name in found if name == "--print_config" or name.endswith(".help")]
+    problems += [
+        f"Option `{name}`: plan has none. Give it to `cfg-distill fit`, with the same recipe." for name in shown
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 def _apart(argv: Sequence[str]) -> tuple[list[str], list[str]]:

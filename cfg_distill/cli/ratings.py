@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments
+from cfg_distill.cli.arguments import Arguments, place
 
 
 def run(argv: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def run(argv: Sequence[str]) -> None:
     folder.add_argument("--listen", type=Path, metavar="DIR", help="the folder that `cfg-distill listen` wrote")
     parser.add_argument(
         "--out",
-        type=Path,
+        type=place,
         metavar="DIR",
         help="a folder for ratings.json and ratings.txt; default: --study or --listen",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, refuse_existing
+from cfg_distill.cli.arguments import Arguments, place, refuse_existing
 from cfg_distill.errors import ConfigError, nearest
 from cfg_distill.folders import RECIPES
 
@@ -33,11 +33,14 @@ def cost(path: Path) -> str:
 def run(argv: Sequence[str]) -> None:
     parser = Arguments("recipes", "List the recipes with time and memory where these are known, or copy one to edit.")
     parser.add_argument("name", nargs="?", help="the recipe to copy, e.g. tunes/quality; without it, all are listed")
-    parser.add_argument("--out", type=Path, help="where the copy goes; default: the recipe's file name, in this folder")
+    parser.add_argument(
+        "--out", type=place, help="where the copy goes; default: the recipe's file name, in this folder"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     given = parser.read(argv)
     recipes = shipped()
     if given.name is None:
+        parser.refuse_idle(argv, ["--out", "--overwrite"], "name")
         costs = {name: cost(path) for name, path in recipes.items()}
         width, wide = (max(map(len, column), default=0) for column in (recipes, costs.values()))
         for name, path in recipes.items():

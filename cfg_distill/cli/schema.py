@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from cfg_distill.cli.arguments import Arguments, refuse_existing
+from cfg_distill.cli.arguments import Arguments, place, refuse_existing
 from cfg_distill.errors import ConfigError
 
 
@@ -14,7 +13,7 @@ def run(argv: Sequence[str]) -> None:
         "schema", "Print the JSON schema of a kind of file, for editors: they complete keys and mark wrong ones."
     )
     parser.add_argument("kind", choices=("recipe", "study", "metrics"), help="of the file")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write it into a file")
+    parser.add_argument("--out", type=place, metavar="FILE", help="write it into a file")
     parser.add_argument("--overwrite", action="store_true", help="replace the file")
     given = parser.read(argv)
     if given.out is not None and given.out.is_dir():

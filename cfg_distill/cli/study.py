@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from cfg_distill.cli.arguments import Arguments
+from cfg_distill.cli.arguments import Arguments, place
 
 _NO_OPTION = {"--config": "A study is named without an option: `cfg-distill study STUDY.yaml`."}
 
@@ -16,7 +16,7 @@ def run(argv: Sequence[str]) -> None:
         "study", "Fits, merges, baselines and evaluation in one file. Run again, it goes on.", _NO_OPTION
     )
     parser.add_argument("study", type=Path, metavar="STUDY.yaml", help="the study; recipes/... finds a shipped one")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="the folder of the results; default: as the file says")
+    parser.add_argument("--out", type=place, metavar="DIR", help="the folder of the results; default: as the file says")
     parser.add_argument(
         "--overwrite", action="store_true", help="the file changed since the study was begun: remake what depends on it"
     )

@@ -36,14 +36,15 @@ def degenerate_of(losses: Mapping[str, Loss], samples: Samples, step: int) -> Te
     """Which samples are degenerate for any of the losses, ``[B, G]``; which are empty, where no loss has an opinion.
 
     Raises:
+        ConfigError: a reward returned something else than bool ``[B, G]``.
         PartError: a reward or an embedder raised an exception, which is the cause.
     """
     found = []
     for name, loss in losses.items():
         with _on(samples, step), blamed(loss, f"model.losses.{name}"):
             opinion_BG = loss.degenerate(samples)
-        if opinion_BG is not None:
-            found.append(opinion_BG.cpu())
+            if opinion_BG is not None:
+                found.append(opinion_BG.cpu())
     return torch.stack(found).any(0) if found else empty(samples)
 
 

@@ -72,6 +72,20 @@ def refuse(found: Sequence[Problem]) -> None:
         raise ConfigError([problem.under("data.init_args") if problem.path else problem for problem in found])
 
 
+def refuse_other_batch(batch: object) -> None:
+    """Raises ConfigError: a batch is no list of prompts. The collation of a user's loader decides that."""
+    if _are_prompts(batch):
+        return
+    if isinstance(batch, Mapping):
+        found = f"a {type(batch).__name__} with the keys {', '.join(map(str, batch))}"
+    elif isinstance(batch, list | tuple):
+        found = f"a {type(batch).__name__} of {', '.join(dict.fromkeys(type(each).__name__ for each in batch))}"
+    else:
+        found = f"a batch of type {type(batch).__name__}"
+    text = f"expected batches that are lists of texts or Prompts, but got {found}. Give the loader a `collate_fn`."
+    raise ConfigError(Problem("data", text))
+
+
 def _needs_weights(student: Generator) -> bool:
     """Whether a generator may need its weights to count the positions of a prompt: by default they are those of its tensors."""
     return type(student).prompt_positions is Generator.prompt_positions
@@ -176,8 +190,15 @@ def _alone(prompt: PromptLike) -> Prompt:
 
 
 def _parts(data: Any) -> Iterator[tuple[str, Sequence[PromptLike]]]:
-    """The prompts of each part of a data module that knows them; none of any other data."""
-    yield from data.prompts.items() if isinstance(data, WithPrompts) else ()
+    """The prompts of each part of a data module that knows them; none of any other data, whose ``prompts`` may be anything."""
+    if isinstance(data, WithPrompts) and isinstance(data.prompts, Mapping):
+        yield from ((part, given) for part, given in data.prompts.items() if _are_prompts(given))
+
+
+def _are_prompts(given: object) -> bool:
+    if isinstance(given, str) or not isinstance(given, Sequence):  # a text is a sequence of texts, too: its letters
+        return False
+    return all(isinstance(each, str | Prompt) for each in given)
 
 
 def _in_file(
@@ -185,7 +206,7 @@ def _in_file(
 ) -> list[Problem]:
     """Problems of prompts, at the key of the file that holds them, where there is one, and with their lines."""
     found = ConfigError(problems).problems  # a user's generator of version 0.1 returns sentences
-    if not isinstance(data, FromFiles):
+    if not (isinstance(data, FromFiles) and isinstance(data.files, Mapping) and part in data.files):
         return [*map(_at_root, found)]
 
     def asked(prompt: PromptLike) -> Sequence[PromptLike]:

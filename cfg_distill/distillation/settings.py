@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.accelerators import MPSAccelerator
+from lightning.pytorch.callbacks import LearningRateFinder, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from cfg_distill.distillation.ahead import problems_of_sampler, problems_of_sampler_with
@@ -175,6 +176,7 @@ def problems_of_trainer(trainer: Trainer) -> list[Problem]:
     - Strategies other than a whole student in each process, and shards by our own strategy.
     - Apple's MPS, which has no float64: drawing from a large vocabulary takes it.
     - Deterministic algorithms alone on CUDA, where torch has no such cumulative sum: drawing takes one.
+    - Callbacks of Lightning that copy the module, or set its learning rate: :func:`_problem_of_callback`.
     """
     found = []
     if trainer.precision not in PRECISIONS:
@@ -198,4 +200,20 @@ def problems_of_trainer(trainer: Trainer) -> list[Problem]:
     if strict and trainer.strategy.root_device.type == "cuda":
         text = "expected warn, since sampling takes a cumulative sum, for which torch has no deterministic algorithm on CUDA,"
         found.append(Problem("/trainer.deterministic", f"{text} but got true. Set it to warn."))
-    return found
+    callbacks: list[Callback] = vars(trainer)["callbacks"]  # Lightning sets it from elsewhere
+    return found + [each for each in map(_problem_of_callback, callbacks) if each is not None]
+
+
+def _problem_of_callback(callback: Callback) -> Problem | None:
+    """Why a callback of Lightning cannot serve a distillation; None where nothing is known against it."""
+    instead = "Use `cfg_distill.callbacks.StudentEMA`, which averages the student."
+    if isinstance(callback, StochasticWeightAveraging):
+        text = "expected no callback that copies the module before its weights are loaded: it would average nothing,"
+    elif isinstance(callback, WeightAveraging):  # of which EMAWeightAveraging is one
+        text = "expected no callback that averages the whole module, since the teacher is a part of it,"
+    elif isinstance(callback, LearningRateFinder):
+        text = "expected no callback that sets an `lr` of the module, since the optimizer has it,"
+        instead = "Remove it, and set `@/model.optimizer.init_args.lr`."
+    else:
+        return None
+    return Problem("/trainer.callbacks", f"{text} but got {type(callback).__name__}. {instead}")

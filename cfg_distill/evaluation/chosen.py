@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cfg_distill.errors import ConfigError, Context, Problem, problems_of
+from cfg_distill.errors import ConfigError, Context, PartError, Problem, problems_of
 from cfg_distill.evaluation.renderers import metrics_of_profiles
 from cfg_distill.recipe.files import read_metric_specs
 
@@ -111,6 +112,7 @@ def parts_of(kind: type[Any], specs: Mapping[str, Any], context: Context = Conte
 
     Raises:
         ConfigError: no such class, or arguments that it does not take. All problems at once, under the parts' names.
+        PartError: the ``__init__`` of a class outside this package raised an exception, which is the cause.
     """
     from jsonargparse import ArgumentParser
 
@@ -128,16 +130,41 @@ def parts_of(kind: type[Any], specs: Mapping[str, Any], context: Context = Conte
         parser.add_subclass_arguments(kind, "part", required=True)
         try:
             part = parser.instantiate_classes(parser.parse_object({"part": spec})).part
-        except ConfigError as error:
-            problems += error.under(name)
         except Exception as error:  # whatever jsonargparse raises; its text names the key
-            problems.append(Problem(name, " ".join(str(error).split())))
+            raised, kind_name = _raised_within(error)
+            if isinstance(raised, ConfigError):
+                problems += raised.under(name)
+            elif raised is not None:
+                raise PartError(kind_name, name) from raised
+            else:
+                problems.append(Problem(name, " ".join(str(error).split())))
         else:
             problems += problems_of(part, context, f"{name}.init_args")
             parts[name] = part
     if problems:
         raise ConfigError(problems)
     return parts
+
+
+def _raised_within(error: BaseException | None) -> tuple[BaseException | None, str]:
+    """What a part itself raised, behind the error that jsonargparse puts in its place, whose text hides where that was.
+
+    Returns:
+        A ConfigError; or any exception of the ``__init__`` of a class outside this package, with the name of the class. None
+        where the error is about what was given.
+    """
+    while error is not None:
+        if isinstance(error, ConfigError):
+            return error, ""
+        caller = ""
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            module, code = str(frame.f_globals.get("__name__", "")), frame.f_code
+            room = module.partition(".")[0]
+            if caller == "jsonargparse" and room not in (caller, "cfg_distill") and code.co_name == "__init__":
+                return error, type(frame.f_locals[code.co_varnames[0]]).__name__
+            caller = room
+        error = error.__cause__ or error.__context__
+    return None, ""
 
 
 def problems_of_group(metrics: Mapping[str, SampleMetric], context: Context) -> list[Problem]:

@@ -13,7 +13,7 @@ from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.anneal import annealed
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System
-from cfg_distill.files import write_text
+from cfg_distill.files import expanded, write_text
 
 if TYPE_CHECKING:
     from cfg_distill.evaluation.points import Point
@@ -35,7 +35,7 @@ def evaluate_request(request: EvaluateRequest) -> str:
         raise ConfigError(problems)
     for metric in request.plan.metrics.values():
         metric.to(device()).load()  # moved first: loading may embed a folder of sound, on the metric's device
-    folder = None if request.out is None else Path(request.out)
+    folder = None if request.out is None else expanded(request.out)
     if folder is not None and request.overwrite:
         # Those of an earlier evaluation would be read beside the new ones, or after a stop in place of them.
         (folder / "front.json").unlink(missing_ok=True)
@@ -64,9 +64,9 @@ def _system(
     from cfg_distill.evaluation.measure import evaluate
     from cfg_distill.evaluation.written import Writer
 
-    plan, folder = request.plan, None if request.out is None else Path(request.out)
+    plan, folder = request.plan, None if request.out is None else expanded(request.out)
     model = point.model
-    stem = f"{number:02} {Path(model).name}"
+    stem = f"{number:02} {_last(model)}"
     writer = None
     if folder is not None and request.written:
         kept = folder / "samples" / stem
@@ -94,9 +94,15 @@ def _system(
     return system
 
 
+def _last(model: str) -> str:
+    """The last name in the path of a model; of ``.`` and ``..`` that of the folder that they stand for."""
+    name = Path(model).name
+    return name if name not in ("", "..") else Path(model).resolve().name
+
+
 def _short(models: Sequence[str]) -> dict[str, str]:
     """Folders by their own names, as long as these tell them apart."""
-    last = {model: Path(model).name if Path(model).is_dir() else model for model in models}
+    last = {model: _last(model) if Path(model).is_dir() else model for model in models}
     return last if len(set(last.values())) == len(last) else {model: model for model in models}
 
 

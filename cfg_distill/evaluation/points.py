@@ -6,9 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 
-from cfg_distill.folders import is_adapter
+from cfg_distill.folders import expanded, is_adapter
 
 _GUIDED = re.compile(r"(.+)@(\d+(?:\.\d+)?)")
 
@@ -38,7 +37,7 @@ def model_and_guidance(word: str) -> tuple[str, float | None]:
         (('tunes:base', 2.0), ('students/quality', None))
     """
     match = _GUIDED.fullmatch(word)
-    if match is None or Path(word).expanduser().exists():
+    if match is None or expanded(word).exists():
         return word, None
     return match[1], float(match[2])
 

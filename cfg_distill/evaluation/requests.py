@@ -167,13 +167,19 @@ class Points:
     def _check_numbers(self) -> None:
         request = self.request
         if request.out is not None:
-            self.problems += problems_of_out(request.out, [request.prompts], request.overwrite, RESULT_FILES)
+            inputs = [request.prompts]
+            self.problems += problems_of_out(request.out, inputs, request.overwrite, RESULT_FILES, whole=False)
         if not request.seeds or len(set(request.seeds)) < len(request.seeds):
             self.problems.append(
                 Problem("seeds", f"expected one or more different numbers, but got {list(request.seeds)}.")
             )
         self.problems += problems_of_counts(batch_size=request.batch_size)
         self.problems += [problem for scale in request.guidance for problem in problems_of_scale("guidance", scale)]
+        own = dict.fromkeys((point.model, point.guidance) for point in request.points)
+        for model, scale in own:
+            if scale not in request.guidance:  # that of a model named `DIR@SCALE`
+                found = problems_of_scale("models", scale)
+                self.problems += [replace(each, text=f"guidance of `{model}`: {each.text}") for each in found]
         for point in request.points:
             self.problems += problems_of_dial(point.model, point.dial, adapter=True)
         if request.negative is not None and all(point.guidance == 1 for point in request.points):

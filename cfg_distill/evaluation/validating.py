@@ -15,7 +15,7 @@ from cfg_distill.evaluation.chosen import metrics_of
 from cfg_distill.evaluation.ladder import Ladder
 from cfg_distill.evaluation.renderers import class_paths, metrics_of_profiles, model_profile
 from cfg_distill.evaluation.verdicts import SHARE, Validation, validate
-from cfg_distill.files import read_yaml
+from cfg_distill.files import expanded, read_yaml
 from cfg_distill.folders import find_file, source
 from cfg_distill.folders.profile import is_trusted
 from cfg_distill.generators import PromptLike
@@ -201,7 +201,7 @@ def named_in(file: str | Path, trust: Sequence[str] = ()) -> Named:
     Raises:
         ConfigError: it cannot be read.
     """
-    if Path(file).expanduser().is_dir() or (":" in str(file) and source(str(file)) is not None):
+    if expanded(file).is_dir() or (":" in str(file) and source(str(file)) is not None):
         metrics, remarks = metrics_of_profiles([str(file)], trust)
         if remarks:
             raise ConfigError(remarks)
@@ -228,12 +228,20 @@ def _rewards(content: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Rewards that a ladder can judge, by the names of their losses; of a mix, its parts."""
     for losses in _under("losses", content):
         for name, loss in losses.items():
+            plain = loss.get("init_args", loss) if isinstance(loss, Mapping) else {}
+            if isinstance(plain, Mapping) and isinstance(plain.get("reward"), str):
+                yield f"{name} (reward)", _spec(plain["reward"])
             for reward in _under("reward", loss):
                 parts = list(_under("rewards", reward))
                 if parts:
-                    yield from ((f"{name} {part}", spec) for part, spec in parts[0].items())
+                    yield from ((f"{name} {part}", _spec(spec)) for part, spec in parts[0].items())
                 else:
                     yield f"{name} (reward)", reward
+
+
+def _spec(given: Any) -> Any:
+    """A part as class_path and init_args, where a recipe gives its class path alone."""
+    return {"class_path": given} if isinstance(given, str) else given
 
 
 def _ladder_of(content: Mapping[str, Any]) -> str:

@@ -28,7 +28,9 @@ def stem_of(place: int, prompt: str, number: int) -> str:
 
 def words_of(prompt: str, most: int) -> str:
     """The first words of a prompt, for a name of at most so many letters."""
-    return "-".join(re.findall(r"\w+", prompt.lower()))[:most].strip("-") or "unconditional"
+    words = "-".join(re.findall(r"\w+", prompt.lower()))[:most]
+    # No system takes a name of more than 255 bytes, and a letter may have four.
+    return words.encode()[: 3 * most].decode(errors="ignore").strip("-") or "unconditional"
 
 
 class Writer:
@@ -82,7 +84,7 @@ class Writer:
                         sound = compressed(sound, self.audio)
                     # In place of the plain renderer's text, which has no prompt.
                     content = sound.name if isinstance(sample, Waveform) else sample
-                    (folder / f"{stem}.txt").write_text(f"{prompt}\n\n{content}\n", encoding="utf-8")
+                    (folder / f"{stem}.txt").write_text(f"{prompt}\n\n{content}\n", encoding="utf-8", newline="")
 
 
 def show(samples: Samples, renderer: Renderer) -> None:
@@ -105,15 +107,21 @@ def remarks_on(samples: Samples, renderer: Renderer) -> list[str]:
     return found
 
 
-def write(samples: Samples, out: Path, renderer: Renderer, audio: AudioForm = "wav") -> None:
+def write(samples: Samples, out: Path, renderer: Renderer, audio: AudioForm = "wav") -> list[str]:
     """Write the samples into a folder, named after place, prompt and number. A new folder appears whole.
+
+    Nothing is printed, so that no terminal and no reader of the output has a part in what is written.
 
     Args:
         samples: the samples.
         out: the folder.
         renderer: of the model.
         audio: the form of sound files.
+
+    Returns:
+        Lines for the user.
     """
+    said = []
     with nullcontext(out) if out.exists() else staged_folder(out) as folder:
         for place, (prompt, group) in enumerate(zip(samples.prompts, samples.groups(), strict=True), start=1):
             for number, sample in enumerate(group, start=1):
@@ -122,8 +130,8 @@ def write(samples: Samples, out: Path, renderer: Renderer, audio: AudioForm = "w
                 if (sound := folder / f"{stem}.wav").exists():
                     compressed(sound, audio)
                 if remark:
-                    print(remark)
-    print(f"Wrote {len(samples.outputs)} samples to {out}.")
+                    said.append(remark)
+    return [*said, f"Wrote {len(samples.outputs)} samples to {out}."]
 
 
 def write_exactly(sample: Any, prompt: str, folder: Path, stem: str, renderer: Renderer) -> None:

@@ -17,6 +17,7 @@ from cfg_distill.files.places import (
     CARRIED_KEY,
     MERGE_FILE,
     MODEL_FILES,
+    expanded,
     problems_of_out,
     problems_of_place,
     strangers,
@@ -31,11 +32,14 @@ __all__ = [
     "MODEL_FILES",
     "before_of",
     "damage",
+    "expanded",
     "lock",
     "make_readable",
+    "no_checkpoint",
     "parse_yaml",
     "problems_of_out",
     "problems_of_place",
+    "read_exactly",
     "read_json",
     "read_versioned",
     "read_yaml",
@@ -75,6 +79,11 @@ def write_json(file: str | Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=2) + "\n")
 
 
+def read_exactly(file: Path) -> str:
+    """UTF-8 text with its own ends of lines: a prompt may hold a carriage return, as cells of a table made on Windows do."""
+    return file.read_bytes().decode("utf-8", errors="replace")
+
+
 def resident_peak() -> float:
     """The most memory that this process ever held, in bytes; NaN on Windows, which does not say."""
     try:
@@ -104,6 +113,13 @@ def damage(file: Path) -> str:
 
 MAIN_FILE = "checkpoint.pt"
 """In the folder of a sharded checkpoint: all but the shards (:mod:`cfg_distill.checkpoints.shards`)."""
+
+
+def no_checkpoint(folder: Path) -> str:
+    """The sentence about a folder that is no sharded checkpoint: it names a last checkpoint inside of it, if there is one."""
+    last = min(folder.rglob("last*.ckpt"), default=None)
+    advice = "It holds no last checkpoint: check the path." if last is None else f"Name a file, such as `{last}`."
+    return f"expected a checkpoint, but `{folder}` is a folder without a {MAIN_FILE}. {advice}"
 
 
 def before_of(file: Path) -> Path:

@@ -107,13 +107,18 @@ def _is_plain_file(path: Path) -> bool:
     return path.is_file() and not path.is_symlink()
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with the home folder in the place of a leading ``~``; unchanged where there is no such home folder."""
+    return Path(os.path.expanduser(path))
+
+
 def problems_of_place(out: str | Path) -> list[Problem]:
     """Why a folder could not be written, now or after hours of work; the problem names the key ``out``.
 
     A file without a name is written where the folder is, or will be, and is gone at once: permissions alone do not tell of a
     read-only disk or of a full one.
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
     try:
         place = out.resolve()
         while not place.exists():
@@ -137,7 +142,11 @@ def _length_of_name(place: Path) -> None:
 
 
 def problems_of_out(
-    out: str | Path, inputs: Iterable[str | Path], overwrite: bool, known: Collection[str] = MODEL_FILES
+    out: str | Path,
+    inputs: Iterable[str | Path],
+    overwrite: bool,
+    known: Collection[str] = MODEL_FILES,
+    whole: bool = True,
 ) -> list[Problem]:
     """Why a folder must not be made or replaced; the problems name the keys ``out`` and ``overwrite``.
 
@@ -149,11 +158,13 @@ def problems_of_out(
         inputs: files and folders that are read.
         overwrite: whether the user allowed to replace the folder.
         known: patterns of the files that may be replaced.
+        whole: whether the folder is replaced as a whole (:func:`cfg_distill.files.staged_folder`), and not file by file. The
+            current folder is then no output: the shell that stands in it would stand in a folder that is gone.
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
     place = out.resolve()
     for path in inputs:
-        source = Path(path).expanduser().resolve()
+        source = expanded(path).resolve()
         how = (
             "is" if source == place
             else "holds" if source.is_relative_to(place)
@@ -162,6 +173,10 @@ def problems_of_out(
         )  # fmt: skip
         if how:
             return [Problem("out", f"`{out}` {how} the input `{path}`. Name another folder.")]
+    if whole and Path.cwd().is_relative_to(place):
+        how = "is" if place == Path.cwd() else "holds"
+        text = f"expected a folder to replace as a whole, but `{out}` {how} the current folder."
+        return [Problem("out", f"{text} Name a folder that is not the current one: `{out / 'NAME'}`.")]
     if found := problems_of_place(out):
         return found
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files.locks import lock as hold
+from cfg_distill.files.places import expanded
 
 
 @contextmanager
@@ -39,7 +40,7 @@ def staged_folder(out: str | Path) -> Iterator[Path]:
         >>> [path.name for path in out.parent.rglob("*")]
         ['student', 'config.json']
     """
-    place = Path(out).resolve()
+    place = expanded(out).resolve()
     staged, replaced, lock = (place.with_name(f".{place.name}.{kind}") for kind in ("partial", "replaced", "lock"))
     with _refusals(out):
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Model folders: their names, packaged models and GGUF files, and LoRA adapters as numbers. No torch model is built in here."""
 
+from cfg_distill.files import expanded
 from cfg_distill.folders.cache import cache_folder
 from cfg_distill.folders.checksums import CHECKSUMS, refuse_damaged, sha256, write_checksums
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
@@ -43,6 +44,7 @@ __all__ = [
     "cached_name",
     "converted",
     "existing_file",
+    "expanded",
     "find_file",
     "from_hub",
     "is_adapter",

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.files import write_json
+from cfg_distill.files import expanded, write_json
 from cfg_distill.folders.names import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_config
 from cfg_distill.folders.weights import open_weights
 
@@ -149,7 +149,7 @@ class AdapterFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        self.folder = Path(self.path).expanduser()
+        self.folder = expanded(self.path)
         self.config = adapter_config(path)
         if wrong := [*_wrong_settings(self.config)]:
             where = f"in the {ADAPTER_CONFIG} of `{self.path}`. Correct it, or export the adapter again."

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.files import CARD_KEY, read_json, strangers, write_json
+from cfg_distill.files import CARD_KEY, expanded, read_json, strangers, write_json
 from cfg_distill.folders.history import CARD, DISTILLED, History, history_of, source_or_none, terms_of
 from cfg_distill.folders.names import ADAPTER_CONFIG, base_of, is_adapter
 from cfg_distill.folders.profile import HISTORY, PROFILE
@@ -73,7 +73,7 @@ def tell_measured(folder: Path, name: str, point: Mapping[str, Any], against: Ma
 
 def copy_notices(base: str, folder: Path) -> None:
     """Copy the licence and the notices of a start model, where its folder holds some."""
-    found = source_or_none(base) or Path(base).expanduser()
+    found = source_or_none(base) or expanded(base)
     for pattern in NOTICES:
         for file in found.glob(pattern) if found.is_dir() else ():
             if file.is_file() and not (folder / file.name).exists():
@@ -120,7 +120,7 @@ def _pipeline(folder: Path) -> str:
         return "text-generation"
     try:
         base = base_of(folder)
-        config = read_json((source_or_none(base) or Path(base).expanduser()) / "config.json")
+        config = read_json((source_or_none(base) or expanded(base)) / "config.json")
     except ConfigError:  # a base on the hub
         return ""
     causal = any(str(each).endswith("ForCausalLM") for each in config.get("architectures") or ())

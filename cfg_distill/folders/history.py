@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import parse_yaml
+from cfg_distill.files import expanded, parse_yaml
 from cfg_distill.folders.names import base_of, is_adapter, source
 from cfg_distill.folders.packages import PACKAGED
 from cfg_distill.folders.profile import HISTORY, PROFILE
@@ -101,7 +101,7 @@ class History:
 
 def history_of(path: str | Path) -> History | None:
     """How a model folder was made; None where it does not say. Nothing is downloaded."""
-    folder = Path(path).expanduser()
+    folder = expanded(path)
     try:
         found = json.loads((folder / PROFILE).read_text(encoding="utf-8"))[HISTORY]
         made = History(**{each.name: found[each.name] for each in fields(History) if each.name in found})
@@ -135,7 +135,7 @@ def of_base(path: str) -> History:
     before = history_of(path) or History("")
     prefix, colon, name = path.partition(":")
     packaged = PACKAGED.get(name) if colon and prefix == "text" else None
-    is_local = Path(path).expanduser().exists() or source_or_none(path) is not None
+    is_local = expanded(path).exists() or source_or_none(path) is not None
     return History(
         shown(path),
         hub=packaged.hub if packaged else before.hub if is_local else path,
@@ -303,8 +303,8 @@ def _distillation_of(model: str) -> History | None:
     except ConfigError:  # an adapter that names no base: its own problem
         names = {model: None}
     for name in names:
-        made = history_of(name) if Path(name).expanduser().exists() else _cached_history(name)
-        if made is None and {*map(str, head_of(Path(name).expanduser() / CARD).get("tags") or ())} >= DISTILLED:
+        made = history_of(name) if expanded(name).exists() else _cached_history(name)
+        if made is None and {*map(str, head_of(expanded(name) / CARD).get("tags") or ())} >= DISTILLED:
             made = History("")  # of a copy without `cfg_distill.json`
         if made is not None and made.distilled:
             return made
@@ -331,7 +331,7 @@ def shown(path: str | Path) -> str:
         ('quality', 'tunes:base', 'facebook/musicgen-small')
     """
     is_folder = Path(path).is_absolute() or str(path).startswith((".", "~")) or Path(path).exists()
-    return Path(path).expanduser().name or Path(path).resolve().name if is_folder else str(path)
+    return expanded(path).name or Path(path).resolve().name if is_folder else str(path)
 
 
 def versions() -> dict[str, str]:
@@ -368,7 +368,7 @@ def _licence_of(path: str, is_local: bool) -> str:
     """The licence that the card of a start model names; that of this package for the models inside of it."""
     if path.startswith("tunes:"):
         return "apache-2.0"
-    card = Path(path).expanduser() / CARD
+    card = expanded(path) / CARD
     if not is_local:
         from huggingface_hub import try_to_load_from_cache
 

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 from cfg_distill.errors import Problem, closest
+from cfg_distill.files import expanded
 
 SECONDS = 10.0
 """The longest wait for the hub's first answer."""
@@ -27,7 +28,7 @@ def ask_hub(name: str) -> None:
     """
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE or Path(name).expanduser().exists() or not _may_be_hub_name(name):
+    if constants.HF_HUB_OFFLINE or expanded(name).exists() or not _may_be_hub_name(name):
         return
     if not in_cache(name):
         _say_what_is_asked(constants.ENDPOINT, name)
@@ -68,9 +69,9 @@ def similar(path: str) -> str:
     """`` Did you mean `x`?`` of the folder beside a path that does not exist whose name is nearest; empty without one."""
     wanted = Path(path)
     try:
-        if not wanted.name or wanted.expanduser().exists():
+        if not wanted.name or expanded(wanted).exists():
             return ""
-        beside = [each.name for each in wanted.parent.expanduser().iterdir() if each.is_dir()]
+        beside = [each.name for each in expanded(wanted.parent).iterdir() if each.is_dir()]
     except OSError:
         return ""
     return beside_it(wanted, [name for name in beside if not name.startswith(".")])

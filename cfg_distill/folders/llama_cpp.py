@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import read_json, write_json
+from cfg_distill.files import expanded, read_json, write_json
 from cfg_distill.folders.adapters import Adapter
 from cfg_distill.folders.checksums import sha256
 from cfg_distill.folders.names import resolve
@@ -65,7 +65,7 @@ class Conversion:
         """llama.cpp's converter of whole models; that of adapters lies beside it. None where neither is at hand."""
         named = os.environ.get(FOLDER)
         if named:
-            file = Path(named).expanduser() / WHOLE
+            file = expanded(named) / WHOLE
             return file if file.is_file() else None
         found = shutil.which(WHOLE)
         return Path(found).resolve() if found else None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem, nearest
-from cfg_distill.files import read_json
+from cfg_distill.files import expanded, read_json
 from cfg_distill.folders.gguf import cached_name, converted, problems_of_gguf
 from cfg_distill.folders.hub import ask_hub, beside_it, problems_of_hub_name, similar
 from cfg_distill.folders.packages import PACKAGED
@@ -70,7 +70,7 @@ def source(path: str) -> Path | None:
     """
     prefix, colon, name = str(path).partition(":")
     if not colon or prefix not in KNOWN:
-        file = Path(path).expanduser()
+        file = expanded(path)
         return file if file.suffix == ".gguf" and file.is_file() else _converted_elsewhere(file)
     if name not in KNOWN[prefix]:
         known = [f"{prefix}:{each}" for each in KNOWN[prefix]]
@@ -101,13 +101,13 @@ def resolve(path: str) -> str:
     """
     found = source(path)
     if found is None:
-        return str(Path(path).expanduser()) if str(path).startswith("~") else str(path)
+        return str(expanded(path)) if str(path).startswith("~") else str(path)
     return str(converted(found) if found.suffix == ".gguf" else found)
 
 
 def find_file(path: str | Path) -> Path:
     """The file itself, or the one of this name shipped with the package, so that ``recipes/...`` works in any folder."""
-    path = Path(path).expanduser()
+    path = expanded(path)
     if not path.exists() and path.parts[:1] == ("recipes",):
         shipped = RECIPES.joinpath(*path.parts[1:])
         return shipped if shipped.exists() else path
@@ -117,7 +117,7 @@ def find_file(path: str | Path) -> Path:
 def similar_file(path: str | Path) -> str:
     """`` Did you mean `x`?`` of the YAML file that lies where a missing one should, or is shipped there; empty without one."""
     wanted = Path(path)
-    places = [wanted.parent.expanduser(), find_file(wanted.parent)]
+    places = [expanded(wanted.parent), find_file(wanted.parent)]
     return beside_it(wanted, dict.fromkeys(file.name for place in places for file in sorted(place.glob("*.yaml"))))
 
 
@@ -141,7 +141,7 @@ def existing_file(path: str | Path, what: str) -> Path:
 
 def is_adapter(path: str | Path) -> bool:
     """Whether a path is a folder with a LoRA adapter in peft's format."""
-    return (Path(path).expanduser() / ADAPTER_CONFIG).is_file()
+    return (expanded(path) / ADAPTER_CONFIG).is_file()
 
 
 def adapter_config(path: str | Path) -> dict[str, Any]:
@@ -150,7 +150,7 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: it is no JSON object, or names no base.
     """
-    file = Path(path).expanduser() / ADAPTER_CONFIG
+    file = expanded(path) / ADAPTER_CONFIG
     config = read_json(file)
     if not isinstance(config.get("base_model_name_or_path") or None, str):
         raise ConfigError(
@@ -163,7 +163,7 @@ def adapter_config(path: str | Path) -> dict[str, Any]:
 def model_type_of(path: str | Path) -> str | None:
     """The ``model_type`` of a model folder, or of an adapter's base; empty where its config has none, None for a hub name."""
     base = base_of(path)
-    file = (source(base) or Path(base).expanduser()) / "config.json"
+    file = (source(base) or expanded(base)) / "config.json"
     return str(read_json(file).get("model_type") or "") if file.is_file() else None
 
 
@@ -178,7 +178,7 @@ def base_of(path: str | Path) -> str:
 
 def whole_path(base: str) -> str:
     """A base by a name that holds in any working folder: a folder by its whole path, a hub name as it is."""
-    folder = Path(resolve(base)).expanduser()
+    folder = expanded(resolve(base))
     return str(folder.resolve()) if folder.is_dir() else base
 
 
@@ -190,7 +190,7 @@ def problems_of_folder(path: str) -> list[Problem]:
         return error.problems
     if found is not None and found.suffix == ".gguf":
         return problems_of_gguf(found)
-    folder = found or Path(path).expanduser()
+    folder = found or expanded(path)
     if not folder.exists():
         if folder.is_absolute() or str(path).startswith((".", "~")) or str(path).count("/") > 1:
             text = f"expected a model folder, but `{path}` does not exist.{similar(str(path))} Check the path."

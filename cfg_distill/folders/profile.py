@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, nearest
-from cfg_distill.files import read_json, write_json
+from cfg_distill.files import expanded, read_json, write_json
 from cfg_distill.folders.hub import ask_hub
 from cfg_distill.folders.names import base_of, is_adapter, source
 
@@ -59,7 +59,7 @@ def profile_file(path: str | Path) -> Path | None:
         ConfigError: no such shipped model, or an adapter that names no base.
     """
     for each in dict.fromkeys((str(path), base_of(path))):
-        folder = source(each) or Path(each).expanduser()
+        folder = source(each) or expanded(each)
         if (folder / PROFILE).is_file() and not _is_history_alone(folder):
             return folder / PROFILE
     return None if folder.exists() else _from_hub(str(folder))
@@ -120,7 +120,7 @@ def add_setting(folder: str | Path, key: str, value: str) -> None:
 def generator_named(path: str | Path) -> str:
     """The generator that a local folder names, or the base of an adapter; empty without."""
     for each in dict.fromkeys((str(path), base_of(path))):
-        file = (source(each) or Path(each).expanduser()) / PROFILE
+        file = (source(each) or expanded(each)) / PROFILE
         if file.is_file() and (name := read_json(file).get(GENERATOR)):
             return str(name)
     return ""

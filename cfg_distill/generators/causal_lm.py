@@ -10,7 +10,14 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, cache_utils
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    cache_utils,
+)
 
 from cfg_distill.errors import ITS_PROMPT, ConfigError, Context, Problem, PromptProblem
 from cfg_distill.folders import base_of, from_hub, is_adapter, problems_of_folder, resolve
@@ -167,6 +174,8 @@ class CausalLM(Generator):
             asked = GenerationConfig.from_pretrained(resolve(base_of(self.path))).eos_token_id
         except OSError:  # the model has no generation config
             asked = None
+        if asked is None:  # what config.json says, as transformers does; not the default of a config's class
+            asked = PreTrainedConfig.get_config_dict(resolve(base_of(self.path)))[0].get("eos_token_id")
         listed = asked if isinstance(asked, list) else [asked]
         ends = dict.fromkeys([*listed, self.tokenizer.eos_token_id])
         return tuple(token for token in ends if token is not None)

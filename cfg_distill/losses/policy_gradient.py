@@ -12,7 +12,7 @@ from cfg_distill.errors import Context, Problem, blamed, problems_of
 from cfg_distill.losses.base import Loss, LossInputs
 from cfg_distill.losses.chunked import Cells, CellTerm
 from cfg_distill.rewards.base import Reward
-from cfg_distill.rewards.checked import outcome_of
+from cfg_distill.rewards.checked import opinion_of, outcome_of
 from cfg_distill.sampling import Sampling
 from cfg_distill.sampling.samples import Samples
 from cfg_distill.sampling.start import StartModel
@@ -119,7 +119,7 @@ class PolicyGradient(Loss):
 
     def degenerate(self, samples: Samples) -> Tensor:
         with blamed(self.reward, "reward"):
-            return self.reward.degenerate(samples)
+            return opinion_of(self.reward, samples)
 
     def cells(self, inputs: LossInputs) -> CellTerm:
         assert inputs.advantage_N is not None

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem, listed
-from cfg_distill.files import problems_of_out, staged_folder
+from cfg_distill.files import expanded, problems_of_out, staged_folder
 from cfg_distill.folders import ADAPTER_WEIGHTS, is_adapter, sha256, whole_path
 from cfg_distill.folders.adapters import (
     Adapter,
@@ -138,7 +138,7 @@ def merge_adapter_folders(
     Raises:
         ConfigError: all that is wrong with the request; then all that is wrong with the folders; nothing is written.
     """
-    out = Path(out).expanduser()
+    out = expanded(out)
     needs_start = _needs_start(method)
     with_start = start is not None and is_adapter(start)
     sources, broken = _opened(models, start if with_start else None)

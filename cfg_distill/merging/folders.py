@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Problem, listed
-from cfg_distill.files import problems_of_out, read_json, staged_folder, write_json
+from cfg_distill.files import expanded, problems_of_out, read_json, staged_folder, write_json
 from cfg_distill.folders import is_adapter
 from cfg_distill.merging.adapters import merge_adapter_folders
 from cfg_distill.merging.arithmetic import finite, merge_tensors, mismatches, not_averaged, tensor_function
@@ -57,7 +57,7 @@ def merge_folders(
     """
     if any(is_adapter(model) for model in models):
         return merge_adapter_folders(models, weights, method, out, start, overwrite)
-    out = Path(out).expanduser()
+    out = expanded(out)
     found = problems_of_merge(method, len(models), weights, start is not None)
     sources: list[FolderWeights] = []
     for key, path in named(models, start):

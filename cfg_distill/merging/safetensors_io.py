@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.files import write_json
+from cfg_distill.files import expanded, write_json
 from cfg_distill.folders import INDEX, open_weights, problems_of_index, resolve, shards_of
 from cfg_distill.folders.adapters import DTYPES
 from cfg_distill.merging.arithmetic import finite, not_averaged
@@ -44,7 +44,7 @@ class FolderWeights:
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)
-        self.folder = Path(resolve(self.path)).expanduser()
+        self.folder = expanded(resolve(self.path))
         self.files = self._files()
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, torch.dtype] = {}

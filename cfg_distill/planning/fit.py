@@ -21,7 +21,7 @@ from cfg_distill.distillation.ahead import problems_of_sampler_in_shards
 from cfg_distill.distillation.settings import PRECISIONS
 from cfg_distill.distillation.sharding import problems_in_shards
 from cfg_distill.errors import ConfigError, Problem, problems_of
-from cfg_distill.folders import open_weights, resolve
+from cfg_distill.folders import expanded, open_weights, resolve
 from cfg_distill.folders.hub import in_cache
 from cfg_distill.generators import CausalLM, Dia, MusicGen, Prompt, PromptLike
 from cfg_distill.planning.known import ARCHITECTURES, numbers_of_embedder, write_folder
@@ -222,7 +222,7 @@ def _problems(module: CFGDistillation, data: PromptData) -> list[Problem]:
         return [Problem("model.generator", text)]
     found = problems_of(student, under="model.generator.init_args")
     unknown = [each for each in found if each.path.endswith("generator.init_args.path")]
-    if unknown and not Path(student.path).expanduser().exists():
+    if unknown and not expanded(student.path).exists():
         advice = f" A plan needs a config.json, or one of the names that it knows: {', '.join(ARCHITECTURES)}."
         return [Problem(each.path, each.text + advice) for each in unknown]
     # An encoder that is not on this machine stops a fit, and not a plan.
@@ -296,7 +296,7 @@ def _numbers_in(path: str) -> int | None:
         ConfigError: a file is cut short or damaged.
     """
     try:
-        files = sorted(Path(resolve(path)).expanduser().glob("*.safetensors"))
+        files = sorted(expanded(resolve(path)).glob("*.safetensors"))
     except ConfigError:
         return None
     if not files:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
-from typing import Any, get_type_hints
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from cfg_distill.errors import ConfigError, Problem, closest, listed, nearest
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 
 def find_class(
@@ -102,3 +105,18 @@ def _imported(module_name: str, name: str, description: str, known: Iterable[typ
 
 def _wrong(text: str) -> ConfigError:
     return ConfigError(Problem("class_path", text))
+
+
+def forget_optimizer(parser: ArgumentParser, values: Mapping[str, Any]) -> None:
+    """Let an optimiser that a recipe names start with its own defaults.
+
+    jsonargparse keeps those arguments of the default, AdamW, that the class of the recipe takes, too: SGD would decay weights.
+
+    Args:
+        parser: of the command; it is changed.
+        values: of the recipe.
+    """
+    model = values.get("model")
+    given = model.get("optimizer") if isinstance(model, Mapping) else None
+    if isinstance(given, str) or (isinstance(given, Mapping) and "class_path" in given):
+        parser.set_defaults({"model.optimizer": None})

@@ -27,7 +27,7 @@ from cfg_distill.files import problems_of_place
 from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.calibration import calibrated
 from cfg_distill.recipe.checks import Walk, without_echoes
-from cfg_distill.recipe.classes import find_class
+from cfg_distill.recipe.classes import find_class, forget_optimizer
 from cfg_distill.recipe.overrides import Words, put, sorted_words
 from cfg_distill.recipe.processes import is_first, is_started_by_first, others_know_this_process
 from cfg_distill.recipe.progress import StepLines, StepProgress
@@ -54,6 +54,8 @@ from cfg_distill.recipe.trainer import (
     paths_of,
     problems_of_states,
     problems_of_strategy,
+    said_of_monitor,
+    write_out_devices,
 )
 
 _BOUNDS = {"seed_everything": SEED} | {f"trainer.{key}": bounds for key, bounds in TRAINER.items()}
@@ -117,6 +119,7 @@ class CommandLine(LightningCLI):
             if self.words.help:
                 parser.parse_args([self.command, *self.words.help])  # prints and exits
             values = copy.deepcopy(self.recipe.values)  # the parser puts objects of its own in place of dicts of dicts
+            forget_optimizer(own, values)
             self.config = parser.parse_object({"subcommand": self.command, self.command: values})
         except _PARSING as error:
             raise ConfigError(self._all_problems(walk, str(error))) from error
@@ -150,7 +153,7 @@ class CommandLine(LightningCLI):
                 values, walk = tried, again
         found = list(dict.fromkeys([*walk.problems, *of_options]))
         good = Walk().keys(own, values, bounds=_BOUNDS)
-        return without_echoes(found, self._problems_inside(good)) or [Problem("", _shortened(first))]
+        return without_echoes(found, self._problems_inside(good)) or [Problem("", " ".join(first.split()))]
 
     def _problems_inside(self, values: dict[str, Any]) -> list[Problem]:
         """What model and data themselves find wrong, where they can be built."""
@@ -190,6 +193,7 @@ class CommandLine(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """One seed serves the whole run: model and data take ``seed_everything`` unless they have their own."""
         config = self.config[self.command]
+        write_out_devices(named_callbacks(config["trainer"]["callbacks"]).values())
         for part in ("model", "data"):
             settings = config[part].get("init_args", config[part])
             if "seed" in settings and settings["seed"] is None:
@@ -202,7 +206,7 @@ class CommandLine(LightningCLI):
             if isinstance(error, ConfigError):
                 own = self._placed(error.problems, "model")
             elif raised := _from_lightning(error):
-                own = [Problem("", f"In `trainer`: {_shortened(str(raised))}")]
+                own = [Problem("", f"In `trainer`: {' '.join(str(raised).split())}")]
             else:
                 raise
             self._dump_config()
@@ -220,8 +224,7 @@ class CommandLine(LightningCLI):
                 problems = self._placed(self.model.problems_of_data(self.datamodule, self.command), "data")
                 problems += self._placed(problems_of_scoring(self.callbacks, self.datamodule), "data")
                 problems = list(dict.fromkeys(problems))
-        problems += problems_of_devices(self.trainer)
-        if problems:
+        if problems := [*problems, *problems_of_devices(self.trainer)]:
             raise ConfigError(problems)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -296,8 +299,7 @@ class CommandLine(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         if config.get("accelerator") == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
-        root = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
-        config["default_root_dir"] = root
+        root = config["default_root_dir"] = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
         problems = [Problem("/trainer.default_root_dir", each.text) for each in problems_of_place(root)]
         problems += problems_of_gpus(config.get("accelerator"), config.get("devices"))
         if isinstance(self.model, Distillation):
@@ -320,9 +322,8 @@ class CommandLine(LightningCLI):
             config["enable_model_summary"] = False  # Lightning's table counts no FLOPs of a model that generates
         shown = [] if any(isinstance(one, ProgressBar) for one in own) else _progress(config)
         trainer = super()._instantiate_trainer(config, [*callbacks, self.mark, *shown])
-        vars(trainer)["callbacks"].append(
-            self.stopping
-        )  # Lightning's order has no place behind the callbacks that save
+        # Lightning's order has no place behind the callbacks that save.
+        vars(trainer)["callbacks"].append(self.stopping)
         return trainer
 
 
@@ -354,8 +355,10 @@ def start(command: str, argv: Sequence[str], check_only: bool = False) -> Comman
             subclass_mode_model=model_by_path,
             subclass_mode_data=data_by_path,
         )
-    except MisconfigurationException as error:  # found by Lightning once it runs: a metric to monitor that nobody logs
-        raise ConfigError(_shortened(str(error))) from error
+    except (MisconfigurationException, RuntimeError) as error:
+        if said := said_of_monitor(error):
+            raise ConfigError(said) from error
+        raise
 
 
 def _problems_of_ckpt_path(given: Any) -> list[Problem]:
@@ -394,7 +397,3 @@ def _from_lightning(error: BaseException) -> BaseException | None:
     # Of a part that may be given in several ways, jsonargparse raises an error of its own.
     before = error.__cause__ or error.__context__
     return None if before is None else _from_lightning(before)
-
-
-def _shortened(message: str) -> str:
-    return " ".join(message.split())

@@ -7,13 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.files import read_versioned, read_yaml
 from cfg_distill.folders import existing_file
 
 SPEC_KEYS = ("class_path", "init_args", "dict_kwargs")
 CALLBACKS = ("trainer", "callbacks")
 _DICTS_OF_NAMES = ("callbacks", "losses", "metrics", "rewards")
+_PARTS = (("trainer",), ("model",), ("data",))
+_FILES = (".yaml", ".yml", ".json")
 
 
 def merged(files: Sequence[Path]) -> dict[str, Any]:
@@ -100,7 +102,17 @@ def merge(base: dict[str, Any], update: dict[str, Any], path: tuple[str, ...] = 
 
 
 def _over(old: Any, value: Any, place: tuple[str, ...]) -> Any:
-    """One value over another."""
+    """One value over another.
+
+    Raises:
+        ConfigError: a text in place of keys and values. LightningCLI reads it as the name of a file, which would throw away
+            all that the recipe says there.
+    """
+    mapping = place in _PARTS or (isinstance(old, dict) and not set(place[-1:]) & set(_DICTS_OF_NAMES))
+    if mapping and isinstance(value, str) and (place == ("trainer",) or value.lower().endswith(_FILES)):
+        key = ".".join(map(str, place))
+        text = f"expected keys and values, but got `{value}`. Give files by `--config`; in it, put the keys under `{key}:`."
+        raise ConfigError(Problem(key, text))
     if place == CALLBACKS:
         value = [value] if class_name(value) else value  # one callback, without a list around it
         old = named(old) if isinstance(value, dict) and isinstance(old, list) else old

@@ -81,10 +81,25 @@ def table_of(runs: Sequence[Run]) -> str:
 
 
 def _folders_of_runs(folder: Path) -> Iterator[Path]:
-    inside = [folder, *folder.rglob("version_*")]
-    for each in inside:
-        if each.is_dir() and ((each / LOCK).is_file() or (each / "config.yaml").is_file()) and each.name[-1].isdigit():
+    for each in _folders_under(folder):
+        named = each.name[-1:].isdigit() and (each == folder or each.name.startswith("version_"))
+        if named and ((each / LOCK).is_file() or (each / "config.yaml").is_file()):
             yield each
+
+
+def _folders_under(folder: Path) -> Iterator[Path]:
+    """A folder and all under it, each once. Links are entered last, so that a folder has its own path where it has one here."""
+    seen: set[str] = set()
+    tops = [str(folder)]
+    for top in tops:  # which grows by the links that are met
+        for place, inside, _ in os.walk(top):
+            real = os.path.realpath(place)
+            if real in seen:
+                inside.clear()
+                continue
+            seen.add(real)
+            yield Path(place)
+            tops += [path for name in inside if os.path.islink(path := os.path.join(place, name))]
 
 
 def _run(folder: Path) -> Run:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +25,8 @@ class Override:
 
     Attributes:
         path: the keys.
-        value: null, lists and mappings are parsed; any other text stays text until the type of its key is known.
+        value: null, lists, mappings and text in quotes are parsed; any other text stays text until the type of its key is
+            known.
         append: ``--a.b.c+=value``.
         follows: an option after such a one: ``--a.b.c.d=value`` is then about what was appended last.
     """
@@ -93,6 +96,8 @@ def sorted_words(argv: Sequence[str]) -> Words:
         name, equals, value = word.partition("=")
         if name in ("-h", "--help") or name.endswith(".help"):
             asked.append(word)
+            if name.endswith(".help") and not equals and words and not words[0].startswith("--"):
+                asked.append(words.pop(0))  # the class whose options are shown
             continue
         if name == "--print_config":
             print_config = value
@@ -135,15 +140,37 @@ def _after_appending(overrides: Iterable[Override]) -> Iterable[Override]:
 
 
 def _parsed(value: str) -> Any:
-    # Parse null, lists and mappings; scalars stay text until the type of the key is known.
+    # Parse null, lists and mappings; scalars stay text until the type of the key is known. Quotes say that it is text.
     if value in ("null", "~"):
         return None
+    if len(value) > 1 and value[0] == value[-1] and value[0] in ("'", '"'):
+        try:
+            parsed = parse_yaml(value)
+        except yaml.YAMLError:
+            return value
+        return parsed if isinstance(parsed, str) else value
     if value[:1] in ("{", "["):
         try:
             return parse_yaml(value)
         except yaml.YAMLError:
             return value
     return value
+
+
+def word_of(value: Any) -> str:
+    """The word behind an option that is read as this value; a text stands in quotes where it would be read as another value.
+
+    Example:
+        >>> word_of(0.5), word_of("train.txt"), word_of("[a sad air]")
+        ('0.5', 'train.txt', '"[a sad air]"')
+    """
+    if not isinstance(value, str):
+        return json.dumps(value)
+    try:
+        plain = _parsed(value) == value
+    except ConfigError:
+        plain = False
+    return value if plain else yaml.safe_dump(value, default_style='"', width=math.inf).strip()
 
 
 def put(recipe: dict[str, Any], override: Override) -> dict[str, Any]:

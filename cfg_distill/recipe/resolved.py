@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cfg_distill.folders import find_file
+from cfg_distill.folders import expanded, find_file
 from cfg_distill.recipe.calibration import calibrated
 from cfg_distill.recipe.files import class_name, merged_in_turn, run_name
 from cfg_distill.recipe.overrides import Override, put
@@ -53,6 +53,9 @@ class Recipe:
         for override in overrides:
             values = put(values, override)
             stages.append(values)
+        checkpoint = values.get("ckpt_path")
+        if isinstance(checkpoint, str) and checkpoint.startswith("~"):  # Lightning takes it as it is
+            values = {**values, "ckpt_path": str(expanded(checkpoint))}
         values, calibrations = calibrated(values)
         return cls(found, values, calibrated(of_files)[0], (*_notes(stages), *calibrations))
 

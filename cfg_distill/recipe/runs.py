@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import MAIN_FILE, before_of, damage, lock, write_text
+from cfg_distill.files import MAIN_FILE, before_of, damage, lock, no_checkpoint, write_text
 from cfg_distill.recipe.listing import LOCK, MARK, about
 from cfg_distill.recipe.processes import is_first, is_started_by_first
 from cfg_distill.recipe.stopping import slurm_job
@@ -205,6 +205,8 @@ def problems_of_start(generator: Any, checkpoint: Path, recipe: str, trains: boo
         recipe: the file of this recipe.
         trains: whether it is a fit, which needs more than weights.
     """
+    if checkpoint.is_dir() and not (checkpoint / MAIN_FILE).is_file():
+        return [Problem("ckpt_path", no_checkpoint(checkpoint))]
     content = _peek(checkpoint)
     if content is None and checkpoint.is_file() and not before_of(checkpoint).is_file() and (why := damage(checkpoint)):
         text = f"`{checkpoint}` cannot be read as a checkpoint: {why}. Take another checkpoint of the run."

@@ -34,7 +34,9 @@ def problems_of_scoring(callbacks: Mapping[str, Any], data: PromptData) -> list[
     prompts = [str(each) for each in data.prompts.get("validation", ())]
     found = []
     for key, callback in callbacks.items():
-        for name, metric in callback.metrics.items() if isinstance(callback, Scoring) else ():
+        # A protocol looks at names alone: the `metrics` of a user's callback may be a list of the names of what is logged.
+        scores = isinstance(callback, Scoring) and isinstance(callback.metrics, Mapping)
+        for name, metric in callback.metrics.items() if scores else ():
             place = f"/{key}.metrics.{name}.init_args"
             given = metric.problems_of_prompts(prompts) if isinstance(metric, ReadsPrompts) else ()
             for each in together(given, data.files["validation"], data.field):

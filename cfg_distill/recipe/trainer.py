@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from cfg_distill.errors import Problem
+from cfg_distill.errors import Problem, nearest
 from cfg_distill.recipe.runs import RunMark
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp2")
 """The names of ``trainer.strategy`` under which a distillation runs."""
+_NOT_LOGGED = re.compile(
+    r"Early stopping conditioned on metric `(.*)` which is not available.* following: `(.*)`", re.S
+)
+"""What EarlyStopping says of its ``monitor`` after the first validation, in a RuntimeError as many others are."""
 
 
 class NamedTrainer(Trainer):
@@ -45,6 +53,20 @@ class NamedTrainer(Trainer):
 def named_callbacks(callbacks: Any) -> dict[Any, Callback]:
     """Callbacks by name, or by number where they have none."""
     return callbacks if isinstance(callbacks, dict) else dict(enumerate(callbacks or ()))
+
+
+def write_out_devices(specs: Iterable[Any]) -> None:
+    """Put the name of a device in its place among the arguments of callbacks.
+
+    A device is the default of Lightning's StochasticWeightAveraging, and jsonargparse cannot write one into ``config.yaml``.
+
+    Args:
+        specs: callbacks by ``class_path`` and ``init_args``, which are changed.
+    """
+    for spec in specs:
+        arguments = spec.get("init_args") or {}
+        for key in [key for key, value in arguments.items() if isinstance(value, torch.device)]:
+            arguments[key] = str(arguments[key])
 
 
 def paths_of(callbacks: Any) -> list[str]:
@@ -85,3 +107,16 @@ def problems_of_states(callbacks: dict[str, Callback]) -> list[Problem]:
             )
         first.setdefault(callback.state_key, key)
     return problems
+
+
+def said_of_monitor(error: Exception) -> str:
+    """What Lightning finds wrong once a fit runs: a metric to monitor that nobody logs. Empty for another error."""
+    if isinstance(error, MisconfigurationException):
+        return " ".join(str(error).split())
+    if not (found := _NOT_LOGGED.match(str(error))):
+        return ""
+    metric, known = found[1], found[2].split("`, `")
+    return (
+        f"Callback EarlyStopping: expected as `monitor` one of {', '.join(f'`{each}`' for each in known)}, but got `{metric}`,"
+        f" which nothing logs.{nearest(metric, known)}"
+    )

@@ -22,6 +22,9 @@ _WORDS = {
 }
 
 
+_MANY = {int: "whole numbers", float: "numbers", str: "texts", Path: "paths"}
+
+
 def members(expected: Any) -> tuple[Any, ...]:
     """The alternatives of a union; any other type alone."""
     return get_args(expected) if get_origin(expected) in (Union, UnionType) else (expected,)
@@ -50,8 +53,8 @@ def describe(expected: Any) -> str:
     """A type hint in words.
 
     Example:
-        >>> describe(int | None), describe(Literal["sum", "mean"]), describe(dict[str, float])
-        ('a whole number or null', "one of 'sum', 'mean'", 'keys and values')
+        >>> describe(int | None), describe(Literal["sum", "mean"]), describe(dict[str, float]), describe(list[int])
+        ('a whole number or null', "one of 'sum', 'mean'", 'keys and values', 'a list of whole numbers')
     """
     options = members(expected)
     if len(options) > 1:
@@ -61,6 +64,8 @@ def describe(expected: Any) -> str:
         return f"one of {', '.join(map(repr, get_args(expected)))}"
     if origin is Callable:
         return " or ".join(f"a {made.__name__}" for made in classes_of(expected)) or "a function"
+    if origin is list and get_args(expected)[0] in _MANY:
+        return f"a list of {_MANY[get_args(expected)[0]]}"
     if (origin or expected) in _WORDS:
         return _WORDS[origin or expected]
     if origin is not None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.choice import Choice, guard_of, problems_of_rule
 from cfg_distill.evaluation.intervals import signed
-from cfg_distill.files import problems_of_out, staged_folder
+from cfg_distill.files import expanded, problems_of_out, staged_folder
 from cfg_distill.files.columns import aligned
 from cfg_distill.report.measured import tell_choice
 from cfg_distill.report.page import PAGE, write_report
@@ -40,7 +40,7 @@ def choose_study(
         ConfigError: the results cannot be read, or all problems of the arguments; nothing is written.
     """
     results = read_results(study)
-    out = None if out is None else Path(out).expanduser()
+    out = None if out is None else expanded(out)
     problems = [] if out is None else _problems_of_copy(out, results.folder)
     rule = results.rule()
     if margin is not None:

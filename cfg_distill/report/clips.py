@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.system import System
+from cfg_distill.files import read_exactly
 from cfg_distill.report.results import located, results_folder
 from cfg_distill.report.sounds import SUFFIXES, soundfile_library
 from cfg_distill.study.config import Study, study_of
@@ -156,7 +157,7 @@ def _written(stem: Path, prompt: str) -> Clip | None:
         is_whole = readable and sounds[0].suffix != ".ogg" and not _was_turned_down(sounds[0])
         return Clip(sounds[0]) if is_whole else None
     text, head = stem.with_name(f"{stem.name}.txt"), f"{prompt}\n\n"
-    content = text.read_text(encoding="utf-8") if text.is_file() else ""
+    content = read_exactly(text) if text.is_file() else ""
     return Clip(text=content.removeprefix(head).removesuffix("\n")) if content.startswith(head) else None
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError, Problem, nearest
-from cfg_distill.files import problems_of_out
+from cfg_distill.files import expanded, problems_of_out
 from cfg_distill.prompt import Prompt, PromptLike
 from cfg_distill.report.clips import Clips, Finished, read_finished
 
@@ -160,7 +160,7 @@ def ready(request: ListenRequest) -> tuple[ListeningTest, list[Problem]]:
         problems.append(Problem("variety", text))
     inputs = [str(finished.folder), *([str(request.prompt_file)] if request.prompt_file else [])]
     # A folder inside the study's is a good place, as long as the study itself writes nothing there.
-    inside = request.out.expanduser().resolve().is_relative_to(finished.folder.resolve() / KEPT)
+    inside = expanded(request.out).resolve().is_relative_to(finished.folder.resolve() / KEPT)
     problems += problems_of_out(request.out, inputs[1:] if inside else inputs, request.overwrite, OURS)
     test = ListeningTest(
         finished,

@@ -9,7 +9,7 @@ from typing import Any
 
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation.system import System
-from cfg_distill.files import read_json
+from cfg_distill.files import expanded, read_json
 from cfg_distill.folders.card import tell_measured
 from cfg_distill.folders.checksums import sha256
 from cfg_distill.folders.names import ADAPTER_CONFIG
@@ -94,7 +94,7 @@ def _tell(folder: Path, name: str, results: Results, point: dict[str, Any]) -> N
 
 def _studies(near: Iterable[str | Path]) -> Iterator[Path]:
     """The folders of studies around some paths, each once."""
-    paths = [Path(each).expanduser().absolute() for each in near]
+    paths = [expanded(each).absolute() for each in near]
     found = dict.fromkeys(place for path in paths for place in (path, *path.parents))
     yield from (place for place in found if (place / FRONT).is_file() and (place / RECORD).is_file())
 

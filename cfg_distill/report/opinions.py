@@ -13,7 +13,7 @@ import numpy as np
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.intervals import Interval, plainly
-from cfg_distill.files import write_text
+from cfg_distill.files import expanded, problems_of_place, write_text
 from cfg_distill.files.columns import aligned
 from cfg_distill.report.listening_request import KEY
 from cfg_distill.report.rating_statistics import (
@@ -50,8 +50,8 @@ def summarise(
         ConfigError: everything that is wrong with the files; a file of the user's would be replaced; no front.json.
     """
     key, raters = read_ratings(files, folder)
-    out = (folder if out is None else out).expanduser()
-    front = (folder if not (folder / KEY).is_file() else Path(key.study)).expanduser() / "front.json"
+    out = expanded(folder if out is None else out)
+    front = expanded(folder if not (folder / KEY).is_file() else key.study) / "front.json"
     problems = _problems_of_out(out)
     if add_to_front and not front.is_file():
         text = f"expected the front of the study, but `{front}` does not exist. Give `--study` with the study's folder."
@@ -70,9 +70,11 @@ def summarise(
 
 
 def _problems_of_out(out: Path) -> list[Problem]:
-    """Why the results cannot be written: a file of the same name that is not ours."""
+    """Why the results cannot be written: a place that takes no files, or a file of the same name that is not ours."""
     if out.exists() and not out.is_dir():
         return [Problem("out", f"expected a folder, but `{out}` is a file. Name another one.")]
+    if problems := problems_of_place(out):
+        return problems
     numbers, table = (out / name for name in FILES)
     try:
         ours = numbers.is_file() and json.loads(numbers.read_text(encoding="utf-8")).get("format") == FORMAT

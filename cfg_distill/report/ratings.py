@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.files import expanded
 from cfg_distill.report import listening
 from cfg_distill.report.listening_request import KEPT, KEY
 
@@ -92,7 +93,7 @@ def read_key(folder: Path, pages: Sequence[str] = ()) -> Key:
     Raises:
         ConfigError: there is none, or it cannot be read.
     """
-    folder = folder.expanduser()
+    folder = expanded(folder)
     own, kept = folder / KEY, sorted((folder / KEPT).glob("*.json"))
     files = [own] if own.is_file() else kept
     if not files:
@@ -130,7 +131,7 @@ def read_ratings(files: Sequence[Path], folder: Path) -> tuple[Key, list[Rater]]
     """
     problems: list[str] = []
     raters: list[Rater] = []
-    for file in dict.fromkeys(file.expanduser().resolve() for file in files):
+    for file in dict.fromkeys(expanded(file).resolve() for file in files):
         found = _rater(file)
         if isinstance(found, str):
             problems.append(found)

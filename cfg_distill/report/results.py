@@ -15,7 +15,7 @@ from cfg_distill.evaluation.choice import Candidate, Choice, Rule, choose, defau
 from cfg_distill.evaluation.front import ROWS
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.evaluation.system import System, read_rows
-from cfg_distill.files import read_yaml, write_text
+from cfg_distill.files import expanded, read_yaml, write_text
 from cfg_distill.folders import find_file
 from cfg_distill.study.config import study_of
 from cfg_distill.study.ledger import Ledger, amended
@@ -210,7 +210,7 @@ def located(study: Path, model: str, made: bool) -> tuple[Path, tuple[str, ...]]
     kinds = [place for place, part in enumerate(named.parts) if made and part in ("students", "merges")]
     tail = named.parts[kinds[-1] :] if kinds else ()
     inside = study.joinpath(*tail)
-    return (inside, tail) if tail and inside.is_dir() else (named.expanduser(), ())
+    return (inside, tail) if tail and inside.is_dir() else (expanded(named), ())
 
 
 def results_folder(path: str | Path) -> Path:
@@ -219,7 +219,7 @@ def results_folder(path: str | Path) -> Path:
     Raises:
         ConfigError: there is no such folder or file.
     """
-    given = Path(path).expanduser()
+    given = expanded(path)
     if given.is_dir():
         return given
     file = find_file(path)
@@ -231,7 +231,7 @@ def results_folder(path: str | Path) -> Path:
         found = "it has no key `out`" if out is None else f"its key `out` is {out!r}, which names no folder"
         text = f"File `{path}`: expected a study file, but {found}. Name a study, or the folder of its results."
         raise ConfigError(text)
-    return Path(out)
+    return expanded(out)
 
 
 def read_results(path: str | Path) -> Results:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from cfg_distill.files import staged_folder
+from cfg_distill.files import read_exactly, staged_folder
+from cfg_distill.files.vorbis import write_vorbis
 
 SUFFIXES = (".flac", ".wav", ".ogg")
 """Of written sound."""
@@ -64,7 +65,7 @@ def samples_of(folder: Path, prompts: Sequence[str]) -> list[Sample]:
         if match is None or not 0 < int(match["place"]) <= len(prompts):
             continue
         place = int(match["place"]) - 1
-        content = file.read_text(encoding="utf-8", errors="replace").removeprefix(f"{prompts[place]}\n\n").rstrip("\n")
+        content = read_exactly(file).removeprefix(f"{prompts[place]}\n\n").rstrip("\n")
         sound = next((path for suffix in SUFFIXES if (path := file.with_suffix(suffix)).is_file()), None)
         score = file.with_suffix(".abc")
         if score.is_file():
@@ -157,7 +158,7 @@ def clip(file: Path, longest: float = SECONDS) -> tuple[bytes, float]:
         samples_LC = samples_LC[: int(longest * rate)]
         samples_LC[-fade:] *= 1 - _ramp(fade)[:, None]
     content = io.BytesIO()
-    soundfile.write(content, samples_LC, rate, format="OGG", subtype="VORBIS", **_compression(soundfile))
+    write_vorbis(soundfile, content, samples_LC, rate, **_compression(soundfile))
     return content.getvalue(), len(samples_LC) / rate
 
 

@@ -34,6 +34,19 @@ def outcome_of(reward: Reward, samples: Samples) -> GroupReward:
     return GroupReward(**{name: value.to(device) for name, value in found.items()})
 
 
+def opinion_of(reward: Reward, samples: Samples) -> Tensor:
+    """Which samples a reward calls degenerate, ``[B, G]``.
+
+    Raises:
+        ConfigError: the reward returned something else than bool ``[B, G]``.
+    """
+    degenerate_BG, shape = reward.degenerate(samples), (len(samples.prompts), samples.group)
+    if not isinstance(degenerate_BG, Tensor) or (degenerate_BG.shape, degenerate_BG.dtype) != (shape, torch.bool):
+        expected = f"`degenerate` of {type(reward).__name__} to be [B, G] = {list(shape)}, bool"
+        raise ConfigError(Problem("", f"expected {expected}, but got {described(degenerate_BG)}."))
+    return degenerate_BG
+
+
 def values_of(
     reward: Reward, method: Callable[[Samples], Tensor], samples: Samples, letters: str, by_sample: bool
 ) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cfg_distill.errors import ConfigError, Context, Problem, blamed, nearest, problems_of, problems_of_not_negative
 from cfg_distill.rewards.base import GroupReward, Reward, group_of
 from cfg_distill.rewards.checked import outcome_of, values_of
-from cfg_distill.rewards.pairwise import PairwiseReward, mean_among_others, mean_with_others
+from cfg_distill.rewards.pairwise import PairwiseReward, mean_among_others, mean_with_others, symmetric_pairs
 from cfg_distill.rewards.running import RunningMean, all_reduced
 from cfg_distill.rewards.sample import SampleReward, leave_one_out
 from cfg_distill.sampling.samples import Samples
@@ -172,7 +172,7 @@ class Mixed(Reward):
                 if isinstance(reward, SampleReward):
                     own[name] = values_of(reward, reward.score, samples, "BG", by_sample=True)
                 elif isinstance(reward, PairwiseReward):
-                    pairs[name] = values_of(reward, reward.pairs, samples, "BGG", by_sample=False)
+                    pairs[name] = symmetric_pairs(reward, samples)
         own = {name: value.to(self.past.value).clamp(min=0) for name, value in own.items()}
         pairs = {name: value.to(self.past.value).clamp(min=0) for name, value in pairs.items()}
         seen = [own[name] if name in own else mean_with_others(pairs[name]) for name in self.rewards]

@@ -123,7 +123,7 @@ class PairwiseReward(Reward):
 
     @abstractmethod
     def pairs(self, samples: Samples) -> Tensor:
-        """r(y_i, y_j) within each group, ``[B, G, G]`` float32 and symmetric; the diagonal is not read."""
+        """r(y_i, y_j) within each group, ``[B, G, G]`` float32; the diagonal is not read. See :func:`symmetric_pairs`."""
 
     def problems(self, context: Context = Context()) -> list[Problem]:
         group, found = group_of(context), []
@@ -145,7 +145,7 @@ class PairwiseReward(Reward):
 
     @torch.no_grad()
     def forward(self, samples: Samples) -> GroupReward:
-        pairs_BGG = values_of(self, self.pairs, samples, "BGG", by_sample=False)
+        pairs_BGG = symmetric_pairs(self, samples)
         reward_BG = mean_with_others(pairs_BGG)
         baseline = mean_among_others(pairs_BGG) if self.baseline == "pairwise" else self._running_mean(reward_BG)
         # 2, since the reward of a pair weighs the scores of both its samples.
@@ -162,6 +162,20 @@ class PairwiseReward(Reward):
         if self.training:
             self.past.update(total, prompts)
         return baseline.to(reward_BG)
+
+
+def symmetric_pairs(reward: PairwiseReward, samples: Samples) -> Tensor:
+    """The mean of r(y_i, y_j) and r(y_j, y_i), ``[B, G, G]``.
+
+    Both samples come from one distribution, so E r(y, y') is the same with it. The baseline and the factor 2 of the advantage
+    need a symmetric r: a sample also earns what others earn by it. (Containment and BLEU of a pair are not symmetric.)
+
+    Raises:
+        ConfigError: the reward returned something else than float32 ``[B, G, G]``.
+        PartError: the reward raised an exception.
+    """
+    pairs_BGG = values_of(reward, reward.pairs, samples, "BGG", by_sample=False)
+    return (pairs_BGG + pairs_BGG.mT) / 2
 
 
 class PairwiseDiversity(UnderEmbedder, PairwiseReward):

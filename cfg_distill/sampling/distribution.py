@@ -96,7 +96,8 @@ class Sampling:
         logits = logits.float()
         if self.temperature == 0:
             likeliest = torch.nn.functional.one_hot(logits.argmax(-1), logits.shape[-1]).bool()
-            return torch.zeros_like(logits).masked_fill(~likeliest, -torch.inf)
+            # Its own logit, and not 0: NaN must be seen, as at any temperature.
+            return logits.masked_fill(~likeliest, -torch.inf)
         if self.temperature != 1:
             logits = logits / self.temperature
         if self.top_k:

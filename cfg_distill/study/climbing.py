@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from cfg_distill.data import read_prompts
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.folders import source
+from cfg_distill.folders import expanded, source
 from cfg_distill.folders.profile import is_trusted, profile_of
 from cfg_distill.study.config import Study
 from cfg_distill.study.parts import Evaluation
@@ -44,7 +44,7 @@ def ladder_of(study: Study) -> Named:
         return Named("" if asked == NONE else asked)
     models = [*(each.model for each in study.baselines.values()), *(each.model for each in study.sweeps.values())]
     start = next((model for model in models if model not in (*study.fits, *study.merges)), "")
-    if not start or not (Path(start).expanduser().is_dir() or source(start)):
+    if not start or not (expanded(start).is_dir() or source(start)):
         return Named("")  # nothing, or a hub name, which is not asked before the study begins
     profile = profile_of(start)
     named = "" if profile is None else profile.ladder

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 from jsonargparse import ArgumentParser
 
 from cfg_distill.errors import ConfigError, Problem, joined, nearest
-from cfg_distill.files import read_versioned
+from cfg_distill.files import expanded, read_versioned
 from cfg_distill.folders import existing_file
 from cfg_distill.recipe.files import with_metrics
 from cfg_distill.recipe.types import describe, members
@@ -154,7 +154,10 @@ def load_study(path: str | Path) -> tuple[Study, list[Problem]]:
         raise ConfigError(f"File `{path}`: expected keys and values, but it is empty.")
     if {"model", "data"} <= content.keys():
         raise ConfigError(f"`{path}` is a recipe of one fit, and no study. Run `cfg-distill fit --config {path}`.")
-    return study_of(content)
+    study, problems = study_of(content)
+    if study.out.startswith("~"):  # any other path stays as it is written, and so does the record
+        study.out = str(expanded(study.out))
+    return study, problems
 
 
 def study_of(content: Mapping[str, Any]) -> tuple[Study, list[Problem]]:

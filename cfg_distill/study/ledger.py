@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +29,9 @@ class Ledger:
         self.folder = out / "steps"
         self.source = source_digest()
         self.other_code: list[str] = []
-        """Steps that were kept although the code has changed since."""
+        """Steps that were kept although the code of this package has changed since."""
+        self.own_code: dict[tuple[str, str], list[str]] = {}
+        """Kind of step, and names of the user's own files that have changed since -> the steps that were kept."""
 
     def _file(self, label: str) -> Path:
         return self.folder / f"{label}.json"
@@ -39,7 +42,10 @@ class Ledger:
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
     def fingerprint(self, step: Step) -> str:
-        """A digest of everything that decides a step's result. The steps before it must be done."""
+        """A digest of all settings and files that decide a step's result. The steps before it must be done.
+
+        Code is no part of it: a comment that is put right would make a week of training stale.
+        """
         before = [self.entry(need)["made"] for need in step.needs]
         text = json.dumps([step.config, before, cfg_distill.__version__], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -53,7 +59,21 @@ class Ledger:
             return False
         if entry["source"] != self.source:
             self.other_code.append(step.label)
+        self._tell_own_code(step, entry)
         return True
+
+    def _tell_own_code(self, step: Step, entry: Mapping[str, Any]) -> None:
+        """Say, once for each kind of step, which of the user's own files have changed since it was made."""
+        before = entry.get("code", step.code)  # earlier versions noted none
+        changed = [name for name in sorted({*before, *step.code}) if before.get(name) != step.code.get(name)]
+        if not changed:
+            return
+        files = ", ".join(f"`{name}`" for name in changed)
+        kept = self.own_code.setdefault((step.kind, files), [])
+        kept.append(step.label)
+        if len(kept) == 1:
+            text = f"Note: kept `{step.label}`, and all like it, that an earlier state of {files} made;"
+            print(f"{text} --remake makes them again: with `--remake {step.kind}`.", file=sys.stderr, flush=True)
 
     def problems_of_outputs(self, steps: Iterable[Step], inputs: Mapping[str, Path]) -> list[Problem]:
         """Files that a step would replace although this study did not make them, and inputs that it would remove.
@@ -92,7 +112,8 @@ class Ledger:
             for path in [*step.traces, *step.outputs]:
                 shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
         earlier = entry.get("seconds", 0.0) if goes_on else 0.0
-        self._write(step, {"state": "begun", "fingerprint": fingerprint, "source": self.source, "seconds": earlier})
+        begun = {"state": "begun", "fingerprint": fingerprint, "source": self.source, "seconds": earlier}
+        self._write(step, begun | ({"code": step.code} if step.code else {}))
         return goes_on
 
     def reopen(self, step: Step) -> None:

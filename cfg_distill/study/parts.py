@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -13,6 +12,7 @@ from cfg_distill.evaluation.anneal import Anneal, GuidanceCourse
 from cfg_distill.evaluation.headline import Headline
 from cfg_distill.merging import METHODS
 from cfg_distill.recipe import Recipe
+from cfg_distill.recipe.overrides import word_of
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 Stage = Literal["report", "development"]
@@ -53,9 +53,7 @@ class Fit:
     def words(self) -> list[str]:
         """The words a user would type after ``cfg-distill``."""
         words = ["fit", *(word for file in self.files for word in ("--config", file))]
-        for key, value in self.overrides.items():
-            words.append(f"--{key}={value if isinstance(value, str) else json.dumps(value)}")
-        return words
+        return [*words, *(f"--{key}={word_of(value)}" for key, value in self.overrides.items())]
 
     @cached_property
     def recipe(self) -> Recipe:

@@ -113,7 +113,9 @@ class FitProcess(ChildProcess):
             "class_path": "cfg_distill.study.progress.WriteProgress",
             "init_args": {"file": str(progress), "study": os.getpid()},
         }
-        extra = ["--trainer.enable_progress_bar=false", f"--trainer.callbacks+={json.dumps(reporter)}"]
+        # The output is a file, so that a fit shows no bar by itself; Lightning would refuse `enable_progress_bar: false` beside
+        # a bar among the recipe's own callbacks.
+        extra = [f"--trainer.callbacks+={json.dumps(reporter)}"]
         super().__init__(["-m", "cfg_distill.cli", *words, *extra], log, threads, lock)
 
     def run(self, label: str, report: Report, poll_seconds: float = 0.5) -> float:

@@ -1,6 +1,7 @@
 """How far a fit is, in a file that the study reads."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from cfg_distill.study.worker import peak_memory_mb
 
 
 class WriteProgress(L.Callback):
-    """Write the optimiser steps that are done and planned into a small JSON file after each step.
+    """Write the optimiser steps that are done and planned (0 where only time ends the fit) into a small JSON file after each.
 
     A study adds this callback to its fits; a fit of your own shows the usual bar. A study that is killed cannot stop its
     fits, so a fit stops by itself when its study is gone. Otherwise the study, started again, would have two fits in one
@@ -44,7 +45,9 @@ class WriteProgress(L.Callback):
         if not trainer.is_global_zero:
             return
         self._stop_without_study(trainer)
-        total = trainer.max_steps if trainer.max_steps > 0 else int(trainer.estimated_stepping_batches)
+        total = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
+        # Lightning estimates infinity, or -1 for data without a length, where neither steps nor epochs end the fit.
+        total = int(total) if 0 < total < math.inf else 0
         progress = {"done": trainer.global_step, "total": total, "peak_memory_mb": peak_memory_mb()}
         progress["finished"] = finished
         write_text(self.file, json.dumps(progress), durable=False)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
+import re
+import sys
+import sysconfig
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -59,6 +63,9 @@ UNSET = dict.fromkeys(NOT_IN_0_1) | {"overlays": [], "seed_offset": 0, "evaluate
 
 OUTPUTS = ("out", "trainer")
 """Keys that name folders which are written: what lies in them is no input."""
+
+DOTTED = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)+")
+"""A text that may be a class path."""
 
 EMPTY = ("study.sweeps", "study.training_seeds", "study.claims.guards", "study.evaluation.min_p")
 """Keys that earlier versions did not record; empty, they change nothing."""
@@ -237,3 +244,84 @@ def source_digest() -> str:
     root = Path(cfg_distill.__file__).parent
     # callbacks is a link in a checkout, and rglob follows none.
     return digest([*sorted(root.rglob("*.py")), *sorted((root / "callbacks").glob("*.py"))])
+
+
+def own_code(content: Any) -> dict[str, str]:
+    """The digests of the user's own code: the files of the classes that a nested config names, and of what these import.
+
+    Code in the current folder or on the Python path counts; this package and installed ones do not. Nothing is imported.
+
+    Returns:
+        The path of each file within the folder where Python finds its module -> digest.
+    """
+    found: dict[str, str] = {}
+    asked = [text for text in set(_strings(content)) if DOTTED.fullmatch(text) and not _is_there(text)]
+    while asked:
+        for name, file in _sources(asked.pop()).items():
+            if name not in found:
+                found[name] = digest([file])
+                asked += _imported(file, name)
+    return dict(sorted(found.items()))
+
+
+def _is_there(text: str) -> bool:
+    """Whether a text names a file or folder: ``prompts.txt`` is no class of a module ``prompts``."""
+    place = _place(text)
+    return place is not None and place.exists()
+
+
+def _sources(dotted: str) -> dict[str, Path]:
+    """The files that Python would run to import a module or what is in it; none for code that is not the user's own."""
+    first, *rest = dotted.split(".")
+    if first == cfg_distill.__name__:
+        return {}
+    spaces: list[tuple[Path, list[Path]]] = []
+    # A worker looks in the current folder first.
+    for folder in dict.fromkeys([Path.cwd(), *map(Path, sys.path)]):
+        files = _along(folder, [first, *rest])
+        if files and files[0] in (folder / first / "__init__.py", folder / f"{first}.py"):
+            return {} if _is_installed(folder) else {file.relative_to(folder).as_posix(): file for file in files}
+        if files and not _is_installed(folder):
+            spaces.append((folder, files))
+    # A folder without `__init__.py` counts where no other folder has a package of its name.
+    return {file.relative_to(folder).as_posix(): file for folder, files in spaces[:1] for file in files}
+
+
+def _along(folder: Path, parts: Iterable[str]) -> list[Path]:
+    """The files of packages and of a module on the way from a folder down a dotted name."""
+    files: list[Path] = []
+    for part in parts:
+        package, module = folder / part / "__init__.py", folder / f"{part}.py"
+        if not package.is_file() and module.is_file():
+            return [*files, module]
+        files += [package] if package.is_file() else []
+        folder = folder / part
+        if not folder.is_dir():
+            break
+    return files
+
+
+def _is_installed(folder: Path) -> bool:
+    standard = Path(sysconfig.get_path("stdlib"))
+    return folder.is_relative_to(standard) or bool({"site-packages", "dist-packages"} & set(folder.parts))
+
+
+def _imported(file: Path, name: str) -> Iterator[str]:
+    """The dotted names that a file imports, anywhere in it.
+
+    Args:
+        file: the file.
+        name: its path within the folder where Python finds its module, which relative imports begin at.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return  # the step that imports it says so
+    package = name.split("/")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (each.name for each in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            start = package[: len(package) + 1 - node.level] if node.level else []
+            start += [node.module] if node.module else []
+            yield from (".".join([*start, each.name]) for each in node.names)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from cfg_distill.errors import ConfigError, Problem
-from cfg_distill.files import lock, problems_of_place, write_text
+from cfg_distill.files import expanded, lock, problems_of_place, write_text
 from cfg_distill.files.logs import clock
 from cfg_distill.study.check import problems_of, without_echoes
 from cfg_distill.study.checking import each_once, jobs_of_checks, said_by
@@ -58,7 +58,9 @@ def run_steps(
     problems = without_echoes(problems, problems_of(study))
     if problems:
         raise ConfigError(problems + _problems_that_workers_find(study, problems))
-    folder = Path(out or study.out)
+    folder = expanded(out or study.out)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(Problem("out", f"expected a folder, but `{folder}` is a file. Name another folder."))
     if problems := problems_of_place(folder):
         raise ConfigError(problems)
     record = record_of(study)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +18,7 @@ import yaml
 
 from cfg_distill.data import read_prompts
 from cfg_distill.data.reading import identity, numbered_prompts, together
-from cfg_distill.errors import ConfigError, Problem, problems_of
+from cfg_distill.errors import ConfigError, Problem, listed, problems_of
 from cfg_distill.evaluation.renderers import metrics_of_profiles
 from cfg_distill.files import problems_of_out, staged_folder
 from cfg_distill.folders import PACKAGED, find_file
@@ -137,7 +139,9 @@ class InitRequest:
         found = [Problem("model", problem.text) for problem in problems_of(self.generator)]
         found += self._problems_of_prompts(not found)
         if self.scale is not None and not 1 < self.scale < 100:
-            found.append(Problem("scale", f"expected a number above 1, which is no guidance, but got {self.scale:g}."))
+            found.append(
+                Problem("scale", f"expected a number above 1 (no guidance) and below 100, but got {self.scale:g}.")
+            )
         if self.embedder:
             try:
                 found += [Problem("embedder", each.text) for each in problems_of(_built(self._embedder_spec()))]
@@ -218,7 +222,17 @@ def _embedder_of(request: InitRequest) -> tuple[dict[str, Any] | None, list[str]
 def _built(spec: Mapping[str, Any]) -> Any:
     base = importlib.import_module("cfg_distill.embedders").Embedder
     cls = find_class(spec["class_path"], (base,), "an Embedder")
-    return cls(**spec.get("init_args", {}))
+    given = spec.get("init_args", {})
+    own = inspect.signature(cls).parameters.values()
+    required = [
+        each for each in own if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
+    ]
+    if missing := [each.name for each in required if each.name not in given]:
+        text = f"expected an embedder that needs nothing else, but `{spec['class_path']}` needs"
+        if missing == ["path"]:
+            raise ConfigError(f"{text} a model. Give the folder or hub name of that model instead.")
+        raise ConfigError(f"{text} {listed([f'`{name}`' for name in missing])}. Give defaults to these in your class.")
+    return cls(**given)
 
 
 def _files(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str, str]:
@@ -250,15 +264,17 @@ def _files(request: InitRequest, embedder: Mapping[str, Any] | None) -> dict[str
         "guards": {name: bound for name, bound in BOUNDS.items() if name in metrics},
     } | {name: _scalar(str(request.out / file)) for name, file in names.items()}
     recipe, study = (_template(name) for name in ("recipe", "study"))
-    files = {name: _scalar(str(request.out / f"{name}.yaml")) for name in ("quality", "diversity", "study")}
+    paths = {name: str(request.out / f"{name}.yaml") for name in ("quality", "diversity", "study")}
     watched = _block(dict(list(metrics.items())[:2])) if embedder else ""
     given = values | {"diversity": False, "title": "The quality student", "watched": watched}
-    found["quality.yaml"] = recipe.render(given, file=files["quality"])
+    found["quality.yaml"] = recipe.render(given, file=shlex.quote(paths["quality"]))
     if embedder:
         given |= {"diversity": True, "title": "The diversity student"}
-        found["diversity.yaml"] = recipe.render(given, file=files["diversity"])
+        found["diversity.yaml"] = recipe.render(given, file=shlex.quote(paths["diversity"]))
         found["study.yaml"] = study.render(
-            values, file=files["study"], quality=files["quality"], diversity=files["diversity"]
+            values,
+            file=shlex.quote(paths["study"]),
+            **{name: _scalar(paths[name]) for name in ("quality", "diversity")},
         )
     return found
 
@@ -311,8 +327,13 @@ def _template(name: str) -> jinja2.Template:
 
 
 def _scalar(text: str) -> str:
-    """A text as YAML, in quotes where it needs them."""
-    return yaml.safe_dump(text, width=1000, allow_unicode=True).removesuffix("...\n").strip()
+    """A text as YAML, in quotes where it needs them, be it in a flow mapping, where a comma or a bracket would end it.
+
+    Example:
+        >>> _scalar("my study"), _scalar("lr=1e-3,bs=4")
+        ('my study', "'lr=1e-3,bs=4'")
+    """
+    return _flow([text])[1:-1]
 
 
 def _flow(value: Any) -> str:

@@ -13,7 +13,7 @@ from cfg_distill.study.climbing import ClimbLadder, ladder_of
 from cfg_distill.study.config import Study
 from cfg_distill.study.jobs import DrawFront, Evaluate, Export, Job, MergeFolders, TimeSampling
 from cfg_distill.study.parts import LATER, NOT_IN_0_1, Fit, SystemConfig
-from cfg_distill.study.record import digest, digests
+from cfg_distill.study.record import digest, digests, own_code
 
 StepKind = Literal["fit", "export", "merge", "evaluate", "ladder", "time", "front"]
 
@@ -32,6 +32,7 @@ class Step:
         effort: a guess of its seconds, for the time left until something was measured.
         traces: files and folders of an unfinished run, removed when the step cannot go on from them.
         after: labels of further steps that it waits for, although they decide nothing of its result.
+        code: the user's own code that it runs: file -> digest, as it was when the study was planned.
     """
 
     kind: StepKind
@@ -43,6 +44,7 @@ class Step:
     effort: float = 1.0
     traces: list[Path] = field(default_factory=list)
     after: list[str] = field(default_factory=list)
+    code: dict[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -67,7 +69,10 @@ def plan(study: Study, out: Path) -> list[Step]:
     ladder = _ladder_step(study, out)
     needed = [step.label for several in [*evaluations.values(), ladder] for step in several]
     timing = _timing_step(study, runs[0], made, needed, out)
-    return [*steps, *ladder, *timing, _front_step(study, evaluations, ladder, timing, out)]
+    steps += [*ladder, *timing, _front_step(study, evaluations, ladder, timing, out)]
+    for step in steps:
+        step.code |= own_code(step.config)
+    return steps
 
 
 @dataclass(frozen=True)
@@ -142,6 +147,7 @@ def _training_steps(study: Study, run: Run, out: Path, made: dict[tuple[str, str
         trusted = [fit.recipe.generator_class.rpartition(".")[0]]  # the module that the user's recipe names
         export = Export(str(run.within(out / "fits" / name)), str(folder), trusted)
         steps.append(Step("export", run.subject(name), export, [folder], [steps[-1].label], None, 2.0))
+        steps[-1].code = own_code(fit.recipe.generator_class)
         made[name, run.word] = Made(str(folder), steps[-1].label)
     for name, merge in study.merges.items():
         own = run if study.chain(name) else Run()

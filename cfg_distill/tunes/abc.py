@@ -142,6 +142,8 @@ class _Body:
         self.lengths: dict[str, Fraction] = {}  # in eighths, by what is written: a product of fractions takes its time
         self.events: list[Note | str] = []
         self.in_bar: dict[str, int] = {}  # accidentals written in this bar, by letter and octave
+        self.last: dict[str, int] = {}  # accidentals of the last note or chord, written or not
+        self.tied_over: dict[str, int] = {}  # those that a tie carries over a bar line, for one note or chord
         self.tuplet, self.tuplet_left = Fraction(1), 0
         self.broken: Fraction | None = None  # factor on the next note, behind ">" or "<"
         self.tied = False
@@ -160,9 +162,11 @@ class _Body:
     def _pitch(self, accidental: str | None, letter: str, octave: str) -> int:
         step = letter.upper()
         height = (12 if letter.islower() else 0) + 12 * (octave.count("'") - octave.count(","))
+        name = letter + octave
         if accidental:
-            self.in_bar[letter + octave] = _ACCIDENTALS[accidental]
-        return _STEPS[step] + height + self.in_bar.get(letter + octave, self.signature.get(step, 0))
+            self.in_bar[name] = _ACCIDENTALS[accidental]
+        self.last[name] = self.in_bar.get(name, self.tied_over.get(name, self.signature.get(step, 0)))
+        return _STEPS[step] + height + self.last[name]
 
     def _length(self, written: str) -> Fraction:
         if written not in self.lengths:
@@ -180,12 +184,14 @@ class _Body:
             last.length += length
         elif length:
             self.events.append(Note(pitch, length))
-        self.tied = False
+        self.tied, self.tied_over = False, {}
 
     def _note(self, match: re.Match[str]) -> None:
+        self.last = {}
         self._add(self._pitch(match["accidental"], match["letter"], match["octave"]), self._length(match["length"]))
 
     def _rest(self, match: re.Match[str]) -> None:
+        self.last = {}
         self._add(None, self._length(match["rest_length"]))
 
     def _chord(self, match: re.Match[str]) -> None:
@@ -193,6 +199,7 @@ class _Body:
         inside = re.findall(r"(\^\^|\^|__|_|=)?([A-Ga-g])([,']*)(\d*/*\d*)", match["chord"])
         if not inside:
             raise NotOneVoiceError(match["chord"])
+        self.last = {}
         top = max(self._pitch(accidental, letter, octave) for accidental, letter, octave, _ in inside)
         self._add(top, _factor(match["chord_length"]) * self._length(inside[0][3]))
 
@@ -216,6 +223,8 @@ class _Body:
         self.tied = True
 
     def _bar(self, match: re.Match[str]) -> None:
+        if self.tied:
+            self.tied_over = self.last
         self.in_bar.clear()
         self.events.extend(_bar_signs(match["bar"] or "", match["ending"] or ""))
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from cfg_distill.embedders import NGramCounts
 from cfg_distill.embedders.base import texts_of
-from cfg_distill.embedders.tokens import grams
 from cfg_distill.errors import Context, Problem, problems_of_counts
 from cfg_distill.metrics import PairwiseCosineDiversity, SampleMetric
 from cfg_distill.metrics.base import EachText
@@ -24,9 +23,10 @@ from cfg_distill.tunes.negatives import REAL
 from cfg_distill.tunes.prompts import problems_of_prompts, understand
 from cfg_distill.tunes.quality import (
     FACTORS,
-    KnownRuns,
     factors,
+    known_runs,
     measured,
+    melody_runs,
     repeated_bars,
     repetition,
     training_melodies,
@@ -264,12 +264,14 @@ class RepeatedBars(EachText):
 
 
 class CopyRate(EachText):
-    """Guard against learning by heart: share of samples that hold ``n`` tokens in a row of a training tune.
+    """Guard against learning by heart: share of samples that hold ``n`` notes in a row of a training tune.
+
+    Key, octave, note values, bar signs and rests make no difference: :func:`~cfg_distill.tunes.quality.melody_runs`.
 
     Loading reads the corpus from the installed music21 package.
 
     Args:
-        n: tokens in a row.
+        n: notes in a row.
     """
 
     def __init__(self, n: int = 16, **settings: Any) -> None:
@@ -281,12 +283,12 @@ class CopyRate(EachText):
         if self.known is None:
             from cfg_distill.tunes.corpus import tunes_of
 
-            self.known = KnownRuns(gram for tune in tunes_of("train") for gram in grams(tune.tokens, self.n))
+            self.known = known_runs((" ".join(tune.tokens) for tune in tunes_of("train")), self.n)
         return self
 
     def score_text(self, text: str) -> float:
         known = self.load().known or ()
-        return any(gram in known for gram in grams(text.split(), self.n))
+        return any(run in known for run in melody_runs(text, self.n))
 
 
 __all__ = [

@@ -9,7 +9,7 @@ from typing import Any
 
 from cfg_distill.errors import Problem
 from cfg_distill.evaluation.renderers import Renderer
-from cfg_distill.folders import base_of, source
+from cfg_distill.folders import base_of, expanded, source
 from cfg_distill.folders.profile import Profile
 from cfg_distill.tunes.prompts import UNDERSTOOD, prefix, problems_of_prompts, understand
 from cfg_distill.tunes.rendering import played_notes, render, setting_of, to_abc
@@ -59,7 +59,7 @@ def profile_of_older_folder(path: str) -> Profile | None:
     To go after the next release.
     """
     base = base_of(path)
-    file = (source(base) or Path(base).expanduser()) / "tokenizer.json"
+    file = (source(base) or expanded(base)) / "tokenizer.json"
     if not file.is_file():
         return None
     try:

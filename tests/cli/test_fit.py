@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 import shutil
@@ -533,6 +534,67 @@ def test_a_metric_that_is_never_logged(recipe: Path, capsys: pytest.CaptureFixtu
     assert "val/nothing" in problem
 
 
+@pytest.mark.parametrize(
+    ("name", "init_args", "instead"),
+    [
+        ("StochasticWeightAveraging", {"swa_lrs": 0.1}, "cfg_distill.callbacks.StudentEMA"),
+        ("EMAWeightAveraging", {}, "cfg_distill.callbacks.StudentEMA"),
+        ("WeightAveraging", {}, "cfg_distill.callbacks.StudentEMA"),
+        ("LearningRateFinder", {}, "model.optimizer.init_args.lr"),
+    ],
+)
+def test_callbacks_that_cannot_serve_a_distillation(
+    recipe: Path, capsys: pytest.CaptureFixture, name: str, init_args: dict[str, Any], instead: str
+) -> None:
+    """Before, the first averaged nothing, the next two copied the teacher and failed at the end, the last had a traceback."""
+    callback = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": init_args}
+    own = edited(recipe, "own.yaml", lambda c: c["trainer"]["callbacks"].append(callback))
+    (problem,) = refused(capsys, "--config", own)
+    assert "`trainer.callbacks`: expected " in problem and f"but got {name}" in problem and f"`{instead}`" in problem
+
+
+OWN_PARTS = """
+import lightning as L
+import torch
+
+class Rows(L.LightningDataModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompts, self.files = ["w0", "w1"], ["train.txt"]
+
+    def train_dataloader(self):
+        return torch.utils.data.DataLoader(self.prompts * 3, batch_size=2)
+
+class Watch(L.Callback):
+    def __init__(self) -> None:
+        self.metrics = ["val/length"]
+"""
+
+
+def test_parts_of_ones_own_may_have_attributes_of_the_same_names(recipe: Path) -> None:
+    """Before, a list where the parts of this package have a mapping ended in an AttributeError."""
+    Path("own_parts.py").write_text(OWN_PARTS)
+    assert main(["fit", "--config", "tiny.yaml", "--trainer.callbacks+=own_parts.Watch"]) == 0
+    own = edited(recipe, "own.yaml", lambda c: c.update(data={"class_path": "own_parts.Rows"}))
+    assert main(["fit", "--config", own]) == 0
+
+
+def test_a_metric_that_nothing_logs_to_stop_by(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    stopping = {"class_path": "lightning.pytorch.callbacks.EarlyStopping", "init_args": {"monitor": "val/lenght"}}
+    own = edited(recipe, "own.yaml", lambda c: c["trainer"]["callbacks"].append(stopping))
+    words = ["--trainer.logger=false", "--trainer.default_root_dir=out"]
+    (problem,) = refused(capsys, "--config", own, *words)
+    assert "Callback EarlyStopping: expected as `monitor` one of `" in problem and "`val/kl_per_token`" in problem
+    assert "but got `val/lenght`, which nothing logs. Did you mean `val/length`?" in problem
+
+
+def test_any_other_error_of_the_run_keeps_its_traceback(recipe: Path) -> None:
+    raising = "class Own(Callback):\n    def on_train_start(self, *_):\n        raise RuntimeError('own')\n"
+    Path("own_callback.py").write_text(f"from lightning.pytorch import Callback\n{raising}")
+    with pytest.raises(RuntimeError, match=r"^own$"):
+        main(["fit", "--config", "tiny.yaml", "--trainer.callbacks+=own_callback.Own"])
+
+
 def test_a_bug_in_the_users_file_keeps_its_traceback(recipe: Path) -> None:
     Path("broken.py").write_text("import nothing_of_this_name\n")
     own = edited(recipe, "own.yaml", lambda c: c["model"]["losses"].update(kl={"class_path": "broken.Mine"}))
@@ -606,3 +668,27 @@ def test_numbers_deep_inside_are_refused_before_anything_is_built(
     ):
         assert f"Key `{key}" in said
     assert "6 problems" in said
+
+
+@pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "NAdam"])
+@pytest.mark.parametrize("way", ["alone", "with an argument", "in a file"])
+def test_another_optimizer_starts_with_its_own_defaults(
+    recipe: Path, name: str, way: str, capsys: pytest.CaptureFixture
+) -> None:
+    """And not with those of AdamW, which is the default."""
+    expected = {
+        key: each.default
+        for key, each in inspect.signature(getattr(torch.optim, name)).parameters.items()
+        if key != "params"
+    }
+    words = [f"--model.optimizer=torch.optim.{name}"]
+    if way == "with an argument":
+        words.append("--model.optimizer.init_args.maximize=true")
+        expected["maximize"] = True
+    elif way == "in a file":
+        Path("more.yaml").write_text(f"model: {{optimizer: {{class_path: torch.optim.{name}}}}}\n")
+        words = ["--config", "more.yaml"]
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--config", str(recipe), *words, "--print_config"])
+    found = yaml.safe_load(capsys.readouterr().out)["model"]["optimizer"]["init_args"]
+    assert {key: tuple(each) if isinstance(each, list) else each for key, each in found.items()} == expected

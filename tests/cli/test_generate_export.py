@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,24 @@ def test_generate_is_seeded_and_prints(tiny_model: str, capsys: pytest.CaptureFi
         shown.append(capsys.readouterr().out)
     assert shown[0] == shown[1] != shown[2]
     assert "== w1 w2 (2 of 2)" in shown[0] and "== w3 (1 of 2)" in shown[0]
+
+
+def test_samples_are_written_whatever_becomes_of_the_output(tiny_model: str, folder: Path) -> None:
+    """A reader that goes away, as `| head -1` does, and an encoding that lacks a letter of the prompt."""
+    words = [sys.executable, "-m", "cfg_distill.cli", "generate", "--model", tiny_model, "--max-new-tokens", "9"]
+    with subprocess.Popen(
+        [*words, "--prompt", "w1 w2", "--samples", "1000", "--out", "a"], stdout=subprocess.PIPE
+    ) as command:
+        command.stdout.close()
+        assert command.wait() == 0
+    assert len(list(Path("a").iterdir())) == 1000
+    run = subprocess.run(
+        [*words, "--prompt", "w1 🎵", "--samples", "2", "--out", "b"],
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == 0 and b"w1 ?" in run.stdout and len(list(Path("b").iterdir())) == 2
 
 
 def test_generate_names_empty_samples(
@@ -213,7 +234,7 @@ def test_export_refusals(checkpoint: Path, capsys: pytest.CaptureFixture) -> Non
     assert "cannot be read as a checkpoint" in said(capsys, "export", "--checkpoint", "text.ckpt", "--out", "x")
     torch.save({"state_dict": {}}, "other.ckpt")
     assert "names no generator" in said(capsys, "export", "--checkpoint", "other.ckpt", "--out", "x")
-    assert "Name a file, such as `mine/checkpoints/last.ckpt`." in said(
+    assert "`mine` is a folder without a checkpoint.pt. It holds no last checkpoint: check the path." in said(
         capsys, "export", "--checkpoint", "mine", "--out", "x"
     )
     assert "a file of prompts is for `cfg-distill evaluate`" in said(capsys, "generate", "--prompts", "train.txt")

@@ -10,7 +10,7 @@ import pytest
 from cfg_distill.errors import ConfigError
 from cfg_distill.recipe import Recipe
 from cfg_distill.recipe.files import merge
-from cfg_distill.recipe.overrides import Override, put, sorted_words
+from cfg_distill.recipe.overrides import Override, put, sorted_words, word_of
 
 RECIPE: dict[str, Any] = {
     "model": {"losses": {"kl": {"class_path": "m.KL", "init_args": {"weight": 1}}}},
@@ -50,6 +50,58 @@ def test_words(folder: Path) -> None:
         Override(("trainer", "callbacks", "x"), "2", follows=True),
     )
     assert (found.print_config, found.help) == ("skip_default", ("--model.help",))
+
+
+def test_the_help_of_a_class_takes_the_word_behind_it() -> None:
+    found = sorted_words(
+        ["--data.help", "my.Data", "--model.help=my.Model", "--trainer.help", "--trainer.devices", "2"]
+    )
+    assert found.help == ("--data.help", "my.Data", "--model.help=my.Model", "--trainer.help")
+    assert found.overrides == (Override(("trainer", "devices"), "2"),)
+
+
+def test_quotes_say_that_a_value_is_text() -> None:
+    for word, value in (
+        ('"[a sad air]"', "[a sad air]"),
+        ("'it''s'", "it's"),
+        ('"null"', "null"),
+        ("'a', 'b'", "'a', 'b'"),
+        ('"a" "b"', '"a" "b"'),
+        ("'", "'"),
+        ("'tis", "'tis"),
+    ):
+        assert sorted_words([f"--a={word}"]).overrides == (Override(("a",), value),)
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["[a sad air]", "{", "{a: 1}", "null", "~", '"so"', "'", "['\u2028\n\U0001f600 ]", " x", "[1, 1e99999]", ""],
+)
+def test_the_word_of_a_value_is_read_as_that_value(value: str) -> None:
+    assert sorted_words([f"--a={word_of(value)}"]).overrides == (Override(("a",), value),)
+    assert "\n" not in word_of("[" + 300 * "long ")
+
+
+def test_the_word_of_a_plain_value_is_the_value() -> None:
+    words = {"a b": "a b", "5": "5", "m.C": "m.C", "'tis": "'tis", 5: "5", 0.5: "0.5"}
+    assert [word_of(value) for value in words] == list(words.values())
+    assert [word_of(value) for value in (None, True, [1, "a"])] == ["null", "true", '[1, "a"]']
+
+
+def test_a_text_takes_the_place_of_no_keys_and_values() -> None:
+    for word, key in (
+        ("--trainer=t.yaml", "trainer"),
+        ("--trainer=CPU", "trainer"),
+        ("--model=m.yml", "model"),
+        ("--data=d.json", "data"),
+        ("--model.losses.kl=kl.yaml", "model.losses.kl"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^Key `{key}`: expected keys and values, .* under `{key}:`\.$"):
+            after(word)
+    assert after("--data=my.Module", "--model=my.Model", recipe={**RECIPE, "data": {"train": "t.txt"}}) == {
+        "data": "my.Module", "model": "my.Model", "trainer": RECIPE["trainer"]
+    }  # fmt: skip
+    assert after("--data.train=d.json", recipe={"data": {"train": "t.txt"}}) == {"data": {"train": "d.json"}}
 
 
 def test_words_that_are_no_options() -> None:

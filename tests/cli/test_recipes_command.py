@@ -48,6 +48,19 @@ def test_copy_elsewhere(shipped: Path, folder: Path) -> None:
     assert (folder / "new" / "study.yaml").read_text().startswith("# The whole method.")
 
 
+def test_the_home_folder_behind_an_equals_sign(
+    shipped: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """The shell leaves the `~` of `--out=~/x` alone."""
+    home = folder / "home"
+    monkeypatch.setenv("HOME", str(home))
+    name = next(iter(recipes.shipped()))
+    assert main(["recipes", name, "--out=~/mine.yaml"]) == 0
+    assert main(["schema", "study", "--out=~/study.json"]) == 0
+    assert sorted(file.name for file in home.iterdir()) == ["mine.yaml", "study.json"]
+    assert not Path("~").exists()
+
+
 def test_unknown_name(shipped: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["recipes", "tunes/qualty"]) == 2
     said = "no such recipe. Did you mean `tunes/quality`? `cfg-distill recipes` lists all.\n"

@@ -22,8 +22,9 @@ from tiny import tiny_folder
 
 from cfg_distill.callbacks import checkpoint_io
 from cfg_distill.cli import main
+from cfg_distill.distillation import Distillation
 from cfg_distill.errors import ConfigError, Stopped
-from cfg_distill.recipe import runs, stopping
+from cfg_distill.recipe import Recipe, runs, stopping
 from cfg_distill.recipe.command_line import start
 from cfg_distill.recipe.ranks import most_processes
 
@@ -102,6 +103,23 @@ def test_a_refused_fit_leaves_no_folder(recipe: Path) -> None:
     start("fit", FIT[1:], check_only=True)
     assert main([*FIT, "--model.guidance.scale=-1"]) == 2
     assert not Path("runs").exists()
+
+
+def test_the_folder_of_a_run_is_no_checkpoint(half: Path, capsys: pytest.CaptureFixture) -> None:
+    """It was refused when the models were loaded, and left a new folder of a run."""
+    run, before = LAST.parents[1], sorted(Path("runs").rglob("*"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Distillation, "configure_model", lambda model: pytest.fail("loaded"))
+        assert main([*FIT, "--ckpt_path", str(run)]) == 2
+    said = capsys.readouterr().err
+    assert f"`{run}` is a folder without a checkpoint.pt. Name a file, such as `{LAST}`." in said
+    assert sorted(Path("runs").rglob("*")) == before
+
+
+def test_a_checkpoint_in_the_home_folder(half: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(half))
+    assert Recipe.read(["tiny.yaml"], {"ckpt_path": f"~/{LAST}"}).values["ckpt_path"] == str(half / LAST)
+    assert Recipe.read(["tiny.yaml"], {"ckpt_path": "last"}).values["ckpt_path"] == "last"
 
 
 # Another's checkpoint

@@ -82,6 +82,17 @@ def test_a_run_whose_lock_is_held_is_running(runs: Path) -> None:
     assert (run.state, later.state) == ("running", "finished")
 
 
+def test_links_to_folders_are_entered_once(runs: Path, folder: Path, capsys: pytest.CaptureFixture) -> None:
+    make_run(folder / "disk/quality/version_3")
+    (runs / "quality").symlink_to(folder / "disk/quality")
+    (runs / "again").symlink_to(folder / "runs")  # an endless loop
+    (runs / "a latest").symlink_to(folder / "runs/one/version_0")
+    found = sorted(str(run.folder) for run in runs_in([runs]))
+    assert found == [f"runs/{each}" for each in (
+        "begun/version_0", "one/version_0", "quality/version_3", "study/fits/two words/version_1"
+    )]  # fmt: skip
+
+
 def test_refusals(folder: Path, capsys: pytest.CaptureFixture) -> None:
     (folder / "empty").mkdir()
     (folder / "file.txt").touch()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -111,6 +112,23 @@ def test_what_init_writes_passes_the_checks(
     )
 
 
+@pytest.mark.parametrize("name", ["lr=1e-3,bs=4", "[one] {two}", "my study"])
+def test_a_path_may_hold_what_means_something_to_yaml_or_a_shell(
+    folder: Path, capsys: pytest.CaptureFixture, name: str
+) -> None:
+    (folder / "p.txt").write_text("\n".join(f"a jig in {key}" for key in "ABCDEFG"))
+    assert main(["init", "--model", "tunes:base", "--prompts", "p.txt", "--device", "cpu", "--out", name]) == 0
+    then = capsys.readouterr().out.splitlines()[-1].removeprefix("Then: ")
+    assert shlex.split(then) == ["cfg-distill", "study", f"{name}/study.yaml"]
+    assert f"#   {then}\n" in Path(name, "study.yaml").read_text()
+    study = read_study(Path(name, "study.yaml"))
+    assert (study.fits["quality"].config, study.evaluation.prompts) == (
+        f"{name}/quality.yaml",
+        f"{name}/prompts/report.txt",
+    )
+    assert Recipe.read([f"{name}/diversity.yaml"]).prompt_files["train"] == f"{name}/prompts/train.txt"
+
+
 def test_prompts_are_split_as_they_are_read(folder: Path, capsys: pytest.CaptureFixture) -> None:
     """A line separator within a prompt ends no line, and of equal prompts one is kept: it would be in two parts."""
     (folder / "prompts.jsonl").write_text(
@@ -145,6 +163,11 @@ def test_what_init_refuses(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert (folder / "my-study" / "thesis.txt").read_text() == "mine"
     assert main(["init", "--model", "tunes:base", "--prompts", "table.csv", "--device", "cpu", "--out", "new"]) == 2
     assert "expected a file with one prompt per line, .txt or .jsonl, but got `table.csv`" in capsys.readouterr().err
+    few = ["init", "--model", "tunes:base", "--prompts", "few.txt", "--device", "cpu", "--out", "new"]
+    assert main([*few, "--embedder", "cfg_distill.embedders.TransformerEmbedder"]) == 2
+    said = capsys.readouterr().err
+    assert "Option `--embedder`: expected an embedder that needs nothing else, but `cfg_distill.embedders.Tran" in said
+    assert "needs a model. Give the folder or hub name of that model instead." in said
     assert main(["init", "--device", "cpu"]) == 2
     said = capsys.readouterr().err
     assert "Option `--model`" in said and "Option `--prompts`" in said and "no terminal" in said

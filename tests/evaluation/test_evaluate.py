@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+import traceback
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,9 +13,9 @@ import pytest
 import torch
 from tiny import tiny_folder
 
-from cfg_distill.errors import ConfigError
+from cfg_distill.errors import ConfigError, PartError
 from cfg_distill.evaluation import System, evaluate
-from cfg_distill.evaluation.chosen import conditioner_of
+from cfg_distill.evaluation.chosen import conditioner_of, metrics_of
 from cfg_distill.evaluation.system import pooled
 from cfg_distill.generators import CausalLM
 from cfg_distill.guidance import Guidance
@@ -57,6 +59,72 @@ def test_labels_are_drawn_per_sample_and_metrics_see_the_prompts(generator):
     assert isinstance(made, Codes) and made.values == 3 and conditioner_of(None, samples=6) is None
     with pytest.raises(ConfigError, match=r"Key `conditioner.init_args.values`: expected a divisor of"):
         conditioner_of(spec, samples=4)
+
+
+OWN = '''
+from cfg_distill.embedders import Embedder
+from cfg_distill.errors import ConfigError, Problem
+from cfg_distill.metrics import DistinctN, TextMetric
+from cfg_distill.sampling import Codes
+
+
+class Words(TextMetric):
+    axis = "quality"
+
+    def __init__(self, k: int = 2, inner: Embedder | None = None):
+        super().__init__()
+        self.n = self.kk + 1
+
+    def score_group(self, texts):
+        return 1.0
+
+
+class Holder(Words):
+    def __init__(self, inner: TextMetric | None = None, k: int = 2):
+        pass
+
+
+class Refusing(Words):
+    def __init__(self, k: int = 2):
+        raise ConfigError(Problem("k", "expected 3."))
+
+
+class Further(DistinctN):
+    """Its __init__ is this package's."""
+
+
+class Labels(Codes):
+    def __init__(self, values: int = 3):
+        super().__init__(values=values)
+        self.n = int("three")
+'''
+
+
+def test_a_bug_in_the_init_of_ones_own_class_keeps_its_traceback(tmp_path, monkeypatch):
+    """What is wrong in the file stays a message about its key."""
+    (tmp_path / "own_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "own_parts", raising=False)
+    words = {"class_path": "own_parts.Words"}
+    for spec in (words, {"class_path": "own_parts.Holder", "init_args": {"inner": words}}):
+        with pytest.raises(
+            PartError, match=r"^Key `mine`: Words raised AttributeError: 'Words' object has no .* 'kk'$"
+        ) as e:
+            metrics_of({"mine": spec})
+        assert "self.n = self.kk + 1" in "".join(traceback.format_exception(e.value))
+    with pytest.raises(PartError, match=r"^Key `conditioner`: Labels raised ValueError: ") as e:
+        conditioner_of({"class_path": "own_parts.Labels"}, samples=6)
+    assert 'int("three")' in "".join(traceback.format_exception(e.value))
+    wrong = {
+        r"mine.init_args.k`: expected a whole number": words | {"init_args": {"k": "two"}},
+        r"mine.init_args.kk`": words | {"init_args": {"kk": 2}},
+        r"mine.k`: expected 3": {"class_path": "own_parts.Refusing"},
+        r"mine.init_args.n`": {"class_path": "own_parts.Further", "init_args": {"n": 0}},
+        r"mine": {"class_path": "own_parts.Missing"},
+    }
+    for text, spec in wrong.items():
+        with pytest.raises(ConfigError, match=text):
+            metrics_of({"mine": spec})
 
 
 def test_every_prompt_once_a_seed_and_seeds_differ(generator):

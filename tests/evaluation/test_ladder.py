@@ -286,6 +286,20 @@ def test_a_reward_is_judged_by_its_kind(mine):
     assert found.buyers("diversity (reward)") == ["letter case", "spaces"]
 
 
+def test_a_reward_may_be_a_plain_class_path(mine):
+    losses = (
+        "model:\n  losses:\n    one: {class_path: cfg_distill.losses.PolicyGradient, init_args: {reward: my.Words}}\n"
+    )
+    more = (
+        "    two: {class_path: my.Loss, init_args: {reward: {class_path: my.Mix, init_args: {rewards: {a: my.A}}}}}\n"
+    )
+    (mine / "fit.yaml").write_text(losses + more)
+    assert named_in("fit.yaml").rewards == {
+        "one (reward)": {"class_path": "my.Words"},
+        "two a": {"class_path": "my.A"},
+    }
+
+
 def test_a_model_folder_names_its_metrics_and_ladder_and_a_foreign_one_needs_trust(mine, tiny_model):
     folder = mine / "model"
     folder.mkdir()

@@ -34,6 +34,7 @@ def generator(tmp_path: Path) -> CausalLM:
         ("Rock & Roll / 80s", "03-rock-roll-80s-12"),
         ("../etc", "03-etc-12"),
         ("w " * 90, "03-" + "w-" * 29 + "w-12"),
+        ("𝓐" * 60, "03-" + "𝓐" * 45 + "-12"),  # four bytes each, and a name has 255 at most
     ],
 )
 def test_names(prompt: str, stem: str) -> None:

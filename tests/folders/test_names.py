@@ -39,6 +39,16 @@ def test_a_folder_in_the_home_of_the_user(tmp_path: Path, monkeypatch: pytest.Mo
     assert CausalLM("~/base").problems() == []
 
 
+def test_a_home_folder_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It was a traceback."""
+    assert main(["generate", "--model", "~no-such-user/x", "--prompt", "x"]) == 2
+    assert "expected a model folder, but `~no-such-user/x` does not exist" in capsys.readouterr().err
+    assert main(["study", "~no-such-user/study.yaml"]) == 2
+    assert main(["export", "--checkpoint=~no-such-user/a", "--out=~no-such-user/b"]) == 2
+    assert main(["merge", "--models", "~no-such-user/a", "x", "--weights", ".5", ".5", "--out=~no-such-user/b"]) == 2
+    assert not list(folder.iterdir())
+
+
 def test_nothing_is_guessed_where_nothing_is_near(tmp_path: Path) -> None:
     assert similar_file(tmp_path / "study.yaml") == similar_file("nowhere/study.yaml") == ""
     (tmp_path / "tiny.yaml").touch()

@@ -1,6 +1,7 @@
 """The causal language model generator against transformers' own generate and forward."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -87,6 +88,17 @@ def test_every_end_token_of_the_generation_config_ends_a_sample(generator, tmp_p
         tokens_T[length - 1].item() for tokens_T, length in zip(drawn.tokens_NKT[:, 0], drawn.length_N, strict=True)
     }
     assert {other, 2} <= ends
+
+
+@pytest.mark.parametrize("ends", [[2, 5, 6], 5, None])
+def test_without_a_generation_config_the_end_tokens_are_those_of_the_config(tmp_path, ends):
+    path = Path(tiny_folder(tmp_path / "model"))
+    (path / "generation_config.json").unlink()
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | {"eos_token_id": ends}))
+    theirs = AutoModelForCausalLM.from_pretrained(path).generation_config.eos_token_id
+    listed = theirs if isinstance(theirs, list) else [theirs]
+    assert set(CausalLM(str(path)).end_tokens) == {2, *(token for token in listed if token is not None)}
 
 
 def test_an_export_keeps_every_end_token(tmp_path):

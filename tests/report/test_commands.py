@@ -350,6 +350,10 @@ def test_a_knob_merges_the_two_students(study: Path, folder: Path, capsys: pytes
     merge_folders(students, [0.7, 0.3], "lerp", folder / "by hand")
     weights = [folder / name / "model.safetensors" for name in ("merged", "by hand")]
     assert weights[0].read_bytes() == weights[1].read_bytes()
+    words = ["merge", "--study", "study", "--knob", "0.3", "--method", "slerp", "--out", "arc"]
+    assert "`--start`" in said_by(words, capsys)
+    assert "`--method`: expected a method that `--knob` can" in said_by([*words[:-3], "soup", "--out", "arc"], capsys)
+    assert main([*words, "--start", tiny_folder(folder / "start", seed=7)]) == 0
 
 
 @pytest.mark.parametrize(

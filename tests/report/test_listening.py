@@ -16,10 +16,12 @@ import soundfile
 import torch
 from browser import OpenPage, browser, open_page, pages  # noqa: F401
 from report_studies import TUNES, standing_in
+from tiny import tiny_folder
 
 from cfg_distill.audio import Waveform, compressed, write_audio
 from cfg_distill.cli import main
 from cfg_distill.evaluation.headline import Headline
+from cfg_distill.evaluation.written import Writer
 from cfg_distill.generators import CausalLM, open_generator
 from cfg_distill.guidance import Guidance
 from cfg_distill.report import clips
@@ -27,6 +29,7 @@ from cfg_distill.report.clips import Finished, _written, common_gain, encoded, r
 from cfg_distill.report.listening_request import PRESETS, evenly
 from cfg_distill.report.sounds import clip as on_the_page
 from cfg_distill.sampling import Sampling, draw
+from cfg_distill.sampling.samples import Samples
 from cfg_distill.study.config import Evaluation, Study
 from cfg_distill.study.parts import Fit, SystemConfig
 from cfg_distill.study.record import digest
@@ -156,6 +159,16 @@ def test_drawn_texts_are_what_the_models_say(texts: Path, listen: Listen) -> Non
         samples = draw(model, key["prompts"], Sampling(1, 8), Guidance(2.0), seed=5)
     clips = {key["items"][item["id"]]["prompt"]: data["clips"][item["clips"][0]]["text"] for item in data["items"]}
     assert [clips[place] for place in range(4)] == samples.outputs
+
+
+def test_a_prompt_with_a_carriage_return_has_its_samples(tmp_path: Path) -> None:
+    """As the cell of a table made on Windows has one."""
+    prompt, sample = "w1\r\nw2", "w4\rw5"
+    writer = Writer(CausalLM(tiny_folder(tmp_path / "model")), tmp_path / "out", prompts=1, samples=1)
+    writer(Samples([prompt], [sample], rollout=None))  # type: ignore[arg-type]
+    writer.finish()
+    (stem,) = {file.with_suffix("") for file in (tmp_path / "out").iterdir()}
+    assert _written(stem, prompt).text == sample
 
 
 def test_a_sample_that_was_changed_is_drawn_anew(texts: Path, listen: Listen, tmp_path: Path) -> None:

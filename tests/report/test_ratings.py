@@ -263,6 +263,13 @@ def test_files_of_the_user_are_not_replaced(test: Path, rate: Rate, tmp_path: Pa
     assert "Option `--add-to-front`: expected the front of the study" in capsys.readouterr().err
 
 
+def test_a_place_in_a_file_is_refused(test: Path, rate: Rate, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """It was a traceback."""
+    (tmp_path / "file").write_text("mine")
+    assert main(["ratings", str(rate("anna", 0)), f"--listen={test}", f"--out={tmp_path / 'file' / 'sub'}"]) == 2
+    assert f"Option `--out`: `{tmp_path / 'file'}` is a file, so `sub` cannot lie in it." in capsys.readouterr().err
+
+
 def test_few_prompts_decide_nothing_however_clear(test: Path, key: dict, rate: Rate) -> None:
     files = []
     for name in ("anna", "ben", "cleo"):

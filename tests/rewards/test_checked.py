@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from cfg_distill.distillation.asked import advantages_of
+from cfg_distill.distillation.asked import advantages_of, degenerate_of
 from cfg_distill.embedders import Embedder
 from cfg_distill.errors import ConfigError, PartError
 from cfg_distill.losses import PolicyGradient
@@ -111,6 +111,18 @@ def test_a_wrong_tensor_is_refused_by_key_and_shape(samples_of: Any, value: Any,
     mixed = Mixed({"one": Own(GroupReward(value, GOOD_BG))})
     with pytest.raises(ConfigError, match=f"^Key `{KEY}.init_args.rewards.one`: expected `reward_BG` of Own"):
         ask(mixed, samples)
+
+
+@pytest.mark.parametrize(
+    ("opinion", "found"), [([True] * 6, "list"), (torch.zeros(6).bool(), r"\[6\]"), (GOOD_BG, r"\[2, 3\], float32")]
+)
+def test_an_opinion_of_another_shape_is_refused_by_key(samples_of: Any, opinion: Any, found: str) -> None:
+    reward = Own(GroupReward(GOOD_BG, GOOD_BG))
+    reward.degenerate = lambda samples: opinion  # type: ignore[method-assign]
+    with pytest.raises(
+        ConfigError, match=rf"^Key `{KEY}.*expected `degenerate` of Own to be \[B, G\] = \[2, 3\].*{found}"
+    ):
+        degenerate_of({"diversity": PolicyGradient(reward)}, samples_of(OUTCOMES_BG), step=5)
 
 
 def test_something_else_than_a_group_reward_is_refused(samples_of: Any) -> None:

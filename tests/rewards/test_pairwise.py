@@ -9,7 +9,14 @@ from torch import nn
 
 from cfg_distill.embedders import NGramCounts, cosine_distances
 from cfg_distill.errors import Context, problems_of
-from cfg_distill.rewards import PairwiseDiversity, leave_one_out, pairwise_baseline, pairwise_diversity
+from cfg_distill.rewards import (
+    Mixed,
+    PairwiseDiversity,
+    PairwiseReward,
+    leave_one_out,
+    pairwise_baseline,
+    pairwise_diversity,
+)
 
 THETA_V = torch.tensor([0.3, -0.5, 0.9, 0.1])
 TABLE_VD = torch.tensor([[1.0, 0.2, 0.0], [0.1, 1.0, -0.4], [0.5, 0.6, 2.0], [-0.7, 0.1, 0.3]])
@@ -45,6 +52,36 @@ def test_the_gradient_stays_right_where_outcomes_are_empty(
     found = expected_gradient(THETA_V, outcomes_BG, reward(samples_of(outcomes_BG)).advantage_BG)
     torch.testing.assert_close(found, true_gradient(empty), rtol=0, atol=1e-6)
     assert not torch.allclose(true_gradient(empty), true_gradient(), atol=0.02)
+
+
+class OneWay(PairwiseReward):
+    """r(y, y') is another number than r(y', y), as of containment or of BLEU."""
+
+    TABLE_VV = torch.tensor([[0.0, 1.0, 0.2, 0.7], [0.1, 0.0, 0.9, 0.0], [0.4, 0.3, 0.0, 0.8], [0.0, 0.6, 0.5, 0.0]])
+
+    def pairs(self, samples):
+        outcomes_BG = torch.tensor(samples.outputs).view(len(samples.prompts), -1)
+        return self.TABLE_VV[outcomes_BG.unsqueeze(-1), outcomes_BG.unsqueeze(-2)]
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize(("group", "baseline"), [(2, "running_mean"), (3, "pairwise"), (4, "pairwise")])
+def test_the_gradient_is_right_where_the_order_of_a_pair_matters(
+    group, baseline, mixed, samples_of, expected_gradient, all_groups
+):
+    if mixed and baseline == "running_mean":
+        return
+    reward = OneWay(baseline=baseline)
+    reward.past.update(torch.tensor(0.7), torch.tensor(1.0))
+    if mixed:
+        reward = Mixed({"pairs": reward}, mode="multiplicative", calibration=0)
+    theta_V = THETA_V.double().requires_grad_()
+    p_V = theta_V.softmax(-1)
+    off_diagonal = p_V @ OneWay.TABLE_VV.double() @ p_V
+    off_diagonal.backward()
+    outcomes_BG = all_groups(len(THETA_V), group)
+    found = expected_gradient(THETA_V, outcomes_BG, reward(samples_of(outcomes_BG)).advantage_BG)
+    torch.testing.assert_close(found, theta_V.grad, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("number", [0, 1, 3, 7, 8])

@@ -53,6 +53,10 @@ def test_temperature_zero_takes_the_likeliest():
     assert Sampling(temperature=0).probs(logits).tolist() == [[0.0, 1.0, 0.0]]
 
 
+def test_at_temperature_zero_a_model_that_predicts_nan_is_seen():
+    assert Sampling(temperature=0).log_probs(torch.full((1, 3), torch.nan)).isnan().any()
+
+
 def test_draws_follow_the_distribution():
     probs = torch.tensor([0.0, 0.5, 0.2, 0.0, 0.25, 0.05, 0.0])
     tokens = draw_tokens(probs.expand(20_000, -1), uniform(20_000))

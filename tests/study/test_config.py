@@ -11,6 +11,7 @@ import yaml
 from made_study import read_study
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.recipe.overrides import sorted_words
 from cfg_distill.study import run, run_steps
 from cfg_distill.study.check import problems_of, without_echoes
 from cfg_distill.study.checking import jobs_of_checks
@@ -279,6 +280,17 @@ def test_overrides_reach_recipe_and_command(change):
     assert fit.words == [
         *("fit", "--config", "fit.yaml", "--trainer.max_steps=3", "--data.shuffle=false", "--model.start=x")
     ]
+
+
+def test_text_that_looks_like_a_list_stays_text_on_the_command_line(change):
+    fit = read_study(change({"fits/quality/overrides": {"model.guidance.negative": "[a sad air]"}})).fits["quality"]
+    assert fit.words[-1] == '--model.guidance.negative="[a sad air]"'
+    assert sorted_words(fit.words[3:]).overrides[0].value == fit.recipe.at("model.guidance.negative") == "[a sad air]"
+
+
+def test_the_members_of_a_list_are_named(change):
+    _, (problem,) = load_study(change({"evaluation/seeds": [0.5]}))
+    assert str(problem) == "Key `evaluation.seeds`: expected a list of whole numbers, but got [0.5]."
 
 
 def test_kinds_and_knobs(place):

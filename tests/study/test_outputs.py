@@ -12,7 +12,9 @@ from made_study import read_study
 
 from cfg_distill.cli import main
 from cfg_distill.errors import ConfigError
+from cfg_distill.report.results import results_folder
 from cfg_distill.study import run
+from cfg_distill.study.config import load_study
 from cfg_distill.study.ledger import Ledger
 from cfg_distill.study.record import inputs_of, record_of
 from cfg_distill.study.run import run_steps
@@ -49,6 +51,25 @@ def test_files_of_the_user_in_the_current_folder_are_not_replaced(place, no_work
         run_steps("study.yaml", out=".", overwrite=overwrite)
     assert file.read_text() == "mine"
     assert not Path(".lock").exists()
+
+
+def test_a_folder_of_results_in_the_home_folder(place, no_work, change, monkeypatch):
+    """All work was done in ./~/mine, and then the results did not exist."""
+    monkeypatch.setenv("HOME", str(place / "home"))
+    change({"out": "runs/it/"})
+    assert load_study("study.yaml")[0].out == "runs/it/"  # the record of such a study stays as it was
+    change({"out": "~/mine"})
+    monkeypatch.setattr(run, "_problems_that_workers_find", lambda study, known: [])
+    assert run_steps("study.yaml") == place / "home" / "mine" == results_folder("study.yaml")
+    assert (place / "home" / "mine" / "study.json").exists() and not Path("~").exists()
+
+
+def test_a_file_is_no_folder_of_results(place, no_work, capsys):
+    """It was a traceback."""
+    Path("somefile").write_text("mine")
+    assert main(["study", "study.yaml", "--out", "somefile"]) == 2
+    assert "Key `out`: expected a folder, but `somefile` is a file. Name another folder." in capsys.readouterr().err
+    assert Path("somefile").read_text() == "mine"
 
 
 @pytest.mark.slow

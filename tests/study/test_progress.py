@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
+import math
+import os
 import random
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from cfg_distill.cli import main
@@ -16,6 +23,8 @@ from cfg_distill.files.logs import clock
 from cfg_distill.study import run
 from cfg_distill.study.display import Display
 from cfg_distill.study.forecast import Forecast
+from cfg_distill.study.processes import FitProcess
+from cfg_distill.study.progress import WriteProgress
 from cfg_distill.study.steps import Step
 
 
@@ -170,6 +179,36 @@ def test_on_a_terminal_a_bar_with_the_words_beneath(now):
         display.show()
         display.bar.refresh()
     assert "fit 1 of 2 quality, step 4/20; then 1 fit, 5 evaluations" in said.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("max_steps", "estimated", "total"), [(12, math.inf, 12), (-1, 30, 30), (-1, math.inf, 0), (-1, -1, 0)]
+)
+def test_a_fit_says_how_many_steps_it_plans_where_it_knows(tmp_path, max_steps, estimated, total):
+    """It does not where only time ends it: Lightning then estimates infinity, or -1 over a stream of data."""
+    trainer: Any = SimpleNamespace(
+        is_global_zero=True, max_steps=max_steps, estimated_stepping_batches=estimated, global_step=3
+    )
+    WriteProgress(str(tmp_path / "progress"), os.getppid()).on_train_batch_end(trainer)
+    written = json.loads((tmp_path / "progress").read_text())
+    assert (written["done"], written["total"]) == (3, total)
+
+
+def test_a_recipe_with_a_bar_of_its_own_and_an_end_by_time_runs_within_a_study(real, monkeypatch):
+    """Before, the study's own settings refused the bar, and the number of steps was infinite."""
+    recipe = yaml.safe_load(Path("fit.yaml").read_text())
+    recipe["trainer"] |= {"max_steps": -1, "max_time": {"seconds": 3}}
+    recipe["trainer"]["callbacks"].append({"class_path": "lightning.pytorch.callbacks.RichProgressBar"})
+    Path("fit.yaml").write_text(yaml.safe_dump(recipe))
+    started: list[list[str]] = []
+    with monkeypatch.context() as patch, Path("lock").open("w") as lock:
+        patch.setattr(subprocess, "Popen", lambda words, **_: started.append(words))
+        FitProcess(["fit", "--config", "fit.yaml"], Path("fit.log"), Path("progress"), 1, lock)
+    monkeypatch.setattr(os, "getppid", os.getpid)  # the fit runs in this process, which stands for its study
+    ((_, module, name, *words),) = started
+    assert (module, name) == ("-m", "cfg_distill.cli") and main(words) == 0
+    written = json.loads(Path("progress").read_text())
+    assert written["finished"] and written["done"] > 0 and written["total"] == 0
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import pytest
 from made_study import read_study
 
 from cfg_distill.errors import ConfigError
-from cfg_distill.study.record import changes, digest, record_of
+from cfg_distill.study.record import changes, digest, own_code, record_of
 from cfg_distill.study.run import run_steps
 
 
@@ -154,3 +154,41 @@ def test_a_digest_sees_names_and_bytes(tmp_path):
     second = digest([tmp_path])
     (tmp_path / "a").rename(tmp_path / "b")
     assert len({first, second, digest([tmp_path])}) == 3
+
+
+def test_own_code_is_found_without_an_import_and_with_what_it_imports(tmp_path, monkeypatch):
+    installed = tmp_path / "lib" / "site-packages"
+    files = {
+        "here/single.py": "import helper, torch\nfrom mine.deep.judge import Judge\nraise SystemExit('was run')",
+        "here/helper.py": "from yaml import safe_load",
+        "here/yaml/notes.py": "a folder of that name hides no installed package",
+        "here/mine/__init__.py": "",
+        "here/mine/deep/__init__.py": "",
+        "here/mine/deep/judge.py": "def late():\n    from ..words import count\n    from . import scale",
+        "here/mine/deep/scale.py": "",
+        "here/mine/words.py": "",
+        "here/mine/unused.py": "",
+        "here/space/sub/part.py": "from .other import x",
+        "here/space/sub/other.py": "this is no Python",
+        "here/prompts.py": "",
+        "here/prompts.txt": "a prompt",
+        "path/further.py": "",
+        "path/single.py": "hidden by the one in the current folder",
+        "lib/site-packages/theirs.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path / "here")
+    for folder in (tmp_path / "path", installed):
+        monkeypatch.syspath_prepend(folder)
+    spec = {"class_path": "single.Words", "init_args": {"parts": [{"class_path": "further.Part"}]}}
+    found = own_code({"words": spec})
+    package = ["mine/__init__.py", "mine/deep/__init__.py", "mine/deep/judge.py", "mine/deep/scale.py", "mine/words.py"]
+    assert list(found) == ["further.py", "helper.py", *package, "single.py"]
+    assert list(own_code("space.sub.part.Reward")) == ["space/sub/other.py", "space/sub/part.py"]
+    strangers = ["cfg_distill.metrics.DistinctN", "torch.optim.AdamW", "json.JSONDecoder", "theirs.Part", "no.module"]
+    assert own_code([*strangers, "prompts.txt", None, 3]) == {}
+    (tmp_path / "here/mine/words.py").write_text("import this")
+    changed = own_code({"words": spec})
+    assert [name for name in found if found[name] != changed[name]] == ["mine/words.py"]

@@ -275,6 +275,52 @@ def test_other_code_is_told(tmp_path, step):
     assert ledger.other_code == ["merge half"]
 
 
+def test_own_code_that_changed_is_told_and_remakes_nothing(place, capsys):
+    """As with this package's own code: a line says which file changed, and `--remake` makes the steps again."""
+
+    def planned() -> dict[str, Step]:
+        return {step.label: step for step in plan(read_study("study.yaml"), place / "out")}
+
+    ledger, before = Ledger(place / "out"), planned()
+    names = ("evaluate base", "evaluate base T 0.8")
+    for step in [before[name] for name in names]:
+        ledger.begin(step)
+        write_text(step.outputs[0], "{}")
+        step.outputs[1].mkdir(parents=True)
+        ledger.finish(step, 1.0, 1.0)
+    assert all(ledger.is_done(planned()[name]) for name in names) and capsys.readouterr().err == ""
+    metric = (place / "mine.py").read_text()
+    (place / "mine.py").write_text(metric.replace("/ 6", "/ 7"))
+    after, ledger = planned(), Ledger(place / "out")
+    assert [ledger.fingerprint(after[name]) for name in names] == [ledger.fingerprint(before[name]) for name in names]
+    assert all(ledger.is_done(after[name]) for name in names)
+    assert capsys.readouterr().err == (
+        "Note: kept `evaluate base`, and all like it, that an earlier state of `mine.py` made; --remake makes them again:"
+        " with `--remake evaluate`.\n"
+    )
+    noted_before = ledger.entry(names[0])
+    del noted_before["code"]  # as an earlier version noted it
+    ledger._write(after[names[0]], noted_before)
+    assert Ledger(place / "out").is_done(after[names[0]]) and capsys.readouterr().err == ""
+
+
+def test_a_step_notes_the_code_that_it_runs(place, change):
+    (place / "my_reward.py").write_text("")
+    (place / "my_generator.py").write_text("")
+    losses = {"kl": {"class_path": "cfg_distill.losses.ReverseKL"}, "mine": {"class_path": "my_reward.Gain"}}
+    key = "fits/quality/overrides"
+    change({key: {"model.losses": losses, "model.generator": {"class_path": "my_generator.Mine", "init_args": {}}}})
+    steps = {step.label: step for step in plan(read_study("study.yaml"), place / "out")}
+    noted = {label: list(step.code) for label, step in steps.items() if step.code}
+    evaluations = {label: ["mine.py"] for label in steps if label.startswith("evaluate")}
+    assert noted == evaluations | {
+        "fit quality": ["my_generator.py", "my_reward.py"],
+        "export quality": ["my_generator.py"],
+    }
+    Ledger(place / "out").begin(Step("merge", "plain", [], [place / "made"]))
+    assert "code" not in Ledger(place / "out").entry("merge plain")
+
+
 def test_a_reopened_step_is_made_again(tmp_path, step):
     ledger = Ledger(tmp_path)
     ledger.reopen(step)

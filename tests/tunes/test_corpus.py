@@ -40,6 +40,11 @@ def tokens(body: str, key: str = "C", metre: str = "4/4", unit: str = "1/8") -> 
         ("(3:2:2A2B d", "A:4/3 B:2/3 d:1"),
         ("^F F|F", "^F:1 ^F:1 | F:1"),
         ("A-A B-|B", "A:2 B:1 | B:1"),
+        ("^F-|F F", "^F:1 | ^F:1 F:1"),  # a tie carries an accidental over the bar line, for its note alone
+        ("^F-||F|F", "^F:1 || ^F:1 | F:1"),
+        ("^F-|F-|F F", "^F:1 | ^F:1 | ^F:1 F:1"),
+        ("^F-|G F", "^F:1 | G:1 F:1"),
+        ("[D^F]-|[DF] F", "^F:1 | ^F:1 F:1"),
         ("A-B", "A:1 B:1"),
         ('{ab}A "Am"B !trill!c ~d .e', "A:1 B:1 c:1 d:1 e:1"),
         ("[CEG]2 [ceg]", "G:2 g:1"),

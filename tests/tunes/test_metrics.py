@@ -31,7 +31,6 @@ from cfg_distill.tunes.metrics import (
 from cfg_distill.tunes.negatives import REAL
 from cfg_distill.tunes.quality import (
     FACTORS,
-    KnownRuns,
     bounds_of,
     copied_share,
     factors,
@@ -99,9 +98,13 @@ def test_guards_worked() -> None:
 
 def test_copy_rate_counts_tunes_that_hold_a_known_run() -> None:
     metric = CopyRate(n=3)
-    metric.known = KnownRuns(grams(["C:1", "D:1", "E:1", "F:1"], 3))
+    metric.known = known_runs(["C:1 D:1 E:1 F:1"], 3)
     metric.update(samples(["a jig"], ["G:1 D:1 E:1 F:1", "C:1 D:1 F:1 E:1"]))
     assert metric.compute().item() == pytest.approx(0.5)
+    disguised = CopyRate(n=3)  # the same notes an octave up, in other values, with rests and bars
+    disguised.known = metric.known
+    disguised.update(samples(["a jig"], ["g:1 d:2 | z:1 e:2 f:1/2", "C:1 D:1 F:1 E:1"]))
+    assert disguised.compute().item() == pytest.approx(0.5)
 
 
 def test_one_value_a_prompt_and_what_was_not_asked_is_left_out() -> None:
