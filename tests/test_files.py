@@ -244,8 +244,9 @@ def test_the_current_folder_is_not_replaced(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.chdir(tmp_path / "here")
     (problem,) = problems_of_out(out, [], overwrite=True)
     how = "holds" if out == ".." else "is"
-    assert f"`{out}` {how} the current folder. Name a folder that is not the current one: `{Path(out, 'NAME')}`." in str(
-        problem
+    assert (
+        f"`{out}` {how} the current folder. Name a folder that is not the current one: `{Path(out, 'NAME')}`."
+        in str(problem)
     )
     assert problems_of_out(".", [], overwrite=True, whole=False) == [] == problems_of_out("inside", [], overwrite=True)
 

@@ -25,7 +25,7 @@ from cfg_distill.distillation.finite import refuse_spoilt
 from cfg_distill.distillation.gradients import RatioWatch, log_measured
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_start, of_teacher
-from cfg_distill.distillation.prompts import problems_of_data, problems_once_loaded, refuse
+from cfg_distill.distillation.prompts import problems_of_data, problems_once_loaded, prompts_in, refuse
 from cfg_distill.distillation.rehearsal import OptimizerCallable, SchedulerCallable
 from cfg_distill.distillation.settings import configured, problems_of_settings, problems_with_trainer, summary
 from cfg_distill.distillation.sharding import at_rest, in_equal_length, sampling_from, shard
@@ -314,7 +314,7 @@ class CFGDistillation(L.LightningModule):
     @contextmanager
     def _computing(self, batch: list[PromptLike]) -> Iterator[None]:
         """How a batch is computed, be it trained on or validated."""
-        self.batch = batch
+        self.batch = prompts_in(batch)
         with advice_on_memory(self), onednn(self.execution.onednn), at_rest(self):
             yield
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 from cfg_distill.distillation.ahead import problems_of_data_for_sampler
 from cfg_distill.errors import ConfigError, Problem, PromptProblem, shortened
@@ -72,10 +72,14 @@ def refuse(found: Sequence[Problem]) -> None:
         raise ConfigError([problem.under("data.init_args") if problem.path else problem for problem in found])
 
 
-def refuse_other_batch(batch: object) -> None:
-    """Raises ConfigError: a batch is no list of prompts. The collation of a user's loader decides that."""
+def prompts_in(batch: Any) -> list[PromptLike]:
+    """A batch, which is a list of prompts.
+
+    Raises:
+        ConfigError: it is something else. The collation of a user's loader decides that.
+    """
     if _are_prompts(batch):
-        return
+        return cast(list[PromptLike], batch)
     if isinstance(batch, Mapping):
         found = f"a {type(batch).__name__} with the keys {', '.join(map(str, batch))}"
     elif isinstance(batch, list | tuple):

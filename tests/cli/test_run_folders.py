@@ -22,7 +22,6 @@ from tiny import tiny_folder
 
 from cfg_distill.callbacks import checkpoint_io
 from cfg_distill.cli import main
-from cfg_distill.distillation import Distillation
 from cfg_distill.errors import ConfigError, Stopped
 from cfg_distill.recipe import Recipe, runs, stopping
 from cfg_distill.recipe.command_line import start
@@ -109,7 +108,9 @@ def test_the_folder_of_a_run_is_no_checkpoint(half: Path, capsys: pytest.Capture
     """It was refused when the models were loaded, and left a new folder of a run."""
     run, before = LAST.parents[1], sorted(Path("runs").rglob("*"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Distillation, "configure_model", lambda model: pytest.fail("loaded"))
+        patch.setattr(
+            "cfg_distill.distillation.module.CFGDistillation.configure_model", lambda model: pytest.fail("loaded")
+        )
         assert main([*FIT, "--ckpt_path", str(run)]) == 2
     said = capsys.readouterr().err
     assert f"`{run}` is a folder without a checkpoint.pt. Name a file, such as `{LAST}`." in said

@@ -38,10 +38,12 @@ def test_batches_that_are_no_prompts_are_refused(tiny_model: str, batch: Any, fo
     assert str(problem) == f"Key `data`: {text}"
 
 
-def test_a_fit_says_so_at_its_first_batch(tiny_model: str) -> None:
-    loader: Any = torch.utils.data.DataLoader(ROWS, batch_size=2)  # type: ignore[arg-type]
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_fit_says_so_at_its_first_batch(tiny_model: str, part: str) -> None:
+    rows: Any = torch.utils.data.DataLoader(ROWS, batch_size=2)  # type: ignore[arg-type]
+    loaders = [rows] if part == "train" else [[["w0", "w1"]], rows]
     with pytest.raises(ConfigError, match="a dict with the keys prompt, id"):
-        trainer([]).fit(student_of(tiny_model), loader)
+        trainer([]).fit(student_of(tiny_model), *loaders)
 
 
 @pytest.mark.parametrize("given", [["w0", "w1"], ("w0", "w1"), [Prompt("w0"), Prompt("w1")]])
