@@ -229,7 +229,8 @@ class _Reader:
             return self._plain(hint, key, content)
         if not isinstance(content, Mapping):
             what = "keys and values" if kind is None else "names with a description each"
-            self.problems.append(Problem(key, f"expected {what}, but got {content!r}."))
+            found = f"but got {content!r}." if content is not None else "but it is empty. Remove the key."
+            self.problems.append(Problem(key, f"expected {what}, {found}"))
             return {}
         if kind is None:
             return {str(name): each for name, each in content.items()}

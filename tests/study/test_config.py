@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 from dataclasses import replace
 
 import pytest
@@ -291,6 +292,13 @@ def test_text_that_looks_like_a_list_stays_text_on_the_command_line(change):
 def test_the_members_of_a_list_are_named(change):
     _, (problem,) = load_study(change({"evaluation/seeds": [0.5]}))
     assert str(problem) == "Key `evaluation.seeds`: expected a list of whole numbers, but got [0.5]."
+
+
+def test_an_empty_section_is_told(change):
+    file = Path(change({}))
+    file.write_text(yaml.safe_dump(yaml.safe_load(file.read_text()) | {"merges": None}))
+    found = [str(each) for each in load_study(file)[1]]
+    assert "Key `merges`: expected names with a description each, but it is empty. Remove the key." in found
 
 
 def test_kinds_and_knobs(place):
