@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -154,61 +152,6 @@ def test_a_generator_is_made_of_its_spec(tiny_model: str) -> None:
     assert checkpoints.spec_of(made) == checkpoints.spec_of(given)
     # A path given from python is text in a checkpoint, which is loaded without classes.
     assert checkpoints.spec_of(CausalLM(Path("base")))["init_args"]["path"] == "base"  # type: ignore[arg-type]
-
-
-OWN_GENERATORS = """
-from cfg_distill.generators import CausalLM
-
-
-class Upper(CausalLM):
-    def __init__(self, path, loud=True, **settings):
-        super().__init__(path, **settings)
-        self.loud = loud
-
-
-class Further(Upper):
-    pass
-
-
-class Half(Upper):
-    def __init__(self, path, *args, **settings):
-        super().__init__(path, *args, dtype="bfloat16", **settings)
-
-
-class Forgetful(CausalLM):
-    def __init__(self, path, loud=True, **settings):
-        super().__init__(path, **settings)
-
-
-class Nameless(CausalLM):
-    def __init__(self, *given):
-        super().__init__(*given)
-"""
-
-
-def test_ones_own_generator_may_pass_settings_on_to_its_parent(tiny_model: str, tmp_path, monkeypatch) -> None:
-    (tmp_path / "own_generators.py").write_text(OWN_GENERATORS)
-    monkeypatch.syspath_prepend(tmp_path)
-    own = importlib.import_module("own_generators")
-    for kind, more in ((own.Upper, {"dtype": "float16"}), (own.Further, {"dtype": "float16"}), (own.Half, {})):
-        given = kind(tiny_model, loud=False, lora=LoRA(rank=3, targets=["q_proj"]), **more)
-        spec = checkpoints.spec_of(given)
-        assert spec["init_args"]["loud"] is False and spec["init_args"]["lora"]["rank"] == 3
-        settings = inspect.signature(CausalLM).parameters.keys() - {"dtype"}
-        assert spec["init_args"].keys() == {"loud", *settings, *more}  # Half gives its parent a dtype of its own
-        made = checkpoints.generator_of(spec, ["own_generators"])
-        assert type(made) is kind and made.lora == given.lora and made.dtype == given.dtype
-        assert checkpoints.spec_of(made) == spec
-        for wrong in ({"colour": "red"}, {"system": 3}):
-            with pytest.raises(ConfigError, match="takes other arguments than it holds"):
-                checkpoints.generator_of(spec | {"init_args": spec["init_args"] | wrong}, ["own_generators"])
-    told = r"^`Forgetful.__init__` takes `loud`: keep it as `self.loud`, since a checkpoint needs it\.$"
-    with pytest.raises(ConfigError, match=told):
-        checkpoints.spec_of(own.Forgetful(tiny_model))
-    with pytest.raises(
-        ConfigError, match=r"^`Nameless.__init__` takes `\*given`, but a checkpoint gives arguments by name"
-    ):
-        checkpoints.spec_of(own.Nameless(tiny_model))
 
 
 @pytest.mark.parametrize(
@@ -403,3 +346,28 @@ def test_a_sharded_checkpoint_survives_a_kill_at_any_change_of_names(tmp_path, m
         write({"step": step})
     assert seen == ([1, 2] if way == "exchange" else [0, 1, 1, 2])
     assert last_checkpoint(tmp_path) == folder
+
+
+class Forgetful(CausalLM):
+    def __init__(self, path: str, loud: bool = True) -> None:
+        super().__init__(path)
+
+
+class Open(CausalLM):
+    def __init__(self, path: str, **settings: Any) -> None:
+        super().__init__(path, **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told"),
+    [
+        (
+            Forgetful,
+            r"`Forgetful.__init__` takes `loud`: keep it as `self.loud`, since a checkpoint holds every argument\.",
+        ),
+        (Open, r"`Open.__init__` takes `\*\*settings`: name each of its arguments, and keep them under their names"),
+    ],
+)
+def test_an_argument_that_a_generator_of_ones_own_does_not_keep(tiny_model: str, kind: type, told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        checkpoints.spec_of(kind(tiny_model))

@@ -13,11 +13,9 @@ It is data, not code: reading it runs nothing that is written in it.
 
 from __future__ import annotations
 
-import ast
 import importlib
 import inspect
 import re
-import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, is_dataclass
 from operator import attrgetter
@@ -282,49 +280,19 @@ def spec_of(generator: Generator) -> dict[str, Any]:
     """The class path and plain arguments that make a generator again: :func:`generator_of` is the inverse.
 
     Raises:
-        ConfigError: its class takes an argument that it does not keep under the same name, or arguments without names.
+        ConfigError: its class takes an argument that it does not keep under the same name.
     """
-    kind = type(generator)
-    init_args = {}
-    for name, taker in _takers(kind).items():
+    kind, init_args = type(generator), {}
+    for name, parameter in inspect.signature(kind).parameters.items():
         try:
             init_args[name] = _plain(attrgetter(name)(generator))
         except AttributeError as error:
-            text = f"`{taker.__name__}.__init__` takes `{name}`: keep it as `self.{name}`, since a checkpoint needs it."
+            stars = {"VAR_POSITIONAL": "*", "VAR_KEYWORD": "**"}.get(parameter.kind.name, "")
+            todo = "name each of its arguments, and keep" if stars else "keep"
+            what = "them under their names" if stars else f"it as `self.{name}`"
+            text = f"`{kind.__name__}.__init__` takes `{stars}{name}`: {todo} {what}, since a checkpoint holds every argument."
             raise ConfigError(text) from error
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": init_args}
-
-
-def _takers(kind: type) -> dict[str, type]:
-    """The arguments of a class, each with the class whose ``__init__`` takes it: ``**settings`` go to the next parent."""
-    takers: dict[str, type] = {}
-    fixed: set[str] = set()
-    for part in kind.__mro__:
-        if "__init__" not in vars(part):
-            continue
-        _, *parameters = inspect.signature(part.__init__).parameters.values()  # type: ignore[misc]
-        by_place = [each.name for each in parameters if each.kind is each.VAR_POSITIONAL]
-        by_name = [each.name for each in parameters if each.kind is each.VAR_KEYWORD]
-        hidden = {*by_place, *by_name, *fixed, *takers}
-        takers |= {parameter.name: part for parameter in parameters if parameter.name not in hidden}
-        if by_place and not by_name:
-            text = f"`{part.__name__}.__init__` takes `*{by_place[0]}`, but a checkpoint gives arguments by name."
-            raise ConfigError(f"{text} Take `**settings` instead, or name them.")
-        if not by_name:
-            break
-        fixed |= _passed_by_name(part)
-    return takers
-
-
-def _passed_by_name(kind: type) -> set[str]:
-    """The names that the ``__init__`` of a class gives its parent: ``super().__init__(path, dtype="bfloat16", **settings)``."""
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(kind.__init__)))  # type: ignore[misc]
-    except (OSError, TypeError, SyntaxError):  # no source: a class of an interactive session
-        return set()
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
-    to_parent = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "__init__"]
-    return {keyword.arg for call in to_parent for keyword in call.keywords if keyword.arg is not None}
 
 
 def _plain(value: Any) -> Any:
@@ -345,12 +313,8 @@ def generator_of(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Generato
     """
     kind = _class_of(spec["class_path"], trust)
     try:
-        arguments, takers = dict(spec["init_args"]), _takers(kind)
-        for taker in dict.fromkeys(takers.values()):  # each has the type hints of its own
-            arguments |= arguments_of(taker, {name: arguments[name] for name in arguments if takers.get(name) is taker})
+        arguments = arguments_of(kind, spec["init_args"])
         inspect.signature(kind).bind(**arguments)
-        if unknown := arguments.keys() - takers.keys():  # `**settings` bind any name
-            raise TypeError(f"got an unexpected keyword argument '{min(unknown)}'")
     except TypeError as error:
         text = f"its generator `{spec['class_path']}` takes other arguments than it holds: {error}. Take another checkpoint."
         raise ConfigError(text) from error

@@ -173,8 +173,12 @@ def problems_of_out(
         )  # fmt: skip
         if how:
             return [Problem("out", f"`{out}` {how} the input `{path}`. Name another folder.")]
-    if whole and Path.cwd().is_relative_to(place):
-        how = "is" if place == Path.cwd() else "holds"
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the shell stands in a folder that is gone
+        here = None
+    if whole and here is not None and here.is_relative_to(place):
+        how = "is" if place == here else "holds"
         text = f"expected a folder to replace as a whole, but `{out}` {how} the current folder."
         return [Problem("out", f"{text} Name a folder that is not the current one: `{out / 'NAME'}`.")]
     if found := problems_of_place(out):

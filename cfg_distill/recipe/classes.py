@@ -117,6 +117,6 @@ def forget_optimizer(parser: ArgumentParser, values: Mapping[str, Any]) -> None:
         values: of the recipe.
     """
     model = values.get("model")
-    given = model.get("optimizer") if isinstance(model, Mapping) else None
+    given = model.get("optimizer") if isinstance(model, Mapping) and "class_path" not in model else None
     if isinstance(given, str) or (isinstance(given, Mapping) and "class_path" in given):
         parser.set_defaults({"model.optimizer": None})

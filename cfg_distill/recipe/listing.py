@@ -88,8 +88,11 @@ def _folders_of_runs(folder: Path) -> Iterator[Path]:
 
 
 def _folders_under(folder: Path) -> Iterator[Path]:
-    """A folder and all under it, each once. Links are entered last, so that a folder has its own path where it has one here."""
-    seen: set[str] = set()
+    """A folder and all under it, each once. Links are entered last, so that a folder has its own path where it has one here.
+
+    Links to a folder that holds this one are not entered: one to the root would be a walk through the whole disk.
+    """
+    seen, base = set(), os.path.realpath(folder)
     tops = [str(folder)]
     for top in tops:  # which grows by the links that are met
         for place, inside, _ in os.walk(top):
@@ -99,7 +102,8 @@ def _folders_under(folder: Path) -> Iterator[Path]:
                 continue
             seen.add(real)
             yield Path(place)
-            tops += [path for name in inside if os.path.islink(path := os.path.join(place, name))]
+            links = [path for name in inside if os.path.islink(path := os.path.join(place, name))]
+            tops += [link for link in links if not Path(base).is_relative_to(os.path.realpath(link))]
 
 
 def _run(folder: Path) -> Run:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
 import re
@@ -247,20 +246,22 @@ def source_digest() -> str:
 
 
 def own_code(content: Any) -> dict[str, str]:
-    """The digests of the user's own code: the files of the classes that a nested config names, and of what these import.
+    """The digests of the user's own code: of the modules, or packages, that the classes of a nested config are named by.
 
-    Code in the current folder or on the Python path counts; this package and installed ones do not. Nothing is imported.
+    Code in the current folder or on the Python path counts; this package and installed ones do not. Nothing is imported, so
+    what these modules import is not followed.
 
     Returns:
-        The path of each file within the folder where Python finds its module -> digest.
+        The path of each module within the folder where Python finds it -> digest.
     """
     found: dict[str, str] = {}
-    asked = [text for text in set(_strings(content)) if DOTTED.fullmatch(text) and not _is_there(text)]
-    while asked:
-        for name, file in _sources(asked.pop()).items():
-            if name not in found:
-                found[name] = digest([file])
-                asked += _imported(file, name)
+    for text in set(_strings(content)):
+        try:
+            if DOTTED.fullmatch(text) and not _is_there(text) and (module := _own_module(text)):
+                name, files = module
+                found[name] = digest(files)
+        except OSError:  # a text too long for the name of a file, or a folder that must not be read
+            continue
     return dict(sorted(found.items()))
 
 
@@ -270,58 +271,22 @@ def _is_there(text: str) -> bool:
     return place is not None and place.exists()
 
 
-def _sources(dotted: str) -> dict[str, Path]:
-    """The files that Python would run to import a module or what is in it; none for code that is not the user's own."""
-    first, *rest = dotted.split(".")
-    if first == cfg_distill.__name__:
-        return {}
-    spaces: list[tuple[Path, list[Path]]] = []
-    # A worker looks in the current folder first.
-    for folder in dict.fromkeys([Path.cwd(), *map(Path, sys.path)]):
-        files = _along(folder, [first, *rest])
-        if files and files[0] in (folder / first / "__init__.py", folder / f"{first}.py"):
-            return {} if _is_installed(folder) else {file.relative_to(folder).as_posix(): file for file in files}
-        if files and not _is_installed(folder):
-            spaces.append((folder, files))
-    # A folder without `__init__.py` counts where no other folder has a package of its name.
-    return {file.relative_to(folder).as_posix(): file for folder, files in spaces[:1] for file in files}
-
-
-def _along(folder: Path, parts: Iterable[str]) -> list[Path]:
-    """The files of packages and of a module on the way from a folder down a dotted name."""
-    files: list[Path] = []
-    for part in parts:
-        package, module = folder / part / "__init__.py", folder / f"{part}.py"
-        if not package.is_file() and module.is_file():
-            return [*files, module]
-        files += [package] if package.is_file() else []
-        folder = folder / part
-        if not folder.is_dir():
-            break
-    return files
+def _own_module(dotted: str) -> tuple[str, list[Path]] | None:
+    """The module, or the package, that a class is named by, and its files; None for installed code, or none."""
+    *parents, _ = dotted.split(".")
+    if parents[0] == cfg_distill.__name__:
+        return None
+    for folder in map(Path, ["", *sys.path]):  # a worker looks in the current folder first
+        package = folder.joinpath(*parents)
+        module = package.with_suffix(".py")
+        if (is_package := (package / "__init__.py").is_file()) or module.is_file():
+            if _is_installed(folder):
+                return None
+            files = sorted(package.glob("*.py")) if is_package else [module]
+            return (package if is_package else module).relative_to(folder).as_posix(), files
+    return None
 
 
 def _is_installed(folder: Path) -> bool:
     standard = Path(sysconfig.get_path("stdlib"))
     return folder.is_relative_to(standard) or bool({"site-packages", "dist-packages"} & set(folder.parts))
-
-
-def _imported(file: Path, name: str) -> Iterator[str]:
-    """The dotted names that a file imports, anywhere in it.
-
-    Args:
-        file: the file.
-        name: its path within the folder where Python finds its module, which relative imports begin at.
-    """
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (SyntaxError, ValueError):
-        return  # the step that imports it says so
-    package = name.split("/")[:-1]
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (each.name for each in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            start = package[: len(package) + 1 - node.level] if node.level else []
-            start += [node.module] if node.module else []
-            yield from (".".join([*start, each.name]) for each in node.names)

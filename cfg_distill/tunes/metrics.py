@@ -279,6 +279,9 @@ class CopyRate(EachText):
         self.n = n
         self.known: Container[tuple[str, ...]] | None = None
 
+    def problems(self, context: Context = Context()) -> list[Problem]:
+        return [] if self.n >= 2 else [Problem("n", f"expected at least 2 notes in a row, but got {self.n}.")]
+
     def load(self) -> Self:
         if self.known is None:
             from cfg_distill.tunes.corpus import tunes_of

@@ -156,20 +156,14 @@ def test_a_digest_sees_names_and_bytes(tmp_path):
     assert len({first, second, digest([tmp_path])}) == 3
 
 
-def test_own_code_is_found_without_an_import_and_with_what_it_imports(tmp_path, monkeypatch):
+def test_own_code_is_found_without_an_import(tmp_path, monkeypatch):
     installed = tmp_path / "lib" / "site-packages"
     files = {
-        "here/single.py": "import helper, torch\nfrom mine.deep.judge import Judge\nraise SystemExit('was run')",
-        "here/helper.py": "from yaml import safe_load",
-        "here/yaml/notes.py": "a folder of that name hides no installed package",
-        "here/mine/__init__.py": "",
-        "here/mine/deep/__init__.py": "",
-        "here/mine/deep/judge.py": "def late():\n    from ..words import count\n    from . import scale",
-        "here/mine/deep/scale.py": "",
+        "here/single.py": "raise SystemExit('was run')",
+        "here/mine/__init__.py": "from mine.words import Words",
         "here/mine/words.py": "",
-        "here/mine/unused.py": "",
-        "here/space/sub/part.py": "from .other import x",
-        "here/space/sub/other.py": "this is no Python",
+        "here/mine/deep/judge.py": "",
+        "here/space/sub/part.py": "this is no Python",
         "here/prompts.py": "",
         "here/prompts.txt": "a prompt",
         "path/further.py": "",
@@ -182,13 +176,12 @@ def test_own_code_is_found_without_an_import_and_with_what_it_imports(tmp_path, 
     monkeypatch.chdir(tmp_path / "here")
     for folder in (tmp_path / "path", installed):
         monkeypatch.syspath_prepend(folder)
-    spec = {"class_path": "single.Words", "init_args": {"parts": [{"class_path": "further.Part"}]}}
-    found = own_code({"words": spec})
-    package = ["mine/__init__.py", "mine/deep/__init__.py", "mine/deep/judge.py", "mine/deep/scale.py", "mine/words.py"]
-    assert list(found) == ["further.py", "helper.py", *package, "single.py"]
-    assert list(own_code("space.sub.part.Reward")) == ["space/sub/other.py", "space/sub/part.py"]
+    spec = {"class_path": "single.Words", "init_args": {"parts": [{"class_path": "further.Part"}, "mine.Words"]}}
+    found = own_code({"words": spec, "more": "mine.deep.judge.Judge"})
+    assert list(found) == ["further.py", "mine", "mine/deep/judge.py", "single.py"]
+    assert list(own_code("space.sub.part.Reward")) == ["space/sub/part.py"]
     strangers = ["cfg_distill.metrics.DistinctN", "torch.optim.AdamW", "json.JSONDecoder", "theirs.Part", "no.module"]
-    assert own_code([*strangers, "prompts.txt", None, 3]) == {}
+    assert own_code([*strangers, "prompts.txt", "a" * 300 + ".b", None, 3]) == {}
     (tmp_path / "here/mine/words.py").write_text("import this")
     changed = own_code({"words": spec})
-    assert [name for name in found if found[name] != changed[name]] == ["mine/words.py"]
+    assert [name for name in changed if found[name] != changed[name]] == ["mine"]

@@ -101,6 +101,7 @@ def test_copy_rate_counts_tunes_that_hold_a_known_run() -> None:
     metric.known = known_runs(["C:1 D:1 E:1 F:1"], 3)
     metric.update(samples(["a jig"], ["G:1 D:1 E:1 F:1", "C:1 D:1 F:1 E:1"]))
     assert metric.compute().item() == pytest.approx(0.5)
+    assert CopyRate(n=1).problems() and not CopyRate(n=2).problems()  # one note has no interval
     disguised = CopyRate(n=3)  # the same notes an octave up, in other values, with rests and bars
     disguised.known = metric.known
     disguised.update(samples(["a jig"], ["g:1 d:2 | z:1 e:2 f:1/2", "C:1 D:1 F:1 E:1"]))
