@@ -11,8 +11,7 @@ import sys
 
 from cfg_distill.errors import ConfigError, Problem
 from cfg_distill.evaluation.compare import between, resampler
-from cfg_distill.evaluation.intervals import shortage
-from cfg_distill.report.choosing import shown
+from cfg_distill.evaluation.intervals import shortage, signed
 from cfg_distill.report.comparing import paired
 from cfg_distill.report.results import problems_of_prompts, read_results
 
@@ -31,7 +30,7 @@ def main(folder: str, name: str, other_folder: str, other_name: str) -> None:
             continue
         # Systems of one study share their training seeds; those of two do not, whatever their names.
         means = resampler([one, other], [metric]) if folder == other_folder else paired(other, one, metric)
-        print(f"{metric:20} {'no prompt in common' if means is None else shown(between(means))}", end="")
+        print(f"{metric:20} {'no prompt in common' if means is None else signed(between(means))}", end="")
         print(f"  ({few})" if means is not None and (few := shortage(means.prompts)) else "")
 
 

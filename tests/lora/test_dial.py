@@ -332,7 +332,6 @@ def test_a_difference_of_two_bases_and_others_that_cannot_be(
     students: Path, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     words = ["export", "--checkpoint", str(students / "fits" / "diversity" / "saved" / "step=3.ckpt")]
-    words += ["--out", str(tmp_path / "out"), "--relative-to"]
     other = tiny_folder(tmp_path / "other", seed=1)
     tiny_adapted(other).save(tmp_path / "stranger")
     quality = str(students / "quality")
@@ -343,6 +342,7 @@ def test_a_difference_of_two_bases_and_others_that_cannot_be(
         ([str(tmp_path / "none" / "x" / "y")], "`--relative-to`: expected a model folder"),
         ([quality, "--out", quality, "--overwrite"], "is the input"),
     ):
-        assert main([*words, *given]) == 2
+        out = [] if "--out" in given else ["--out", str(tmp_path / "out")]
+        assert main([*words, *out, "--relative-to", *given]) == 2
         assert expected in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
