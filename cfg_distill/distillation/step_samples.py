@@ -10,7 +10,6 @@ from torch import Tensor
 
 from cfg_distill.distillation.asked import degenerate_of
 from cfg_distill.distillation.off_policy import to_learn_from
-from cfg_distill.distillation.prompts import prompts_in
 from cfg_distill.distillation.sharding import in_equal_length, sampling_from
 from cfg_distill.generators import PromptLike
 from cfg_distill.sampling.redraw import redrawn
@@ -27,11 +26,7 @@ def drawn_for_step(module: CFGDistillation, batch: Sequence[PromptLike]) -> tupl
     Args:
         module: the one that takes the step.
         batch: B prompts.
-
-    Raises:
-        ConfigError: the batch is no list of prompts.
     """
-    prompts_in(batch)
     # Of the prompts among those of the step on all devices.
     places = module._places.of(module, len(batch), module._step.begins)
 

@@ -117,7 +117,7 @@ MAIN_FILE = "checkpoint.pt"
 
 def no_checkpoint(folder: Path) -> str:
     """The sentence about a folder that is no sharded checkpoint: it names a last checkpoint inside of it, if there is one."""
-    last = min(folder.rglob("last*.ckpt"), default=None)
+    last = min([*folder.glob("last*.ckpt"), *folder.glob("checkpoints/last*.ckpt")], default=None)
     advice = "It holds no last checkpoint: check the path." if last is None else f"Name a file, such as `{last}`."
     return f"expected a checkpoint, but `{folder}` is a folder without a {MAIN_FILE}. {advice}"
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import Any, get_type_hints
 
 from cfg_distill.errors import ConfigError, Problem, closest, listed, nearest
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 
 def find_class(
@@ -107,16 +104,32 @@ def _wrong(text: str) -> ConfigError:
     return ConfigError(Problem("class_path", text))
 
 
-def forget_optimizer(parser: ArgumentParser, values: Mapping[str, Any]) -> None:
-    """Let an optimiser that a recipe names start with its own defaults.
+def keep_own_defaults(values: Mapping[str, Any]) -> None:
+    """Write the defaults of the optimiser that a recipe names into it.
 
-    jsonargparse keeps those arguments of the default, AdamW, that the class of the recipe takes, too: SGD would decay weights.
+    jsonargparse would put those of AdamW, the default, in their place, for arguments that both have: SGD would decay weights.
 
     Args:
-        parser: of the command; it is changed.
-        values: of the recipe.
+        values: of the recipe, which are changed.
     """
+    from torch.optim import AdamW, Optimizer
+
     model = values.get("model")
-    given = model.get("optimizer") if isinstance(model, Mapping) and "class_path" not in model else None
-    if isinstance(given, str) or (isinstance(given, Mapping) and "class_path" in given):
-        parser.set_defaults({"model.optimizer": None})
+    settings = model.get("init_args", model) if isinstance(model, dict) else None
+    if not isinstance(settings, dict):
+        return
+    given = settings.get("optimizer")
+    spec = {"class_path": given} if isinstance(given, str) else given
+    if not isinstance(spec, dict) or "class_path" not in spec:
+        return
+    try:
+        found = find_class(spec["class_path"], (Optimizer,), "an Optimizer")
+    except ConfigError:  # the parser says so, with all other problems
+        return
+    carried = inspect.signature(AdamW).parameters
+    own = {
+        name: each.default
+        for name, each in inspect.signature(found).parameters.items()
+        if name in carried and each.default is not each.empty
+    }
+    settings["optimizer"] = {**spec, "init_args": own | (spec.get("init_args") or {})}

@@ -27,7 +27,7 @@ from cfg_distill.files import problems_of_place
 from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.calibration import calibrated
 from cfg_distill.recipe.checks import Walk, without_echoes
-from cfg_distill.recipe.classes import find_class, forget_optimizer
+from cfg_distill.recipe.classes import find_class, keep_own_defaults
 from cfg_distill.recipe.overrides import Words, put, sorted_words
 from cfg_distill.recipe.processes import is_first, is_started_by_first, others_know_this_process
 from cfg_distill.recipe.progress import StepLines, StepProgress
@@ -119,7 +119,7 @@ class CommandLine(LightningCLI):
             if self.words.help:
                 parser.parse_args([self.command, *self.words.help])  # prints and exits
             values = copy.deepcopy(self.recipe.values)  # the parser puts objects of its own in place of dicts of dicts
-            forget_optimizer(own, values)
+            keep_own_defaults(values)
             self.config = parser.parse_object({"subcommand": self.command, self.command: values})
         except _PARSING as error:
             raise ConfigError(self._all_problems(walk, str(error))) from error

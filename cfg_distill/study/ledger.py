@@ -72,8 +72,8 @@ class Ledger:
         kept = self.own_code.setdefault((step.kind, files), [])
         kept.append(step.label)
         if len(kept) == 1:
-            text = f"Note: kept `{step.label}`, and all like it, that an earlier state of {files} made;"
-            print(f"{text} --remake makes them again: with `--remake {step.kind}`.", file=sys.stderr, flush=True)
+            text = f"Note: {files} changed after `{step.label}` was made, and maybe after other steps of this kind."
+            print(f"{text} They are kept. To make them again: --remake {step.kind}", file=sys.stderr, flush=True)
 
     def problems_of_outputs(self, steps: Iterable[Step], inputs: Mapping[str, Path]) -> list[Problem]:
         """Files that a step would replace although this study did not make them, and inputs that it would remove.

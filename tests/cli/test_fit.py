@@ -671,7 +671,7 @@ def test_numbers_deep_inside_are_refused_before_anything_is_built(
 
 
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "NAdam"])
-@pytest.mark.parametrize("way", ["alone", "with an argument", "in a file"])
+@pytest.mark.parametrize("way", ["alone", "with an argument", "in a file", "of a model by its class"])
 def test_another_optimizer_starts_with_its_own_defaults(
     recipe: Path, name: str, way: str, capsys: pytest.CaptureFixture
 ) -> None:
@@ -688,7 +688,14 @@ def test_another_optimizer_starts_with_its_own_defaults(
     elif way == "in a file":
         Path("more.yaml").write_text(f"model: {{optimizer: {{class_path: torch.optim.{name}}}}}\n")
         words = ["--config", "more.yaml"]
+    elif way == "of a model by its class":
+        values = yaml.safe_load(recipe.read_text())
+        values["model"] = {"class_path": "cfg_distill.CFGDistillation", "init_args": values["model"]}
+        values["model"]["init_args"]["optimizer"] = f"torch.optim.{name}"
+        recipe.write_text(yaml.safe_dump(values))
+        words = []
     with pytest.raises(SystemExit, match="0"):
         main(["fit", "--config", str(recipe), *words, "--print_config"])
-    found = yaml.safe_load(capsys.readouterr().out)["model"]["optimizer"]["init_args"]
+    model = yaml.safe_load(capsys.readouterr().out)["model"]
+    found = model.get("init_args", model)["optimizer"]["init_args"]
     assert {key: tuple(each) if isinstance(each, list) else each for key, each in found.items()} == expected

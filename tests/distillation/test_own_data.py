@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny_fits import student_of, trainer
 
-from cfg_distill.distillation.step_samples import drawn_for_step
+from cfg_distill.distillation.prompts import prompts_in
 from cfg_distill.errors import ConfigError
 from cfg_distill.generators import Prompt
 from cfg_distill.metrics import Length
@@ -29,10 +29,10 @@ ROWS = [{"prompt": "w0", "id": 0}, {"prompt": "w1", "id": 1}]
         ("w0", "a batch of type str"),
     ],
 )
-def test_batches_that_are_no_prompts_are_refused(tiny_model: str, batch: Any, found: str) -> None:
+def test_batches_that_are_no_prompts_are_refused(batch: Any, found: str) -> None:
     """Before, the step ended in whatever it tripped over first: KeyError: 0, Boolean value of Tensor."""
     with pytest.raises(ConfigError) as refused:
-        drawn_for_step(student_of(tiny_model), batch)
+        prompts_in(batch)
     (problem,) = refused.value.problems
     text = f"expected batches that are lists of texts or Prompts, but got {found}. Give the loader a `collate_fn`."
     assert str(problem) == f"Key `data`: {text}"

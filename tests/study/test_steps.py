@@ -295,8 +295,8 @@ def test_own_code_that_changed_is_told_and_remakes_nothing(place, capsys):
     assert [ledger.fingerprint(after[name]) for name in names] == [ledger.fingerprint(before[name]) for name in names]
     assert all(ledger.is_done(after[name]) for name in names)
     assert capsys.readouterr().err == (
-        "Note: kept `evaluate base`, and all like it, that an earlier state of `mine.py` made; --remake makes them again:"
-        " with `--remake evaluate`.\n"
+        "Note: `mine.py` changed after `evaluate base` was made, and maybe after other steps of this kind. They are kept."
+        " To make them again: --remake evaluate\n"
     )
     noted_before = ledger.entry(names[0])
     del noted_before["code"]  # as an earlier version noted it
