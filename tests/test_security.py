@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ FORBIDDEN = {"eval", "exec", "__import__"}
 FORBIDDEN_OF = {"os": {"system", "popen"}, "pickle": {"load", "loads"}, "yaml": {"unsafe_load", "full_load"}}
 
 
+@cache
 def calls() -> list[tuple[str, ast.Call]]:
     return [
         (f"{file.name}:{node.lineno}", node)

@@ -73,7 +73,9 @@ trainer:
         ),  # MLflow's server
         (["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=."], "lightning_logs/version_0/config.yaml"),
         (["--trainer.logger=false", "--trainer.default_root_dir=."], "config_1.yaml"),
-        (["--trainer.logger=false", "--trainer.default_root_dir=out"], "out/config.yaml"),
+        pytest.param(
+            ["--trainer.logger=false", "--trainer.default_root_dir=out"], "out/config.yaml", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_the_configuration_of_a_run_lies_in_its_folder(recipe: str, words: list[str], saved: str) -> None:
@@ -116,7 +118,10 @@ def test_a_logger_that_refuses_the_settings_ends_no_fit(recipe: str, recwarn: py
         )
 
 
-@pytest.mark.parametrize("words", [[], ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=m"]])
+@pytest.mark.parametrize(
+    "words",
+    [[], pytest.param(["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=m"], marks=pytest.mark.slow)],
+)
 def test_weights_alone_are_no_checkpoint_to_go_on_from(
     recipe: str, capsys: pytest.CaptureFixture, words: list[str]
 ) -> None:
@@ -129,7 +134,7 @@ def test_weights_alone_are_no_checkpoint_to_go_on_from(
         assert "holds weights alone (`save_weights_only`)" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("logger", ["mine", "csv", "none"])
+@pytest.mark.parametrize("logger", ["mine", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("csv", "none"))])
 def test_a_run_under_another_logger_goes_on(recipe: str, capsys: pytest.CaptureFixture, logger: str) -> None:
     """Each run of such a logger has a folder of another name, so Lightning finds no last checkpoint and begins anew."""
 

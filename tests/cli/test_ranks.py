@@ -94,7 +94,8 @@ def test_a_fault_of_one_rank_ends_both(
         assert not LAST.exists(), "nothing is saved in the middle of a step"
 
 
-@pytest.mark.parametrize("strategy", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp2"])
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
 def test_two_ranks_stopped_and_resumed_are_two_that_were_not(folder: Path, tiny_model: str, strategy: str) -> None:
     assert wait(start(folder, tiny_model, strategy=strategy), 120) == [0, 0]
     whole = state()

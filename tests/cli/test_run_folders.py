@@ -157,7 +157,7 @@ BROKEN: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("command", ["fit", "validate"])
+@pytest.mark.parametrize("command", ["fit", pytest.param("validate", marks=pytest.mark.slow)])
 def test_a_broken_checkpoint_is_one_message(half: Path, command: str, capsys: pytest.CaptureFixture) -> None:
     LAST.with_name("last.ckpt.before").unlink(missing_ok=True)
     whole = LAST.read_bytes()

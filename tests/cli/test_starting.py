@@ -54,7 +54,9 @@ def test_every_model_that_writes_no_text_has_a_kind_of_its_own() -> None:
     assert "text" not in starting.OF_GENERATOR.values()
 
 
-@pytest.mark.parametrize("kind", ["text", "tunes", "music", "speech", "songs"])
+@pytest.mark.parametrize(
+    "kind", ["text", "music", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("tunes", "speech", "songs"))]
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_what_init_writes_passes_the_checks(
     kind: str, folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch

@@ -75,13 +75,13 @@ def handlers() -> Iterator[None]:
 
 
 PLACES = [
-    ("batch start", 0),  # before the first checkpoint
     ("optimizer", 5),
     ("validation", STEPS),
-    ("batch end", STEPS),
     *(
         pytest.param(*each, marks=pytest.mark.slow)
         for each in [
+            ("batch start", 0),  # before the first checkpoint
+            ("batch end", STEPS),
             ("rollout", 1),
             ("score", 2),  # the last batch of an epoch
             ("validation", 4),

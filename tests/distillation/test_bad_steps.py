@@ -18,6 +18,7 @@ from cfg_distill.errors import ConfigError
 SKIPPED = r"Step {} is skipped, and no weight moves: {}.* Prompts and samples: .*step-{:06d}-rank-0.json"
 
 
+CUT = {"micro_batch": 3, "measure_gradients_every": 2}
 FAULTS = {
     "reward": (lambda: {"reward": Bigrams([2])}, "the loss of `diversity` is nan"),
     "infinite reward": (lambda: {"reward": Bigrams([2], value=torch.inf)}, "the loss of `diversity` is (nan|-?inf)"),
@@ -28,8 +29,13 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("cut", [{}, {"micro_batch": 3, "measure_gradients_every": 2}])
-@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize(
+    ("fault", "cut"),
+    [
+        *((fault, CUT if number % 2 else {}) for number, fault in enumerate(FAULTS)),
+        *(pytest.param(f, {} if number % 2 else CUT, marks=pytest.mark.slow) for number, f in enumerate(FAULTS)),
+    ],
+)
 def test_the_third_step_is_skipped_and_the_run_goes_on(
     tiny_model: str, tmp_path: Path, fault: str, cut: dict[str, int]
 ) -> None:

@@ -37,8 +37,15 @@ def assert_same(module: CFGDistillation, unbroken: dict[str, torch.Tensor]) -> N
         torch.testing.assert_close(tensor, unbroken[name], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
-@pytest.mark.parametrize("at", [0, 3, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 2, 5))])
+@pytest.mark.parametrize(
+    ("at", "where"),
+    [
+        (0, "forward"),
+        (3, "backward"),
+        *(pytest.param(at, "backward", marks=pytest.mark.slow) for at in (0, 1, 2, 5)),
+        *(pytest.param(at, "forward", marks=pytest.mark.slow) for at in (1, 2, 3, 5)),
+    ],
+)
 def test_a_refusal_at_any_micro_batch_changes_nothing(
     tiny_model: str, tmp_path: Path, unbroken: dict[str, torch.Tensor], where: str, at: int
 ) -> None:
@@ -52,7 +59,7 @@ def test_a_refusal_at_any_micro_batch_changes_nothing(
     assert_same(module, unbroken)
 
 
-@pytest.mark.parametrize("where", ["forward", "backward"])
+@pytest.mark.parametrize("where", [pytest.param("forward", marks=pytest.mark.slow), "backward"])
 def test_it_is_halved_until_it_fits_and_said_once(
     tiny_model: str, tmp_path: Path, unbroken: dict[str, torch.Tensor], where: str
 ) -> None:

@@ -122,6 +122,7 @@ def close(found: dict[str, Any], expected: dict[str, Any]) -> None:
             torch.testing.assert_close(found[part][name], value, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(root: Path, whole: dict[bool, dict[str, Any]]) -> None:
     folder = str(root / "model")
     in_ranks(work, folder, str(root))

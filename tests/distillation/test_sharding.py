@@ -77,11 +77,9 @@ def settings(case: str, models: Path) -> dict[str, Any]:
 CASES = [
     "all weights",
     "micro-batches, layer by layer",
-    "off-policy",
     "MusicGen's adapter",
-    "Dia",
 ]
-SLOW = ["adapter", "MusicGen", "Dia's adapter"]
+SLOW = ["adapter", "off-policy", "MusicGen", "Dia", "Dia's adapter"]
 
 
 RESUMED_ON_TWO = {

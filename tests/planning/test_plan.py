@@ -231,6 +231,7 @@ def test_four_characters_are_a_token_of_a_published_model(name: str, monkeypatch
         assert tokens == pytest.approx(len(chat) / 4, rel=0.35) and tokens > 20  # names of turns are one token each
 
 
+@pytest.mark.slow
 def test_a_shipped_recipe_is_planned_without_a_network(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

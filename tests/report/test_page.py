@@ -86,7 +86,12 @@ def test_a_choice_that_the_user_made_is_the_one_that_is_shown(study: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--margin=0.2"], ["--margin=0.2", "--guard"], ["--guard", "rests<0.5", "rests > base - 1"]]
+    "words",
+    [
+        [],
+        *(pytest.param(words, marks=pytest.mark.slow) for words in (["--margin=0.2"], ["--margin=0.2", "--guard"])),
+        ["--guard", "rests<0.5", "rests > base - 1"],
+    ],
 )
 def test_the_command_of_the_page_makes_the_choice_of_the_page(study: Path, words: list[str]) -> None:
     write_report(study)

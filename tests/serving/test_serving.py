@@ -243,6 +243,7 @@ def test_the_page_names_what_is_installed() -> None:
         assert f"{name} {version}" in page
 
 
+@pytest.mark.slow
 def test_peft_on_tiny_students(
     tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from itertools import islice
 from random import Random
 
 import pytest
@@ -64,10 +66,12 @@ class Ladder:
 
         return self.quality(make.__name__, groups)
 
-    def matching(self, prompt: str, split: str) -> list[str]:
+    @staticmethod
+    @cache
+    def matching(prompt: str, split: str) -> list[str]:
         asked = understand(prompt).slots
-        fitting = [ladder.cut(" ".join(tune.tokens)) for tune in tunes_of(split) if ladder.matches(tune.slots, asked)]
-        return fitting[:MOST]
+        fitting = (tune for tune in tunes_of(split) if ladder.matches(tune.slots, asked))
+        return [ladder.cut(" ".join(tune.tokens)) for tune in islice(fitting, MOST)]
 
     def _made(self, make: Callable[..., list[str]], prompt: str, random: Random) -> list[str]:
         tunes = self.matching(prompt, "train")
