@@ -7,11 +7,12 @@ import logging
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 
 from cfg_distill.recipe.overrides import sorted_words
 
 QUIET, VERBOSE, ALL = "--quiet", "--verbose", "--help=all"
+_CLASSES = {"--model.help": "cfg_distill.CFGDistillation", "--data.help": "cfg_distill.data.PromptData"}
 SHORT_HELP = """\
 usage: cfg-distill {command} --config RECIPE [--config FILE ...] [options]
 
@@ -27,7 +28,7 @@ options:
   --quiet                    nothing but warnings and mistakes
   --verbose                  also what Lightning and the libraries say
   --help=all                 every option of the trainer, the model and the data
-  --model.help, --data.help CLASS   the options of a class
+  --model.help, --data.help         the options of model or data; --model.help CLASS those of a class of yours
 
 recipes: cfg-distill recipes      runs so far: cfg-distill runs"""
 
@@ -45,7 +46,7 @@ def run(command: str, argv: Sequence[str]) -> None:
     if any(word in ("-h", "--help") for word in argv):
         print(SHORT_HELP.format(command=command))
         return
-    words = ["--help" if word == ALL else word for word in argv if word not in (QUIET, VERBOSE)]
+    words = ["--help" if word == ALL else word for word in _with_classes(argv) if word not in (QUIET, VERBOSE)]
     asked = sorted_words(words)  # a missing file is found before torch is imported
     words += _classes_of_help(asked.help)
     shown = asked.print_config is not None or bool(asked.help)
@@ -53,6 +54,19 @@ def run(command: str, argv: Sequence[str]) -> None:
         from cfg_distill.recipe.command_line import start
 
         start(command, words)
+
+
+def _with_classes(argv: Sequence[str]) -> Iterator[str]:
+    """The words, and behind a ``--model.help`` or ``--data.help`` that names no class the one of every recipe.
+
+    Example:
+        >>> list(_with_classes(["--data.help", "my.Data"])), list(_with_classes(["--data.help"]))
+        (['--data.help', 'my.Data'], ['--data.help', 'cfg_distill.data.PromptData'])
+    """
+    for word, following in zip_longest(argv, argv[1:], fillvalue="-"):
+        yield word
+        if word in _CLASSES and following.startswith("-"):
+            yield _CLASSES[word]
 
 
 def _classes_of_help(asked: Sequence[str]) -> list[str]:
@@ -68,7 +82,7 @@ def _classes_of_help(asked: Sequence[str]) -> list[str]:
     return [
         f"{name.removesuffix('.help')}={value}"
         for name, value in pairwise(given)
-        if name in ("--model.help", "--data.help") and not value.startswith("-")
+        if name in _CLASSES and not value.startswith("-")
     ]
 
 

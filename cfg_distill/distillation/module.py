@@ -26,7 +26,7 @@ from cfg_distill.distillation.gradients import RatioWatch, log_measured
 from cfg_distill.distillation.memory import advice_on_memory, with_less_memory
 from cfg_distill.distillation.off_policy import of_start, of_teacher
 from cfg_distill.distillation.prompts import problems_of_data, problems_once_loaded, prompts_in, refuse
-from cfg_distill.distillation.rehearsal import OptimizerCallable, SchedulerCallable
+from cfg_distill.distillation.rehearsal import OptimizerCallable, SchedulerCallable, optimizer_of
 from cfg_distill.distillation.settings import configured, problems_of_settings, problems_with_trainer, summary
 from cfg_distill.distillation.sharding import at_rest, in_equal_length, sampling_from, shard
 from cfg_distill.distillation.step import Batch, Step, count_scale, ended, values_of_step, watched_sums
@@ -214,7 +214,7 @@ class CFGDistillation(L.LightningModule):
         return self
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self.optimizer([p for p in self.student.parameters() if p.requires_grad])
+        optimizer = optimizer_of(self.optimizer, [p for p in self.student.parameters() if p.requires_grad])
         self._configured["optimizer"] = resuming.settings_of(optimizer)
         scheduler = self.scheduler(optimizer)
         self._configured["scheduler"] = resuming.settings_of_scheduler(scheduler)

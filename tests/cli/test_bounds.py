@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from jsonargparse import ArgumentParser
-from torch.optim import SGD, AdamW
+from torch.optim import LBFGS, SGD, AdamW, Muon, SparseAdam
 from torch.optim.lr_scheduler import ConstantLR, CosineAnnealingLR, LambdaLR, LinearLR, ReduceLROnPlateau
+from transformers.optimization import Adafactor
 
 from cfg_distill.distillation.rehearsal import problems_of_steps
 from cfg_distill.recipe.bounds import TRAINER, Bounds, bounds_of, wrong_number
@@ -87,6 +88,11 @@ def test_bounds_follow_the_class() -> None:
         (AdamW, partial(ConstantLR, factor=1.0), ""),
         (partial(AdamW, betas=(0.9, 1.5)), ConstantLR, "Key `optimizer`: .*Invalid beta parameter"),
         (partial(SGD, lr=0.1, nesterov=True), ConstantLR, "Key `optimizer`: .*Nesterov momentum requires"),
+        (LBFGS, ConstantLR, "Key `optimizer`: .*LBFGS computes the loss again. Take AdamW"),
+        (SparseAdam, ConstantLR, "Key `optimizer`: .*SparseAdam does not support dense gradients"),
+        (Adafactor, ConstantLR, "Key `optimizer.init_args.lr`: .* it is empty.* `relative_step: false`"),
+        (partial(Adafactor, lr=1e-3, relative_step=False), ConstantLR, ""),
+        (Muon, ConstantLR, ""),  # of a matrix
         (partial(SGD, lr=0.1), partial(CosineAnnealingLR, T_max=0), "Key `scheduler`: .*refuses them"),
         (partial(SGD, lr=0.1), partial(LinearLR, start_factor=2.0), "Key `scheduler`: .*Starting multiplicative factor"),
         (partial(SGD, lr=0.1), partial(LambdaLR, lr_lambda=lambda step: -1.0), "learning rates of at least 0"),

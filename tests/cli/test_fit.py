@@ -670,6 +670,20 @@ def test_numbers_deep_inside_are_refused_before_anything_is_built(
     assert "6 problems" in said
 
 
+def test_an_optimizer_of_matrices_alone_is_refused_where_vectors_train(
+    recipe: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """Only with the weights is it known; an adapter has matrices alone."""
+    words = ["fit", "--config", str(recipe), "--model.optimizer=Muon"]
+    assert main(words) == 2
+    said = capsys.readouterr().err
+    assert (
+        "Key `model.optimizer`: expected an optimiser of every weight that trains" in said and "2D parameters" in said
+    )
+    assert "Traceback" not in said
+    assert main([*words, "--model.generator.init_args.lora.rank=2", "--trainer.max_steps=1"]) == 0
+
+
 @pytest.mark.parametrize("name", ["RMSprop", "Adagrad", "NAdam"])
 @pytest.mark.parametrize("way", ["alone", "with an argument", "in a file", "of a model by its class"])
 def test_another_optimizer_starts_with_its_own_defaults(

@@ -61,6 +61,8 @@ def test_the_help_of_a_class_takes_the_words_that_the_help_shows(recipe: str, ca
         (["--data.help", "cfg_distill.data.PromptData"], "batch_size"),
         (["--data.help=cfg_distill.data.PromptData", "--config", recipe], "batch_size"),
         (["--model.help", "cfg_distill.distillation.CFGDistillation"], "micro_batch"),
+        (["--model.help"], "micro_batch"),
+        (["--config", recipe, "--data.help", "--quiet"], "batch_size"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(["fit", *words])

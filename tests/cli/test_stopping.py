@@ -232,8 +232,9 @@ def accumulated(tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> An
 
 @pytest.mark.parametrize(
     ("batch", "hook"),
-    [(3, "on_train_batch_end"), pytest.param(5, "on_validation_end", marks=pytest.mark.slow)],
+    [(3, "on_train_batch_end"), (5, "on_validation_end")],
 )
+@pytest.mark.slow
 def test_a_stop_within_a_step_waits_for_its_end(
     batch: int, hook: str, tiny_model: str, accumulated: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
