@@ -7,7 +7,8 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 from cfg_distill import __version__
 from cfg_distill.errors import ConfigError, Problem, Stopped, closest, nearest, shortened, together
@@ -63,7 +64,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no letter of a prompt or a sample is worth a traceback
             stream.reconfigure(errors="replace")
-    words = list(sys.argv[1:] if argv is None else argv)
+    with _a_reader_may_go():
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    return 0
+
+
+@contextmanager
+def _a_reader_may_go() -> Iterator[None]:
+    """Nothing is wrong when the reader of our output (head, less) goes away."""
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()  # what the interpreter writes at its end fails with a complaint, and exit code 120
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(words: list[str]) -> int:
     if not words or words[0] in ("-h", "--help", "help"):
         print(_help())
         return 0
@@ -91,9 +109,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Stopped as stopped:
         return stopped.code
-    except BrokenPipeError:
-        # The reader of our output (head, less) went away; nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         if error.errno not in _REFUSALS or error.filename is None:
             raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,20 @@ def test_an_unknown_command_is_told_with_all_and_the_one_that_is_meant(
     assert main([word]) == 2
     said = capsys.readouterr().err
     assert all(name in said for name in COMMANDS) and said.endswith(f"but got `{word}`. Did you mean {meant}?\n")
+
+
+@pytest.mark.parametrize("words", [[], ["--version"], ["recipes"], ["study", "--help"], ["completion", "bash"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_goes_away_is_no_mistake(words: list[str], unbuffered: str, tmp_path: Path) -> None:
+    """As in `cfg-distill recipes | head -1`, under a shell that looks at exit codes."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = subprocess.run(
+        [sys.executable, "-m", "cfg_distill.cli", *words], stdout=writing, stderr=subprocess.PIPE, check=False,
+        cwd=tmp_path, env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+    )  # fmt: skip
+    os.close(writing)
+    assert (command.returncode, command.stderr) == (0, b"")
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
