@@ -26,6 +26,8 @@ def test_it_takes_less_than_ten_commands() -> None:
 @pytest.mark.slow
 def test_the_page_alone_leads_to_a_merge(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny_folder(desk / "my-model")
+    template = "{% for message in messages %}{{ message.content }} w0 {% endfor %}"
+    (desk / "my-model" / "chat_template.jinja").write_text(template)
     for block in BLOCKS:
         if block.file is not None:
             (desk / block.file).write_text(block.text, encoding="utf-8")
