@@ -23,7 +23,7 @@ quickstart: $(READY)  ## run the whole method on the shipped text-to-music model
 test: $(READY)  ## run the tests, a file on each core; one file: .venv/bin/python -m pytest tests/losses/test_divergences.py
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
-slow: $(READY)  ## run the tests that take longest, which `make test` leaves out (about ten minutes)
+slow: $(READY)  ## run the tests that take longest, which `make test` leaves out (about half an hour on two cores)
 	$(BIN)/python -m pytest -n auto --dist loadfile -m slow
 
 lint: $(READY) docs  ## run ruff, mypy and codespell, and build the docs
