@@ -29,7 +29,7 @@ from cfg_distill.distillation.prompts import problems_of_data, problems_once_loa
 from cfg_distill.distillation.rehearsal import OptimizerCallable, SchedulerCallable, optimizer_of
 from cfg_distill.distillation.settings import configured, problems_of_settings, problems_with_trainer, summary
 from cfg_distill.distillation.sharding import at_rest, in_equal_length, sampling_from, shard
-from cfg_distill.distillation.step import Batch, Step, count_scale, ended, values_of_step, watched_sums
+from cfg_distill.distillation.step import Batch, Step, ended, values_of_step, watched_sums
 from cfg_distill.distillation.step_samples import drawn_for_step
 from cfg_distill.errors import ConfigError, Context, Problem
 from cfg_distill.generators import Generator, Guidance, PromptLike
@@ -261,8 +261,8 @@ class CFGDistillation(L.LightningModule):
         """One step; callbacks find its outcome in their ``outputs``.
 
         Returns:
-            ``loss``; ``samples``, the decoded groups; ``rewards`` and ``advantages``, ``[B, G]`` by the name of each loss that
-            has them; ``degenerate``, which samples are, ``[B, G]``.
+            ``loss``, as ``train/loss``; ``samples``, the decoded groups; ``rewards`` and ``advantages``, ``[B, G]`` by the
+            name of each loss that has them; ``degenerate``, which samples are, ``[B, G]``.
         """
         with self._computing(batch), dialled(self):
             samples, degenerate_BG = drawn_for_step(self, batch)
@@ -275,9 +275,8 @@ class CFGDistillation(L.LightningModule):
                 self._ratios.measure(self, samples, advantages, weights)
             part = Batch(samples, advantages, rewards, weights, ENTROPIES if measuring else {})
             self._step.add(self, part)
-            self._log_step(part)
             return {
-                "loss": ended(self, part.loss / count_scale(self)),
+                "loss": ended(self, self._log_step(part)),
                 "samples": samples,
                 "rewards": rewards,
                 "advantages": {name: each.view(len(batch), -1) for name, each in part.weights_of_samples().items()},
@@ -327,12 +326,13 @@ class CFGDistillation(L.LightningModule):
         # Distinct streams for training (step >= 0) and validation (-1: the same draws at every validation).
         return Seeds((self.seed, step + 1, attempt), places, group_words=(self.seed, step + 1, 0))
 
-    def _log_step(self, batch: Batch) -> None:
+    def _log_step(self, batch: Batch) -> Tensor:
         count = self.count.of_rows(batch.samples.rollout.mask_NKT)
         if measured := {name: value for name, value in batch.means().items() if name in ENTROPIES}:
             log_measured(self, {f"train/{name}": value for name, value in measured.items()})
         self.log_dict(values_of_step(self.mix, batch, count))
-        self.log("train/loss", batch.loss / count, prog_bar=True)
+        self.log("train/loss", loss := batch.loss / count, prog_bar=True)
+        return loss
 
     # Checkpoints hold trained student weights and loss buffers; teacher and embedders are reloaded from their source.
 
