@@ -195,8 +195,8 @@ class Still(torch.optim.SGD):
     def step(self, closure: Any = None) -> None:
         super().step(closure)
         parameters = self.param_groups[0]["params"]
-        if parameters[0].grad is None:
-            return  # the check of settings takes a step without gradients
+        if len(parameters) == 1:
+            return  # the check of settings takes steps of one weight
         self.seen.append(torch.cat([p.grad.double().flatten() for p in parameters]))
 
 
