@@ -7,8 +7,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from cfg_distill import __version__
 from cfg_distill.errors import ConfigError, Problem, Stopped, closest, nearest, shortened, together
@@ -64,21 +63,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # no letter of a prompt or a sample is worth a traceback
             stream.reconfigure(errors="replace")
-    with _a_reader_may_go():
-        return _run(list(sys.argv[1:] if argv is None else argv))
-    return 0
-
-
-@contextmanager
-def _a_reader_may_go() -> Iterator[None]:
-    """Nothing is wrong when the reader of our output (head, less) goes away."""
     try:
-        try:
-            yield
-        finally:
-            sys.stdout.flush()  # what the interpreter writes at its end fails with a complaint, and exit code 120
+        return _run(list(sys.argv[1:] if argv is None else argv))
     except BrokenPipeError:
+        return 0  # the reader of our output (head, less) went away; nothing is wrong
+    finally:
+        _write_out()
+
+
+def _write_out() -> None:
+    """Write what is left of the output: at its end the interpreter would complain of what fails, with exit code 120."""
+    if sys.stdout is None:  # closed by the shell
+        return
+    try:
+        sys.stdout.flush()
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            print(f"cfg-distill: The output cannot be written: {error.strerror}. Send it elsewhere.", file=sys.stderr)
+            raise SystemExit(2) from None
 
 
 def _run(words: list[str]) -> int:
@@ -110,11 +113,12 @@ def _run(words: list[str]) -> int:
     except Stopped as stopped:
         return stopped.code
     except OSError as error:
-        if error.errno not in _REFUSALS or error.filename is None:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if error.errno not in _REFUSALS or not (error.filename or full):
             raise
-        name = shortened(str(error.filename), 120)
+        name = f"`{shortened(str(error.filename), 120)}`" if error.filename else "A file or the output"
         advice = "Make room, change the permissions, or name another file or folder."
-        _print_problems(command, [Problem("", f"`{name}` cannot be read or written: {error.strerror}. {advice}")])
+        _print_problems(command, [Problem("", f"{name} cannot be read or written: {error.strerror}. {advice}")])
         return 2
     return 0
 

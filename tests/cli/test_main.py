@@ -62,6 +62,21 @@ def test_a_reader_that_goes_away_is_no_mistake(words: list[str], unbuffered: str
     assert (command.returncode, command.stderr) == (0, b"")
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("end", "code", "said"), [("> /dev/full", 2, " written: No space left on device. "), (">&-", 0, "")]
+)
+def test_an_output_that_takes_nothing(end: str, code: int, said: str, unbuffered: str) -> None:
+    """A full disk, and one that the shell has closed."""
+    if "full" in end and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    words = ["sh", "-c", f"{sys.executable} -m cfg_distill.cli recipes {end}"]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    command = subprocess.run(words, capture_output=True, text=True, env=environment, check=False)
+    assert command.returncode == code and said in command.stderr, command.stderr
+    assert command.stderr.count("\n") == (code != 0)
+
+
 def test_help_names_every_command(capsys: pytest.CaptureFixture) -> None:
     assert main([]) == 0
     shown = capsys.readouterr().out
