@@ -197,6 +197,10 @@ class CausalLM(Generator):
                 self.lora.inject(self.model)
             use_products(self.model)
             self.eval()  # peft's layers begin in train mode
+            end = self.tokenizer.eos_token_id
+            if self._encoded("a")[-1:] == [end] != [self.tokenizer.unk_token_id]:
+                text = "The tokenizer of `%s` puts its end token behind every prompt: the model goes on after an end."
+                log.warning(f"{text} Set `add_eos_token` to false in its tokenizer_config.json.", self.path)
             if has_weights() and not takes_positions(self.model, self.pad_token):
                 text = f"expected a model that takes the positions of its tokens, but `{self.path}` ({self.config.model_type})"
                 text += (

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny import tiny_folder, tiny_tokenizer
+from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, MambaConfig
 
@@ -323,3 +324,16 @@ def test_a_system_message_that_the_template_drops_is_refused(tmp_path):
     )
     (problem,) = deaf.problems_of_prompts(asked)
     assert "leaves it out" in str(problem) and not deaf.problems_of_prompts(["w1"])
+
+
+def test_a_tokenizer_that_ends_each_prompt_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    CausalLM(folder).load()
+    assert not caplog.text
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    tokenizer.save_pretrained(folder)
+    assert CausalLM(folder).load().encode(["w1"]).tensors["input_ids"].tolist() == [[1, 5, 2]]
+    assert "puts its end token behind every prompt" in caplog.text
