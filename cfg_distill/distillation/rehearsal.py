@@ -69,7 +69,7 @@ def _refused_step(made: torch.optim.Optimizer, weight: nn.Parameter) -> Problem 
     closure = inspect.signature(made.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         return Problem("optimizer", f"{text} computes the loss again. Take AdamW, say.")
-    weight.grad = torch.zeros_like(weight)
+    weight.grad = torch.ones_like(weight)  # an optimiser may divide by its length
     try:
         made.step()
     except RuntimeError as error:
