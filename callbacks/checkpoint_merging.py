@@ -16,7 +16,7 @@ from cfg_distill.callbacks.student_ema import StudentEMA
 from cfg_distill.checkpoints import Which
 from cfg_distill.checkpoints.shards import is_folder
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of
-from cfg_distill.files import MERGE_FILE, MODEL_FILES, problems_of_out, staged_folder, write_json
+from cfg_distill.files import MERGE_FILE, MODEL_FILES, expanded, problems_of_out, staged_folder, write_json
 from cfg_distill.folders import problems_of_folder, resolve, write_checksums
 from cfg_distill.folders.card import write_card
 from cfg_distill.folders.history import History, history_of, of_base, shown
@@ -95,7 +95,7 @@ class CheckpointMerging(Callback):
         found = self.problems()
         if self.use == "ema" and self._ema(trainer) is None:
             found.append(Problem("use", "ema needs the callback StudentEMA. Add it, or use raw."))
-        self._out = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "merged").expanduser()
+        self._out = expanded(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "merged")
         if not self.out:
             found += self._problems_of_out(self._out)
         if found:
@@ -140,7 +140,7 @@ class CheckpointMerging(Callback):
         own = source.own(ema.averages(module) if self.use == "ema" and ema is not None else {})
         if self.method == "liti":
             return [own]
-        path = Path(resolve(self.partner)).expanduser()
+        path = expanded(resolve(self.partner))
         try:
             is_model = path.is_dir() and not is_folder(path)
             return [source.of_folder(str(path)) if is_model else self._of_checkpoint(source, path), own]
@@ -221,7 +221,7 @@ class CheckpointMerging(Callback):
         }
 
     def _problems_of_partner(self) -> list[Problem]:
-        path = Path(self.partner).expanduser()
+        path = expanded(self.partner)
         if not self.partner:
             return [Problem("partner", "expected a checkpoint or a model folder, but got none. Name one.")]
         if path.is_file() or is_folder(path):

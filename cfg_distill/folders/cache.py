@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from cfg_distill.files import lock
+from cfg_distill.files import expanded, lock
 
 VARIABLE = "CFG_DISTILL_CACHE"
 
@@ -15,8 +15,8 @@ VARIABLE = "CFG_DISTILL_CACHE"
 def cache_folder() -> Path:
     """``$CFG_DISTILL_CACHE``, else ``$XDG_CACHE_HOME/cfg-distill``, else ``~/.cache/cfg-distill``. It need not exist."""
     if own := os.environ.get(VARIABLE):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "cfg-distill"
+        return expanded(own)
+    return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "cfg-distill"
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from cfg_distill.errors import ConfigError, Problem, listed, nearest
+from cfg_distill.files import expanded
 from cfg_distill.folders import base_of, from_hub, is_adapter, model_type_of, open_weights, resolve
 from cfg_distill.folders.numbers import not_numbers
 from cfg_distill.generators.lora import add_adapter, read_adapter
@@ -154,7 +155,7 @@ def _dtypes_in(path: str) -> dict[str, str]:
         ConfigError: a file is cut short or damaged.
     """
     dtypes: dict[str, str] = {}
-    for file in sorted(Path(resolve(path)).expanduser().glob("*.safetensors")):
+    for file in sorted(expanded(resolve(path)).glob("*.safetensors")):
         with open_weights(file) as opened:
             dtypes |= {name: opened.get_slice(name).get_dtype() for name in opened.keys()}  # noqa: SIM118 - no mapping
     return dtypes

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import logging
+import math
 import shutil
 import tempfile
 import threading
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
+from cfg_distill.files import expanded
 from cfg_distill.generators import CausalLM, Generator, PromptLike
 from cfg_distill.generators.probes import in_eval_mode
 from cfg_distill.sampling.colocated import Colocated
@@ -107,7 +109,7 @@ class VLLM(Sampler):
         if not self.patience_seconds > 0:
             found.append(Problem("patience_seconds", f"expected a number above 0, but got {self.patience_seconds}."))
         found += problems_of_counts(parallel=self.parallel)
-        if self.folder and not Path(self.folder).expanduser().is_dir():
+        if self.folder and not expanded(self.folder).is_dir():
             text = (
                 f"expected a folder that the engine sees, but `{self.folder}` does not exist. Make it, or leave it out."
             )
@@ -224,7 +226,7 @@ class VLLM(Sampler):
     def _new_folder(self) -> Path:
         """A folder for the weights of one rollout. Its name is unique on a server that several processes and runs use."""
         if self._home is None:
-            parent = Path(self.folder).expanduser().resolve() if self.folder else None
+            parent = expanded(self.folder).resolve() if self.folder else None
             self._home = Path(tempfile.mkdtemp(prefix=f"cfg-distill-{uuid.uuid4().hex[:8]}-", dir=parent))
             self._home.chmod(0o755)  # the server may run under another account
             atexit.register(shutil.rmtree, self._home, ignore_errors=True)
@@ -323,6 +325,6 @@ def _log_probs(student: CausalLM, asked: Asked, tokens_NKT: Tensor, mask_NKT: Te
             (position_M,) = mask_RKT[r, 0].nonzero(as_tuple=True)
             logits_MV = predicted.at(0, torch.full_like(position_M, r), position_M)
             picked_M = asked.sampling.log_probs(logits_MV).gather(-1, tokens_RKT[r, 0, position_M, None])[:, 0]
-            # The engine's rounding may put a token just outside a filter of ours.
-            found_NKT[rows.start + r, 0, position_M] = torch.where(picked_M.isfinite(), picked_M, 0.0)
+            # The engine's rounding may put a token just outside a filter of ours. NaN stays: the student is broken.
+            found_NKT[rows.start + r, 0, position_M] = picked_M.masked_fill(picked_M == -math.inf, 0.0)
     return found_NKT

@@ -98,6 +98,21 @@ def test_log_probabilities_are_the_students_under_temperature_and_labels(student
     torch.testing.assert_close(found.log_probs_BGKT.flatten(0, 1), own_NKT * found.mask_NKT, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_student_that_broke_has_no_log_probabilities(student: CausalLM, url: str, broken: float) -> None:
+    sampler = VLLM(url=url, patience_seconds=30)
+    sampler.rollout(student, PROMPTS, GREEDY)
+    begun = sampler.begin(student, PROMPTS, GREEDY)
+    weight = student.model.base_model.norm.weight
+    kept = weight.clone()
+    weight.data.fill_(broken)
+    try:
+        found = begun()
+        assert found.log_probs_BGKT[found.mask_BGKT].isnan().all()
+    finally:
+        weight.data.copy_(kept)
+
+
 def test_a_rollout_that_was_begun_is_of_the_student_as_it_was(student: CausalLM, url: str) -> None:
     own = rollout(student, PROMPTS, GREEDY)
     begun = VLLM(url=url, max_staleness=1, patience_seconds=30).begin(student, PROMPTS, GREEDY)
