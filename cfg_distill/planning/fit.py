@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import nn
 
 from cfg_distill.data import PromptData
 from cfg_distill.distillation import CFGDistillation
-from cfg_distill.distillation.ahead import problems_of_sampler_in_shards
+from cfg_distill.distillation.ahead import problems_of_sampler, problems_of_sampler_in_shards
 from cfg_distill.distillation.settings import PRECISIONS
-from cfg_distill.distillation.sharding import problems_in_shards
-from cfg_distill.errors import ConfigError, Problem, problems_of
+from cfg_distill.distillation.sharding import FSDP2, problems_in_shards
+from cfg_distill.errors import ConfigError, Context, Problem, problems_of
 from cfg_distill.folders import expanded, open_weights, resolve
 from cfg_distill.folders.hub import in_cache
 from cfg_distill.generators import CausalLM, Dia, MusicGen, Prompt, PromptLike
@@ -32,11 +33,12 @@ from cfg_distill.recipe.files import class_name
 from cfg_distill.recipe.overrides import Override, put
 from cfg_distill.recipe.resolved import Recipe
 from cfg_distill.recipe.trainer import NamedTrainer, problems_of_strategy
+from cfg_distill.sampling import OwnLoop
 
 _PATH = ("model", "generator", "path")
 _KEYS = ("model", "data", "trainer", "seed_everything", "ckpt_path")
 _OPTIONS = ("devices", "memory", "gpu", "json")
-IN_SHARDS = ("fsdp2", "FSDP2", "ModelParallelStrategy")
+IN_SHARDS = ("fsdp2", "FSDP2")
 """Names of the strategy that cuts weights into shards."""
 _PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}
 
@@ -122,9 +124,16 @@ def fit_of(recipe: Recipe, found: Sequence[Problem] = ()) -> Iterator[Fit]:
             text = f"expected one of {', '.join(PRECISIONS)}, but got {given}. Write one of these."
             problems.append(Problem("trainer.precision", text))
         strategy = recipe.at("trainer.strategy", "auto")
-        problems += problems_of_strategy(strategy)
+        problems += problems_of_strategy(strategy) or _problems_of_kind(strategy)
         if class_name(strategy) in IN_SHARDS:
             problems += _problems_in_shards(module, precision)
+        if not module.sampler.is_own_loop:
+            # An engine that does not run yet stops a fit, and not a plan.
+            problems += [each.under("model") for each in problems_of_sampler(module, Context(), is_readable=False)]
+            notes.append(
+                f"Not counted: {module.sampler}, which draws the samples. The rollout below is our own loop's."
+            )
+            module.sampler = OwnLoop()
         if problems := [*problems, *_problems(module, data)]:
             raise ConfigError(problems)
         data.setup("fit")
@@ -150,6 +159,17 @@ def _problems_in_shards(module: CFGDistillation, precision: str) -> list[Problem
     return [
         each.under("model") for each in [*problems_in_shards(module, precision), *problems_of_sampler_in_shards(module)]
     ]
+
+
+def _problems_of_kind(strategy: Any) -> list[Problem]:
+    """Why no distillation runs under a strategy that is given as a class."""
+    if not isinstance(strategy, dict):
+        return []
+    try:
+        find_class(strategy.get("class_path"), (SingleDeviceStrategy, DDPStrategy, FSDP2), "a DDPStrategy or FSDP2")
+    except ConfigError as error:
+        return [each.under("trainer.strategy") for each in error.problems]
+    return []
 
 
 def _longest(module: CFGDistillation, prompts: Sequence[PromptLike], number: int) -> list[PromptLike]:

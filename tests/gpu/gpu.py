@@ -13,43 +13,44 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tomllib
 import warnings
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path[:0] = [str(path) for path in (ROOT, ROOT / "tests", ROOT / "tests" / "benchmarks", HERE)]
 
-LIBRARIES = ("torch", "lightning", "transformers", "peft", "jsonargparse", "torchdata", "torchmetrics", "safetensors")
+
+def wanted() -> list[Any]:
+    """What pyproject.toml asks for, and peft, which the phases of adapters need."""
+    from packaging.requirements import Requirement
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return [Requirement(line) for line in (*project["dependencies"], "peft")]
 
 
 def libraries() -> dict[str, str]:
     """The versions of this machine."""
     found = {}
-    for name in LIBRARIES:
+    for needed in wanted():
         try:
-            found[name] = version(name)
+            found[needed.name] = version(needed.name)
         except PackageNotFoundError:
-            found[name] = "missing"
+            found[needed.name] = "missing"
     return found
 
 
 def too_old(found: dict[str, str]) -> list[str]:
-    """Libraries below what pyproject.toml asks for: phases that need newer ones will be skipped or fail."""
-    import tomllib
-
-    from packaging.requirements import Requirement
-
-    wanted = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
-    told = []
-    for line in wanted:
-        needed = Requirement(line)
-        own = found.get(needed.name)
-        if own is not None and (own == "missing" or not needed.specifier.contains(own, prereleases=True)):
-            told.append(f"{needed.name} {own} (expected {needed.specifier})")
-    return told
+    """Libraries that are missing or below what is wanted: phases that need them will be skipped or fail."""
+    return [
+        f"{needed.name} {found[needed.name]} (expected {needed.specifier or 'any'})"
+        for needed in wanted()
+        if found[needed.name] == "missing" or not needed.specifier.contains(found[needed.name], prereleases=True)
+    ]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,11 +65,12 @@ def main(argv: list[str] | None = None) -> int:
     old = too_old(found)
     print("\n".join(f"{name} {number}" for name, number in found.items()))
     if old:
-        print(f"Older than this package asks for, so phases may be skipped: {', '.join(old)}.")
+        print(f"Missing or older than this package asks for, so phases may be skipped: {', '.join(old)}.")
     try:
+        import correctness
+        import table
         import torch
-
-        from cfg_distill import CFGDistillation  # noqa: F401
+        from phases import Report
     except ImportError as error:
         print(f"Nothing can run here: {error}. Install the libraries of pyproject.toml.", file=sys.stderr)
         return 2
@@ -77,10 +79,6 @@ def main(argv: list[str] | None = None) -> int:
             "Expected a CUDA device, but torch sees none. Use --device cpu --tiny to test the script.", file=sys.stderr
         )
         return 2
-    import correctness
-    import table
-    from phases import Report
-
     if ":" in given.device:  # streams, graphs and peaks of memory are those of the current device
         torch.cuda.set_device(given.device)
     name = torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else "cpu"

@@ -134,6 +134,7 @@ def test_a_position_of_the_static_decoder_can_be_captured(gpu, number: int) -> N
 
 
 def test_libraries_that_are_too_old_are_named(gpu) -> None:
-    assert gpu.too_old(gpu.libraries()) == []
-    (told,) = gpu.too_old({"transformers": "4.1.0"})
-    assert told.startswith("transformers 4.1.0 (expected")
+    here = gpu.libraries()
+    assert gpu.too_old(here) == []
+    old, missing = gpu.too_old(here | {"transformers": "4.1.0", "sacrebleu": "missing"})
+    assert old.startswith("transformers 4.1.0 (expected") and missing.startswith("sacrebleu missing (expected")

@@ -69,6 +69,14 @@ def test_the_table_says_what_fits(recipe: str, capsys: pytest.CaptureFixture[str
     assert "Nothing fits" in capsys.readouterr().out
 
 
+def test_an_engine_need_not_run_for_a_plan(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    own = planned(capsys, recipe, "--gpu", "h100")
+    engine = planned(capsys, recipe, "--gpu", "h100", "--model.sampler", ENGINE)
+    assert engine["asked"] == own["asked"]
+    (note,) = [note for note in engine["notes"] if note not in own["notes"]]
+    assert "vLLM" in note and "own loop" in note
+
+
 def test_memory_decides_the_micro_batch_and_the_strategy(recipe: str) -> None:
     with fit_of(Recipe.read([recipe])) as fit, dry():
         planner = Planner(fit, GPUS["h100"], 4, {})
@@ -268,6 +276,8 @@ class Mine(Generator):
     max_positions = load_weights = encode = prefill = step = predictions = decode = save = None
 """
 
+ENGINE = "{class_path: cfg_distill.sampling.VLLM, init_args: {url: 'http://127.0.0.1:9'}}"
+
 BAD: dict[str, tuple[list[str], list[str]]] = {
     "no recipe": ([], ["Option `--config`", "missing"]),
     "no such file": (["--config", "nothing.yaml"], ["nothing.yaml"]),
@@ -278,6 +288,14 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "more devices than there are": (["--config", "recipe.yaml", "--devices", "4096"], ["Option `--devices`", "`--memory`"]),
     "shards that are not ours": (
         ["--config", "recipe.yaml", "--trainer.strategy", "fsdp"], ["Key `trainer.strategy`", "fsdp2, but got fsdp."],
+    ),
+    "a class that shards otherwise": (
+        ["--config", "recipe.yaml", "--trainer.strategy.class_path", "lightning.pytorch.strategies.ModelParallelStrategy"],
+        ["Key `trainer.strategy.class_path`", "FSDP2, but `lightning.pytorch.strategies.ModelParallelStrategy` is none."],
+    ),
+    "an engine without an address": (
+        ["--config", "recipe.yaml", "--model.sampler", ENGINE.replace("http://", "")],
+        ["Key `model.sampler.init_args.url`", "expected the address"],
     ),
     "no strategy": (["--config", "recipe.yaml", "--trainer.strategy", "magic"], ["Key `trainer.strategy`", "magic"]),
     "one process too many": (
