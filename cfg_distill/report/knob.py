@@ -43,7 +43,4 @@ def line_of(study: str | Path) -> Line:
     (names,) = pairs
     first = merges[0] if merges else Merge(list(names))
 
-    def place(name: str) -> str:
-        return str(results.model_folder(results.systems[name])) if name in results.systems else name
-
-    return Line([place(name) for name in names], first.method, place(first.start) if first.start else None)
+    return Line([results.place_of(name) for name in names], first.method, results.place_of(first.start) or None)

@@ -20,7 +20,7 @@ from cfg_distill.folders import find_file
 from cfg_distill.study.config import study_of
 from cfg_distill.study.ledger import Ledger, amended
 from cfg_distill.study.record import RECORD, begun_with, digest
-from cfg_distill.study.steps import front_outputs
+from cfg_distill.study.steps import folder_of, front_outputs, runs_of
 
 FRONT = "front.json"
 
@@ -182,15 +182,35 @@ class Results:
             ConfigError: it is gone, or its files changed since.
         """
         made = bool(self.study) and study_of(self.study)[0].makes(system.name)
-        found, tail = located(self.folder, system.model, made)
-        again = f"Run the study again: it remakes `{Path(system.model).name}`."
+        return self._folder(f"System `{system.name}`", system.model, made)
+
+    def place_of(self, name: str) -> str:
+        """Where the model lies that a study calls by this name, of the first training seed. It may have ``evaluate: false``.
+
+        A name that is of no system, fit or merge is a folder or hub name itself.
+
+        Raises:
+            ConfigError: see :meth:`model_folder`.
+        """
+        if name in self.systems:
+            return str(self.model_folder(self.systems[name]))
+        study, _ = study_of(self.study)
+        if name not in (*study.fits, *study.merges):
+            return name
+        folder = folder_of(study, name, runs_of(study)[0], self.folder)
+        return str(self._folder(f"Model `{name}`", str(folder), made=True))
+
+    def _folder(self, subject: str, model: str, made: bool) -> Path:
+        """The folder of a model, as the study left it; the subject is what messages call it."""
+        found, tail = located(self.folder, model, made)
+        again = f"Run the study again: it remakes `{Path(model).name}`."
         if not found.is_dir():
-            text = f"System `{system.name}`: expected its model in `{system.model}`, but it is not there."
+            text = f"{subject}: expected its model in `{model}`, but it is not there."
             raise ConfigError(f"{text} {again}")
         label = " ".join([{"students": "export", "merges": "merge"}[tail[0]], *tail[1:]]) if tail else ""
         entry = Ledger(self.folder).entry(label) if label else {}
         if entry.get("state") == "done" and entry["made"] != digest([found]):
-            text = f"System `{system.name}`: the files in `{found}` are not those that were evaluated."
+            text = f"{subject}: the files in `{found}` are not those that were evaluated."
             raise ConfigError(f"{text} Remove the folder, and run the study again.")
         return found
 

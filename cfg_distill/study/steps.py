@@ -131,6 +131,11 @@ def runs_of(study: Study) -> list[Run]:
     return [Run(study.training_seeds[0] if study.training_seeds else None)]
 
 
+def folder_of(study: Study, name: str, run: Run, out: Path) -> Path:
+    """Where the student of a fit, or a merge, is put in a run; a merge that is the same in all runs has one folder."""
+    return (run if study.chain(name) else Run()).within(out / ("students" if name in study.fits else "merges") / name)
+
+
 def _training_steps(study: Study, run: Run, out: Path, made: dict[tuple[str, str], Made]) -> list[Step]:
     """The fits, exports and merges of one run; what they make is noted in ``made``, by model and run.
 
@@ -142,7 +147,7 @@ def _training_steps(study: Study, run: Run, out: Path, made: dict[tuple[str, str
         return _made(model, run, made)
 
     for name, fit in study.fits.items():
-        folder = run.within(out / "students" / name)
+        folder = folder_of(study, name, run, out)
         steps.append(_fit_step(name, fit, run, use(fit.start), out))
         trusted = [fit.recipe.generator_class.rpartition(".")[0]]  # the module that the user's recipe names
         export = Export(str(run.within(out / "fits" / name)), str(folder), trusted)
@@ -153,7 +158,7 @@ def _training_steps(study: Study, run: Run, out: Path, made: dict[tuple[str, str
         own = run if study.chain(name) else Run()
         if (name, own.word) in made:
             continue
-        folder = own.within(out / "merges" / name)
+        folder = folder_of(study, name, own, out)
         used, start = [use(model) for model in merge.models], use(merge.start)
         job = MergeFolders([each.folder for each in used], merge.weights, merge.method, start.folder, str(folder))
         config = asdict(merge)

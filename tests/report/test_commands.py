@@ -379,6 +379,28 @@ def test_what_a_knob_needs(study: Path, capsys: pytest.CaptureFixture, words: li
     assert not Path("merged").exists()
 
 
+@pytest.mark.parametrize(("seeds", "seed"), [([], ""), ([3, 4], "seed 3")])
+def test_an_end_of_the_knob_need_not_be_evaluated(
+    folder: Path, capsys: pytest.CaptureFixture, seeds: list[int], seed: str
+) -> None:
+    """As the soup of recipes/smollm2/study_soup.yaml, which is a step on the way to the point beyond it."""
+    made = {
+        "soup": {"models": ["diversity", "quality"], "method": "soup", "evaluate": False},
+        "half": {"models": ["quality", "soup"], "weights": [0.5, 0.5], "method": "lerp"},
+    }
+    fits = {name: {"config": "fit.yaml"} for name in ("quality", "diversity")}
+    fits["quality"] |= {"evaluate": False}
+    few = [each for each in line() if each.name != "quality"]
+    study = write_study(folder / "study", few, kind="", claims=False, fits=fits, merges=made, training_seeds=seeds)
+    words = ["merge", "--study", "study", "--knob", "0.3", "--out", "merged"]
+    assert "Model `quality`: expected its model in" in said_by(words, capsys)
+    ends = [tiny_folder(study / place / seed, seed=s) for s, place in enumerate(("students/quality", "merges/soup"))]
+    assert main(words) == 0
+    merge_folders(ends, [0.7, 0.3], "lerp", folder / "by hand")
+    weights = [folder / name / "model.safetensors" for name in ("merged", "by hand")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_a_study_of_several_pairs_has_no_one_knob(folder: Path, capsys: pytest.CaptureFixture) -> None:
     pairs = {
         name: {"models": list(pair), "weights": [0.5, 0.5], "method": "lerp", "start": ""}
