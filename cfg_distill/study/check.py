@@ -18,6 +18,7 @@ from cfg_distill.study.checking import each_once
 from cfg_distill.study.climbing import ladder_of
 from cfg_distill.study.config import Study, unknown_name
 from cfg_distill.study.parts import Fit, SystemConfig
+from cfg_distill.study.rewarded import problems_of_independent
 
 LARGEST_TRAINING_SEED = 2**32 - 1
 """Lightning takes no larger seed."""
@@ -55,7 +56,8 @@ def problems_of(study: Study) -> list[Problem]:
     if study.parallel < 0:
         problems.append(Problem("parallel", f"expected at least 0 (one per core), but got {study.parallel}."))
     problems += _problems_of_prompts(study, fits)
-    return problems + _problems_of_evaluation(study) + _problems_of_claims(study)
+    problems += _problems_of_evaluation(study) + _problems_of_claims(study)
+    return problems + problems_of_independent(study, fits)
 
 
 def without_echoes(first: Iterable[Problem], then: Iterable[Problem]) -> list[Problem]:

@@ -81,6 +81,20 @@ def test_what_names_mean_is_reported_together(change):
     assert len(found) == 11
 
 
+def test_an_independent_measure_is_no_reward(change):
+    changes = {"evaluation/headline/independent": "distinct"}
+    (problem,) = problems_of(read_study(change(changes)))
+    assert str(problem).startswith("Key `evaluation.headline.independent`: expected another measure than the diversity")
+    # The reward of the shipped study multiplies the distances under phrases and figures.
+    shipped = read_study("recipes/tunes/study.yaml")
+    assert problems_of(shipped) == []
+    headline = replace(shipped.evaluation.headline, independent="figures_diversity")
+    paid = replace(shipped, evaluation=replace(shipped.evaluation, headline=headline))
+    (problem,) = problems_of(paid)
+    assert "a reward of fits.diversity has the embedder of `figures_diversity`" in str(problem)
+    assert problems_of(replace(paid, claims=None)) == []
+
+
 def test_a_fit_cannot_start_from_a_later_one(change):
     (problem,) = problems_of(read_study(change({"fits/quality/start": "diversity"})))
     assert str(problem).startswith(
