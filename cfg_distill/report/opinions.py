@@ -49,9 +49,10 @@ def summarise(
     Raises:
         ConfigError: everything that is wrong with the files; a file of the user's would be replaced; no front.json.
     """
+    folder = expanded(folder)
     key, raters = read_ratings(files, folder)
-    out = expanded(folder if out is None else out)
-    front = expanded(folder if not (folder / KEY).is_file() else key.study) / "front.json"
+    out = folder if out is None else expanded(out)
+    front = (expanded(key.study) if (folder / KEY).is_file() else folder) / "front.json"
     problems = _problems_of_out(out)
     if add_to_front and not front.is_file():
         text = f"expected the front of the study, but `{front}` does not exist. Give `--study` with the study's folder."

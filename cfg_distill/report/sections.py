@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import cfg_distill
 from cfg_distill.evaluation.front import ROWS
 from cfg_distill.evaluation.system import System
+from cfg_distill.evaluation.table import NAMED
 from cfg_distill.report import formats
 from cfg_distill.report.curves import EXPLAINED, charts_of, read_curves
 from cfg_distill.report.meanings import meaning_of
@@ -109,13 +111,15 @@ def tables(results: Results, chosen: str | None) -> list[dict[str, Any]]:
 
 
 def left_out(results: Results) -> list[dict[str, Any]]:
-    """The metrics without a value on some prompts, and on how many prompts at most."""
-    most: dict[str, int] = {}
-    for point in results.points:
-        missing = point.get("missing") if point["kind"] not in ROWS else {}
-        for metric, number in (missing or {}).items():
-            most[metric] = max(number, most.get(metric, 0))
-    return [{"metric": metric, "number": number} for metric, number in most.items()]
+    """The metrics without a value on some prompts: on how many at most, and the first of those."""
+    most: dict[str, list[str]] = {}
+    for system in results.systems.values():
+        for metric, prompts in system.holes().items() if system.kind not in ROWS else ():
+            most[metric] = max(most.get(metric, []), prompts, key=len)
+    return [
+        {"metric": metric, "number": len(prompts), "prompts": prompts[:NAMED], "more": len(prompts) > NAMED}
+        for metric, prompts in most.items()
+    ]
 
 
 def meanings(results: Results) -> list[dict[str, str]]:
@@ -145,12 +149,12 @@ def training(results: Results) -> dict[str, Any]:
 def versions(results: Results) -> list[tuple[str, str]]:
     """Versions, counts, the folder and the time."""
     made = results.record.get("version")
-    rows = [("cfg-distill", str(made) if made else cfg_distill.__version__), ("Python", platform.python_version())]
+    rows = [("cfg-distill", str(made) if made else cfg_distill.__version__)]
+    written = [f"Python {platform.python_version()}"]
     for name in LIBRARIES:
-        try:
-            rows.append((name, version(name)))
-        except PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            written.append(f"{name} {version(name)}")
+    rows.append(("This page was written with", ", ".join(written)))  # the results may be older
     first = next(iter(results.systems.values()))
     rows.append(("Prompts", str(len(first.prompts))))
     rows.append(("Samples", f"{first.samples} per prompt and seed; seeds {', '.join(map(str, first.seeds))}"))

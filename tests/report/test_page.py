@@ -6,6 +6,7 @@ import base64
 import html
 import io
 import json
+import math
 import os
 import re
 import shlex
@@ -13,6 +14,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from made_study import PROMPTS, line, system, tone, write_logs, write_samples, write_study
 
 from cfg_distill.audio import compressed
@@ -244,6 +246,10 @@ def test_keys_of_later_versions_are_shown_when_they_are_there(study: Path) -> No
             "training_seeds": [0, 1, 2],
             "missing": {"bigram": 2} if point["name"] == "half" else {},
         }
+    (half,) = [each for each in line() if each.name == "half"]
+    for values in half.values["bigram"]:
+        values[:2] = [math.nan, math.nan]
+    half.save(study / "systems" / "half.json")
     real = system("real: tunes", "real", {"quality": 0.95, "diversity": 0.9})
     broken = system("degenerate: loops", "degenerate", {"quality": 0.2, "diversity": 0.0})
     (study / "ladder.json").write_text(json.dumps([vars(real), vars(broken)]))
@@ -265,7 +271,9 @@ def test_keys_of_later_versions_are_shown_when_they_are_there(study: Path) -> No
     assert '<th scope="col">4 at once</th>' in page and "<td>0.125</td>" in page
     assert "the &lt;intervals&gt; say nothing" in page
     assert "<h3>C1 It holds</h3>" in page and "guard rests &lt; 0.1 of half" in page
-    assert "has no value on up to 2 prompts" in page
+    lost = "\u201d, \u201c".join(map(html.escape, half.prompts[:2]))
+    assert f"has no value on up to 2 prompts\n      (\u201c{lost}\u201d)" in page
+    assert "This page was written with" in page and f"torch {torch.__version__}" in page
     # Rows of the ladder stand below all systems, have no cost, and are no rivals: the best mean is a system's.
     table = page[page.index("<h3>Quality</h3>") : page.index("<h3>Diversity</h3>")]
     systems, rows = re.findall(r"<tbody.*?</tbody>", table, re.DOTALL)

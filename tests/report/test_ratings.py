@@ -164,6 +164,17 @@ def test_what_is_open_is_told(test: Path, key: dict, rate: Rate, capsys: pytest.
     assert alone["agreement"] == {"quality": None, "adherence": None, "variety": None}
 
 
+def test_a_listening_test_under_the_home_folder_finds_its_study(
+    test: Path, rate: Rate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(test.parent))
+    file = rate("anna", 0)
+    with standing_in(test.parent):
+        assert main(["ratings", str(file), f"--listen=~/{test.name}", "--out=~/told", "--add-to-front"]) == 0
+    assert (test.parent / "told" / "ratings.json").is_file()
+    assert "opinion" in (test.parent / "out" / "front.json").read_text()
+
+
 def test_the_study_keeps_the_key(test: Path, rate: Rate, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [rate("anna", 0), rate("ben", 1)]
     study = test.parent / "out"
