@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
+from cfg_distill.evaluation.collapse import Curve
 from cfg_distill.evaluation.front import is_filtered, plain_filters, swept, usual_temperature
 from cfg_distill.evaluation.labels import Box, Label, along, placed
 
@@ -42,6 +43,11 @@ FAMILY = {
 """The family of each kind that is drawn. Broken samples, the kind ``degenerate``, lie far from all others and are not."""
 WIDTH, DPI = 8.3, 200
 """Inches, and pixels per inch: at 830 pixels a point of type is 1.4 pixels."""
+CURVES = (
+    ("#0072B2", "-"), ("#D55E00", "--"), ("#4D4D4D", ":"), ("#009E73", "-."), ("#CC79A7", "-"), ("#E69F00", "--"),
+    ("#56B4E9", ":"), ("#8A7A00", "-."),
+)  # fmt: skip
+"""Colour and line of each curve of collapse."""
 LABEL_GAP = 5.0
 """Between the texts of two labels, in typographic points."""
 MOST_NAMED = 5
@@ -100,11 +106,51 @@ def front_figure(
     return figure
 
 
-def save_front(figure: Figure, folder: Path) -> None:
-    """Write ``front.png`` into a folder: a reader sees the old picture or the new one."""
-    staged = folder / ".front.png"
+def collapse_figure(curves: Mapping[str, Curve], note: str = "") -> Figure:
+    """A panel per measure: its mean over k, with its interval, for every system.
+
+    Args:
+        curves: not empty; see :func:`curves_of`.
+        note: one line: prompts, samples, the meaning of the bands.
+    """
+    figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    names = list(dict.fromkeys(system for curve in curves.values() for system in curve))
+    handles = {}
+    for panel, (measure, curve) in zip(panels, curves.items(), strict=True):
+        panel.grid(color="#ECECEC", linewidth=0.7)
+        panel.set_axisbelow(True)
+        panel.spines[["top", "right"]].set_visible(False)
+        panel.set_xscale("log", base=2)
+        ticks = sorted({k for cells in curve.values() for k, _ in cells})
+        panel.set_xticks(ticks, list(map(str, ticks)))
+        panel.minorticks_off()
+        panel.set_xlabel("samples of a prompt, k")
+        panel.set_ylabel(f"{measure.replace('_', ' ')} at k")
+        for system, cells in curve.items():
+            place = names.index(system)
+            look: dict[str, Any] = {
+                "color": CURVES[place % len(CURVES)][0],
+                "linestyle": CURVES[place % len(CURVES)][1],
+            }
+            ks, means = [k for k, _ in cells], [cell["mean"] for _, cell in cells]
+            (handles[system],) = panel.plot(ks, means, **look, linewidth=1.8, marker="o", markersize=3)
+            low, high = ([cell[end] for _, cell in cells] for end in ("low", "high"))
+            panel.fill_between(ks, low, high, color=look["color"], alpha=0.12, linewidth=0)
+    if note:
+        figure.suptitle(note, x=0.012, ha="left", fontsize=8, color="#555555")
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside lower left", ncols=4, frameon=False, fontsize=9
+    )
+    return figure
+
+
+def save_figure(figure: Figure, file: Path) -> None:
+    """Write a picture as PNG: a reader sees the old picture or the new one."""
+    staged = file.with_name(f".{file.name}")
     figure.savefig(staged, format="png")
-    staged.replace(folder / "front.png")
+    staged.replace(file)
 
 
 def draw_front(

@@ -141,7 +141,8 @@ def write_front(
     more: Mapping[str, Any] | None = None,
     lines: str = "",
 ) -> str:
-    """Write front.json, front.png (given a headline) and table.txt, unless ``out`` is None; return the table.
+    """Write front.json, front.png (given a headline), collapse.png (given curves of collapse) and table.txt, unless ``out`` is
+    None; return the table.
 
     Args:
         out: the folder.
@@ -152,7 +153,8 @@ def write_front(
         more: further entries of front.json.
         lines: what they say, for table.txt.
     """
-    from cfg_distill.evaluation.figure import front_figure, save_front
+    from cfg_distill.evaluation.collapse import curves_of
+    from cfg_distill.evaluation.figure import collapse_figure, front_figure, save_figure
     from cfg_distill.evaluation.front import ROWS, hypervolumes
     from cfg_distill.evaluation.table import front_table, hypervolume_line, note_of_rows, notes_of
 
@@ -179,6 +181,8 @@ def write_front(
     write_text(out / "front.json", json.dumps(front, indent=1) + "\n")
     if headline is not None:
         figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
-        save_front(figure, out)
+        save_figure(figure, out / "front.png")
+    if curves := curves_of(points):
+        save_figure(collapse_figure(curves, note.replace("bars", "bands")), out / "collapse.png")
     write_text(out / "table.txt", table)
     return table

@@ -33,6 +33,7 @@ def problems_of_model(generator: Generator, key: str) -> list[Problem]:
 RESULT_FILES = (
     "front.json",
     "front.png",
+    "collapse.png",
     "table.txt",
     "report.html",
     "report_files/*-[0-9]*-[0-9]*.*",

@@ -107,7 +107,7 @@ class _Page:
             "config": formats.as_yaml(self.results.study),
             "data": {"line": self.front.line},
         }
-        context |= picture | sections.training(results)
+        context |= picture | sections.training(results) | sections.collapse(results)
         return context | {"sections": self._sections(context)}
 
     # The decision
@@ -245,6 +245,7 @@ class _Page:
             ("samples", "Listen" if context["has_sound"] else "Read", context["prompts"]),
             ("claims", "Claims", context["claims"]),
             ("fronts", "Above the baselines", context["fronts"]),
+            ("collapse", "Collapse", context["collapse"]),
             ("tables", "Tables", True),
             ("training", "Training", context["charts"]),
             ("settings", "Versions and settings", True),

@@ -143,7 +143,7 @@ class Results:
         """The picture again, with the recommended point in its title."""
         if self.headline is None:
             return
-        from cfg_distill.evaluation.figure import front_figure, save_front
+        from cfg_distill.evaluation.figure import front_figure, save_figure
 
         metrics = self.headline.quality, self.headline.diversity, self.headline.independent
         first = next(iter(self.systems.values()))
@@ -154,7 +154,7 @@ class Results:
         figure = front_figure(
             self.points, *metrics, self._title(shown, guided), note, [shown.system.name, guided.name, self._start]
         )
-        save_front(figure, self.folder)
+        save_figure(figure, self.folder / "front.png")
 
     def _title(self, shown: Candidate, guided: System) -> str:
         """One neutral line: the point against the guided base."""

@@ -11,15 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import cfg_distill
+from cfg_distill.evaluation.collapse import curves_of
 from cfg_distill.evaluation.front import ROWS
 from cfg_distill.evaluation.system import System
 from cfg_distill.evaluation.table import NAMED
 from cfg_distill.report import formats
 from cfg_distill.report.curves import EXPLAINED, charts_of, read_curves
+from cfg_distill.report.drawing import chart
 from cfg_distill.report.meanings import meaning_of
 from cfg_distill.report.results import Results
 
 LIBRARIES = ("torch", "lightning", "transformers", "numpy")
+MOST_CURVES = 6
+"""Systems of a curve of collapse: as many as there are looks of a line."""
 AXES = (("quality", "quality", "Quality"), ("diversity", "diversity", "Diversity"), ("guard", "guards", "Guards"))
 """The axis of a metric, its key in front.json, and its title."""
 
@@ -144,6 +148,20 @@ def training(results: Results) -> dict[str, Any]:
         for each in charts_of({name: series[name] for name in order})
     ]
     return {"fits": list(dict.fromkeys(Path(name).parts[0] for name in order)), "charts": charts}
+
+
+def collapse(results: Results) -> dict[str, Any]:
+    """The curves of collapse as charts, and the names of their systems: those of the claims first."""
+    first = [name for name in results.claims.values() if isinstance(name, str)]
+    curves = curves_of(results.points, list(dict.fromkeys(first)), MOST_CURVES)
+    names = list(dict.fromkeys(system for curve in curves.values() for system in curve))
+    charts = [
+        vars(
+            chart(f"{measure} at k", {name: [(k, cell["mean"]) for k, cell in cells] for name, cells in curve.items()})
+        )
+        for measure, curve in curves.items()
+    ]
+    return {"collapse": charts, "collapsing": names}
 
 
 def versions(results: Results) -> list[tuple[str, str]]:
