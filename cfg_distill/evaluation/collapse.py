@@ -38,6 +38,7 @@ def curves_of(points: Sequence[Mapping[str, Any]], first: Sequence[str] = (), mo
         {'distinct': [1, 2]}
     """
     order = [*first, *(each["name"] for kind in _KINDS for each in points if each["kind"] == kind)]
+    order += [each["name"] for each in points]
     systems = sorted((each for each in points if each["kind"] not in ROWS), key=lambda each: order.index(each["name"]))
     found: dict[str, Curve] = {}
     for point in systems:

@@ -155,12 +155,10 @@ def collapse(results: Results) -> dict[str, Any]:
     first = [name for name in results.claims.values() if isinstance(name, str)]
     curves = curves_of(results.points, list(dict.fromkeys(first)), MOST_CURVES)
     names = list(dict.fromkeys(system for curve in curves.values() for system in curve))
-    charts = [
-        vars(
-            chart(f"{measure} at k", {name: [(k, cell["mean"]) for k, cell in cells] for name, cells in curve.items()})
-        )
-        for measure, curve in curves.items()
-    ]
+    charts = []
+    for measure, curve in curves.items():
+        series = {name: [(k, cell["mean"]) for k, cell in cells] for name, cells in curve.items()}
+        charts.append(vars(chart(f"{measure} at k", series)) | {"about": ""})
     return {"collapse": charts, "collapsing": names}
 
 
