@@ -141,9 +141,9 @@ def problems_of_gpus(accelerator: Any, devices: Any) -> list[Problem]:
         accelerator: of the trainer, as the recipe gives it.
         devices: of the trainer, as the recipe gives them: a number, or a list of places.
     """
-    if accelerator not in ("gpu", "cuda"):
-        return []
     there = torch.cuda.device_count()
+    if accelerator not in ("gpu", "cuda") and not (accelerator in ("auto", None) and there):
+        return []
     if not there:
         text = (
             f"expected cpu or auto, since torch finds no CUDA GPU on this machine, but got {accelerator}. Set it to cpu, or"

@@ -93,8 +93,9 @@ class VLLM(Sampler):
         self.max_staleness = max_staleness
         self.patience_seconds = patience_seconds
         self.parallel = parallel
+        self.options = options or {}
         server = Server(url, model, parallel, patience_seconds)
-        self.engine: Engine = server if mode == "server" else Colocated(options or {})
+        self.engine: Engine = server if mode == "server" else Colocated(self.options)
         self._home: Path | None = None
         self._rollouts = 0
         self._is_checked = False
@@ -109,6 +110,11 @@ class VLLM(Sampler):
         if not self.patience_seconds > 0:
             found.append(Problem("patience_seconds", f"expected a number above 0, but got {self.patience_seconds}."))
         found += problems_of_counts(parallel=self.parallel)
+        if self.mode == "server" and self.options:
+            text = (
+                f"expected none under mode server, which was started with its own, but got {', '.join(self.options)}."
+            )
+            found.append(Problem("options", f"{text} Give them to `vllm serve`."))
         if self.folder and not expanded(self.folder).is_dir():
             text = (
                 f"expected a folder that the engine sees, but `{self.folder}` does not exist. Make it, or leave it out."

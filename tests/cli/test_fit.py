@@ -431,9 +431,13 @@ def test_strategies_and_gpus_that_are_not_there_are_told_with_the_other_problems
 )
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, devices: int | str | list[int], told: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    found = problems_of_gpus("gpu", devices)
-    assert len(found) == bool(told)
-    assert all(told in str(each) and "Key `trainer.devices`" in str(each) for each in found)
+    for accelerator in ("gpu", "auto"):
+        found = problems_of_gpus(accelerator, devices)
+        assert len(found) == bool(told)
+        assert all(told in str(each) and "Key `trainer.devices`" in str(each) for each in found)
+    assert problems_of_gpus("cpu", devices) == []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert problems_of_gpus("auto", devices) == []
 
 
 def test_a_student_without_a_teacher(recipe: Path, capsys: pytest.CaptureFixture) -> None:

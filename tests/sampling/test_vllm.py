@@ -188,6 +188,10 @@ def test_what_is_wrong_is_said_before_weights_are_loaded(
     assert problems(VLLM(url=url, patience_seconds=30), unloaded) == ""
     assert "expected 0 or 1" in problems(VLLM(url=url, max_staleness=2), unloaded)
     assert "expected the address" in str(VLLM(url="here").problems()[0])
+    (unread,) = VLLM(url=url, options={"max_model_len": 64}).problems()
+    assert "expected none under mode server" in str(unread) and "got max_model_len. Give them to `vllm serve`" in str(
+        unread
+    )
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert 'not installed: pip install ".[vllm]"' in str(VLLM(mode="colocate").problems()[0])
     monkeypatch.undo()
