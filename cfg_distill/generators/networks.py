@@ -16,8 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.utils import logging
 
 from cfg_distill.errors import ConfigError, Problem, listed, nearest
-from cfg_distill.files import expanded
-from cfg_distill.folders import base_of, from_hub, is_adapter, model_type_of, open_weights, resolve
+from cfg_distill.folders import base_of, expanded, from_hub, is_adapter, model_type_of, open_weights, resolve
 from cfg_distill.folders.numbers import not_numbers
 from cfg_distill.generators.lora import add_adapter, read_adapter
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from cfg_distill.audio import Waveform, read_audio, seconds_of
 from cfg_distill.data.reading import SOUNDS
 from cfg_distill.errors import Context, Problem
-from cfg_distill.files import expanded
 from cfg_distill.references.base import Reference
 
 NEARLY = 0.9
@@ -59,7 +58,7 @@ class Sounds(Reference):
             yield _cut(read_audio(file), self.seconds)
 
     def _files(self) -> list[Path]:
-        return sorted(file for file in expanded(self.folder).rglob("*") if file.suffix.lower() in SOUNDS)
+        return sorted(file for file in Path(self.folder).expanduser().rglob("*") if file.suffix.lower() in SOUNDS)
 
 
 def _cut(waveform: Waveform, seconds: float) -> list[Waveform]:

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from cfg_distill.errors import ConfigError, Context, Problem, problems_of_counts
-from cfg_distill.files import expanded
+from cfg_distill.folders import expanded
 from cfg_distill.generators import CausalLM, Generator, PromptLike
 from cfg_distill.generators.probes import in_eval_mode
 from cfg_distill.sampling.colocated import Colocated
