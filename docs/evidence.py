@@ -4,9 +4,10 @@
     python docs/evidence.py runs/quickstart quickstart
     python docs/evidence.py runs/smollm2_soup smollm2_soup
     python docs/evidence.py runs/smollm2_full smollm2    (or smollm2_ignored, smollm2_knob)
-    python docs/evidence.py runs/tunes/music music    (or distilled, guidance_2, guidance_3, two_encoders, judged, tune_soups)
+    python docs/evidence.py runs/tunes/music music    (or distilled, guidance_2, collapse, judged, tune_soups)
 
-It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png.
+It prints the tables, and writes docs/evidence/NAME.json and, of a study with claims, docs/images/front_NAME.png; of one
+with curves of collapse, docs/images/NAME.png.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ QUICK = ("quality", "diversity", "figures_diversity", "melodic_diversity")
 SECOND = ("quality", "diversity", "figures_diversity", "rhythms_diversity", "melodic_diversity")
 STUDY = ("quality", "diversity", "figures_diversity", "rhythms_diversity", "quality_without_real")
 TEXT = ("substance", "diversity", "word_diversity", "state_diversity", "log_probability", "degeneration")
+COLLAPSE = ("distinct@2", "distinct@8", "distinct@32", "coverage@4", "coverage@16")
 SYSTEMS = {
     "real: written": "written answers",
     "real: held-out tunes": "held-out real tunes",
@@ -98,6 +100,7 @@ STUDIES = {
     "music": ("cfg-distill study docs/evidence/music.yaml", STUDY),
     "distilled": ("cfg-distill study docs/evidence/distilled.yaml", STUDY),
     "smollm2_knob": ("cfg-distill study docs/evidence/smollm2_knob.yaml", TEXT),
+    "collapse": ("cfg-distill study docs/evidence/collapse.yaml", COLLAPSE),
     "tune_soups": ("cfg-distill evaluate, as docs/evidence.md says", TUNES),
 }
 """Name of a study -> the command that makes it, and the columns of its table."""
@@ -154,6 +157,8 @@ def main(folder: Path, name: str) -> None:
     (DOCS / "evidence" / f"{name}.json").write_text(text + "\n", encoding="utf-8")
     if claims:
         shutil.copyfile(folder / "front.png", DOCS / "images" / f"front_{name}.png")
+    if (folder / "collapse.png").is_file():
+        shutil.copyfile(folder / "collapse.png", DOCS / "images" / f"{name}.png")
 
 
 if __name__ == "__main__":
