@@ -8,11 +8,13 @@ curve of :class:`~cfg_distill.metrics.DistinctAtK` is flat where a model has run
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from cfg_distill.evaluation.front import ROWS
 
+PICTURE = "collapse.png"
 Curve = dict[str, list[tuple[int, Mapping[str, float]]]]
 """System -> (k, mean with its interval), by rising k."""
 
@@ -20,7 +22,17 @@ MOST = 8
 """The most systems of one picture."""
 _KINDS = ("student", "merge", "model", "base", "guidance")
 """The kinds of systems, in the order in which they are drawn."""
-_AT = re.compile(r"(.+)@(\d+)")
+_AT = re.compile(r"(.+)@([1-9]\d*)")
+
+
+def has_curves(metrics: Iterable[str]) -> bool:
+    """Whether names of metrics make a curve.
+
+    Example:
+        >>> has_curves(["distinct@1", "distinct@2"]), has_curves(["distinct@1", "coverage@2"])
+        (True, False)
+    """
+    return max(Counter(match[1] for metric in metrics if (match := _AT.fullmatch(metric))).values(), default=0) > 1
 
 
 def curves_of(points: Sequence[Mapping[str, Any]], first: Sequence[str] = (), most: int = MOST) -> dict[str, Curve]:

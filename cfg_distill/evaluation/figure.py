@@ -6,6 +6,7 @@ TensorBoard and a reader of the file alone make the same picture.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,15 +108,16 @@ def front_figure(
 
 
 def collapse_figure(curves: Mapping[str, Curve], note: str = "") -> Figure:
-    """A panel per measure: its mean over k, with its interval, for every system.
+    """A panel per measure, two side by side: its mean over k, with its interval, for every system.
 
     Args:
-        curves: not empty; see :func:`curves_of`.
+        curves: see :func:`~cfg_distill.evaluation.collapse.curves_of`; none where no metric has a value.
         note: one line: prompts, samples, the meaning of the bands.
     """
-    figure = Figure(figsize=(WIDTH, 4.2), dpi=DPI, layout="constrained")
+    rows = max(1, math.ceil(len(curves) / 2))
+    figure = Figure(figsize=(WIDTH, 1 + 3.2 * rows), dpi=DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)  # type: ignore[union-attr, call-arg]
-    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    panels = [figure.add_subplot(rows, min(2, len(curves)), place + 1) for place in range(len(curves))]
     names = list(dict.fromkeys(system for curve in curves.values() for system in curve))
     handles = {}
     for panel, (measure, curve) in zip(panels, curves.items(), strict=True):

@@ -153,7 +153,7 @@ def write_front(
         more: further entries of front.json.
         lines: what they say, for table.txt.
     """
-    from cfg_distill.evaluation.collapse import curves_of
+    from cfg_distill.evaluation.collapse import PICTURE, curves_of, has_curves
     from cfg_distill.evaluation.figure import collapse_figure, front_figure, save_figure
     from cfg_distill.evaluation.front import ROWS, hypervolumes
     from cfg_distill.evaluation.table import front_table, hypervolume_line, note_of_rows, notes_of
@@ -182,7 +182,7 @@ def write_front(
     if headline is not None:
         figure = front_figure(points, headline.quality, headline.diversity, headline.independent, title, note)
         save_figure(figure, out / "front.png")
-    if curves := curves_of(points):
-        save_figure(collapse_figure(curves, note.replace("bars", "bands")), out / "collapse.png")
+    if has_curves(first.axes):
+        save_figure(collapse_figure(curves_of(points), note.replace("bars", "bands")), out / PICTURE)
     write_text(out / "table.txt", table)
     return table

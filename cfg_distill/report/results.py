@@ -289,8 +289,11 @@ def changing_front(folder: Path, front: Mapping[str, Any]) -> Iterator[None]:
         front: the new content; its systems are those of the study.
     """
     pooled = [point["name"] for point in front["systems"] if (folder / "systems" / point["name"]).is_dir()]
+    keys = ("quality", "diversity", "guards", "missing")
+    metrics = {name for point in front["systems"] for key in keys for name in point.get(key) or {}}
     # The files of the step in its order: those of several training seeds are pooled.
-    with amended(folder, "front", front_outputs(folder) + [folder / "systems" / f"{name}.json" for name in pooled]):
+    outputs = [*front_outputs(folder, metrics), *(folder / "systems" / f"{name}.json" for name in pooled)]
+    with amended(folder, "front", outputs):
         write_text(folder / FRONT, json.dumps(front, indent=1) + "\n")
         yield
 

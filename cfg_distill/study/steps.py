@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from cfg_distill.errors import ConfigError
+from cfg_distill.evaluation.collapse import PICTURE, has_curves
 from cfg_distill.recipe import Recipe
 from cfg_distill.study.climbing import ClimbLadder, ladder_of
 from cfg_distill.study.config import Study
@@ -312,9 +313,10 @@ def _front_step(
     config = [asdict(given.headline), claims and asdict(claims), knobs, protocol]
     pooled = [out / "systems" / f"{name}.json" for name, steps in evaluations.items() if len(steps) > 1]
     needs = [step.label for steps in [*evaluations.values(), ladder, timing] for step in steps]
-    return Step("front", "", job, [*front_outputs(out), *pooled], needs, config, 3.0)
+    return Step("front", "", job, [*front_outputs(out, given.metrics), *pooled], needs, config, 3.0)
 
 
-def front_outputs(out: Path) -> list[Path]:
-    """The files of the last step."""
-    return [out / "front.json", out / "front.png", out / "table.txt"]
+def front_outputs(out: Path, metrics: Iterable[str]) -> list[Path]:
+    """The files of the last step, by the names of the metrics."""
+    drawn = [PICTURE] if has_curves(metrics) else []
+    return [out / name for name in ("front.json", "front.png", "table.txt", *drawn)]
