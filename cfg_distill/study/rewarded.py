@@ -54,7 +54,10 @@ def _fits_behind(study: Study, name: str) -> list[str]:
 
 
 def _embedders(spec: Any) -> Iterator[tuple[str, str]]:
-    """Class and path of each embedder in the settings of losses or metrics."""
+    """Class and path of each embedder in the settings of losses or metrics.
+
+    As they are written, since a study is checked without torch: a default path is another one than the same path spelled out.
+    """
     for key, value in spec.items() if isinstance(spec, dict) else enumerate(spec) if isinstance(spec, list) else ():
         if key == "embedder" and class_name(value):
             arguments = value.get("init_args") or {} if isinstance(value, dict) else {}
