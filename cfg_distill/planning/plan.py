@@ -15,6 +15,9 @@ from cfg_distill.planning.step import DryStep, Phase
 ROOM = 0.92
 """The share of a device's memory that a plan fills. The rest is an allowance, and not measured: the driver's context, kernels'
 workspace, and what the allocator cannot use of its blocks."""
+HEAP = 0.5
+"""On a CPU, the share of the activations that the heap takes on top, since what is freed between two of them leaves holes. Chosen
+by eight recipes, and held against others: docs/plan.md. A tensor from 32 MiB on has pages of its own, and leaves none."""
 SHARDED = ("student", "teacher", "gradients", "optimiser", "averages")
 """What every phase holds of which fsdp2 gives each device its share."""
 OF_WEIGHTS = ("update", "live weights, put aside")
@@ -177,6 +180,10 @@ class Planner:
         }
         times = {name: 1 if name in ("update", "validation") else self.fit.accumulate for name in phases}
         phases = {name: Phase(phase.held, phase.work * times[name]) for name, phase in phases.items() if phase.held}
+        if self.device.is_cpu:
+            held = phases["scoring"].held
+            holes = {"holes of the heap": round(HEAP * held["activations"])}
+            phases["scoring"] = Phase(held | holes, phases["scoring"].work)
         always = {**self.step.always, **self.held}
         if strategy == "ddp":
             # Buckets in which the gradients of the ranks are added up (torch's documentation of `gradient_as_bucket_view`).
