@@ -16,8 +16,8 @@ ROOM = 0.92
 """The share of a device's memory that a plan fills. The rest is an allowance, and not measured: the driver's context, kernels'
 workspace, and what the allocator cannot use of its blocks."""
 HEAP = 0.5
-"""On a CPU, the share of the activations that the heap takes on top, since what is freed between two of them leaves holes. Chosen
-by eight recipes, and held against others: docs/plan.md. A tensor from 32 MiB on has pages of its own, and leaves none."""
+"""On a CPU, the share of the activations that the heap takes on top: what is freed among them leaves holes. Chosen by eight
+recipes, and held against others (docs/plan.md). A tensor of 32 MiB or more has pages of its own, and leaves none."""
 SHARDED = ("student", "teacher", "gradients", "optimiser", "averages")
 """What every phase holds of which fsdp2 gives each device its share."""
 OF_WEIGHTS = ("update", "live weights, put aside")

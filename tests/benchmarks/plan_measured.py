@@ -30,8 +30,18 @@ CASES: dict[str, list[str]] = {
     "smollm2/quality, 4 prompts": ["--config", "recipes/smollm2/quality.yaml", "--data.init_args.batch_size", "4"],
     "smollm2/quality, micro-batch 4": ["--config", "recipes/smollm2/quality.yaml", "--data.init_args.batch_size", "4",
                                        "--model.micro_batch", "4"],
+    "tunes/lora_dial": ["--config", "recipes/tunes/lora_dial.yaml"],
+    "tunes/lora_diversity": ["--config", "recipes/tunes/lora_diversity.yaml", "--model.start", ""],
+    "tunes/quality, micro-batch 64": ["--config", "recipes/tunes/quality.yaml", "--data.init_args.batch_size", "32",
+                                      "--model.micro_batch", "64"],
+    "smollm2/diversity, micro-batch 4": ["--config", "recipes/smollm2/diversity.yaml", "--model.start", "",
+                                         "--data.init_args.batch_size", "2", "--model.micro_batch", "4"],
+    "smollm2/context, 4 prompts": ["--config", "recipes/smollm2/quality.yaml", "--config", "recipes/smollm2/context.yaml",
+                                   "--data.init_args.batch_size", "4"],
+    "smollm2, all weights": ["--config", "recipes/smollm2/quality.yaml", "--data.init_args.batch_size", "2",
+                             "--model.generator.init_args.lora", "null", "--model.micro_batch", "8"],
 }  # fmt: skip
-"""Recipes that run quickly on a CPU, with their overrides."""
+"""Recipes that run quickly on a CPU, with their overrides. The first eight chose ``HEAP`` of planning/plan.py."""
 
 
 def predicted(words: list[str]) -> float:

@@ -22,7 +22,7 @@ from cfg_distill.planning import machines
 from cfg_distill.planning.dry import bytes_of, dry
 from cfg_distill.planning.fit import _longest, fit_of
 from cfg_distill.planning.known import ARCHITECTURES, musicgen
-from cfg_distill.planning.machines import GPUS, Device
+from cfg_distill.planning.machines import GPUS, Device, device_of
 from cfg_distill.planning.plan import ROOM, Planner, micro_batches
 from cfg_distill.recipe.overrides import Override, sorted_words
 from cfg_distill.recipe.ranks import most_processes
@@ -98,6 +98,14 @@ def test_memory_decides_the_micro_batch_and_the_strategy(recipe: str) -> None:
     largest = max(rows for rows, peak in peaks.items() if peak <= limit)
     assert found is not None and (found.strategy, found.micro_batch) == ("ddp", largest) and 8 <= largest < 16
     assert in_shards is not None and in_shards.strategy == "fsdp2"
+
+
+def test_the_heap_of_a_cpu_takes_half_of_the_activations_on_top(recipe: str) -> None:
+    with fit_of(Recipe.read([recipe])) as fit, dry():
+        here, there = (Planner(fit, device_of(gpu, None, 1), 1, {}).split("auto", 4) for gpu in (None, "h100"))
+    scoring = here.phases["scoring"].held
+    assert scoring["holes of the heap"] == round(scoring["activations"] / 2) > 0
+    assert "holes of the heap" not in there.phases["scoring"].held
 
 
 @pytest.mark.slow
