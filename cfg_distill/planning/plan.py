@@ -223,7 +223,9 @@ class Planner:
         for name, phase in phases.items():
             held = {part: size // self.devices if part in OF_WEIGHTS else size for part, size in phase.held.items()}
             if name in ("rollout", "validation"):
-                held.pop("packed weights", None)
+                # On a CPU gathered weights are packed as others are; under mixed precision they have its dtype already.
+                if gather == "layer" or self.fit.is_mixed or not self.device.is_cpu:
+                    held.pop("packed weights", None)
                 held["gathered weights"] = whole if gather == "rollout" else running
             elif name == "scoring":
                 held["activations"] -= self.step.casts  # gathered in the dtype of products, and freed after each pass

@@ -108,6 +108,15 @@ def test_the_heap_of_a_cpu_takes_half_of_the_activations_on_top(recipe: str) -> 
     assert "holes of the heap" not in there.phases["scoring"].held
 
 
+def test_gathered_weights_are_packed_on_a_cpu(recipe: str) -> None:
+    with fit_of(Recipe.read([recipe])) as fit, dry():
+        planner = Planner(fit, device_of(None, None, 2), 2, {})
+        whole, gathered, layer = (
+            planner.split(*each).phases["rollout"].held for each in (("ddp", 4), ("fsdp2", 4), ("fsdp2", 4, "layer"))
+        )
+    assert gathered.get("packed weights") == whole.get("packed weights") and "packed weights" not in layer
+
+
 @pytest.mark.slow
 def test_shards_hold_their_share_of_what_single_phases_hold_of_weights(recipe: str) -> None:
     Path("val.txt").write_text("w2 w3\n")
