@@ -114,7 +114,7 @@ def test_gathered_weights_are_packed_on_a_cpu(recipe: str) -> None:
         whole, gathered, layer = (
             planner.split(*each).phases["rollout"].held for each in (("ddp", 4), ("fsdp2", 4), ("fsdp2", 4, "layer"))
         )
-    assert gathered.get("packed weights") == whole.get("packed weights") and "packed weights" not in layer
+    assert gathered["packed weights"] == whole["packed weights"] > 0 and "packed weights" not in layer
 
 
 @pytest.mark.slow
