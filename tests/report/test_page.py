@@ -260,7 +260,7 @@ def test_keys_of_later_versions_are_shown_when_they_are_there(study: Path) -> No
         {"quality": "quality", "diversity": "bigram", "cost": "equal", "baselines": ["base"], "curve": curve}
     ]
     front["timing"] = [{"system": "base", "rows": rows, "tokens": 64, "seconds": 0.5 / rows} for rows in (1, 4)]
-    front["notes"] = ["One training seed: the <intervals> say nothing about another training run."]
+    front["notes"] = ["One training seed: the <intervals> of `a jig` say nothing about another training run."]
     part, guard = {"part": "a part", "verdict": "undecided"}, {"text": "rests < 0.1 of half", "verdict": "holds"}
     claim = {"name": "C1", "claim": "It holds", "verdict": "undecided", "evidence": ""}
     front["claims"] = [claim | {"parts": [part], "guards": [guard]}]
@@ -269,7 +269,7 @@ def test_keys_of_later_versions_are_shown_when_they_are_there(study: Path) -> No
     assert '<th scope="col">Seconds</th>' in page and "<td>0.0123</td>" in page
     assert "bigram, 1 baseline of equal cost" in page and "+0.100 [+0.080, +0.120]" in page
     assert '<th scope="col">4 at once</th>' in page and "<td>0.125</td>" in page
-    assert "the &lt;intervals&gt; say nothing" in page
+    assert "the &lt;intervals&gt; of <b>a jig</b> say nothing" in page
     assert "<h3>C1 It holds</h3>" in page and "guard rests &lt; 0.1 of half" in page
     lost = "\u201d, \u201c".join(map(html.escape, half.prompts[:2]))
     assert f"has no value on up to 2 prompts\n      (\u201c{lost}\u201d)" in page
