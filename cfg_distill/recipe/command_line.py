@@ -23,16 +23,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from cfg_distill.data import PromptData
 from cfg_distill.errors import ConfigError, Problem, Stopped, problems_of
-from cfg_distill.files import problems_of_place
 from cfg_distill.recipe.bounds import SEED, TRAINER
 from cfg_distill.recipe.calibration import calibrated
 from cfg_distill.recipe.checks import Walk, without_echoes
 from cfg_distill.recipe.classes import find_class, keep_own_defaults
 from cfg_distill.recipe.overrides import Words, put, sorted_words
-from cfg_distill.recipe.processes import is_first, is_started_by_first, others_know_this_process
+from cfg_distill.recipe.processes import is_first, is_started_by_first, others_know_this_process, say_note
 from cfg_distill.recipe.progress import StepLines, StepProgress
 from cfg_distill.recipe.quiet import quieten
-from cfg_distill.recipe.ranks import EndTogether, problems_of_devices, problems_of_gpus
+from cfg_distill.recipe.ranks import EndTogether
 from cfg_distill.recipe.resolved import Recipe
 from cfg_distill.recipe.runs import (
     RunMark,
@@ -42,7 +41,7 @@ from cfg_distill.recipe.runs import (
     problems_of_start,
     requeued,
     resumable,
-    unfinished,
+    said_of_beginning,
 )
 from cfg_distill.recipe.saved import SaveRecipe
 from cfg_distill.recipe.scoring import problems_of_scoring
@@ -52,8 +51,8 @@ from cfg_distill.recipe.trainer import (
     NamedTrainer,
     named_callbacks,
     paths_of,
+    problems_of_settings,
     problems_of_states,
-    problems_of_strategy,
     said_of_monitor,
     write_out_devices,
 )
@@ -156,12 +155,13 @@ class CommandLine(LightningCLI):
         return without_echoes(found, self._problems_inside(good)) or [Problem("", " ".join(first.split()))]
 
     def _problems_inside(self, values: dict[str, Any]) -> list[Problem]:
-        """What model and data themselves find wrong, where they can be built."""
+        """What model and data themselves find wrong, where they can be built, and what a trainer need not be built for."""
         settings: tuple[tuple[str, Any, bool], ...] = (
             ("model", self._model_class, self.subclass_mode_model),
             ("data", self._datamodule_class, self.subclass_mode_data),
         )
         found: list[Problem] = []
+        distils = not self.subclass_mode_model
         for key, base, by_path in settings:
             parser = ArgumentParser(exit_on_error=False)
             add = parser.add_subclass_arguments if by_path else parser.add_class_arguments
@@ -174,7 +174,8 @@ class CommandLine(LightningCLI):
                 continue  # it lacks what was wrong, and that has been said
             else:
                 found += self._placed(problems_of(built.get(key)), key)
-        return found
+                distils |= isinstance(built.get(key), Distillation)
+        return [*problems_of_settings(values.get("trainer") or {}, self.recipe.root, distils), *found]
 
     def _placed(self, problems: Sequence[str | Problem], key: str) -> list[Problem]:
         """Problems of the model or the data, under the path that their arguments have in the recipe.
@@ -224,7 +225,7 @@ class CommandLine(LightningCLI):
                 problems = self._placed(self.model.problems_of_data(self.datamodule, self.command), "data")
                 problems += self._placed(problems_of_scoring(self.callbacks, self.datamodule), "data")
                 problems = list(dict.fromkeys(problems))
-        if problems := [*problems, *problems_of_devices(self.trainer)]:
+        if problems:
             raise ConfigError(problems)
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -256,21 +257,22 @@ class CommandLine(LightningCLI):
             asked = settings.get("ckpt_path")
             if asked in (None, "last") and (last := last_of_another_logger(root, asked == "last", trains)):
                 settings["ckpt_path"] = str(last)
+            elif asked == "last":
+                say_note(said_of_beginning(root, asked, None))
             self._refuse_another_start(settings.get("ckpt_path"), recipe)
             yield
             return
         if settings.get("ckpt_path") is None and requeued(root):
             settings["ckpt_path"] = "last"
         resume = settings.get("ckpt_path") == "last"
-        note = unfinished(root) if trains and settings.get("ckpt_path") is None else ""
         earlier = resumable(root) if resume else None
+        note = said_of_beginning(root, settings.get("ckpt_path"), earlier) if trains else ""
         checkpoint = settings.get("ckpt_path") if earlier is None else last_checkpoint(earlier)
         self._refuse_another_start(checkpoint, recipe)
         with claimed(root, resume, recipe, trains) as version:
             self.trainer.logger = logger = TensorBoardLogger(root, "", version, default_hp_metric=False)
             self.mark.folder = Path(logger.log_dir)
-            if note and is_first():
-                print(f"Note: {note} This run begins anew; with `--ckpt_path last` that one goes on.", file=sys.stderr)
+            say_note(note)
             yield
 
     def _refuse_another_start(self, checkpoint: str | Path | None, recipe: str) -> None:
@@ -281,7 +283,7 @@ class CommandLine(LightningCLI):
 
     def _say_what_runs(self) -> None:
         for note in self.recipe.notes:
-            print(f"Note: {note}", file=sys.stderr, flush=True)
+            say_note(note)
         if isinstance(self.model, Distillation):
             print(self.model.summary(), flush=True)
 
@@ -299,11 +301,8 @@ class CommandLine(LightningCLI):
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Any]) -> Trainer:
         if config.get("accelerator") == "auto" and MPSAccelerator.is_available():
             config["accelerator"] = "cpu"  # sampling takes float64, which MPS lacks
-        root = config["default_root_dir"] = config.get("default_root_dir") or f"runs/{self.recipe.run_name}"
-        problems = [Problem("/trainer.default_root_dir", each.text) for each in problems_of_place(root)]
-        problems += problems_of_gpus(config.get("accelerator"), config.get("devices"))
-        if isinstance(self.model, Distillation):
-            problems += problems_of_strategy(config.get("strategy"))
+        root = config["default_root_dir"] = self.recipe.root
+        problems = problems_of_settings(config, root, isinstance(self.model, Distillation))
         self._logs = config.get("logger") in (None, True) and not config.get("fast_dev_run")
         if self._logs:
             config["logger"] = False  # until the run has its folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -13,6 +14,12 @@ STARTED_BY = "CFG_DISTILL_STARTED_BY"
 def is_first() -> bool:
     """Whether this process is the first of its run, by what Lightning, torchrun or SLURM say in the environment."""
     return all(os.environ.get(rank, "0") == "0" for rank in ("LOCAL_RANK", "RANK", "SLURM_PROCID"))
+
+
+def say_note(text: str) -> None:
+    """Print a note that is not empty on the standard error, once for all processes of a run."""
+    if text and is_first():
+        print(f"Note: {text}", file=sys.stderr, flush=True)
 
 
 @contextmanager

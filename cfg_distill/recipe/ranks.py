@@ -134,40 +134,37 @@ def most_processes() -> int:
     return max(_MOST_PER_CORE * (os.cpu_count() or 1), 8)
 
 
-def problems_of_gpus(accelerator: Any, devices: Any) -> list[Problem]:
-    """Why this machine lacks the GPUs that a trainer asks for.
+def problems_of_devices(accelerator: Any, devices: Any) -> list[Problem]:
+    """Why this machine lacks the GPUs that a trainer asks for, or the cores for so many processes.
 
     Args:
         accelerator: of the trainer, as the recipe gives it.
         devices: of the trainer, as the recipe gives them: a number, or a list of places.
     """
     there = torch.cuda.device_count()
-    if accelerator not in ("gpu", "cuda") and not (accelerator in ("auto", None) and there):
-        return []
-    if not there:
+    wants_gpus = accelerator in ("gpu", "cuda")
+    if wants_gpus and not there:
         text = (
             f"expected cpu or auto, since torch finds no CUDA GPU on this machine, but got {accelerator}. Set it to cpu, or"
             " check the driver (`nvidia-smi`) and that torch is built for CUDA."
         )
         return [Problem("/trainer.accelerator", text)]
+    takes_gpus = wants_gpus or (accelerator in ("auto", None) and there > 0)
+    if not takes_gpus and accelerator not in ("cpu", "auto", None):
+        return []
+    most = there if takes_gpus else most_processes()
     asked = max((int(each) + 1 for each in devices), default=0) if isinstance(devices, list) else devices
-    if not str(asked).isdigit() or int(asked) <= there:
-        return []
-    text = (
-        f"expected at most {there}, the GPUs of this machine, but got {devices}. Set it to {there}, or to -1 for all."
-    )
-    if isinstance(devices, list):
-        text = f"expected places from 0 to {there - 1}, the GPUs of this machine, but got {devices}. Name others."
-    return [Problem("/trainer.devices", text)]
-
-
-def problems_of_devices(trainer: Any) -> list[Problem]:
-    """Why there are too many processes for this machine."""
-    most = most_processes()
-    if trainer.strategy.root_device.type != "cpu" or trainer.num_devices <= most:
-        return []
-    text = (
-        f"expected at most {most} processes on the {os.cpu_count() or 1} cores of this machine, but got {trainer.num_devices}."
-        f" Each holds a copy of student and teacher. Set it to {most} or less."
-    )
+    if not str(asked).isdigit() or int(asked) <= most or (isinstance(devices, list) and not takes_gpus):
+        return []  # Lightning says that a CPU takes no list
+    if not takes_gpus:
+        text = (
+            f"expected at most {most} processes on the {os.cpu_count() or 1} cores of this machine, but got {devices}. Each"
+            f" holds a copy of student and teacher. Set it to {most} or less."
+        )
+    elif isinstance(devices, list):
+        text = f"expected places from 0 to {most - 1}, the GPUs of this machine, but got {devices}. Name others."
+    else:
+        text = (
+            f"expected at most {most}, the GPUs of this machine, but got {devices}. Set it to {most}, or to -1 for all."
+        )
     return [Problem("/trainer.devices", text)]

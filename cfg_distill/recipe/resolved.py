@@ -78,6 +78,11 @@ class Recipe:
         return run_name(self.files)
 
     @property
+    def root(self) -> str:
+        """The folder of its runs."""
+        return str(self.at("trainer.default_root_dir") or f"runs/{self.run_name}")
+
+    @property
     def generator_class(self) -> str:
         """The class path of the start model; empty where the recipe names none."""
         given = self.at("model.generator")

@@ -168,7 +168,22 @@ def _note_of_latest(file: Path) -> dict[str, Any]:
     return run if isinstance(run, dict) else {}
 
 
-def unfinished(root: Path) -> str:
+def said_of_beginning(root: Path, asked: str | None, found: Path | None) -> str:
+    """What a fit says that begins anew, though an earlier run could go on, or was meant to; else empty.
+
+    Args:
+        root: ``trainer.default_root_dir``.
+        asked: ``ckpt_path``.
+        found: the folder or checkpoint that it goes on from.
+    """
+    if asked is None and (note := _unfinished(root)):
+        return f"{note} This run begins anew; with `--ckpt_path last` that one goes on."
+    if asked == "last" and found is None:
+        return f"No run in `{root}` has a last checkpoint to go on from. This run begins anew."
+    return ""
+
+
+def _unfinished(root: Path) -> str:
     """A sentence on the latest run in a folder if that run is unfinished and can be resumed; else empty."""
     versions = _versions(root)
     folder = versions[max(versions)] if versions else root

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from cfg_distill.errors import Problem, nearest
+from cfg_distill.files import expanded, problems_of_place
+from cfg_distill.recipe.ranks import problems_of_devices
 from cfg_distill.recipe.runs import RunMark
 
 STRATEGIES = ("auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true", "fsdp2")
@@ -73,6 +75,21 @@ def paths_of(callbacks: Any) -> list[str]:
     """The path in the recipe of the arguments of each callback."""
     names = [f".{name}" if isinstance(callbacks, dict) else f"[{name}]" for name in named_callbacks(callbacks)]
     return [f"trainer.callbacks{name}.init_args" for name in names]
+
+
+def problems_of_settings(settings: Mapping[str, Any], root: str, distils: bool) -> list[Problem]:
+    """What is wrong with folder, devices and strategy of a trainer, found before one is built.
+
+    Args:
+        settings: of the trainer, as the recipe gives them.
+        root: the folder of its runs.
+        distils: whether it trains a distillation, which does not run under every strategy.
+    """
+    problems = [Problem("/trainer.default_root_dir", each.text) for each in problems_of_place(root)]
+    if expanded(root).is_file():
+        problems.append(Problem("/trainer.default_root_dir", f"`{root}` is a file. Name another folder."))
+    problems += problems_of_devices(settings.get("accelerator"), settings.get("devices"))
+    return problems + (problems_of_strategy(settings.get("strategy")) if distils else [])
 
 
 def problems_of_strategy(given: Any) -> list[Problem]:

@@ -26,7 +26,7 @@ from cfg_distill.folders import names
 from cfg_distill.generators import device
 from cfg_distill.recipe.command_line import start
 from cfg_distill.recipe.progress import StepLines
-from cfg_distill.recipe.ranks import problems_of_gpus
+from cfg_distill.recipe.ranks import problems_of_devices
 
 LOSS = """
 from cfg_distill.losses import ReverseKL
@@ -105,10 +105,13 @@ def test_a_run_has_a_folder_of_its_own(recipe: Path) -> None:
     assert Path("runs/tiny/version_0/checkpoints/last.ckpt").read_bytes() == before
 
 
-def test_last_goes_on_in_the_same_folder(recipe: Path) -> None:
+def test_last_goes_on_in_the_same_folder(recipe: Path, capsys: pytest.CaptureFixture) -> None:
+    note = "Note: No run in `here` has a last checkpoint to go on from. This run begins anew."
     words = ["fit", "--config", "tiny.yaml", "--ckpt_path", "last"]
     assert main([*words, "--trainer.max_steps=2", "--trainer.default_root_dir=here"]) == 0
+    assert capsys.readouterr().err.count(note) == 1
     assert main([*words, "--trainer.max_steps=4", "--trainer.default_root_dir=here"]) == 0
+    assert note not in capsys.readouterr().err
     assert [path.name for path in Path("here").iterdir()] == ["version_0"]
     assert torch.load("here/version_0/checkpoints/last.ckpt", weights_only=True)["global_step"] == 4
     # The configuration that the run has saved knows the folder, too.
@@ -417,6 +420,23 @@ def test_strategies_and_gpus_that_are_not_there_are_told_with_the_other_problems
     assert any("Key `model.guidance.scale`" in each for each in said)
 
 
+@pytest.mark.parametrize("root", ["taken", "taken/runs"])
+def test_wrong_types_are_told_with_what_a_trainer_need_not_be_built_for(
+    recipe: Path, capsys: pytest.CaptureFixture, root: str
+) -> None:
+    Path("taken").touch()
+    words = [
+        "--trainer.strategy=fsdp",
+        "--trainer.devices=1000",
+        f"--trainer.default_root_dir={root}",
+        "--model.micro_batch=x",
+    ]
+    said = refused(capsys, "--config", "tiny.yaml", *words)
+    keys = ("trainer.strategy", "trainer.devices", "trainer.default_root_dir", "model.micro_batch")
+    assert len(said) == len(keys), said
+    assert all(any(f"Key `{key}`: " in each for each in said) for key in keys), said
+
+
 @pytest.mark.parametrize(
     ("devices", "told"),
     [
@@ -432,12 +452,12 @@ def test_strategies_and_gpus_that_are_not_there_are_told_with_the_other_problems
 def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch, devices: int | str | list[int], told: str) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     for accelerator in ("gpu", "auto"):
-        found = problems_of_gpus(accelerator, devices)
+        found = problems_of_devices(accelerator, devices)
         assert len(found) == bool(told)
         assert all(told in str(each) and "Key `trainer.devices`" in str(each) for each in found)
-    assert problems_of_gpus("cpu", devices) == []
+    assert problems_of_devices("cpu", devices) == []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    assert problems_of_gpus("auto", devices) == []
+    assert problems_of_devices("auto", devices) == []
 
 
 def test_a_student_without_a_teacher(recipe: Path, capsys: pytest.CaptureFixture) -> None:

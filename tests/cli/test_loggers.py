@@ -149,11 +149,14 @@ def test_a_run_under_another_logger_goes_on(recipe: str, capsys: pytest.CaptureF
 
     begin = "--ckpt_path=last"  # the first time there is none
     assert main([*words(1), "--trainer.max_steps=2", begin]) == 0
+    assert "has a last checkpoint to go on from. This run begins anew." in capsys.readouterr().err
     if logger != "none":  # whose runs share one folder
         assert main(["fit", "--config", "config.yaml", "--trainer.fast_dev_run=true"]) == 0  # is no run to go on from
     capsys.readouterr()
     assert main([*words(2), "--trainer.max_steps=3", "--ckpt_path=last"]) == 0
-    assert re.findall(r"^step \d/\d", capsys.readouterr().out, re.MULTILINE) == ["step 3/3"]
+    shown = capsys.readouterr()
+    assert re.findall(r"^step \d/\d", shown.out, re.MULTILINE) == ["step 3/3"]
+    assert "begins anew" not in shown.err
     assert main([*words(3), "--trainer.max_steps=1"]) == 0  # a new run, unless asked
     assert re.findall(r"^step \d/\d", capsys.readouterr().out, re.MULTILINE) == ["step 1/1"]
 
