@@ -163,6 +163,9 @@ def ranks(number: int) -> list[dict[str, str]]:
 
 def in_ranks(work: Callable[..., None], *arguments: Any, number: int = 2) -> None:
     """Run ``work(rank, *arguments)`` in each process of one run; an exception of one is raised here, and ends the others."""
+    assert not torch.distributed.is_initialized(), (
+        "an earlier test has left a group of processes, which its forks would join"
+    )
     start_processes(_as_rank, (work, ranks(number), arguments), nprocs=number, start_method="fork")
 
 

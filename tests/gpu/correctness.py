@@ -16,7 +16,7 @@ import real_size
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from measure import PROMPTS
-from phases import Skip, Wrong, device_of_trainer
+from phases import SIMULATED, Skip, Wrong, device_of_trainer
 from tiny import tiny_folder
 from tiny_csm import tiny_csm
 from tiny_dia import tiny_dia
@@ -237,6 +237,8 @@ def trained_weights(device: str, kinds: Kinds) -> dict[str, Any]:
 
 def packed_rollouts(device: str, kinds: Kinds) -> dict[str, Any]:
     """Under bf16 autocast, weights that are cast once per rollout draw the tokens of weights that are cast at each position."""
+    if device == SIMULATED:
+        raise Skip("the simulated device has no autocast")
     found = {}
     for name in ("causal", "causal, LoRA", "MusicGen"):
         try:
@@ -284,7 +286,8 @@ def _fit(
     )  # fmt: skip
     curve = _Curve()
     trainer = L.Trainer(
-        **device_of_trainer(device), strategy=strategy, precision=precision, max_steps=steps, max_epochs=-1, logger=False,
+        **({"strategy": strategy} | device_of_trainer(device)), precision=precision, max_steps=steps, max_epochs=-1,
+        logger=False,
         enable_checkpointing=any(isinstance(each, ModelCheckpoint) for each in callbacks),
         enable_progress_bar=False, enable_model_summary=False, callbacks=[curve, *callbacks],
     )  # fmt: skip
@@ -293,12 +296,17 @@ def _fit(
     return module, curve.losses
 
 
+def _precision(device: str) -> str:
+    """That in which a fit on a device is tested: the simulated one has no autocast."""
+    return "32-true" if device == SIMULATED else "bf16-mixed"
+
+
 def training(device: str, kinds: Kinds) -> dict[str, Any]:
     """bf16-mixed: every kind trains, its divergence falls, its teacher stays. float32: the CPU's first losses."""
     found = {}
     for name, generator, prompts in kinds.each():
         start = fingerprint(copy.deepcopy(generator).load().frozen_copy())
-        module, losses = _fit(generator, prompts, device, "bf16-mixed", kinds.steps)
+        module, losses = _fit(generator, prompts, device, _precision(device), kinds.steps)
         if not torch.tensor(losses).isfinite().all():
             raise Wrong(f"{name}: losses {losses}")
         assert module.teacher is not None
@@ -319,9 +327,9 @@ def resume(device: str, kinds: Kinds) -> dict[str, Any]:
     for name, generator, prompts in kinds.each():
         with tempfile.TemporaryDirectory() as folder:
             saved = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1)
-            whole, _ = _fit(generator, prompts, device, "bf16-mixed", 4, callbacks=[saved])
+            whole, _ = _fit(generator, prompts, device, _precision(device), 4, callbacks=[saved])
             (file,) = Path(folder).glob("step=2*.ckpt")
-            later, _ = _fit(*kinds.make(name), device, "bf16-mixed", 4, ckpt_path=str(file), weights_only=False)
+            later, _ = _fit(*kinds.make(name), device, _precision(device), 4, ckpt_path=str(file), weights_only=False)
         most = 0.0
         if device.startswith("cuda"):
             # A GPU adds up in no fixed order in some kernels, and Adam makes steps of the rounding of small gradients: two
@@ -339,14 +347,22 @@ def _worst(one: CFGDistillation, other: CFGDistillation) -> float:
 
 
 def strategies(device: str, kinds: Kinds) -> dict[str, Any]:
-    """In a group of one process ddp and fsdp2 take the steps of a fit without a strategy. The group stays: this comes last."""
+    """In a group of one process ddp and fsdp2 take the steps of a fit without a strategy."""
+    if device == SIMULATED:
+        raise Skip("the simulated device is in no group of processes")
     found = {}
-    for name in kinds.two:
-        alone = _fit(*kinds.make(name), device, "bf16-mixed", 3)[1]
-        for title, make in (("ddp", lambda: "ddp"), ("fsdp2", FSDP2)):
-            beside = _fit(*kinds.make(name), device, "bf16-mixed", 3, strategy=make())[1]
-            key = f"{name}: losses under {title}"
-            found[key] = expect(key, difference(torch.tensor(alone), torch.tensor(beside)), 5e-2)
+    try:
+        for name in kinds.two:
+            alone = _fit(*kinds.make(name), device, "bf16-mixed", 3)[1]
+            for title, make in (("ddp", lambda: "ddp"), ("fsdp2", FSDP2)):
+                beside = _fit(*kinds.make(name), device, "bf16-mixed", 3, strategy=make())[1]
+                key = f"{name}: losses under {title}"
+                found[key] = expect(key, difference(torch.tensor(alone), torch.tensor(beside)), 5e-2)
+    finally:
+        if (
+            torch.distributed.is_initialized()
+        ):  # Lightning leaves it, and a fork of this process would wait in it for ever
+            torch.distributed.destroy_process_group()
     return found
 
 

@@ -2,6 +2,7 @@
 
     python tests/gpu/gpu.py                         on the CUDA device, at most nine minutes
     python tests/gpu/gpu.py --device cpu --tiny     the same code on tiny models: tests the script, and says nothing of speed
+    python tests/gpu/gpu.py --device simulated      no GPU: whether every tensor is where a GPU would need it (simulated.py)
 
 It needs no network, no make and no installed package: the interpreter at hand runs it from a checkout. Every phase prints when
 it ends and is written into ``runs/gpu.json``. A phase for which a library of the machine is too old or missing is skipped, and
@@ -55,7 +56,7 @@ def too_old(found: dict[str, str]) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Test and measure this package on one device.")
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu or simulated")
     parser.add_argument("--tiny", action="store_true", help="tiny models, short samples: tests the script")
     parser.add_argument("--seconds", type=float, default=530.0, help="of the run: a phase that runs then is cut")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), help="the JSON file")
@@ -70,18 +71,24 @@ def main(argv: list[str] | None = None) -> int:
         import correctness
         import table
         import torch
-        from phases import Report
+        from phases import SIMULATED, Report
     except ImportError as error:
         print(f"Nothing can run here: {error}. Install the libraries of pyproject.toml.", file=sys.stderr)
         return 2
+    if given.device == SIMULATED:
+        import simulated
+
+        simulated.simulate()
+        given.only = "correctness"  # it says nothing of speed
     if given.device.startswith("cuda") and not torch.cuda.is_available():
         print(
-            "Expected a CUDA device, but torch sees none. Use --device cpu --tiny to test the script.", file=sys.stderr
+            "Expected a CUDA device, but torch sees none. --device simulated tests without one where tensors lie.",
+            file=sys.stderr,
         )
         return 2
     if ":" in given.device:  # streams, graphs and peaks of memory are those of the current device
         torch.cuda.set_device(given.device)
-    name = torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else "cpu"
+    name = torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else given.device
     report = Report(given.out, {"device": name, "libraries": found, "too old": old, "tiny": given.tiny}, given.seconds)
     if given.only != "table":
         kinds = correctness.Kinds(few=given.tiny)

@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+SIMULATED = "simulated"
+"""The name of the device of ``simulated.py``, which is none of torch's own."""
+
 
 class Skip(Exception):
     """A library is missing or too old for a phase: which, and what it would take."""
@@ -46,12 +49,16 @@ def at_most(seconds: float) -> Iterator[None]:
 
 
 def device_of_trainer(device: str) -> dict[str, Any]:
-    """Settings of a Lightning trainer on one device.
+    """Settings of a Lightning trainer on one device; the strategy only where the device has one of its own.
 
     Example:
         >>> device_of_trainer("cuda:1"), device_of_trainer("cpu")
         ({'accelerator': 'gpu', 'devices': [1]}, {'accelerator': 'cpu', 'devices': 1})
     """
+    if device == SIMULATED:
+        import simulated
+
+        return {"strategy": simulated.Strategy(), "devices": 1}
     if not device.startswith("cuda"):
         return {"accelerator": "cpu", "devices": 1}
     return {"accelerator": "gpu", "devices": [int(device.partition(":")[2] or 0)]}
