@@ -92,6 +92,8 @@ def main(argv: list[str] | None = None) -> int:
     report = Report(given.out, {"device": name, "libraries": found, "too old": old, "tiny": given.tiny}, given.seconds)
     if given.only != "table":
         kinds = correctness.Kinds(few=given.tiny)
+        if given.device == SIMULATED:
+            kinds.steps, kinds.most = 4, 1.2  # each operation goes through Python, and what it computes is the CPU's
         for phase in correctness.PHASES:
             report.run(
                 phase.__name__.replace("_", " "), partial(phase, given.device, kinds), takes=20 * (not given.tiny)
