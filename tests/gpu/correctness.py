@@ -6,6 +6,7 @@ Shapes: N rows (B prompts x G samples), K codebooks, T positions, V vocabulary, 
 from __future__ import annotations
 
 import copy
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -350,7 +351,7 @@ def strategies(device: str, kinds: Kinds) -> dict[str, Any]:
     """In a group of one process ddp and fsdp2 take the steps of a fit without a strategy."""
     if device == SIMULATED:
         raise Skip("the simulated device is in no group of processes")
-    found = {}
+    found, before = {}, dict(os.environ)
     try:
         for name in kinds.two:
             alone = _fit(*kinds.make(name), device, "bf16-mixed", 3)[1]
@@ -359,10 +360,11 @@ def strategies(device: str, kinds: Kinds) -> dict[str, Any]:
                 key = f"{name}: losses under {title}"
                 found[key] = expect(key, difference(torch.tensor(alone), torch.tensor(beside)), 5e-2)
     finally:
-        if (
-            torch.distributed.is_initialized()
-        ):  # Lightning leaves it, and a fork of this process would wait in it for ever
+        # Lightning leaves both: a fork of this process would wait in the group for ever, and a command would take its port.
+        if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
+        os.environ.clear()
+        os.environ.update(before)
     return found
 
 

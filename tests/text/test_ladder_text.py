@@ -13,6 +13,7 @@ from cfg_distill.data.reading import normalised
 from cfg_distill.embedders import NGramCounts, WordCounts
 from cfg_distill.errors import ConfigError
 from cfg_distill.evaluation import ladder_text
+from cfg_distill.evaluation.intervals import LEAST_PROMPTS
 from cfg_distill.evaluation.ladder import Rung, samples_of
 from cfg_distill.evaluation.ladder_text import TextLadder, degenerate_texts, read_answers, rewritten_texts
 from cfg_distill.evaluation.verdicts import validate
@@ -105,7 +106,7 @@ def halved(samples: Samples) -> Samples:
 
 @pytest.mark.slow
 def test_substance_holds_on_the_real_model_where_it_counts(monkeypatch: pytest.MonkeyPatch):
-    """Guided above the base, and the base above every degenerate kind; half of the prompts, shorter texts, and half of the
+    """Guided above the base, and the base above every degenerate kind; few of the prompts, shorter texts, and half of the
     degenerate texts: scoring them by 135 million parameters is what takes the time."""
 
     class Short(TextLadder):
@@ -113,7 +114,7 @@ def test_substance_holds_on_the_real_model_where_it_counts(monkeypatch: pytest.M
 
     monkeypatch.setattr(ladder_text, "GENERIC", ladder_text.GENERIC[:2])
     ladder = Short()
-    prompts = list(ladder.prompts())[::2]
+    prompts = list(ladder.prompts())[:LEAST_PROMPTS]
     rungs = [rung for rung in ladder.rungs(prompts) if rung.kind in ("guided", "base", "degenerate")]
     kept = [Rung(rung.name, rung.kind, halved(rung.samples)) if rung.kind == "degenerate" else rung for rung in rungs]
     metrics = {"substance": Substance(CausalLM("text:smollm2")).load(), "degeneration": Degeneration()}
