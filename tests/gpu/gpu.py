@@ -93,7 +93,7 @@ def main(argv: list[str] | None = None) -> int:
     if given.only != "table":
         kinds = correctness.Kinds(few=given.tiny)
         if given.device == SIMULATED:
-            kinds.steps, kinds.most = 4, 1.2  # each operation goes through Python, and what it computes is the CPU's
+            kinds.steps, kinds.most = 4, 1.5  # each operation goes through Python, and what it computes is the CPU's
         for phase in correctness.PHASES:
             report.run(
                 phase.__name__.replace("_", " "), partial(phase, given.device, kinds), takes=20 * (not given.tiny)
