@@ -59,7 +59,7 @@ def run_own(command: str, *words: str) -> None:
         assert ended.value.code == 0
     else:
         more = SHORT.get(command, [])
-        if command == "evaluate":  # an option counts once; a fit takes the last of several
+        if command != "fit":  # which takes the last of several; others take an option once
             more = [word for word in more if word.partition("=")[0] not in words]
         assert main([command, *words, *more]) == 0, words
 

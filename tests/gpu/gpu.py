@@ -58,10 +58,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description="Test and measure this package on one device.")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1, cpu or simulated")
     parser.add_argument("--tiny", action="store_true", help="tiny models, short samples: tests the script")
-    parser.add_argument("--seconds", type=float, default=530.0, help="of the run: a phase that runs then is cut")
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu.json"), help="the JSON file")
+    parser.add_argument(
+        "--seconds", type=float, help="of the run, 530 (simulated: 3600): a phase that runs then is cut"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="the JSON file; default: runs/gpu.json, without a GPU runs/DEVICE.json"
+    )
     parser.add_argument("--only", choices=("correctness", "table"), help="one of the two parts")
     given = parser.parse_args(argv)
+    is_gpu, is_simulated = given.device.startswith("cuda"), given.device == "simulated"
+    if is_simulated and given.only == "table":
+        parser.error("a simulated device has no speed: leave out `--only table`")
     found = libraries()
     old = too_old(found)
     print("\n".join(f"{name} {number}" for name, number in found.items()))
@@ -71,38 +78,41 @@ def main(argv: list[str] | None = None) -> int:
         import correctness
         import table
         import torch
-        from phases import SIMULATED, Report
+        from phases import Report
+
+        if is_simulated:
+            import simulated
+
+            simulated.simulate()
     except ImportError as error:
         print(f"Nothing can run here: {error}. Install the libraries of pyproject.toml.", file=sys.stderr)
         return 2
-    if given.device == SIMULATED:
-        import simulated
-
-        simulated.simulate()
-        given.only = "correctness"  # it says nothing of speed
-    if given.device.startswith("cuda") and not torch.cuda.is_available():
+    if is_gpu and not torch.cuda.is_available():
         print(
-            "Expected a CUDA device, but torch sees none. --device simulated tests without one where tensors lie.",
+            "Expected a CUDA device, but torch sees none. To test without one on which device tensors lie, use"
+            " --device simulated.",
             file=sys.stderr,
         )
         return 2
     if ":" in given.device:  # streams, graphs and peaks of memory are those of the current device
         torch.cuda.set_device(given.device)
-    name = torch.cuda.get_device_name(given.device) if given.device.startswith("cuda") else given.device
-    report = Report(given.out, {"device": name, "libraries": found, "too old": old, "tiny": given.tiny}, given.seconds)
+    name = torch.cuda.get_device_name(given.device) if is_gpu else given.device
+    out = given.out or Path("runs", "gpu.json" if is_gpu else f"{given.device}.json")
+    seconds = given.seconds or (3600.0 if is_simulated else 530.0)
+    report = Report(out, {"device": name, "libraries": found, "too old": old, "tiny": given.tiny}, seconds)
     if given.only != "table":
         kinds = correctness.Kinds(few=given.tiny)
-        if given.device == SIMULATED:
+        if is_simulated:
             kinds.steps, kinds.most = 4, 1.5  # each operation goes through Python, and what it computes is the CPU's
         for phase in correctness.PHASES:
             report.run(
                 phase.__name__.replace("_", " "), partial(phase, given.device, kinds), takes=20 * (not given.tiny)
             )
-    if given.only != "correctness":
+    if given.only != "correctness" and not is_simulated:
         for title, takes, measured in table.phases(given.device, given.tiny):
             report.run(title, measured, takes * (not given.tiny))
     print(json.dumps({phase["name"]: phase["status"] for phase in report.phases}))
-    print(f"Written to {given.out}." + (f" FAILED: {', '.join(report.failed)}." if report.failed else ""))
+    print(f"Written to {out}." + (f" FAILED: {', '.join(report.failed)}." if report.failed else ""))
     return 1 if report.failed else 0
 
 

@@ -21,6 +21,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import return_and_correct_aliasing
 from torch.utils._pytree import tree_leaves, tree_map
 
+if not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"):
+    raise ImportError("a simulated device needs a torch that takes backends written in Python, as 2.13 does")
+
 NAME = "simulated"
 waits: Counter[str] = Counter()
 """How often which operation has read a number from the device, for which a GPU would have been waited for."""
